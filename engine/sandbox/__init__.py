@@ -1,0 +1,28 @@
+"""Sandboxes: a persistent Python interpreter behind walls, in one line.
+
+Example::
+
+    async with open_sandbox(SandboxConfig(memory="512MiB"), context=text) as sandbox:
+        result = await sandbox.execute("print(len(context))", timeout=5)
+"""
+
+from __future__ import annotations
+
+from .config import CallError, CellResult, ErrorInfo, Isolation, OnCall, Outcome, SandboxConfig, WorkerCall
+from .opening import Engine, SyncSandbox, open_sandbox
+from .sandbox import Sandbox
+
+__all__ = [
+    "CallError",
+    "CellResult",
+    "Engine",
+    "ErrorInfo",
+    "Isolation",
+    "OnCall",
+    "Outcome",
+    "Sandbox",
+    "SandboxConfig",
+    "SyncSandbox",
+    "WorkerCall",
+    "open_sandbox",
+]

@@ -1,0 +1,151 @@
+"""What a sandbox is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from ...sandbox_image import protocol
+from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome
+
+__all__ = ["CallCode", "CallError", "CellResult", "ErrorInfo", "Isolation", "OnCall", "Outcome", "SandboxConfig", "WorkerCall"]
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+def _size(default: int, least: int, most: int, description: str) -> ByteSize:
+    return Field(default=ByteSize(default), ge=least, le=most, description=description, validate_default=False)
+
+
+class SandboxConfig(BaseModel):
+    """Limits and timeouts of one sandbox. Sizes are bytes, or text such as ``"512MiB"``; times are seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    backend: Literal["process"] = Field("process", description="what the walls are made of")
+    timeout: float = Field(120.0, gt=0, le=86_400, description="seconds for a cell, not counting its waits for workers")
+    grace: float = Field(1.0, ge=0.01, le=60, description="seconds from the interrupt of a cell to its kill")
+    start_timeout: float = Field(30.0, gt=0, le=600, description="seconds for a sandbox to start")
+    memory: ByteSize = _size(2 * GIB, 64 * MIB, 1024 * GIB, "memory that a process may write to")
+    pids: int = Field(64, ge=4, le=32_768, description="processes and threads at once")
+    cpu_seconds: int = Field(3600, ge=1, le=1_000_000, description="processor time of a process")
+    open_files: int = Field(256, ge=32, le=65_536, description="open files of a process")
+    scratch: ByteSize = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
+    scratch_files: int = Field(16_384, ge=64, le=10_000_000, description="files in them")
+    output: ByteSize = _size(16 * MIB, KIB, GIB, "output of a cell, of stdout and of stderr")
+    prompt: ByteSize = _size(4 * MIB, KIB, 16 * MIB, "one prompt to a worker")
+    batch: int = Field(1024, ge=1, le=65_536, description="prompts in one message of a worker_batch; longer lists take several")
+    pending_calls: int = Field(1024, ge=1, le=65_536, description="messages that wait for workers at once")
+
+    def limits(self) -> protocol.Limits:
+        """The limits as the jail takes them."""
+        return protocol.Limits(
+            memory_bytes=int(self.memory),
+            pids=self.pids,
+            cpu_seconds=self.cpu_seconds,
+            open_files=self.open_files,
+            file_bytes=int(self.scratch),
+            scratch_bytes=int(self.scratch),
+            scratch_inodes=self.scratch_files,
+            output_bytes=int(self.output),
+            frame_bytes=min(protocol.MAX_FRAME_BYTES, 4 * int(self.prompt)),
+            prompt_bytes=int(self.prompt),
+            batch=self.batch,
+            pending_calls=self.pending_calls,
+            grace_seconds=self.grace,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """The walls as they were measured from inside, before any code of a model ran.
+
+    Attributes:
+        backend: what the walls are made of.
+        namespaces: the kinds of namespace that the sandbox does not share with the host, sorted.
+        network: whether there is any interface but a loopback of its own.
+        capabilities: bits of Linux capabilities that could be had inside; 0 is none.
+        no_new_privs: whether a program inside can gain rights by being executed.
+        root_writable: whether the system's files can be changed.
+    """
+
+    backend: str
+    namespaces: tuple[str, ...]
+    network: bool
+    capabilities: int
+    no_new_privs: bool
+    root_writable: bool
+
+    @classmethod
+    def from_facts(cls, backend: str, facts: protocol.Facts, host: dict[str, int]) -> Isolation:
+        """Compare the guest's facts with the host's namespaces."""
+        own = sorted(name for name, inode in facts.namespaces.items() if host.get(name) != inode)
+        return cls(
+            backend=backend,
+            namespaces=tuple(name for name in own if not name.endswith("_for_children")),
+            network=any(name != "lo" for name in facts.interfaces),
+            capabilities=facts.capabilities,
+            no_new_privs=facts.no_new_privs,
+            root_writable=facts.root_writable,
+        )
+
+    def missing(self) -> list[str]:
+        """What the default level asks for and does not hold here; empty where all holds."""
+        wanted = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+        gaps = [f"a {name} namespace of its own" for name in wanted if name not in self.namespaces]
+        checks = {
+            "no network": not self.network,
+            "no capabilities": self.capabilities == 0,
+            "no_new_privs": self.no_new_privs,
+            "a read-only root": not self.root_writable,
+        }
+        return gaps + [name for name, holds in checks.items() if not holds]
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """How a cell ended and what it left.
+
+    Attributes:
+        cell: its number in this sandbox, from 1.
+        outcome: how it ended; the host's verdict.
+        stdout, stderr: what it wrote, decoded; what is no UTF-8 is replaced.
+        truncated: whether more was written than ``SandboxConfig.output`` allows.
+        error: the exception that left it; None where there was none, or where the cell was killed.
+        final: what it passed to ``FINAL``.
+        elapsed: seconds from start to end.
+        worker_wait: seconds of them in which it waited for workers, which its timeout does not count.
+        state_lost: whether its variables are gone; the next ``execute`` then raises until ``reset()``.
+        dropped: messages that came too late, from threads or children of earlier cells.
+        detail: for an end that was not the code's own, how it came about.
+    """
+
+    cell: int
+    outcome: Outcome
+    stdout: str
+    stderr: str
+    truncated: bool
+    error: ErrorInfo | None
+    final: str | None
+    elapsed: float
+    worker_wait: float
+    state_lost: bool
+    dropped: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCall:
+    """What a cell asks of the worker: some prompts at once."""
+
+    cell: int
+    call: int
+    prompts: list[str]
+
+
+OnCall = Callable[[WorkerCall], Awaitable[Sequence[str | CallError]]]
+"""Answers a call: for each prompt a text or a ``CallError``, in order. Cancelled when the cell ends."""
+

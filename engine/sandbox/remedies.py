@@ -1,0 +1,64 @@
+"""What to do about a wall that cannot be built: from the failed step and its errno to words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ..errors import SandboxUnavailable
+
+_STEPS = {
+    "user_namespace": "User namespaces cannot be created",
+    "namespaces": "Mount, pid, network, ipc, uts and cgroup namespaces cannot be created",
+    "id_map": "User ids cannot be mapped into a user namespace",
+    "mounts": "File systems cannot be mounted in a user namespace",
+    "proc": "A /proc of its own cannot be mounted",
+    "pivot_root": "The root directory cannot be changed",
+    "identity": "The sandbox cannot take its own identity",
+    "capabilities": "Capabilities cannot be given up",
+    "rlimits": "Resource limits cannot be set",
+    "host_view": "A mount namespace for the sandboxes cannot be built",
+    "exec": "The interpreter cannot be started in the sandboxes' view of the machine",
+}
+
+
+def unavailable(step: str, code: int) -> SandboxUnavailable:
+    """The error for a step that failed with this errno."""
+    what = _STEPS.get(step, "A wall of the sandbox cannot be built")
+    reason = os.strerror(code) if code else "no reason given"
+    return SandboxUnavailable(f"{what} ({reason})", _remedy(step, code))
+
+
+def _remedy(step: str, code: int) -> str:
+    if code == errno.ENOSYS:
+        return "The kernel is too old: Linux 5.12 or newer is needed."
+    if step in ("user_namespace", "namespaces") and code == errno.ENOSPC:
+        return "The limit on namespaces is reached: raise it with `sysctl -w user.max_user_namespaces=10000`."
+    if _is_one("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
+        return (
+            "AppArmor keeps ordinary users from them: allow it with "
+            "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, or run as root."
+        )
+    if Path("/proc/sys/kernel/unprivileged_userns_clone").exists() and not _is_one(
+        "/proc/sys/kernel/unprivileged_userns_clone"
+    ):
+        return "They are switched off for ordinary users: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
+    if step == "host_view" and code == errno.EINVAL:
+        return (
+            "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
+            "(`unshare --mount`, a container, or systemd-nspawn)."
+        )
+    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
+        return (
+            "This is a container that may not make namespaces: start it with `--privileged`, or with "
+            "`--security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN`."
+        )
+    return "Run on a Linux host that allows user namespaces (`unshare --user --map-root-user true` must work)."
+
+
+def _is_one(path: str) -> bool:
+    try:
+        return Path(path).read_text().strip() == "1"
+    except OSError:
+        return False

@@ -1,0 +1,279 @@
+"""A sandbox as its user sees it: execute, reset, close."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+from ...sandbox_image import protocol
+from ...sandbox_image.protocol import CallError, CellEnd, Outcome
+from ..errors import LocalProtocolError, SandboxError, SandboxLost, SandboxUnavailable
+from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
+from .remedies import unavailable
+from .zygote import Zygote
+
+_CLOSE_SECONDS = 10.0
+
+
+class Sandbox:
+    """One guest and the state of its namespace. Made by ``open_sandbox``."""
+
+    def __init__(
+        self, zygote: Callable[[], Awaitable[Zygote]], config: SandboxConfig, context: object, query: str, on_call: OnCall | None
+    ) -> None:
+        self._find_zygote = zygote
+        self._config = config
+        self._context = context
+        self._query = query
+        self._on_call = on_call
+        self._cell = 0
+        self._running: _RunningCell | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self._isolation: Isolation | None = None
+        self._lost: str | None = None
+        self._started = False
+        self._closed = False
+
+    @property
+    def isolation(self) -> Isolation:
+        """What was measured of the walls from inside."""
+        assert self._isolation is not None, "known once the sandbox is open"
+        return self._isolation
+
+    async def start(self) -> None:
+        """Build the walls and load the context.
+
+        Raises:
+            SandboxUnavailable: the isolation that the config asks for cannot be had here.
+            SandboxLost: the sandbox died before it was ready.
+            TaskError: the context holds something that is no plain data.
+        """
+        self._zygote = await self._find_zygote()
+        self._host: dict[str, int] = {}
+        self._ready: asyncio.Future[Isolation] = asyncio.get_running_loop().create_future()
+        self._gone = asyncio.Event()
+        self._lost = None
+        fd, self._context_kind = self._zygote.contexts.descriptor(self._context)
+        try:
+            self._started = False
+            self._session = self._zygote.spawn(self._receive, self._config.limits(), fd)
+            self._started = True
+        finally:
+            os.close(fd)
+        try:
+            async with asyncio.timeout(self._config.start_timeout):
+                self._isolation = await self._ready
+        except TimeoutError:
+            await self._kill()
+            raise SandboxUnavailable(
+                f"The sandbox did not start within {self._config.start_timeout:g} s",
+                "Raise `start_timeout`, or look whether the machine is overloaded.",
+            ) from None
+        except BaseException:
+            await self._kill()
+            raise
+        missing = self._isolation.missing()
+        if missing:
+            await self._kill()
+            raise SandboxUnavailable(
+                f"The sandbox started without {', '.join(missing)}", "This is measured from inside; please report it."
+            )
+
+    async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:  # noqa: ASYNC109 - the shim keeps it
+        """Run a block of code in the sandbox's namespace.
+
+        Args:
+            code: Python source; its variables stay for the next cell.
+            timeout: seconds, not counting waits for workers; the config's by default.
+
+        Returns:
+            how it ended. What the code does, up to killing its own interpreter, is a result and no exception.
+
+        Raises:
+            SandboxLost: the sandbox died in an earlier cell, or its machinery was killed from outside.
+            SandboxError: another cell runs here, or the sandbox is closed.
+            ValueError: the timeout is no positive number, or the code too long.
+        """
+        timeout = self._config.timeout if timeout is None else timeout
+        self._check_usable()
+        if not (math.isfinite(timeout) and timeout > 0):
+            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        source = code.encode("utf-8", "replace").decode()  # a lone surrogate is no Python outside of a comment
+        if len(source.encode()) > self._config.limits().frame_bytes // 2:
+            raise ValueError(f"a block of {len(source)} characters is too long")
+        self._cell += 1
+        running = self._running = _RunningCell(self._cell)
+        self._send(protocol.Execute(self._cell, source, timeout))
+        try:
+            return await asyncio.shield(running.result)
+        except asyncio.CancelledError:
+            await self._stop_cell(running)
+            raise
+
+    async def interrupt(self) -> None:
+        """Stop the running cell: KeyboardInterrupt first, a kill after the grace. Its outcome is ``killed``."""
+        if self._running is not None:
+            self._send(protocol.Interrupt(self._running.number))
+
+    async def reset(self) -> None:
+        """Start afresh: a new interpreter in new walls, with nothing of the old one, dead or alive.
+
+        Raises:
+            SandboxError: the sandbox is closed, or a cell runs.
+            SandboxUnavailable, SandboxLost: as at the first start.
+        """
+        if self._closed:
+            raise SandboxError("this sandbox is closed")
+        if self._running is not None:
+            raise SandboxError("a cell is running in this sandbox; wait for it, or interrupt it")
+        await self._kill()
+        self._cell = 0
+        await self.start()
+
+    async def close(self) -> None:
+        """End the sandbox and wait until nothing is left of it. May be called twice, and during a cell."""
+        if not self._closed:
+            self._closed = True
+            await self._kill()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise SandboxError("this sandbox is closed")
+        if self._running is not None:
+            raise SandboxError("a cell is running in this sandbox; one after another, please")
+        if self._lost is not None:
+            raise SandboxLost(f"{self._lost}; every variable is gone. Call reset() for a fresh start")
+
+    def _send(self, message: protocol.ToShim) -> None:
+        self._zygote.send(self._session, message)
+
+    async def _stop_cell(self, running: _RunningCell) -> None:
+        """After a cancellation: the cell must not run on. Bounded by the grace."""
+        self._send(protocol.Interrupt(running.number))
+        _, pending = await asyncio.wait([running.result], timeout=self._config.grace + 5)
+        if pending:
+            await self._kill()
+
+    async def _kill(self) -> None:
+        if not self._started:
+            return
+        if not self._gone.is_set():
+            self._send(protocol.Kill())
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._gone.wait()
+            except TimeoutError:
+                self._end("the sandbox did not answer its kill")
+        self._zygote.forget(self._session)
+        await self._end_calls()
+
+    async def _end_calls(self) -> None:
+        calls = list(self._calls)
+        for task in calls:
+            task.cancel()
+        if calls:
+            await asyncio.wait(calls, timeout=_CLOSE_SECONDS)
+
+    # What the shim says
+
+    def _receive(self, message: protocol.FromShim | protocol.ShimExit) -> None:
+        match message:
+            case protocol.Call():
+                task = asyncio.get_running_loop().create_task(self._answer(message))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
+            case protocol.Output():
+                if self._running is not None:
+                    self._running.output[message.stream].append(message.data)
+            case CellEnd():
+                self._end_cell(message)
+            case protocol.Final():
+                if self._running is not None:
+                    self._running.final = message.answer
+            case protocol.Hello():
+                self._host = message.namespaces
+                self._send(protocol.Start(self._query, *self._guest_limits()))
+                self._send(protocol.Load(self._context_kind, 0, b""))
+            case protocol.Ready():
+                if not self._ready.done():
+                    self._ready.set_result(Isolation.from_facts(self._config.backend, message.facts, self._host))
+            case protocol.SetupFailed():
+                if not self._ready.done():
+                    self._ready.set_exception(unavailable(message.step, message.errno))
+            case protocol.Exit():
+                self._end(message.detail)
+            case protocol.ShimExit():
+                self._end("the sandbox's shim was killed" if message.status else "the sandbox ended")
+
+    def _guest_limits(self) -> tuple[int, int, int]:
+        limits = self._config.limits()
+        return limits.prompt_bytes, limits.batch, limits.frame_bytes
+
+    def _end_cell(self, end: CellEnd) -> None:
+        running, self._running = self._running, None
+        for task in self._calls:
+            task.cancel()
+        if end.state_lost and self._lost is None:
+            self._lost = f"the sandbox ended with its last block ({end.outcome})"
+        if running is not None and not running.result.done():
+            running.result.set_result(running.finish(end))
+
+    def _end(self, detail: str) -> None:
+        """The sandbox is gone, for whatever reason. Said once or several times."""
+        if not self._ready.done():
+            self._ready.set_exception(SandboxLost(f"the sandbox ended before it was ready: {detail}"))
+            self._ready.exception()  # retrieved here too: after a cancelled start nobody else will
+        if self._lost is None:
+            self._lost = detail
+        running, self._running = self._running, None
+        for task in self._calls:
+            task.cancel()
+        if running is not None and not running.result.done():
+            running.result.set_exception(SandboxLost(f"the sandbox was lost while a block ran: {detail}"))
+            running.result.exception()
+        self._gone.set()
+
+    async def _answer(self, call: protocol.Call) -> None:
+        results: Sequence[str | CallError]
+        if self._on_call is None:
+            results = [CallError("unavailable", "this sandbox has no worker")] * len(call.prompts)
+        else:
+            results = await self._on_call(WorkerCall(call.cell, call.call, call.prompts))
+            if len(results) != len(call.prompts):
+                raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
+        self._send(protocol.Reply(call.call, [_carryable(result) for result in results]))
+
+
+class _RunningCell:
+    """What has come of a cell so far."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        self.output: dict[int, list[bytes]] = {1: [], 2: []}
+        self.final: str | None = None
+
+    def finish(self, end: CellEnd) -> CellResult:
+        return CellResult(
+            cell=end.cell,
+            outcome=Outcome(end.outcome),
+            stdout=b"".join(self.output[1]).decode("utf-8", "replace"),
+            stderr=b"".join(self.output[2]).decode("utf-8", "replace"),
+            truncated=end.truncated,
+            error=end.error,
+            final=self.final,
+            elapsed=end.elapsed,
+            worker_wait=end.worker_wait,
+            state_lost=end.state_lost,
+            dropped=end.dropped,
+            detail=end.detail,
+        )
+
+
+def _carryable(result: str | CallError) -> str | CallError:
+    """A model's text as the protocol can carry it: no lone surrogates."""
+    if isinstance(result, str) and not result.isascii():
+        return result.encode("utf-8", "replace").decode()
+    return result

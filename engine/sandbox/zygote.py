@@ -1,0 +1,217 @@
+"""The engine's side of the zygote and of the shims: their start, their end, and the messages between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable
+
+import zmq
+
+from ...sandbox_image import protocol
+from ...sandbox_image.jail import view
+from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
+from .context import ContextMemory
+from .remedies import unavailable
+
+Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 5.0
+_PACKET_BYTES = 64 << 10
+_MESSAGES_A_TURN = 256
+
+
+class Zygote:
+    """One zygote process and the ROUTER socket that its shims connect to. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.contexts = ContextMemory()
+        self._receivers: dict[bytes, Receiver] = {}
+        self._ready: asyncio.Future[None] | None = None
+        self._alive = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether sandboxes can be had from it."""
+        return self._alive
+
+    async def start(self) -> None:
+        """Start the process and wait until it takes orders.
+
+        Raises:
+            SandboxUnavailable: a wall that every sandbox needs cannot be built here.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
+        with contextlib.ExitStack() as undo:
+            folder = tempfile.mkdtemp(prefix="supdist-")
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._open_router(f"{folder}/engine")
+            undo.callback(self._close_router)
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._close_control)
+            self._control.setblocking(False)
+            self._loop.add_reader(self._control, self._read_control)
+            with theirs, tempfile.TemporaryFile() as complaints:
+                self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec; asyncio's way takes a child watcher
+                    view.command(theirs.fileno(), f"{folder}/engine"),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=complaints,
+                    pass_fds=[theirs.fileno()],
+                    env={"LANG": "C.UTF-8"},
+                    cwd="/",
+                    start_new_session=True,  # a terminal's Ctrl-C is the engine's to handle
+                )
+                undo.callback(self._end_process)
+                theirs.close()
+                try:
+                    async with asyncio.timeout(_START_SECONDS):
+                        await self._ready
+                except (TimeoutError, SandboxLost) as error:
+                    complaints.seek(0)
+                    raise SandboxUnavailable(
+                        "The process that forks sandboxes did not start",
+                        f"It said: {complaints.read(2000).decode(errors='replace').strip() or 'nothing'!r}",
+                    ) from error
+            self._alive = True
+            # The zygote has the socket's file bound in its own view; nothing on disk is needed any more.
+            shutil.rmtree(folder)
+            undo.pop_all()
+
+    def spawn(self, receiver: Receiver, limits: protocol.Limits, context_fd: int) -> bytes:
+        """Fork a shim whose messages go to ``receiver``; its session.
+
+        Raises:
+            SandboxLost: the zygote is gone.
+        """
+        session = b"s" + os.urandom(12)
+        self._receivers[session] = receiver
+        packet = protocol.encode(protocol.Spawn(session, limits))
+        try:
+            socket.send_fds(self._control, [packet], [context_fd])
+        except OSError as error:
+            del self._receivers[session]
+            raise SandboxLost("the process that forks sandboxes is gone") from error
+        return session
+
+    def send(self, session: bytes, message: protocol.ToShim) -> None:
+        """Send to a session's shim. To one that is gone, nothing is sent: its end is on its way here.
+
+        Raises:
+            LocalProtocolError: the message is larger than a frame may be, or holds lone surrogates.
+        """
+        try:
+            payload = protocol.encode(message)
+        except UnicodeEncodeError as error:
+            raise LocalProtocolError("lone surrogates in a message to the guest") from error
+        if len(payload) > protocol.MAX_FRAME_BYTES:
+            raise LocalProtocolError(f"a message of {len(payload)} bytes; at most {protocol.MAX_FRAME_BYTES} can be sent")
+        try:
+            self._router.send_multipart([session, payload], zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
+                raise
+        # Sending may have consumed the edge by which the loop learns of incoming messages.
+        self._loop.call_soon(self._read_router)
+
+    def forget(self, session: bytes) -> None:
+        """Deliver nothing more of this session."""
+        self._receivers.pop(session, None)
+
+    async def close(self) -> None:
+        """End the process, and with it every sandbox that is left; wait for it."""
+        self._alive = False
+        self._close_control()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await asyncio.to_thread(self._process.wait)
+        except TimeoutError:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        self._close_router()
+        self.contexts.close()
+
+    def _open_router(self, path: str) -> None:
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.LINGER, 0)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.SNDHWM, 0)  # bounded by what guests may have pending; dropping would lose a reply
+        self._router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
+        self._router.bind(f"ipc://{path}")
+        self._loop.add_reader(self._router.getsockopt(zmq.FD), self._read_router)
+
+    def _close_router(self) -> None:
+        self._loop.remove_reader(self._router.getsockopt(zmq.FD))
+        self._router.close()
+        self._context.term()
+
+    def _close_control(self) -> None:
+        if self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+
+    def _end_process(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _read_router(self) -> None:
+        if self._router.closed:
+            return
+        for _ in range(_MESSAGES_A_TURN):
+            try:
+                session, payload = self._router.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            receiver = self._receivers.get(session)
+            if receiver is not None:
+                receiver(protocol.decode_from_shim(payload))
+        self._loop.call_soon(self._read_router)
+
+    def _read_control(self) -> None:
+        try:
+            packet = self._control.recv(_PACKET_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            self._zygote_died()
+            return
+        if packet.startswith(b"FAILED "):
+            _, name, code = packet.decode("ascii").split()
+            self._fail(unavailable(name, int(code)))
+            return
+        match protocol.decode_from_zygote(packet):
+            case protocol.ZygoteReady():
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(None)
+            case protocol.SetupFailed(name, code):
+                self._fail(unavailable(name, code))
+            case protocol.ShimExit() as ended:
+                # What the shim itself said last may still lie unread; it knows more than its wait status.
+                self._read_router()
+                receiver = self._receivers.pop(ended.session, None)
+                if receiver is not None:
+                    receiver(ended)
+
+    def _fail(self, error: Exception) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+
+    def _zygote_died(self) -> None:
+        """Its death kills the shims, and theirs the guests."""
+        self._alive = False
+        self._close_control()
+        self._fail(SandboxLost("the process that forks sandboxes ended"))
+        receivers, self._receivers = self._receivers, {}
+        for session, receiver in receivers.items():
+            receiver(protocol.ShimExit(session, 9))

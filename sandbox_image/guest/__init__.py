@@ -1,0 +1,1 @@
+"""What runs inside the walls: init (PID 1) and the repl."""

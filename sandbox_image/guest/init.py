@@ -1,0 +1,228 @@
+"""PID 1 inside the walls: starts the repl, carries its frames, pumps its output, reports how it died.
+
+It runs with the guest's rights and is no wall: what it relays, the shim judges. It ends with the repl,
+and the kernel then kills everything else in the namespace; a fresh start is a fresh sandbox.
+
+Every cell gets pipes of its own for fd 1 and 2. What a process that outlives its cell still writes goes
+to the old pipes, which are read to their end and thrown away, and never appears as a later cell's output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import signal
+import socket
+from collections import deque
+from typing import Literal, NoReturn
+
+from .. import protocol
+from . import repl
+from .linux import set_death_signal, set_dumpable, set_process_name
+
+CHANNEL_FD = 3
+CONTEXT_FD = 4
+
+_READ_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 18
+_OLD_PIPES = 64
+_EXECUTE, _INTERRUPT, _DONE = 3, 5, 24  # tags, read without decoding
+
+
+def main() -> NoReturn:
+    """Run the sandbox until its repl has ended. Never returns."""
+    Init(socket.socket(fileno=CHANNEL_FD)).serve()
+    os._exit(0)
+
+
+class Init:
+    """The relay between the shim's stream, the repl's stream and the pipes of its output."""
+
+    def __init__(self, shim: socket.socket) -> None:
+        self._shim = shim
+        self._from_shim = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
+        self._from_repl = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
+        self._to_repl: deque[tuple[memoryview, list[int]]] = deque()
+        self._pipes: dict[int, Literal[1, 2]] = {}
+        self._old: deque[int] = deque()
+        self._cell = 0
+        self._poller = select.poll()
+        # Which cell an interrupt is meant for; the repl's signal handler reads it, so that a signal that
+        # arrives late cannot hit the next cell.
+        self._target = mmap.mmap(-1, 8)
+
+    def serve(self) -> None:
+        """Start the repl and relay until it or the shim is gone."""
+        mine, repls = socket.socketpair()
+        self._repl_pid = os.fork()
+        if self._repl_pid == 0:
+            mine.close()
+            self._shim.close()
+            set_dumpable()
+            set_process_name("python")
+            repl.main(repls, CONTEXT_FD, self._target)
+        repls.close()
+        os.close(CONTEXT_FD)
+        set_process_name("supdist-init")
+        mine.setblocking(False)
+        self._repl = mine
+        wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for fd in (self._shim.fileno(), mine.fileno(), wake):
+            self._poller.register(fd, select.POLLIN)
+        # Only now: the process that was the parent until a moment ago has ended, as it should.
+        self._armed = False
+        while True:
+            for fd, events in self._poller.poll():
+                if fd == wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake, 4096)
+                    self._reap()
+                elif fd == self._shim.fileno():
+                    self._read_shim()
+                elif fd == mine.fileno():
+                    if events & select.POLLOUT:
+                        self._flush_to_repl()
+                    if events & ~select.POLLOUT:
+                        self._read_repl()
+                else:
+                    self._pump(fd)
+
+    def _read_shim(self) -> None:
+        data = self._shim.recv(_READ_BYTES)
+        if not data:
+            os._exit(1)
+        if not self._armed:
+            # The first frame comes after the shim became this process's parent.
+            set_death_signal()
+            self._armed = True
+        for payload in self._from_shim.feed(data):
+            number = protocol.kind(payload)
+            if number == _INTERRUPT:
+                message = protocol.decode_to_guest(payload)
+                assert isinstance(message, protocol.Interrupt)
+                self._target[:8] = message.cell.to_bytes(8, "little")
+                os.kill(self._repl_pid, signal.SIGINT)
+                continue
+            pipes: list[int] = []
+            if number == _EXECUTE:
+                message = protocol.decode_to_guest(payload)
+                assert isinstance(message, protocol.Execute)
+                pipes = self._new_pipes(message.cell)
+            self._to_repl.append((memoryview(protocol.frame(payload)), pipes))
+        self._flush_to_repl()
+
+    def _flush_to_repl(self) -> None:
+        try:
+            while self._to_repl:
+                data, pipes = self._to_repl[0]
+                sent = socket.send_fds(self._repl, [data], pipes) if pipes else self._repl.send(data)
+                for fd in pipes:
+                    os.close(fd)
+                if sent == len(data):
+                    self._to_repl.popleft()
+                else:
+                    self._to_repl[0] = (data[sent:], [])
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            self._to_repl.clear()
+        self._poller.modify(self._repl, select.POLLIN | (select.POLLOUT if self._to_repl else 0))
+
+    def _read_repl(self) -> None:
+        try:
+            data = self._repl.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._poller.unregister(self._repl)
+            self._reap(wait=True)
+            return
+        self._relay(data)
+
+    def _relay(self, data: bytes) -> None:
+        try:
+            for payload in self._from_repl.feed(data):
+                if protocol.kind(payload) == _DONE:
+                    self._retire_pipes()
+                self._shim.sendall(protocol.frame(payload))
+        except protocol.Violation:
+            # The shim's limit is no higher than ours: shown the same bytes it comes to the same verdict.
+            self._shim.sendall(data)
+
+    # Output
+
+    def _new_pipes(self, cell: int) -> list[int]:
+        self._retire_pipes()
+        self._cell = cell
+        writers: list[int] = []
+        for stream in (1, 2):
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(reader, False)
+            with contextlib.suppress(OSError):  # a user has so many pages for pipes; a small one works too
+                fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            self._pipes[reader] = stream
+            self._poller.register(reader, select.POLLIN)
+            writers.append(writer)
+        return writers
+
+    def _retire_pipes(self) -> None:
+        """Send what the cell's pipes hold, and from now on throw away what comes."""
+        for fd in list(self._pipes):
+            for _ in range(_PIPE_BYTES // _READ_BYTES + 1):  # a flood must not hold the cell's end back
+                if not self._pump(fd):
+                    break
+            if self._pipes.pop(fd, None) is not None:
+                self._old.append(fd)
+        while len(self._old) > _OLD_PIPES:
+            self._close(self._old.popleft())
+
+    def _pump(self, fd: int) -> bool:
+        """Move one piece of output; False where there is none now."""
+        try:
+            data = os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            if self._pipes.pop(fd, None) is None:
+                self._old.remove(fd)
+            self._close(fd)
+            return False
+        stream = self._pipes.get(fd)
+        if stream is not None:
+            message = protocol.Output(self._cell, stream, data)
+            self._shim.sendall(protocol.frame(protocol.encode(message)))
+        return True
+
+    def _close(self, fd: int) -> None:
+        self._poller.unregister(fd)
+        os.close(fd)
+
+    # Deaths
+
+    def _reap(self, *, wait: bool = False) -> None:
+        """Reap every child that ended; when the repl did, report it and end with it."""
+        if wait:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._repl_pid, signal.SIGKILL)  # it closed its stream: there is no way back to it
+        while True:
+            try:
+                pid, status = os.waitpid(self._repl_pid if wait else -1, 0 if wait else os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._repl_pid:
+                with contextlib.suppress(OSError):
+                    while data := self._repl.recv(_READ_BYTES):  # what it said before it died
+                        self._relay(data)
+                self._retire_pipes()
+                with contextlib.suppress(OSError):
+                    self._shim.sendall(protocol.frame(protocol.encode(protocol.ReplExit(status))))
+                os._exit(0)

@@ -1,0 +1,23 @@
+"""prctl(2) for processes inside the walls."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def set_death_signal() -> None:
+    """Be killed when the parent dies."""
+    _libc.prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def set_dumpable() -> None:
+    """Let this process read its own /proc, which the change of ids has closed to it."""
+    _libc.prctl(4, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def set_process_name(name: str) -> None:
+    """The name that ``ps`` shows, at most 15 bytes."""
+    _libc.prctl(15, name.encode(), 0, 0, 0)

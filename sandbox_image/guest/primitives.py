@@ -1,0 +1,162 @@
+"""The names that a cell finds: worker, worker_batch, FINAL, and the errors of worker calls."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import numbers
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .. import protocol
+from .channel import Channel
+
+_CHUNK_PROMPTS = 256
+_CHUNK_BYTES = 1 << 20
+_CHUNKS_IN_FLIGHT = 32
+_ANSWER_BYTES = 8 << 20
+
+
+class WorkerError(Exception):
+    """A worker call has no answer. ``code``: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class WorkerBatchError(WorkerError):
+    """Some calls of a batch failed. ``results`` has, in the prompts' order, each answer or its WorkerError."""
+
+    def __init__(self, results: list[str | WorkerError]) -> None:
+        failed = [result for result in results if isinstance(result, WorkerError)]
+        first = failed[0]
+        message = f"{len(failed)} of {len(results)} calls failed, the first with {first.code}: {first.message}"
+        super().__init__(first.code, message)
+        self.results = results
+
+
+class Primitives:
+    """The functions of one guest, bound to its channel."""
+
+    def __init__(self, channel: Channel, start: protocol.Start, current_cell: Callable[[], int]) -> None:
+        self._channel = channel
+        self._start = start
+        self._current_cell = current_cell
+        self._numbers = itertools.count(1)
+        self._number_lock = threading.Lock()
+        self._answered_cell = 0
+        self._owner = os.getpid()
+
+    def worker(self, prompt: str) -> str:
+        """Ask the worker model one thing; its answer as text.
+
+        Raises:
+            WorkerError: there is no answer; ``code`` and ``message`` say why.
+        """
+        (result,) = self._ask([prompt])
+        if isinstance(result, WorkerError):
+            raise result
+        return result
+
+    def worker_batch(self, prompts: Iterable[str], *, return_errors: bool = False) -> list[str | WorkerError]:
+        """Ask the worker model many things at once; the answers in the order of the prompts.
+
+        Raises:
+            WorkerBatchError: some failed; ``results`` holds what succeeded. With ``return_errors`` nothing
+                is raised and the failed ones' slots hold their WorkerError.
+        """
+        if isinstance(prompts, (str, bytes)):
+            raise TypeError("worker_batch takes a list of prompts; for a single prompt use worker(prompt)")
+        results = self._ask(list(prompts))
+        if not return_errors and any(isinstance(result, WorkerError) for result in results):
+            raise WorkerBatchError(results)
+        return results
+
+    def final(self, answer: object) -> None:
+        """Give the answer. Text is taken as it is, a number by ``str``, lists and dicts as JSON.
+
+        The first call counts; the cell runs on to its end.
+        """
+        cell = self._current_cell()
+        if self._answered_cell == cell:
+            print("FINAL was called before in this block; the first answer stands.", file=sys.stderr)
+            return
+        text = _clean(_answer_text(answer))
+        if len(text) > _ANSWER_BYTES // 4 and len(text.encode()) > _ANSWER_BYTES:
+            raise ValueError(f"FINAL takes an answer of at most {_ANSWER_BYTES} bytes")
+        self._channel.send(protocol.Final(cell, text))
+        self._answered_cell = cell
+
+    def _ask(self, prompts: list[Any]) -> list[str | WorkerError]:
+        cell = self._current_cell()
+        results: list[str | WorkerError] = [WorkerError("cancelled", "not sent")] * len(prompts)
+        waiting: list[tuple[int, list[int]]] = []
+        for slots, chunk in self._chunks(prompts, results):
+            if len(waiting) >= _CHUNKS_IN_FLIGHT:
+                self._collect(*waiting.pop(0), results)
+            # The number is taken and sent under one lock: the shim wants them in rising order.
+            with self._channel.interrupts.held(), self._number_lock:
+                call = next(self._numbers)
+                self._channel.send(protocol.Call(call, cell, chunk))
+            waiting.append((call, slots))
+        for call, slots in waiting:
+            self._collect(call, slots, results)
+        return results
+
+    def _chunks(self, prompts: list[Any], results: list[str | WorkerError]) -> Iterable[tuple[list[int], list[str]]]:
+        """Prompts in frames of a bearable size, with their places; what is too long fails here, unsent."""
+        slots, chunk, size = list[int](), list[str](), 0
+        most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
+        for slot, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise TypeError(f"a prompt must be a str; number {slot} is of type {type(prompt).__name__}")
+            text = _clean(prompt)
+            length = len(text) if text.isascii() else len(text.encode())
+            if length > self._start.prompt_bytes:
+                message = f"a prompt of {length} bytes; at most {self._start.prompt_bytes} are allowed"
+                results[slot] = WorkerError("too_long", message)
+                continue
+            if chunk and (size + length > most_bytes or len(chunk) >= min(_CHUNK_PROMPTS, self._start.batch)):
+                yield slots, chunk
+                slots, chunk, size = [], [], 0
+            slots.append(slot)
+            chunk.append(text)
+            size += length
+        if chunk:
+            yield slots, chunk
+
+    def _collect(self, call: int, slots: list[int], results: list[str | WorkerError]) -> None:
+        for slot, result in zip(slots, self._channel.reply(call), strict=True):
+            results[slot] = result if isinstance(result, str) else WorkerError(result.code, result.message)
+
+
+def _answer_text(answer: object) -> str:
+    match answer:
+        case str():
+            return answer
+        case bool() | numbers.Number() | None:
+            return str(answer)
+        case list() | tuple() | dict():
+            try:
+                return json.dumps(answer, ensure_ascii=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise TypeError(f"FINAL takes text or plain data; this cannot be written as JSON: {error}") from None
+        case _:
+            raise TypeError(f"FINAL takes text or plain data, not {type(answer).__name__}; pass str(...) of it")
+
+
+def _clean(text: str) -> str:
+    """An exact ``str`` that UTF-8 can carry: a lone surrogate becomes U+FFFD."""
+    text = str.__str__(text)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

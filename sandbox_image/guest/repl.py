@@ -1,0 +1,238 @@
+"""The process that runs the supervisor's code: a persistent namespace, one cell after another."""
+
+from __future__ import annotations
+
+import builtins
+import codecs
+import io
+import linecache
+import mmap
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .. import protocol
+from .channel import Channel
+from .primitives import Primitives, WorkerBatchError, WorkerError
+
+_MESSAGE_CHARS = 4_000
+_TRACEBACK_CHARS = 24_000
+_TRACEBACK_FRAMES = 60
+
+_PACKAGE = __file__.rpartition("/guest/")[0]
+
+_BLOCKED = {
+    "input": "input() has nobody to ask: the document is in `context`, the question in `query`",
+    "eval": "eval() is switched off here: write the expression into the block itself",
+    "exec": "exec() is switched off here: write the code into the block itself",
+    "compile": "compile() is switched off here: write the code into the block itself",
+}
+
+
+def main(sock: socket.socket, context_fd: int, target: mmap.mmap) -> NoReturn:
+    """Load the context, say that all is ready, run cells until the process is killed."""
+    Repl(Channel(sock), target).serve(context_fd)
+
+
+class Repl:
+    """The namespace and what runs in it."""
+
+    def __init__(self, channel: Channel, target: mmap.mmap) -> None:
+        self._channel = channel
+        self._target = target
+        self._cell = 0
+        self._running = False
+        # Registered as __main__, so that classes and functions of cells can be pickled inside the sandbox.
+        self._module = types.ModuleType("__main__")
+        self._blocked = {name: _refusal(message) for name, message in _BLOCKED.items()}
+
+    def serve(self, context_fd: int) -> NoReturn:
+        """The main loop. Ends with the process."""
+        start = self._channel.receive()
+        load = self._channel.receive()
+        assert isinstance(start, protocol.Start)
+        assert isinstance(load, protocol.Load)
+        context = load_context(load, context_fd)
+        primitives = Primitives(self._channel, start, lambda: self._cell)
+        names: dict[str, Any] = {
+            "context": context,
+            "query": start.query,
+            "worker": primitives.worker,
+            "worker_batch": primitives.worker_batch,
+            "FINAL": primitives.final,
+            "WorkerError": WorkerError,
+            "WorkerBatchError": WorkerBatchError,
+        }
+        sys.modules["__main__"] = self._module
+        _note_cells_of_threads(lambda: self._cell)
+        self._channel.send(protocol.Ready(protocol.VERSION, measure()))
+        while True:
+            message = self._channel.receive()
+            assert isinstance(message, protocol.Execute)
+            self._prepare(message.cell, names)
+            error = self._run(message.cell, message.code)
+            self._channel.send(protocol.Done(message.cell, error))
+
+    def _prepare(self, cell: int, names: dict[str, Any]) -> None:
+        """Put back what the last cell may have changed: fd 1 and 2, the streams, the handler, the names."""
+        for fd, writer in enumerate(self._channel.descriptors(2), start=1):
+            os.dup2(writer, fd)
+            os.close(writer)
+        self._cell = cell
+        sys.stdout = sys.__stdout__ = CellOutput(1, cell, lambda: self._cell)
+        sys.stderr = sys.__stderr__ = CellOutput(2, cell, lambda: self._cell)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        namespace = self._module.__dict__
+        namespace.update(names)
+        namespace["__builtins__"] = {**builtins.__dict__, **self._blocked}
+
+    def _run(self, cell: int, code: str) -> protocol.ErrorInfo | None:
+        error: protocol.ErrorInfo | None = None
+        try:
+            self._running = True
+            error = run_code(cell, code, self._module.__dict__)
+            _flush()
+            self._running = False
+        except BaseException as late:  # noqa: BLE001 - an interrupt that came while an error was being described
+            self._running = False
+            error = describe(late)
+        self._channel.interrupts.clear()
+        return error
+
+    def _on_interrupt(self, *_: object) -> None:
+        if self._running and int.from_bytes(self._target[:8], "little") == self._cell:
+            self._channel.interrupts.arrive()
+
+
+def run_code(cell: int, code: str, namespace: dict[str, Any]) -> protocol.ErrorInfo | None:
+    """Run a block in a namespace; the exception that left it, described."""
+    name = f"<cell {cell}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    try:
+        exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102 - what this process is for
+    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are results of a cell, too
+        return describe(error)
+    return None
+
+
+def describe(error: BaseException) -> protocol.ErrorInfo:
+    """An exception as bounded text. Its own ``__str__`` may do anything; the cell's clock still runs."""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - code of the cell
+        message = "<the exception's __str__ failed>"
+    try:
+        report = traceback.TracebackException(
+            type(error), error, error.__traceback__, limit=_TRACEBACK_FRAMES, compact=True
+        )
+        _hide_own_frames(report)
+        text = "".join(report.format())
+    except Exception:  # noqa: BLE001 - code of the cell again, or groups nested without end
+        text = f"{type(error).__name__}: {message}\n"
+    return protocol.ErrorInfo(
+        _cut(type(error).__name__, 200), _cut(message, _MESSAGE_CHARS), _cut(text, _TRACEBACK_CHARS)
+    )
+
+
+def _hide_own_frames(report: traceback.TracebackException | None) -> None:
+    """Leave out the frames of this package, in the exception and in those that it came from."""
+    seen: set[int] = set()
+    while report is not None and id(report) not in seen:
+        seen.add(id(report))
+        report.stack[:] = [frame for frame in report.stack if not frame.filename.startswith(_PACKAGE)]
+        report = report.__cause__ or report.__context__
+
+
+def _cut(text: str, limit: int) -> str:
+    text = str.__str__(text).encode("utf-8", "backslashreplace").decode()
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def load_context(load: protocol.Load, fd: int) -> object:
+    """The context, equal to what the user passed. Raises nothing that a context of ours can cause."""
+    if load.fd < 0:
+        return _decode(load.kind, load.data)
+    size = os.fstat(fd).st_size
+    try:
+        if size == 0:
+            return _decode(load.kind, b"")
+        with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+            return _decode(load.kind, view)
+    finally:
+        os.close(fd)
+
+
+def _decode(kind: str, data: bytes | memoryview) -> object:
+    if kind == "text":
+        return codecs.utf_8_decode(data, "surrogatepass", True)[0]  # noqa: FBT003 - the codec's own signature
+    return pickle.loads(data)  # noqa: S301 - the host wrote it, for a guest that the host does not trust
+
+
+def measure() -> protocol.Facts:
+    """What holds of the walls, seen from inside."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        status = dict(line.split(":", 1) for line in file if ":" in line)
+    with open("/proc/self/net/dev", encoding="ascii", errors="replace") as file:
+        interfaces = [line.split(":")[0].strip() for line in file if ":" in line]
+    return protocol.Facts(
+        namespaces={name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")},
+        uid=os.getuid(),
+        capabilities=int(status["CapEff"], 16) | int(status["CapBnd"], 16),
+        no_new_privs=status["NoNewPrivs"].strip() == "1",
+        interfaces=interfaces,
+        root_writable=not os.statvfs("/").f_flag & os.ST_RDONLY,
+    )
+
+
+class CellOutput(io.TextIOWrapper):
+    """sys.stdout or sys.stderr of one cell. Lines go out as they are complete.
+
+    A thread that an earlier cell started writes into nothing: its text belongs to no running cell.
+    """
+
+    def __init__(self, fd: int, cell: int, current: Callable[[], int]) -> None:
+        raw = io.FileIO(fd, "w", closefd=False)
+        super().__init__(io.BufferedWriter(raw), "utf-8", "backslashreplace", "\n", line_buffering=True)
+        self._cell = cell
+        self._current = current
+
+    def write(self, text: str, /) -> int:
+        started = getattr(threading.current_thread(), "supdist_cell", None)
+        if self._current() != self._cell or (started is not None and started != self._cell):
+            return len(text)
+        return super().write(text)
+
+
+def _note_cells_of_threads(current: Callable[[], int]) -> None:
+    start = threading.Thread.start
+
+    def start_and_note(thread: threading.Thread) -> None:
+        thread.__dict__["supdist_cell"] = current()
+        start(thread)
+
+    threading.Thread.start = start_and_note
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # the cell closed it or put something else in its place; what it held is lost
+
+
+def _refusal(message: str) -> Callable[..., NoReturn]:
+    def blocked(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError(message)
+
+    return blocked

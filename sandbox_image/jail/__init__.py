@@ -1,0 +1,1 @@
+"""The walls: zygote, shim, namespaces. Runs on the host; knows nothing of models or runs."""

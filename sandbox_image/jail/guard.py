@@ -1,0 +1,197 @@
+"""The shim's judgement of a guest, without I/O: what may come when, what counts against which limit, whose clock runs.
+
+Times are seconds of one monotonic clock, handed in. Nothing here trusts a number that a guest sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .. import protocol
+from ..protocol import Call, CallError, CellEnd, Done, Final, FromGuest, Limits, Outcome, Output, Ready, Reply, Violation
+
+
+@dataclass(slots=True)
+class Cell:
+    """A cell that runs. Its clock stands still while calls are pending."""
+
+    number: int
+    timeout: float
+    started: float
+    waited: float = 0.0
+    waiting_since: float | None = None
+    answered: bool = False
+    output: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})
+    interrupted: Outcome | None = None
+    kill_at: float | None = None
+
+    def worker_wait(self, now: float) -> float:
+        """Seconds that the cell has waited for replies."""
+        return self.waited + (now - self.waiting_since if self.waiting_since is not None else 0.0)
+
+    def deadline(self, now: float) -> float | None:
+        """When to act next: the timeout, or the end of the grace after an interrupt. None while the clock stands still."""
+        if self.kill_at is not None:
+            return self.kill_at
+        if self.waiting_since is not None:
+            return None
+        return self.started + self.timeout + self.waited
+
+
+class Guard:
+    """The state of one guest's session. ``accept`` takes what the guest said and returns what the engine may hear."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._ready = False
+        self._last_cell = 0
+        self._last_call = 0
+        self._pending: set[int] = set()
+        self._dropped = 0
+        self.cell: Cell | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the guest has said that it takes cells."""
+        return self._ready
+
+    def execute(self, number: int, timeout: float, now: float) -> None:
+        """The engine starts a cell."""
+        if self.cell is not None or number <= self._last_cell:
+            raise ValueError(f"cell {number} while cell {self._last_cell} is the last")
+        self._last_cell = number
+        self.cell = Cell(number, timeout, now)
+
+    def reply(self, reply: Reply, now: float) -> bool:
+        """The engine answers a call; False where nobody waits for it any more."""
+        if reply.call not in self._pending:
+            return False
+        self._pending.discard(reply.call)
+        cell = self.cell
+        if cell is not None and not self._pending and cell.waiting_since is not None:
+            cell.waited += now - cell.waiting_since
+            cell.waiting_since = None
+        return True
+
+    def accept(self, message: FromGuest, now: float) -> tuple[list[protocol.FromShim], Reply | None]:
+        """Judge a message.
+
+        Returns:
+            what goes to the engine, and what goes straight back to the guest.
+
+        Raises:
+            Violation: the session is over.
+        """
+        match message:
+            case Ready():
+                if self._ready or message.version != protocol.VERSION:
+                    raise Violation("ready said twice, or of another version")
+                self._ready = True
+                return [message], None
+            case Output():
+                return self._output(message), None
+            case Call():
+                return self._call(message, now)
+            case Final():
+                return self._final(message), None
+            case Done():
+                return self._done(message, now), None
+            case _:
+                raise Violation("a message that only the shim may act on")
+
+    def end_cell(self, outcome: Outcome, error: protocol.ErrorInfo | None, now: float, *, died: str = "") -> CellEnd:
+        """Close the running cell with this verdict; ``died`` says how, where the guest died with it."""
+        cell = self.cell
+        assert cell is not None
+        self.cell = None
+        self._pending.clear()
+        dropped, self._dropped = self._dropped, 0
+        waited = cell.worker_wait(now)
+        return CellEnd(
+            cell=cell.number,
+            outcome=outcome,
+            error=error,
+            elapsed=max(0.0, now - cell.started),
+            worker_wait=waited,
+            truncated=any(size > self._limits.output_bytes for size in cell.output.values()),
+            state_lost=bool(died),
+            dropped=dropped,
+            detail=died,
+        )
+
+    def interrupt(self, outcome: Outcome, now: float) -> None:
+        """The running cell shall stop, and gets the grace to do so."""
+        cell = self.cell
+        assert cell is not None
+        if cell.interrupted is None:
+            cell.interrupted = outcome
+            cell.kill_at = now + self._limits.grace_seconds
+
+    def _is_current(self, number: int) -> Cell | None:
+        """The running cell if the message is of it; None (and counted) if it is late."""
+        if number < 1 or number > self._last_cell:
+            raise Violation("a message of a cell that never was")
+        if self.cell is not None and self.cell.number == number:
+            return self.cell
+        self._dropped += 1
+        return None
+
+    def _output(self, message: Output) -> list[protocol.FromShim]:
+        cell = self._is_current(message.cell)
+        if cell is None:
+            return []
+        before = cell.output[message.stream]
+        cell.output[message.stream] = before + len(message.data)
+        room = self._limits.output_bytes - before
+        if room >= len(message.data):
+            return [message]
+        return [Output(message.cell, message.stream, message.data[:room])] if room > 0 else []
+
+    @property
+    def output_exceeded(self) -> bool:
+        """Whether the running cell wrote more than it may."""
+        cell = self.cell
+        return cell is not None and any(size > self._limits.output_bytes for size in cell.output.values())
+
+    def _call(self, message: Call, now: float) -> tuple[list[protocol.FromShim], Reply | None]:
+        if message.call <= self._last_call or message.call >= 1 << 62:
+            raise Violation("a call's number was used before")
+        self._last_call = message.call
+        if not 0 < len(message.prompts) <= self._limits.batch:
+            raise Violation("a call with no prompt or too many")
+        cell = self._is_current(message.cell)
+        if cell is None or cell.interrupted is not None:
+            return [], _refuse(message, CallError("cancelled", "the cell of this call has ended"))
+        if len(self._pending) >= self._limits.pending_calls:
+            refusal = f"more than {self._limits.pending_calls} calls at once; use worker_batch"
+            return [], _refuse(message, CallError("refused", refusal))
+        for prompt in message.prompts:
+            # A character is at most four bytes; the exact size is counted only where it can matter.
+            if len(prompt) * 4 > self._limits.prompt_bytes and len(prompt.encode()) > self._limits.prompt_bytes:
+                raise Violation("a prompt longer than the guest's library sends")
+        self._pending.add(message.call)
+        if cell.waiting_since is None:
+            cell.waiting_since = now
+        return [message], None
+
+    def _final(self, message: Final) -> list[protocol.FromShim]:
+        cell = self._is_current(message.cell)
+        if cell is None:
+            return []
+        if cell.answered:
+            raise Violation("a second answer in one cell")
+        cell.answered = True
+        return [message]
+
+    def _done(self, message: Done, now: float) -> list[protocol.FromShim]:
+        cell = self._is_current(message.cell)
+        if cell is None:
+            raise Violation("a second end of one cell")
+        outcome = cell.interrupted or (Outcome.USER_ERROR if message.error else Outcome.OK)
+        if outcome in (Outcome.OK, Outcome.USER_ERROR) and self.output_exceeded:
+            outcome = Outcome.OUTPUT_LIMIT
+        return [self.end_cell(outcome, message.error, now)]
+
+
+def _refuse(call: Call, error: CallError) -> Reply:
+    return Reply(call.call, [error] * len(call.prompts))

@@ -1,0 +1,281 @@
+"""The shim: one per sandbox, outside the walls. It owns the guest's byte stream and says how things ended.
+
+Between the engine (trusted, ZeroMQ) and the guest (hostile, frames) it checks every frame, counts, keeps
+the clocks, and kills. Single-threaded apart from libzmq; it waits in one place and blocks nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from typing import NoReturn
+
+import msgspec
+import zmq
+
+from .. import protocol
+from ..guest import init
+from ..protocol import Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
+from . import syscalls as sc
+from . import walls
+from .guard import Guard
+from .steps import StepFailed
+from .view import ENGINE_SOCKET
+
+_READ_BYTES = 1 << 18
+_QUEUE_TO_ENGINE = 4096
+"""Messages that may wait for a slow engine; above it the guest is not read."""
+
+
+def main(spawn: protocol.Spawn, descriptors: list[int]) -> NoReturn:
+    """Be the shim of one sandbox until it has ended."""
+    try:
+        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+        sc.set_name("supdist-shim")
+        _run(spawn, descriptors[0])
+    except BaseException:  # noqa: BLE001 - whatever it was, no frame of the zygote's loop may go on in this process
+        sys.excepthook(*sys.exc_info())
+        os._exit(70)
+    os._exit(0)
+
+
+def _run(spawn: protocol.Spawn, context: int) -> None:
+    stream, guests_end = socket.socketpair()
+    failure: StepFailed | None = None
+    pid, sync = 0, -1
+    try:
+        pid, sync = walls.raise_walls(spawn.limits, guests_end.fileno(), context, init.main)
+    except StepFailed as failed:
+        failure = failed
+    guests_end.close()
+    os.close(context)
+    # ZeroMQ starts threads, so it comes after the last fork.
+    engine = zmq.Context().socket(zmq.DEALER)
+    engine.setsockopt(zmq.LINGER, 5000)
+    engine.setsockopt(zmq.ROUTING_ID, spawn.session)
+    engine.setsockopt(zmq.SNDTIMEO, 5000)
+    engine.connect(f"ipc://{ENGINE_SOCKET}")
+    namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
+    engine.send(protocol.encode(protocol.Hello(namespaces)))
+    if failure is None:
+        Shim(spawn.limits, engine, stream, pid, sync).serve()
+    else:
+        engine.send(protocol.encode(protocol.SetupFailed(failure.step, failure.errno)))
+    engine.close()
+    engine.context.term()
+
+
+class Shim:
+    """The loop: engine's socket, guest's stream, and the clock of the running cell."""
+
+    def __init__(
+        self, limits: protocol.Limits, engine: zmq.Socket[bytes], stream: socket.socket, init_pid: int, sync: int
+    ) -> None:
+        self._limits = limits
+        self._engine = engine
+        self._stream = stream
+        self._init_pid = init_pid
+        self._sync = sync
+        self._guard = Guard(limits)
+        self._frames = protocol.FrameBuffer(limits.frame_bytes)
+        self._to_guest: deque[memoryview] = deque()
+        self._to_engine: deque[bytes] = deque()
+        self._repl_status: int | None = None
+        self._over: Exit | None = None
+
+    def serve(self) -> None:
+        """Carry messages both ways until the guest is dead; then kill what is left and report."""
+        stream, engine = self._stream.fileno(), self._engine
+        self._stream.setblocking(False)
+        poller = zmq.Poller()
+        poller.register(self._sync, zmq.POLLIN)
+        while self._over is None:
+            congested = len(self._to_engine) >= _QUEUE_TO_ENGINE
+            wanted = (0 if congested else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
+            poller.register(stream, wanted)
+            poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
+            ready = dict(poller.poll(self._timeout_ms()))
+            if self._sync in ready:
+                poller.unregister(self._sync)
+                self._walls_stand_or_not()
+            if ready.get(engine, 0):
+                self._flush_to_engine()
+                self._read_engine()
+            if ready.get(stream, 0) & zmq.POLLOUT:
+                self._flush_to_guest()
+            if ready.get(stream, 0) & ~zmq.POLLOUT:
+                self._read_guest()
+            self._keep_time()
+        self._bury()
+
+    # Engine to guest
+
+    def _read_engine(self) -> None:
+        while True:
+            try:
+                payload = self._engine.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            message = protocol.decode_to_shim(payload)
+            now = time.monotonic()
+            match message:
+                case Kill():
+                    self._end(Outcome.KILLED, "killed by the engine")
+                    return
+                case Execute():
+                    self._guard.execute(message.cell, message.timeout, now)
+                    self._send_guest(payload)
+                case Reply():
+                    if self._guard.reply(message, now):
+                        self._send_guest(payload)
+                case Interrupt():
+                    if self._guard.cell is not None and self._guard.cell.number == message.cell:
+                        self._interrupt(Outcome.KILLED, now)
+                case _:
+                    self._send_guest(payload)
+
+    def _send_guest(self, payload: bytes) -> None:
+        self._to_guest.append(memoryview(protocol.frame(payload)))
+        self._flush_to_guest()
+
+    def _flush_to_guest(self) -> None:
+        try:
+            while self._to_guest:
+                sent = self._stream.send(self._to_guest[0])
+                if sent == len(self._to_guest[0]):
+                    self._to_guest.popleft()
+                else:
+                    self._to_guest[0] = self._to_guest[0][sent:]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            self._to_guest.clear()  # its death is seen, with its reason, where the stream is read
+
+    # Guest to engine
+
+    def _read_guest(self) -> None:
+        try:
+            data = self._stream.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._end(*self._how_the_guest_died())
+            return
+        now = time.monotonic()
+        try:
+            for payload in self._frames.feed(data):
+                self._judge(payload, now)
+        except (Violation, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            detail = str(error) if isinstance(error, Violation) else "a frame that is no message"
+            self._end(Outcome.PROTOCOL_VIOLATION, detail)
+
+    def _judge(self, payload: bytes, now: float) -> None:
+        message = protocol.decode_from_guest(payload)
+        if isinstance(message, ReplExit):
+            self._repl_status = message.status
+            return
+        for_engine, refusal = self._guard.accept(message, now)
+        for verdict in for_engine:
+            # What was only checked goes on as it came: encoding it again would cost and say nothing new.
+            self._send_engine(payload if verdict is message else protocol.encode(verdict))
+        if refusal is not None:
+            self._send_guest(protocol.encode(refusal))
+        if self._guard.output_exceeded:
+            self._interrupt(Outcome.OUTPUT_LIMIT, now)
+
+    def _send_engine(self, payload: bytes) -> None:
+        self._to_engine.append(payload)
+        self._flush_to_engine()
+
+    def _flush_to_engine(self) -> None:
+        try:
+            while self._to_engine:
+                self._engine.send(self._to_engine[0], zmq.DONTWAIT)
+                self._to_engine.popleft()
+        except zmq.Again:
+            pass
+
+    # Clocks
+
+    def _timeout_ms(self) -> int | None:
+        cell = self._guard.cell
+        if cell is None:
+            return None
+        now = time.monotonic()
+        deadline = cell.deadline(now)
+        return None if deadline is None else max(0, int((deadline - now) * 1000) + 1)
+
+    def _keep_time(self) -> None:
+        cell = self._guard.cell
+        if self._over is not None or cell is None:
+            return
+        now = time.monotonic()
+        deadline = cell.deadline(now)
+        if deadline is None or now < deadline:
+            return
+        if cell.interrupted is None:
+            self._interrupt(Outcome.TIMEOUT, now)
+        else:
+            self._end(cell.interrupted, "did not stop when interrupted")
+
+    def _interrupt(self, outcome: Outcome, now: float) -> None:
+        cell = self._guard.cell
+        if cell is None or cell.interrupted is not None:
+            return
+        self._guard.interrupt(outcome, now)
+        self._send_guest(protocol.encode(Interrupt(cell.number)))
+
+    # The end
+
+    def _walls_stand_or_not(self) -> None:
+        failed = walls.read_failure(self._sync)
+        os.close(self._sync)
+        if failed is not None:
+            self._send_engine(protocol.encode(protocol.SetupFailed(failed.step, failed.errno)))
+            self._end(Outcome.KILLED, "the walls could not be built")
+
+    def _how_the_guest_died(self) -> tuple[Outcome, str]:
+        """The stream has ended: init is dead or dying, and its PID namespace with it."""
+        status = self._repl_status
+        if status is None:
+            return Outcome.CRASHED, "the sandbox closed its stream or its init died"
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+            if number == signal.SIGKILL:
+                return Outcome.KILLED, "the interpreter was killed (SIGKILL)"
+            if number in (signal.SIGXCPU, signal.SIGXFSZ):
+                return Outcome.RESOURCE_LIMIT, f"the interpreter was ended by {name}"
+            return Outcome.CRASHED, f"the interpreter was ended by {name}"
+        return Outcome.CRASHED, f"the interpreter left with status {os.waitstatus_to_exitcode(status)}"
+
+    def _end(self, outcome: Outcome, detail: str) -> None:
+        if self._over is None:
+            self._over = Exit(outcome, detail)
+
+    def _bury(self) -> None:
+        """Kill the PID namespace, wait until it is gone, then tell the engine."""
+        assert self._over is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._init_pid, signal.SIGKILL)
+        _wait(self._init_pid)
+        self._stream.close()
+        if self._guard.cell is not None:
+            verdict = self._guard.end_cell(self._over.outcome, None, time.monotonic(), died=self._over.detail)
+            self._to_engine.append(protocol.encode(verdict))
+        self._to_engine.append(protocol.encode(self._over))
+        for payload in self._to_engine:
+            self._engine.send(payload)
+
+
+def _wait(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)

@@ -1,0 +1,146 @@
+"""The Linux calls that Python 3.11 does not offer, through libc. Each raises OSError with its errno."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+ATTR_RDONLY = 1
+ATTR_NOSUID = 2
+ATTR_NODEV = 4
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# The numbers of calls that libc has no wrapper for.
+_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "capset": 126, "capget": 125},
+    "aarch64": {"pivot_root": 41, "capset": 91, "capget": 90},
+}
+_MOUNT_SETATTR = 442  # the same on every architecture
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def _check(result: int) -> int:
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _number(name: str) -> int:
+    try:
+        return _NUMBERS[platform.machine()][name]
+    except KeyError:
+        raise OSError(38, f"supdist-engine does not know the call {name} of this processor") from None
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that ``flags`` name for new ones."""
+    _check(_libc.unshare(flags))
+
+
+def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, options: str = "") -> None:
+    """mount(2). A read-only bind needs a second call with ``MS_REMOUNT``."""
+    _check(
+        _libc.mount(
+            source.encode(),
+            target.encode(),
+            fstype.encode() if fstype else None,
+            ctypes.c_ulong(flags),
+            options.encode() or None,
+        )
+    )
+
+
+def umount(target: str) -> None:
+    """Detach a mount from the tree at once; it ends when its last user does."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH))
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns"))
+
+
+def protect(target: str, attributes: int) -> None:
+    """Add ``ATTR_*`` to a mount and to all mounts below it (mount_setattr(2), Linux 5.12).
+
+    Unlike a remount it leaves the flags alone that an outer user namespace has locked.
+    """
+    value = _MountAttr(attributes, 0, 0, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    _check(_libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, ctypes.byref(value), size))
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2)."""
+    _check(_libc.syscall(_number("pivot_root"), new.encode(), old.encode()))
+
+
+def pivot_root_here() -> None:
+    """Make the current directory, a mount, the root, and let go of the old one.
+
+    Both arguments are ``.``: the old root is stacked on the new and detached (see pivot_root(2), NOTES).
+    """
+    pivot_root(".", ".")
+    umount(".")
+    os.chdir("/")
+
+
+def prctl(option: int, argument: int = 0) -> None:
+    """prctl(2) with a number as argument."""
+    _check(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
+
+
+def set_name(name: str) -> None:
+    """The name that ``ps`` shows, at most 15 bytes."""
+    _check(_libc.prctl(PR_SET_NAME, name.encode(), 0, 0, 0))
+
+
+def sethostname(name: str) -> None:
+    """Name this UTS namespace."""
+    _check(_libc.sethostname(name.encode(), len(name.encode())))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for this process and for all that it will ever start."""
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        prctl(PR_CAPBSET_DROP, capability)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    _check(_libc.syscall(_number("capset"), ctypes.byref(header), ctypes.byref(nothing)))

@@ -1,0 +1,188 @@
+"""The zygote's view of the machine: a mount namespace of its own that holds little, under neutral names.
+
+``plan`` runs in the engine and only looks. ``main`` runs in a fresh interpreter (standard library
+alone): it builds the view and becomes the zygote. In the view lie
+
+    /guest          the tree that every sandbox gets as its root: system libraries, the interpreter,
+                    device nodes, a few files of /etc; all read-only
+    /usr /lib ...   links into /guest, so that a path means the same here and in a sandbox
+    /hostlib        the modules that zygote and shim import; no sandbox sees it
+    /proc           the host's, to watch and to map ids
+    /run/engine     the engine's ZeroMQ socket, a bind of the file itself: the engine unlinks its
+                    directory at once, so that nothing is left on disk whoever is killed
+
+An interpreter under /home or in a virtual environment appears as /opt/python: neither a traceback nor
+/proc/self/maps in a sandbox names a path of the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+from . import syscalls as sc
+from .steps import StepFailed, step
+
+HOST_MODULES = ("msgspec", "cloudpickle", "zmq", "psutil", "pyseccomp")
+ENGINE_SOCKET = "/run/engine"
+
+_PYTHON = "/opt/python"
+_SYSTEM = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/share/zoneinfo")
+_ROOT_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
+_ETC_COPIES = ("/etc/ld.so.cache",)
+_ETC_FILES = {
+    "passwd": "root:x:0:0:root:/:/bin/sh\nsandbox:x:65534:65534:sandbox:/work:/bin/sh\n",
+    "group": "root:x:0:\nsandbox:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_MOUNT_POINTS = ("proc", "tmp", "work", "dev/shm")
+
+BOOT = (
+    "import sys, types; sys.path[:0] = {path!r}; p = types.ModuleType('supdist'); p.__path__ = [{root!r}]; "
+    "sys.modules['supdist'] = p; from supdist.sandbox_image.jail.{module} import main; main()"
+)
+"""A program that imports ``sandbox_image`` from where it lies, whether or not it is installed there."""
+
+
+def plan() -> dict[str, object]:
+    """What the view is made of on this host, as data for ``main``; found without importing anything."""
+    package = Path(__file__).resolve().parent.parent
+    binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
+    executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
+    python, environment = executable, dict[str, str]()
+    if sys.base_prefix != "/usr":
+        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        python = f"{_PYTHON}/bin/{name}"
+        binds += [[executable, python], [os.path.join(sys.base_prefix, "lib"), f"{_PYTHON}/lib"]]
+        if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+            environment["LD_LIBRARY_PATH"] = f"{_PYTHON}/lib"
+    modules = [[str(package), "/hostlib/supdist/sandbox_image"]]
+    for module in HOST_MODULES:
+        modules += [[str(source), f"/hostlib/{source.name}"] for source in _module_files(module)]
+    return {
+        "binds": binds,
+        "modules": modules,
+        "python": python,
+        "environment": environment,
+        "links": {path: os.readlink(path) for path in _ROOT_LINKS if os.path.islink(path)},
+        "directories": [path for path in _ROOT_LINKS if os.path.isdir(path) and not os.path.islink(path)],
+    }
+
+
+def _module_files(name: str) -> list[Path]:
+    """A module's file or folder, and the folder of shared libraries that a wheel puts beside it."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {name!r}; reinstall supdist-engine", name=name)
+    if not spec.submodule_search_locations:
+        return [Path(spec.origin)]
+    folder = Path(spec.origin).parent
+    return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
+
+
+def command(control_fd: int, socket_file: str) -> list[str]:
+    """The command line that becomes the zygote. ``control_fd`` must be inherited."""
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    boot = BOOT.format(path=[], root=root, module="view")
+    order = json.dumps({**plan(), "control": control_fd, "socket": socket_file})
+    return [sys.executable, "-I", "-S", "-c", boot, order]
+
+
+def main() -> None:
+    """Build the view and exec the zygote in it. A failure is reported on the control socket by exit status."""
+    order = json.loads(sys.argv[1])
+    try:
+        _build(order)
+        with step("exec"):
+            boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="zygote")
+            arguments = [order["python"], "-I", "-S", "-c", boot, str(order["control"])]
+            os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
+    except StepFailed as failure:
+        # msgspec is not to be had in this interpreter; the engine reads this one line in its place.
+        os.write(order["control"], f"FAILED {failure.step} {failure.errno}".encode())
+        sys.exit(1)
+
+
+def _build(order: dict[str, object]) -> None:
+    _leave_the_hosts_mounts()
+    with step("host_view"):
+        # Two pivots: the first puts the host's tree, whole, under /host of an empty tmpfs, so that a
+        # source below the mount point (/tmp) stays in reach; the second forgets it.
+        sc.mount("tmpfs", "/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
+        os.chdir("/tmp")
+        for folder in ("host", "view"):
+            os.mkdir(folder)
+        sc.pivot_root(".", "host")
+        os.chdir("/")
+        sc.mount("tmpfs", "/view", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
+        os.chdir("/view")
+        _fill(order)
+        sc.pivot_root_here()
+
+
+def _leave_the_hosts_mounts() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        with step("host_view"):
+            sc.unshare(sc.CLONE_NEWNS)
+    else:
+        # An ordinary user owns a user namespace instead, as its uid 0: a mapped root keeps its
+        # capabilities over exec, another uid would lose them.
+        with step("user_namespace"):
+            sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
+        with step("id_map"):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    with step("host_view"):
+        sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
+
+
+def _fill(order: dict[str, object]) -> None:
+    guest = Path("guest")
+    for folder in ("etc", "dev", "proc", "run", "hostlib", *(f"guest/{name}" for name in ("etc", "dev", *_MOUNT_POINTS))):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    for source, target in [*order["binds"], *((path, path) for path in order["directories"])]:
+        _bind(source, f"guest{target}")
+        sc.protect(f"guest{target}", sc.ATTR_NODEV)
+    for path, target in order["links"].items():
+        os.symlink(target, f"guest{path}")
+    for name, text in _ETC_FILES.items():
+        (guest / "etc" / name).write_text(text)
+    for path in _ETC_COPIES:
+        if os.path.exists(f"/host{path}"):
+            (guest / path[1:]).write_bytes(Path(f"/host{path}").read_bytes())
+    if os.path.isdir("/host/etc/alternatives"):
+        _bind("/etc/alternatives", "guest/etc/alternatives")
+    for name in _DEVICES:
+        _bind(f"/dev/{name}", f"guest/dev/{name}")
+    for number, name in ((None, "fd"), (0, "stdin"), (1, "stdout"), (2, "stderr")):
+        os.symlink("/proc/self/fd" + ("" if number is None else f"/{number}"), guest / "dev" / name)
+    sc.mount("/view/guest", "/view/guest", None, sc.MS_BIND | sc.MS_REC)
+    sc.protect("guest", sc.ATTR_RDONLY | sc.ATTR_NOSUID)
+
+    for name in set(os.listdir("guest")) - set(os.listdir(".")):
+        os.symlink(f"/guest/{name}", name)
+    for source, target in order["modules"]:
+        _bind(source, target[1:])
+        sc.protect(target[1:], sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
+    for name in _DEVICES:
+        os.symlink(f"/guest/dev/{name}", f"dev/{name}")
+    sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
+    _bind(order["socket"], ENGINE_SOCKET[1:])
+
+
+def _bind(source: str, target: str) -> None:
+    """Bind ``source`` of the host to ``target`` of the view, a file to a file and a folder to a folder."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    if os.path.isdir(f"/host{source}"):
+        Path(target).mkdir(exist_ok=True)
+    else:
+        Path(target).touch()
+    sc.mount(f"/host{source}", target, None, sc.MS_BIND | sc.MS_REC)

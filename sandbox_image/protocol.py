@@ -1,0 +1,328 @@
+"""The wire protocol of supdist-engine. This file is the authority; ``VERSION`` changes when it does.
+
+Three links, all bounded::
+
+    engine <-> zygote   SOCK_SEQPACKET socketpair, one message a packet, descriptors beside it
+    engine <-> shim     ZeroMQ ROUTER/DEALER, one message a ZeroMQ message; both ends are trusted
+    shim   <-> guest    a byte stream (socketpair, or a container's stdio): frames; the guest is hostile
+
+A frame is a little-endian u32 length and as many bytes of payload. A payload is a MessagePack array
+whose first item is the message's number, so the kind of a message can be read without decoding it.
+Each direction of each link has one union of messages and one decoder: what is not in the union does
+not exist for the receiver, and an item too many or of the wrong type is an error, not a default.
+
+Ids. The engine numbers cells from 1. The guest numbers its calls from 1, strictly upwards; the shim
+refuses an id that was used. What arrives for a cell that has ended is dropped and counted.
+
+Text. Every ``str`` is UTF-8; lone surrogates cannot be sent. The guest replaces them with U+FFFD in
+prompts and answers before they are sent. ``Output`` carries bytes, decoded by the engine alone.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+VERSION = 1
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 64 << 20
+"""No configuration may allow a larger frame."""
+
+ROOT = "/guest"
+"""Where the zygote keeps the tree that becomes a sandbox's root (in its own mount namespace)."""
+
+WORK = "/work"
+"""The guest's working directory, its own and empty at the start."""
+
+
+class Outcome(StrEnum):
+    """How a cell ended. The host decides it; nothing that a guest says does, but ``ok`` and ``user_error``."""
+
+    OK = "ok"
+    USER_ERROR = "user_error"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    OUTPUT_LIMIT = "output_limit"
+    RESOURCE_LIMIT = "resource_limit"
+    CRASHED = "crashed"
+    KILLED = "killed"
+    PROTOCOL_VIOLATION = "protocol_violation"
+    BUDGET_EXCEEDED = "budget_exceeded"
+
+
+CallCode = Literal["budget_exceeded", "too_long", "refused", "unavailable", "timeout", "cancelled"]
+"""Why a worker call has no answer."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages and of the values in them: positional, closed, immutable."""
+
+
+# Values
+
+
+class Limits(Message):
+    """What one sandbox may use. Bytes, counts and seconds; all positive."""
+
+    memory_bytes: int
+    pids: int
+    cpu_seconds: int
+    open_files: int
+    file_bytes: int
+    scratch_bytes: int
+    scratch_inodes: int
+    output_bytes: int
+    frame_bytes: int
+    prompt_bytes: int
+    batch: int
+    pending_calls: int
+    grace_seconds: float
+
+
+class Facts(Message):
+    """What the guest measured of its walls, before any code of a user ran in it.
+
+    ``namespaces`` maps a namespace's kind to its inode; the shim compares them with its own.
+    """
+
+    namespaces: dict[str, int]
+    uid: int
+    capabilities: int
+    no_new_privs: bool
+    interfaces: list[str]
+    root_writable: bool
+
+
+class ErrorInfo(Message):
+    """An exception that left a cell: its class's name, ``str()`` and formatted traceback, each cut to a size."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class CallError(Message):
+    """A worker call without an answer; ``message`` is written by the host for the guest to read."""
+
+    code: CallCode
+    message: str
+
+
+# To the guest
+
+
+class Start(Message, tag=1):
+    """First of all: the question, and the limits that the guest's own library keeps before the shim enforces them."""
+
+    query: str
+    prompt_bytes: int
+    batch: int
+    frame_bytes: int
+
+
+class Load(Message, tag=2):
+    """The context: ``text`` is UTF-8 (with surrogates passed through), ``object`` a pickle that the host wrote.
+
+    It lies in the descriptor ``fd`` of the guest's init, or, where ``fd`` is -1, in ``data``.
+    """
+
+    kind: Literal["text", "object"]
+    fd: int
+    data: bytes
+
+
+class Execute(Message, tag=3):
+    """Run a cell. ``timeout`` (seconds) is the shim's to keep; the guest may know it."""
+
+    cell: int
+    code: str
+    timeout: float
+
+
+class Reply(Message, tag=4):
+    """The answers of a call, in the order of its prompts."""
+
+    call: int
+    results: list[str | CallError]
+
+
+class Interrupt(Message, tag=5):
+    """Raise KeyboardInterrupt in this cell, if it still runs."""
+
+    cell: int
+
+
+# From the guest
+
+
+class Ready(Message, tag=20):
+    """The guest has its context and waits for cells."""
+
+    version: int
+    facts: Facts
+
+
+class Output(Message, tag=21):
+    """Bytes that were written to fd 1 or 2 during a cell."""
+
+    cell: int
+    stream: Literal[1, 2]
+    data: bytes
+
+
+class Call(Message, tag=22):
+    """Ask the worker model each of these prompts."""
+
+    call: int
+    cell: int
+    prompts: list[str]
+
+
+class Final(Message, tag=23):
+    """The answer. One a cell."""
+
+    cell: int
+    answer: str
+
+
+class Done(Message, tag=24):
+    """The cell ended, with this exception or with none."""
+
+    cell: int
+    error: ErrorInfo | None
+
+
+class ReplExit(Message, tag=25):
+    """Init's last words: the repl ended with this wait status."""
+
+    status: int
+
+
+# Shim and engine
+
+
+class Hello(Message, tag=44):
+    """The shim is connected. ``namespaces`` are its own, the host's, as in ``Facts``."""
+
+    namespaces: dict[str, int]
+
+
+class Kill(Message, tag=40):
+    """End the sandbox now."""
+
+
+class CellEnd(Message, tag=41):
+    """The shim's verdict on a cell, in seconds of its monotonic clock.
+
+    ``dropped`` counts late frames; ``detail`` is the shim's wording of an end that was not the code's own.
+    """
+
+    cell: int
+    outcome: Outcome
+    error: ErrorInfo | None
+    elapsed: float
+    worker_wait: float
+    truncated: bool
+    state_lost: bool
+    dropped: int
+    detail: str
+
+
+class Exit(Message, tag=42):
+    """The sandbox is gone. Sent once, last. ``detail`` is the shim's wording, never the guest's."""
+
+    outcome: Outcome
+    detail: str
+
+
+class SetupFailed(Message, tag=43):
+    """A wall could not be built: ``step`` names it (see ``jail/steps.py``), ``errno`` says why."""
+
+    step: str
+    errno: int
+
+
+# Engine and zygote
+
+
+class Spawn(Message, tag=60):
+    """Fork a shim for this session (its ZeroMQ routing id); a context's descriptor comes beside the packet."""
+
+    session: bytes
+    limits: Limits
+
+
+class ZygoteReady(Message, tag=61):
+    """The zygote takes orders."""
+
+    version: int
+
+
+class ShimExit(Message, tag=62):
+    """A shim's process ended with this wait status; its guest died with it."""
+
+    session: bytes
+    status: int
+
+
+ToGuest = Start | Load | Execute | Reply | Interrupt
+FromGuest = Ready | Output | Call | Final | Done | ReplExit
+ToShim = Start | Load | Execute | Reply | Interrupt | Kill
+FromShim = Hello | Ready | Output | Call | Final | CellEnd | Exit | SetupFailed
+FromZygote = ZygoteReady | ShimExit | SetupFailed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_guest = msgspec.msgpack.Decoder[ToGuest](ToGuest).decode
+decode_from_guest = msgspec.msgpack.Decoder[FromGuest](FromGuest).decode
+decode_to_shim = msgspec.msgpack.Decoder[ToShim](ToShim).decode
+decode_from_shim = msgspec.msgpack.Decoder[FromShim](FromShim).decode
+decode_to_zygote = msgspec.msgpack.Decoder[Spawn](Spawn).decode
+decode_from_zygote = msgspec.msgpack.Decoder[FromZygote](FromZygote).decode
+
+
+class Violation(Exception):
+    """The peer broke the protocol. The text is ours and holds nothing that the peer sent."""
+
+
+def kind(payload: bytes) -> int:
+    """The number of a message: the item after the array's header. 0 for what cannot be a message."""
+    return payload[1] if len(payload) > 1 else 0
+
+
+def frame(payload: bytes) -> bytes:
+    """A payload with its length before it."""
+    return len(payload).to_bytes(HEADER_BYTES, "little") + payload
+
+
+class FrameBuffer:
+    """Cuts a byte stream into payloads. Does no I/O.
+
+    It never holds more than one frame of ``limit`` bytes and what was fed beside it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that are complete now.
+
+        Raises:
+            Violation: a frame announces more than ``limit`` bytes, or none.
+        """
+        self._data += data
+        payloads: list[bytes] = []
+        while len(self._data) >= HEADER_BYTES:
+            size = int.from_bytes(self._data[:HEADER_BYTES], "little")
+            if not 0 < size <= self._limit:
+                raise Violation(f"a frame of {size} bytes where 1 to {self._limit} are allowed")
+            end = HEADER_BYTES + size
+            if len(self._data) < end:
+                break
+            with memoryview(self._data) as view:
+                payloads.append(bytes(view[HEADER_BYTES:end]))
+            del self._data[:end]
+        return payloads
