@@ -1,0 +1,39 @@
+"""Models: the interface, and the handlers that ship."""
+
+from __future__ import annotations
+
+from .base import (
+    BatchItem,
+    Completion,
+    FinishReason,
+    Message,
+    ModelHandler,
+    Role,
+    Usage,
+    call_chat,
+    call_chat_batch,
+)
+from .builtin import BuiltinSupervisor, BuiltinWorker
+from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
+from .openai import OpenAIHandler
+from .scripted import ScriptedHandler
+
+__all__ = [
+    "BatchItem",
+    "BuiltinSupervisor",
+    "BuiltinWorker",
+    "Completion",
+    "ContextTooLong",
+    "FinishReason",
+    "HandlerError",
+    "Message",
+    "ModelHandler",
+    "OpenAIHandler",
+    "Rejected",
+    "Role",
+    "ScriptedHandler",
+    "Unavailable",
+    "Usage",
+    "call_chat",
+    "call_chat_batch",
+]

@@ -235,14 +235,26 @@ class Sandbox:
             running.result.exception()
         self._gone.set()
 
+    def _fail(self, error: Exception) -> None:
+        """``on_call`` broke: the cell's caller gets its exception, and the sandbox ends."""
+        self._lost = "the function that answers its calls failed"
+        running, self._running = self._running, None
+        if running is not None and not running.result.done():
+            running.result.set_exception(error)
+        self._send(protocol.Kill())
+
     async def _answer(self, call: protocol.Call) -> None:
         results: Sequence[str | CallError]
         if self._on_call is None:
             results = [CallError("unavailable", "this sandbox has no worker")] * len(call.prompts)
         else:
-            results = await self._on_call(WorkerCall(call.cell, call.call, call.prompts))
-            if len(results) != len(call.prompts):
-                raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
+            try:
+                results = await self._on_call(WorkerCall(call.cell, call.call, call.prompts))
+                if len(results) != len(call.prompts):
+                    raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
+            except Exception as error:  # noqa: BLE001 - raised to whoever waits for the cell, which cannot go on
+                self._fail(error)
+                return
         self._send(protocol.Reply(call.call, [_carryable(result) for result in results]))
 
 

@@ -1,0 +1,169 @@
+"""``arun`` and ``run``: a question about a context, answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeVar
+
+from anyio.from_thread import start_blocking_portal
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..handlers import ModelHandler
+from .broker import Broker
+from .errors import TaskError
+from .events import Event, RunEnded, RunStarted
+from .log import RunLogger
+from .loop import Research, Task
+from .prompts import Prompts
+from .result import RunResult
+from .sandbox import SandboxConfig, open_sandbox
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RunLimits(BaseModel):
+    """What a run may take, besides its turns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_seconds: float | None = Field(None, gt=0, description="seconds for the whole run; then a best answer is asked for")
+    final_seconds: float = Field(60.0, gt=0, description="seconds for that best answer")
+
+
+async def arun(
+    *,
+    query: str,
+    context: object,
+    supervisor: ModelHandler,
+    worker: ModelHandler,
+    max_iterations: int = 15,
+    log_dir: str | os.PathLike[str] | None = None,
+    output_limit: int = 2000,
+    worker_ctx_k: int = 8,
+    sandbox: SandboxConfig | None = None,
+    limits: RunLimits | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    prompts: Prompts | None = None,
+) -> RunResult:
+    """Let ``supervisor`` answer a question about a long context by writing code that ``worker`` reads it through.
+
+    Args:
+        query: the question.
+        context: the document: a str, or a list or dict of plain data.
+        supervisor: the model that writes code.
+        worker: the model that the code asks.
+        max_iterations: turns of the supervisor; then it is asked once for its best answer.
+        log_dir: a folder for supervisor.jsonl, worker.jsonl and repl.jsonl; nothing is logged where None.
+        output_limit: characters of a block's output that the supervisor is shown. The log keeps all.
+        worker_ctx_k: the worker's window in thousands of tokens, as the supervisor is told.
+        sandbox: limits and timeouts of the sandbox.
+        limits: what else the run may take.
+        on_event: called with each ``Event``, in the event loop; it must not block.
+        prompts: other texts for the supervisor.
+
+    Raises:
+        TaskError: an argument is wrong.
+        SandboxUnavailable: the isolation cannot be had here; nothing was spent.
+        LogError: the logs cannot be written; nothing more was spent.
+        HandlerError: the supervisor's endpoint failed for good. What was logged stays.
+    """
+    _check(query, max_iterations, output_limit, worker_ctx_k)
+    limits = limits or RunLimits()
+    emit = on_event or _ignore
+    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
+    task = Task(query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds)
+    started = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        log = stack.enter_context(RunLogger(log_dir, run_id))
+        log.start(query, context, _settings(task, supervisor, worker, sandbox or SandboxConfig()))
+        try:
+            for handler in (supervisor, worker):
+                await stack.enter_async_context(handler)
+            broker = Broker(worker, log, emit)
+            opened = open_sandbox(sandbox, context=context, query=query, on_call=broker.answer)
+            box = await stack.enter_async_context(opened)
+            emit(RunStarted(run_id, box.isolation, max_iterations))
+            research = Research(task, supervisor, box, prompts or Prompts(), log, emit)
+            answer, stop_reason = await research.run()
+        except BaseException as error:
+            how = "cancelled" if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)) else "failed"
+            with contextlib.suppress(Exception):  # the first error is the one to hear of
+                log.end(stop_reason="cancelled" if how == "cancelled" else None, error=f"{type(error).__name__}: {error}")
+                emit(RunEnded(run_id, how, None))
+            raise
+        result = RunResult(
+            answer=answer,
+            iterations=research.iterations,
+            supervisor_usage=research.usage,
+            worker_usage=broker.usage,
+            elapsed=time.monotonic() - started,
+            stop_reason=stop_reason,
+            isolation=box.isolation,
+            run_id=run_id,
+        )
+        log.end(**as_data(result))
+        emit(RunEnded(run_id, "result", result))
+        return result
+
+
+def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The same function for callers without ``await``: it runs in a thread with an event loop of its own.
+
+    That thread is also why it works in a notebook, whose own loop is running.
+    """
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with start_blocking_portal("asyncio") as portal:
+            return portal.call(lambda: function(*args, **kwargs))
+
+    call.__name__ = function.__name__.removeprefix("a")
+    call.__qualname__ = call.__name__
+    call.__doc__ = function.__doc__
+    return call
+
+
+run = blocking(arun)
+
+
+def as_data(result: RunResult) -> dict[str, Any]:
+    """A result as plain data, for logs and ``--json``."""
+    from dataclasses import asdict
+
+    return asdict(result)
+
+
+def _settings(task: Task, supervisor: ModelHandler, worker: ModelHandler, sandbox: SandboxConfig) -> dict[str, Any]:
+    return {
+        "supervisor_model": supervisor.model,
+        "worker_model": worker.model,
+        "max_iterations": task.max_iterations,
+        "output_limit": task.output_limit,
+        "worker_ctx_k": task.worker_ctx_k,
+        "max_seconds": task.max_seconds,
+        "sandbox": sandbox.model_dump(),
+    }
+
+
+def _check(query: str, max_iterations: int, output_limit: int, worker_ctx_k: int) -> None:
+    if not query.strip():
+        raise TaskError("query is empty; ask a question")
+    for name, value, least in (
+        ("max_iterations", max_iterations, 1),
+        ("output_limit", output_limit, 1),
+        ("worker_ctx_k", worker_ctx_k, 1),
+    ):
+        if value < least:
+            raise TaskError(f"{name} must be at least {least}, not {value}")
+
+
+def _ignore(_: Event) -> None:
+    return None
+
+

@@ -1,0 +1,258 @@
+"""The command line: ``supdist-engine run | exec | schema``.
+
+Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
+best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
+cannot be written · 124 and 137 ``exec`` timed out, or was killed · 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from .result import RunResult
+    from .sandbox import CellResult
+    from .taskfile import TaskFile
+
+ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_LOGS = range(7)
+TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
+
+# No rich in help and errors of typer: importing it takes as long as the rest of `--help`.
+app = typer.Typer(
+    name="supdist-engine",
+    help="A supervisor model writes Python that directs a worker model, in a locked-down process.",
+    epilog="Exit codes: 0 answered, 2 wrong task or argument, 3 a limit was reached, 4 no sandbox to be had, "
+    "5 the model's endpoint failed, 6 the logs cannot be written, 130 Ctrl-C.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The console script."""
+    from .errors import LogError, SandboxError, TaskError
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except TaskError as error:
+        _fail(USAGE, error)
+    except SandboxError as error:
+        _fail(NO_SANDBOX, error)
+    except LogError as error:
+        _fail(NO_LOGS, error)
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, "interrupted")
+    except Exception as error:
+        _fail_by_type(error)
+
+
+def _fail_by_type(error: Exception) -> NoReturn:
+    import click
+
+    from ..handlers import HandlerError
+
+    if isinstance(error, HandlerError):
+        _fail(NO_MODEL, f"the model failed: {error}")
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, click.exceptions.Exit):
+        sys.exit(error.exit_code)
+    if isinstance(error, click.Abort):
+        _fail(INTERRUPTED, "interrupted")
+    raise error
+
+
+def _fail(code: int, message: object) -> NoReturn:
+    from .terminal import printable
+
+    print(f"supdist-engine: {printable(str(message))}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"supdist-engine {version('supdist-engine')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    task: Annotated[Path, typer.Argument(help="The task file (JSON); `supdist-engine schema` describes it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")] = False,
+    log_dir: Annotated[Path | None, typer.Option(help="A folder for the logs.")] = None,
+    max_iterations: Annotated[int | None, typer.Option(min=1, help="Turns of the supervisor.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What the sandbox's walls are made of: process.")] = None,
+) -> None:
+    """Answer the question of a task file. The answer goes to stdout, progress to stderr."""
+    import asyncio
+
+    from dotenv import find_dotenv, load_dotenv
+
+    from .api import as_data
+    from .taskfile import read_task
+
+    load_dotenv(find_dotenv(usecwd=True))
+    description = _override(read_task(task), log_dir, max_iterations, backend)
+    result = asyncio.run(_run(description, task.parent, quiet=as_json))
+    if as_json:
+        print(json.dumps(as_data(result)))
+    else:
+        _print_result(result, description.log_dir)
+    if result.stop_reason != "final":
+        raise typer.Exit(LIMIT)
+
+
+def _override(task: TaskFile, log_dir: Path | None, max_iterations: int | None, backend: str | None) -> TaskFile:
+    """The task with what the command line says instead."""
+    from .errors import TaskError
+
+    changes: dict[str, object] = {}
+    if log_dir is not None:
+        changes["log_dir"] = str(log_dir)
+    if max_iterations is not None:
+        changes["limits"] = task.limits.model_copy(update={"max_iterations": max_iterations})
+    if backend is not None and backend != "process":
+        raise TaskError(f"--backend: there is no backend {backend!r}; there is process")
+    return task.model_copy(update=changes)
+
+
+async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
+    from .api import RunLimits, arun
+    from .display import display
+    from .models import builtin, from_environment
+    from .prompts import Prompts
+
+    limits = task.limits
+    models = {
+        role: spec.build(role, folder, limits.worker_ctx_k) if spec else from_environment(role, os.environ)
+        for role, spec in (("supervisor", task.supervisor), ("worker", task.worker))
+    }
+    context = task.load_context(folder)
+    prompts = Prompts.from_directory(folder / task.prompts_dir) if task.prompts_dir else None
+    with display(task.query, quiet=quiet) as screen:
+        if None in models.values():
+            from ..handlers.builtin import NOTICE
+
+            screen.note(NOTICE)
+        return await arun(
+            query=task.query,
+            context=context,
+            supervisor=models["supervisor"] or builtin("supervisor", limits.worker_ctx_k),
+            worker=models["worker"] or builtin("worker", limits.worker_ctx_k),
+            max_iterations=limits.max_iterations,
+            log_dir=task.log_dir,
+            output_limit=limits.output_limit,
+            worker_ctx_k=limits.worker_ctx_k,
+            sandbox=task.sandbox,
+            limits=RunLimits(max_seconds=limits.max_seconds, final_seconds=limits.final_seconds),
+            on_event=screen.on_event,
+            prompts=prompts,
+        )
+
+
+def _print_result(result: RunResult, log_dir: str | None) -> None:
+    from .display import summary
+    from .terminal import printable
+
+    answer = "(no answer)" if result.answer is None else result.answer
+    print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
+    print(summary(result, log_dir), file=sys.stderr)
+
+
+@app.command("exec")
+def execute(
+    code: Annotated[str | None, typer.Argument(help="Python source; from stdin where it is not given, or is '-'.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that it may take.")] = 120.0,
+    memory: Annotated[str, typer.Option(help="Memory that it may use, such as 512MiB.")] = "2GiB",
+    context_file: Annotated[Path | None, typer.Option(help="A text file; the code sees it as `context`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print outcome, output and error as JSON.")] = False,
+) -> None:
+    """Run code in a fresh sandbox: its output, and an exit status as a shell expects it."""
+    import asyncio
+    from dataclasses import asdict
+
+    from pydantic import ValidationError
+
+    from .errors import TaskError
+    from .sandbox import SandboxConfig, open_sandbox
+
+    source = sys.stdin.read() if code is None or code == "-" else code
+    try:
+        config = SandboxConfig.model_validate({"memory": memory})
+        context = context_file.read_text(encoding="utf-8") if context_file else ""
+    except ValidationError as error:
+        raise TaskError(f"--memory: {error.errors()[0]['msg']}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"--context-file: {error}") from error
+
+    async def once() -> CellResult:
+        async with open_sandbox(config, context=context) as sandbox:
+            return await sandbox.execute(source, timeout=timeout)
+
+    result = asyncio.run(once())
+    if as_json:
+        from msgspec import to_builtins
+
+        print(json.dumps({**asdict(result), "error": to_builtins(result.error)}))
+    else:
+        _copy_output(result)
+    raise typer.Exit(_exit_status(result))
+
+
+def _copy_output(result: CellResult) -> None:
+    from .terminal import printable
+
+    for stream, text in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+        stream.write(printable(text) if stream.isatty() else text)
+        stream.flush()
+    if result.error is not None and result.error.type != "SystemExit":
+        print(printable(result.error.traceback), end="", file=sys.stderr)
+    elif result.detail:
+        print(f"supdist-engine: {result.outcome.value}: {result.detail}", file=sys.stderr)
+
+
+def _exit_status(result: CellResult) -> int:
+    from .sandbox import Outcome
+
+    match result.outcome:
+        case Outcome.OK:
+            return ANSWERED
+        case Outcome.USER_ERROR if result.error is not None and result.error.type == "SystemExit":
+            message = result.error.message
+            if message in ("", "None"):
+                return 0
+            return int(message) & 0xFF if message.isdecimal() and len(message) < 10 else 1
+        case Outcome.USER_ERROR | Outcome.OUTPUT_LIMIT:
+            return RAISED
+        case Outcome.TIMEOUT:
+            return TIMED_OUT
+        case _:
+            return KILLED
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a task file, for editors."""
+    from .taskfile import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,167 @@
+"""The logs of a run: supervisor.jsonl, worker.jsonl, repl.jsonl, appended and flushed as things happen.
+
+One event is one line of ASCII JSON, whatever is in it. Every event has ``run_id``, ``step`` (the
+supervisor's turn, from 1; 0 before the first), ``timestamp`` (seconds since 1970, UTC) and ``event``. The context is stored once, beside the logs, and named by its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+from ..handlers import Completion, Message, Usage
+from .errors import LogError
+from .sandbox import CellResult
+from .sandbox.context import EncodedContext, encode_context
+
+Stream = Literal["supervisor", "worker", "repl"]
+STREAMS: tuple[Stream, ...] = ("supervisor", "worker", "repl")
+
+
+class RunLogger:
+    """Writes a run's events. With no folder it writes nothing and costs nothing.
+
+    Raises:
+        LogError: by every method: the folder cannot be written, the disk is full. A run ends there, before
+            it spends more.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, run_id: str) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._run_id = run_id
+        self._files: dict[Stream, TextIO] = {}
+        self._stack = ExitStack()
+        self.step = 0
+
+    def __enter__(self) -> RunLogger:
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for name in STREAMS:
+                    file = open(self._folder / f"{name}.jsonl", "a", encoding="ascii")  # noqa: SIM115 - the stack closes it
+                    self._files[name] = self._stack.enter_context(file)
+            except OSError as error:
+                self._stack.close()
+                raise _log_error(self._folder, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stack.close()
+        except OSError as failed:
+            # What could not be flushed was reported where it was written.
+            if error is None:
+                raise _log_error(self._folder, failed) from failed
+
+    def start(self, query: str, context: object, settings: dict[str, Any]) -> None:
+        """The first event: the question, the settings, and the context by its hash. All three files are tried."""
+        if self._folder is None:
+            return
+        encoded = encode_context(context)
+        name = self._store(encoded, context)
+        facts = {"file": name, "sha256": encoded.sha256, "bytes": len(encoded.data), "type": type(context).__name__}
+        self._write("supervisor", "run_start", query=query, context=facts, **settings)
+        for stream in STREAMS[1:]:
+            self._write(stream, "run_start")
+
+    def supervisor(
+        self, model: str, messages: Sequence[Message], completion: Completion, elapsed: float, purpose: str
+    ) -> None:
+        """A turn of the supervisor; ``messages`` are those that it had not seen before."""
+        self._write(
+            "supervisor",
+            "supervisor",
+            purpose=purpose,
+            model=model,
+            messages=list(messages),
+            response=completion.text,
+            finish_reason=completion.finish_reason,
+            usage=_usage(completion.usage),
+            elapsed=elapsed,
+        )
+
+    def worker(self, *, model: str, usage: Usage, elapsed: float, **facts: object) -> None:
+        """A worker call that ended: with ``response`` or with ``error``."""
+        self._write("worker", "worker", model=model, usage=_usage(usage), elapsed=elapsed, **facts)
+
+    def repl(self, code: str, result: CellResult) -> None:
+        """A block and all that it wrote."""
+        self._write(
+            "repl",
+            "cell",
+            cell=result.cell,
+            code=code,
+            outcome=result.outcome.value,
+            stdout=result.stdout,
+            stderr=result.stderr,
+            truncated=result.truncated,
+            error=None if result.error is None else _error(result),
+            final=result.final,
+            elapsed=result.elapsed,
+            worker_wait=result.worker_wait,
+            state_lost=result.state_lost,
+            detail=result.detail,
+        )
+
+    def end(self, **facts: object) -> None:
+        """The last event: how the run ended."""
+        self._write("supervisor", "run_end", **facts)
+
+    def _write(self, stream: Stream, event: str, **fields: object) -> None:
+        file = self._files.get(stream)
+        if file is None:
+            return
+        head = {"event": event, "run_id": self._run_id, "step": self.step, "timestamp": time.time()}
+        try:
+            # ASCII with escapes: no line end, control byte or lone surrogate of anybody reaches the file.
+            file.write(json.dumps({**head, **fields}, ensure_ascii=True, allow_nan=True) + "\n")
+            file.flush()
+        except OSError as error:
+            raise _log_error(self._folder, error) from error
+
+    def _store(self, encoded: EncodedContext, context: object) -> str:
+        """Write the context, unless it is there; the file's name."""
+        assert self._folder is not None
+        suffix, data = _readable(encoded, context)
+        name = f"context-{encoded.sha256[:16]}.{suffix}"
+        path = self._folder / name
+        part = self._folder / f".{name}.{os.getpid()}.part"
+        try:
+            if not path.exists():
+                part.write_bytes(data)
+                part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise _log_error(self._folder, error) from error
+        return name
+
+
+def _readable(encoded: EncodedContext, context: object) -> tuple[str, bytes]:
+    """A context as a person would keep it: text as it is, data as JSON, or as its repr where it is no JSON."""
+    if encoded.kind == "text":
+        return "txt", encoded.data
+    try:
+        return "json", json.dumps(context, indent=1).encode()
+    except (TypeError, ValueError):
+        return "repr.txt", repr(context).encode("utf-8", "surrogatepass")
+
+
+def _error(result: CellResult) -> dict[str, str]:
+    assert result.error is not None
+    return {"type": result.error.type, "message": result.error.message, "traceback": result.error.traceback}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "calls": usage.calls}
+
+
+def _log_error(folder: Path | None, error: OSError) -> LogError:
+    return LogError(f"cannot write the logs in {folder}: {error.strerror or error}. Make room, or choose another log_dir")

@@ -1,0 +1,162 @@
+"""The loop: supervisor, code, outputs, supervisor, until FINAL or a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..handlers import Completion, Message, ModelHandler, Role, Usage, call_chat
+from .blocks import code_blocks
+from .errors import SandboxLost
+from .events import BlockEnded, BlockStarted, Event, SupervisorReplied, TurnStarted
+from .log import RunLogger
+from .prompts import Prompts, context_facts, fill, nudge
+from .result import StopReason
+from .sandbox import CellResult, Outcome, Sandbox
+from .transcript import show_results
+
+_ENDS_THE_RUN = frozenset({Outcome.PROTOCOL_VIOLATION})
+"""A guest that attacks its shim gets no second interpreter."""
+
+_REASONS: dict[StopReason, str] = {
+    "max_iterations": "all turns are used",
+    "timeout": "the time is up",
+    "sandbox_lost": "the interpreter was lost",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be answered, under which limits."""
+
+    query: str
+    context: object
+    max_iterations: int
+    output_limit: int
+    worker_ctx_k: int
+    max_seconds: float | None
+    final_seconds: float
+
+
+@dataclass(slots=True)
+class Research:
+    """One run's conversation with its supervisor."""
+
+    task: Task
+    supervisor: ModelHandler
+    sandbox: Sandbox
+    prompts: Prompts
+    log: RunLogger
+    emit: Callable[[Event], None]
+    messages: list[Message] = field(default_factory=list[Message])
+    usage: Usage = Usage()
+    iterations: int = 0
+    _seen: int = 0
+
+    async def run(self) -> tuple[str | None, StopReason]:
+        """Answer and reason. Limits are reasons; errors of models and logs are raised."""
+        self._open()
+        try:
+            async with asyncio.timeout(self.task.max_seconds) as clock:
+                for step in range(1, self.task.max_iterations + 1):
+                    answer = await self._turn(step)
+                    if answer is not None:
+                        return answer, "final"
+            reason: StopReason = "max_iterations"
+        except TimeoutError:
+            if not clock.expired():  # somebody else's: a handler's, say
+                raise
+            reason = "timeout"
+        except SandboxLost:
+            reason = "sandbox_lost"
+        return await self._best_answer(reason), reason
+
+    async def _turn(self, step: int) -> str | None:
+        """One message of the supervisor and what came of it; the answer, if it gave one."""
+        self.log.step = self.iterations = step
+        self.emit(TurnStarted(step))
+        completion = await self._ask("turn")
+        blocks = code_blocks(completion.text)
+        results = await self._execute(step, blocks)
+        for result in results:
+            if result.final is not None:
+                return result.final
+        await self._report(step, blocks, results)
+        return None
+
+    def _open(self) -> None:
+        task = self.task
+        values = {
+            "output_limit": task.output_limit,
+            "worker_ctx_k": task.worker_ctx_k,
+            "worker_chars": f"{task.worker_ctx_k * 1000 * 3:,}",
+            "context_kind": f"a {type(task.context).__name__}",
+            "query": task.query,
+            "context_facts": context_facts(task.context),
+            "max_iterations": task.max_iterations,
+        }
+        self._say("system", fill(self.prompts.system, **values))
+        self._say("user", fill(self.prompts.first, **values))
+
+    async def _execute(self, step: int, blocks: list[str]) -> list[CellResult]:
+        """Run blocks in order, up to the first that raises, ends the interpreter, or answers."""
+        results: list[CellResult] = []
+        for number, code in enumerate(blocks, 1):
+            self.emit(BlockStarted(step, number, len(blocks), code))
+            result = await self.sandbox.execute(code)
+            self.log.repl(code, result)
+            self.emit(BlockEnded(step, result))
+            results.append(result)
+            if result.final is not None or result.outcome is not Outcome.OK:
+                break
+        return results
+
+    async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
+        """Tell the supervisor what its blocks did, and give it a fresh interpreter where it lost its own."""
+        parts = [show_results(results, len(blocks), self.task.output_limit)] if blocks else [self.prompts.no_code]
+        if results and results[-1].state_lost:
+            if results[-1].outcome in _ENDS_THE_RUN:
+                raise SandboxLost(results[-1].detail)
+            await self.sandbox.reset()
+            parts.append(fill(self.prompts.state_lost, outcome=results[-1].outcome.value))
+        turns_left = self.task.max_iterations - step
+        if turns_left:
+            parts.append(nudge(self.prompts, turns_left, self.task.max_iterations))
+        self._say("user", "\n\n".join(parts))
+
+    async def _best_answer(self, reason: StopReason) -> str | None:
+        """Ask once more, for text. A block that gives the answer by FINAL is taken, too."""
+        if self.messages[-1]["role"] == "user":  # a turn that was cut off; two user messages in a row confuse models
+            last = self.messages.pop()["content"] + "\n\n"
+            self._seen = min(self._seen, len(self.messages))
+        else:
+            last = ""
+        self._say("user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query))
+        try:
+            async with asyncio.timeout(self.task.final_seconds):
+                completion = await self._ask("best_answer")
+                for result in await self._execute(self.iterations, code_blocks(completion.text)):
+                    if result.final is not None:
+                        return result.final
+        except (TimeoutError, SandboxLost):
+            pass
+        else:
+            return completion.text.strip() or None
+        return None
+
+    async def _ask(self, purpose: str) -> Completion:
+        """Send the conversation to the supervisor. Its answer is logged before anything else happens."""
+        started = time.monotonic()
+        completion = await call_chat(self.supervisor, self.messages)
+        elapsed = time.monotonic() - started
+        self.usage += completion.usage
+        self.log.supervisor(self.supervisor.model, self.messages[self._seen :], completion, elapsed, purpose)
+        self._say("assistant", completion.text)
+        self._seen = len(self.messages)
+        self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
+        return completion
+
+    def _say(self, role: Role, text: str) -> None:
+        self.messages.append({"role": role, "content": text})

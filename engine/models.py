@@ -1,0 +1,114 @@
+"""Which models a task uses: from its specification, else from the environment, else the builtin pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..handlers import BuiltinSupervisor, BuiltinWorker, ModelHandler, OpenAIHandler, ScriptedHandler
+from ..handlers.openai import TOGETHER_URL
+from .errors import TaskError
+
+Role = Literal["supervisor", "worker"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+# Sampling, and the models of an endpoint that only a key names.
+_SAMPLING: dict[Role, dict[str, Any]] = {
+    "supervisor": {"temperature": 0.7, "max_tokens": 2048},
+    "worker": {"temperature": 0.2, "max_tokens": 512},
+}
+_TOGETHER: dict[Role, str] = {
+    "supervisor": "meta-llama/Llama-3.3-70B-Instruct-Turbo",
+    "worker": "meta-llama/Llama-3.1-8B-Instruct-Turbo",
+}
+_OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
+
+
+class OpenAISpec(BaseModel):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    model_config = _STRICT
+
+    handler: Literal["openai"]
+    model: str = Field(min_length=1, description="the model's name at the endpoint")
+    base_url: str | None = Field(None, description="the endpoint; OpenAI's by default")
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key")
+    temperature: float | None = Field(None, ge=0, le=2)
+    max_tokens: int | None = Field(None, ge=1)
+    timeout: float = Field(120.0, gt=0, description="seconds for one attempt")
+    max_retries: int = Field(2, ge=0, le=20)
+    max_concurrency: int = Field(32, ge=1, le=10_000, description="requests at once")
+    extra_body: dict[str, Any] | None = Field(None, description="more fields for the request's body")
+
+    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
+        """The handler."""
+        return OpenAIHandler(**self.model_dump(exclude={"handler"}))
+
+
+class ScriptedSpec(BaseModel):
+    """Canned replies, in the task file or in a file beside it."""
+
+    model_config = _STRICT
+
+    handler: Literal["scripted"]
+    model: str = "scripted"
+    replies: list[str] | None = None
+    replies_file: str | None = Field(None, description="JSON list, or JSON Lines; relative to the task file")
+
+    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
+        """The handler."""
+        if (self.replies is None) == (self.replies_file is None):
+            raise TaskError(f"{role}: a scripted handler takes either `replies` or `replies_file`")
+        if self.replies_file is None:
+            return ScriptedHandler(self.replies or [], model=self.model)
+        try:
+            return ScriptedHandler.from_file(folder / self.replies_file, model=self.model)
+        except (OSError, ValueError) as error:
+            raise TaskError(f"{role}: {error}") from error
+
+
+class BuiltinSpec(BaseModel):
+    """The builtin pair; it is no language model."""
+
+    model_config = _STRICT
+
+    handler: Literal["builtin"]
+
+    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
+        """The handler."""
+        return builtin(role, worker_ctx_k)
+
+
+ModelSpec = Annotated[OpenAISpec | ScriptedSpec | BuiltinSpec, Field(discriminator="handler")]
+
+
+def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
+    """The builtin model of a role."""
+    return BuiltinSupervisor(worker_ctx_k=worker_ctx_k) if role == "supervisor" else BuiltinWorker()
+
+
+def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | None:
+    """The endpoint that the environment configures; None where it configures none.
+
+    ``TOGETHER_API_KEY`` means Together, else ``OPENAI_API_KEY`` OpenAI; ``BASE_URL`` names another endpoint,
+    ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` other models.
+
+    Raises:
+        TaskError: ``BASE_URL`` without the model's name.
+    """
+    base_url, model = environ.get("BASE_URL"), environ.get(f"{role.upper()}_MODEL")
+    if environ.get("TOGETHER_API_KEY"):
+        key, url, default = environ["TOGETHER_API_KEY"], TOGETHER_URL, _TOGETHER[role]
+    elif environ.get("OPENAI_API_KEY"):
+        key, url, default = environ["OPENAI_API_KEY"], None, _OPENAI[role]
+    elif base_url:
+        key, url, default = None, None, None
+    else:
+        return None
+    if base_url and not model and base_url.rstrip("/") != (url or ""):
+        raise TaskError(f"BASE_URL is set, but {role.upper()}_MODEL is not: name the model to use there")
+    return OpenAIHandler(model or default or "", base_url=base_url or url, api_key=key, **_SAMPLING[role])

@@ -1,0 +1,141 @@
+"""The task file: what ``supdist-engine run`` takes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from .api import RunLimits
+from .errors import TaskError
+from .models import ModelSpec
+from .sandbox import SandboxConfig
+
+_TEXT_SUFFIXES = (".txt", ".md")
+
+
+class TaskLimits(RunLimits):
+    """What the run may take, and what the supervisor is shown."""
+
+    max_iterations: int = Field(15, ge=1, le=10_000, description="turns of the supervisor")
+    output_limit: int = Field(2000, ge=1, description="characters of a block's output that the supervisor is shown")
+    worker_ctx_k: int = Field(8, ge=1, description="the worker's window in thousands of tokens")
+
+
+class TaskFile(BaseModel):
+    """A question about a context, and how to answer it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="supdist-engine task")
+
+    schema_: str | None = Field(None, alias="$schema", description="for editors")
+    query: str = Field(min_length=1, description="the question")
+    context: str | list[JsonValue] | dict[str, JsonValue] | None = Field(None, description="the document itself")
+    context_file: str | None = Field(
+        None, description="or a file that holds it: .txt, .md or .json; relative to the task file"
+    )
+    supervisor: ModelSpec | None = Field(None, description="the model that writes code; from the environment by default")
+    worker: ModelSpec | None = Field(None, description="the model that the code asks; from the environment by default")
+    sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
+    limits: TaskLimits = Field(default_factory=TaskLimits)
+    log_dir: str | None = Field(None, description="a folder for the logs; relative to the current directory")
+    prompts_dir: str | None = Field(None, description="a folder with other prompts; relative to the task file")
+
+    @model_validator(mode="after")
+    def _one_context(self) -> TaskFile:
+        if (self.context is None) == (self.context_file is None):
+            raise ValueError("a task needs either `context` or `context_file`")
+        return self
+
+    def load_context(self, folder: Path) -> object:
+        """The context, read from its file where it has one.
+
+        Raises:
+            TaskError: the file cannot be read, or is none of the kinds that are known.
+        """
+        if self.context_file is None:
+            return self.context
+        path = folder / self.context_file
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TaskError(f"context_file: cannot read {path}: {error}") from error
+        if path.suffix in _TEXT_SUFFIXES:
+            return text
+        if path.suffix == ".json":
+            value = _parse(text, path)
+            if not isinstance(value, (str, list, dict)):
+                raise TaskError(f"context_file: {path} must hold a string, a list or an object")
+            return value  # pyright: ignore[reportUnknownVariableType]
+        raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
+
+
+def read_task(path: Path) -> TaskFile:
+    """Read and check a task file.
+
+    Raises:
+        TaskError: every mistake, a line each; an unknown key with the nearest known one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read the task file {path}: {error}") from error
+    value = _parse(text, path)
+    try:
+        return TaskFile.model_validate(value)
+    except ValidationError as error:
+        raise TaskError("\n".join([f"{path} is no task:", *(f"  {line}" for line in _explain(error))])) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a task file, for editors."""
+    return TaskFile.model_json_schema(by_alias=True)
+
+
+def _parse(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{path} is no JSON: {error}") from error
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        where = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            *parents, key = where
+            known = sorted(_keys_at(TaskFile, parents))
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
+            yield f"{'.'.join(where)}: unknown key; {hint}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{'.'.join(where)}: {message}" if where else message
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> set[str]:
+    """The keys of the model that stands at a path of keys (and of a union's tags)."""
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    if not path:
+        return keys
+    field = model.model_fields.get(path[0])
+    if field is None:
+        return keys
+    models = [part for part in _types_in(field.annotation) if issubclass(part, BaseModel)]
+    for candidate in models:
+        tag = candidate.model_fields.get("handler")
+        if len(models) == 1:
+            return _keys_at(candidate, path[1:])
+        if tag is not None and len(path) > 1 and path[1] in get_args(tag.annotation):
+            return _keys_at(candidate, path[2:])
+    return keys
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)

@@ -1,0 +1,121 @@
+"""What a model is to the engine: messages in, a completion out."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, TypedDict
+
+from .errors import HandlerError
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "refusal", "other"]
+
+
+class Message(TypedDict):
+    """One turn of a chat, in the form of the OpenAI API."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that were paid for, and the number of requests that used them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    calls: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.calls + other.calls,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A model's answer with what it cost; ``finish_reason`` says whether it is whole."""
+
+    text: str
+    usage: Usage = field(default_factory=lambda: Usage(calls=1))
+    finish_reason: FinishReason = "stop"
+
+
+BatchItem = Completion | HandlerError
+
+
+class ModelHandler(ABC):
+    """A model. Subclass it, define ``chat``, and, where the model gains by it, ``chat_batch``.
+
+    Both may be plain methods (they are then called in a thread) or ``async`` ones. The same handler is used
+    by many runs at once. Entering it (``async with``) and leaving it is counted by event loop: connections
+    that it opened for a loop are closed when the last user of that loop leaves.
+    """
+
+    model: str = "unnamed"
+    """The name that logs and tables show."""
+
+    @abstractmethod
+    def chat(self, messages: Sequence[Message]) -> Completion | Awaitable[Completion]:
+        """Answer one conversation.
+
+        Raises:
+            Unavailable: it may be tried again later.
+            Rejected: it will not be answered.
+            ContextTooLong: it does not fit the model's window.
+        """
+
+    def chat_batch(
+        self, message_batches: Sequence[Sequence[Message]]
+    ) -> Sequence[BatchItem] | Awaitable[Sequence[BatchItem]]:
+        """Answer many conversations; the results in their order.
+
+        One that fails leaves its ``HandlerError`` in its place and does not touch the others. This one calls
+        ``chat`` for each, all at once.
+        """
+        return self._chat_each(message_batches)
+
+    async def _chat_each(self, message_batches: Sequence[Sequence[Message]]) -> Sequence[BatchItem]:
+        async def one(messages: Sequence[Message]) -> BatchItem:
+            try:
+                return await call_chat(self, messages)
+            except HandlerError as error:
+                return error
+
+        return await asyncio.gather(*(one(messages) for messages in message_batches))
+
+    async def __aenter__(self) -> ModelHandler:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Completion:
+    """``handler.chat``, plain or ``async``: a plain one runs in a thread, so that it blocks nobody."""
+    if inspect.iscoroutinefunction(handler.chat):
+        return await handler.chat(messages)
+    result = await asyncio.to_thread(handler.chat, messages)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def call_chat_batch(
+    handler: ModelHandler, message_batches: Sequence[Sequence[Message]]
+) -> Sequence[BatchItem]:
+    """``handler.chat_batch``, plain or ``async``."""
+    if inspect.iscoroutinefunction(handler.chat_batch):
+        return await handler.chat_batch(message_batches)
+    if type(handler).chat_batch is ModelHandler.chat_batch:
+        result = handler.chat_batch(message_batches)
+    else:
+        result = await asyncio.to_thread(handler.chat_batch, message_batches)
+    return await result if inspect.isawaitable(result) else result
