@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     )
     from .prompts import Prompts
     from .result import RunResult
-    from .sandbox import CellResult, Engine, Isolation, Outcome, Sandbox, SandboxConfig, SyncSandbox, open_sandbox
+    from .sandbox import (
+        CellResult,
+        Engine,
+        Isolation,
+        Outcome,
+        Sandbox,
+        SandboxConfig,
+        SyncSandbox,
+        open_sandbox,
+    )
 
 __all__ = [
     "CellResult",

@@ -33,8 +33,10 @@ class RunLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    max_seconds: float | None = Field(None, gt=0, description="seconds for the whole run; then a best answer is asked for")
-    final_seconds: float = Field(60.0, gt=0, description="seconds for that best answer")
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="seconds for the whole run; then a best answer is asked for"
+    )
+    final_seconds: float = Field(default=60.0, gt=0, description="seconds for that best answer")
 
 
 async def arun(
@@ -78,7 +80,9 @@ async def arun(
     limits = limits or RunLimits()
     emit = on_event or _ignore
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
-    task = Task(query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds)
+    task = Task(
+        query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds
+    )
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         log = stack.enter_context(RunLogger(log_dir, run_id))
@@ -95,7 +99,10 @@ async def arun(
         except BaseException as error:
             how = "cancelled" if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)) else "failed"
             with contextlib.suppress(Exception):  # the first error is the one to hear of
-                log.end(stop_reason="cancelled" if how == "cancelled" else None, error=f"{type(error).__name__}: {error}")
+                log.end(
+                    stop_reason="cancelled" if how == "cancelled" else None,
+                    error=f"{type(error).__name__}: {error}",
+                )
                 emit(RunEnded(run_id, how, None))
             raise
         result = RunResult(
@@ -139,7 +146,9 @@ def as_data(result: RunResult) -> dict[str, Any]:
     return asdict(result)
 
 
-def _settings(task: Task, supervisor: ModelHandler, worker: ModelHandler, sandbox: SandboxConfig) -> dict[str, Any]:
+def _settings(
+    task: Task, supervisor: ModelHandler, worker: ModelHandler, sandbox: SandboxConfig
+) -> dict[str, Any]:
     return {
         "supervisor_model": supervisor.model,
         "worker_model": worker.model,
@@ -165,5 +174,3 @@ def _check(query: str, max_iterations: int, output_limit: int, worker_ctx_k: int
 
 def _ignore(_: Event) -> None:
     return None
-
-

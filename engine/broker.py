@@ -45,7 +45,9 @@ class Broker:
             if len(call.prompts) > 1 and type(self._worker).chat_batch is not ModelHandler.chat_batch:
                 results = await self._ask_together(call)
             else:
-                results = await asyncio.gather(*(self._ask(call, index) for index in range(len(call.prompts))))
+                results = await asyncio.gather(
+                    *(self._ask(call, index) for index in range(len(call.prompts)))
+                )
             waiting = 0
         finally:
             self._count(ended=len(call.prompts) - waiting, cancelled=waiting)
@@ -56,7 +58,7 @@ class Broker:
         item: BatchItem | Exception
         try:
             item = await call_chat(self._worker, _conversation(call.prompts[index]))
-        except Exception as error:  # noqa: BLE001 - a handler is the user's code; a call's failure is the call's
+        except Exception as error:
             item = error
         return self._settle(call, index, item, time.monotonic() - started)
 
@@ -66,14 +68,20 @@ class Broker:
         try:
             items = await call_chat_batch(self._worker, [_conversation(prompt) for prompt in call.prompts])
             if len(items) != len(call.prompts):
-                items = [RuntimeError(f"chat_batch gave {len(items)} results for {len(call.prompts)} conversations")]
+                items = [
+                    RuntimeError(
+                        f"chat_batch gave {len(items)} results for {len(call.prompts)} conversations"
+                    )
+                ]
                 items *= len(call.prompts)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             items = [error] * len(call.prompts)
         elapsed = time.monotonic() - started
         return [self._settle(call, index, item, elapsed) for index, item in enumerate(items)]
 
-    def _settle(self, call: WorkerCall, index: int, item: BatchItem | Exception, elapsed: float) -> str | CallError:
+    def _settle(
+        self, call: WorkerCall, index: int, item: BatchItem | Exception, elapsed: float
+    ) -> str | CallError:
         """Count, log and translate one result."""
         where = {"cell": call.cell, "call": call.call, "index": index, "prompt": call.prompts[index]}
         if isinstance(item, Completion):

@@ -11,14 +11,19 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from .models import ModelSpec, Role
     from .result import RunResult
     from .sandbox import CellResult
     from .taskfile import TaskFile
+
+T = TypeVar("T")
 
 ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_LOGS = range(7)
 TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
@@ -37,38 +42,34 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script."""
+    """The console script: every failure of ours as a line and a code; a traceback is a bug."""
     from .errors import LogError, SandboxError, TaskError
 
     try:
-        sys.exit(app(standalone_mode=False))
+        app()
     except TaskError as error:
         _fail(USAGE, error)
     except SandboxError as error:
         _fail(NO_SANDBOX, error)
     except LogError as error:
         _fail(NO_LOGS, error)
-    except KeyboardInterrupt:
-        _fail(INTERRUPTED, "interrupted")
     except Exception as error:
-        _fail_by_type(error)
+        from ..handlers import HandlerError
+
+        if isinstance(error, HandlerError):
+            _fail(NO_MODEL, f"the model failed: {error}")
+        raise
 
 
-def _fail_by_type(error: Exception) -> NoReturn:
-    import click
+def _await(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
+    """Run to the end, or to Ctrl-C: then what was begun is cancelled and closed first."""
+    import asyncio
 
-    from ..handlers import HandlerError
-
-    if isinstance(error, HandlerError):
-        _fail(NO_MODEL, f"the model failed: {error}")
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(error.exit_code)
-    if isinstance(error, click.exceptions.Exit):
-        sys.exit(error.exit_code)
-    if isinstance(error, click.Abort):
-        _fail(INTERRUPTED, "interrupted")
-    raise error
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        kept = f"; the logs are in {log_dir}" if log_dir else ""
+        _fail(INTERRUPTED, f"interrupted{kept}")
 
 
 def _fail(code: int, message: object) -> NoReturn:
@@ -98,14 +99,16 @@ def _root(
 @app.command()
 def run(
     task: Annotated[Path, typer.Argument(help="The task file (JSON); `supdist-engine schema` describes it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")
+    ] = False,
     log_dir: Annotated[Path | None, typer.Option(help="A folder for the logs.")] = None,
     max_iterations: Annotated[int | None, typer.Option(min=1, help="Turns of the supervisor.")] = None,
-    backend: Annotated[str | None, typer.Option(help="What the sandbox's walls are made of: process.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What the sandbox's walls are made of: process.")
+    ] = None,
 ) -> None:
     """Answer the question of a task file. The answer goes to stdout, progress to stderr."""
-    import asyncio
-
     from dotenv import find_dotenv, load_dotenv
 
     from .api import as_data
@@ -113,7 +116,7 @@ def run(
 
     load_dotenv(find_dotenv(usecwd=True))
     description = _override(read_task(task), log_dir, max_iterations, backend)
-    result = asyncio.run(_run(description, task.parent, quiet=as_json))
+    result = _await(_run(description, task.parent, quiet=as_json), description.log_dir)
     if as_json:
         print(json.dumps(as_data(result)))
     else:
@@ -122,7 +125,9 @@ def run(
         raise typer.Exit(LIMIT)
 
 
-def _override(task: TaskFile, log_dir: Path | None, max_iterations: int | None, backend: str | None) -> TaskFile:
+def _override(
+    task: TaskFile, log_dir: Path | None, max_iterations: int | None, backend: str | None
+) -> TaskFile:
     """The task with what the command line says instead."""
     from .errors import TaskError
 
@@ -143,9 +148,13 @@ async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
     from .prompts import Prompts
 
     limits = task.limits
+    roles: tuple[tuple[Role, ModelSpec | None], ...] = (
+        ("supervisor", task.supervisor),
+        ("worker", task.worker),
+    )
     models = {
         role: spec.build(role, folder, limits.worker_ctx_k) if spec else from_environment(role, os.environ)
-        for role, spec in (("supervisor", task.supervisor), ("worker", task.worker))
+        for role, spec in roles
     }
     context = task.load_context(folder)
     prompts = Prompts.from_directory(folder / task.prompts_dir) if task.prompts_dir else None
@@ -181,14 +190,17 @@ def _print_result(result: RunResult, log_dir: str | None) -> None:
 
 @app.command("exec")
 def execute(
-    code: Annotated[str | None, typer.Argument(help="Python source; from stdin where it is not given, or is '-'.")] = None,
+    code: Annotated[
+        str | None, typer.Argument(help="Python source; from stdin where it is not given, or is '-'.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that it may take.")] = 120.0,
     memory: Annotated[str, typer.Option(help="Memory that it may use, such as 512MiB.")] = "2GiB",
-    context_file: Annotated[Path | None, typer.Option(help="A text file; the code sees it as `context`.")] = None,
+    context_file: Annotated[
+        Path | None, typer.Option(help="A text file; the code sees it as `context`.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print outcome, output and error as JSON.")] = False,
 ) -> None:
     """Run code in a fresh sandbox: its output, and an exit status as a shell expects it."""
-    import asyncio
     from dataclasses import asdict
 
     from pydantic import ValidationError
@@ -209,7 +221,7 @@ def execute(
         async with open_sandbox(config, context=context) as sandbox:
             return await sandbox.execute(source, timeout=timeout)
 
-    result = asyncio.run(once())
+    result = _await(once())
     if as_json:
         from msgspec import to_builtins
 

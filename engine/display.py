@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,7 +41,7 @@ class Screen(Protocol):
 
 
 @contextmanager
-def display(query: str, *, quiet: bool) -> Iterator[Screen]:
+def display(query: str, *, quiet: bool) -> Generator[Screen]:
     """The screen that fits: nothing, a live panel where stderr is a terminal, or lines."""
     if quiet:
         yield _Silent()

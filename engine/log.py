@@ -44,7 +44,7 @@ class RunLogger:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for name in STREAMS:
-                    file = open(self._folder / f"{name}.jsonl", "a", encoding="ascii")  # noqa: SIM115 - the stack closes it
+                    file = open(self._folder / f"{name}.jsonl", "a", encoding="ascii")
                     self._files[name] = self._stack.enter_context(file)
             except OSError as error:
                 self._stack.close()
@@ -67,7 +67,12 @@ class RunLogger:
             return
         encoded = encode_context(context)
         name = self._store(encoded, context)
-        facts = {"file": name, "sha256": encoded.sha256, "bytes": len(encoded.data), "type": type(context).__name__}
+        facts = {
+            "file": name,
+            "sha256": encoded.sha256,
+            "bytes": len(encoded.data),
+            "type": type(context).__name__,
+        }
         self._write("supervisor", "run_start", query=query, context=facts, **settings)
         for stream in STREAMS[1:]:
             self._write(stream, "run_start")
@@ -164,4 +169,6 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def _log_error(folder: Path | None, error: OSError) -> LogError:
-    return LogError(f"cannot write the logs in {folder}: {error.strerror or error}. Make room, or choose another log_dir")
+    return LogError(
+        f"cannot write the logs in {folder}: {error.strerror or error}. Make room, or choose another log_dir"
+    )

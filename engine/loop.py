@@ -51,15 +51,16 @@ class Research:
     log: RunLogger
     emit: Callable[[Event], None]
     messages: list[Message] = field(default_factory=list[Message])
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     iterations: int = 0
     _seen: int = 0
 
     async def run(self) -> tuple[str | None, StopReason]:
         """Answer and reason. Limits are reasons; errors of models and logs are raised."""
         self._open()
+        clock = asyncio.timeout(self.task.max_seconds)
         try:
-            async with asyncio.timeout(self.task.max_seconds) as clock:
+            async with clock:
                 for step in range(1, self.task.max_iterations + 1):
                     answer = await self._turn(step)
                     if answer is not None:
@@ -115,7 +116,9 @@ class Research:
 
     async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
         """Tell the supervisor what its blocks did, and give it a fresh interpreter where it lost its own."""
-        parts = [show_results(results, len(blocks), self.task.output_limit)] if blocks else [self.prompts.no_code]
+        parts = (
+            [show_results(results, len(blocks), self.task.output_limit)] if blocks else [self.prompts.no_code]
+        )
         if results and results[-1].state_lost:
             if results[-1].outcome in _ENDS_THE_RUN:
                 raise SandboxLost(results[-1].detail)
@@ -128,12 +131,16 @@ class Research:
 
     async def _best_answer(self, reason: StopReason) -> str | None:
         """Ask once more, for text. A block that gives the answer by FINAL is taken, too."""
-        if self.messages[-1]["role"] == "user":  # a turn that was cut off; two user messages in a row confuse models
+        if (
+            self.messages[-1]["role"] == "user"
+        ):  # a turn that was cut off; two user messages in a row confuse models
             last = self.messages.pop()["content"] + "\n\n"
             self._seen = min(self._seen, len(self.messages))
         else:
             last = ""
-        self._say("user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query))
+        self._say(
+            "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query)
+        )
         try:
             async with asyncio.timeout(self.task.final_seconds):
                 completion = await self._ask("best_answer")

@@ -35,14 +35,14 @@ class OpenAISpec(BaseModel):
 
     handler: Literal["openai"]
     model: str = Field(min_length=1, description="the model's name at the endpoint")
-    base_url: str | None = Field(None, description="the endpoint; OpenAI's by default")
-    api_key_env: str | None = Field(None, description="the environment variable that holds the key")
-    temperature: float | None = Field(None, ge=0, le=2)
-    max_tokens: int | None = Field(None, ge=1)
-    timeout: float = Field(120.0, gt=0, description="seconds for one attempt")
-    max_retries: int = Field(2, ge=0, le=20)
-    max_concurrency: int = Field(32, ge=1, le=10_000, description="requests at once")
-    extra_body: dict[str, Any] | None = Field(None, description="more fields for the request's body")
+    base_url: str | None = Field(default=None, description="the endpoint; OpenAI's by default")
+    api_key_env: str | None = Field(default=None, description="the environment variable that holds the key")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1)
+    timeout: float = Field(default=120.0, gt=0, description="seconds for one attempt")
+    max_retries: int = Field(default=2, ge=0, le=20)
+    max_concurrency: int = Field(default=32, ge=1, le=10_000, description="requests at once")
+    extra_body: dict[str, Any] | None = Field(default=None, description="more fields for the request's body")
 
     def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
         """The handler."""
@@ -57,7 +57,9 @@ class ScriptedSpec(BaseModel):
     handler: Literal["scripted"]
     model: str = "scripted"
     replies: list[str] | None = None
-    replies_file: str | None = Field(None, description="JSON list, or JSON Lines; relative to the task file")
+    replies_file: str | None = Field(
+        default=None, description="JSON list, or JSON Lines; relative to the task file"
+    )
 
     def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
         """The handler."""

@@ -65,7 +65,9 @@ when you know the answer, call FINAL(answer) in such a block.\
 
 _NUDGE_EARLY = "$turns_left turns are left."
 _NUDGE_LATE = "Only $turns_left turns are left. Aggregate what you have, and call FINAL(answer) soon."
-_NUDGE_LAST = "This is your last turn. Call FINAL(answer) in a ```repl block now, with the best answer that you have."
+_NUDGE_LAST = (
+    "This is your last turn. Call FINAL(answer) in a ```repl block now, with the best answer that you have."
+)
 
 _BEST_ANSWER = """\
 The research is over ($reason). Answer the question now, from what you have seen: $query

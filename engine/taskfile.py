@@ -21,9 +21,11 @@ _TEXT_SUFFIXES = (".txt", ".md")
 class TaskLimits(RunLimits):
     """What the run may take, and what the supervisor is shown."""
 
-    max_iterations: int = Field(15, ge=1, le=10_000, description="turns of the supervisor")
-    output_limit: int = Field(2000, ge=1, description="characters of a block's output that the supervisor is shown")
-    worker_ctx_k: int = Field(8, ge=1, description="the worker's window in thousands of tokens")
+    max_iterations: int = Field(default=15, ge=1, le=10_000, description="turns of the supervisor")
+    output_limit: int = Field(
+        default=2000, ge=1, description="characters of a block's output that the supervisor is shown"
+    )
+    worker_ctx_k: int = Field(default=8, ge=1, description="the worker's window in thousands of tokens")
 
 
 class TaskFile(BaseModel):
@@ -31,18 +33,28 @@ class TaskFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="supdist-engine task")
 
-    schema_: str | None = Field(None, alias="$schema", description="for editors")
+    schema_: str | None = Field(default=None, alias="$schema", description="for editors")
     query: str = Field(min_length=1, description="the question")
-    context: str | list[JsonValue] | dict[str, JsonValue] | None = Field(None, description="the document itself")
-    context_file: str | None = Field(
-        None, description="or a file that holds it: .txt, .md or .json; relative to the task file"
+    context: str | list[JsonValue] | dict[str, JsonValue] | None = Field(
+        default=None, description="the document itself"
     )
-    supervisor: ModelSpec | None = Field(None, description="the model that writes code; from the environment by default")
-    worker: ModelSpec | None = Field(None, description="the model that the code asks; from the environment by default")
+    context_file: str | None = Field(
+        default=None, description="or a file that holds it: .txt, .md or .json; relative to the task file"
+    )
+    supervisor: ModelSpec | None = Field(
+        default=None, description="the model that writes code; from the environment by default"
+    )
+    worker: ModelSpec | None = Field(
+        default=None, description="the model that the code asks; from the environment by default"
+    )
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     limits: TaskLimits = Field(default_factory=TaskLimits)
-    log_dir: str | None = Field(None, description="a folder for the logs; relative to the current directory")
-    prompts_dir: str | None = Field(None, description="a folder with other prompts; relative to the task file")
+    log_dir: str | None = Field(
+        default=None, description="a folder for the logs; relative to the current directory"
+    )
+    prompts_dir: str | None = Field(
+        default=None, description="a folder with other prompts; relative to the task file"
+    )
 
     @model_validator(mode="after")
     def _one_context(self) -> TaskFile:
@@ -59,10 +71,7 @@ class TaskFile(BaseModel):
         if self.context_file is None:
             return self.context
         path = folder / self.context_file
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"context_file: cannot read {path}: {error}") from error
+        text = _read(path, "context_file: cannot read")
         if path.suffix in _TEXT_SUFFIXES:
             return text
         if path.suffix == ".json":
@@ -79,20 +88,26 @@ def read_task(path: Path) -> TaskFile:
     Raises:
         TaskError: every mistake, a line each; an unknown key with the nearest known one.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read the task file {path}: {error}") from error
-    value = _parse(text, path)
+    value = _parse(_read(path, "cannot read the task file"), path)
     try:
         return TaskFile.model_validate(value)
     except ValidationError as error:
-        raise TaskError("\n".join([f"{path} is no task:", *(f"  {line}" for line in _explain(error))])) from None
+        raise TaskError(
+            "\n".join([f"{path} is no task:", *(f"  {line}" for line in _explain(error))])
+        ) from None
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a task file, for editors."""
     return TaskFile.model_json_schema(by_alias=True)
+
+
+def _read(path: Path, complaint: str) -> str:
+    """A UTF-8 file as it is, line ends included; a byte order mark is no part of the text."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{complaint} {path}: {error}") from error
 
 
 def _parse(text: str, path: Path) -> Any:

@@ -118,16 +118,17 @@ def best_sentences(question: str, text: str, count: int) -> list[str]:
     BM25 (Robertson and others, 1994; the variant of Lucene), with every sentence as a document. Sentences
     without a word of the question are left out.
     """
-    import bm25s
+    import bm25s  # pyright: ignore[reportMissingTypeStubs]
 
+    library: Any = bm25s
     sentences = [part.strip() for part in _SENTENCE.split(_unwrap(text)) if part.strip()]
-    corpus: Any = bm25s.tokenize(sentences, show_progress=False, return_ids=False)
-    (words,) = bm25s.tokenize([question], show_progress=False, return_ids=False)
+    corpus: list[list[str]] = library.tokenize(sentences, show_progress=False, return_ids=False)
+    (words,) = library.tokenize([question], show_progress=False, return_ids=False)
     vocabulary = {word for tokens in corpus for word in tokens}
     known = [word for word in words if word in vocabulary]
     if not known:
         return []
-    index = bm25s.BM25()
+    index = library.BM25()
     index.index(corpus, show_progress=False)
     scores: list[float] = index.get_scores(known).tolist()
     best = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], i))[:count]

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 TOGETHER_URL = "https://api.together.xyz/v1"
+
+_MAX_REPLY = 16 * 1024 * 1024
+"""Bytes of one reply, unpacked; the longest answers are a hundredth of it."""
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
 
@@ -54,7 +57,7 @@ class OpenAIHandler(ModelHandler):
             api_key_env: another variable to read it from.
             temperature: of sampling; the endpoint's default where None.
             max_tokens: at most so many tokens in an answer.
-            timeout: seconds for one attempt.
+            timeout: seconds of silence that end an attempt; one that is not silent may take twice as long.
             max_retries: attempts after the first, for what may pass (429, 5xx, connection).
             max_concurrency: requests at once, of this handler in one event loop.
             extra_body: more fields for the request's body.
@@ -80,17 +83,20 @@ class OpenAIHandler(ModelHandler):
         async with self:
             held = self._clients[asyncio.get_running_loop()]
             async with held.slots:
-                sampling: dict[str, Any] = {key: value for key, value in self._sampling.items() if value is not None}
+                request: dict[str, Any] = {
+                    "model": self.model,
+                    "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
+                    "extra_body": self._extra_body,
+                }
+                request |= {key: value for key, value in self._sampling.items() if value is not None}
+                client = self._client(held)
                 try:
-                    reply = await self._client(held).chat.completions.create(
-                        model=self.model,
-                        messages=[{"role": m["role"], "content": m["content"]} for m in messages],  # pyright: ignore[reportArgumentType]
-                        extra_body=self._extra_body,
-                        **sampling,
-                    )
+                    reply = cast("ChatCompletion", await client.chat.completions.create(**request))
                 except openai.OpenAIError as error:
                     raise translate(error) from error
-                except ValueError as error:
+                except UnicodeEncodeError as error:
+                    raise Rejected("the messages or the key hold what cannot be sent as text") from error
+                except (ValueError, RecursionError) as error:
                     # The SDK lets through what the JSON decoder says of a body that is none.
                     raise Unavailable("the endpoint sent a reply that is no JSON") from error
         return _completion(reply)
@@ -116,25 +122,37 @@ class OpenAIHandler(ModelHandler):
         if held.client is None:
             from openai import AsyncOpenAI
 
-            held.client = AsyncOpenAI(
-                api_key=self._key(), base_url=self.base_url, timeout=self._timeout, max_retries=self._max_retries
-            )
+            try:
+                key = self._key()
+                held.client = AsyncOpenAI(
+                    api_key=key,
+                    base_url=self.base_url,
+                    timeout=self._timeout,
+                    max_retries=self._max_retries,
+                    # OPENAI_CUSTOM_HEADERS could hold the key of another endpoint; what stands here comes first.
+                    default_headers={"Authorization": f"Bearer {key}"},
+                    http_client=_bounded_client(self._timeout),
+                )
+            except HandlerError:
+                raise
+            except Exception as error:  # a base URL, a proxy or a certificate file that cannot be used
+                raise Rejected(f"no client can be made for {self.base_url}: {error}") from error
         return held.client
 
     def _key(self) -> str:
         if self._api_key:
-            return self._api_key
+            return self._api_key.strip()
         host = urlsplit(self.base_url).hostname or ""
         if self._api_key_env:
             names = [self._api_key_env]
-        elif host.endswith("together.xyz"):
+        elif f".{host}".endswith(".together.xyz"):
             names = ["TOGETHER_API_KEY", "OPENAI_API_KEY"]
         else:
             names = ["OPENAI_API_KEY"]
         for name in names:
-            if os.environ.get(name):
-                return os.environ[name]
-        if self._api_key_env is None and not host.endswith(("together.xyz", "openai.com")):
+            if key := os.environ.get(name, "").strip():  # a line's end would show the key in h11's complaint
+                return key
+        if self._api_key_env is None and not f".{host}".endswith((".together.xyz", ".openai.com")):
             return "none"  # an endpoint of one's own mostly wants no key, but the SDK wants one to send
         raise Rejected(f"no API key for {host}: set {' or '.join(names)}")
 
@@ -146,6 +164,39 @@ class _LoopClient:
         self.slots = slots
         self.users = 0
         self.client: AsyncOpenAI | None = None
+
+
+def _bounded_client(timeout: float) -> Any:
+    """The SDK's HTTP client, with a bound on what one attempt reads and on how long it takes.
+
+    The SDK's own timeout is for each read alone: a body that drips would be read for ever, and one that does
+    not end would fill the memory. A silent endpoint runs into that timeout first, and is tried again.
+    """
+    from openai import DefaultAsyncHttpxClient
+
+    class BoundedClient(DefaultAsyncHttpxClient):
+        async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+            try:
+                async with asyncio.timeout(2 * timeout):
+                    response = await super().send(request, stream=True, **options)
+                    try:
+                        body = bytearray()
+                        async for part in response.aiter_bytes():
+                            body += part
+                            if len(body) > _MAX_REPLY:
+                                raise Unavailable(f"the endpoint's reply is longer than {_MAX_REPLY} bytes")
+                    finally:
+                        await response.aclose()
+            except TimeoutError as error:
+                raise Unavailable("the endpoint's reply did not end in time") from error
+            headers = [
+                item for item in response.headers.multi_items() if item[0].lower() != "content-encoding"
+            ]
+            whole = type(response)(response.status_code, headers=headers, content=bytes(body))
+            whole.request = response.request
+            return whole
+
+    return BoundedClient()
 
 
 def translate(error: OpenAIError) -> HandlerError:
@@ -188,9 +239,9 @@ def _completion(reply: ChatCompletion) -> Completion:
         text = choice.message.content or choice.message.refusal or ""
         refused = not choice.message.content and bool(choice.message.refusal)
         finish: FinishReason = "refusal" if refused else _FINISH.get(choice.finish_reason, "other")
-        usage = Usage(reply.usage.prompt_tokens, reply.usage.completion_tokens, 1) if reply.usage else Usage(calls=1)
+        used = (reply.usage.prompt_tokens or 0, reply.usage.completion_tokens or 0) if reply.usage else (0, 0)
     except (AttributeError, TypeError, IndexError, KeyError) as error:
         raise Unavailable("the endpoint sent a reply without a completion") from error
-    if not isinstance(text, str) or not isinstance(usage.input_tokens + usage.output_tokens, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(text, str) or not all(type(count) is int and 0 <= count < 2**53 for count in used):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise Unavailable("the endpoint sent a completion of the wrong type")
-    return Completion(text, usage, finish)
+    return Completion(text, Usage(*used, 1), finish)

@@ -44,8 +44,8 @@ class ScriptedHandler(ModelHandler):
         replies: list[Reply] = []
         for item in items if isinstance(items, list) else [items]:  # pyright: ignore[reportUnknownVariableType]
             text: object = item.get("text") if isinstance(item, dict) else item  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            if not isinstance(text, str):
-                raise ValueError(f"{path}: a reply must be a string, or an object with a string under 'text'")
+            if not isinstance(text, str):  # it is the file's content that is wrong, not a type in the program
+                raise ValueError(f"{path}: a reply must be a string, or an object with a string under 'text'")  # noqa: TRY004
             replies.append(text)
         return cls(replies, model=model)
 

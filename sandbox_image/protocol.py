@@ -20,6 +20,7 @@ prompts and answers before they are sent. ``Output`` carries bytes, decoded by t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Literal
 
@@ -64,7 +65,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 # Values
 
 
-class Limits(Message):
+class Limits(Message, frozen=True):
     """What one sandbox may use. Bytes, counts and seconds; all positive."""
 
     memory_bytes: int
@@ -82,7 +83,7 @@ class Limits(Message):
     grace_seconds: float
 
 
-class Facts(Message):
+class Facts(Message, frozen=True):
     """What the guest measured of its walls, before any code of a user ran in it.
 
     ``namespaces`` maps a namespace's kind to its inode; the shim compares them with its own.
@@ -96,7 +97,7 @@ class Facts(Message):
     root_writable: bool
 
 
-class ErrorInfo(Message):
+class ErrorInfo(Message, frozen=True):
     """An exception that left a cell: its class's name, ``str()`` and formatted traceback, each cut to a size."""
 
     type: str
@@ -104,7 +105,7 @@ class ErrorInfo(Message):
     traceback: str
 
 
-class CallError(Message):
+class CallError(Message, frozen=True):
     """A worker call without an answer; ``message`` is written by the host for the guest to read."""
 
     code: CallCode
@@ -114,7 +115,7 @@ class CallError(Message):
 # To the guest
 
 
-class Start(Message, tag=1):
+class Start(Message, frozen=True, tag=1):
     """First of all: the question, and the limits that the guest's own library keeps before the shim enforces them."""
 
     query: str
@@ -123,7 +124,7 @@ class Start(Message, tag=1):
     frame_bytes: int
 
 
-class Load(Message, tag=2):
+class Load(Message, frozen=True, tag=2):
     """The context: ``text`` is UTF-8 (with surrogates passed through), ``object`` a pickle that the host wrote.
 
     It lies in the descriptor ``fd`` of the guest's init, or, where ``fd`` is -1, in ``data``.
@@ -134,7 +135,7 @@ class Load(Message, tag=2):
     data: bytes
 
 
-class Execute(Message, tag=3):
+class Execute(Message, frozen=True, tag=3):
     """Run a cell. ``timeout`` (seconds) is the shim's to keep; the guest may know it."""
 
     cell: int
@@ -142,14 +143,14 @@ class Execute(Message, tag=3):
     timeout: float
 
 
-class Reply(Message, tag=4):
+class Reply(Message, frozen=True, tag=4):
     """The answers of a call, in the order of its prompts."""
 
     call: int
     results: list[str | CallError]
 
 
-class Interrupt(Message, tag=5):
+class Interrupt(Message, frozen=True, tag=5):
     """Raise KeyboardInterrupt in this cell, if it still runs."""
 
     cell: int
@@ -158,14 +159,14 @@ class Interrupt(Message, tag=5):
 # From the guest
 
 
-class Ready(Message, tag=20):
+class Ready(Message, frozen=True, tag=20):
     """The guest has its context and waits for cells."""
 
     version: int
     facts: Facts
 
 
-class Output(Message, tag=21):
+class Output(Message, frozen=True, tag=21):
     """Bytes that were written to fd 1 or 2 during a cell."""
 
     cell: int
@@ -173,7 +174,7 @@ class Output(Message, tag=21):
     data: bytes
 
 
-class Call(Message, tag=22):
+class Call(Message, frozen=True, tag=22):
     """Ask the worker model each of these prompts."""
 
     call: int
@@ -181,40 +182,41 @@ class Call(Message, tag=22):
     prompts: list[str]
 
 
-class Final(Message, tag=23):
+class Final(Message, frozen=True, tag=23):
     """The answer. One a cell."""
 
     cell: int
     answer: str
 
 
-class Done(Message, tag=24):
+class Done(Message, frozen=True, tag=24):
     """The cell ended, with this exception or with none."""
 
     cell: int
     error: ErrorInfo | None
 
 
-class ReplExit(Message, tag=25):
-    """Init's last words: the repl ended with this wait status."""
+class ReplExit(Message, frozen=True, tag=25):
+    """Init's last words: the repl ended with this wait status; or it closed its stream and had to be killed."""
 
     status: int
+    hung_up: bool
 
 
 # Shim and engine
 
 
-class Hello(Message, tag=44):
+class Hello(Message, frozen=True, tag=44):
     """The shim is connected. ``namespaces`` are its own, the host's, as in ``Facts``."""
 
     namespaces: dict[str, int]
 
 
-class Kill(Message, tag=40):
+class Kill(Message, frozen=True, tag=40):
     """End the sandbox now."""
 
 
-class CellEnd(Message, tag=41):
+class CellEnd(Message, frozen=True, tag=41):
     """The shim's verdict on a cell, in seconds of its monotonic clock.
 
     ``dropped`` counts late frames; ``detail`` is the shim's wording of an end that was not the code's own.
@@ -231,14 +233,14 @@ class CellEnd(Message, tag=41):
     detail: str
 
 
-class Exit(Message, tag=42):
+class Exit(Message, frozen=True, tag=42):
     """The sandbox is gone. Sent once, last. ``detail`` is the shim's wording, never the guest's."""
 
     outcome: Outcome
     detail: str
 
 
-class SetupFailed(Message, tag=43):
+class SetupFailed(Message, frozen=True, tag=43):
     """A wall could not be built: ``step`` names it (see ``jail/steps.py``), ``errno`` says why."""
 
     step: str
@@ -248,20 +250,26 @@ class SetupFailed(Message, tag=43):
 # Engine and zygote
 
 
-class Spawn(Message, tag=60):
+class Spawn(Message, frozen=True, tag=60):
     """Fork a shim for this session (its ZeroMQ routing id); a context's descriptor comes beside the packet."""
 
     session: bytes
     limits: Limits
 
 
-class ZygoteReady(Message, tag=61):
+class Abandon(Message, frozen=True, tag=63):
+    """Kill this session's shim, whatever it is doing; its guest dies with it."""
+
+    session: bytes
+
+
+class ZygoteReady(Message, frozen=True, tag=61):
     """The zygote takes orders."""
 
     version: int
 
 
-class ShimExit(Message, tag=62):
+class ShimExit(Message, frozen=True, tag=62):
     """A shim's process ended with this wait status; its guest died with it."""
 
     session: bytes
@@ -272,15 +280,16 @@ ToGuest = Start | Load | Execute | Reply | Interrupt
 FromGuest = Ready | Output | Call | Final | Done | ReplExit
 ToShim = Start | Load | Execute | Reply | Interrupt | Kill
 FromShim = Hello | Ready | Output | Call | Final | CellEnd | Exit | SetupFailed
+ToZygote = Spawn | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 
 encode = msgspec.msgpack.Encoder().encode
-decode_to_guest = msgspec.msgpack.Decoder[ToGuest](ToGuest).decode
-decode_from_guest = msgspec.msgpack.Decoder[FromGuest](FromGuest).decode
-decode_to_shim = msgspec.msgpack.Decoder[ToShim](ToShim).decode
-decode_from_shim = msgspec.msgpack.Decoder[FromShim](FromShim).decode
-decode_to_zygote = msgspec.msgpack.Decoder[Spawn](Spawn).decode
-decode_from_zygote = msgspec.msgpack.Decoder[FromZygote](FromZygote).decode
+decode_to_guest: Callable[[bytes], ToGuest] = msgspec.msgpack.Decoder(ToGuest).decode
+decode_from_guest: Callable[[bytes], FromGuest] = msgspec.msgpack.Decoder(FromGuest).decode
+decode_to_shim: Callable[[bytes], ToShim] = msgspec.msgpack.Decoder(ToShim).decode
+decode_from_shim: Callable[[bytes], FromShim] = msgspec.msgpack.Decoder(FromShim).decode
+decode_to_zygote: Callable[[bytes], ToZygote] = msgspec.msgpack.Decoder(ToZygote).decode
+decode_from_zygote: Callable[[bytes], FromZygote] = msgspec.msgpack.Decoder(FromZygote).decode
 
 
 class Violation(Exception):

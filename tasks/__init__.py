@@ -1,0 +1,1 @@
+"""Benchmarks: data and scoring. Nothing here imports the engine."""

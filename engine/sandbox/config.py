@@ -11,13 +11,25 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome
 
-__all__ = ["CallCode", "CallError", "CellResult", "ErrorInfo", "Isolation", "OnCall", "Outcome", "SandboxConfig", "WorkerCall"]
+__all__ = [
+    "CallCode",
+    "CallError",
+    "CellResult",
+    "ErrorInfo",
+    "Isolation",
+    "OnCall",
+    "Outcome",
+    "SandboxConfig",
+    "WorkerCall",
+]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 def _size(default: int, least: int, most: int, description: str) -> ByteSize:
-    return Field(default=ByteSize(default), ge=least, le=most, description=description, validate_default=False)
+    return Field(
+        default=ByteSize(default), ge=least, le=most, description=description, validate_default=False
+    )
 
 
 class SandboxConfig(BaseModel):
@@ -25,20 +37,31 @@ class SandboxConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    backend: Literal["process"] = Field("process", description="what the walls are made of")
-    timeout: float = Field(120.0, gt=0, le=86_400, description="seconds for a cell, not counting its waits for workers")
-    grace: float = Field(1.0, ge=0.01, le=60, description="seconds from the interrupt of a cell to its kill")
-    start_timeout: float = Field(30.0, gt=0, le=600, description="seconds for a sandbox to start")
+    backend: Literal["process"] = Field(default="process", description="what the walls are made of")
+    timeout: float = Field(
+        default=120.0, gt=0, le=86_400, description="seconds for a cell, not counting its waits for workers"
+    )
+    grace: float = Field(
+        default=1.0, ge=0.01, le=60, description="seconds from the interrupt of a cell to its kill"
+    )
+    start_timeout: float = Field(default=30.0, gt=0, le=600, description="seconds for a sandbox to start")
     memory: ByteSize = _size(2 * GIB, 64 * MIB, 1024 * GIB, "memory that a process may write to")
-    pids: int = Field(64, ge=4, le=32_768, description="processes and threads at once")
-    cpu_seconds: int = Field(3600, ge=1, le=1_000_000, description="processor time of a process")
-    open_files: int = Field(256, ge=32, le=65_536, description="open files of a process")
+    pids: int = Field(default=64, ge=4, le=32_768, description="processes and threads at once")
+    cpu_seconds: int = Field(default=3600, ge=1, le=1_000_000, description="processor time of a process")
+    open_files: int = Field(default=256, ge=32, le=65_536, description="open files of a process")
     scratch: ByteSize = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
-    scratch_files: int = Field(16_384, ge=64, le=10_000_000, description="files in them")
+    scratch_files: int = Field(default=16_384, ge=64, le=10_000_000, description="files in them")
     output: ByteSize = _size(16 * MIB, KIB, GIB, "output of a cell, of stdout and of stderr")
     prompt: ByteSize = _size(4 * MIB, KIB, 16 * MIB, "one prompt to a worker")
-    batch: int = Field(1024, ge=1, le=65_536, description="prompts in one message of a worker_batch; longer lists take several")
-    pending_calls: int = Field(1024, ge=1, le=65_536, description="messages that wait for workers at once")
+    batch: int = Field(
+        default=1024,
+        ge=1,
+        le=65_536,
+        description="prompts in one message of a worker_batch; longer lists take several",
+    )
+    pending_calls: int = Field(
+        default=1024, ge=1, le=65_536, description="messages that wait for workers at once"
+    )
 
     def limits(self) -> protocol.Limits:
         """The limits as the jail takes them."""
@@ -148,4 +171,3 @@ class WorkerCall:
 
 OnCall = Callable[[WorkerCall], Awaitable[Sequence[str | CallError]]]
 """Answers a call: for each prompt a text or a ``CallError``, in order. Cancelled when the cell ends."""
-

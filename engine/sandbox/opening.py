@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from types import TracebackType
 
@@ -81,7 +81,7 @@ async def open_sandbox(
     context: object = "",
     query: str = "",
     on_call: OnCall | None = None,
-) -> AsyncIterator[Sandbox]:
+) -> AsyncGenerator[Sandbox]:
     """A sandbox with this context, closed at the end of the block.
 
     Args:

@@ -43,7 +43,9 @@ def _remedy(step: str, code: int) -> str:
     if Path("/proc/sys/kernel/unprivileged_userns_clone").exists() and not _is_one(
         "/proc/sys/kernel/unprivileged_userns_clone"
     ):
-        return "They are switched off for ordinary users: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
+        return (
+            "They are switched off for ordinary users: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
+        )
     if step == "host_view" and code == errno.EINVAL:
         return (
             "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
@@ -54,7 +56,9 @@ def _remedy(step: str, code: int) -> str:
             "This is a container that may not make namespaces: start it with `--privileged`, or with "
             "`--security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN`."
         )
-    return "Run on a Linux host that allows user namespaces (`unshare --user --map-root-user true` must work)."
+    return (
+        "Run on a Linux host that allows user namespaces (`unshare --user --map-root-user true` must work)."
+    )
 
 
 def _is_one(path: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
@@ -21,7 +22,12 @@ class Sandbox:
     """One guest and the state of its namespace. Made by ``open_sandbox``."""
 
     def __init__(
-        self, zygote: Callable[[], Awaitable[Zygote]], config: SandboxConfig, context: object, query: str, on_call: OnCall | None
+        self,
+        zygote: Callable[[], Awaitable[Zygote]],
+        config: SandboxConfig,
+        context: object,
+        query: str,
+        on_call: OnCall | None,
     ) -> None:
         self._find_zygote = zygote
         self._config = config
@@ -32,6 +38,7 @@ class Sandbox:
         self._running: _RunningCell | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._isolation: Isolation | None = None
+        self._context_kind: Literal["text", "object"] = "text"
         self._lost: str | None = None
         self._started = False
         self._closed = False
@@ -55,6 +62,7 @@ class Sandbox:
         self._ready: asyncio.Future[Isolation] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
         self._lost = None
+        self._doomed = False
         fd, self._context_kind = self._zygote.contexts.descriptor(self._context)
         try:
             self._started = False
@@ -78,7 +86,8 @@ class Sandbox:
         if missing:
             await self._kill()
             raise SandboxUnavailable(
-                f"The sandbox started without {', '.join(missing)}", "This is measured from inside; please report it."
+                f"The sandbox started without {', '.join(missing)}",
+                "This is measured from inside; please report it.",
             )
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:  # noqa: ASYNC109 - the shim keeps it
@@ -100,7 +109,9 @@ class Sandbox:
         self._check_usable()
         if not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
-        source = code.encode("utf-8", "replace").decode()  # a lone surrogate is no Python outside of a comment
+        source = code.encode(
+            "utf-8", "replace"
+        ).decode()  # a lone surrogate is no Python outside of a comment
         if len(source.encode()) > self._config.limits().frame_bytes // 2:
             raise ValueError(f"a block of {len(source)} characters is too long")
         self._cell += 1
@@ -160,14 +171,22 @@ class Sandbox:
         if not self._started:
             return
         if not self._gone.is_set():
+            self._doomed = True
             self._send(protocol.Kill())
-            try:
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._gone.wait()
-            except TimeoutError:
-                self._end("the sandbox did not answer its kill")
+            if not await self._is_gone_within(_CLOSE_SECONDS):
+                self._zygote.abandon(self._session)
+                if not await self._is_gone_within(_CLOSE_SECONDS):
+                    self._end("the sandbox's shim could not be killed")
         self._zygote.forget(self._session)
         await self._end_calls()
+
+    async def _is_gone_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._gone.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _end_calls(self) -> None:
         calls = list(self._calls)
@@ -184,28 +203,32 @@ class Sandbox:
                 task = asyncio.get_running_loop().create_task(self._answer(message))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
-            case protocol.Output():
+            case protocol.Output() | protocol.Final():
                 if self._running is not None:
-                    self._running.output[message.stream].append(message.data)
+                    self._running.take(message)
             case CellEnd():
                 self._end_cell(message)
-            case protocol.Final():
-                if self._running is not None:
-                    self._running.final = message.answer
-            case protocol.Hello():
-                self._host = message.namespaces
-                self._send(protocol.Start(self._query, *self._guest_limits()))
-                self._send(protocol.Load(self._context_kind, 0, b""))
-            case protocol.Ready():
-                if not self._ready.done():
-                    self._ready.set_result(Isolation.from_facts(self._config.backend, message.facts, self._host))
-            case protocol.SetupFailed():
-                if not self._ready.done():
-                    self._ready.set_exception(unavailable(message.step, message.errno))
+            case protocol.Hello() | protocol.Ready() | protocol.SetupFailed():
+                self._go_on_starting(message)
             case protocol.Exit():
                 self._end(message.detail)
             case protocol.ShimExit():
                 self._end("the sandbox's shim was killed" if message.status else "the sandbox ended")
+
+    def _go_on_starting(self, message: protocol.Hello | protocol.Ready | protocol.SetupFailed) -> None:
+        if isinstance(message, protocol.Hello):
+            self._host = message.namespaces
+            if self._doomed:  # closed before its shim could hear of it
+                self._send(protocol.Kill())
+                return
+            self._send(protocol.Start(self._query, *self._guest_limits()))
+            self._send(protocol.Load(self._context_kind, 0, b""))
+        elif self._ready.done():  # given up meanwhile
+            return
+        elif isinstance(message, protocol.Ready):
+            self._ready.set_result(Isolation.from_facts(self._config.backend, message.facts, self._host))
+        else:
+            self._ready.set_exception(unavailable(message.step, message.errno))
 
     def _guest_limits(self) -> tuple[int, int, int]:
         limits = self._config.limits()
@@ -250,12 +273,16 @@ class Sandbox:
         else:
             try:
                 results = await self._on_call(WorkerCall(call.cell, call.call, call.prompts))
-                if len(results) != len(call.prompts):
-                    raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
-            except Exception as error:  # noqa: BLE001 - raised to whoever waits for the cell, which cannot go on
+                _check_count(results, call)
+            except Exception as error:
                 self._fail(error)
                 return
         self._send(protocol.Reply(call.call, [_carryable(result) for result in results]))
+
+
+def _check_count(results: Sequence[str | CallError], call: protocol.Call) -> None:
+    if len(results) != len(call.prompts):
+        raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
 
 
 class _RunningCell:
@@ -266,6 +293,13 @@ class _RunningCell:
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
         self.output: dict[int, list[bytes]] = {1: [], 2: []}
         self.final: str | None = None
+
+    def take(self, message: protocol.Output | protocol.Final) -> None:
+        """What the cell wrote, or its answer."""
+        if isinstance(message, protocol.Final):
+            self.final = message.answer
+        else:
+            self.output[message.stream].append(message.data)
 
     def finish(self, end: CellEnd) -> CellResult:
         return CellResult(

@@ -113,7 +113,9 @@ class Zygote:
         except UnicodeEncodeError as error:
             raise LocalProtocolError("lone surrogates in a message to the guest") from error
         if len(payload) > protocol.MAX_FRAME_BYTES:
-            raise LocalProtocolError(f"a message of {len(payload)} bytes; at most {protocol.MAX_FRAME_BYTES} can be sent")
+            raise LocalProtocolError(
+                f"a message of {len(payload)} bytes; at most {protocol.MAX_FRAME_BYTES} can be sent"
+            )
         try:
             self._router.send_multipart([session, payload], zmq.DONTWAIT)
         except zmq.ZMQError as error:
@@ -121,6 +123,11 @@ class Zygote:
                 raise
         # Sending may have consumed the edge by which the loop learns of incoming messages.
         self._loop.call_soon(self._read_router)
+
+    def abandon(self, session: bytes) -> None:
+        """Have a shim killed that does not do as it is told; its end will be told as any other."""
+        with contextlib.suppress(OSError):
+            self._control.send(protocol.encode(protocol.Abandon(session)))
 
     def forget(self, session: bytes) -> None:
         """Deliver nothing more of this session."""
@@ -144,15 +151,23 @@ class Zygote:
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._router.setsockopt(zmq.SNDHWM, 0)  # bounded by what guests may have pending; dropping would lose a reply
+        self._router.setsockopt(
+            zmq.SNDHWM, 0
+        )  # bounded by what guests may have pending; dropping would lose a reply
         self._router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
         self._router.bind(f"ipc://{path}")
-        self._loop.add_reader(self._router.getsockopt(zmq.FD), self._read_router)
+        self._loop.add_reader(self._router_fd(), self._read_router)
 
     def _close_router(self) -> None:
-        self._loop.remove_reader(self._router.getsockopt(zmq.FD))
+        self._loop.remove_reader(self._router_fd())
         self._router.close()
         self._context.term()
+
+    def _router_fd(self) -> int:
+        """Readable when the socket's state has changed, not whenever a message waits."""
+        fd = self._router.getsockopt(zmq.FD)
+        assert isinstance(fd, int)
+        return fd
 
     def _close_control(self) -> None:
         if self._control.fileno() >= 0:

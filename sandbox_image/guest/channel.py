@@ -47,7 +47,9 @@ class Channel:
             RuntimeError: this is a child process of the cell; only the cell's own process may speak.
         """
         if os.getpid() != self._owner:
-            raise RuntimeError("worker, worker_batch and FINAL work only in the process of the cell, not in its children")
+            raise RuntimeError(
+                "worker, worker_batch and FINAL work only in the process of the cell, not in its children"
+            )
         data = protocol.frame(protocol.encode(message))
         with self.interrupts.held(), self._send_lock:
             self._sock.sendall(data)

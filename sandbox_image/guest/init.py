@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections import deque
 from typing import Literal, NoReturn
 
@@ -29,6 +30,7 @@ CONTEXT_FD = 4
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 18
 _OLD_PIPES = 64
+_DYING_SECONDS = 0.2
 _EXECUTE, _INTERRUPT, _DONE = 3, 5, 24  # tags, read without decoding
 
 
@@ -69,18 +71,18 @@ class Init:
         set_process_name("supdist-init")
         mine.setblocking(False)
         self._repl = mine
-        wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for fd in (self._shim.fileno(), mine.fileno(), wake):
+        signal.signal(signal.SIGCHLD, _wake)
+        for fd in (self._shim.fileno(), mine.fileno(), self._wake):
             self._poller.register(fd, select.POLLIN)
         # Only now: the process that was the parent until a moment ago has ended, as it should.
         self._armed = False
         while True:
             for fd, events in self._poller.poll():
-                if fd == wake:
+                if fd == self._wake:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(wake, 4096)
+                        os.read(self._wake, 4096)
                     self._reap()
                 elif fd == self._shim.fileno():
                     self._read_shim()
@@ -142,7 +144,7 @@ class Init:
             data = b""
         if not data:
             self._poller.unregister(self._repl)
-            self._reap(wait=True)
+            self._bury_silent_repl()
             return
         self._relay(data)
 
@@ -206,23 +208,41 @@ class Init:
 
     # Deaths
 
-    def _reap(self, *, wait: bool = False) -> None:
+    def _reap(self) -> None:
         """Reap every child that ended; when the repl did, report it and end with it."""
-        if wait:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._repl_pid, signal.SIGKILL)  # it closed its stream: there is no way back to it
         while True:
             try:
-                pid, status = os.waitpid(self._repl_pid if wait else -1, 0 if wait else os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             if pid == self._repl_pid:
-                with contextlib.suppress(OSError):
-                    while data := self._repl.recv(_READ_BYTES):  # what it said before it died
-                        self._relay(data)
-                self._retire_pipes()
-                with contextlib.suppress(OSError):
-                    self._shim.sendall(protocol.frame(protocol.encode(protocol.ReplExit(status))))
-                os._exit(0)
+                self._end(status, hung_up=False)
+
+    def _bury_silent_repl(self) -> NoReturn:
+        """It closed its stream: mostly because it is dying or has become another program; there is no way back."""
+        deadline = time.monotonic() + _DYING_SECONDS
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self._repl_pid, os.WNOHANG)
+            if pid:
+                self._end(status, hung_up=False)
+            select.select([self._wake], [], [], max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+        os.kill(self._repl_pid, signal.SIGKILL)
+        self._end(os.waitpid(self._repl_pid, 0)[1], hung_up=True)
+
+    def _end(self, status: int, *, hung_up: bool) -> NoReturn:
+        """Pass on what the repl said before it died, and its death; the namespace dies with this process."""
+        with contextlib.suppress(OSError):
+            while data := self._repl.recv(_READ_BYTES):
+                self._relay(data)
+        with contextlib.suppress(OSError):
+            self._retire_pipes()
+            self._shim.sendall(protocol.frame(protocol.encode(protocol.ReplExit(status, hung_up))))
+        os._exit(0)
+
+
+def _wake(number: int, frame: object) -> None:
+    """A handler must exist for the signal to reach the wake-up descriptor."""

@@ -35,7 +35,9 @@ class WorkerBatchError(WorkerError):
     def __init__(self, results: list[str | WorkerError]) -> None:
         failed = [result for result in results if isinstance(result, WorkerError)]
         first = failed[0]
-        message = f"{len(failed)} of {len(results)} calls failed, the first with {first.code}: {first.message}"
+        message = (
+            f"{len(failed)} of {len(results)} calls failed, the first with {first.code}: {first.message}"
+        )
         super().__init__(first.code, message)
         self.results = results
 
@@ -84,7 +86,7 @@ class Primitives:
         """
         cell = self._current_cell()
         if self._answered_cell == cell:
-            print("FINAL was called before in this block; the first answer stands.", file=sys.stderr)
+            sys.stderr.write("FINAL was called before in this block; the first answer stands.\n")
             return
         text = _clean(_answer_text(answer))
         if len(text) > _ANSWER_BYTES // 4 and len(text.encode()) > _ANSWER_BYTES:
@@ -108,7 +110,9 @@ class Primitives:
             self._collect(call, slots, results)
         return results
 
-    def _chunks(self, prompts: list[Any], results: list[str | WorkerError]) -> Iterable[tuple[list[int], list[str]]]:
+    def _chunks(
+        self, prompts: list[Any], results: list[str | WorkerError]
+    ) -> Iterable[tuple[list[int], list[str]]]:
         """Prompts in frames of a bearable size, with their places; what is too long fails here, unsent."""
         slots, chunk, size = list[int](), list[str](), 0
         most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
@@ -145,9 +149,13 @@ def _answer_text(answer: object) -> str:
             try:
                 return json.dumps(answer, ensure_ascii=False)
             except (TypeError, ValueError, RecursionError) as error:
-                raise TypeError(f"FINAL takes text or plain data; this cannot be written as JSON: {error}") from None
+                raise TypeError(
+                    f"FINAL takes text or plain data; this cannot be written as JSON: {error}"
+                ) from None
         case _:
-            raise TypeError(f"FINAL takes text or plain data, not {type(answer).__name__}; pass str(...) of it")
+            raise TypeError(
+                f"FINAL takes text or plain data, not {type(answer).__name__}; pass str(...) of it"
+            )
 
 
 def _clean(text: str) -> str:

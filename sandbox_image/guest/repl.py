@@ -100,7 +100,7 @@ class Repl:
             error = run_code(cell, code, self._module.__dict__)
             _flush()
             self._running = False
-        except BaseException as late:  # noqa: BLE001 - an interrupt that came while an error was being described
+        except BaseException as late:
             self._running = False
             error = describe(late)
         self._channel.interrupts.clear()
@@ -117,7 +117,7 @@ def run_code(cell: int, code: str, namespace: dict[str, Any]) -> protocol.ErrorI
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
         exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102 - what this process is for
-    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are results of a cell, too
+    except BaseException as error:
         return describe(error)
     return None
 
@@ -126,7 +126,7 @@ def describe(error: BaseException) -> protocol.ErrorInfo:
     """An exception as bounded text. Its own ``__str__`` may do anything; the cell's clock still runs."""
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - code of the cell
+    except Exception:
         message = "<the exception's __str__ failed>"
     try:
         report = traceback.TracebackException(
@@ -134,7 +134,7 @@ def describe(error: BaseException) -> protocol.ErrorInfo:
         )
         _hide_own_frames(report)
         text = "".join(report.format())
-    except Exception:  # noqa: BLE001 - code of the cell again, or groups nested without end
+    except Exception:
         text = f"{type(error).__name__}: {message}\n"
     return protocol.ErrorInfo(
         _cut(type(error).__name__, 200), _cut(message, _MESSAGE_CHARS), _cut(text, _TRACEBACK_CHARS)
@@ -174,7 +174,7 @@ def load_context(load: protocol.Load, fd: int) -> object:
 
 def _decode(kind: str, data: bytes | memoryview) -> object:
     if kind == "text":
-        return codecs.utf_8_decode(data, "surrogatepass", True)[0]  # noqa: FBT003 - the codec's own signature
+        return codecs.utf_8_decode(data, "surrogatepass", True)[0]
     return pickle.loads(data)  # noqa: S301 - the host wrote it, for a guest that the host does not trust
 
 
@@ -207,6 +207,7 @@ class CellOutput(io.TextIOWrapper):
         self._current = current
 
     def write(self, text: str, /) -> int:
+        """Write text of this cell; other cells' text is dropped."""
         started = getattr(threading.current_thread(), "supdist_cell", None)
         if self._current() != self._cell or (started is not None and started != self._cell):
             return len(text)
@@ -216,9 +217,9 @@ class CellOutput(io.TextIOWrapper):
 def _note_cells_of_threads(current: Callable[[], int]) -> None:
     start = threading.Thread.start
 
-    def start_and_note(thread: threading.Thread) -> None:
-        thread.__dict__["supdist_cell"] = current()
-        start(thread)
+    def start_and_note(self: threading.Thread) -> None:
+        self.__dict__["supdist_cell"] = current()
+        start(self)
 
     threading.Thread.start = start_and_note
 

@@ -8,7 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .. import protocol
-from ..protocol import Call, CallError, CellEnd, Done, Final, FromGuest, Limits, Outcome, Output, Ready, Reply, Violation
+from ..protocol import (
+    Call,
+    CallError,
+    CellEnd,
+    Done,
+    Final,
+    FromGuest,
+    Limits,
+    Outcome,
+    Output,
+    Ready,
+    Reply,
+    Violation,
+)
 
 
 @dataclass(slots=True)
@@ -99,7 +112,9 @@ class Guard:
             case _:
                 raise Violation("a message that only the shim may act on")
 
-    def end_cell(self, outcome: Outcome, error: protocol.ErrorInfo | None, now: float, *, died: str = "") -> CellEnd:
+    def end_cell(
+        self, outcome: Outcome, error: protocol.ErrorInfo | None, now: float, *, died: str = ""
+    ) -> CellEnd:
         """Close the running cell with this verdict; ``died`` says how, where the guest died with it."""
         cell = self.cell
         assert cell is not None
@@ -167,7 +182,10 @@ class Guard:
             return [], _refuse(message, CallError("refused", refusal))
         for prompt in message.prompts:
             # A character is at most four bytes; the exact size is counted only where it can matter.
-            if len(prompt) * 4 > self._limits.prompt_bytes and len(prompt.encode()) > self._limits.prompt_bytes:
+            if (
+                len(prompt) * 4 > self._limits.prompt_bytes
+                and len(prompt.encode()) > self._limits.prompt_bytes
+            ):
                 raise Violation("a prompt longer than the guest's library sends")
         self._pending.add(message.call)
         if cell.waiting_since is None:

@@ -10,8 +10,8 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
+import traceback
 from collections import deque
 from typing import NoReturn
 
@@ -39,8 +39,8 @@ def main(spawn: protocol.Spawn, descriptors: list[int]) -> NoReturn:
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
         sc.set_name("supdist-shim")
         _run(spawn, descriptors[0])
-    except BaseException:  # noqa: BLE001 - whatever it was, no frame of the zygote's loop may go on in this process
-        sys.excepthook(*sys.exc_info())
+    except BaseException:
+        traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
@@ -56,7 +56,8 @@ def _run(spawn: protocol.Spawn, context: int) -> None:
     guests_end.close()
     os.close(context)
     # ZeroMQ starts threads, so it comes after the last fork.
-    engine = zmq.Context().socket(zmq.DEALER)
+    zeromq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    engine = zeromq.socket(zmq.DEALER)
     engine.setsockopt(zmq.LINGER, 5000)
     engine.setsockopt(zmq.ROUTING_ID, spawn.session)
     engine.setsockopt(zmq.SNDTIMEO, 5000)
@@ -68,14 +69,19 @@ def _run(spawn: protocol.Spawn, context: int) -> None:
     else:
         engine.send(protocol.encode(protocol.SetupFailed(failure.step, failure.errno)))
     engine.close()
-    engine.context.term()
+    zeromq.term()
 
 
 class Shim:
     """The loop: engine's socket, guest's stream, and the clock of the running cell."""
 
     def __init__(
-        self, limits: protocol.Limits, engine: zmq.Socket[bytes], stream: socket.socket, init_pid: int, sync: int
+        self,
+        limits: protocol.Limits,
+        engine: zmq.Socket[bytes],
+        stream: socket.socket,
+        init_pid: int,
+        sync: int,
     ) -> None:
         self._limits = limits
         self._engine = engine
@@ -86,7 +92,7 @@ class Shim:
         self._frames = protocol.FrameBuffer(limits.frame_bytes)
         self._to_guest: deque[memoryview] = deque()
         self._to_engine: deque[bytes] = deque()
-        self._repl_status: int | None = None
+        self._repl_exit: ReplExit | None = None
         self._over: Exit | None = None
 
     def serve(self) -> None:
@@ -180,7 +186,7 @@ class Shim:
     def _judge(self, payload: bytes, now: float) -> None:
         message = protocol.decode_from_guest(payload)
         if isinstance(message, ReplExit):
-            self._repl_status = message.status
+            self._repl_exit = message
             return
         for_engine, refusal = self._guard.accept(message, now)
         for verdict in for_engine:
@@ -244,9 +250,11 @@ class Shim:
 
     def _how_the_guest_died(self) -> tuple[Outcome, str]:
         """The stream has ended: init is dead or dying, and its PID namespace with it."""
-        status = self._repl_status
-        if status is None:
+        if self._repl_exit is None:
             return Outcome.CRASHED, "the sandbox closed its stream or its init died"
+        if self._repl_exit.hung_up:
+            return Outcome.CRASHED, "the interpreter closed its stream"
+        status = self._repl_exit.status
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             name = signal.Signals(number).name if number in set(signal.Signals) else str(number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -31,7 +31,7 @@ class StepFailed(Exception):
 
 
 @contextmanager
-def step(name: Step) -> Iterator[None]:
+def step(name: Step) -> Generator[None]:
     """Name what is being done; an OSError inside becomes ``StepFailed``."""
     try:
         yield

@@ -97,7 +97,9 @@ def protect(target: str, attributes: int) -> None:
     """
     value = _MountAttr(attributes, 0, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(value))
-    _check(_libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, ctypes.byref(value), size))
+    _check(
+        _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, ctypes.byref(value), size)
+    )
 
 
 def pivot_root(new: str, old: str) -> None:

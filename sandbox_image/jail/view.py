@@ -23,6 +23,7 @@ import sys
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypedDict
 
 from . import syscalls as sc
 from .steps import StepFailed, step
@@ -31,7 +32,15 @@ HOST_MODULES = ("msgspec", "cloudpickle", "zmq", "psutil", "pyseccomp")
 ENGINE_SOCKET = "/run/engine"
 
 _PYTHON = "/opt/python"
-_SYSTEM = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/share/zoneinfo")
+_SYSTEM = (
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/share/zoneinfo",
+)
 _ROOT_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _ETC_COPIES = ("/etc/ld.so.cache",)
 _ETC_FILES = {
@@ -50,7 +59,25 @@ BOOT = (
 """A program that imports ``sandbox_image`` from where it lies, whether or not it is installed there."""
 
 
-def plan() -> dict[str, object]:
+class Plan(TypedDict):
+    """What the view is made of. Binds are pairs of the host's path and the view's."""
+
+    binds: list[list[str]]
+    modules: list[list[str]]
+    python: str
+    environment: dict[str, str]
+    links: dict[str, str]
+    directories: list[str]
+
+
+class Order(Plan):
+    """A plan, and the two ends that the engine holds: a descriptor and the path of its ZeroMQ socket."""
+
+    control: int
+    socket: str
+
+
+def plan() -> Plan:
     """What the view is made of on this host, as data for ``main``; found without importing anything."""
     package = Path(__file__).resolve().parent.parent
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
@@ -90,13 +117,13 @@ def command(control_fd: int, socket_file: str) -> list[str]:
     """The command line that becomes the zygote. ``control_fd`` must be inherited."""
     root = str(Path(__file__).resolve().parent.parent.parent)
     boot = BOOT.format(path=[], root=root, module="view")
-    order = json.dumps({**plan(), "control": control_fd, "socket": socket_file})
-    return [sys.executable, "-I", "-S", "-c", boot, order]
+    order: Order = {**plan(), "control": control_fd, "socket": socket_file}
+    return [sys.executable, "-I", "-S", "-c", boot, json.dumps(order)]
 
 
 def main() -> None:
     """Build the view and exec the zygote in it. A failure is reported on the control socket by exit status."""
-    order = json.loads(sys.argv[1])
+    order: Order = json.loads(sys.argv[1])
     try:
         _build(order)
         with step("exec"):
@@ -109,7 +136,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _build(order: dict[str, object]) -> None:
+def _build(order: Order) -> None:
     _leave_the_hosts_mounts()
     with step("host_view"):
         # Two pivots: the first puts the host's tree, whole, under /host of an empty tmpfs, so that a
@@ -144,26 +171,13 @@ def _leave_the_hosts_mounts() -> None:
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
-def _fill(order: dict[str, object]) -> None:
-    guest = Path("guest")
-    for folder in ("etc", "dev", "proc", "run", "hostlib", *(f"guest/{name}" for name in ("etc", "dev", *_MOUNT_POINTS))):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    for source, target in [*order["binds"], *((path, path) for path in order["directories"])]:
-        _bind(source, f"guest{target}")
-        sc.protect(f"guest{target}", sc.ATTR_NODEV)
-    for path, target in order["links"].items():
-        os.symlink(target, f"guest{path}")
-    for name, text in _ETC_FILES.items():
-        (guest / "etc" / name).write_text(text)
-    for path in _ETC_COPIES:
-        if os.path.exists(f"/host{path}"):
-            (guest / path[1:]).write_bytes(Path(f"/host{path}").read_bytes())
-    if os.path.isdir("/host/etc/alternatives"):
-        _bind("/etc/alternatives", "guest/etc/alternatives")
-    for name in _DEVICES:
-        _bind(f"/dev/{name}", f"guest/dev/{name}")
-    for number, name in ((None, "fd"), (0, "stdin"), (1, "stdout"), (2, "stderr")):
-        os.symlink("/proc/self/fd" + ("" if number is None else f"/{number}"), guest / "dev" / name)
+def _fill(order: Order) -> None:
+    for folder in ("etc", "dev", "proc", "run", "hostlib"):
+        os.mkdir(folder)
+    for folder in ("etc", "dev", *_MOUNT_POINTS):
+        Path("guest", folder).mkdir(parents=True, exist_ok=True)
+    _fill_guest(order)
+    # A mount of its own, so that a sandbox can take it as its root, and read-only with all that is in it.
     sc.mount("/view/guest", "/view/guest", None, sc.MS_BIND | sc.MS_REC)
     sc.protect("guest", sc.ATTR_RDONLY | sc.ATTR_NOSUID)
 
@@ -176,6 +190,26 @@ def _fill(order: dict[str, object]) -> None:
         os.symlink(f"/guest/dev/{name}", f"dev/{name}")
     sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
     _bind(order["socket"], ENGINE_SOCKET[1:])
+
+
+def _fill_guest(order: Order) -> None:
+    for source, target in [*order["binds"], *([path, path] for path in order["directories"])]:
+        _bind(source, f"guest{target}")
+        sc.protect(f"guest{target}", sc.ATTR_NODEV)
+    for path, target in order["links"].items():
+        os.symlink(target, f"guest{path}")
+    for name, text in _ETC_FILES.items():
+        Path("guest/etc", name).write_text(text)
+    for path in _ETC_COPIES:
+        if os.path.exists(f"/host{path}"):
+            Path(f"guest{path}").write_bytes(Path(f"/host{path}").read_bytes())
+    if os.path.isdir("/host/etc/alternatives"):
+        _bind("/etc/alternatives", "guest/etc/alternatives")
+    for name in _DEVICES:
+        _bind(f"/dev/{name}", f"guest/dev/{name}")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"guest/dev/{name}")
+    os.symlink("/proc/self/fd", "guest/dev/fd")
 
 
 def _bind(source: str, target: str) -> None:

@@ -31,7 +31,12 @@ _OUTSIDE_IDS = range(0x6000_0000, 0x7000_0000)
 """Where the engine is root: the host's uids for sandboxes, one each, far above those of users and containers."""
 
 _NAMESPACES = (
-    sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP
+    sc.CLONE_NEWNS
+    | sc.CLONE_NEWPID
+    | sc.CLONE_NEWNET
+    | sc.CLONE_NEWIPC
+    | sc.CLONE_NEWUTS
+    | sc.CLONE_NEWCGROUP
 )
 _ENVIRONMENT = {
     "HOME": protocol.WORK,
@@ -191,5 +196,5 @@ def _set_rlimits(limits: protocol.Limits) -> None:
     }
     for kind, value in wanted.items():
         _, ceiling = resource.getrlimit(kind)
-        value = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
-        resource.setrlimit(kind, (value, value))
+        held = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
+        resource.setrlimit(kind, (held, held))

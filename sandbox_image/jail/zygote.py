@@ -16,7 +16,7 @@ import socket
 import sys
 
 # Imported for the shims and guests that will be forked: see the module's docstring.
-import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
 
 from .. import protocol
 from . import shim
@@ -39,7 +39,7 @@ def main() -> None:
         __import__(module)
     reaped, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _wake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What exists now is never freed in a child: frozen, a child's garbage collector does not touch
     # (and so does not copy) the pages that it shares with its siblings.
@@ -60,7 +60,11 @@ def main() -> None:
             received = _receive(control)
             if received is None:
                 os._exit(0)
-            spawn, descriptors = received
+            order, descriptors = received
+            if isinstance(order, protocol.Abandon):
+                for pid in [pid for pid, session in children.items() if session == order.session]:
+                    os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
+                continue
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -68,13 +72,13 @@ def main() -> None:
                 os.close(reaped)
                 os.close(wake)
                 control.close()
-                shim.main(spawn, descriptors)
-            children[pid] = spawn.session
+                shim.main(order, descriptors)
+            children[pid] = order.session
             for fd in descriptors:
                 os.close(fd)
 
 
-def _receive(control: socket.socket) -> tuple[protocol.Spawn, list[int]] | None:
+def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | None:
     descriptors = array.array("i")
     try:
         packet, ancillary, _, _ = control.recvmsg(_PACKET_BYTES, socket.CMSG_SPACE(4 * descriptors.itemsize))
@@ -101,3 +105,7 @@ def _report_deaths(control: socket.socket, children: dict[int, bytes]) -> None:
             control.send(protocol.encode(message))
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
+
+
+def _wake(number: int, frame: object) -> None:
+    """A handler must exist for the signal to reach the wake-up descriptor."""

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from supdist.engine import Engine, SandboxConfig, open_sandbox
+from support import SHARED, SMALL, Open
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def engine(anyio_backend: str) -> AsyncGenerator[Engine]:
+    """One zygote for the module's tests."""
+    async with Engine() as engine:
+        yield engine
+
+
+@pytest.fixture(params=["process"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that there is; the contract suite runs over each."""
+    return request.param
+
+
+@pytest.fixture
+def small(engine: Engine, backend: str) -> Open:
+    """Opens sandboxes with small limits; keyword arguments change the limits."""
+
+    def open_small(*, context: object = "", query: str = "", on_call: Any = None, **limits: Any) -> Any:
+        config = SandboxConfig.model_validate({"backend": backend, **SMALL, **limits})
+        return open_sandbox(config, context=context, query=query, on_call=on_call)
+
+    return open_small
+
+
+@pytest.fixture
+def papers() -> list[dict[str, Any]]:
+    """Real papers with real questions."""
+    path = SHARED / "data" / "papers.jsonl"
+    if not path.exists():
+        pytest.skip("the real papers (../shared/data/papers.jsonl) are not beside this checkout")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from supdist.engine.blocks import code_blocks
+
+
+def test_blocks_come_in_order_with_the_text_between_left_out() -> None:
+    message = "First\n```repl\na = 1\n```\nthen\n```repl\nb = 2\n```\ndone"
+    assert code_blocks(message) == ["a = 1", "b = 2"]
+
+
+def test_python_blocks_count_only_where_there_is_no_repl_block() -> None:
+    assert code_blocks("```python\nx\n```") == ["x"]
+    assert code_blocks("```py\nx\n```\n```Python\ny\n```") == ["x", "y"]
+    assert code_blocks("```python\nan_example\n```\n```repl\nx\n```") == ["x"]
+
+
+def test_other_languages_and_plain_fences_are_no_code_to_run() -> None:
+    assert code_blocks("```\nx\n```\n```json\n{}\n```\n```text\nFINAL(1)\n```") == []
+    assert code_blocks("I would call FINAL(42) now, as in `FINAL(x)`.") == []
+
+
+def test_an_unterminated_last_fence_runs_to_the_end() -> None:
+    assert code_blocks("```repl\nprint(1)\nprint(2)") == ["print(1)\nprint(2)"]
+
+
+def test_a_fence_glued_to_the_last_line_is_no_code() -> None:
+    assert code_blocks("```repl\nprint(1)```") == ["print(1)"]
+
+
+def test_tildes_and_longer_fences() -> None:
+    assert code_blocks("~~~repl\nx\n~~~") == ["x"]
+    assert code_blocks('````repl\ny = """\n```\n"""\n````') == ['y = """\n```\n"""']
+
+
+def test_a_fence_inside_a_string_does_not_end_the_block() -> None:
+    code = 's = """\n```\nquoted\n```\n"""\nprint(s)'
+    assert code_blocks(f"```repl\n{code}\n```\nbye") == [code]
+
+
+def test_a_fence_of_another_block_inside_a_string_does_not_either() -> None:
+    code = 'prompt = """Answer like this:\n```repl\nFINAL(1)\n```\n"""'
+    assert code_blocks(f"```repl\n{code}\n```") == [code]
+
+
+def test_a_block_that_is_no_python_ends_at_its_first_fence() -> None:
+    assert code_blocks("```repl\nx = = 1\n```\nand\n```repl\ny = 2\n```") == ["x = = 1", "y = 2"]
+
+
+def test_indented_fences_lose_their_indentation() -> None:
+    assert code_blocks("1. Do\n   ```repl\n   if x:\n       y()\n   ```\n") == ["if x:\n    y()"]
+
+
+def test_info_strings_windows_line_ends_and_empty_blocks() -> None:
+    assert code_blocks("``` repl title=a\r\nx = 1\r\n```\r\n") == ["x = 1"]
+    assert code_blocks("```repl\n\n```") == []
+    assert code_blocks("```REPL\nx\n```") == ["x"]
+
+
+def test_parsing_hostile_text_is_bounded() -> None:
+    """The parser's own limits hold: it says no, and the engine lives."""
+    for body in ("(" * 100_000, "-" * 100_000 + "1", "[" * 5000 + "]" * 5000, "x = '\\d'"):
+        assert code_blocks(f"```repl\n{body}\n```") == [body]
+
+
+@given(st.text(alphabet="`~repl\n xy='\"", max_size=200))
+def test_no_text_makes_it_raise(text: str) -> None:
+    for block in code_blocks(text):
+        assert block.strip()

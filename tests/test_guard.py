@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from supdist.engine import SandboxConfig
+from supdist.sandbox_image import protocol
+from supdist.sandbox_image.jail.guard import Guard
+from supdist.sandbox_image.protocol import (
+    Call,
+    CellEnd,
+    Done,
+    ErrorInfo,
+    Final,
+    Outcome,
+    Output,
+    Ready,
+    Reply,
+    Violation,
+)
+
+FACTS = protocol.Facts({}, 65534, 0, True, [], False)
+CONFIG = SandboxConfig.model_validate(
+    {"output": "1KiB", "prompt": "1KiB", "batch": 4, "pending_calls": 2, "grace": 1.0}
+)
+
+
+def guard(cell: int = 1, timeout: float = 10.0, now: float = 100.0) -> Guard:
+    fresh = Guard(CONFIG.limits())
+    fresh.accept(Ready(protocol.VERSION, FACTS), now)
+    fresh.execute(cell, timeout, now)
+    return fresh
+
+
+def end_of(messages: list[protocol.FromShim]) -> CellEnd:
+    (end,) = messages
+    assert isinstance(end, CellEnd)
+    return end
+
+
+def test_a_cell_without_an_error_is_ok_and_with_one_is_the_users() -> None:
+    messages, _ = guard().accept(Done(1, None), 101.5)
+    assert end_of(messages).outcome is Outcome.OK
+    assert end_of(messages).elapsed == pytest.approx(1.5)
+    messages, _ = guard().accept(Done(1, ErrorInfo("E", "", "")), 101)
+    assert end_of(messages).outcome is Outcome.USER_ERROR
+
+
+def test_the_clock_stands_still_while_replies_are_awaited() -> None:
+    fresh = guard(timeout=10)
+    assert fresh.cell is not None
+    assert fresh.cell.deadline(100) == 110
+    fresh.accept(Call(1, 1, ["a"]), 103)
+    fresh.accept(Call(2, 1, ["b"]), 104)
+    assert fresh.cell.deadline(500) is None
+    assert fresh.reply(Reply(1, ["x"]), 150)
+    assert fresh.cell.deadline(500) is None, "one of two is still awaited"
+    assert fresh.reply(Reply(2, ["y"]), 203)
+    assert fresh.cell.deadline(203) == 210
+    messages, _ = fresh.accept(Done(1, None), 205)
+    assert end_of(messages).worker_wait == pytest.approx(100)
+
+
+def test_an_interrupted_cell_keeps_its_first_reason_and_gets_its_grace() -> None:
+    fresh = guard()
+    fresh.interrupt(Outcome.TIMEOUT, 110)
+    fresh.interrupt(Outcome.KILLED, 110.5)
+    assert fresh.cell is not None
+    assert fresh.cell.deadline(110.5) == 111
+    messages, _ = fresh.accept(Done(1, ErrorInfo("KeyboardInterrupt", "", "")), 110.7)
+    assert end_of(messages).outcome is Outcome.TIMEOUT
+    assert not end_of(messages).state_lost
+
+
+def test_late_frames_of_an_ended_cell_are_counted_and_delivered_to_nobody() -> None:
+    fresh = guard()
+    fresh.accept(Done(1, None), 101)
+    fresh.execute(2, 10, 102)
+    assert fresh.accept(Output(1, 1, b"late"), 102) == ([], None)
+    assert fresh.accept(Final(1, "late"), 102) == ([], None)
+    _, refusal = fresh.accept(Call(1, 1, ["late"]), 102)
+    assert refusal is not None
+    assert [getattr(result, "code", None) for result in refusal.results] == ["cancelled"]
+    messages, _ = fresh.accept(Done(2, None), 103)
+    assert end_of(messages).dropped == 3
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [Ready(protocol.VERSION, FACTS)],
+        [Output(2, 1, b"of the future")],
+        [Output(0, 1, b"of no cell")],
+        [Final(1, "a"), Final(1, "b")],
+        [Done(1, None), Done(1, None)],
+        [Call(1, 1, ["a"]), Call(1, 1, ["again"])],
+        [Call(2, 1, ["a"]), Call(1, 1, ["backwards"])],
+        [Call(1 << 62, 1, ["a"])],
+        [Call(1, 1, [])],
+        [Call(1, 1, ["a"] * 5)],
+        [Call(1, 1, ["a" * 2000])],
+        [protocol.ReplExit(0, False)],
+    ],
+)
+def test_what_no_honest_guest_says_is_a_violation(messages: list[protocol.FromGuest]) -> None:
+    fresh = guard()
+    for message in messages[:-1]:
+        fresh.accept(message, 101)
+    with pytest.raises(Violation):
+        fresh.accept(messages[-1], 101)
+
+
+def test_output_is_passed_up_to_its_limit_to_the_byte() -> None:
+    fresh = guard()
+    assert fresh.accept(Output(1, 1, b"x" * 1000), 101)[0] == [Output(1, 1, b"x" * 1000)]
+    assert fresh.accept(Output(1, 1, b"x" * 100), 101)[0] == [Output(1, 1, b"x" * 24)]
+    assert fresh.output_exceeded
+    assert fresh.accept(Output(1, 1, b"x"), 101)[0] == []
+    assert fresh.accept(Output(1, 2, b"other stream"), 101)[0] == [Output(1, 2, b"other stream")]
+    end = end_of(fresh.accept(Done(1, None), 101)[0])
+    assert (end.outcome, end.truncated) == (Outcome.OUTPUT_LIMIT, True)
+
+
+def test_more_pending_calls_than_allowed_are_refused_not_queued() -> None:
+    fresh = guard()
+    for number in (1, 2):
+        assert fresh.accept(Call(number, 1, ["a"]), 101)[0]
+    messages, refusal = fresh.accept(Call(3, 1, ["a"]), 101)
+    assert messages == []
+    assert refusal is not None
+    assert refusal.call == 3
+
+
+def test_a_reply_that_nobody_awaits_is_not_delivered() -> None:
+    fresh = guard()
+    fresh.accept(Call(1, 1, ["a"]), 101)
+    fresh.accept(Done(1, None), 102)
+    assert not fresh.reply(Reply(1, ["late"]), 103)
+    assert not fresh.reply(Reply(99, ["never asked"]), 103)
+
+
+MESSAGES = st.one_of(
+    st.builds(Output, st.integers(-1, 4), st.sampled_from([1, 2]), st.binary(max_size=40)),
+    st.builds(Call, st.integers(-1, 6), st.integers(-1, 4), st.lists(st.text(max_size=5), max_size=6)),
+    st.builds(Final, st.integers(-1, 4), st.text(max_size=5)),
+    st.builds(Done, st.integers(-1, 4), st.none()),
+    st.builds(Ready, st.integers(0, 2), st.just(FACTS)),
+)
+STEPS = st.one_of(
+    MESSAGES, st.sampled_from(["execute", "interrupt"]), st.builds(Reply, st.integers(0, 6), st.just(["x"]))
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(STEPS, max_size=40))
+def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
+    """Each cell ends at most once, answers at most once, and its waits never exceed its time."""
+    fresh, now, next_cell = guard(), 100.0, 2
+    ended: list[int] = []
+    finals: list[int] = []
+    for step in steps:
+        now += 1
+        if step == "execute":
+            if fresh.cell is None:
+                fresh.execute(next_cell, 5, now)
+                next_cell += 1
+        elif step == "interrupt":
+            if fresh.cell is not None:
+                fresh.interrupt(Outcome.TIMEOUT, now)
+        elif isinstance(step, Reply):
+            fresh.reply(step, now)
+        else:
+            try:
+                messages, _ = fresh.accept(step, now)  # pyright: ignore[reportArgumentType]
+            except Violation:
+                break
+            ended += [message.cell for message in messages if isinstance(message, CellEnd)]
+            finals += [message.cell for message in messages if isinstance(message, Final)]
+            for message in messages:
+                if isinstance(message, CellEnd):
+                    assert 0 <= message.worker_wait <= message.elapsed
+    assert len(ended) == len(set(ended))
+    assert len(finals) == len(set(finals))

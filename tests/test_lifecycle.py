@@ -1,0 +1,209 @@
+"""Whatever is killed, whenever: nothing is left, and whoever waits hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from supdist.engine import Engine, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
+from supdist.engine.sandbox import zygote as zygote_module
+from supdist.engine.sandbox.remedies import unavailable
+from support import Open, descendants, processes_named
+
+pytestmark = pytest.mark.anyio
+
+BUSY_ENGINE = """
+import asyncio
+from supdist.engine import open_sandbox
+async def main():
+    async with open_sandbox() as sandbox:
+        print("busy", flush=True)
+        await sandbox.execute("import subprocess; subprocess.Popen(['sleep', '1000'])\\nwhile True: x = 1", timeout=600)
+asyncio.run(main())
+"""
+
+
+def wait_until_gone(pids: set[int], seconds: float) -> set[int]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pids = {
+            pid
+            for pid in pids
+            if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        }
+        if not pids:
+            break
+        time.sleep(0.02)
+    return pids
+
+
+async def comes_true(condition: Callable[[], bool], seconds: float = 3.0) -> bool:
+    """Whether it holds before the deadline: ZeroMQ closes a connection in a thread of its own."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return condition()
+
+
+def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int]]:
+    """An engine in the middle of a cell, and every process below it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY_ENGINE],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    deadline = time.monotonic() + 5
+    names: set[str] = set()
+    below: set[int] = set()
+    while time.monotonic() < deadline and names < {
+        "supdist-zygote",
+        "supdist-shim",
+        "supdist-init",
+        "python",
+        "sleep",
+    }:
+        below = descendants(process.pid)
+        names = {psutil.Process(pid).name() for pid in below if psutil.pid_exists(pid)}
+    assert len(below) == 5, names
+    return process, below
+
+
+@pytest.mark.parametrize("victim", ["engine", "supdist-zygote", "supdist-shim", "supdist-init", "python"])
+def test_after_a_kill_of_any_process_nothing_is_left(victim: str, tmp_path: Path) -> None:
+    engine, below = busy_engine(tmp_path)
+    try:
+        if victim == "engine":
+            engine.kill()
+        else:
+            (target,) = {pid for pid in below if psutil.Process(pid).name() == victim}
+            os.kill(target, signal.SIGKILL)
+        assert wait_until_gone(below, 5) == set()
+        engine.wait(5)
+        assert list(tmp_path.iterdir()) == [], "no socket, no directory"
+    finally:
+        engine.kill()
+        engine.wait()
+        if engine.stdout is not None:
+            engine.stdout.close()
+
+
+def test_ctrl_c_in_the_terminals_group_is_the_engines_alone(tmp_path: Path) -> None:
+    engine, below = busy_engine(tmp_path)
+    engine.send_signal(signal.SIGINT)
+    assert engine.wait(10) != 0
+    assert wait_until_gone(below, 5) == set()
+    assert list(tmp_path.iterdir()) == []
+    assert engine.stdout is not None
+    engine.stdout.close()
+
+
+async def test_while_a_sandbox_is_open_nothing_of_it_lies_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with open_sandbox() as sandbox:
+        assert (await sandbox.execute("print(1)")).stdout == "1\n"
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["supdist-shim", "supdist-zygote"])
+async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> None:
+    before = set(processes_named(name))
+    async with open_sandbox() as sandbox:
+        running = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
+        await asyncio.sleep(0.1)
+        (target,) = set(processes_named(name)) - before
+        os.kill(target, signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(SandboxLost):
+            await running
+        assert time.monotonic() - started < 2
+        with pytest.raises(SandboxLost, match="reset"):
+            await sandbox.execute("1")
+        await sandbox.reset()
+        assert (await sandbox.execute("print('back')")).stdout == "back\n"
+
+
+def zygotes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() == "supdist-zygote"]
+
+
+async def test_all_sandboxes_of_a_loop_share_one_zygote() -> None:
+    async def one() -> int:
+        async with open_sandbox() as sandbox:
+            await sandbox.execute("print(1)")
+            return len(zygotes())
+
+    assert set(await asyncio.gather(*(one() for _ in range(10)))) == {1}
+
+
+async def test_cancelling_a_start_or_a_cell_at_any_moment_leaks_nothing(engine: Engine) -> None:
+    async def use() -> None:
+        async with open_sandbox() as sandbox:
+            await sandbox.execute("import time; time.sleep(0.01)")
+
+    async with open_sandbox() as sandbox:  # so that the loop's own descriptors exist before the count
+        await sandbox.execute("1")
+    this = psutil.Process()
+    descriptors, shims = this.num_fds(), set(processes_named("supdist-shim"))
+    for turn in range(40):
+        task = asyncio.create_task(use())
+        await asyncio.sleep(turn * 0.0008)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, SandboxLost):
+            await task
+    assert await comes_true(lambda: set(processes_named("supdist-shim")) <= shims)
+    assert await comes_true(lambda: this.num_fds() <= descriptors)
+
+
+async def test_opening_and_closing_leaves_descriptors_threads_and_mounts_flat(small: Open) -> None:
+    this = psutil.Process()
+
+    async def cycle(times: int) -> None:
+        for _ in range(times):
+            async with small() as sandbox:
+                assert (await sandbox.execute("print(1)")).stdout == "1\n"
+
+    def held() -> tuple[int, int, int]:
+        return this.num_fds(), this.num_threads(), len(Path("/proc/mounts").read_text().splitlines())
+
+    await cycle(3)
+    before = held()
+    await cycle(30)
+    assert await comes_true(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
+
+
+def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A real failure: the engine's socket is not where the order says."""
+    real = zygote_module.view.command
+    monkeypatch.setattr(zygote_module.view, "command", lambda fd, path: real(fd, "/nowhere"))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    with (
+        pytest.raises(SandboxUnavailable, match="A mount namespace for the sandboxes cannot be built"),
+        SyncSandbox(),
+    ):
+        pass
+
+
+def test_remedies_name_the_capability_and_the_mend() -> None:
+    import errno
+
+    assert "user.max_user_namespaces" in unavailable("user_namespace", errno.ENOSPC).remedy
+    assert "Linux 5.12" in unavailable("host_view", errno.ENOSYS).remedy
+    assert "chroot" in unavailable("host_view", errno.EINVAL).remedy
+    assert unavailable("user_namespace", errno.EPERM).capability.startswith(
+        "User namespaces cannot be created"
+    )

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from supdist.sandbox_image import protocol
+from supdist.sandbox_image.protocol import FrameBuffer, Violation, frame
+
+LIMIT = 1 << 12
+
+
+@given(st.lists(st.binary(min_size=1, max_size=200), max_size=20), st.lists(st.integers(1, 50), min_size=1))
+def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(
+    payloads: list[bytes], cuts: list[int]
+) -> None:
+    stream = b"".join(frame(payload) for payload in payloads)
+    buffer, received, at, turn = FrameBuffer(LIMIT), list[bytes](), 0, 0
+    while at < len(stream):
+        size = cuts[turn % len(cuts)]
+        received += buffer.feed(stream[at : at + size])
+        at, turn = at + size, turn + 1
+    assert received == payloads
+
+
+@pytest.mark.parametrize("size", [0, LIMIT + 1, 1 << 31, (1 << 32) - 1])
+def test_a_bad_length_is_refused_before_any_payload(size: int) -> None:
+    with pytest.raises(Violation):
+        FrameBuffer(LIMIT).feed(size.to_bytes(4, "little"))
+
+
+def test_a_frame_of_exactly_the_limit_passes_and_may_wait_for_its_last_byte() -> None:
+    buffer = FrameBuffer(LIMIT)
+    data = frame(b"x" * LIMIT)
+    assert buffer.feed(data[:-1]) == []
+    assert buffer.feed(data[-1:]) == [b"x" * LIMIT]
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_a_decoder_raise_anything_but_its_own_error(data: bytes) -> None:
+    for decode in (protocol.decode_from_guest, protocol.decode_to_guest):
+        try:
+            decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+
+
+def test_the_kind_of_a_message_can_be_read_without_decoding_it() -> None:
+    message = protocol.Done(7, None)
+    assert protocol.kind(protocol.encode(message)) == 24
+    assert protocol.kind(b"") == 0
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [24, 1, None, "one too many"],
+        [24, 1],
+        [24, "1", None],
+        [24, True, None],
+        [99, 1],
+        ["done", 1, None],
+        [40],  # Kill: a word of the engine's, not of a guest's
+        [22, 1, 1, "not a list"],
+        [22, 1, 1, [b"bytes"]],
+        [23, 1, 5],
+        {"tag": 24},
+        [],
+        None,
+    ],
+)
+def test_a_guest_cannot_say_what_is_not_in_its_union(items: object) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        protocol.decode_from_guest(msgspec.msgpack.encode(items))
+
+
+def test_deep_nesting_is_an_error_and_not_a_crash() -> None:
+    with pytest.raises((msgspec.MsgspecError, RecursionError)):
+        protocol.decode_from_guest(b"\x91" * 200_000)
+
+
+def test_lone_surrogates_cannot_be_sent() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        protocol.encode(protocol.Final(1, "\ud800"))

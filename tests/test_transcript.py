@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from supdist.engine import CellResult, Outcome
+from supdist.engine.prompts import Prompts, context_facts, fill, nudge
+from supdist.engine.sandbox import ErrorInfo
+from supdist.engine.transcript import shorten, show_results
+
+
+def result(**changes: Any) -> CellResult:
+    values: dict[str, Any] = {
+        "cell": 1, "outcome": Outcome.OK, "stdout": "", "stderr": "", "truncated": False, "error": None,
+        "final": None, "elapsed": 0.1, "worker_wait": 0.0, "state_lost": False, "dropped": 0,
+    }  # fmt: skip
+    return CellResult(**{**values, **changes})
+
+
+@given(st.text(max_size=500), st.integers(1, 300))
+def test_shortened_text_keeps_head_and_tail_and_counts_what_is_left_out(text: str, limit: int) -> None:
+    short = shorten(text, limit)
+    if len(text) <= limit:
+        assert short == text
+    else:
+        head, _, rest = short.partition("\n[... ")
+        count, _, tail = rest.partition(" characters left out ...]\n")
+        assert text.startswith(head)
+        assert text.endswith(tail)
+        assert len(head) + len(tail) == limit
+        assert int(count.replace(",", "")) == len(text) - limit
+
+
+def test_output_error_and_what_was_not_run_are_all_shown() -> None:
+    error = ErrorInfo(
+        "ValueError", "no", 'Traceback (most recent call last):\n  File "<cell 2>", line 3\nValueError: no\n'
+    )
+    shown = show_results(
+        [result(stdout="one\n"), result(outcome=Outcome.USER_ERROR, stderr="warn\n", error=error)], 3, 2000
+    )
+    assert "Block 1 of 3 ran" in shown
+    assert "one" in shown
+    assert "[stderr]\nwarn" in shown
+    assert 'File "<cell 2>", line 3' in shown
+    assert "variables that were set before it are kept" in shown
+    assert shown.endswith("[1 further block not executed]")
+
+
+def test_a_silent_block_is_told_to_print() -> None:
+    assert "print what you want to see" in show_results([result()], 1, 100)
+
+
+def test_a_dead_interpreter_is_named_as_such() -> None:
+    shown = show_results(
+        [result(outcome=Outcome.CRASHED, state_lost=True, detail="ended by SIGSEGV")], 1, 100
+    )
+    assert "ended the interpreter (crashed: ended by SIGSEGV)" in shown
+
+
+def test_nudges_grow_more_urgent() -> None:
+    texts = [nudge(Prompts(), left, 15) for left in (14, 6, 5, 2, 1)]
+    assert texts[0] == "14 turns are left."
+    assert texts[1] == "6 turns are left."
+    assert texts[2].startswith("Only 5")
+    assert texts[3].startswith("Only 2")
+    assert "last turn" in texts[4]
+
+
+def test_values_are_never_read_as_templates() -> None:
+    assert fill("Q: $query $other", query="${system} {0} %(x)s $$") == "Q: ${system} {0} %(x)s $$ $other"
+
+
+def test_context_facts_tell_kind_and_size_and_not_the_text() -> None:
+    assert context_facts("a\nb") == "a str of 3 characters in 2 lines."
+    assert context_facts(["x", 1]) == "a list of 2 items (int, str)."
+    assert context_facts({"k" * 100: 1}).startswith("a dict of 1 keys: 'kkk")
+    assert "secret" not in context_facts({"title": "secret", "body": "secret"})

@@ -1,0 +1,45 @@
+"""The smallest program that uses the engine: one question about one document.
+
+    python -m supdist.tools.basic_qa [FILE] [QUESTION]
+
+Environment: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL, WORKER_MODEL, BASE_URL, and LOG_DIR
+(logs/basic_qa by default). Without a key it uses the builtin pair, which is no language model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from dotenv import find_dotenv, load_dotenv
+
+from ..engine import run
+from ..engine.models import from_environment
+from ..handlers import BuiltinSupervisor, BuiltinWorker
+from ..handlers.builtin import NOTICE
+
+_DOCUMENT = Path(__file__).resolve().parent.parent / "tasks/examples/quickstart/report.md"
+_QUESTION = "How long must the new deck last, and what may it weigh?"
+
+
+def main() -> None:
+    """Ask, and print the answer."""
+    load_dotenv(find_dotenv(usecwd=True))
+    document = Path(sys.argv[1]) if len(sys.argv) > 1 else _DOCUMENT
+    supervisor, worker = from_environment("supervisor", os.environ), from_environment("worker", os.environ)
+    if supervisor is None or worker is None:
+        print(NOTICE, file=sys.stderr)
+    result = run(
+        query=sys.argv[2] if len(sys.argv) > 2 else _QUESTION,
+        context=document.read_text(encoding="utf-8"),
+        supervisor=supervisor or BuiltinSupervisor(),
+        worker=worker or BuiltinWorker(),
+        log_dir=os.environ.get("LOG_DIR", "logs/basic_qa"),
+    )
+    print(result.answer)
+    print(f"{result.stop_reason} after {result.iterations} turns, {result.elapsed:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
