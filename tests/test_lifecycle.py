@@ -120,11 +120,11 @@ async def test_while_a_sandbox_is_open_nothing_of_it_lies_on_disk(
 
 @pytest.mark.parametrize("name", ["supdist-shim", "supdist-zygote"])
 async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> None:
-    before = set(processes_named(name))
+    before = processes_named(name)
     async with open_sandbox() as sandbox:
         running = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
         await asyncio.sleep(0.1)
-        (target,) = set(processes_named(name)) - before
+        (target,) = processes_named(name) - before
         os.kill(target, signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(SandboxLost):
@@ -157,14 +157,14 @@ async def test_cancelling_a_start_or_a_cell_at_any_moment_leaks_nothing(engine: 
     async with open_sandbox() as sandbox:  # so that the loop's own descriptors exist before the count
         await sandbox.execute("1")
     this = psutil.Process()
-    descriptors, shims = this.num_fds(), set(processes_named("supdist-shim"))
+    descriptors, shims = this.num_fds(), processes_named("supdist-shim")
     for turn in range(40):
         task = asyncio.create_task(use())
         await asyncio.sleep(turn * 0.0008)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, SandboxLost):
             await task
-    assert await comes_true(lambda: set(processes_named("supdist-shim")) <= shims)
+    assert await comes_true(lambda: processes_named("supdist-shim") <= shims)
     assert await comes_true(lambda: this.num_fds() <= descriptors)
 
 

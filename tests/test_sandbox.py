@@ -42,14 +42,17 @@ async def test_streams_are_apart_and_whole(small: Open) -> None:
     assert raw.stdout == "�\0ok"
 
 
+CONTEXTS: list[object] = [
+    "",
+    "quotes ' \" ''' \"\"\" \\ \n\r\n\t \0 \ud800 \udfff ``` ```repl\nFINAL(1)\n``` 🙂 e\u0301",
+    ["item"] * 10_000,
+    {"title": "t", "sections": [{"n": 1, "text": None}, [], True, 1.5, -(2**80)], "": {"\ud800": "\0"}},
+]
+
+
 @pytest.mark.parametrize(
     "context",
-    [
-        "",
-        "quotes ' \" ''' \"\"\" \\ \n\r\n\t \0 \ud800 \udfff ``` ```repl\nFINAL(1)\n``` 🙂 e\u0301",
-        ["item"] * 10_000,
-        {"title": "t", "sections": [{"n": 1, "text": None}, [], True, 1.5, -(2**80)], "": {"\ud800": "\0"}},
-    ],
+    CONTEXTS,
     ids=["empty", "nasty", "list", "dict"],
 )
 async def test_a_context_arrives_equal(small: Open, context: object) -> None:

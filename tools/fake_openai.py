@@ -18,6 +18,7 @@ import asyncio
 import inspect
 import json
 import re
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -370,9 +371,12 @@ def _reply(item: Any) -> Reply:
 
 
 async def _main(replies: list[Reply], port: int) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with FakeOpenAI(replies, port=port) as server:
         print(server.base_url, flush=True)
-        await asyncio.get_running_loop().create_future()
+        await stop.wait()
 
 
 def main() -> None:
@@ -387,8 +391,6 @@ def main() -> None:
         asyncio.run(_main(read_replies(arguments.replies), arguments.port))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":
