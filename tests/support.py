@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
 from supdist.engine import Sandbox
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -33,3 +32,8 @@ def processes_named(name: str) -> set[int]:
 def descendants(pid: int) -> set[int]:
     """The processes below one, at this moment."""
     return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+
+
+def zygotes() -> int:
+    """How many zygotes this process has. A shim bears its parent's name for a moment; it is no direct child."""
+    return sum(child.name() == "supdist-zygote" for child in psutil.Process().children())

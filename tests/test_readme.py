@@ -1,0 +1,61 @@
+"""What the README says is what is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SET_UP, RUN = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+def test_ci_runs_the_two_commands_as_they_stand() -> None:
+    ci = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    commands = SET_UP.strip().splitlines()
+    assert len(commands) == 2
+    assert "README.md" in ci, "CI reads them from the README itself"
+
+
+@pytest.mark.parametrize("command", RUN.strip().splitlines())
+def test_every_other_command_works(command: str, tmp_path: Path) -> None:
+    program, *arguments = shlex.split(command)
+    module = ["-m", "supdist.engine"] if program.endswith("supdist-engine") else []
+    arguments = [str(REPOSITORY / word) if word.startswith("tasks/") else word for word in arguments]
+    done = subprocess.run(
+        [sys.executable, *module, *arguments],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_python_of_the_readme_works() -> None:
+    whole, alone = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    compile(whole, "README", "exec")
+    done = subprocess.run(
+        [sys.executable, "-c", alone], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "6\n\ntimeout\n"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_the_task_of_the_readme_is_a_task(tmp_path: Path) -> None:
+    from supdist.engine.taskfile import read_task
+
+    (task,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "task.json").write_text(task)
+    assert read_task(tmp_path / "task.json").limits.max_iterations == 15
