@@ -194,7 +194,7 @@ async def test_key_does_not_follow_a_redirect() -> None:
     [(None, "OPENAI_API_KEY"), ("https://api.together.xyz/v1", "TOGETHER_API_KEY or OPENAI_API_KEY")],
 )
 async def test_missing_key_names_the_remedy(base_url: str | None, names: str) -> None:
-    with pytest.raises(Rejected, match=f"set {names}$"):
+    with pytest.raises(Rejected, match=f"^no API key for .* set {names}$"):
         await OpenAIHandler("m", base_url=base_url).chat(ASKED)
 
 
@@ -557,7 +557,11 @@ async def test_used_up_and_raising_scripts_say_so_at_once() -> None:
     def broken(request: Request) -> Reply:
         raise LookupError(request.model)
 
-    for server, said in ((FakeOpenAI([]), "no reply for request 1"), (FakeOpenAI(broken), "LookupError: m")):
+    wrong: Any = ["x"]
+    servers = (FakeOpenAI([]), FakeOpenAI(broken), FakeOpenAI(wrong))
+    for server, said in zip(
+        servers, ("no reply for request 1", "LookupError: m", "'x', which is no"), strict=True
+    ):
         async with server:
             got = await outcome(handler_of(server, max_retries=2))
         assert said in str(got)

@@ -142,6 +142,7 @@ class FakeOpenAI:
         self._script = script if callable(script) else iter(script)
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def __aenter__(self) -> FakeOpenAI:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=MAX_HEAD)
@@ -151,6 +152,7 @@ class FakeOpenAI:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -158,6 +160,9 @@ class FakeOpenAI:
         await self._server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:  # it was accepted in the last moment
+            writer.transport.abort()
+            return
         self.connections += 1
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
@@ -229,9 +234,8 @@ class FakeOpenAI:
                     await asyncio.sleep(pause)
                 return False
             case _:
-                await _send_error(
-                    writer, Status(500, message=f"the script returned {reply!r}, which is no reply")
-                )
+                message = f"the script returned {reply!r}, which is no reply"
+                await _send_error(writer, Status(500, {"X-Should-Retry": "false"}, message=message))
         return True
 
     async def _send_completion(
@@ -239,15 +243,12 @@ class FakeOpenAI:
     ) -> None:
         asked = sum(_words(message) for message in request.body["messages"])
         prompt, completion = reply.usage or (asked, len(reply.text.split()))
-        usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        }
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+        usage["total_tokens"] = prompt + completion
         common = {"id": f"chatcmpl-{len(self.requests)}", "created": 0, "model": request.model}
         part = "content" if isinstance(reply, Text) else "refusal"
         if request.body.get("stream") is True:
-            pieces = re.findall(r"\s*\S+\s*", reply.text)
+            pieces = re.findall(r"\s*\S+\s*|\s+", reply.text)
             choices: list[dict[str, Any]] = [
                 {"delta": {part: piece}, "finish_reason": None} for piece in pieces
             ]

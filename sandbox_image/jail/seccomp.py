@@ -6,6 +6,7 @@ The zygote compiles it once; a sandbox only loads the result, as its last step b
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import errno
 import os
 from pathlib import Path
@@ -52,7 +53,7 @@ class SeccompUnavailable(Exception):
 
 
 class _Part(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """A part of the profile. A key that is not understood could be one that narrows a rule: it is an error."""
+    """A part of the profile. An unknown key is an error: it could be one that narrows a rule."""
 
 
 class Condition(_Part, frozen=True):
@@ -65,7 +66,7 @@ class Condition(_Part, frozen=True):
 
 
 class Rule(_Part, frozen=True):
-    """What happens to some calls whose arguments meet every condition. Rules for one call are alternatives."""
+    """What happens to calls whose arguments meet every condition. A call's rules are alternatives."""
 
     names: tuple[str, ...]
     action: Action
@@ -161,11 +162,16 @@ def _returns(action: Action, code: int) -> int:
 
 
 def _load_library() -> ModuleType:
+    # pyseccomp looks for its library when it is imported, with the help of ldconfig and compilers. That takes
+    # 30 ms and fails in the zygote's view; the dynamic linker finds the library by its name alone.
+    find_library = ctypes.util.find_library
+    ctypes.util.find_library = {"seccomp": "libseccomp.so.2"}.get
     try:
-        # Here, because the import starts processes to find libseccomp, and fails where there is none.
         import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+    except (ImportError, AttributeError, OSError) as error:
         raise SeccompUnavailable(f"libseccomp 2.5 or newer is needed: {error}") from error
+    finally:
+        ctypes.util.find_library = find_library
     return pyseccomp
 
 
