@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..handlers import BuiltinSupervisor, BuiltinWorker, ModelHandler, OpenAIHandler, ScriptedHandler
+from ..handlers import (
+    BuiltinSupervisor,
+    BuiltinWorker,
+    ModelHandler,
+    OpenAIHandler,
+    ScriptedHandler,
+    VLLMHandler,
+)
 from ..handlers.openai import TOGETHER_URL
 from .errors import TaskError
 
@@ -49,6 +56,23 @@ class OpenAISpec(BaseModel):
         return OpenAIHandler(**self.model_dump(exclude={"handler"}))
 
 
+class VLLMSpec(BaseModel):
+    """A model in the engine's own process, through vLLM (extra ``vllm``)."""
+
+    model_config = _STRICT
+
+    handler: Literal["vllm"]
+    model: str = Field(min_length=1, description="a name or a path, as vLLM takes it")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1, description="the window in tokens")
+    engine_args: dict[str, Any] | None = Field(default=None, description="more of vLLM's AsyncEngineArgs")
+
+    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
+        """The handler."""
+        return VLLMHandler(**self.model_dump(exclude={"handler"}))
+
+
 class ScriptedSpec(BaseModel):
     """Canned replies, in the task file or in a file beside it."""
 
@@ -85,7 +109,7 @@ class BuiltinSpec(BaseModel):
         return builtin(role, worker_ctx_k)
 
 
-ModelSpec = Annotated[OpenAISpec | ScriptedSpec | BuiltinSpec, Field(discriminator="handler")]
+ModelSpec = Annotated[OpenAISpec | VLLMSpec | ScriptedSpec | BuiltinSpec, Field(discriminator="handler")]
 
 
 def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:

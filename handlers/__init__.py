@@ -17,6 +17,7 @@ from .builtin import BuiltinSupervisor, BuiltinWorker
 from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
 from .openai import OpenAIHandler
 from .scripted import ScriptedHandler
+from .vllm import VLLMHandler
 
 __all__ = [
     "BatchItem",
@@ -34,6 +35,7 @@ __all__ = [
     "ScriptedHandler",
     "Unavailable",
     "Usage",
+    "VLLMHandler",
     "call_chat",
     "call_chat_batch",
 ]
