@@ -201,12 +201,10 @@ def execute(
     as_json: Annotated[bool, typer.Option("--json", help="Print outcome, output and error as JSON.")] = False,
 ) -> None:
     """Run code in a fresh sandbox: its output, and an exit status as a shell expects it."""
-    from dataclasses import asdict
-
     from pydantic import ValidationError
 
     from .errors import TaskError
-    from .sandbox import SandboxConfig, open_sandbox
+    from .sandbox import SandboxConfig, as_data, open_sandbox
 
     source = sys.stdin.read() if code is None or code == "-" else code
     try:
@@ -223,9 +221,7 @@ def execute(
 
     result = _await(once())
     if as_json:
-        from msgspec import to_builtins
-
-        print(json.dumps({**asdict(result), "error": to_builtins(result.error)}))
+        print(json.dumps(as_data(result)))
     else:
         _copy_output(result)
     raise typer.Exit(_exit_status(result))

@@ -70,6 +70,7 @@ class Limits(Message, frozen=True):
 
     memory_bytes: int
     pids: int
+    cpus: float
     cpu_seconds: int
     open_files: int
     file_bytes: int
@@ -93,6 +94,7 @@ class Facts(Message, frozen=True):
     uid: int
     capabilities: int
     no_new_privs: bool
+    seccomp: bool
     interfaces: list[str]
     root_writable: bool
 
@@ -216,6 +218,17 @@ class Kill(Message, frozen=True, tag=40):
     """End the sandbox now."""
 
 
+class Usage(Message, frozen=True):
+    """What a sandbox used: processor seconds of the cell, and the most bytes at once so far.
+
+    ``source`` says who counted: the kernel (``cgroup``), or the shim, by looking now and then (``watchdog``).
+    """
+
+    cpu_seconds: float
+    peak_memory: int
+    source: Literal["cgroup", "watchdog"]
+
+
 class CellEnd(Message, frozen=True, tag=41):
     """The shim's verdict on a cell, in seconds of its monotonic clock.
 
@@ -231,6 +244,7 @@ class CellEnd(Message, frozen=True, tag=41):
     state_lost: bool
     dropped: int
     detail: str
+    usage: Usage
 
 
 class Exit(Message, frozen=True, tag=42):

@@ -21,12 +21,23 @@ SMALL: dict[str, Any] = {"timeout": 5.0, "grace": 0.3, "memory": "256MiB", "pids
 
 def processes_named(name: str) -> set[int]:
     """Processes below this one with that short name: supdist-zygote, supdist-shim, supdist-init."""
-    found: set[int] = set()
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() == name:
-                found.add(child.pid)
-    return found
+    return {child.pid for child in _below() if _name(child) == name}
+
+
+def of_running_guests(name: str) -> set[int]:
+    """The same, of sandboxes in use alone: there is mostly one more that waits for its user."""
+    guests = [child for child in _below() if _name(child) == "python"]
+    return {parent.pid for guest in guests for parent in guest.parents() if _name(parent) == name}
+
+
+def _below() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _name(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 def descendants(pid: int) -> set[int]:

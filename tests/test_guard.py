@@ -19,7 +19,7 @@ from supdist.sandbox_image.protocol import (
     Violation,
 )
 
-FACTS = protocol.Facts({}, 65534, 0, True, [], False)
+FACTS = protocol.Facts({}, 65534, 0, True, True, [], False)
 CONFIG = SandboxConfig.model_validate(
     {"output": "1KiB", "prompt": "1KiB", "batch": 4, "pending_calls": 2, "grace": 1.0}
 )

@@ -17,7 +17,7 @@ import pytest
 from supdist.engine import Engine, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.remedies import unavailable
-from support import Open, descendants, processes_named, zygotes
+from support import Open, descendants, of_running_guests, processes_named, zygotes
 
 pytestmark = pytest.mark.anyio
 
@@ -54,8 +54,8 @@ async def comes_true(condition: Callable[[], bool], seconds: float = 3.0) -> boo
     return condition()
 
 
-def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int]]:
-    """An engine in the middle of a cell, and every process below it."""
+def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int], dict[str, int]]:
+    """An engine in the middle of a cell, every process below it, and those of the sandbox by their names."""
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY_ENGINE],
         stdout=subprocess.PIPE,
@@ -65,30 +65,23 @@ def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int]]:
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
     deadline = time.monotonic() + 5
-    names: set[str] = set()
-    below: set[int] = set()
-    while time.monotonic() < deadline and names < {
-        "supdist-zygote",
-        "supdist-shim",
-        "supdist-init",
-        "python",
-        "sleep",
-    }:
-        below = descendants(process.pid)
-        names = {psutil.Process(pid).name() for pid in below if psutil.pid_exists(pid)}
-    assert len(below) == 5, names
-    return process, below
+    while time.monotonic() < deadline:
+        for pid in descendants(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(pid).name() == "sleep":
+                    chain = {parent.name(): parent.pid for parent in psutil.Process(pid).parents()}
+                    return process, descendants(process.pid), chain
+    raise AssertionError("the cell did not start its child")
 
 
 @pytest.mark.parametrize("victim", ["engine", "supdist-zygote", "supdist-shim", "supdist-init", "python"])
 def test_after_a_kill_of_any_process_nothing_is_left(victim: str, tmp_path: Path) -> None:
-    engine, below = busy_engine(tmp_path)
+    engine, below, named = busy_engine(tmp_path)
     try:
         if victim == "engine":
             engine.kill()
         else:
-            (target,) = {pid for pid in below if psutil.Process(pid).name() == victim}
-            os.kill(target, signal.SIGKILL)
+            os.kill(named[victim], signal.SIGKILL)
         assert wait_until_gone(below, 5) == set()
         engine.wait(5)
         assert list(tmp_path.iterdir()) == [], "no socket, no directory"
@@ -100,7 +93,7 @@ def test_after_a_kill_of_any_process_nothing_is_left(victim: str, tmp_path: Path
 
 
 def test_ctrl_c_in_the_terminals_group_is_the_engines_alone(tmp_path: Path) -> None:
-    engine, below = busy_engine(tmp_path)
+    engine, below, _ = busy_engine(tmp_path)
     engine.send_signal(signal.SIGINT)
     assert engine.wait(10) != 0
     assert wait_until_gone(below, 5) == set()
@@ -120,11 +113,11 @@ async def test_while_a_sandbox_is_open_nothing_of_it_lies_on_disk(
 
 @pytest.mark.parametrize("name", ["supdist-shim", "supdist-zygote"])
 async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> None:
-    before = processes_named(name)
+    before = of_running_guests(name) - processes_named("supdist-zygote")
     async with open_sandbox() as sandbox:
         running = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
         await asyncio.sleep(0.1)
-        (target,) = processes_named(name) - before
+        (target,) = of_running_guests(name) - before
         os.kill(target, signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(SandboxLost):
@@ -153,14 +146,14 @@ async def test_cancelling_a_start_or_a_cell_at_any_moment_leaks_nothing(engine: 
     async with open_sandbox() as sandbox:  # so that the loop's own descriptors exist before the count
         await sandbox.execute("1")
     this = psutil.Process()
-    descriptors, shims = this.num_fds(), processes_named("supdist-shim")
+    descriptors, shims = this.num_fds(), len(processes_named("supdist-shim"))
     for turn in range(40):
         task = asyncio.create_task(use())
         await asyncio.sleep(turn * 0.0008)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, SandboxLost):
             await task
-    assert await comes_true(lambda: processes_named("supdist-shim") <= shims)
+    assert await comes_true(lambda: len(processes_named("supdist-shim")) <= shims)
     assert await comes_true(lambda: this.num_fds() <= descriptors)
 
 

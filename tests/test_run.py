@@ -24,7 +24,7 @@ from supdist.handlers import (
     Unavailable,
     Usage,
 )
-from support import processes_named, zygotes
+from support import of_running_guests, zygotes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 
@@ -152,11 +152,11 @@ async def test_an_attack_on_the_protocol_ends_the_run_with_a_best_answer() -> No
 
 
 async def test_machinery_killed_from_outside_ends_the_run_with_a_best_answer() -> None:
-    before = processes_named("supdist-shim")
+    before = of_running_guests("supdist-shim")
     killed = asyncio.Event()
 
     async def kill_when_asked(messages: Sequence[Message]) -> Completion:
-        (target,) = processes_named("supdist-shim") - before
+        (target,) = of_running_guests("supdist-shim") - before
         os.kill(target, signal.SIGKILL)
         killed.set()
         await asyncio.Event().wait()

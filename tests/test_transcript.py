@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import CellResult, Outcome
 from supdist.engine.prompts import Prompts, context_facts, fill, nudge
-from supdist.engine.sandbox import ErrorInfo
+from supdist.engine.sandbox.config import ErrorInfo, Usage
 from supdist.engine.transcript import shorten, show_results
 
 
@@ -14,6 +14,7 @@ def result(**changes: Any) -> CellResult:
     values: dict[str, Any] = {
         "cell": 1, "outcome": Outcome.OK, "stdout": "", "stderr": "", "truncated": False, "error": None,
         "final": None, "elapsed": 0.1, "worker_wait": 0.0, "state_lost": False, "dropped": 0,
+        "usage": Usage(0.0, 0, "watchdog"),
     }  # fmt: skip
     return CellResult(**{**values, **changes})
 

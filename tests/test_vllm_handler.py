@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-
 from supdist.handlers import Rejected, VLLMHandler
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,18 @@ Example::
 
 from __future__ import annotations
 
-from .config import CallError, CellResult, ErrorInfo, Isolation, OnCall, Outcome, SandboxConfig, WorkerCall
+from .config import (
+    CallError,
+    CellResult,
+    ErrorInfo,
+    Isolation,
+    OnCall,
+    Outcome,
+    SandboxConfig,
+    Usage,
+    WorkerCall,
+    as_data,
+)
 from .opening import Engine, SyncSandbox, open_sandbox
 from .sandbox import Sandbox
 
@@ -23,6 +34,8 @@ __all__ = [
     "Sandbox",
     "SandboxConfig",
     "SyncSandbox",
+    "Usage",
     "WorkerCall",
+    "as_data",
     "open_sandbox",
 ]

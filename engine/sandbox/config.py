@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
+from msgspec import structs
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from ...sandbox_image import protocol
-from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome
+from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome, Usage
 
 __all__ = [
     "CallCode",
@@ -20,7 +21,9 @@ __all__ = [
     "OnCall",
     "Outcome",
     "SandboxConfig",
+    "Usage",
     "WorkerCall",
+    "as_data",
 ]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -45,8 +48,9 @@ class SandboxConfig(BaseModel):
         default=1.0, ge=0.01, le=60, description="seconds from the interrupt of a cell to its kill"
     )
     start_timeout: float = Field(default=30.0, gt=0, le=600, description="seconds for a sandbox to start")
-    memory: ByteSize = _size(2 * GIB, 64 * MIB, 1024 * GIB, "memory that a process may write to")
+    memory: ByteSize = _size(2 * GIB, 64 * MIB, 1024 * GIB, "memory of all its processes")
     pids: int = Field(default=64, ge=4, le=32_768, description="processes and threads at once")
+    cpus: float = Field(default=1.0, ge=0.01, le=1024, description="processors' worth of time")
     cpu_seconds: int = Field(default=3600, ge=1, le=1_000_000, description="processor time of a process")
     open_files: int = Field(default=256, ge=32, le=65_536, description="open files of a process")
     scratch: ByteSize = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
@@ -68,6 +72,7 @@ class SandboxConfig(BaseModel):
         return protocol.Limits(
             memory_bytes=int(self.memory),
             pids=self.pids,
+            cpus=self.cpus,
             cpu_seconds=self.cpu_seconds,
             open_files=self.open_files,
             file_bytes=int(self.scratch),
@@ -91,7 +96,8 @@ class Isolation:
         namespaces: the kinds of namespace that the sandbox does not share with the host, sorted.
         network: whether there is any interface but a loopback of its own.
         capabilities: bits of Linux capabilities that could be had inside; 0 is none.
-        no_new_privs: whether a program inside can gain rights by being executed.
+        no_new_privs: whether no program inside can gain rights by being executed.
+        seccomp: whether system calls are filtered.
         root_writable: whether the system's files can be changed.
     """
 
@@ -100,6 +106,7 @@ class Isolation:
     network: bool
     capabilities: int
     no_new_privs: bool
+    seccomp: bool
     root_writable: bool
 
     @classmethod
@@ -112,6 +119,7 @@ class Isolation:
             network=any(name != "lo" for name in facts.interfaces),
             capabilities=facts.capabilities,
             no_new_privs=facts.no_new_privs,
+            seccomp=facts.seccomp,
             root_writable=facts.root_writable,
         )
 
@@ -123,6 +131,7 @@ class Isolation:
             "no network": not self.network,
             "no capabilities": self.capabilities == 0,
             "no_new_privs": self.no_new_privs,
+            "a system-call filter (is libseccomp installed?)": self.seccomp,
             "a read-only root": not self.root_writable,
         }
         return gaps + [name for name, holds in checks.items() if not holds]
@@ -143,6 +152,8 @@ class CellResult:
         worker_wait: seconds of them in which it waited for workers, which its timeout does not count.
         state_lost: whether its variables are gone; the next ``execute`` then raises until ``reset()``.
         dropped: messages that came too late, from threads or children of earlier cells.
+        usage: processor seconds of the cell, peak memory of the sandbox so far in bytes, and who counted:
+            ``cgroup`` or ``watchdog``.
         detail: for an end that was not the code's own, how it came about.
     """
 
@@ -157,7 +168,16 @@ class CellResult:
     worker_wait: float
     state_lost: bool
     dropped: int
+    usage: Usage
     detail: str = ""
+
+
+def as_data(result: CellResult) -> dict[str, Any]:
+    """A result as plain data, for JSON."""
+    data = {field.name: getattr(result, field.name) for field in fields(result)}
+    data["usage"] = structs.asdict(result.usage)
+    data["error"] = None if result.error is None else structs.asdict(result.error)
+    return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ _STEPS = {
     "identity": "The sandbox cannot take its own identity",
     "capabilities": "Capabilities cannot be given up",
     "rlimits": "Resource limits cannot be set",
+    "seccomp": "The system-call filter cannot be installed",
+    "cgroup": "The sandbox's control group cannot be set up",
     "host_view": "A mount namespace for the sandboxes cannot be built",
     "exec": "The interpreter cannot be started in the sandboxes' view of the machine",
 }

@@ -314,6 +314,7 @@ class _RunningCell:
             worker_wait=end.worker_wait,
             state_lost=end.state_lost,
             dropped=end.dropped,
+            usage=end.usage,
             detail=end.detail,
         )
 

@@ -25,6 +25,8 @@ Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 _PACKET_BYTES = 64 << 10
+_LAST_WORDS_SECONDS = 2.0
+_LAST_WORDS_OF_KILLED_SECONDS = 0.1
 _MESSAGES_A_TURN = 256
 
 
@@ -212,11 +214,15 @@ class Zygote:
             case protocol.SetupFailed(name, code):
                 self._fail(unavailable(name, code))
             case protocol.ShimExit() as ended:
-                # What the shim itself said last may still lie unread; it knows more than its wait status.
-                self._read_router()
-                receiver = self._receivers.pop(ended.session, None)
-                if receiver is not None:
-                    receiver(ended)
+                # What the shim said last says more than its wait status, and may still be on its way through
+                # ZeroMQ's own thread. One that ended by itself has said something.
+                patience = _LAST_WORDS_SECONDS if ended.status == 0 else _LAST_WORDS_OF_KILLED_SECONDS
+                self._loop.call_later(patience, self._tell_end, ended)
+
+    def _tell_end(self, ended: protocol.ShimExit) -> None:
+        receiver = self._receivers.pop(ended.session, None)
+        if receiver is not None:
+            receiver(ended)
 
     def _fail(self, error: Exception) -> None:
         if self._ready is not None and not self._ready.done():

@@ -22,7 +22,7 @@ from typing import Literal, NoReturn
 
 from .. import protocol
 from . import repl
-from .linux import set_death_signal, set_dumpable, set_process_name
+from .linux import set_dumpable, set_process_name
 
 CHANNEL_FD = 3
 CONTEXT_FD = 4
@@ -76,8 +76,6 @@ class Init:
         signal.signal(signal.SIGCHLD, _wake)
         for fd in (self._shim.fileno(), mine.fileno(), self._wake):
             self._poller.register(fd, select.POLLIN)
-        # Only now: the process that was the parent until a moment ago has ended, as it should.
-        self._armed = False
         while True:
             for fd, events in self._poller.poll():
                 if fd == self._wake:
@@ -98,10 +96,6 @@ class Init:
         data = self._shim.recv(_READ_BYTES)
         if not data:
             os._exit(1)
-        if not self._armed:
-            # The first frame comes after the shim became this process's parent.
-            set_death_signal()
-            self._armed = True
         for payload in self._from_shim.feed(data):
             number = protocol.kind(payload)
             if number == _INTERRUPT:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def set_death_signal() -> None:
-    """Be killed when the parent dies."""
-    _libc.prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def set_dumpable() -> None:

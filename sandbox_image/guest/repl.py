@@ -189,6 +189,7 @@ def measure() -> protocol.Facts:
         uid=os.getuid(),
         capabilities=int(status["CapEff"], 16) | int(status["CapBnd"], 16),
         no_new_privs=status["NoNewPrivs"].strip() == "1",
+        seccomp=status.get("Seccomp", "").strip() == "2",
         interfaces=interfaces,
         root_writable=not os.statvfs("/").f_flag & os.ST_RDONLY,
     )

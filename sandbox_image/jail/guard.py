@@ -20,8 +20,11 @@ from ..protocol import (
     Output,
     Ready,
     Reply,
+    Usage,
     Violation,
 )
+
+NO_USAGE = Usage(0.0, 0, "watchdog")
 
 
 @dataclass(slots=True)
@@ -86,8 +89,10 @@ class Guard:
             cell.waiting_since = None
         return True
 
-    def accept(self, message: FromGuest, now: float) -> tuple[list[protocol.FromShim], Reply | None]:
-        """Judge a message.
+    def accept(
+        self, message: FromGuest, now: float, usage: Usage = NO_USAGE, *, refused_a_process: bool = False
+    ) -> tuple[list[protocol.FromShim], Reply | None]:
+        """Judge a message. What the cell used is told beside its ``Done``.
 
         Returns:
             what goes to the engine, and what goes straight back to the guest.
@@ -108,12 +113,12 @@ class Guard:
             case Final():
                 return self._final(message), None
             case Done():
-                return self._done(message, now), None
+                return self._done(message, now, usage, refused_a_process=refused_a_process), None
             case _:
                 raise Violation("a message that only the shim may act on")
 
     def end_cell(
-        self, outcome: Outcome, error: protocol.ErrorInfo | None, now: float, *, died: str = ""
+        self, outcome: Outcome, error: protocol.ErrorInfo | None, now: float, usage: Usage, *, died: str = ""
     ) -> CellEnd:
         """Close the running cell with this verdict; ``died`` says how, where the guest died with it."""
         cell = self.cell
@@ -132,6 +137,7 @@ class Guard:
             state_lost=bool(died),
             dropped=dropped,
             detail=died,
+            usage=usage,
         )
 
     def interrupt(self, outcome: Outcome, now: float) -> None:
@@ -201,14 +207,18 @@ class Guard:
         cell.answered = True
         return [message]
 
-    def _done(self, message: Done, now: float) -> list[protocol.FromShim]:
+    def _done(
+        self, message: Done, now: float, usage: Usage, *, refused_a_process: bool
+    ) -> list[protocol.FromShim]:
         cell = self._is_current(message.cell)
         if cell is None:
             raise Violation("a second end of one cell")
         outcome = cell.interrupted or (Outcome.USER_ERROR if message.error else Outcome.OK)
         if outcome in (Outcome.OK, Outcome.USER_ERROR) and self.output_exceeded:
             outcome = Outcome.OUTPUT_LIMIT
-        return [self.end_cell(outcome, message.error, now)]
+        if outcome is Outcome.USER_ERROR and refused_a_process:
+            outcome = Outcome.RESOURCE_LIMIT
+        return [self.end_cell(outcome, message.error, now, usage)]
 
 
 def _refuse(call: Call, error: CallError) -> Reply:

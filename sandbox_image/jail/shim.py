@@ -20,41 +20,51 @@ import zmq
 
 from .. import protocol
 from ..guest import init
-from ..protocol import Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
+from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
 from . import syscalls as sc
 from . import walls
 from .guard import Guard
+from .meter import meter_of
 from .steps import StepFailed
 from .view import ENGINE_SOCKET
 
 _READ_BYTES = 1 << 18
+_PACKET_BYTES = 64 << 10
 _QUEUE_TO_ENGINE = 4096
 """Messages that may wait for a slow engine; above it the guest is not read."""
 
 
-def main(spawn: protocol.Spawn, descriptors: list[int]) -> NoReturn:
-    """Be the shim of one sandbox until it has ended."""
+def main(orders: socket.socket, kit: walls.Kit, zygote_pid: int) -> NoReturn:
+    """Build a sandbox, wait on ``orders`` for its user, and be its shim until it has ended."""
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
         sc.set_name("supdist-shim")
-        _run(spawn, descriptors[0])
+        _run(orders, kit, f"{zygote_pid}-{os.getpid()}")
     except BaseException:
         traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
-def _run(spawn: protocol.Spawn, context: int) -> None:
-    stream, guests_end = socket.socketpair()
-    failure: StepFailed | None = None
-    pid, sync = 0, -1
+def _run(orders: socket.socket, kit: walls.Kit, name: str) -> None:
+    built: walls.Walls | StepFailed
     try:
-        pid, sync = walls.raise_walls(spawn.limits, guests_end.fileno(), context, init.main)
+        built = walls.build(kit, name, init.main)
     except StepFailed as failed:
-        failure = failed
-    guests_end.close()
-    os.close(context)
+        built = failed
+    packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 1)
+    orders.close()
+    if not packet or not descriptors:
+        os._exit(0)  # the zygote is gone, and this process about to be killed
+    spawn = protocol.decode_to_zygote(packet)
+    assert isinstance(spawn, protocol.Spawn)
+    if isinstance(built, walls.Walls):
+        try:
+            built.furnish(spawn.limits, descriptors[0])
+        except StepFailed as failed:
+            built = _tear_down(built, failed)
+    os.close(descriptors[0])
     # ZeroMQ starts threads, so it comes after the last fork.
     zeromq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     engine = zeromq.socket(zmq.DEALER)
@@ -64,31 +74,32 @@ def _run(spawn: protocol.Spawn, context: int) -> None:
     engine.connect(f"ipc://{ENGINE_SOCKET}")
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
     engine.send(protocol.encode(protocol.Hello(namespaces)))
-    if failure is None:
-        Shim(spawn.limits, engine, stream, pid, sync).serve()
+    if isinstance(built, walls.Walls):
+        Shim(spawn.limits, engine, built).serve()
     else:
-        engine.send(protocol.encode(protocol.SetupFailed(failure.step, failure.errno)))
+        engine.send(protocol.encode(protocol.SetupFailed(built.step, built.errno)))
     engine.close()
     zeromq.term()
+
+
+def _tear_down(built: walls.Walls, failed: StepFailed) -> StepFailed:
+    os.kill(built.pid, signal.SIGKILL)
+    _wait(built.pid)
+    if built.cgroup is not None:
+        built.cgroup.remove()
+    return failed
 
 
 class Shim:
     """The loop: engine's socket, guest's stream, and the clock of the running cell."""
 
-    def __init__(
-        self,
-        limits: protocol.Limits,
-        engine: zmq.Socket[bytes],
-        stream: socket.socket,
-        init_pid: int,
-        sync: int,
-    ) -> None:
+    def __init__(self, limits: protocol.Limits, engine: zmq.Socket[bytes], built: walls.Walls) -> None:
         self._limits = limits
         self._engine = engine
-        self._stream = stream
-        self._init_pid = init_pid
-        self._sync = sync
+        self._walls = built
+        self._stream = built.stream
         self._guard = Guard(limits)
+        self._meter = meter_of(built, limits)
         self._frames = protocol.FrameBuffer(limits.frame_bytes)
         self._to_guest: deque[memoryview] = deque()
         self._to_engine: deque[bytes] = deque()
@@ -100,15 +111,17 @@ class Shim:
         stream, engine = self._stream.fileno(), self._engine
         self._stream.setblocking(False)
         poller = zmq.Poller()
-        poller.register(self._sync, zmq.POLLIN)
+        sync = self._walls.sync
+        poller.register(sync, zmq.POLLIN)
         while self._over is None:
             congested = len(self._to_engine) >= _QUEUE_TO_ENGINE
             wanted = (0 if congested else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
             poller.register(stream, wanted)
             poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
             ready = dict(poller.poll(self._timeout_ms()))
-            if self._sync in ready:
-                poller.unregister(self._sync)
+            if sync in ready:
+                poller.unregister(sync)
+                sync = -1
                 self._walls_stand_or_not()
             if ready.get(engine, 0):
                 self._flush_to_engine()
@@ -136,6 +149,7 @@ class Shim:
                     return
                 case Execute():
                     self._guard.execute(message.cell, message.timeout, now)
+                    self._meter.begin()
                     self._send_guest(payload)
                 case Reply():
                     if self._guard.reply(message, now):
@@ -188,7 +202,15 @@ class Shim:
         if isinstance(message, ReplExit):
             self._repl_exit = message
             return
-        for_engine, refusal = self._guard.accept(message, now)
+        if isinstance(message, Done):
+            if self._meter.was_killed_for_memory():
+                # The kernel killed one of its processes, if not the interpreter: the tree is no longer whole.
+                self._end(Outcome.OOM, "a process was killed for want of memory")
+                return
+            used, refused = self._meter.usage(), self._meter.was_refused_a_process()
+            for_engine, refusal = self._guard.accept(message, now, used, refused_a_process=refused)
+        else:
+            for_engine, refusal = self._guard.accept(message, now)
         for verdict in for_engine:
             # What was only checked goes on as it came: encoding it again would cost and say nothing new.
             self._send_engine(payload if verdict is message else protocol.encode(verdict))
@@ -216,14 +238,18 @@ class Shim:
         if cell is None:
             return None
         now = time.monotonic()
-        deadline = cell.deadline(now)
-        return None if deadline is None else max(0, int((deadline - now) * 1000) + 1)
+        times = [at for at in (cell.deadline(now), self._meter.next_look(now)) if at is not None]
+        return max(0, int((min(times) - now) * 1000) + 1) if times else None
 
     def _keep_time(self) -> None:
         cell = self._guard.cell
         if self._over is not None or cell is None:
             return
         now = time.monotonic()
+        exceeded = self._meter.look(now)
+        if exceeded is not None:
+            self._end(*exceeded)
+            return
         deadline = cell.deadline(now)
         if deadline is None or now < deadline:
             return
@@ -242,14 +268,15 @@ class Shim:
     # The end
 
     def _walls_stand_or_not(self) -> None:
-        failed = walls.read_failure(self._sync)
-        os.close(self._sync)
+        failed = self._walls.failure()
         if failed is not None:
             self._send_engine(protocol.encode(protocol.SetupFailed(failed.step, failed.errno)))
             self._end(Outcome.KILLED, "the walls could not be built")
 
     def _how_the_guest_died(self) -> tuple[Outcome, str]:
         """The stream has ended: init is dead or dying, and its PID namespace with it."""
+        if self._meter.was_killed_for_memory():
+            return Outcome.OOM, "the kernel killed it for want of memory"
         if self._repl_exit is None:
             return Outcome.CRASHED, "the sandbox closed its stream or its init died"
         if self._repl_exit.hung_up:
@@ -273,12 +300,17 @@ class Shim:
         """Kill the PID namespace, wait until it is gone, then tell the engine."""
         assert self._over is not None
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._init_pid, signal.SIGKILL)
-        _wait(self._init_pid)
+            os.kill(self._walls.pid, signal.SIGKILL)
+        _wait(self._walls.pid)
         self._stream.close()
         if self._guard.cell is not None:
-            verdict = self._guard.end_cell(self._over.outcome, None, time.monotonic(), died=self._over.detail)
+            usage = self._meter.usage()
+            verdict = self._guard.end_cell(
+                self._over.outcome, None, time.monotonic(), usage, died=self._over.detail
+            )
             self._to_engine.append(protocol.encode(verdict))
+        if self._walls.cgroup is not None:
+            self._walls.cgroup.remove()
         self._to_engine.append(protocol.encode(self._over))
         for payload in self._to_engine:
             self._engine.send(payload)

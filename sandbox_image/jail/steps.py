@@ -16,6 +16,8 @@ Step = Literal[
     "identity",
     "capabilities",
     "rlimits",
+    "seccomp",
+    "cgroup",
     "host_view",
     "exec",
 ]

@@ -189,6 +189,8 @@ def _fill(order: Order) -> None:
     for name in _DEVICES:
         os.symlink(f"/guest/dev/{name}", f"dev/{name}")
     sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
+    if os.path.isdir("/host/sys/fs/cgroup"):
+        _bind("/sys/fs/cgroup", "sys/fs/cgroup")
     _bind(order["socket"], ENGINE_SOCKET[1:])
 
 

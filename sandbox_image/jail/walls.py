@@ -11,18 +11,27 @@ import fcntl
 import os
 import random
 import resource
+import signal
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 from .. import protocol
+from . import seccomp
 from . import syscalls as sc
+from .cgroups import Cgroup, CgroupBase
 from .steps import StepFailed, step
 
 CHANNEL_FD = 3
 CONTEXT_FD = 4
 _SYNC_FD = 5
+
+_BUILD_SECONDS = 10.0
+_PACKET_BYTES = 4096
 
 INSIDE_ID = 65534
 """The uid and gid that a guest sees as its own."""
@@ -47,38 +56,84 @@ _ENVIRONMENT = {
 }
 
 
-def raise_walls(
-    limits: protocol.Limits, channel: int, context: int, run: Callable[[], NoReturn]
-) -> tuple[int, int]:
-    """Start ``run`` as PID 1 of a new sandbox; it finds its stream and its context at the two ``*_FD``.
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What the zygote found and made ready once, for the walls of all its sandboxes."""
 
-    Returns:
-        init's pid, and a descriptor on which ``read_failure`` tells how the building ended.
+    seccomp: bytes | None
+    cgroups: CgroupBase | None
+
+
+class Walls:
+    """A sandbox in the making: built without limits, so that it can wait for its user, then furnished with them."""
+
+    def __init__(self, pid: int, sync: socket.socket, stream: socket.socket, cgroup: Cgroup | None) -> None:
+        self.pid = pid
+        self.stream = stream
+        self.cgroup = cgroup
+        self._sync = sync
+
+    @property
+    def sync(self) -> int:
+        """The descriptor that becomes readable when ``failure`` can tell how the furnishing ended."""
+        return self._sync.fileno()
+
+    def furnish(self, limits: protocol.Limits, context: int) -> None:
+        """Apply the limits and let the guest run, with a descriptor of its context.
+
+        Raises:
+            StepFailed: a limit cannot be applied.
+        """
+        if self.cgroup is not None:
+            with step("cgroup"):
+                self.cgroup.limit(limits)
+        with step("namespaces"):
+            socket.send_fds(self._sync, [protocol.encode(limits)], [context])
+
+    def failure(self) -> StepFailed | None:
+        """After ``sync`` became readable: None where the walls stand, else the step that failed. Asked once."""
+        text = self._sync.recv(256).decode()
+        self._sync.close()
+        return _failure(text) if text else None
+
+
+def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
+    """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it is furnished.
+
+    It finds its stream and its context at the two ``*_FD``.
 
     Raises:
-        StepFailed: the sandbox could not be begun. Nothing is left of it.
+        StepFailed: a wall cannot be built. Nothing is left of it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(10)
+    stream, guests = socket.socketpair()
+    ours.settimeout(_BUILD_SECONDS)
+    cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
     first = os.fork()
     if first == 0:
         ours.close()
-        _first_child(limits, channel, context, theirs.detach(), run)
+        stream.close()
+        _first_child(kit, guests.detach(), theirs.detach(), run)
     theirs.close()
+    guests.close()
     try:
+        if cgroup is not None:
+            with step("cgroup"):
+                cgroup.add(first)
+        ours.send(b"placed")
         _expect(ours, b"unshared")
         with step("id_map"):
             _map_ids(first)
         ours.send(b"mapped")
-        return int(_expect(ours, b"pid ")), ours.detach()
-    finally:
+        pid = int(_expect(ours, b"pid "))
+    except BaseException:
+        os.kill(first, signal.SIGKILL)
         os.waitpid(first, 0)
-
-
-def read_failure(sync: int) -> StepFailed | None:
-    """After ``sync`` became readable: None where the walls stand, else the step that failed."""
-    text = os.read(sync, 256).decode()
-    return _failure(text) if text else None
+        if cgroup is not None:
+            cgroup.remove()
+        raise
+    os.waitpid(first, 0)
+    return Walls(pid, ours, stream, cgroup)
 
 
 def _failure(text: str) -> StepFailed:
@@ -87,7 +142,8 @@ def _failure(text: str) -> StepFailed:
 
 
 def _expect(sync: socket.socket, prefix: bytes) -> bytes:
-    message = sync.recv(256)
+    with step("namespaces"):
+        message = sync.recv(256)
     if message.startswith(b"FAILED"):
         raise _failure(message.decode())
     if not message.startswith(prefix):
@@ -106,10 +162,10 @@ def _is_the_hosts_root() -> bool:
     return os.geteuid() == 0 and int(Path("/proc/self/uid_map").read_text().split()[2]) > 1
 
 
-def _first_child(
-    limits: protocol.Limits, channel: int, context: int, sync: int, run: Callable[[], NoReturn]
-) -> NoReturn:
+def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) -> NoReturn:
     try:
+        if os.read(sync, 16) != b"placed":
+            os._exit(1)
         with step("user_namespace"):
             sc.unshare(sc.CLONE_NEWUSER)
         with step("namespaces"):
@@ -121,8 +177,9 @@ def _first_child(
         if child:
             os.write(sync, b"pid %d" % child)
             os._exit(0)
-        sync = _arrange_descriptors(channel, context, sync)
-        _build(limits)
+        sync = _arrange_descriptors(stream, sync)
+        _build()
+        _be_furnished(kit, sync)
         os.close(sync)
         run()
     except StepFailed as failure:
@@ -131,18 +188,44 @@ def _first_child(
         os._exit(1)
 
 
-def _arrange_descriptors(channel: int, context: int, sync: int) -> int:
-    """Keep these three, at their numbers, and nothing else: first out of the way, then into place."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (channel, context, sync)]
-    for fd, number in zip(high, (CHANNEL_FD, CONTEXT_FD, _SYNC_FD), strict=True):
+def _be_furnished(kit: Kit, sync: int) -> None:
+    """Wait for a user; then what depends on the limits, and, last of all, what forbids the rest."""
+    with socket.socket(fileno=os.dup(sync)) as receiver:
+        packet, descriptors, _, _ = socket.recv_fds(receiver, _PACKET_BYTES, 1)
+    if not packet or len(descriptors) != 1:
+        os._exit(1)
+    limits = msgspec.msgpack.decode(packet, type=protocol.Limits)
+    os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
+    os.close(descriptors[0])
+    with step("mounts"):
+        size = f"size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes}"
+        sc.mount("tmpfs", protocol.WORK, None, sc.MS_REMOUNT | sc.MS_NOSUID | sc.MS_NODEV, size)
+    with step("rlimits"):
+        _set_rlimits(limits, has_cgroup=kit.cgroups is not None)
+    with step("capabilities"):
+        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        sc.drop_capabilities()
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
+        # The first child has ended: the shim is the parent now, and with it this process ends.
+        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if kit.seccomp is not None:
+        with step("seccomp"):
+            seccomp.install(kit.seccomp)
+
+
+def _arrange_descriptors(stream: int, sync: int) -> int:
+    """Keep these two, at their numbers, and nothing else: first out of the way, then into place."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (stream, sync)]
+    for fd, number in zip(high, (CHANNEL_FD, _SYNC_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
+    os.close(CONTEXT_FD) if CONTEXT_FD not in (stream, sync) else None
     os.closerange(_SYNC_FD + 1, 1 << 20)
     return _SYNC_FD
 
 
-def _build(limits: protocol.Limits) -> None:
+def _build() -> None:
     with step("mounts"):
-        _mount(limits)
+        _mount()
     with step("proc"):
         sc.mount("proc", "proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
     with step("pivot_root"):
@@ -158,14 +241,9 @@ def _build(limits: protocol.Limits) -> None:
         os.umask(0o022)
         os.environ.clear()
         os.environ.update(_ENVIRONMENT)
-    with step("capabilities"):
-        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-        sc.drop_capabilities()
-    with step("rlimits"):
-        _set_rlimits(limits)
 
 
-def _mount(limits: protocol.Limits) -> None:
+def _mount() -> None:
     # A file system mounted by an id that the user namespace does not map could hold no file.
     if Path("/proc/self/setgroups").read_text().strip() == "allow":
         os.setgroups([])
@@ -174,16 +252,15 @@ def _mount(limits: protocol.Limits) -> None:
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
     sc.mount(protocol.ROOT, protocol.ROOT, None, sc.MS_BIND | sc.MS_REC)
     os.chdir(protocol.ROOT)
-    options = f"mode=0700,size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes}"
     # One file system under three names, so that its size is the whole of what can be written. It hangs
     # where /proc comes next, which covers it.
-    sc.mount("tmpfs", "proc", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+    sc.mount("tmpfs", "proc", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700")
     for name, target in (("work", "work"), ("tmp", "tmp"), ("shm", "dev/shm")):
         os.mkdir(f"proc/{name}", 0o700)
         sc.mount(f"proc/{name}", target, None, sc.MS_BIND)
 
 
-def _set_rlimits(limits: protocol.Limits) -> None:
+def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:
     wanted = {
         # RLIMIT_AS would count what threads and allocators only reserve; DATA counts what can be written.
         resource.RLIMIT_DATA: limits.memory_bytes,
@@ -192,7 +269,8 @@ def _set_rlimits(limits: protocol.Limits) -> None:
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_NPROC: limits.pids,
+        # The control group's count comes first, so that it can tell that it was reached.
+        resource.RLIMIT_NPROC: limits.pids + (64 if has_cgroup else 1),
     }
     for kind, value in wanted.items():
         _, ceiling = resource.getrlimit(kind)

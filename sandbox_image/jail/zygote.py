@@ -14,15 +14,20 @@ import select
 import signal
 import socket
 import sys
+import time
+from collections.abc import Iterable
+from typing import NoReturn
 
 # Imported for the shims and guests that will be forked: see the module's docstring.
 import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
 
 from .. import protocol
-from . import shim
+from . import seccomp, shim, walls
 from . import syscalls as sc
+from .cgroups import CgroupBase
 
 _PACKET_BYTES = 64 << 10
+_SWEEP_SECONDS = 2.0
 _GUESTS_USE = (
     "asyncio", "collections", "concurrent.futures", "copy", "csv", "dataclasses", "datetime", "difflib",
     "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
@@ -37,45 +42,121 @@ def main() -> None:
     sc.set_name("supdist-zygote")
     for module in _GUESTS_USE:
         __import__(module)
-    reaped, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    kit = walls.Kit(_compile_filter(), CgroupBase.find())
+    if kit.cgroups is not None:
+        kit.cgroups.sweep_the_dead()
     signal.signal(signal.SIGCHLD, _wake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What exists now is never freed in a child: frozen, a child's garbage collector does not touch
     # (and so does not copy) the pages that it shares with its siblings.
     gc.collect()
     gc.freeze()
-    control.send(protocol.encode(protocol.ZygoteReady(protocol.VERSION)))
-    children: dict[int, bytes] = {}
-    poller = select.poll()
-    poller.register(control, select.POLLIN)
-    poller.register(reaped, select.POLLIN)
-    while True:
-        ready = {fd for fd, _ in poller.poll()}
-        if reaped in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(reaped, 4096)
-            _report_deaths(control, children)
-        if control.fileno() in ready:
-            received = _receive(control)
-            if received is None:
-                os._exit(0)
-            order, descriptors = received
-            if isinstance(order, protocol.Abandon):
-                for pid in [pid for pid, session in children.items() if session == order.session]:
-                    os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
-                continue
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.close(reaped)
-                os.close(wake)
-                control.close()
-                shim.main(order, descriptors)
-            children[pid] = order.session
-            for fd in descriptors:
+    Zygote(control, kit).serve()
+
+
+def _compile_filter() -> bytes | None:
+    """The system-call filter; None without libseccomp, which the engine then finds out by measuring."""
+    try:
+        return seccomp.compile_filter()
+    except seccomp.SeccompUnavailable:
+        return None
+
+
+class Zygote:
+    """The children, and the one that waits: a shim with its sandbox built, that nobody has used."""
+
+    def __init__(self, control: socket.socket, kit: walls.Kit) -> None:
+        self._control = control
+        self._kit = kit
+        self._reaped, self._signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
+        self._sessions: dict[int, bytes] = {}
+        self._spare: tuple[int, socket.socket] | None = None
+
+    def serve(self) -> None:
+        """Take orders until the engine is gone; then end with everything that was forked."""
+        self._control.send(protocol.encode(protocol.ZygoteReady(protocol.VERSION)))
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._reaped, select.POLLIN)
+        self._spare = self._fork()
+        while True:
+            ready = {fd for fd, _ in poller.poll()}
+            if self._reaped in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._reaped, 4096)
+                self._report_deaths()
+            if self._control.fileno() in ready:
+                received = _receive(self._control)
+                if received is None:
+                    self._end()
+                order, descriptors = received
+                if isinstance(order, protocol.Abandon):
+                    self._kill(pid for pid, session in self._sessions.items() if session == order.session)
+                else:
+                    self._spawn(order, descriptors)
+
+    def _spawn(self, order: protocol.Spawn, descriptors: list[int]) -> None:
+        """Give the waiting sandbox to its user, and build the next."""
+        pid, orders = self._spare or self._fork()
+        self._spare = None
+        self._sessions[pid] = order.session
+        with orders, contextlib.suppress(BrokenPipeError):  # it has just died; that is told when it is reaped
+            socket.send_fds(orders, [protocol.encode(order)], descriptors)
+        for fd in descriptors:
+            os.close(fd)
+        self._spare = self._fork()
+
+    def _fork(self) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for fd in (self._reaped, self._signalled):
                 os.close(fd)
+            for unused in (ours, self._control, *([self._spare[1]] if self._spare else [])):
+                unused.close()
+            shim.main(theirs, self._kit, parent)
+        theirs.close()
+        return pid, ours
+
+    def _report_deaths(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self._spare is not None and self._spare[0] == pid:
+                self._spare[1].close()
+                self._spare = None  # the next user has one built for itself
+            if self._kit.cgroups is not None:
+                self._kit.cgroups.sweep(f"{os.getpid()}-{pid}")
+            session = self._sessions.pop(pid, None)
+            if session is not None:
+                try:
+                    self._control.send(protocol.encode(protocol.ShimExit(session, status)))
+                except (BrokenPipeError, ConnectionResetError):
+                    self._end()
+
+    def _kill(self, pids: Iterable[int]) -> None:
+        for pid in list(pids):
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
+
+    def _end(self) -> NoReturn:
+        """The engine is gone: kill the shims (their guests die with them), and remove the groups they leave."""
+        self._kill([*self._sessions, *([self._spare[0]] if self._spare else [])])
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        if self._kit.cgroups is not None:
+            deadline = time.monotonic() + _SWEEP_SECONDS
+            while self._kit.cgroups.sweep(f"{os.getpid()}-*") and time.monotonic() < deadline:
+                time.sleep(0.01)  # a killed guest is dead a moment before its group is empty
+        os._exit(0)
 
 
 def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | None:
@@ -90,21 +171,6 @@ def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | No
     if not packet:
         return None
     return protocol.decode_to_zygote(packet), list(descriptors)
-
-
-def _report_deaths(control: socket.socket, children: dict[int, bytes]) -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        message = protocol.ShimExit(children.pop(pid, b""), status)
-        try:
-            control.send(protocol.encode(message))
-        except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)
 
 
 def _wake(number: int, frame: object) -> None:

@@ -1,0 +1,227 @@
+"""A control group per sandbox: memory, processes and processor time of the whole tree, and what it used.
+
+Version 2 (one tree) where its controllers are there to be used, else version 1 (a tree per controller). Where
+neither is writable, limits per process and a watchdog are what is left, and the sandbox's usage says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
+
+from ..protocol import Limits
+
+MOUNT = Path("/sys/fs/cgroup")
+PREFIX = "supdist-"
+_PERIOD_US = 100_000
+_V1 = ("memory", "pids", "cpu", "cpuacct")
+
+
+class Cgroup(ABC):
+    """One sandbox's control group, from ``add`` to ``remove``."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self._folders = folders
+
+    def add(self, pid: int) -> None:
+        """Move a process in; what it forks from then on is in it too. Version 1 takes its time (milliseconds).
+
+        Raises:
+            OSError: it is not allowed here.
+        """
+        for folder in set(self._folders.values()):
+            (folder / "cgroup.procs").write_text(str(pid))
+
+    @abstractmethod
+    def limit(self, limits: Limits) -> None:
+        """Apply the limits.
+
+        Raises:
+            OSError: the kernel refuses one.
+        """
+
+    @abstractmethod
+    def oom_kills(self) -> int:
+        """How many processes the kernel has killed here for want of memory."""
+
+    @abstractmethod
+    def cpu_seconds(self) -> float:
+        """Processor time of all processes so far."""
+
+    @abstractmethod
+    def peak_memory(self) -> int:
+        """The most bytes that were in use at once."""
+
+    def refused_forks(self) -> int:
+        """How often a process or thread was refused for want of room."""
+        return _field(self._folders["pids"] / "pids.events", "max")
+
+    def remove(self) -> None:
+        """Remove the group; its processes must have ended."""
+        for folder in set(self._folders.values()):
+            with contextlib.suppress(FileNotFoundError):
+                folder.rmdir()
+
+
+class CgroupV1(Cgroup):
+    """A folder in each controller's tree."""
+
+    def limit(self, limits: Limits) -> None:
+        """See ``Cgroup.limit``."""
+        memory = self._folders["memory"]
+        (memory / "memory.limit_in_bytes").write_text(str(limits.memory_bytes))
+        with contextlib.suppress(FileNotFoundError):  # swap is counted only where the kernel was built for it
+            (memory / "memory.memsw.limit_in_bytes").write_text(str(limits.memory_bytes))
+        (memory / "memory.swappiness").write_text("0")
+        (self._folders["pids"] / "pids.max").write_text(str(limits.pids + 1))  # init is not the user's
+        cpu = self._folders["cpu"]
+        (cpu / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+        (cpu / "cpu.cfs_quota_us").write_text(str(int(limits.cpus * _PERIOD_US)))
+
+    def oom_kills(self) -> int:
+        """See ``Cgroup.oom_kills``."""
+        return _field(self._folders["memory"] / "memory.oom_control", "oom_kill")
+
+    def cpu_seconds(self) -> float:
+        """See ``Cgroup.cpu_seconds``."""
+        return _number(self._folders["cpuacct"] / "cpuacct.usage") / 1e9
+
+    def peak_memory(self) -> int:
+        """See ``Cgroup.peak_memory``."""
+        return _number(self._folders["memory"] / "memory.max_usage_in_bytes")
+
+
+class CgroupV2(Cgroup):
+    """One folder of the unified tree."""
+
+    def limit(self, limits: Limits) -> None:
+        """See ``Cgroup.limit``."""
+        folder = self._folders["memory"]
+        (folder / "memory.max").write_text(str(limits.memory_bytes))
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "memory.swap.max").write_text("0")
+        (folder / "memory.oom.group").write_text("1")
+        (folder / "pids.max").write_text(str(limits.pids + 1))
+        with contextlib.suppress(FileNotFoundError):  # a user's own tree mostly has memory and pids alone
+            (folder / "cpu.max").write_text(f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
+
+    def oom_kills(self) -> int:
+        """See ``Cgroup.oom_kills``."""
+        return _field(self._folders["memory"] / "memory.events", "oom_kill")
+
+    def cpu_seconds(self) -> float:
+        """See ``Cgroup.cpu_seconds``."""
+        return _field(self._folders["memory"] / "cpu.stat", "usage_usec") / 1e6
+
+    def peak_memory(self) -> int:
+        """See ``Cgroup.peak_memory``. 0 before Linux 5.19, which does not tell."""
+        with contextlib.suppress(FileNotFoundError):
+            return _number(self._folders["memory"] / "memory.peak")
+        return 0
+
+
+class CgroupBase:
+    """Where an engine's sandboxes get their groups. Found once, by trying."""
+
+    def __init__(self, version: Literal[1, 2], parents: dict[str, Path]) -> None:
+        self.version: Literal[1, 2] = version
+        self._parents = parents
+
+    @classmethod
+    def find(cls, mount: Path = MOUNT, membership: Path = Path("/proc/self/cgroup")) -> CgroupBase | None:
+        """The first place where a group can be made and limited; None where there is none."""
+        for base in _candidates(mount, membership):
+            if base.works():
+                return base
+        return None
+
+    def works(self) -> bool:
+        """Whether a group with its limits' files can be made here. The probe is removed."""
+        probe = self.create(f"{os.getpid()}-probe")
+        if probe is None:
+            return False
+        probe.remove()
+        return True
+
+    def create(self, name: str) -> Cgroup | None:
+        """A new group; None where it cannot be made, or lacks a file that a limit is written to."""
+        folders = {controller: parent / f"{PREFIX}{name}" for controller, parent in self._parents.items()}
+        group = CgroupV1(folders) if self.version == 1 else CgroupV2(folders)
+        try:
+            for folder in set(folders.values()):
+                folder.mkdir(exist_ok=True)
+            needed = ("memory.limit_in_bytes", "memory.oom_control") if self.version == 1 else ("memory.max",)
+            files = [folders["memory"] / file for file in needed] + [folders["pids"] / "pids.max"]
+            if all(os.access(file, os.W_OK) for file in files):
+                return group
+        except OSError:
+            pass
+        group.remove()
+        return None
+
+    def sweep(self, pattern: str) -> bool:
+        """Remove the groups of sandboxes that were killed, by name; whether any is left, not empty yet."""
+        left = False
+        for parent in set(self._parents.values()):
+            for folder in parent.glob(f"{PREFIX}{pattern}"):
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    left = True
+        return left
+
+    def sweep_the_dead(self) -> None:
+        """Remove the empty groups of zygotes that are gone."""
+        for parent in set(self._parents.values()):
+            for folder in parent.glob(f"{PREFIX}*-*"):
+                owner = folder.name.removeprefix(PREFIX).split("-")[0]
+                if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+
+
+def _candidates(mount: Path, membership: Path) -> list[CgroupBase]:
+    """Places to try: version 2 beside this process's group, in it, and at the root; then version 1 below it."""
+    unified: str | None = None
+    own: dict[str, str] = {}
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            unified = path
+        for controller in controllers.split(","):
+            own[controller] = path
+    bases: list[CgroupBase] = []
+    if unified is not None and (mount / "cgroup.controllers").exists():
+        here = mount / unified.lstrip("/")
+        for parent in dict.fromkeys((here.parent, here, mount)):
+            if parent == mount or mount in parent.parents:
+                _enable(parent)
+                bases.append(CgroupBase(2, dict.fromkeys(("memory", "pids"), parent)))
+    if all((mount / controller).is_dir() and controller in own for controller in _V1):
+        bases.append(CgroupBase(1, {name: mount / name / own[name].lstrip("/") for name in _V1}))
+    return bases
+
+
+def _enable(parent: Path) -> None:
+    """Hand the controllers down; one by one, since a tree may lack one of them."""
+    for controller in ("memory", "pids", "cpu"):
+        with contextlib.suppress(OSError):
+            (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+def _field(path: Path, name: str) -> int:
+    """A line ``name number`` of a file; 0 where it does not say."""
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
