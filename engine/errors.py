@@ -6,6 +6,7 @@
     ├── TaskError                   fix the task file or the arguments
     ├── LogError                    make room, or choose another log_dir; nothing was spent after it
     ├── SandboxError                used wrongly: a cell while one runs, a sandbox after close
+    │   ├── SandboxFileError        a file cannot be put or got; ``code`` says why
     │   ├── SandboxUnavailable      this level of isolation cannot be had here: names the capability and the remedy
     │   └── SandboxLost             the guest is gone, and its state with it; reset() or open another
     └── ProtocolError               LocalProtocolError: our bug; RemoteProtocolError: their bytes
@@ -41,6 +42,22 @@ class SandboxUnavailable(SandboxError):
         super().__init__(f"{capability}. {remedy}")
         self.capability = capability
         self.remedy = remedy
+
+
+class SandboxFileError(SandboxError):
+    """A file could not be put or got. ``code``: not_found, not_regular, outside, too_large or io."""
+
+    def __init__(self, code: str, path: str) -> None:
+        words = {
+            "not_found": "there is no such file",
+            "not_regular": "it is, or leads through, a link or something else that is no regular file",
+            "outside": "a path must be relative and stay in the working directory",
+            "too_large": "it is larger than was asked for",
+            "io": "it cannot be read or written (no room, a name that is not allowed)",
+        }
+        super().__init__(f"{path!r}: {words.get(code, code)}")
+        self.code = code
+        self.path = path
 
 
 class SandboxLost(SandboxError):

@@ -58,6 +58,10 @@ CallCode = Literal["budget_exceeded", "too_long", "refused", "unavailable", "tim
 """Why a worker call has no answer."""
 
 
+FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
+"""Why a file could not be written or read."""
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages and of the values in them: positional, closed, immutable."""
 
@@ -81,6 +85,7 @@ class Limits(Message, frozen=True):
     prompt_bytes: int
     batch: int
     pending_calls: int
+    calls_per_second: float
     grace_seconds: float
 
 
@@ -158,6 +163,24 @@ class Interrupt(Message, frozen=True, tag=5):
     cell: int
 
 
+class PutFile(Message, frozen=True, tag=6):
+    """Write ``data`` to a file below the working directory, from its start or at its end."""
+
+    request: int
+    path: str
+    data: bytes
+    append: bool
+
+
+class GetFile(Message, frozen=True, tag=7):
+    """Read at most ``size`` bytes of a regular file below the working directory."""
+
+    request: int
+    path: str
+    offset: int
+    size: int
+
+
 # From the guest
 
 
@@ -196,6 +219,14 @@ class Done(Message, frozen=True, tag=24):
 
     cell: int
     error: ErrorInfo | None
+
+
+class FileData(Message, frozen=True, tag=26):
+    """The answer to ``PutFile`` (no data) and ``GetFile``. Fewer bytes than were asked for are the file's last."""
+
+    request: int
+    data: bytes
+    error: FileCode | None
 
 
 class ReplExit(Message, frozen=True, tag=25):
@@ -290,10 +321,10 @@ class ShimExit(Message, frozen=True, tag=62):
     status: int
 
 
-ToGuest = Start | Load | Execute | Reply | Interrupt
-FromGuest = Ready | Output | Call | Final | Done | ReplExit
-ToShim = Start | Load | Execute | Reply | Interrupt | Kill
-FromShim = Hello | Ready | Output | Call | Final | CellEnd | Exit | SetupFailed
+ToGuest = Start | Load | Execute | Reply | Interrupt | PutFile | GetFile
+FromGuest = Ready | Output | Call | Final | Done | FileData | ReplExit
+ToShim = Start | Load | Execute | Reply | Interrupt | PutFile | GetFile | Kill
+FromShim = Hello | Ready | Output | Call | Final | FileData | CellEnd | Exit | SetupFailed
 ToZygote = Spawn | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 

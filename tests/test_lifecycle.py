@@ -32,16 +32,16 @@ asyncio.run(main())
 """
 
 
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def wait_until_gone(pids: set[int], seconds: float) -> set[int]:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pids = {
-            pid
-            for pid in pids
-            if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        }
-        if not pids:
-            break
+    while pids and time.monotonic() < deadline:
+        pids = {pid for pid in pids if is_running(pid)}
         time.sleep(0.02)
     return pids
 

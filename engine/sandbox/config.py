@@ -67,6 +67,10 @@ class SandboxConfig(BaseModel):
         default=1024, ge=1, le=65_536, description="messages that wait for workers at once"
     )
 
+    calls_per_second: float = Field(
+        default=10_000.0, gt=0, le=1e6, description="such messages a second; a faster guest is slowed down"
+    )
+
     def limits(self) -> protocol.Limits:
         """The limits as the jail takes them."""
         return protocol.Limits(
@@ -75,7 +79,7 @@ class SandboxConfig(BaseModel):
             cpus=self.cpus,
             cpu_seconds=self.cpu_seconds,
             open_files=self.open_files,
-            file_bytes=int(self.scratch),
+            file_bytes=2 * int(self.scratch),  # no room is said before too large
             scratch_bytes=int(self.scratch),
             scratch_inodes=self.scratch_files,
             output_bytes=int(self.output),
@@ -83,6 +87,7 @@ class SandboxConfig(BaseModel):
             prompt_bytes=int(self.prompt),
             batch=self.batch,
             pending_calls=self.pending_calls,
+            calls_per_second=self.calls_per_second,
             grace_seconds=self.grace,
         )
 

@@ -140,6 +140,14 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
         """See ``Sandbox.execute``."""
         return self._portal.call(lambda: self._sandbox.execute(code, timeout=timeout))
 
+    def put(self, path: str, data: bytes) -> None:
+        """See ``Sandbox.put``."""
+        self._portal.call(self._sandbox.put, path, data)
+
+    def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """See ``Sandbox.get``."""
+        return self._portal.call(lambda: self._sandbox.get(path, max_bytes=max_bytes))
+
     def reset(self) -> None:
         """See ``Sandbox.reset``."""
         self._portal.call(self._sandbox.reset)

@@ -18,6 +18,7 @@ _STEPS = {
     "identity": "The sandbox cannot take its own identity",
     "capabilities": "Capabilities cannot be given up",
     "rlimits": "Resource limits cannot be set",
+    "landlock": "The Landlock rules cannot be applied",
     "seccomp": "The system-call filter cannot be installed",
     "cgroup": "The sandbox's control group cannot be set up",
     "host_view": "A mount namespace for the sandboxes cannot be built",

@@ -10,12 +10,15 @@ from typing import Literal
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
-from ..errors import LocalProtocolError, SandboxError, SandboxLost, SandboxUnavailable
+from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
 from .remedies import unavailable
 from .zygote import Zygote
 
 _CLOSE_SECONDS = 10.0
+_FILE_SECONDS = 30.0
+_FILE_CHUNK = 1 << 20
+_PATH_CHARS = 1000
 
 
 class Sandbox:
@@ -37,6 +40,8 @@ class Sandbox:
         self._cell = 0
         self._running: _RunningCell | None = None
         self._calls: set[asyncio.Task[None]] = set()
+        self._files: dict[int, asyncio.Future[protocol.FileData]] = {}
+        self._file_number = 0
         self._isolation: Isolation | None = None
         self._context_kind: Literal["text", "object"] = "text"
         self._lost: str | None = None
@@ -128,6 +133,72 @@ class Sandbox:
         if self._running is not None:
             self._send(protocol.Interrupt(self._running.number))
 
+    async def put(self, path: str, data: bytes) -> None:
+        """Write a file below the working directory, /work; folders on the way are made.
+
+        Raises:
+            SandboxFileError: the path leads outside or over something that is no file or folder, or there
+                is no room.
+            SandboxLost, SandboxError: as for ``execute``; a running cell does not matter.
+        """
+        chunks = range(0, max(1, len(data)), self._file_chunk())
+        for start in chunks:
+            await self._ask_for_file(
+                path,
+                lambda number, start=start: protocol.PutFile(
+                    number, path, data[start : start + self._file_chunk()], start > 0
+                ),
+            )
+
+    async def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """Read a regular file below the working directory. The bytes count, not the size that it claims.
+
+        Raises:
+            SandboxFileError: it is missing, no regular file, outside, or larger than ``max_bytes``.
+            SandboxLost, SandboxError: as for ``put``.
+        """
+        pieces: list[bytes] = []
+        read = 0
+        while True:
+            size = min(self._file_chunk(), max_bytes - read + 1)
+            piece = await self._ask_for_file(
+                path, lambda number, offset=read, size=size: protocol.GetFile(number, path, offset, size)
+            )
+            pieces.append(piece)
+            read += len(piece)
+            if read > max_bytes:
+                raise SandboxFileError("too_large", path)
+            if len(piece) < size:
+                return b"".join(pieces)
+
+    def _file_chunk(self) -> int:
+        """Bytes of a file that go into one frame."""
+        return min(_FILE_CHUNK, self._config.limits().frame_bytes // 2)
+
+    async def _ask_for_file(
+        self, path: str, message: Callable[[int], protocol.PutFile | protocol.GetFile]
+    ) -> bytes:
+        if self._closed:
+            raise SandboxError("this sandbox is closed")
+        if self._lost is not None:
+            raise SandboxLost(f"{self._lost}. Call reset() for a fresh start")
+        if "\0" in path or len(path) > _PATH_CHARS or any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise SandboxFileError("outside", path)
+        self._file_number += 1
+        number, answer = self._file_number, asyncio.get_running_loop().create_future()
+        self._files[number] = answer
+        try:
+            self._send(message(number))
+            async with asyncio.timeout(_FILE_SECONDS):
+                data: protocol.FileData = await answer
+        except TimeoutError:
+            raise SandboxFileError("io", path) from None
+        finally:
+            self._files.pop(number, None)
+        if data.error is not None:
+            raise SandboxFileError(data.error, path)
+        return data.data
+
     async def reset(self) -> None:
         """Start afresh: a new interpreter in new walls, with nothing of the old one, dead or alive.
 
@@ -203,6 +274,10 @@ class Sandbox:
                 task = asyncio.get_running_loop().create_task(self._answer(message))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
+            case protocol.FileData():
+                waiting = self._files.get(message.request)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
             case protocol.Output() | protocol.Final():
                 if self._running is not None:
                     self._running.take(message)
@@ -256,6 +331,9 @@ class Sandbox:
         if running is not None and not running.result.done():
             running.result.set_exception(SandboxLost(f"the sandbox was lost while a block ran: {detail}"))
             running.result.exception()
+        for waiting in self._files.values():
+            if not waiting.done():
+                waiting.set_exception(SandboxLost(f"the sandbox was lost: {detail}"))
         self._gone.set()
 
     def _fail(self, error: Exception) -> None:

@@ -21,7 +21,7 @@ from collections import deque
 from typing import Literal, NoReturn
 
 from .. import protocol
-from . import repl
+from . import files, repl
 from .linux import set_dumpable, set_process_name
 
 CHANNEL_FD = 3
@@ -31,7 +31,7 @@ _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 18
 _OLD_PIPES = 64
 _DYING_SECONDS = 0.2
-_EXECUTE, _INTERRUPT, _DONE = 3, 5, 24  # tags, read without decoding
+_EXECUTE, _INTERRUPT, _PUT_FILE, _GET_FILE, _DONE = 3, 5, 6, 7, 24  # tags, read without decoding
 
 
 def main() -> NoReturn:
@@ -98,6 +98,11 @@ class Init:
             os._exit(1)
         for payload in self._from_shim.feed(data):
             number = protocol.kind(payload)
+            if number in (_PUT_FILE, _GET_FILE):
+                self._shim.sendall(
+                    protocol.frame(protocol.encode(files.serve(protocol.decode_to_guest(payload))))
+                )
+                continue
             if number == _INTERRUPT:
                 message = protocol.decode_to_guest(payload)
                 assert isinstance(message, protocol.Interrupt)

@@ -9,6 +9,7 @@ import linecache
 import mmap
 import os
 import pickle
+import resource
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from .primitives import Primitives, WorkerBatchError, WorkerError
 _MESSAGE_CHARS = 4_000
 _TRACEBACK_CHARS = 24_000
 _TRACEBACK_FRAMES = 60
+_RESERVED_FILES = 8
 
 _PACKAGE = __file__.rpartition("/guest/")[0]
 
@@ -74,9 +76,12 @@ class Repl:
         _note_cells_of_threads(lambda: self._cell)
         self._channel.send(protocol.Ready(protocol.VERSION, measure()))
         while True:
+            # A cell may use up its open files: the next one's pipes take numbers that it could not have.
+            _allow_open_files(reserve=0)
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
             self._prepare(message.cell, names)
+            _allow_open_files(reserve=_RESERVED_FILES)
             error = self._run(message.cell, message.code)
             self._channel.send(protocol.Done(message.cell, error))
 
@@ -213,6 +218,11 @@ class CellOutput(io.TextIOWrapper):
         if self._current() != self._cell or (started is not None and started != self._cell):
             return len(text)
         return super().write(text)
+
+
+def _allow_open_files(*, reserve: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most - reserve, most))
 
 
 def _note_cells_of_threads(current: Callable[[], int]) -> None:

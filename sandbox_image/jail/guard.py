@@ -63,6 +63,9 @@ class Guard:
         self._last_cell = 0
         self._last_call = 0
         self._pending: set[int] = set()
+        self._files: dict[int, int] = {}
+        self._allowance = limits.calls_per_second
+        self._allowance_at = 0.0
         self._dropped = 0
         self.cell: Cell | None = None
 
@@ -71,12 +74,34 @@ class Guard:
         """Whether the guest has said that it takes cells."""
         return self._ready
 
+    def quiet_until(self, now: float) -> float | None:
+        """Until when the guest is not to be read, since it calls too often; None where it may speak.
+
+        A bucket of one second's calls, refilled all the time: nothing is refused, the guest just waits.
+        """
+        rate = self._limits.calls_per_second
+        self._allowance = min(rate, self._allowance + (now - self._allowance_at) * rate)
+        self._allowance_at = now
+        return None if self._allowance >= 0 else now - self._allowance / rate
+
     def execute(self, number: int, timeout: float, now: float) -> None:
         """The engine starts a cell."""
         if self.cell is not None or number <= self._last_cell:
             raise ValueError(f"cell {number} while cell {self._last_cell} is the last")
         self._last_cell = number
         self.cell = Cell(number, timeout, now)
+
+    def ask_for_file(self, request: int, size: int) -> None:
+        """The engine asks for at most ``size`` bytes of a file, or, with 0, has one written."""
+        self._files[request] = size
+
+    def _file(self, message: protocol.FileData) -> list[protocol.FromShim]:
+        size = self._files.pop(message.request, None)
+        if size is None:
+            raise Violation("a file that nobody asked for")
+        if len(message.data) > size:
+            raise Violation("more of a file than was asked for")
+        return [message]
 
     def reply(self, reply: Reply, now: float) -> bool:
         """The engine answers a call; False where nobody waits for it any more."""
@@ -114,6 +139,8 @@ class Guard:
                 return self._final(message), None
             case Done():
                 return self._done(message, now, usage, refused_a_process=refused_a_process), None
+            case protocol.FileData():
+                return self._file(message), None
             case _:
                 raise Violation("a message that only the shim may act on")
 
@@ -178,6 +205,7 @@ class Guard:
         if message.call <= self._last_call or message.call >= 1 << 62:
             raise Violation("a call's number was used before")
         self._last_call = message.call
+        self._allowance -= 1
         if not 0 < len(message.prompts) <= self._limits.batch:
             raise Violation("a call with no prompt or too many")
         cell = self._is_current(message.cell)

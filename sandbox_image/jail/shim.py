@@ -105,6 +105,7 @@ class Shim:
         self._to_engine: deque[bytes] = deque()
         self._repl_exit: ReplExit | None = None
         self._over: Exit | None = None
+        self._quiet_until: float | None = None
 
     def serve(self) -> None:
         """Carry messages both ways until the guest is dead; then kill what is left and report."""
@@ -114,7 +115,8 @@ class Shim:
         sync = self._walls.sync
         poller.register(sync, zmq.POLLIN)
         while self._over is None:
-            congested = len(self._to_engine) >= _QUEUE_TO_ENGINE
+            self._quiet_until = self._guard.quiet_until(time.monotonic())
+            congested = len(self._to_engine) >= _QUEUE_TO_ENGINE or self._quiet_until is not None
             wanted = (0 if congested else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
             poller.register(stream, wanted)
             poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
@@ -150,6 +152,9 @@ class Shim:
                 case Execute():
                     self._guard.execute(message.cell, message.timeout, now)
                     self._meter.begin()
+                    self._send_guest(payload)
+                case protocol.PutFile() | protocol.GetFile():
+                    self._guard.ask_for_file(message.request, getattr(message, "size", 0))
                     self._send_guest(payload)
                 case Reply():
                     if self._guard.reply(message, now):
@@ -238,7 +243,8 @@ class Shim:
         if cell is None:
             return None
         now = time.monotonic()
-        times = [at for at in (cell.deadline(now), self._meter.next_look(now)) if at is not None]
+        clocks = (cell.deadline(now), self._meter.next_look(now), self._quiet_until)
+        times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 
     def _keep_time(self) -> None:

@@ -16,6 +16,7 @@ Step = Literal[
     "identity",
     "capabilities",
     "rlimits",
+    "landlock",
     "seccomp",
     "cgroup",
     "host_view",

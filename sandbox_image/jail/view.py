@@ -3,10 +3,11 @@
 ``plan`` runs in the engine and only looks. ``main`` runs in a fresh interpreter (standard library
 alone): it builds the view and becomes the zygote. In the view lie
 
-    /guest          the tree that every sandbox gets as its root: system libraries, the interpreter,
-                    device nodes, a few files of /etc; all read-only
-    /usr /lib ...   links into /guest, so that a path means the same here and in a sandbox
+    /lower          what sandboxes see of the host, each folder a bind: system libraries, the interpreter
+    /template       the rest of a sandbox's tree: empty folders to mount on, links, a few files of /etc
+    /usr /lib ...   links into /lower, so that a path means the same here and in a sandbox
     /hostlib        the modules that zygote and shim import; no sandbox sees it
+    /guest          where a sandbox puts its root together (``walls.py``)
     /proc           the host's, to watch and to map ids
     /run/engine     the engine's ZeroMQ socket, a bind of the file itself: the engine unlinks its
                     directory at once, so that nothing is left on disk whoever is killed
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import sysconfig
 from importlib.util import find_spec
@@ -49,8 +51,10 @@ _ETC_FILES = {
     "hosts": "127.0.0.1 localhost sandbox\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "zero", "full", "random", "urandom")
 _MOUNT_POINTS = ("proc", "tmp", "work", "dev/shm")
+
+LOWER, TEMPLATE, EMPTY = "/lower", "/template", "/empty"
 
 BOOT = (
     "import sys, types; sys.path[:0] = {path!r}; p = types.ModuleType('supdist'); p.__path__ = [{root!r}]; "
@@ -63,11 +67,11 @@ class Plan(TypedDict):
     """What the view is made of. Binds are pairs of the host's path and the view's."""
 
     binds: list[list[str]]
+    copies: list[list[str]]
     modules: list[list[str]]
     python: str
     environment: dict[str, str]
     links: dict[str, str]
-    directories: list[str]
 
 
 class Order(Plan):
@@ -83,22 +87,27 @@ def plan() -> Plan:
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
     executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
     python, environment = executable, dict[str, str]()
+    copies: list[list[str]] = []
+    if os.path.isdir("/etc/alternatives"):
+        binds.append(["/etc/alternatives", "/etc/alternatives"])
     if sys.base_prefix != "/usr":
         name = f"python{sys.version_info.major}.{sys.version_info.minor}"
         python = f"{_PYTHON}/bin/{name}"
-        binds += [[executable, python], [os.path.join(sys.base_prefix, "lib"), f"{_PYTHON}/lib"]]
+        binds.append([os.path.join(sys.base_prefix, "lib"), f"{_PYTHON}/lib"])
+        copies.append([executable, python])
         if sysconfig.get_config_var("Py_ENABLE_SHARED"):
             environment["LD_LIBRARY_PATH"] = f"{_PYTHON}/lib"
     modules = [[str(package), "/hostlib/supdist/sandbox_image"]]
     for module in HOST_MODULES:
         modules += [[str(source), f"/hostlib/{source.name}"] for source in _module_files(module)]
     return {
-        "binds": binds,
+        "binds": binds
+        + [[path, path] for path in _ROOT_LINKS if os.path.isdir(path) and not os.path.islink(path)],
+        "copies": copies,
         "modules": modules,
         "python": python,
         "environment": environment,
         "links": {path: os.readlink(path) for path in _ROOT_LINKS if os.path.islink(path)},
-        "directories": [path for path in _ROOT_LINKS if os.path.isdir(path) and not os.path.islink(path)],
     }
 
 
@@ -127,8 +136,11 @@ def main() -> None:
     try:
         _build(order)
         with step("exec"):
+            folders = [target for _, target in order["binds"]] + [
+                os.path.dirname(to) for _, to in order["copies"]
+            ]
             boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="zygote")
-            arguments = [order["python"], "-I", "-S", "-c", boot, str(order["control"])]
+            arguments = [order["python"], "-I", "-S", "-c", boot, str(order["control"]), json.dumps(folders)]
             os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
     except StepFailed as failure:
         # msgspec is not to be had in this interpreter; the engine reads this one line in its place.
@@ -172,46 +184,53 @@ def _leave_the_hosts_mounts() -> None:
 
 
 def _fill(order: Order) -> None:
-    for folder in ("etc", "dev", "proc", "run", "hostlib"):
+    for folder in ("proc", "dev", "run", "hostlib", "lower", "template", "empty", "guest"):
         os.mkdir(folder)
-    for folder in ("etc", "dev", *_MOUNT_POINTS):
-        Path("guest", folder).mkdir(parents=True, exist_ok=True)
-    _fill_guest(order)
-    # A mount of its own, so that a sandbox can take it as its root, and read-only with all that is in it.
-    sc.mount("/view/guest", "/view/guest", None, sc.MS_BIND | sc.MS_REC)
-    sc.protect("guest", sc.ATTR_RDONLY | sc.ATTR_NOSUID)
+    for source, target in order["binds"]:
+        _bind(source, f"lower{target}")
+    for _, target in order["binds"]:
+        sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
+    for source, target in order["copies"]:
+        os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
+        shutil.copyfile(f"/host{source}", f"lower{target}")
+        os.chmod(f"lower{target}", 0o555)  # noqa: S103 - an executable for any uid
+    _fill_template(order)
+    links = (
+        {f"/{name}": f"{LOWER}/{name}" for name in os.listdir("lower")}
+        | order["links"]
+        | {"/etc": f"{TEMPLATE}/etc"}
+    )
+    for path, target in links.items():
+        os.symlink(target, path[1:])
 
-    for name in set(os.listdir("guest")) - set(os.listdir(".")):
-        os.symlink(f"/guest/{name}", name)
     for source, target in order["modules"]:
         _bind(source, target[1:])
         sc.protect(target[1:], sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
-    for name in _DEVICES:
-        os.symlink(f"/guest/dev/{name}", f"dev/{name}")
+    for name in DEVICES:
+        _bind(f"/dev/{name}", f"dev/{name}")
     sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
     if os.path.isdir("/host/sys/fs/cgroup"):
         _bind("/sys/fs/cgroup", "sys/fs/cgroup")
     _bind(order["socket"], ENGINE_SOCKET[1:])
 
 
-def _fill_guest(order: Order) -> None:
-    for source, target in [*order["binds"], *([path, path] for path in order["directories"])]:
-        _bind(source, f"guest{target}")
-        sc.protect(f"guest{target}", sc.ATTR_NODEV)
+def _fill_template(order: Order) -> None:
+    template = Path("template")
+    folders = [target for _, target in order["binds"]] + [os.path.dirname(to) for _, to in order["copies"]]
+    for folder in ("etc", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
+        (template / folder).mkdir(parents=True, exist_ok=True)
     for path, target in order["links"].items():
-        os.symlink(target, f"guest{path}")
+        os.symlink(target, template / path[1:])
     for name, text in _ETC_FILES.items():
-        Path("guest/etc", name).write_text(text)
+        (template / "etc" / name).write_text(text)
     for path in _ETC_COPIES:
         if os.path.exists(f"/host{path}"):
-            Path(f"guest{path}").write_bytes(Path(f"/host{path}").read_bytes())
-    if os.path.isdir("/host/etc/alternatives"):
-        _bind("/etc/alternatives", "guest/etc/alternatives")
-    for name in _DEVICES:
-        _bind(f"/dev/{name}", f"guest/dev/{name}")
+            shutil.copyfile(f"/host{path}", template / path[1:])
+    for name in DEVICES:
+        (template / "dev" / name).touch()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        os.symlink(f"/proc/self/fd/{number}", f"guest/dev/{name}")
-    os.symlink("/proc/self/fd", "guest/dev/fd")
+        os.symlink(f"/proc/self/fd/{number}", template / "dev" / name)
+    os.symlink("/proc/self/fd", template / "dev/fd")
 
 
 def _bind(source: str, target: str) -> None:

@@ -13,6 +13,7 @@ import random
 import resource
 import signal
 import socket
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import NoReturn
 import msgspec
 
 from .. import protocol
-from . import seccomp
+from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
 from .steps import StepFailed, step
@@ -38,6 +39,12 @@ INSIDE_ID = 65534
 
 _OUTSIDE_IDS = range(0x6000_0000, 0x7000_0000)
 """Where the engine is root: the host's uids for sandboxes, one each, far above those of users and containers."""
+
+# What tells of the host or its kernel; most of it is closed to a guest anyway.
+_HIDDEN_IN_PROC = (
+    "config.gz", "interrupts", "kallsyms", "kcore", "keys", "key-users", "kmsg", "latency_stats", "modules",
+    "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list", "vmallocinfo",
+)  # fmt: skip
 
 _NAMESPACES = (
     sc.CLONE_NEWNS
@@ -62,6 +69,7 @@ class Kit:
 
     seccomp: bytes | None
     cgroups: CgroupBase | None
+    folders: tuple[str, ...]
 
 
 class Walls:
@@ -178,7 +186,7 @@ def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) 
             os.write(sync, b"pid %d" % child)
             os._exit(0)
         sync = _arrange_descriptors(stream, sync)
-        _build()
+        _build(kit.folders)
         _be_furnished(kit, sync)
         os.close(sync)
         run()
@@ -208,6 +216,8 @@ def _be_furnished(kit: Kit, sync: int) -> None:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
         # The first child has ended: the shim is the parent now, and with it this process ends.
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    with step("landlock"):
+        landlock.restrict(read=("/",), write=(protocol.WORK, "/tmp", "/dev", "/proc"))
     if kit.seccomp is not None:
         with step("seccomp"):
             seccomp.install(kit.seccomp)
@@ -223,11 +233,14 @@ def _arrange_descriptors(stream: int, sync: int) -> int:
     return _SYNC_FD
 
 
-def _build() -> None:
+def _build(folders: tuple[str, ...]) -> None:
     with step("mounts"):
-        _mount()
+        _mount(folders)
     with step("proc"):
         sc.mount("proc", "proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+        for name in _HIDDEN_IN_PROC:
+            if os.path.exists(f"proc/{name}"):
+                sc.mount("/dev/null", f"proc/{name}", None, sc.MS_BIND)
     with step("pivot_root"):
         sc.pivot_root_here()
     with step("identity"):
@@ -243,21 +256,52 @@ def _build() -> None:
         os.environ.update(_ENVIRONMENT)
 
 
-def _mount() -> None:
+def _mount(folders: tuple[str, ...]) -> None:
     # A file system mounted by an id that the user namespace does not map could hold no file.
     if Path("/proc/self/setgroups").read_text().strip() == "allow":
         os.setgroups([])
     os.setresgid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
     os.setresuid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    sc.mount(protocol.ROOT, protocol.ROOT, None, sc.MS_BIND | sc.MS_REC)
+    try:
+        _mount_overlays(folders)
+    except OSError:
+        _mount_binds(folders)
     os.chdir(protocol.ROOT)
+    packages = f".{sysconfig.get_path('stdlib')}/site-packages"
+    if os.path.isdir(packages):  # the base interpreter's own, with the host's paths in its records
+        sc.mount(view.EMPTY, packages, None, sc.MS_BIND)
+        sc.protect(packages, sc.ATTR_RDONLY)
+    for name in view.DEVICES:
+        sc.mount(f"/dev/{name}", f"dev/{name}", None, sc.MS_BIND)
     # One file system under three names, so that its size is the whole of what can be written. It hangs
     # where /proc comes next, which covers it.
     sc.mount("tmpfs", "proc", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700")
     for name, target in (("work", "work"), ("tmp", "tmp"), ("shm", "dev/shm")):
         os.mkdir(f"proc/{name}", 0o700)
         sc.mount(f"proc/{name}", target, None, sc.MS_BIND)
+
+
+def _mount_overlays(folders: tuple[str, ...]) -> None:
+    """The root as overlays of its own: same pages, but other inodes than those of the host.
+
+    So a lock that one sandbox takes on a library is seen by no other, a socket that lies in a host's folder
+    cannot be connected to, and mountinfo names no path of the host.
+    """
+    flags = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
+    sc.mount("overlay", protocol.ROOT, "overlay", flags, f"lowerdir={view.TEMPLATE}:{view.EMPTY}")
+    for path in folders:
+        sc.mount(
+            "overlay", protocol.ROOT + path, "overlay", flags, f"lowerdir={view.LOWER}{path}:{view.EMPTY}"
+        )
+
+
+def _mount_binds(folders: tuple[str, ...]) -> None:
+    """The same as binds, where the kernel or a file system refuses overlays. The facts tell which it was."""
+    sc.mount(view.TEMPLATE, protocol.ROOT, None, sc.MS_BIND | sc.MS_REC)
+    for path in folders:
+        sc.mount(view.LOWER + path, protocol.ROOT + path, None, sc.MS_BIND | sc.MS_REC)
+    sc.protect(protocol.ROOT, sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
 
 
 def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import gc
+import json
 import os
 import select
 import signal
@@ -42,7 +43,7 @@ def main() -> None:
     sc.set_name("supdist-zygote")
     for module in _GUESTS_USE:
         __import__(module)
-    kit = walls.Kit(_compile_filter(), CgroupBase.find())
+    kit = walls.Kit(_compile_filter(), CgroupBase.find(), tuple(json.loads(sys.argv[2])))
     if kit.cgroups is not None:
         kit.cgroups.sweep_the_dead()
     signal.signal(signal.SIGCHLD, _wake)

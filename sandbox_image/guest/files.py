@@ -1,0 +1,123 @@
+"""Files in and out of the working directory. Init does it, with the guest's own rights and inside its walls.
+
+Every folder on the way is opened without following links, and so is the file; what is opened is looked at
+before it is used, so that nothing can be swapped in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import PurePosixPath
+
+from .. import protocol
+from ..protocol import FileCode, FileData, GetFile, PutFile
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class _RefusedError(Exception):
+    def __init__(self, code: FileCode) -> None:
+        self.code: FileCode = code
+
+
+def serve(request: protocol.ToGuest) -> FileData:
+    """Do what is asked; the answer in any case."""
+    assert isinstance(request, (PutFile, GetFile))
+    try:
+        if isinstance(request, PutFile):
+            _put(request)
+            return FileData(request.request, b"", None)
+        return FileData(request.request, _get(request), None)
+    except _RefusedError as refused:
+        return FileData(request.request, b"", refused.code)
+    except FileNotFoundError:
+        return FileData(request.request, b"", "not_found")
+    except (OSError, ValueError):
+        return FileData(request.request, b"", "io")
+
+
+def _put(request: PutFile) -> None:
+    folder, name = _folder(request.path, create=True)
+    try:
+        how = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.append else 0) | _FILE
+        fd = _open(name, how, folder)
+    finally:
+        os.close(folder)
+    try:
+        if not request.append:
+            os.ftruncate(fd, 0)
+        view = memoryview(request.data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def _get(request: GetFile) -> bytes:
+    folder, name = _folder(request.path, create=False)
+    try:
+        fd = _open(name, os.O_RDONLY | _FILE, folder)
+    finally:
+        os.close(folder)
+    try:
+        pieces: list[bytes] = []
+        offset, left = request.offset, request.size
+        while left:
+            piece = os.pread(fd, left, offset)
+            if not piece:
+                break
+            pieces.append(piece)
+            offset, left = offset + len(piece), left - len(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+def _folder(path: str, *, create: bool) -> tuple[int, str]:
+    """The opened folder of a path below the working directory, and the file's name in it."""
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or path.startswith("/") or "\0" in path:
+        raise _RefusedError("outside")
+    fd = os.open(protocol.WORK, _FOLDER)
+    try:
+        for part in parts[:-1]:
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=fd)
+            deeper = _open_folder(part, fd)
+            os.close(fd)
+            fd = deeper
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, parts[-1]
+
+
+def _open_folder(name: str, parent: int) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except NotADirectoryError:
+        raise _RefusedError("not_regular") from None
+    except OSError as error:
+        if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise _RefusedError("not_regular") from error
+        raise
+
+
+def _open(name: str, how: int, folder: int) -> int:
+    """Open a regular file, and only that: no link, no folder, no pipe, socket or device."""
+    try:
+        fd = os.open(name, how, 0o644, dir_fd=folder)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise _RefusedError("not_regular") from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _RefusedError("not_regular")
+    return fd
