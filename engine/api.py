@@ -133,6 +133,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     call.__name__ = function.__name__.removeprefix("a")
     call.__qualname__ = call.__name__
     call.__doc__ = function.__doc__
+    call.__dict__["__wrapped__"] = function  # for its signature
     return call
 
 

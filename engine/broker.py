@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from ..handlers import (
     ModelHandler,
     Unavailable,
     Usage,
+    all_or_none,
     call_chat,
     call_chat_batch,
 )
@@ -45,9 +45,7 @@ class Broker:
             if len(call.prompts) > 1 and type(self._worker).chat_batch is not ModelHandler.chat_batch:
                 results = await self._ask_together(call)
             else:
-                results = await asyncio.gather(
-                    *(self._ask(call, index) for index in range(len(call.prompts)))
-                )
+                results = await all_or_none([self._ask(call, index) for index in range(len(call.prompts))])
             waiting = 0
         finally:
             self._count(ended=len(call.prompts) - waiting, cancelled=waiting)

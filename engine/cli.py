@@ -7,6 +7,7 @@ cannot be written · 124 and 137 ``exec`` timed out, or was killed · 130 Ctrl-C
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -45,6 +46,9 @@ def main() -> None:
     """The console script: every failure of ours as a line and a code; a traceback is a bug."""
     from .errors import LogError, SandboxError, TaskError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except TaskError as error:
@@ -114,7 +118,8 @@ def run(
     from .api import as_data
     from .taskfile import read_task
 
-    load_dotenv(find_dotenv(usecwd=True))
+    if os.path.isdir("."):  # the directory may have been removed
+        load_dotenv(find_dotenv(usecwd=True))
     description = _override(read_task(task), log_dir, max_iterations, backend)
     result = _await(_run(description, task.parent, quiet=as_json), description.log_dir)
     if as_json:
@@ -193,7 +198,7 @@ def execute(
     code: Annotated[
         str | None, typer.Argument(help="Python source; from stdin where it is not given, or is '-'.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that it may take.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds that it may take.")] = 120.0,
     memory: Annotated[str, typer.Option(help="Memory that it may use, such as 512MiB.")] = "2GiB",
     context_file: Annotated[
         Path | None, typer.Option(help="A text file; the code sees it as `context`.")
@@ -256,6 +261,35 @@ def _exit_status(result: CellResult) -> int:
             return TIMED_OUT
         case _:
             return KILLED
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Try, from inside a sandbox, what its walls stop on this machine. Exit 0 where the default level holds."""
+    from dataclasses import asdict
+
+    from .display import findings_table
+    from .sandbox.doctor import default_level_holds, examine
+
+    findings = _await(examine())
+    holds = default_level_holds(findings)
+    if as_json:
+        print(
+            json.dumps(
+                {"backend": "process", "holds": holds, "findings": [asdict(each) for each in findings]}
+            )
+        )
+    else:
+        print(findings_table(findings))
+        print(
+            "The default level holds."
+            if holds
+            else "The default level does not hold: `run` refuses (exit 4)."
+        )
+    if not holds:
+        raise typer.Exit(NO_SANDBOX)
 
 
 @app.command()

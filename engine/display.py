@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from .result import RunResult
+    from .sandbox.doctor import Finding
 
 _CODE_LINES = 8
 
@@ -76,6 +77,21 @@ def summary(result: RunResult, log_dir: str | None) -> str:
         f"{result.isolation.backend} sandbox",
     ]
     return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
+
+
+def findings_table(findings: list[Finding]) -> str:
+    """What the doctor found, a line a layer, with the remedies below it."""
+    wide = max(len(finding.layer) for finding in findings)
+    lines: list[str] = []
+    for finding in findings:
+        mark = "ok  " if finding.holds else "FAIL" if finding.required else "--  "
+        if sys.stdout.isatty():
+            colour = 32 if finding.holds else 31 if finding.required else 33
+            mark = f"\x1b[{colour}m{mark}\x1b[0m"
+        lines.append(f"{mark}  {finding.layer:<{wide}}  {printable(finding.measured)}")
+        if finding.remedy:
+            lines.append(f"{'':4}  {'':<{wide}}  → {printable(finding.remedy)}")
+    return "\n".join(lines)
 
 
 def _tokens(usage: Usage) -> str:

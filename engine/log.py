@@ -138,7 +138,7 @@ class RunLogger:
         suffix, data = _readable(encoded, context)
         name = f"context-{encoded.sha256[:16]}.{suffix}"
         path = self._folder / name
-        part = self._folder / f".{name}.{os.getpid()}.part"
+        part = self._folder / f".{name}.{self._run_id}.part"
         try:
             if not path.exists():
                 part.write_bytes(data)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..handlers import Completion, Message, ModelHandler, Role, Usage, call_chat
+from ..handlers import Completion, HandlerError, Message, ModelHandler, Role, Usage, call_chat
 from .blocks import code_blocks
-from .errors import SandboxLost
+from .errors import SandboxError, SandboxLost
 from .events import BlockEnded, BlockStarted, Event, SupervisorReplied, TurnStarted
 from .log import RunLogger
 from .prompts import Prompts, context_facts, fill, nudge
@@ -25,6 +26,10 @@ _REASONS: dict[StopReason, str] = {
     "timeout": "the time is up",
     "sandbox_lost": "the interpreter was lost",
 }
+
+
+class _TimeIsUp(Exception):
+    """The run's seconds are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +59,22 @@ class Research:
     usage: Usage = field(default_factory=Usage)
     iterations: int = 0
     _seen: int = 0
+    _deadline: float | None = None
 
     async def run(self) -> tuple[str | None, StopReason]:
         """Answer and reason. Limits are reasons; errors of models and logs are raised."""
         self._open()
-        clock = asyncio.timeout(self.task.max_seconds)
+        if self.task.max_seconds is not None:
+            self._deadline = asyncio.get_running_loop().time() + self.task.max_seconds
+        reason: StopReason = "max_iterations"
         try:
-            async with clock:
-                for step in range(1, self.task.max_iterations + 1):
-                    answer = await self._turn(step)
-                    if answer is not None:
-                        return answer, "final"
-            reason: StopReason = "max_iterations"
-        except TimeoutError:
-            if not clock.expired():  # somebody else's: a handler's, say
-                raise
+            for step in range(1, self.task.max_iterations + 1):
+                answer = await self._turn(step)
+                if answer is not None:
+                    return answer, "final"
+        except _TimeIsUp:
             reason = "timeout"
-        except SandboxLost:
+        except SandboxError:
             reason = "sandbox_lost"
         return await self._best_answer(reason), reason
 
@@ -106,7 +110,7 @@ class Research:
         results: list[CellResult] = []
         for number, code in enumerate(blocks, 1):
             self.emit(BlockStarted(step, number, len(blocks), code))
-            result = await self.sandbox.execute(code)
+            result = await self._run_block(code)
             self.log.repl(code, result)
             self.emit(BlockEnded(step, result))
             results.append(result)
@@ -114,20 +118,41 @@ class Research:
                 break
         return results
 
+    async def _run_block(self, code: str) -> CellResult:
+        """Run a block; when the time is up it is interrupted, and what it did until then counts."""
+        running = asyncio.ensure_future(self.sandbox.execute(code))
+        try:
+            await asyncio.wait([running], timeout=self._seconds_left())
+            if not running.done():
+                await self.sandbox.interrupt()
+            return await running
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait([running])
+            raise
+
+    def _seconds_left(self) -> float | None:
+        if self._deadline is None:
+            return None
+        return max(0.0, self._deadline - asyncio.get_running_loop().time())
+
     async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
         """Tell the supervisor what its blocks did, and give it a fresh interpreter where it lost its own."""
+        if results and results[-1].outcome in _ENDS_THE_RUN:
+            raise SandboxLost(results[-1].detail)
         parts = (
             [show_results(results, len(blocks), self.task.output_limit)] if blocks else [self.prompts.no_code]
         )
         if results and results[-1].state_lost:
-            if results[-1].outcome in _ENDS_THE_RUN:
-                raise SandboxLost(results[-1].detail)
             await self.sandbox.reset()
             parts.append(fill(self.prompts.state_lost, outcome=results[-1].outcome.value))
         turns_left = self.task.max_iterations - step
-        if turns_left:
+        time_is_up = self._seconds_left() == 0
+        if turns_left and not time_is_up:
             parts.append(nudge(self.prompts, turns_left, self.task.max_iterations))
         self._say("user", "\n\n".join(parts))
+        if time_is_up:
+            raise _TimeIsUp
 
     async def _best_answer(self, reason: StopReason) -> str | None:
         """Ask once more, for text. A block that gives the answer by FINAL is taken, too."""
@@ -141,22 +166,28 @@ class Research:
         self._say(
             "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query)
         )
+        self._deadline = asyncio.get_running_loop().time() + self.task.final_seconds
         try:
-            async with asyncio.timeout(self.task.final_seconds):
-                completion = await self._ask("best_answer")
-                for result in await self._execute(self.iterations, code_blocks(completion.text)):
-                    if result.final is not None:
-                        return result.final
-        except (TimeoutError, SandboxLost):
-            pass
-        else:
-            return completion.text.strip() or None
-        return None
+            text = (await self._ask("best_answer")).text
+        except (_TimeIsUp, HandlerError):  # the run has its reason to end; a model's failure now is no other
+            return None
+        with contextlib.suppress(SandboxError):
+            for result in await self._execute(self.iterations, code_blocks(text)):
+                if result.final is not None:
+                    return result.final
+        return text.strip() or None
 
     async def _ask(self, purpose: str) -> Completion:
         """Send the conversation to the supervisor. Its answer is logged before anything else happens."""
         started = time.monotonic()
-        completion = await call_chat(self.supervisor, self.messages)
+        clock = asyncio.timeout(self._seconds_left())
+        try:
+            async with clock:
+                completion = await call_chat(self.supervisor, self.messages)
+        except TimeoutError:
+            if clock.expired():
+                raise _TimeIsUp from None
+            raise  # somebody else's: a handler's, say
         elapsed = time.monotonic() - started
         self.usage += completion.usage
         self.log.supervisor(self.supervisor.model, self.messages[self._seen :], completion, elapsed, purpose)

@@ -10,6 +10,7 @@ from .base import (
     ModelHandler,
     Role,
     Usage,
+    all_or_none,
     call_chat,
     call_chat_batch,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Unavailable",
     "Usage",
     "VLLMHandler",
+    "all_or_none",
     "call_chat",
     "call_chat_batch",
 ]

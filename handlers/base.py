@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
+from weakref import WeakKeyDictionary
+
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 
 from .errors import HandlerError
+
+T = TypeVar("T")
+
+_THREADS = 64
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "refusal", "other"]
@@ -89,7 +97,7 @@ class ModelHandler(ABC):
             except HandlerError as error:
                 return error
 
-        return await asyncio.gather(*(one(messages) for messages in message_batches))
+        return await all_or_none([one(messages) for messages in message_batches])
 
     async def __aenter__(self) -> ModelHandler:
         return self
@@ -101,11 +109,20 @@ class ModelHandler(ABC):
 
 
 async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Completion:
-    """``handler.chat``, plain or ``async``: a plain one runs in a thread, so that it blocks nobody."""
+    """``handler.chat``, plain or ``async``: a plain one runs in a thread, so that it blocks nobody.
+
+    Raises:
+        TypeError: it gave something that is no ``Completion``.
+    """
     if inspect.iscoroutinefunction(handler.chat):
-        return await handler.chat(messages)
-    result = await asyncio.to_thread(handler.chat, messages)
-    return await result if inspect.isawaitable(result) else result
+        result: object = await handler.chat(messages)
+    else:
+        result = await _in_thread(handler, handler.chat, messages)
+    if not isinstance(result, Completion):
+        raise TypeError(
+            f"{type(handler).__name__}.chat gave a {type(result).__name__} where a Completion belongs"
+        )
+    return result
 
 
 async def call_chat_batch(
@@ -115,7 +132,32 @@ async def call_chat_batch(
     if inspect.iscoroutinefunction(handler.chat_batch):
         return await handler.chat_batch(message_batches)
     if type(handler).chat_batch is ModelHandler.chat_batch:
-        result = handler.chat_batch(message_batches)
-    else:
-        result = await asyncio.to_thread(handler.chat_batch, message_batches)
+        return await handler._chat_each(message_batches)  # pyright: ignore[reportPrivateUsage]
+    return await _in_thread(handler, handler.chat_batch, message_batches)
+
+
+async def all_or_none(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results, in order; if one raises, the others are cancelled, and have ended, before it is raised on."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+_limiters: RunVar[WeakKeyDictionary[ModelHandler, CapacityLimiter]] = RunVar("threads of handlers")
+
+
+async def _in_thread(handler: ModelHandler, function: Callable[[Any], Any], argument: Any) -> Any:
+    """Threads are counted by handler: one whose calls hang does not keep another from being asked."""
+    try:
+        limiters = _limiters.get()
+    except LookupError:
+        limiters = WeakKeyDictionary[ModelHandler, CapacityLimiter]()
+        _limiters.set(limiters)
+    limiter = limiters.setdefault(handler, CapacityLimiter(_THREADS))
+    result = await to_thread.run_sync(function, argument, abandon_on_cancel=True, limiter=limiter)
     return await result if inspect.isawaitable(result) else result

@@ -86,6 +86,7 @@ class Limits(Message, frozen=True):
     batch: int
     pending_calls: int
     calls_per_second: float
+    wall_seconds: float
     grace_seconds: float
 
 

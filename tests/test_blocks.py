@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import ast
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine.blocks import code_blocks
@@ -62,6 +65,30 @@ def test_parsing_hostile_text_is_bounded() -> None:
     """The parser's own limits hold: it says no, and the engine lives."""
     for body in ("(" * 100_000, "-" * 100_000 + "1", "[" * 5000 + "]" * 5000, "x = '\\d'"):
         assert code_blocks(f"```repl\n{body}\n```") == [body]
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["```repl\n(\n" + "```\n" * 4000, ("```repl\n!\n" + "a=1\n```\n" * 20) * 200, "```repl\n(\n```\n" * 4000],
+)
+def test_a_model_gone_astray_costs_a_bounded_number_of_parses(
+    message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = 0
+    parse = ast.parse
+
+    def count(source: str) -> ast.Module:
+        nonlocal parsed
+        parsed += len(source)
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", count)
+    code_blocks(message)
+    assert parsed <= 200_000
+
+
+def test_other_line_ends_are_text() -> None:
+    assert code_blocks("```repl\nx = 'a\u2028b\x0c'\n```") == ["x = 'a\u2028b\x0c'"]
 
 
 @given(st.text(alphabet="`~repl\n xy='\"", max_size=200))

@@ -49,14 +49,14 @@ def test_a_cell_without_an_error_is_ok_and_with_one_is_the_users() -> None:
 def test_the_clock_stands_still_while_replies_are_awaited() -> None:
     fresh = guard(timeout=10)
     assert fresh.cell is not None
-    assert fresh.cell.deadline(100) == 110
+    assert fresh.cell.deadline() == 110
     fresh.accept(Call(1, 1, ["a"]), 103)
     fresh.accept(Call(2, 1, ["b"]), 104)
-    assert fresh.cell.deadline(500) is None
+    assert fresh.cell.deadline() == 100 + 3600, "only the limit on all its time is left"
     assert fresh.reply(Reply(1, ["x"]), 150)
-    assert fresh.cell.deadline(500) is None, "one of two is still awaited"
+    assert fresh.cell.deadline() == 3700, "one of two is still awaited"
     assert fresh.reply(Reply(2, ["y"]), 203)
-    assert fresh.cell.deadline(203) == 210
+    assert fresh.cell.deadline() == 210
     messages, _ = fresh.accept(Done(1, None), 205)
     assert end_of(messages).worker_wait == pytest.approx(100)
 
@@ -66,7 +66,7 @@ def test_an_interrupted_cell_keeps_its_first_reason_and_gets_its_grace() -> None
     fresh.interrupt(Outcome.TIMEOUT, 110)
     fresh.interrupt(Outcome.KILLED, 110.5)
     assert fresh.cell is not None
-    assert fresh.cell.deadline(110.5) == 111
+    assert fresh.cell.deadline() == 111
     messages, _ = fresh.accept(Done(1, ErrorInfo("KeyboardInterrupt", "", "")), 110.7)
     assert end_of(messages).outcome is Outcome.TIMEOUT
     assert not end_of(messages).state_lost
@@ -121,14 +121,37 @@ def test_output_is_passed_up_to_its_limit_to_the_byte() -> None:
     assert (end.outcome, end.truncated) == (Outcome.OUTPUT_LIMIT, True)
 
 
-def test_more_pending_calls_than_allowed_are_refused_not_queued() -> None:
+def test_with_enough_pending_the_guest_is_not_read_until_some_is_answered() -> None:
     fresh = guard()
-    for number in (1, 2):
-        assert fresh.accept(Call(number, 1, ["a"]), 101)[0]
-    messages, refusal = fresh.accept(Call(3, 1, ["a"]), 101)
-    assert messages == []
-    assert refusal is not None
-    assert refusal.call == 3
+    fresh.accept(Call(1, 1, ["a"]), 101)
+    assert not fresh.has_enough_pending
+    fresh.accept(Call(2, 1, ["a"]), 101)
+    assert fresh.has_enough_pending
+    fresh.reply(Reply(1, ["x"]), 102)
+    assert not fresh.has_enough_pending
+    fresh.accept(Call(3, 1, ["a"]), 103)
+    fresh.interrupt(Outcome.TIMEOUT, 104)
+    assert not fresh.has_enough_pending, "its end must be heard"
+
+
+def test_more_calls_a_second_than_allowed_only_make_the_guest_wait() -> None:
+    config = SandboxConfig.model_validate({"calls_per_second": 2.0})
+    fresh = Guard(config.limits())
+    fresh.accept(Ready(protocol.VERSION, FACTS), 100)
+    fresh.execute(1, 10, 100)
+    assert fresh.quiet_until(100) is None
+    for number in (1, 2, 3):
+        fresh.accept(Call(number, 1, ["a"]), 100)
+    assert fresh.quiet_until(100) == pytest.approx(100.5)
+    assert fresh.quiet_until(100.6) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ErrorInfo("x" * 300, "", ""), ErrorInfo("", "x" * 10_000, ""), ErrorInfo("", "", "x" * 60_000)]
+)
+def test_an_error_longer_than_the_library_sends_is_a_violation(error: ErrorInfo) -> None:
+    with pytest.raises(Violation):
+        guard().accept(Done(1, error), 101)
 
 
 def test_a_reply_that_nobody_awaits_is_not_delivered() -> None:

@@ -92,6 +92,36 @@ def test_after_a_kill_of_any_process_nothing_is_left(victim: str, tmp_path: Path
             engine.stdout.close()
 
 
+def test_a_child_that_the_engine_forked_does_not_keep_its_sandboxes_alive(tmp_path: Path) -> None:
+    program = BUSY_ENGINE.replace(
+        'print("busy"',
+        'import os\n        if os.fork() == 0: os.execvp("sleep", ["sleep", "20"])\n        print("busy"',
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        assert engine.stdout.readline() == "busy\n"
+        below = {pid: psutil.Process(pid).name() for pid in descendants(engine.pid)}
+        engine.kill()
+        ours = {pid for pid, name in below.items() if name.startswith("supdist-")}
+        assert ours
+        assert wait_until_gone(ours, 5) == set()
+        for pid in below.keys() - ours:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_careful_umask_is_no_hindrance(umask: int, tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "supdist.engine", "exec", "print(1)"],
+        check=False, capture_output=True, text=True, umask=umask, env={**os.environ, "TMPDIR": str(deep)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert list(deep.iterdir()) == []
+
+
 def test_ctrl_c_in_the_terminals_group_is_the_engines_alone(tmp_path: Path) -> None:
     engine, below, _ = busy_engine(tmp_path)
     engine.send_signal(signal.SIGINT)

@@ -180,6 +180,67 @@ async def test_time_runs_out_into_a_best_answer() -> None:
     assert all(a != b for a, b in itertools.pairwise(roles)), "turns alternate even after a cut"
 
 
+async def test_an_answer_given_before_the_time_was_up_is_the_answer(tmp_path: Path) -> None:
+    code = "print('expensive'); FINAL('THE ANSWER')\nwhile True: x = 1"
+    result, _ = await answer(block(code), limits=RunLimits(max_seconds=1.0), log_dir=tmp_path)
+    assert (result.answer, result.stop_reason) == ("THE ANSWER", "final")
+    assert events(tmp_path, "repl")[1]["stdout"] == "expensive\n"
+
+
+async def test_what_a_block_did_until_the_time_was_up_is_seen() -> None:
+    limits = RunLimits(max_seconds=1.0)
+    result, supervisor = await answer(block("print('evidence')\nwhile True: x = 1"), "best", limits=limits)
+    assert (result.answer, result.stop_reason) == ("best", "timeout")
+    assert "evidence" in supervisor.calls[1][-1]["content"]
+
+
+async def test_a_best_answer_in_a_block_survives_a_lost_sandbox() -> None:
+    attack = "import os, struct\nfor fd in range(3, 20):\n  try: os.write(fd, struct.pack('<I', 2**31))\n  except OSError: pass\nimport time; time.sleep(5)"
+    result, _ = await answer(block(attack), block("FINAL('BEST')"))
+    assert result.stop_reason == "sandbox_lost"
+    assert result.answer is not None
+    assert "BEST" in result.answer
+
+
+async def test_a_model_that_fails_at_the_best_answer_leaves_a_result() -> None:
+    result, _ = await answer(block("print(1)"), Unavailable("down"), max_iterations=1)
+    assert (result.answer, result.stop_reason) == (None, "max_iterations")
+
+
+async def test_a_plain_handler_that_hangs_does_not_keep_the_supervisor_from_its_answer() -> None:
+    import threading
+
+    release = threading.Event()
+
+    class Hangs(ModelHandler):
+        def chat(self, messages: Sequence[Message]) -> Completion:
+            release.wait(20)
+            return Completion("late")
+
+    class Plain(ModelHandler):
+        def chat(self, messages: Sequence[Message]) -> Completion:
+            return Completion(
+                "best" if "over" in messages[-1]["content"] else block("worker_batch(['x'] * 100)")
+            )
+
+    try:
+        result = await arun(
+            query="q", context="c", supervisor=Plain(), worker=Hangs(), limits=RunLimits(max_seconds=1.0)
+        )
+    finally:
+        release.set()
+    assert (result.answer, result.stop_reason) == ("best", "timeout")
+
+
+async def test_a_handler_that_gives_something_else_is_named(tmp_path: Path) -> None:
+    class Wrong(ModelHandler):
+        def chat(self, messages: Sequence[Message]) -> Completion:
+            return "text"  # pyright: ignore[reportReturnType]
+
+    with pytest.raises(TypeError, match=r"Wrong\.chat gave a str where a Completion belongs"):
+        await arun(query="q", context="c", supervisor=Wrong(), worker=echo_worker())
+
+
 async def test_a_supervisor_that_fails_for_good_raises_and_the_log_says_so(tmp_path: Path) -> None:
     with pytest.raises(Rejected):
         await answer(block("print(1)"), Rejected("no such model"), log_dir=tmp_path)

@@ -6,7 +6,15 @@ import asyncio
 import threading
 
 import pytest
-from supdist.engine import Outcome, SandboxConfig, SandboxError, SandboxLost, SyncSandbox, open_sandbox
+from supdist.engine import (
+    LocalProtocolError,
+    Outcome,
+    SandboxConfig,
+    SandboxError,
+    SandboxLost,
+    SyncSandbox,
+    open_sandbox,
+)
 from supdist.engine.sandbox import CallError, WorkerCall
 from support import Open
 
@@ -429,6 +437,133 @@ async def test_a_cancelled_cell_is_stopped_and_the_sandbox_goes_on(small: Open) 
         with pytest.raises(asyncio.CancelledError):
             await running
         assert (await sandbox.execute("print(kept)")).stdout == "5\n"
+
+
+async def test_an_interrupt_right_after_the_start_is_not_lost(small: Open) -> None:
+    async with small() as sandbox:
+        for _ in range(20):
+            running = asyncio.create_task(sandbox.execute("import time\nwhile True: time.sleep(0.01)"))
+            await asyncio.sleep(0)
+            await sandbox.interrupt()
+            result = await running
+            assert (result.outcome, result.state_lost) == (Outcome.KILLED, False)
+
+
+async def test_threads_that_keep_calling_do_not_stop_the_clock_for_ever(small: Open) -> None:
+    code = """
+import threading
+def call():
+    while True: worker('x')
+for _ in range(2): threading.Thread(target=call, daemon=True).start()
+while True: x = 1
+"""
+
+    async def slow(call: WorkerCall) -> list[str | CallError]:
+        await asyncio.sleep(0.1)
+        return ["y"]
+
+    async with small(on_call=slow, wall=1.0) as sandbox:
+        result = await sandbox.execute(code, timeout=0.5)
+    assert result.outcome is Outcome.TIMEOUT
+    assert 0.9 < result.elapsed < 3
+
+
+async def test_a_thread_of_an_earlier_cell_speaks_for_no_later_one(small: Open) -> None:
+    code = """
+import threading
+go, said = threading.Event(), []
+def late():
+    go.wait()
+    for act in (lambda: worker('stale'), lambda: FINAL('stale')):
+        try: said.append(act())
+        except Exception as error: said.append(str(error))
+thread = threading.Thread(target=late); thread.start()
+"""
+    async with small(on_call=echo) as sandbox:
+        await sandbox.execute(code)
+        result = await sandbox.execute("go.set(); thread.join(); print(said); print(worker('own'))")
+    assert result.final is None
+    assert "the cell of this call has ended" in result.stdout
+    assert result.stdout.endswith("OWN\n")
+
+
+async def test_a_pool_works_for_the_cell_that_hands_it_work(small: Open) -> None:
+    async with small(on_call=echo) as sandbox:
+        await sandbox.execute(
+            "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 1).result()"
+        )
+        result = await sandbox.execute("pool.submit(print, 2).result(); print(list(pool.map(worker, 'ab')))")
+    assert result.stdout == "2\n['A', 'B']\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [["x" * (70 << 20)], [None], ["a", "b"]], ids=["too large", "no text", "too many"]
+)
+async def test_whatever_on_call_gives_the_cell_gets_a_reply_or_its_caller_an_error(
+    small: Open, answer: list[str]
+) -> None:
+    async def give(call: WorkerCall) -> list[str | CallError]:
+        return answer  # pyright: ignore[reportReturnType]
+
+    async with small(on_call=give) as sandbox:
+        try:
+            result = await asyncio.wait_for(sandbox.execute("print(worker('x'))"), 10)
+        except LocalProtocolError:
+            return
+    assert result.error is not None
+    assert "too large to be passed on" in result.error.message
+
+
+async def test_a_call_that_somebody_else_cancels_is_an_error_of_the_call(small: Open) -> None:
+    async def cancelled(call: WorkerCall) -> list[str | CallError]:
+        raise asyncio.CancelledError
+
+    async with small(on_call=cancelled) as sandbox:
+        result = await asyncio.wait_for(sandbox.execute("worker('x')"), 10)
+    assert result.error is not None
+    assert result.error.message == "cancelled: the call was cancelled"
+
+
+async def test_nothing_is_paid_for_where_one_prompt_is_no_text(small: Open) -> None:
+    asked: list[str] = []
+
+    async def count(call: WorkerCall) -> list[str | CallError]:
+        asked.extend(call.prompts)
+        return list(call.prompts)
+
+    async with small(on_call=count) as sandbox:
+        result = await sandbox.execute("worker_batch(['a'] * 600 + [None])")
+    assert result.outcome is Outcome.USER_ERROR
+    assert asked == []
+
+
+async def test_small_limits_on_prompts_do_not_touch_output_errors_and_answers(small: Open) -> None:
+    async with small(prompt="1KiB") as sandbox:
+        printed = await sandbox.execute("print('x' * 100_000)")
+        final = await sandbox.execute("FINAL('y' * 100_000)")
+        failed = await sandbox.execute("raise ValueError('z' * 100_000)")
+    assert (len(printed.stdout), len(final.final or ""), failed.outcome) == (
+        100_001,
+        100_000,
+        Outcome.USER_ERROR,
+    )
+
+
+async def test_resets_and_closes_at_once_queue_up(small: Open) -> None:
+    async with small() as sandbox:
+        await asyncio.wait_for(asyncio.gather(sandbox.reset(), sandbox.reset()), 20)
+        resetting = asyncio.create_task(sandbox.reset())
+        await asyncio.sleep(0)
+        with pytest.raises(SandboxError, match="being reset"):
+            await sandbox.execute("1")
+        await resetting
+        assert (await sandbox.execute("print(1)")).stdout == "1\n"
+        await asyncio.wait_for(asyncio.gather(sandbox.close(), sandbox.close()), 20)
+
+
+async def test_a_query_may_hold_anything(small: Open) -> None:
+    async with small(query="why \ud800?") as sandbox:
+        assert (await sandbox.execute("print(query)")).stdout == "why ??\n"
 
 
 async def test_an_interrupt_stops_the_cell_that_runs(small: Open) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "as_data",
 ]
 
+_LEAST_FRAME = 16 << 20  # an answer, or a block, of the largest size fits with room to spare
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -41,8 +42,14 @@ class SandboxConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     backend: Literal["process"] = Field(default="process", description="what the walls are made of")
+    isolation: Literal["strict", "best_effort"] = Field(
+        default="strict", description="best_effort takes a sandbox without a filter of system calls, too"
+    )
     timeout: float = Field(
         default=120.0, gt=0, le=86_400, description="seconds for a cell, not counting its waits for workers"
+    )
+    wall: float = Field(
+        default=3600.0, gt=0, le=86_400, description="seconds for a cell with its waits for workers"
     )
     grace: float = Field(
         default=1.0, ge=0.01, le=60, description="seconds from the interrupt of a cell to its kill"
@@ -52,7 +59,7 @@ class SandboxConfig(BaseModel):
     pids: int = Field(default=64, ge=4, le=32_768, description="processes and threads at once")
     cpus: float = Field(default=1.0, ge=0.01, le=1024, description="processors' worth of time")
     cpu_seconds: int = Field(default=3600, ge=1, le=1_000_000, description="processor time of a process")
-    open_files: int = Field(default=256, ge=32, le=65_536, description="open files of a process")
+    open_files: int = Field(default=256, ge=64, le=65_536, description="open files of a process")
     scratch: ByteSize = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
     scratch_files: int = Field(default=16_384, ge=64, le=10_000_000, description="files in them")
     output: ByteSize = _size(16 * MIB, KIB, GIB, "output of a cell, of stdout and of stderr")
@@ -64,7 +71,10 @@ class SandboxConfig(BaseModel):
         description="prompts in one message of a worker_batch; longer lists take several",
     )
     pending_calls: int = Field(
-        default=1024, ge=1, le=65_536, description="messages that wait for workers at once"
+        default=8192,
+        ge=1,
+        le=1_000_000,
+        description="prompts that wait for workers at once; a guest with more waits",
     )
 
     calls_per_second: float = Field(
@@ -83,11 +93,12 @@ class SandboxConfig(BaseModel):
             scratch_bytes=int(self.scratch),
             scratch_inodes=self.scratch_files,
             output_bytes=int(self.output),
-            frame_bytes=min(protocol.MAX_FRAME_BYTES, 4 * int(self.prompt)),
+            frame_bytes=min(protocol.MAX_FRAME_BYTES, max(_LEAST_FRAME, 4 * int(self.prompt))),
             prompt_bytes=int(self.prompt),
             batch=self.batch,
             pending_calls=self.pending_calls,
             calls_per_second=self.calls_per_second,
+            wall_seconds=self.wall,
             grace_seconds=self.grace,
         )
 

@@ -35,7 +35,8 @@ class Sandbox:
         self._find_zygote = zygote
         self._config = config
         self._context = context
-        self._query = query
+        self._query = query.encode("utf-8", "replace").decode()
+        self._changing = asyncio.Lock()
         self._on_call = on_call
         self._cell = 0
         self._running: _RunningCell | None = None
@@ -88,11 +89,11 @@ class Sandbox:
             await self._kill()
             raise
         missing = self._isolation.missing()
-        if missing:
+        if missing and self._config.isolation == "strict":
             await self._kill()
             raise SandboxUnavailable(
                 f"The sandbox started without {', '.join(missing)}",
-                "This is measured from inside; please report it.",
+                "`supdist-engine doctor` says what to do; `isolation: best_effort` takes less.",
             )
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:  # noqa: ASYNC109 - the shim keeps it
@@ -210,19 +211,22 @@ class Sandbox:
             raise SandboxError("this sandbox is closed")
         if self._running is not None:
             raise SandboxError("a cell is running in this sandbox; wait for it, or interrupt it")
-        await self._kill()
-        self._cell = 0
-        await self.start()
+        async with self._changing:
+            await self._kill()
+            self._cell = 0
+            await self.start()
 
     async def close(self) -> None:
         """End the sandbox and wait until nothing is left of it. May be called twice, and during a cell."""
-        if not self._closed:
-            self._closed = True
+        self._closed = True
+        async with self._changing:
             await self._kill()
 
     def _check_usable(self) -> None:
         if self._closed:
             raise SandboxError("this sandbox is closed")
+        if self._changing.locked():
+            raise SandboxError("this sandbox is being reset")
         if self._running is not None:
             raise SandboxError("a cell is running in this sandbox; one after another, please")
         if self._lost is not None:
@@ -345,22 +349,48 @@ class Sandbox:
         self._send(protocol.Kill())
 
     async def _answer(self, call: protocol.Call) -> None:
+        """Every call gets its reply, whatever becomes of ``on_call``: the cell's clock waits for it."""
         results: Sequence[str | CallError]
         if self._on_call is None:
             results = [CallError("unavailable", "this sandbox has no worker")] * len(call.prompts)
         else:
             try:
                 results = await self._on_call(WorkerCall(call.cell, call.call, call.prompts))
-                _check_count(results, call)
+                _check_results(results, call)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                results = [CallError("cancelled", "the call was cancelled")] * len(call.prompts)  # not by us
             except Exception as error:
                 self._fail(error)
                 return
-        self._send(protocol.Reply(call.call, [_carryable(result) for result in results]))
+        self._send(protocol.Reply(call.call, _carryable(results)))
 
 
-def _check_count(results: Sequence[str | CallError], call: protocol.Call) -> None:
+def _check_results(results: Sequence[object], call: protocol.Call) -> None:
     if len(results) != len(call.prompts):
         raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
+    for result in results:
+        if not isinstance(result, (str, CallError)):
+            raise LocalProtocolError(
+                f"on_call gave a {type(result).__name__} where a str or a CallError belongs"
+            )
+
+
+def _carryable(results: Sequence[str | CallError]) -> list[str | CallError]:
+    """Texts as the protocol can carry them: no lone surrogates, and no more of them than a frame holds."""
+    room = protocol.MAX_FRAME_BYTES - (1 << 20)
+    carried: list[str | CallError] = []
+    for result in results:
+        if not isinstance(result, str):
+            carried.append(result)
+            continue
+        data = result.encode("utf-8", "replace")
+        room -= len(data)
+        too_large = CallError("unavailable", "the answer is too large to be passed on")
+        carried.append(data.decode() if room >= 0 else too_large)
+    return carried
 
 
 class _RunningCell:
@@ -369,7 +399,7 @@ class _RunningCell:
     def __init__(self, number: int) -> None:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
-        self.output: dict[int, list[bytes]] = {1: [], 2: []}
+        self.output = {1: bytearray(), 2: bytearray()}
         self.final: str | None = None
 
     def take(self, message: protocol.Output | protocol.Final) -> None:
@@ -377,14 +407,14 @@ class _RunningCell:
         if isinstance(message, protocol.Final):
             self.final = message.answer
         else:
-            self.output[message.stream].append(message.data)
+            self.output[message.stream] += message.data
 
     def finish(self, end: CellEnd) -> CellResult:
         return CellResult(
             cell=end.cell,
             outcome=Outcome(end.outcome),
-            stdout=b"".join(self.output[1]).decode("utf-8", "replace"),
-            stderr=b"".join(self.output[2]).decode("utf-8", "replace"),
+            stdout=self.output[1].decode("utf-8", "replace"),
+            stderr=self.output[2].decode("utf-8", "replace"),
             truncated=end.truncated,
             error=end.error,
             final=self.final,
@@ -395,10 +425,3 @@ class _RunningCell:
             usage=end.usage,
             detail=end.detail,
         )
-
-
-def _carryable(result: str | CallError) -> str | CallError:
-    """A model's text as the protocol can carry it: no lone surrogates."""
-    if isinstance(result, str) and not result.isascii():
-        return result.encode("utf-8", "replace").decode()
-    return result

@@ -28,6 +28,8 @@ _PACKET_BYTES = 64 << 10
 _LAST_WORDS_SECONDS = 2.0
 _LAST_WORDS_OF_KILLED_SECONDS = 0.1
 _MESSAGES_A_TURN = 256
+_SOCKET_PATH_CHARS = 90
+_CONTROL_BUFFER = 4 << 20
 
 
 class Zygote:
@@ -54,12 +56,18 @@ class Zygote:
         self._ready = self._loop.create_future()
         with contextlib.ExitStack() as undo:
             folder = tempfile.mkdtemp(prefix="supdist-")
+            if len(folder) > _SOCKET_PATH_CHARS:  # the kernel has 108 bytes for a socket's path
+                os.rmdir(folder)
+                folder = tempfile.mkdtemp(prefix="supdist-", dir="/tmp")
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             self._open_router(f"{folder}/engine")
             undo.callback(self._close_router)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._close_control)
             self._control.setblocking(False)
+            self._control.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, _CONTROL_BUFFER
+            )  # orders of a burst
             self._loop.add_reader(self._control, self._read_control)
             with theirs, tempfile.TemporaryFile() as complaints:
                 self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec; asyncio's way takes a child watcher
@@ -139,14 +147,26 @@ class Zygote:
         """End the process, and with it every sandbox that is left; wait for it."""
         self._alive = False
         self._close_control()
-        try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                await asyncio.to_thread(self._process.wait)
-        except TimeoutError:
+        if not await self._ends_within(_STOP_SECONDS):
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            await self._ends_within(_STOP_SECONDS)
         self._close_router()
         self.contexts.close()
+
+    async def _ends_within(self, seconds: float) -> bool:
+        """Wait for the process without a thread: those may all be busy with a user's models."""
+        ended, pidfd = asyncio.Event(), os.pidfd_open(self._process.pid)
+        self._loop.add_reader(pidfd, ended.set)
+        try:
+            async with asyncio.timeout(seconds):
+                await ended.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+        self._process.wait()
+        return True
 
     def _open_router(self, path: str) -> None:
         self._context = zmq.Context()

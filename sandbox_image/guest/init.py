@@ -29,7 +29,7 @@ CONTEXT_FD = 4
 
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 18
-_OLD_PIPES = 64
+_OLD_PIPES = 16
 _DYING_SECONDS = 0.2
 _EXECUTE, _INTERRUPT, _PUT_FILE, _GET_FILE, _DONE = 3, 5, 6, 7, 24  # tags, read without decoding
 

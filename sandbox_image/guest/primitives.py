@@ -95,6 +95,9 @@ class Primitives:
         self._answered_cell = cell
 
     def _ask(self, prompts: list[Any]) -> list[str | WorkerError]:
+        for slot, prompt in enumerate(prompts):  # before the first is paid for
+            if not isinstance(prompt, str):
+                raise TypeError(f"a prompt must be a str; number {slot} is of type {type(prompt).__name__}")
         cell = self._current_cell()
         results: list[str | WorkerError] = [WorkerError("cancelled", "not sent")] * len(prompts)
         waiting: list[tuple[int, list[int]]] = []
@@ -117,8 +120,6 @@ class Primitives:
         slots, chunk, size = list[int](), list[str](), 0
         most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
         for slot, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise TypeError(f"a prompt must be a str; number {slot} is of type {type(prompt).__name__}")
             text = _clean(prompt)
             length = len(text) if text.isascii() else len(text.encode())
             if length > self._start.prompt_bytes:

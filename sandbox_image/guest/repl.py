@@ -17,6 +17,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from .. import protocol
@@ -62,7 +63,7 @@ class Repl:
         assert isinstance(start, protocol.Start)
         assert isinstance(load, protocol.Load)
         context = load_context(load, context_fd)
-        primitives = Primitives(self._channel, start, lambda: self._cell)
+        primitives = Primitives(self._channel, start, lambda: cell_of_thread(self._cell))
         names: dict[str, Any] = {
             "context": context,
             "query": start.query,
@@ -102,6 +103,8 @@ class Repl:
         error: protocol.ErrorInfo | None = None
         try:
             self._running = True
+            if self._is_meant(cell):  # an interrupt that came before the block began
+                raise KeyboardInterrupt  # noqa: TRY301 - described below as any other
             error = run_code(cell, code, self._module.__dict__)
             _flush()
             self._running = False
@@ -112,8 +115,12 @@ class Repl:
         return error
 
     def _on_interrupt(self, *_: object) -> None:
-        if self._running and int.from_bytes(self._target[:8], "little") == self._cell:
+        if self._running and self._is_meant(self._cell):
             self._channel.interrupts.arrive()
+
+    def _is_meant(self, cell: int) -> bool:
+        """Whether the last interrupt was for this cell."""
+        return int.from_bytes(self._target[:8], "little") == cell
 
 
 def run_code(cell: int, code: str, namespace: dict[str, Any]) -> protocol.ErrorInfo | None:
@@ -214,8 +221,7 @@ class CellOutput(io.TextIOWrapper):
 
     def write(self, text: str, /) -> int:
         """Write text of this cell; other cells' text is dropped."""
-        started = getattr(threading.current_thread(), "supdist_cell", None)
-        if self._current() != self._cell or (started is not None and started != self._cell):
+        if self._current() != self._cell or cell_of_thread(self._cell) != self._cell:
             return len(text)
         return super().write(text)
 
@@ -225,14 +231,31 @@ def _allow_open_files(*, reserve: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most - reserve, most))
 
 
+def cell_of_thread(current: int) -> int:
+    """The cell that this thread works for: the one that started it, or handed it its work."""
+    return getattr(threading.current_thread(), "supdist_cell", current)
+
+
 def _note_cells_of_threads(current: Callable[[], int]) -> None:
-    start = threading.Thread.start
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
     def start_and_note(self: threading.Thread) -> None:
-        self.__dict__["supdist_cell"] = current()
+        self.__dict__["supdist_cell"] = cell_of_thread(current())
         start(self)
 
+    def submit_and_note(
+        self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        cell = cell_of_thread(current())
+
+        def work() -> Any:
+            threading.current_thread().__dict__["supdist_cell"] = cell
+            return fn(*args, **kwargs)
+
+        return submit(self, work)
+
     threading.Thread.start = start_and_note
+    ThreadPoolExecutor.submit = submit_and_note
 
 
 def _flush() -> None:

@@ -24,6 +24,10 @@ from ..protocol import (
     Violation,
 )
 
+_PENDING_BYTES = 64 << 20
+_ANSWER_CHARS = 8 << 20
+_ERROR_CHARS = (200, 8_000, 50_000)  # type, message, traceback; the guest's own library cuts below these
+
 NO_USAGE = Usage(0.0, 0, "watchdog")
 
 
@@ -33,6 +37,7 @@ class Cell:
 
     number: int
     timeout: float
+    wall_seconds: float
     started: float
     waited: float = 0.0
     waiting_since: float | None = None
@@ -45,13 +50,14 @@ class Cell:
         """Seconds that the cell has waited for replies."""
         return self.waited + (now - self.waiting_since if self.waiting_since is not None else 0.0)
 
-    def deadline(self, now: float) -> float | None:
-        """When to act next: the timeout, or the end of the grace after an interrupt. None while the clock stands still."""
+    def deadline(self) -> float:
+        """When to act next: the timeout, which does not count waits, or the limit with them; or the end of the grace."""
         if self.kill_at is not None:
             return self.kill_at
+        latest = self.started + self.wall_seconds
         if self.waiting_since is not None:
-            return None
-        return self.started + self.timeout + self.waited
+            return latest
+        return min(latest, self.started + self.timeout + self.waited)
 
 
 class Guard:
@@ -62,7 +68,8 @@ class Guard:
         self._ready = False
         self._last_cell = 0
         self._last_call = 0
-        self._pending: set[int] = set()
+        self._pending: dict[int, tuple[int, int]] = {}
+        self._pending_total = (0, 0)
         self._files: dict[int, int] = {}
         self._allowance = limits.calls_per_second
         self._allowance_at = 0.0
@@ -70,9 +77,12 @@ class Guard:
         self.cell: Cell | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether the guest has said that it takes cells."""
-        return self._ready
+    def has_enough_pending(self) -> bool:
+        """Whether so much waits for workers that the guest is not to be read until some of it is answered."""
+        if self.cell is not None and self.cell.interrupted is not None:
+            return False
+        prompts, size = self._pending_total
+        return prompts >= self._limits.pending_calls or size >= _PENDING_BYTES
 
     def quiet_until(self, now: float) -> float | None:
         """Until when the guest is not to be read, since it calls too often; None where it may speak.
@@ -89,7 +99,7 @@ class Guard:
         if self.cell is not None or number <= self._last_cell:
             raise ValueError(f"cell {number} while cell {self._last_cell} is the last")
         self._last_cell = number
-        self.cell = Cell(number, timeout, now)
+        self.cell = Cell(number, timeout, max(timeout, self._limits.wall_seconds), now)
 
     def ask_for_file(self, request: int, size: int) -> None:
         """The engine asks for at most ``size`` bytes of a file, or, with 0, has one written."""
@@ -105,9 +115,9 @@ class Guard:
 
     def reply(self, reply: Reply, now: float) -> bool:
         """The engine answers a call; False where nobody waits for it any more."""
-        if reply.call not in self._pending:
+        if self._pending.pop(reply.call, None) is None:
             return False
-        self._pending.discard(reply.call)
+        self._count_pending()
         cell = self.cell
         if cell is not None and not self._pending and cell.waiting_since is not None:
             cell.waited += now - cell.waiting_since
@@ -152,6 +162,7 @@ class Guard:
         assert cell is not None
         self.cell = None
         self._pending.clear()
+        self._count_pending()
         dropped, self._dropped = self._dropped, 0
         waited = cell.worker_wait(now)
         return CellEnd(
@@ -175,6 +186,10 @@ class Guard:
             cell.interrupted = outcome
             cell.kill_at = now + self._limits.grace_seconds
 
+    def _count_pending(self) -> None:
+        counts = self._pending.values()
+        self._pending_total = sum(prompts for prompts, _ in counts), sum(size for _, size in counts)
+
     def _is_current(self, number: int) -> Cell | None:
         """The running cell if the message is of it; None (and counted) if it is late."""
         if number < 1 or number > self._last_cell:
@@ -186,7 +201,7 @@ class Guard:
 
     def _output(self, message: Output) -> list[protocol.FromShim]:
         cell = self._is_current(message.cell)
-        if cell is None:
+        if cell is None or not message.data:
             return []
         before = cell.output[message.stream]
         cell.output[message.stream] = before + len(message.data)
@@ -211,9 +226,6 @@ class Guard:
         cell = self._is_current(message.cell)
         if cell is None or cell.interrupted is not None:
             return [], _refuse(message, CallError("cancelled", "the cell of this call has ended"))
-        if len(self._pending) >= self._limits.pending_calls:
-            refusal = f"more than {self._limits.pending_calls} calls at once; use worker_batch"
-            return [], _refuse(message, CallError("refused", refusal))
         for prompt in message.prompts:
             # A character is at most four bytes; the exact size is counted only where it can matter.
             if (
@@ -221,7 +233,8 @@ class Guard:
                 and len(prompt.encode()) > self._limits.prompt_bytes
             ):
                 raise Violation("a prompt longer than the guest's library sends")
-        self._pending.add(message.call)
+        self._pending[message.call] = len(message.prompts), sum(map(len, message.prompts))
+        self._count_pending()
         if cell.waiting_since is None:
             cell.waiting_since = now
         return [message], None
@@ -232,6 +245,8 @@ class Guard:
             return []
         if cell.answered:
             raise Violation("a second answer in one cell")
+        if len(message.answer) > _ANSWER_CHARS:
+            raise Violation("an answer longer than the guest's library sends")
         cell.answered = True
         return [message]
 
@@ -241,6 +256,12 @@ class Guard:
         cell = self._is_current(message.cell)
         if cell is None:
             raise Violation("a second end of one cell")
+        error = message.error
+        if error is not None and any(
+            len(text) > most
+            for text, most in zip((error.type, error.message, error.traceback), _ERROR_CHARS, strict=True)
+        ):
+            raise Violation("an error longer than the guest's library sends")
         outcome = cell.interrupted or (Outcome.USER_ERROR if message.error else Outcome.OK)
         if outcome in (Outcome.OK, Outcome.USER_ERROR) and self.output_exceeded:
             outcome = Outcome.OUTPUT_LIMIT

@@ -32,6 +32,7 @@ _READ_BYTES = 1 << 18
 _PACKET_BYTES = 64 << 10
 _QUEUE_TO_ENGINE = 4096
 """Messages that may wait for a slow engine; above it the guest is not read."""
+_QUEUED_BYTES = 8 << 20
 
 
 def main(orders: socket.socket, kit: walls.Kit, zygote_pid: int) -> NoReturn:
@@ -103,6 +104,7 @@ class Shim:
         self._frames = protocol.FrameBuffer(limits.frame_bytes)
         self._to_guest: deque[memoryview] = deque()
         self._to_engine: deque[bytes] = deque()
+        self._bytes_to_engine = 0
         self._repl_exit: ReplExit | None = None
         self._over: Exit | None = None
         self._quiet_until: float | None = None
@@ -116,7 +118,9 @@ class Shim:
         poller.register(sync, zmq.POLLIN)
         while self._over is None:
             self._quiet_until = self._guard.quiet_until(time.monotonic())
-            congested = len(self._to_engine) >= _QUEUE_TO_ENGINE or self._quiet_until is not None
+            congested = (
+                self._quiet_until is not None or self._guard.has_enough_pending or self._is_congested()
+            )
             wanted = (0 if congested else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
             poller.register(stream, wanted)
             poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
@@ -134,6 +138,14 @@ class Shim:
                 self._read_guest()
             self._keep_time()
         self._bury()
+
+    def _is_congested(self) -> bool:
+        """Whether what waits for a slow engine, or for a guest that does not read, is enough."""
+        return (
+            len(self._to_engine) >= _QUEUE_TO_ENGINE
+            or self._bytes_to_engine >= _QUEUED_BYTES
+            or sum(map(len, self._to_guest)) >= _QUEUED_BYTES
+        )
 
     # Engine to guest
 
@@ -226,13 +238,14 @@ class Shim:
 
     def _send_engine(self, payload: bytes) -> None:
         self._to_engine.append(payload)
+        self._bytes_to_engine += len(payload)
         self._flush_to_engine()
 
     def _flush_to_engine(self) -> None:
         try:
             while self._to_engine:
                 self._engine.send(self._to_engine[0], zmq.DONTWAIT)
-                self._to_engine.popleft()
+                self._bytes_to_engine -= len(self._to_engine.popleft())
         except zmq.Again:
             pass
 
@@ -243,7 +256,7 @@ class Shim:
         if cell is None:
             return None
         now = time.monotonic()
-        clocks = (cell.deadline(now), self._meter.next_look(now), self._quiet_until)
+        clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until)
         times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 
@@ -256,8 +269,7 @@ class Shim:
         if exceeded is not None:
             self._end(*exceeded)
             return
-        deadline = cell.deadline(now)
-        if deadline is None or now < deadline:
+        if now < cell.deadline():
             return
         if cell.interrupted is None:
             self._interrupt(Outcome.TIMEOUT, now)

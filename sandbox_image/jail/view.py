@@ -133,6 +133,7 @@ def command(control_fd: int, socket_file: str) -> list[str]:
 def main() -> None:
     """Build the view and exec the zygote in it. A failure is reported on the control socket by exit status."""
     order: Order = json.loads(sys.argv[1])
+    os.umask(0o022)  # every uid must be able to walk through what is made here
     try:
         _build(order)
         with step("exec"):

@@ -192,6 +192,8 @@ def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) 
         run()
     except StepFailed as failure:
         os.write(sync, f"FAILED {failure.step} {failure.errno}".encode())
+    except OSError as error:
+        os.write(sync, f"FAILED namespaces {error.errno or 0}".encode())
     finally:
         os._exit(1)
 
@@ -225,7 +227,7 @@ def _be_furnished(kit: Kit, sync: int) -> None:
 
 def _arrange_descriptors(stream: int, sync: int) -> int:
     """Keep these two, at their numbers, and nothing else: first out of the way, then into place."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (stream, sync)]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SYNC_FD + 1) for fd in (stream, sync)]
     for fd, number in zip(high, (CHANNEL_FD, _SYNC_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
     os.close(CONTEXT_FD) if CONTEXT_FD not in (stream, sync) else None

@@ -80,6 +80,9 @@ class Zygote:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._reaped, select.POLLIN)
+        # The engine's end of the control socket may outlive it, in a child that it forked; this cannot.
+        engine = os.pidfd_open(os.getppid())
+        poller.register(engine, select.POLLIN)
         self._spare = self._fork()
         while True:
             ready = {fd for fd, _ in poller.poll()}
@@ -87,6 +90,8 @@ class Zygote:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._reaped, 4096)
                 self._report_deaths()
+            if engine in ready:
+                self._end()
             if self._control.fileno() in ready:
                 received = _receive(self._control)
                 if received is None:

@@ -1,0 +1,57 @@
+"""The doctor: what it finds here, and what it says where something is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from supdist.engine.sandbox import doctor, open_sandbox
+from supdist.engine.sandbox.doctor import Finding, default_level_holds, examine
+from supdist.engine.sandbox.remedies import unavailable
+from test_cli import supdist
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_default_level_holds_where_the_tests_run() -> None:
+    findings = await examine()
+    assert {finding.layer for finding in findings} >= {
+        "namespaces",
+        "network",
+        "system calls",
+        "memory",
+        "time",
+    }
+    assert default_level_holds(findings), [finding for finding in findings if not finding.holds]
+
+
+async def test_a_wall_that_cannot_be_built_is_a_finding_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise unavailable("user_namespace", 28)
+
+    monkeypatch.setattr(doctor, "open_sandbox", refuse)
+    (finding,) = await examine()
+    assert not default_level_holds([finding])
+    assert "User namespaces cannot be created" in finding.measured
+    assert "max_user_namespaces" in finding.remedy
+    assert open_sandbox is not refuse
+
+
+def test_what_is_not_required_does_not_fail_the_level() -> None:
+    extra = Finding("Landlock", holds=False, required=False, measured="not active")
+    assert default_level_holds([extra])
+
+
+def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
+    done = supdist("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "ok    namespaces" in done.stdout
+    assert "The default level holds." in done.stdout
+    data = json.loads(supdist("doctor", "--json", cwd=tmp_path).stdout)
+    assert data["holds"] is True
+    assert all(
+        {"layer", "holds", "required", "measured", "remedy"} == finding.keys() for finding in data["findings"]
+    )
