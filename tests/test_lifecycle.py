@@ -69,8 +69,9 @@ def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int], dict[str
         for pid in descendants(process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if psutil.Process(pid).name() == "sleep":
-                    chain = {parent.name(): parent.pid for parent in psutil.Process(pid).parents()}
-                    return process, descendants(process.pid), chain
+                    below = descendants(process.pid)
+                    above = [parent for parent in psutil.Process(pid).parents() if parent.pid in below]
+                    return process, below, {parent.name(): parent.pid for parent in above}
     raise AssertionError("the cell did not start its child")
 
 
