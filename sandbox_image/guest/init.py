@@ -211,12 +211,14 @@ class Init:
         """Reap every child that ended; when the repl did, report it and end with it."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            if pid == self._repl_pid:
+            if pid == self._repl_pid and os.WIFSTOPPED(status):
+                os.kill(pid, signal.SIGKILL)  # stopped by a child of its own: it would never say so itself
+            elif pid == self._repl_pid:
                 self._end(status, hung_up=False)
 
     def _bury_silent_repl(self) -> NoReturn:

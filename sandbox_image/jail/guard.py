@@ -26,7 +26,7 @@ from ..protocol import (
 
 _PENDING_BYTES = 64 << 20
 _ANSWER_CHARS = 8 << 20
-_ERROR_CHARS = (200, 8_000, 50_000)  # type, message, traceback; the guest's own library cuts below these
+_ERROR_CHARS = (1_000, 8_000, 50_000)  # type, message, traceback; the guest's own library cuts below these
 
 NO_USAGE = Usage(0.0, 0, "watchdog")
 

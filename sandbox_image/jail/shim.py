@@ -102,6 +102,7 @@ class Shim:
         self._guard = Guard(limits)
         self._meter = meter_of(built, limits)
         self._frames = protocol.FrameBuffer(limits.frame_bytes)
+        self._heard: deque[bytes] = deque()
         self._to_guest: deque[memoryview] = deque()
         self._to_engine: deque[bytes] = deque()
         self._bytes_to_engine = 0
@@ -117,11 +118,10 @@ class Shim:
         sync = self._walls.sync
         poller.register(sync, zmq.POLLIN)
         while self._over is None:
-            self._quiet_until = self._guard.quiet_until(time.monotonic())
-            congested = (
-                self._quiet_until is not None or self._guard.has_enough_pending or self._is_congested()
-            )
-            wanted = (0 if congested else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
+            self._judge_what_was_heard()
+            if self._over is not None:
+                break
+            wanted = (0 if self._must_be_quiet() else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
             poller.register(stream, wanted)
             poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
             ready = dict(poller.poll(self._timeout_ms()))
@@ -139,10 +139,17 @@ class Shim:
             self._keep_time()
         self._bury()
 
-    def _is_congested(self) -> bool:
-        """Whether what waits for a slow engine, or for a guest that does not read, is enough."""
+    def _must_be_quiet(self) -> bool:
+        """Whether the guest is not listened to now.
+
+        It calls too often, enough of what it asked is unanswered, or enough waits for a slow engine or for
+        the guest itself, which does not read.
+        """
+        self._quiet_until = self._guard.quiet_until(time.monotonic())
         return (
-            len(self._to_engine) >= _QUEUE_TO_ENGINE
+            self._quiet_until is not None
+            or self._guard.has_enough_pending
+            or len(self._to_engine) >= _QUEUE_TO_ENGINE
             or self._bytes_to_engine >= _QUEUED_BYTES
             or sum(map(len, self._to_guest)) >= _QUEUED_BYTES
         )
@@ -206,10 +213,18 @@ class Shim:
         if not data:
             self._end(*self._how_the_guest_died())
             return
-        now = time.monotonic()
         try:
-            for payload in self._frames.feed(data):
-                self._judge(payload, now)
+            self._heard.extend(self._frames.feed(data))
+        except Violation as error:
+            self._end(Outcome.PROTOCOL_VIOLATION, str(error))
+            return
+        self._judge_what_was_heard()
+
+    def _judge_what_was_heard(self) -> None:
+        """Message by message, as long as the guest may speak: one read may hold thousands."""
+        try:
+            while self._heard and self._over is None and not self._must_be_quiet():
+                self._judge(self._heard.popleft(), time.monotonic())
         except (Violation, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             detail = str(error) if isinstance(error, Violation) else "a frame that is no message"
             self._end(Outcome.PROTOCOL_VIOLATION, detail)
@@ -252,11 +267,10 @@ class Shim:
     # Clocks
 
     def _timeout_ms(self) -> int | None:
-        cell = self._guard.cell
-        if cell is None:
-            return None
-        now = time.monotonic()
-        clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until)
+        cell, now = self._guard.cell, time.monotonic()
+        clocks = (self._quiet_until,)
+        if cell is not None:
+            clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until)
         times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 

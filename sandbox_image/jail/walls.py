@@ -42,7 +42,7 @@ _OUTSIDE_IDS = range(0x6000_0000, 0x7000_0000)
 
 # What tells of the host or its kernel; most of it is closed to a guest anyway.
 _HIDDEN_IN_PROC = (
-    "config.gz", "interrupts", "kallsyms", "kcore", "keys", "key-users", "kmsg", "latency_stats", "modules",
+    "config.gz", "interrupts", "iomem", "ioports", "kallsyms", "kcore", "keys", "key-users", "kmsg", "latency_stats", "modules",
     "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list", "vmallocinfo",
 )  # fmt: skip
 

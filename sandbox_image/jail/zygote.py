@@ -29,6 +29,7 @@ from .cgroups import CgroupBase
 
 _PACKET_BYTES = 64 << 10
 _SWEEP_SECONDS = 2.0
+_SWEEP_AGAIN_MS = 20
 _GUESTS_USE = (
     "asyncio", "collections", "concurrent.futures", "copy", "csv", "dataclasses", "datetime", "difflib",
     "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
@@ -73,6 +74,7 @@ class Zygote:
         signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         self._sessions: dict[int, bytes] = {}
         self._spare: tuple[int, socket.socket] | None = None
+        self._to_sweep: set[str] = set()
 
     def serve(self) -> None:
         """Take orders until the engine is gone; then end with everything that was forked."""
@@ -85,7 +87,8 @@ class Zygote:
         poller.register(engine, select.POLLIN)
         self._spare = self._fork()
         while True:
-            ready = {fd for fd, _ in poller.poll()}
+            ready = {fd for fd, _ in poller.poll(_SWEEP_AGAIN_MS if self._to_sweep else None)}
+            self._sweep()
             if self._reaped in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._reaped, 4096)
@@ -139,14 +142,18 @@ class Zygote:
             if self._spare is not None and self._spare[0] == pid:
                 self._spare[1].close()
                 self._spare = None  # the next user has one built for itself
-            if self._kit.cgroups is not None:
-                self._kit.cgroups.sweep(f"{os.getpid()}-{pid}")
+            self._to_sweep.add(f"{os.getpid()}-{pid}")
             session = self._sessions.pop(pid, None)
             if session is not None:
                 try:
                     self._control.send(protocol.encode(protocol.ShimExit(session, status)))
                 except (BrokenPipeError, ConnectionResetError):
                     self._end()
+
+    def _sweep(self) -> None:
+        """Remove the groups that shims left. A guest is dead a moment after its shim, so it may take a few tries."""
+        cgroups = self._kit.cgroups
+        self._to_sweep = {name for name in self._to_sweep if cgroups is not None and cgroups.sweep(name)}
 
     def _kill(self, pids: Iterable[int]) -> None:
         for pid in list(pids):
