@@ -115,11 +115,18 @@ class Sandbox:
         self._check_usable()
         if not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        most = self._config.limits().frame_bytes // 2
+        if len(code) > most:  # before anything is copied
+            raise ValueError(
+                f"a block of {len(code)} characters is too long; at most {most} bytes can be sent"
+            )
         source = code.encode(
             "utf-8", "replace"
         ).decode()  # a lone surrogate is no Python outside of a comment
-        if len(source.encode()) > self._config.limits().frame_bytes // 2:
-            raise ValueError(f"a block of {len(source)} characters is too long")
+        if len(source.encode()) > most:
+            raise ValueError(
+                f"a block of {len(source)} characters is too long; at most {most} bytes can be sent"
+            )
         self._cell += 1
         running = self._running = _RunningCell(self._cell)
         self._send(protocol.Execute(self._cell, source, timeout))

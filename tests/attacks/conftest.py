@@ -1,0 +1,143 @@
+"""The watch that is kept during every attack, and the hook that sees what the engine deserialises."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import supdist.engine
+from attacks.lab import Arena, Held, settled
+from supdist.engine import Engine, Sandbox, SandboxConfig, open_sandbox
+from support import SMALL, Open
+
+_LAG_SECONDS = 0.25
+_HANG_SECONDS = 90
+_PACKAGES = str(Path(supdist.engine.__file__).resolve().parent.parent)
+_TESTS = str(Path(__file__).resolve().parent)
+
+# What the engine may not do with anything, so that no guest's bytes can be among it.
+deserialised: list[str] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event not in ("pickle.find_class", "marshal.loads"):
+        return
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib") or "/_pytest/" in file:
+            return  # a module's own bytecode
+        if file.startswith(_PACKAGES) and not file.startswith(
+            (_TESTS, f"{_PACKAGES}/.venv", f"{_PACKAGES}/tests")
+        ):
+            deserialised.append(f"{event} {str(arguments)[:200]} in {file}:{frame.f_lineno}")
+            return
+        frame = frame.f_back
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.fixture(scope="session")
+def audited() -> list[str]:
+    """What the engine deserialised so far."""
+    return deserialised
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_deserialised() -> Generator[None]:
+    """PK3, over everything that ran after this file was loaded."""
+    yield
+    assert deserialised == []
+
+
+@pytest.fixture(scope="session")
+def canary() -> str:
+    """A value that is nowhere but where a test put it."""
+    return "canary" + secrets.token_hex(16)
+
+
+@pytest.fixture(scope="module")
+async def engine(
+    anyio_backend: str, canary: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Engine]:
+    """A zygote whose engine has secrets in its environment, and a temporary folder that must be left empty."""
+    tmp_path_factory.getbasetemp()
+    before, folder = tempfile.tempdir, tempfile.mkdtemp(prefix="sa-")
+    tempfile.tempdir = folder
+    os.environ["CANARY_API_KEY"] = canary
+    try:
+        async with Engine() as engine:
+            yield engine
+        assert os.listdir(folder) == []
+    finally:
+        del os.environ["CANARY_API_KEY"]
+        tempfile.tempdir = before
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+async def neighbour(engine: Engine) -> AsyncGenerator[Sandbox]:
+    """Another sandbox of the same engine, which no attack may reach or slow."""
+    async with open_sandbox(SandboxConfig.model_validate(SMALL)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+async def before(neighbour: Sandbox) -> list[Held]:
+    """What is held when the engine and the neighbour stand and nothing else; after a fault, what it left."""
+    for _ in range(2):
+        async with open_sandbox(SandboxConfig.model_validate(SMALL)) as sandbox:
+            await sandbox.execute("print(1)")
+    return [await settled()]
+
+
+_TIMES = pytest.StashKey[tuple[float, float]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Note when the attack itself began and ended; a hang ends the whole suite, and says where."""
+    started = time.monotonic()
+    faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        pyfuncitem.stash[_TIMES] = (started, time.monotonic())
+
+
+@pytest.fixture(autouse=True)
+async def arena(
+    request: pytest.FixtureRequest, small: Open, neighbour: Sandbox, before: list[Held]
+) -> AsyncGenerator[Arena]:
+    """Every attack is watched: loop, neighbour, wall time, memory; and afterwards nothing may be left of it."""
+    arena = Arena(small)
+    tasks = [asyncio.create_task(arena.beat()), asyncio.create_task(arena.ask(neighbour))]
+    yield arena
+    arena.over = True
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    started, ended = request.node.stash[_TIMES]
+    lags = [late for due, now, late in arena.lags if due >= started and now <= ended]
+    assert max(lags, default=0.0) < _LAG_SECONDS, "the engine's loop was held up"
+    assert ended - started <= arena.most_seconds
+    assert arena.growth <= arena.most_growth
+    assert arena.slowest_answer < 2.0
+    deadline = time.monotonic() + 3
+    while (more := Held.now().more_than(before[-1])) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    if more:
+        before.append(await settled())  # the next attack is not blamed for it
+    assert more == {}, "left over"

@@ -1,0 +1,354 @@
+"""What the attacks share: a row of the catalogue as data, the same code outside, canaries, and the watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from supdist.engine import CellResult, Outcome, Sandbox
+from support import Open
+
+OK = Outcome.OK
+DEATHS = (Outcome.CRASHED, Outcome.KILLED)
+
+REFUSALS = frozenset({"EPERM", "EACCES", "ENOENT", "ENOSYS", "EROFS"})
+
+ATTEMPT = """
+import errno, os
+def attempt(action, *arguments, **options):
+    try:
+        action(*arguments, **options)
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error.errno))
+    except Exception as error:
+        return type(error).__name__
+    return "did"
+"""
+"""Guest code: what became of a call, as the name of its errno, or ``did``."""
+
+RAW = """
+import os, sys
+protocol = sys.modules["supdist.sandbox_image.protocol"]
+channel = FINAL.__self__._channel
+cell = FINAL.__self__._current_cell()
+def raw(data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(channel._sock.fileno(), view):]
+def send(*fields):
+    raw(protocol.frame(protocol.msgspec.msgpack.encode(fields)))
+"""
+"""Guest code: frames written to the repl's own stream, past its library. ``send(22, ...)`` is a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """A row: code for a cell, and how that cell must end.
+
+    Attributes:
+        id: the catalogue's, and a word where a row has several attacks.
+        code: what the guest runs.
+        expect: the outcomes that are right.
+        lost: whether the interpreter is gone afterwards; None where both are right.
+        says: text that the guest must have written; for what only it can see.
+        detail: text of the host's that must be in the result.
+        timeout: the cell's, in seconds.
+        within: seconds by which the verdict must be there.
+        limits: the sandbox's, where they differ from the small ones.
+    """
+
+    id: str
+    code: str
+    expect: tuple[Outcome, ...] = (OK,)
+    lost: bool | None = False
+    says: str = ""
+    detail: str = ""
+    timeout: float = 2.0
+    within: float = 4.0
+    limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def name(attack: Attack) -> str:
+    """For ``ids=``."""
+    return attack.id
+
+
+@dataclass
+class Arena:
+    """A place for one attack, watched while it goes on.
+
+    The limits are what the watch asserts at the end; an attack may set others before it begins.
+    """
+
+    open: Open
+    most_seconds: float = 12.0
+    most_growth: int = 192 << 20
+    lags: list[tuple[float, float, float]] = field(default_factory=list[tuple[float, float, float]])
+    growth: int = 0
+    answers: int = 0
+    slowest_answer: float = 0.0
+    over: bool = False
+
+    async def carry_out(self, attack: Attack) -> CellResult:
+        """Run a row in a sandbox of its own and judge what the host can judge."""
+        async with self.open(**attack.limits) as sandbox:
+            result = await timed(sandbox, attack.code, attack.timeout, attack.within)
+            assert result.outcome in attack.expect, result
+            assert attack.lost is None or result.state_lost is attack.lost, result
+            assert attack.says in result.stdout, result
+            assert attack.detail in result.detail, result
+            if not result.state_lost:
+                await assert_alive(sandbox)
+        return result
+
+    async def beat(self) -> None:
+        """Note how late the event loop is, and how large the process becomes."""
+        start = resident()
+        while not self.over:
+            due, waited = time.monotonic() + 0.02, waited_for_processor()
+            await asyncio.sleep(0.02)
+            now = time.monotonic()
+            self.lags.append((due, now, now - due - (waited_for_processor() - waited)))
+            self.growth = max(self.growth, resident() - start)
+
+    async def ask(self, neighbour: Sandbox) -> None:
+        """Have another sandbox answer all the while."""
+        while not (self.over and self.answers):
+            started = time.monotonic()
+            result = await neighbour.execute("print(1 + 1)")
+            assert result.stdout == "2\n", result
+            self.slowest_answer = max(self.slowest_answer, time.monotonic() - started)
+            self.answers += 1
+            await asyncio.sleep(0.05)
+
+
+async def timed(sandbox: Sandbox, code: str, timeout: float = 2.0, within: float = 4.0) -> CellResult:
+    """Run a cell; its verdict must come in time."""
+    started = time.monotonic()
+    result = await sandbox.execute(code, timeout=timeout)
+    assert time.monotonic() - started <= within, result
+    assert type(result.outcome) is Outcome
+    return result
+
+
+async def assert_alive(sandbox: Sandbox) -> None:
+    """The next cell of the same session works."""
+    result = await sandbox.execute("print(1 + 1)")
+    assert (result.outcome, result.stdout) == (OK, "2\n"), result
+
+
+async def outside(code: str, *, timeout: float = 20.0, **environ: str) -> str:
+    """The same code as this user on the host, in an interpreter without walls; what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, **environ}, start_new_session=True,
+    )  # fmt: skip
+    async with asyncio.timeout(timeout):
+        output, _ = await process.communicate()
+    return output.decode(errors="replace")
+
+
+async def comes_true(condition: Callable[[], bool], seconds: float = 3.0) -> bool:
+    """Whether it holds before the deadline: what ends, ends in processes and threads of its own."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return condition()
+
+
+def resident(pid: int | str = "self") -> int:
+    """Bytes of memory that a process has in use."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def waited_for_processor() -> float:
+    """Seconds that this thread was ready while the processor was others': no fault of the loop's.
+
+    Other processes had it (schedstat), or other machines of the same hypervisor (steal, of all processors together).
+    """
+    others = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    with open("/proc/stat", encoding="ascii") as file:
+        steal = int(file.readline().split()[8])
+    return others + steal / os.sysconf("SC_CLK_TCK")
+
+
+def number(syscall: str) -> int:
+    """A system call's number on this processor; negative if it has none."""
+    import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
+
+    return pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, syscall)
+
+
+def below(name: str) -> list[int]:
+    """Processes below this one with that short name."""
+    found: list[int] = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == name:
+                found.append(child.pid)
+    return found
+
+
+def guest_processes(neighbours: set[int]) -> set[int]:
+    """The processes inside sandboxes, but those that were there before."""
+    inits = [psutil.Process(pid) for pid in below("supdist-init") if pid not in neighbours]
+    return {child.pid for init in inits for child in [init, *init.children(recursive=True)]}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the engine's process and those below it hold of the machine."""
+
+    processes: Counter[str]
+    descriptors: int
+    threads: int
+    mounts: int
+    cgroups: int
+
+    @classmethod
+    def now(cls) -> Held:
+        """As it is now."""
+        this = psutil.Process()
+        names: list[str] = []
+        for child in this.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                names.append(child.name())
+        return cls(
+            processes=Counter(names),
+            descriptors=this.num_fds(),
+            threads=_foreign_threads(),
+            mounts=len(Path("/proc/self/mounts").read_text().splitlines()),
+            cgroups=len(sandbox_cgroups()),
+        )
+
+    def more_than(self, before: Held) -> dict[str, str]:
+        """What there is more of now than before."""
+        rows: dict[str, tuple[Any, Any]] = {
+            "descriptors": (self.descriptors, before.descriptors),
+            "threads": (self.threads, before.threads),
+            "mounts": (self.mounts, before.mounts),
+            "cgroups": (self.cgroups, before.cgroups),
+        }
+        more = {what: f"{now} > {then}" for what, (now, then) in rows.items() if now > then}
+        extra = self.processes - before.processes
+        return {**more, **({"processes": str(dict(extra))} if extra else {})}
+
+
+def _foreign_threads() -> int:
+    """Threads of libraries. Python's own, an executor's among them, stay for the next to use."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    own = {
+        Path("/proc/self/comm").read_text().strip(),
+        *(thread.name[:15] for thread in threading.enumerate()),
+    }
+    return sum(name not in own for name in names)
+
+
+async def settled() -> Held:
+    """What is held once nothing changes any more."""
+    held, same = Held.now(), 0
+    deadline = time.monotonic() + 5
+    while same < 10 and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+        again = Held.now()
+        same = same + 1 if again == held else 0
+        held = again
+    return held
+
+
+def cgroup_folders(pid: int | str) -> dict[str, Path]:
+    """A process's control groups by controller (v2: the empty name), as folders of this process's view."""
+    folders: dict[str, Path] = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            mount = _cgroup_mount(controller)
+            if mount is not None:
+                folders[controller] = mount / path.lstrip("/")
+    return folders
+
+
+def _cgroup_mount(controller: str) -> Path | None:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        head, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        if (kind == "cgroup2" and not controller) or (
+            kind == "cgroup" and controller and controller in options.split(" ")[-1].split(",")
+        ):
+            return Path(head.split()[4])
+    return None
+
+
+def sandbox_cgroups() -> set[Path]:
+    """The groups of this process's sandboxes: beside each other, and named after their zygote."""
+    own = cgroup_folders("self")
+    parents: set[Path] = set()
+    for pid in below("supdist-init"):
+        with contextlib.suppress(OSError):
+            folders = cgroup_folders(pid)
+            parents |= {folder.parent for key, folder in folders.items() if folder != own.get(key)}
+    zygotes = below("supdist-zygote")
+    return {group for parent in parents for zygote in zygotes for group in parent.glob(f"supdist-{zygote}-*")}
+
+
+class Listener:
+    """A canary: a socket of the host that counts who speaks to it."""
+
+    def __init__(self, family: int, address: Any, kind: int | None = None) -> None:
+        import socket
+
+        self._socket = socket.socket(family, kind or socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._socket.bind(address)
+        if self._socket.type == socket.SOCK_STREAM:
+            self._socket.listen(64)
+        self.address: Any = self._socket.getsockname()
+
+    def count(self) -> int:
+        """Connections or packets that have come since the last time."""
+        import socket
+
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                if self._socket.type == socket.SOCK_STREAM:
+                    self._socket.accept()[0].close()
+                else:
+                    self._socket.recv(65536)
+                count += 1
+        return count
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
+
+
+@contextlib.asynccontextmanager
+async def host_process() -> AsyncGenerator[psutil.Process]:
+    """A canary: a process of the host that sleeps."""
+    process = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs: neither gone, nor dead and not yet reaped, nor stopped."""
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,268 @@
+"""Group 18: faults of the host, and the life cycle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from attacks.lab import Arena, Held, assert_alive, below, comes_true, outside, settled, timed
+from supdist.engine import Outcome, SandboxError, SandboxLost, SandboxUnavailable
+
+VICTIMS = ["supdist-shim", "supdist-init", "python"]
+
+
+@pytest.mark.parametrize("victim", VICTIMS, ids=lambda victim: f"LC1-{victim}")
+async def test_a_death_from_outside_is_told_within_two_seconds(arena: Arena, victim: str) -> None:
+    word = f"victim-{os.urandom(6).hex()}"
+    async with arena.open() as sandbox:
+        task = asyncio.create_task(
+            sandbox.execute(
+                f"import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 600', '{word}']); time.sleep(60)"
+            )
+        )
+        marker: list[psutil.Process] = []
+
+        def found() -> bool:
+            marker[:] = [p for p in psutil.Process().children(recursive=True) if word in _arguments(p)]
+            return bool(marker)
+
+        assert await comes_true(found)
+        chain = marker[0].parents()
+        target = next(process for process in chain if process.name() == victim)
+        started = time.monotonic()
+        os.kill(target.pid, signal.SIGKILL)
+        try:
+            result = await task
+            assert result.state_lost
+            assert result.outcome in (Outcome.CRASHED, Outcome.KILLED)
+        except SandboxLost:
+            pass
+        assert time.monotonic() - started < 2
+        with pytest.raises(SandboxLost):
+            await sandbox.execute("1")
+        await sandbox.reset()
+        await assert_alive(sandbox)
+    assert await comes_true(lambda: not found())
+
+
+def _arguments(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+async def test_lc1_a_guest_that_destroys_its_own_programs_gets_a_result(arena: Arena) -> None:
+    async with arena.open() as sandbox:
+        await timed(
+            sandbox,
+            "import subprocess; subprocess.run('rm -rf /bin /usr /lib /work /tmp /dev/shm', shell=True)",
+        )
+        await timed(
+            sandbox,
+            "try:\n  for n in range(999): open(f'/tmp/{n}', 'wb').write(bytes(1 << 20))\nexcept OSError: pass",
+        )
+        result = await timed(
+            sandbox, "import subprocess; print(subprocess.run(['echo', 'x'], capture_output=True).stdout)"
+        )
+    assert result.stdout == "b'x\\n'\n"
+
+
+ENGINE = """
+import asyncio
+from supdist.engine import open_sandbox
+async def main():
+    async with open_sandbox() as one, open_sandbox() as two:
+        print("busy", flush=True)
+        await asyncio.gather(*(s.execute("import subprocess; subprocess.Popen(['sleep', '600'])\\nwhile True: pass", timeout=600) for s in (one, two)))
+asyncio.run(main())
+"""
+
+
+def cgroups_of(zygote: int) -> list[Path]:
+    """Groups that bear a zygote's number, wherever they are."""
+    return [
+        Path(folder)
+        for folder, _, _ in os.walk("/sys/fs/cgroup")
+        if f"supdist-{zygote}-" in Path(folder).name
+    ]
+
+
+async def test_lc2_after_the_engines_death_nothing_is_left(arena: Arena, tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        ENGINE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"busy\n"
+    await asyncio.sleep(0.3)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    zygotes = [child.pid for child in tree if child.name() == "supdist-zygote"]
+    assert len(tree) >= 7
+    process.kill()
+    await process.wait()
+    assert await comes_true(lambda: not any(child.is_running() for child in tree), 5)
+    assert list(tmp_path.iterdir()) == []
+    # Who is killed removes no group; the next that starts does.
+    await outside("from supdist.engine import SyncSandbox\nwith SyncSandbox() as s: s.execute('1')")
+    assert await comes_true(lambda: not any(cgroups_of(zygote) for zygote in zygotes), 5)
+
+
+async def test_lc4_a_hundred_starts_at_once(arena: Arena) -> None:
+    arena.most_seconds = 40
+    arena.most_growth = 256 << 20
+
+    async def one(number: int) -> str:
+        async with arena.open(start_timeout=60.0, memory="64MiB") as sandbox:
+            return (await sandbox.execute(f"print({number})", timeout=30)).stdout
+
+    results = await asyncio.gather(*(one(number) for number in range(100)))
+    assert results == [f"{number}\n" for number in range(100)]
+
+
+# A user namespace whose owner allows no more of one kind: the kernel itself refuses, at that step and no other.
+FAULT = """
+import asyncio, json, os, sys, tempfile
+from supdist.sandbox_image.jail import syscalls as sc
+uid, gid = os.geteuid(), os.getegid()
+sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
+open("/proc/self/setgroups", "w").write("deny")
+open("/proc/self/uid_map", "w").write(f"0 {uid} 1")
+open("/proc/self/gid_map", "w").write(f"0 {gid} 1")
+limit = "/proc/sys/user/max_%s_namespaces"
+if "FAULT" != "none": open(limit % "FAULT", "w").write("0")
+from supdist.engine import SandboxUnavailable, SyncSandbox
+try:
+    with SyncSandbox() as sandbox: said = sandbox.execute("print(1 + 1)\\ntry: open('RAN', 'w')\\nexcept OSError: pass").stdout
+except SandboxUnavailable as error: said = [error.capability, error.remedy]
+import psutil
+left = [p.name() for p in psutil.Process().children(recursive=True)]
+print(json.dumps([said, left, os.listdir(tempfile.gettempdir())]))
+"""
+KINDS = ["user", "mnt", "pid", "net"]
+
+
+@pytest.mark.parametrize("kind", ["none", *KINDS], ids=lambda kind: f"LC5-LC11-{kind}")
+async def test_a_start_that_fails_half_way_says_where_and_leaves_nothing(
+    arena: Arena, tmp_path: Path, kind: str
+) -> None:
+    """``none`` is the control: in the same nest, without a fault, it starts. Nothing weaker is taken instead."""
+    ran, temporary = tmp_path / "ran", tmp_path / "temporary"
+    temporary.mkdir()
+    code = FAULT.replace("FAULT", kind).replace("RAN", str(ran))
+    said, left, files = json.loads(await outside(code, timeout=60, TMPDIR=str(temporary)))
+    assert (left, files) == ([], [])
+    if kind == "none":
+        assert said == "2\n"
+        return
+    capability, remedy = said
+    assert not ran.exists(), "no code ran"
+    assert {"user": "User namespaces", "mnt": "namespace"}.get(
+        kind, kind if kind != "mnt" else "mount"
+    ).lower() in capability.lower(), said
+    assert "max_" in remedy or "namespaces" in remedy
+
+
+async def test_lc6_a_cancelled_start_or_cell_leaks_nothing(arena: Arena, before: list[Held]) -> None:
+    arena.most_seconds = 30
+    dice = random.Random(6)
+
+    async def use() -> None:
+        async with arena.open() as sandbox:
+            await sandbox.execute("import time; time.sleep(0.01)")
+            await sandbox.reset()
+            await sandbox.execute("print(1)")
+
+    for _ in range(40):
+        task = asyncio.create_task(use())
+        await asyncio.sleep(dice.random() * 0.12)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, SandboxLost):
+            await task
+    assert await comes_true(lambda: not Held.now().more_than(before[-1]), 5), Held.now().more_than(before[-1])
+
+
+async def test_lc7_close_is_idempotent_and_final(arena: Arena) -> None:
+    async with arena.open() as sandbox:
+        task = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
+        await asyncio.sleep(0.2)
+        await asyncio.gather(sandbox.close(), sandbox.close())
+        result = await task
+        assert (result.outcome, result.state_lost) == (Outcome.KILLED, True)
+        await sandbox.close()
+        for use in (sandbox.execute("1"), sandbox.reset()):
+            with pytest.raises(SandboxError, match="closed"):
+                await use
+        await sandbox.interrupt()
+
+
+async def test_lc11_a_measurement_that_lacks_a_wall_is_refused(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurement itself is the fault here: the engine compares it and does not believe the plan."""
+    from supdist.engine.sandbox.config import Isolation
+
+    def one_wall(_: Isolation) -> list[str]:
+        return ["a net namespace of its own"]
+
+    monkeypatch.setattr(Isolation, "missing", one_wall)
+    with pytest.raises(SandboxUnavailable, match="net namespace"):
+        async with arena.open():
+            pass
+
+
+async def test_lc12_what_is_claimed_is_what_holds(arena: Arena) -> None:
+    probe = """
+import json, os
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+print(json.dumps({
+    "namespaces": {n: os.stat("/proc/self/ns/" + n).st_ino for n in os.listdir("/proc/self/ns") if not n.endswith("_for_children")},
+    "network": any(not line.strip().startswith("lo:") for line in open("/proc/self/net/dev").read().splitlines()[2:]),
+    "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16) | int(status["CapPrm"], 16),
+    "no_new_privs": status["NoNewPrivs"].strip() == "1",
+    "root_writable": not os.statvfs("/").f_flag & os.ST_RDONLY,
+    "seccomp": status["Seccomp"].strip() == "2",
+}))
+"""
+    async with arena.open() as sandbox:
+        claimed = sandbox.isolation
+        seen = json.loads((await timed(sandbox, probe)).stdout)
+    own = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
+    assert sorted(name for name, inode in seen.pop("namespaces").items() if own.get(name) != inode) == [
+        *claimed.namespaces, *(["time"] if "time" in claimed.namespaces else [])
+    ]  # fmt: skip
+    for fact, value in seen.items():
+        assert getattr(claimed, fact) == value, fact
+    assert claimed.missing() == []
+    here = json.loads(await outside(probe))
+    assert here["network"] or here["root_writable"] or here["capabilities"], "measured outside, it is not so"
+
+
+async def test_lc13_sandboxes_by_the_dozen_leave_everything_flat(arena: Arena) -> None:
+    arena.most_seconds = 40
+    zygote = psutil.Process(below("supdist-zygote")[0])
+
+    async def cycle(times: int) -> None:
+        for _ in range(times):
+            async with arena.open() as sandbox:
+                assert (await sandbox.execute("print(1)")).stdout == "1\n"
+
+    await cycle(10)
+    held = await settled()
+    memory, theirs, fds = psutil.Process().memory_info().rss, zygote.memory_info().rss, zygote.num_fds()
+    await cycle(60)
+    assert await comes_true(lambda: not Held.now().more_than(held))
+    assert psutil.Process().memory_info().rss - memory < 4 << 20
+    assert zygote.memory_info().rss - theirs < 2 << 20
+    assert await comes_true(lambda: zygote.num_fds() <= fds)

@@ -1,0 +1,307 @@
+"""Group 4: processes and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from attacks.lab import (
+    ATTEMPT,
+    DEATHS,
+    OK,
+    Arena,
+    Attack,
+    assert_alive,
+    below,
+    comes_true,
+    host_process,
+    is_alive,
+    name,
+    number,
+    outside,
+    timed,
+)
+from supdist.engine import Outcome
+
+KILL_ALL = """
+import os, subprocess
+sibling = subprocess.Popen(["sleep", "60"])
+pid = os.fork()
+if pid == 0:
+    os.kill(-1, 9)
+    os._exit(0)
+print(sibling.wait(), flush=True)
+import time
+time.sleep(60)
+"""
+
+
+async def test_pr1_killing_everything_kills_the_guest_alone(arena: Arena) -> None:
+    async with host_process() as canary, arena.open() as sandbox:
+        result = await timed(sandbox, KILL_ALL, timeout=5, within=1.5)
+        assert is_alive(canary)
+    assert (result.outcome, result.state_lost) == (Outcome.KILLED, True), result
+
+
+async def test_pr1_killing_everything_but_oneself(arena: Arena) -> None:
+    code = """
+import os, subprocess
+sibling = subprocess.Popen(["sleep", "60"])
+os.kill(-1, 9)
+print(sibling.wait())
+"""
+    async with host_process() as canary, arena.open() as sandbox:
+        result = await timed(sandbox, code)
+        assert is_alive(canary)
+        await assert_alive(sandbox)
+    assert result.stdout == "-9\n", "the payload works, on its own kind"
+
+
+async def test_pr2_no_process_of_the_host_can_be_killed(arena: Arena) -> None:
+    code = """
+import os, signal
+own = {int(p) for p in os.listdir("/proc") if p.isdecimal()} if os.path.isdir("/proc/1") else set()
+hit = []
+for pid in range(%d - 200, %d + 200):
+    if pid > 0 and pid not in own:
+        try: os.kill(pid, signal.SIGKILL); hit.append(pid)
+        except OSError: pass
+print(hit)
+"""
+    async with host_process() as canary, arena.open() as sandbox:
+        result = await timed(sandbox, code % (canary.pid, canary.pid))
+        engine = await timed(sandbox, code % (os.getpid(), os.getpid()))
+        assert is_alive(canary)
+        assert result.stdout == engine.stdout == "[]\n"
+        await outside(f"import os; os.kill({canary.pid}, 9)")
+        assert await comes_true(lambda: not is_alive(canary)), "the host's own user can"
+
+
+AGENT: list[Attack] = [
+    Attack(id="PR3-kill-init", code="import os; os.kill(os.getppid(), 9)"),
+    Attack(id="PR3-stop-init", code="import os; os.kill(os.getppid(), 19)"),
+    Attack(id="PR3-term-init", code="import os\nfor n in (1, 2, 3, 15, 17, 10, 12): os.kill(1, n)"),
+    Attack(
+        id="PR3-child-kills-repl",
+        code="import os, time\nif os.fork() == 0: os.kill(os.getppid(), 9)\ntime.sleep(60)",
+        expect=DEATHS, lost=True, timeout=5, within=2,
+    ),
+    Attack(
+        id="PR3-child-stops-repl",
+        code="import os, time\nif os.fork() == 0:\n  os.kill(os.getppid(), 19)\n  time.sleep(60)\ntime.sleep(60)",
+        expect=(*DEATHS, Outcome.TIMEOUT), lost=None, timeout=5, within=2,
+    ),
+    Attack(
+        id="PR4", code="import signal\nfor n in (1, 2, 14, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
+        expect=(Outcome.TIMEOUT,), lost=True, timeout=0.3, within=1.5,
+    ),
+    Attack(
+        id="PR5", code="import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+        expect=(Outcome.TIMEOUT,), lost=True, timeout=0.3, within=1.5,
+    ),
+    Attack(
+        id="PR6", code="while True:\n  try:\n    for x in iter(int, 1): x += 1\n  except BaseException: pass",
+        expect=(Outcome.TIMEOUT,), lost=True, timeout=0.3, within=1.5,
+    ),
+    Attack(
+        id="PR6-finally", code="def f():\n  try:\n    for x in iter(int, 1): x += 1\n  finally: f()\nf()",
+        expect=(Outcome.TIMEOUT,), lost=True, timeout=0.3, within=1.5,
+    ),
+    Attack(
+        id="PR8-plain", code="import os\nwhile True: os.fork()", lost=None,
+        # Without a control group the kernel tells nobody but the guest, whose word is no verdict.
+        expect=(Outcome.RESOURCE_LIMIT,) if os.geteuid() == 0 else (Outcome.RESOURCE_LIMIT, Outcome.USER_ERROR),
+    ),
+    Attack(
+        id="PR8-stubborn", code="import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
+        expect=(Outcome.RESOURCE_LIMIT, Outcome.TIMEOUT), lost=None, timeout=0.7,
+    ),
+    Attack(
+        id="PR9", code="import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
+        expect=(Outcome.USER_ERROR, Outcome.RESOURCE_LIMIT), lost=None,
+    ),
+    Attack(id="PR13-exit", code="import os; os._exit(0)", expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5),
+    Attack(id="PR13-abort", code="import os; os.abort()", expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5),
+    Attack(
+        id="PR13-exec", code="import os; os.execv('/bin/sleep', ['sleep', '60'])",
+        expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5,
+    ),
+    Attack(
+        id="PR13-exec-true", code="import os; os.execv('/bin/true', ['true'])",
+        expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5,
+    ),
+    Attack(id="PR13-sys-exit", code="import sys; sys.exit(0)", expect=(Outcome.USER_ERROR,)),
+    Attack(
+        id="PR14-sleeper", code="import subprocess; subprocess.Popen(['sleep', '1000']); print('done')",
+        says="done", within=1.5,
+    ),
+    Attack(
+        id="PR14-talker", code="import subprocess; subprocess.Popen(['sh', '-c', 'while :; do echo LATE; done']); print('done')",
+        says="done", expect=(OK, Outcome.OUTPUT_LIMIT), lost=None,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", AGENT, ids=name)
+async def test_the_verdict_is_in_time_and_true(arena: Arena, attack: Attack) -> None:
+    await arena.carry_out(attack)
+
+
+async def test_pr8_the_bomb_reaches_its_limit_and_no_further(arena: Arena) -> None:
+    code = """
+import os
+children = 0
+try:
+    while True:
+        if os.fork() == 0:
+            import time
+            time.sleep(60)
+        children += 1
+except OSError as error: print(children, error.errno, flush=True)
+"""
+    async with arena.open() as sandbox:
+        result = await timed(sandbox, code)
+    children, errno = result.stdout.split()
+    assert 20 <= int(children) < 32
+    assert int(errno) == 11
+
+
+def marked(word: str) -> list[int]:
+    """Processes of the host that have a word in their arguments."""
+    found: list[int] = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+DAEMON = """
+import os, subprocess, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 256)
+        os.execv("/bin/sh", ["sh", "-c", "{body}", "{word}"])
+    os._exit(0)
+time.sleep(0.2)
+"""
+
+
+async def test_pr7_a_daemon_does_not_outlive_its_sandbox(arena: Arena) -> None:
+    word = "daemon" + secrets.token_hex(8)
+    async with arena.open() as sandbox:
+        await timed(sandbox, DAEMON.format(body="trap '' 1 2 3 15; while :; do sleep 600; done", word=word))
+        assert len(marked(word)) == 1, "it is alive as long as its sandbox is"
+        await assert_alive(sandbox)
+    assert await comes_true(lambda: marked(word) == [])
+
+
+async def test_pr10_forking_faster_than_one_can_kill_does_not_help(arena: Arena) -> None:
+    word = "racer" + secrets.token_hex(8)
+    code = DAEMON.format(body="while :; do (sleep 0.01; :) & (:) & wait; done", word=word)
+    async with arena.open() as sandbox:
+        await timed(sandbox, code)
+        assert marked(word)
+        started = time.monotonic()
+        await sandbox.close()
+        assert time.monotonic() - started < 2
+    assert await comes_true(lambda: marked(word) == [])
+
+
+PEEK = (
+    ATTEMPT
+    + f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    words = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments]
+    if libc.syscall(ctypes.c_long(number), *words) == -1:
+        raise OSError(ctypes.get_errno(), "")
+buffer = ctypes.create_string_buffer(8)
+class Span(ctypes.Structure): _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+here = Span(ctypes.addressof(buffer), 8)
+for pid in TARGETS:
+    pidfd = os.pidfd_open(pid)
+    print(attempt(call, {number("ptrace")}, 16, pid, 0, 0),
+          attempt(call, {number("process_vm_readv")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
+          attempt(call, {number("process_vm_writev")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
+          attempt(call, {number("pidfd_getfd")}, pidfd, 0, 0),
+          attempt(lambda: open(f"/proc/{{pid}}/mem", "r+b")) if pid != os.getpid() else "EPERM",
+          attempt(lambda: os.listdir(f"/proc/{{pid}}/fd")) if pid != os.getpid() else "EPERM",
+          attempt(lambda: os.listdir(f"/proc/{{pid}}/map_files")) if pid != os.getpid() else "EPERM")
+"""
+)
+
+
+async def test_pr11_no_process_can_be_looked_into_or_steered(arena: Arena) -> None:
+    async with arena.open() as sandbox:
+        result = await timed(sandbox, PEEK.replace("TARGETS", "(1, os.getpid())"))
+    for line in result.stdout.splitlines():
+        assert set(line.split()) <= {"EPERM", "EACCES", "ENOSYS", "ESRCH"}, result
+    assert len(result.stdout.splitlines()) == 2, result
+    control = await outside(PEEK.replace("TARGETS", "(os.getpid(),)"))
+    assert control.split()[1:4] == ["did", "did", "did"], "without walls a process can do it to itself"
+
+
+async def test_pr12_the_dead_are_reaped(arena: Arena) -> None:
+    code = """
+import os, time
+made = 0
+while made < 200:
+    try: pid = os.fork()
+    except BlockingIOError: time.sleep(0.005); continue
+    if pid == 0:
+        try: os.fork()
+        except OSError: pass
+        os._exit(0)
+    os.waitpid(pid, 0)
+    made += 1
+print(made)
+"""
+    async with arena.open() as sandbox:
+        result = await timed(sandbox, code, timeout=5, within=6)
+        assert result.stdout == "200\n", "with 32 at once, 200 orphans pass only if they are reaped"
+        for pid in below("supdist-init"):
+            states = [child.status() for child in psutil.Process(pid).children()]
+            assert psutil.STATUS_ZOMBIE not in states
+        await assert_alive(sandbox)
+
+
+ENGINE = """
+import asyncio
+from supdist.engine import SandboxConfig, open_sandbox
+async def main():
+    async with open_sandbox() as sandbox:
+        print("busy", flush=True)
+        await sandbox.execute({code!r}, timeout=600)
+asyncio.run(main())
+"""
+
+
+async def test_pr16_a_guest_does_not_outlive_its_engine(arena: Arena, tmp_path: Path) -> None:
+    word = "orphan" + secrets.token_hex(8)
+    code = (
+        DAEMON.format(body="trap '' 1 2 3 15; while :; do sleep 600; done", word=word) + "\nwhile True: pass"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ENGINE.format(code=code),
+        stdout=asyncio.subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"busy\n"
+    assert await comes_true(lambda: len(marked(word)) >= 1)
+    tree = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    assert await comes_true(lambda: not any(map(psutil.pid_exists, tree)), 5)
+    assert await comes_true(lambda: marked(word) == [], 5)
+    assert list(tmp_path.iterdir()) == []
