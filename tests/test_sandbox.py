@@ -407,6 +407,15 @@ child = subprocess.Popen(['sh', '-c', 'read x; echo LATE child'], stdin=subproce
     assert second.stdout == "own\n"
 
 
+@pytest.mark.parametrize("closed", ["1", "2", "0, 1, 2", "1, 2"])
+async def test_a_cell_that_closes_its_streams_costs_the_next_one_nothing(small: Open, closed: str) -> None:
+    async with small() as sandbox:
+        for _ in range(3):
+            await sandbox.execute(f"import os\nfor fd in ({closed},): os.close(fd)")
+            after = await sandbox.execute("import sys; print('out'); print('err', file=sys.stderr)")
+            assert (after.stdout, after.stderr) == ("out\n", "err\n")
+
+
 async def test_a_second_cell_at_once_and_use_after_close_are_errors(small: Open) -> None:
     async with small() as sandbox:
         first = asyncio.create_task(sandbox.execute("import time; time.sleep(0.3); print('one')"))

@@ -78,19 +78,22 @@ class Init:
             self._poller.register(fd, select.POLLIN)
         while True:
             for fd, events in self._poller.poll():
-                if fd == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
-                    self._reap()
-                elif fd == self._shim.fileno():
-                    self._read_shim()
-                elif fd == mine.fileno():
-                    if events & select.POLLOUT:
-                        self._flush_to_repl()
-                    if events & ~select.POLLOUT:
-                        self._read_repl()
-                else:
-                    self._pump(fd)
+                self._attend(fd, events)
+
+    def _attend(self, fd: int, events: int) -> None:
+        if fd == self._wake:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+            self._reap()
+        elif fd == self._shim.fileno():
+            self._read_shim()
+        elif fd == self._repl.fileno():
+            if events & select.POLLOUT:
+                self._flush_to_repl()
+            if events & ~select.POLLOUT:
+                self._read_repl()
+        elif fd in self._pipes or fd in self._old:  # not closed since the poll
+            self._pump(fd)
 
     def _read_shim(self) -> None:
         data = self._shim.recv(_READ_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import codecs
+import fcntl
 import io
 import linecache
 import mmap
@@ -88,7 +89,12 @@ class Repl:
 
     def _prepare(self, cell: int, names: dict[str, Any]) -> None:
         """Put back what the last cell may have changed: fd 1 and 2, the streams, the handler, the names."""
-        for fd, writer in enumerate(self._channel.descriptors(2), start=1):
+        # First out of the way: a cell that closed fd 1 or 2 made room there for these very descriptors.
+        arrived = self._channel.descriptors(2)
+        lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in arrived]
+        for fd in arrived:
+            os.close(fd)
+        for fd, writer in enumerate(lifted, start=1):
             os.dup2(writer, fd)
             os.close(writer)
         self._cell = cell

@@ -20,7 +20,10 @@ class ShimGrowth:
     """How much any shim has grown since this was made."""
 
     def __init__(self) -> None:
-        self._before = {pid: resident(pid) for pid in below("supdist-shim")}
+        self._before: dict[int, int] = {}
+        for pid in below("supdist-shim"):
+            with contextlib.suppress(OSError):
+                self._before[pid] = resident(pid)
         self.most = 0
 
     def look(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, below, outside, timed
+from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, below, outside, settled, timed
 from supdist.sandbox_image.jail import view
 
 DIAL = """
@@ -232,6 +232,7 @@ for number in range(50):
     )
     async with arena.open() as sandbox:
         await timed(sandbox, "1")
+        await settled()  # the next sandbox is being built meanwhile
         held = {pid: psutil.Process(pid).num_fds() for pid in below("supdist-shim") if psutil.pid_exists(pid)}
         result = await timed(sandbox, code)
         assert all(
