@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -17,6 +18,11 @@ SHARED = REPOSITORY.parent / "shared"
 Open = Callable[..., AbstractAsyncContextManager[Sandbox]]
 
 SMALL: dict[str, Any] = {"timeout": 5.0, "grace": 0.3, "memory": "256MiB", "pids": 32, "scratch": "64MiB"}
+
+
+def heed_interrupts() -> None:
+    """For a child that is to be interrupted: whoever runs the tests in the background has it ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def processes_named(name: str) -> set[int]:

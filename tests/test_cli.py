@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from supdist.engine.terminal import printable
-from support import REPOSITORY, descendants
+from support import REPOSITORY, descendants, heed_interrupts
 
 COMMAND = [sys.executable, "-m", "supdist.engine"]
 QUICKSTART = REPOSITORY / "tasks/examples/quickstart/task.json"
@@ -212,7 +212,9 @@ def test_ctrl_c_ends_the_run_keeps_the_logs_and_exits_130(tmp_path: Path) -> Non
         ["```repl\nprint('begun')\n```", "```repl\nimport time; time.sleep(60)\n```"],
         log_dir="logs",
     )
-    process = subprocess.Popen([*COMMAND, "run", task], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, "run", task], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("turn 2: supervisor"):

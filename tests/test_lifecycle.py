@@ -17,7 +17,7 @@ import pytest
 from supdist.engine import Engine, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.remedies import unavailable
-from support import Open, descendants, of_running_guests, processes_named, zygotes
+from support import Open, descendants, heed_interrupts, of_running_guests, processes_named, zygotes
 
 pytestmark = pytest.mark.anyio
 
@@ -61,6 +61,7 @@ def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int], dict[str
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(folder)},
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
@@ -125,8 +126,11 @@ def test_a_careful_umask_is_no_hindrance(umask: int, tmp_path: Path) -> None:
 
 def test_ctrl_c_in_the_terminals_group_is_the_engines_alone(tmp_path: Path) -> None:
     engine, below, _ = busy_engine(tmp_path)
-    engine.send_signal(signal.SIGINT)
-    assert engine.wait(10) != 0
+    try:
+        engine.send_signal(signal.SIGINT)
+        assert engine.wait(10) != 0
+    finally:
+        engine.kill()
     assert wait_until_gone(below, 5) == set()
     assert list(tmp_path.iterdir()) == []
     assert engine.stdout is not None

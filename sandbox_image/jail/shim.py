@@ -39,6 +39,8 @@ def main(orders: socket.socket, kit: walls.Kit, zygote_pid: int) -> NoReturn:
     """Build a sandbox, wait on ``orders`` for its user, and be its shim until it has ended."""
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != zygote_pid:  # it died before it could be tied to this process
+            os._exit(0)
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
         sc.set_name("supdist-shim")
         _run(orders, kit, f"{zygote_pid}-{os.getpid()}")
