@@ -61,7 +61,7 @@ def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int], dict[str
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(folder)},
-        preexec_fn=heed_interrupts,  # noqa: PLW1509 - no thread of ours holds a lock then
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
