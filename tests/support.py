@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 from supdist.engine import Sandbox
+from supdist.engine.sandbox import CallError, WorkerCall
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -18,6 +19,11 @@ SHARED = REPOSITORY.parent / "shared"
 Open = Callable[..., AbstractAsyncContextManager[Sandbox]]
 
 SMALL: dict[str, Any] = {"timeout": 5.0, "grace": 0.3, "memory": "256MiB", "pids": 32, "scratch": "64MiB"}
+
+
+async def echo(call: WorkerCall) -> list[str | CallError]:
+    """A worker that shouts."""
+    return [prompt.upper() for prompt in call.prompts]
 
 
 def heed_interrupts() -> None:

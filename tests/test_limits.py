@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 from supdist.engine import Outcome, SandboxConfig, SandboxFileError, SandboxLost
-from supdist.engine.sandbox import CallError, WorkerCall
-from support import Open
+from support import Open, echo
 
 pytestmark = pytest.mark.anyio
-
-
-async def echo(call: WorkerCall) -> list[str | CallError]:
-    return [prompt.upper() for prompt in call.prompts]
 
 
 async def test_one_large_allocation_is_an_error_that_keeps_the_state(small: Open) -> None:

@@ -16,13 +16,9 @@ from supdist.engine import (
     open_sandbox,
 )
 from supdist.engine.sandbox import CallError, WorkerCall
-from support import Open
+from support import Open, echo
 
 pytestmark = pytest.mark.anyio
-
-
-async def echo(call: WorkerCall) -> list[str | CallError]:
-    return [prompt.upper() for prompt in call.prompts]
 
 
 async def test_variables_persist_between_cells_and_over_an_exception(small: Open) -> None:

@@ -22,13 +22,12 @@ from typing import NoReturn
 import msgspec
 
 from .. import protocol
+from ..guest.init import CHANNEL_FD, CONTEXT_FD
 from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
 from .steps import StepFailed, step
 
-CHANNEL_FD = 3
-CONTEXT_FD = 4
 _SYNC_FD = 5
 
 _BUILD_SECONDS = 10.0
@@ -230,7 +229,7 @@ def _arrange_descriptors(stream: int, sync: int) -> int:
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SYNC_FD + 1) for fd in (stream, sync)]
     for fd, number in zip(high, (CHANNEL_FD, _SYNC_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
-    os.close(CONTEXT_FD) if CONTEXT_FD not in (stream, sync) else None
+    os.closerange(CONTEXT_FD, _SYNC_FD)
     os.closerange(_SYNC_FD + 1, 1 << 20)
     return _SYNC_FD
 
