@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter, to_thread
@@ -161,3 +161,30 @@ async def _in_thread(handler: ModelHandler, function: Callable[[Any], Any], argu
     limiter = limiters.setdefault(handler, CapacityLimiter(_THREADS))
     result = await to_thread.run_sync(function, argument, abandon_on_cancel=True, limiter=limiter)
     return await result if inspect.isawaitable(result) else result
+
+
+class PerLoop(Generic[T]):
+    """What a handler holds for each event loop that uses it: made by the loop's first user, left by its last."""
+
+    def __init__(self) -> None:
+        self._held: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, int]] = WeakKeyDictionary()
+
+    def enter(self, make: Callable[[], T]) -> None:
+        """Count one more user of the running loop."""
+        loop = asyncio.get_running_loop()
+        held, users = self._held.get(loop) or (make(), 0)
+        self._held[loop] = held, users + 1
+
+    def get(self) -> T:
+        """What the running loop's users share. There must be one."""
+        return self._held[asyncio.get_running_loop()][0]
+
+    def leave(self) -> T | None:
+        """Count one user less; what was held, to be closed, where it was the last."""
+        loop = asyncio.get_running_loop()
+        held, users = self._held[loop]
+        if users > 1:
+            self._held[loop] = held, users - 1
+            return None
+        del self._held[loop]
+        return held

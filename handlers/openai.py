@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
-from .base import Completion, FinishReason, Message, ModelHandler, Usage
+from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Usage
 from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class OpenAIHandler(ModelHandler):
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient] = WeakKeyDictionary()
+        self._clients = PerLoop[_LoopClient]()
 
     def __repr__(self) -> str:
         return f"OpenAIHandler({self.model!r}, base_url={self.base_url!r})"
@@ -81,7 +80,7 @@ class OpenAIHandler(ModelHandler):
         import openai
 
         async with self:
-            held = self._clients[asyncio.get_running_loop()]
+            held = self._clients.get()
             async with held.slots:
                 request: dict[str, Any] = {
                     "model": self.model,
@@ -102,21 +101,15 @@ class OpenAIHandler(ModelHandler):
         return _completion(reply)
 
     async def __aenter__(self) -> OpenAIHandler:
-        loop = asyncio.get_running_loop()
-        held = self._clients.setdefault(loop, _LoopClient(asyncio.Semaphore(self._max_concurrency)))
-        held.users += 1
+        self._clients.enter(lambda: _LoopClient(asyncio.Semaphore(self._max_concurrency)))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        loop = asyncio.get_running_loop()
-        held = self._clients[loop]
-        held.users -= 1
-        if held.users == 0:
-            del self._clients[loop]
-            if held.client is not None:
-                await held.client.close()
+        held = self._clients.leave()
+        if held is not None and held.client is not None:
+            await held.client.close()
 
     def _client(self, held: _LoopClient) -> AsyncOpenAI:
         if held.client is None:
@@ -162,7 +155,6 @@ class _LoopClient:
 
     def __init__(self, slots: asyncio.Semaphore) -> None:
         self.slots = slots
-        self.users = 0
         self.client: AsyncOpenAI | None = None
 
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from .base import Completion, FinishReason, Message, ModelHandler, Usage
+from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Usage
 from .errors import ContextTooLong, Rejected, Unavailable
 
 _REMEDY = "install it with `pip install 'supdist-engine[vllm]'` on a machine with a supported accelerator"
@@ -49,13 +48,13 @@ class VLLMHandler(ModelHandler):
             "max_model_len": max_model_len,
             **(engine_args or {}),
         }
-        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngine] = WeakKeyDictionary()
+        self._engines = PerLoop[_LoopEngine]()
         self._numbers = itertools.count()
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
         """One request. Cancelling it aborts it in the engine."""
         async with self:
-            engine = await self._engines[asyncio.get_running_loop()].get(self._engine_args)
+            engine = await self._engines.get().get(self._engine_args)
             tokens = _tokens(engine, messages)
             window: int = engine.model_config.max_model_len
             if len(tokens) >= window:
@@ -88,18 +87,14 @@ class VLLMHandler(ModelHandler):
         return sampling.SamplingParams(output_kind=sampling.RequestOutputKind.FINAL_ONLY, **wanted)
 
     async def __aenter__(self) -> VLLMHandler:
-        held = self._engines.setdefault(asyncio.get_running_loop(), _LoopEngine())
-        held.users += 1
+        self._engines.enter(_LoopEngine)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        loop = asyncio.get_running_loop()
-        held = self._engines[loop]
-        held.users -= 1
-        if held.users == 0:
-            del self._engines[loop]
+        held = self._engines.leave()
+        if held is not None:
             held.shutdown()
 
 
@@ -107,7 +102,6 @@ class _LoopEngine:
     """The engine of one event loop, started once, by whoever needs it first."""
 
     def __init__(self) -> None:
-        self.users = 0
         self._lock = asyncio.Lock()
         self._engine: Any = None
 
