@@ -48,12 +48,36 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars for a million tokens, read and written."""
+
+    input_usd: float
+    output_usd: float
+
+    def of(self, usage: Usage) -> float:
+        """What a use costs, in dollars."""
+        return (usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """A model's answer with what it cost; ``finish_reason`` says whether it is whole."""
+    """A model's answer with what it cost.
+
+    Attributes:
+        text: the answer.
+        usage: tokens and requests that were paid for it.
+        finish_reason: whether it is whole.
+        reasoning: what the model thought aloud, where its endpoint gives that apart from the answer.
+        retries: attempts before the one that gave the answer.
+        queued: seconds that it waited inside of the handler, for a slot or a rate limit, before it was sent.
+    """
 
     text: str
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
     finish_reason: FinishReason = "stop"
+    reasoning: str = ""
+    retries: int = 0
+    queued: float = 0.0
 
 
 BatchItem = Completion | HandlerError
@@ -69,6 +93,21 @@ class ModelHandler(ABC):
 
     model: str = "unnamed"
     """The name that logs and tables show."""
+
+    window: int | None = None
+    """Tokens of a prompt and its answer together; None where nobody knows."""
+
+    max_tokens: int | None = None
+    """At most so many tokens in an answer; None where only the window bounds it."""
+
+    price: Price | None = None
+    """What its tokens cost; None where the handler does not know, which is not the same as nothing."""
+
+    samples: bool = True
+    """Whether two equal calls may be answered differently (a temperature above 0)."""
+
+    base_url: str | None = None
+    """The endpoint, where there is one: with ``model`` it finds a price that the handler does not know."""
 
     @abstractmethod
     def chat(self, messages: Sequence[Message]) -> Completion | Awaitable[Completion]:
@@ -89,6 +128,26 @@ class ModelHandler(ABC):
         ``chat`` for each, all at once.
         """
         return self._chat_each(message_batches)
+
+    async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
+        """``chat``, with the answer's text given to ``on_text`` piece by piece as it comes.
+
+        The pieces together are the completion's ``text``, unless an attempt failed half-way and was made
+        again. This one gives the whole text as one piece.
+        """
+        completion = await call_chat(self, messages)
+        on_text(completion.text)
+        return completion
+
+    def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Tokens that the messages are to this model, exactly; None where it has no tokenizer at hand."""
+        return None
+
+    def identity(self) -> dict[str, Any] | None:
+        """What decides an answer besides the messages (model, endpoint, sampling), as JSON; its cached answers
+        are found by it. None: its answers are not cached.
+        """
+        return None
 
     async def _chat_each(self, message_batches: Sequence[Sequence[Message]]) -> Sequence[BatchItem]:
         async def one(messages: Sequence[Message]) -> BatchItem:
