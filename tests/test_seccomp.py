@@ -181,6 +181,24 @@ def test_sockets_are_of_three_families(program: Path):
     assert {family for family, code in enumerate(got[46:]) if code != errno.EPERM} == {1}
 
 
+def test_no_socket_gets_a_buffer_of_megabytes(program: Path):
+    """What a buffer holds is counted by no process. A bad descriptor: what is let through ends with EBADF."""
+    sizes, usual = (7, 8, 32, 33), (2, 9, 13, 20)
+    calls = [
+        (number("setsockopt"), 1 << 20, level, option, 0, 4)
+        for level in (1, 1 | A_HIGH_BIT)
+        for option in (*sizes, sizes[0] | A_HIGH_BIT, *usual)
+    ]
+    assert errnos(program, calls) == ([errno.EPERM] * 5 + [errno.EBADF] * 4) * 2
+    assert set(errnos(program, calls, confined=False)) == {errno.EBADF}
+
+
+def test_calls_can_be_refused_besides(tmp_path: Path):
+    path = tmp_path / "program"
+    path.write_bytes(seccomp.compile_filter(refused=frozenset({"memfd_create"})))
+    assert errnos(path, [(number("memfd_create"), 0, 1)]) == [errno.EPERM]
+
+
 def test_inet_sockets_are_tcp_or_udp(program: Path):
     """Another protocol would make the kernel load a module; so no control here."""
     sctp, mptcp, icmp = 132, 262, 1

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -59,12 +60,17 @@ class Init:
     def serve(self) -> None:
         """Start the repl and relay until it or the shim is gone."""
         mine, repls = socket.socketpair()
+        # A guest may have so many descriptors in flight between sockets that its limit allows no more to anybody
+        # of its uid, which on an ordinary user's machine is every sandbox. Init passes some on in each cell.
+        most_files, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
         self._repl_pid = os.fork()
         if self._repl_pid == 0:
             mine.close()
             self._shim.close()
             set_dumpable()
             set_process_name("python")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
             repl.main(repls, CONTEXT_FD, self._target)
         repls.close()
         os.close(CONTEXT_FD)

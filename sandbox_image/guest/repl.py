@@ -29,6 +29,7 @@ _MESSAGE_CHARS = 4_000
 _TRACEBACK_CHARS = 24_000
 _TRACEBACK_FRAMES = 60
 _RESERVED_FILES = 8
+_RESERVED_MEMORY = 16 << 20
 
 _PACKAGE = __file__.rpartition("/guest/")[0]
 
@@ -78,12 +79,9 @@ class Repl:
         _note_cells_of_threads(lambda: self._cell)
         self._channel.send(protocol.Ready(protocol.VERSION, measure()))
         while True:
-            # A cell may use up its open files: the next one's pipes take numbers that it could not have.
-            _allow_open_files(reserve=0)
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
             self._prepare(message.cell, names)
-            _allow_open_files(reserve=_RESERVED_FILES)
             error = self._run(message.cell, message.code)
             self._channel.send(protocol.Done(message.cell, error))
 
@@ -134,7 +132,8 @@ def run_code(cell: int, code: str, namespace: dict[str, Any]) -> protocol.ErrorI
     name = f"<cell {cell}>"
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
-        exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102 - what this process is for
+        with _Reserve():
+            exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102 - what this process is for
     except BaseException as error:
         return describe(error)
     return None
@@ -232,9 +231,24 @@ class CellOutput(io.TextIOWrapper):
         return super().write(text)
 
 
-def _allow_open_files(*, reserve: int) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most - reserve, most))
+class _Reserve:
+    """Within it, some open files and some memory cannot be had: a cell that uses up all that it may have leaves
+    enough to say so, and for the next cell's pipes to arrive.
+    """
+
+    def __enter__(self) -> None:
+        _hold_back(resource.RLIMIT_NOFILE, _RESERVED_FILES)
+        _hold_back(resource.RLIMIT_DATA, _RESERVED_MEMORY)
+
+    def __exit__(self, *_: object) -> None:
+        _hold_back(resource.RLIMIT_NOFILE, 0)
+        _hold_back(resource.RLIMIT_DATA, 0)
+
+
+def _hold_back(kind: int, reserve: int) -> None:
+    _, most = resource.getrlimit(kind)
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(kind, (most - reserve, most))
 
 
 def cell_of_thread(current: int) -> int:

@@ -27,8 +27,8 @@ class Meter(ABC):
         """Of the running cell, up to now."""
 
     @abstractmethod
-    def was_killed_for_memory(self) -> bool:
-        """Whether the kernel has killed a process of the sandbox for want of memory."""
+    def exceeded(self) -> tuple[Outcome, str] | None:
+        """A limit that was passed when last looked, and the words for it; None where all is well."""
 
     @abstractmethod
     def was_refused_a_process(self) -> bool:
@@ -39,7 +39,7 @@ class Meter(ABC):
         return None
 
     def look(self, now: float) -> tuple[Outcome, str] | None:
-        """A limit that is exceeded, and the words for it; None where all is well."""
+        """Look, where that is due, and what was ``exceeded``."""
         return None
 
 
@@ -59,9 +59,11 @@ class CgroupMeter(Meter):
         """See ``Meter.usage``."""
         return Usage(self._cgroup.cpu_seconds() - self._cpu, self._cgroup.peak_memory(), "cgroup")
 
-    def was_killed_for_memory(self) -> bool:
-        """See ``Meter.was_killed_for_memory``."""
-        return self._cgroup.oom_kills() > 0
+    def exceeded(self) -> tuple[Outcome, str] | None:
+        """See ``Meter.exceeded``. Where any process was killed, the tree is no longer whole."""
+        if self._cgroup.oom_kills() > 0:
+            return Outcome.OOM, "the kernel killed a process for want of memory"
+        return None
 
     def was_refused_a_process(self) -> bool:
         """See ``Meter.was_refused_a_process``."""
@@ -75,6 +77,7 @@ class Watchdog(Meter):
         self._init = psutil.Process(init_pid)
         self._limits = limits
         self._due = 0.0
+        self._memory = 0
         self._peak = 0
         self._cpu_before = 0.0
         self._cpu = 0.0
@@ -82,6 +85,7 @@ class Watchdog(Meter):
 
     def begin(self) -> None:
         """See ``Meter.begin``."""
+        self._processes = 0
         self._count()
         self._cpu_before = self._cpu
 
@@ -90,9 +94,12 @@ class Watchdog(Meter):
         self._count()
         return Usage(max(0.0, self._cpu - self._cpu_before), self._peak, "watchdog")
 
-    def was_killed_for_memory(self) -> bool:
-        """See ``Meter.was_killed_for_memory``: nobody would tell."""
-        return False
+    def exceeded(self) -> tuple[Outcome, str] | None:
+        """See ``Meter.exceeded``."""
+        most = self._limits.memory_bytes
+        if self._memory > most:
+            return Outcome.OOM, f"its processes used {self._memory} bytes; {most} are allowed"
+        return None
 
     def was_refused_a_process(self) -> bool:
         """See ``Meter.was_refused_a_process``."""
@@ -107,36 +114,37 @@ class Watchdog(Meter):
         if now < self._due:
             return None
         self._due = now + _LOOK_SECONDS
-        memory = self._count()
-        if memory > self._limits.memory_bytes:
-            return Outcome.OOM, f"its processes used {memory} bytes; {self._limits.memory_bytes} are allowed"
-        return None
+        self._count()
+        return self.exceeded()
 
-    def _count(self) -> int:
-        """Sum over the tree: memory of its own in bytes (returned), processor time, threads."""
+    def _count(self) -> None:
+        """Sum over the tree: memory in bytes that lies in no file, processor time, threads."""
         processes: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             processes = [self._init, *self._init.children(recursive=True)]
         memory, cpu, threads = 0, 0.0, 0
         for process in processes:
             with contextlib.suppress(psutil.Error), process.oneshot():
-                times, held = process.cpu_times(), process.memory_info()
-                memory += max(0, held.rss - held.shared)
+                times = process.cpu_times()
+                memory += _sum_kib(f"/proc/{process.pid}/status", "RssAnon", "RssShmem")
                 cpu += times.user + times.system + times.children_user + times.children_system
                 threads += process.num_threads()
         if memory > min(self._peak or memory, self._limits.memory_bytes):
             # So far, pages that a fork shares with its parent were counted in each. This costs more and is exact.
-            memory = sum(_own_memory(process.pid) for process in processes)
-        self._peak, self._cpu, self._processes = max(self._peak, memory), max(self._cpu, cpu), threads
-        return memory
+            memory = sum(
+                _sum_kib(f"/proc/{process.pid}/smaps_rollup", "Pss_Anon", "Pss_Shmem")
+                for process in processes
+            )
+        self._memory, self._peak, self._cpu = memory, max(self._peak, memory), max(self._cpu, cpu)
+        self._processes = max(self._processes, threads)
 
 
-def _own_memory(pid: int) -> int:
-    """Bytes of a process that lie in no file, shared ones in proportion (proc(5), smaps_rollup); 0 once it has ended."""
+def _sum_kib(path: str, *names: str) -> int:
+    """Bytes that lines such as ``RssAnon:  12 kB`` add up to (proc(5)); 0 once the process has ended."""
     with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        sizes = {name: value for name, _, value in (line.partition(":") for line in lines[1:])}
-        return sum(int(sizes[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_Shmem"))
+        lines = (line.split() for line in Path(path).read_text().splitlines())
+        wanted = {f"{name}:" for name in names}
+        return sum(int(words[1]) << 10 for words in lines if words and words[0] in wanted)
     return 0
 
 

@@ -103,8 +103,11 @@ def parse_profile(text: bytes) -> Profile:
         raise ValueError(f"seccomp profile: {error}") from error
 
 
-def compile_filter() -> bytes:
+def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
     """The profile as a program for this processor. Milliseconds: to be done once, outside the sandboxes.
+
+    Args:
+        refused: calls that get the profile's default, whatever it says of them.
 
     Raises:
         SeccompUnavailable: libseccomp cannot be loaded, or the profile does not name this processor.
@@ -130,7 +133,7 @@ def compile_filter() -> bytes:
             number = library.resolve_syscall(library.Arch.NATIVE, name)
             newest = max(newest, number)
             # Below zero: unknown to this libseccomp, or a call that this processor does not have.
-            if number >= 0 and action != default:
+            if number >= 0 and action != default and name not in refused:
                 program.add_rule(action, number, *conditions)
     # Calls that came after this libseccomp: a newer libc tries them, and falls back if they do not exist.
     for number in range(newest + 1, _NUMBERS_END):

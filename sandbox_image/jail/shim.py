@@ -237,11 +237,11 @@ class Shim:
             self._repl_exit = message
             return
         if isinstance(message, Done):
-            if self._meter.was_killed_for_memory():
-                # The kernel killed one of its processes, if not the interpreter: the tree is no longer whole.
-                self._end(Outcome.OOM, "a process was killed for want of memory")
-                return
             used, refused = self._meter.usage(), self._meter.was_refused_a_process()
+            exceeded = self._meter.exceeded()
+            if exceeded is not None:
+                self._end(*exceeded)
+                return
             for_engine, refusal = self._guard.accept(message, now, used, refused_a_process=refused)
         else:
             for_engine, refusal = self._guard.accept(message, now)
@@ -309,8 +309,9 @@ class Shim:
 
     def _how_the_guest_died(self) -> tuple[Outcome, str]:
         """The stream has ended: init is dead or dying, and its PID namespace with it."""
-        if self._meter.was_killed_for_memory():
-            return Outcome.OOM, "the kernel killed it for want of memory"
+        exceeded = self._meter.exceeded()
+        if exceeded is not None:
+            return exceeded
         if self._repl_exit is None:
             return Outcome.CRASHED, "the sandbox closed its stream or its init died"
         if self._repl_exit.hung_up:

@@ -13,6 +13,7 @@ import random
 import resource
 import signal
 import socket
+import stat
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,6 +174,9 @@ def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) 
     try:
         if os.read(sync, 16) != b"placed":
             os._exit(1)
+        if _is_the_hosts_root():
+            with step("mounts"):
+                _make_devices()
         with step("user_namespace"):
             sc.unshare(sc.CLONE_NEWUSER)
         with step("namespaces"):
@@ -195,6 +199,22 @@ def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) 
         os.write(sync, f"FAILED namespaces {error.errno or 0}".encode())
     finally:
         os._exit(1)
+
+
+def _make_devices() -> None:
+    """Nodes of its own, which only the host's root can make: a lock on one is not seen through another.
+
+    Everybody else, and a root that may not make any, shares the host's.
+    """
+    numbers = {name: os.stat(f"/dev/{name}").st_rdev for name in view.DEVICES}
+    sc.unshare(sc.CLONE_NEWNS)
+    sc.mount("tmpfs", "/dev", "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=0755")
+    try:
+        for name, number in numbers.items():
+            os.mknod(f"/dev/{name}", stat.S_IFCHR, number)
+            os.chmod(f"/dev/{name}", 0o666)  # noqa: S103 - as every /dev has them
+    except PermissionError:
+        sc.umount("/dev")
 
 
 def _be_furnished(kit: Kit, sync: int) -> None:
@@ -238,7 +258,8 @@ def _build(folders: tuple[str, ...]) -> None:
     with step("mounts"):
         _mount(folders)
     with step("proc"):
-        sc.mount("proc", "proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+        # Processes that the guest may not look into, which is its init, do not exist for it.
+        sc.mount("proc", "proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "hidepid=2")
         for name in _HIDDEN_IN_PROC:
             if os.path.exists(f"proc/{name}"):
                 sc.mount("/dev/null", f"proc/{name}", None, sc.MS_BIND)
@@ -313,7 +334,6 @@ def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_NOFILE: limits.open_files,
         # The control group's count comes first, so that it can tell that it was reached.
         resource.RLIMIT_NPROC: limits.pids + (64 if has_cgroup else 1),
     }
@@ -321,3 +341,6 @@ def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:
         _, ceiling = resource.getrlimit(kind)
         held = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(kind, (held, held))
+    # Only the soft limit: init makes it the guest's hard one, and stays above it itself.
+    _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits.open_files, ceiling), ceiling))

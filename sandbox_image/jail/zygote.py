@@ -27,6 +27,9 @@ from . import seccomp, shim, walls
 from . import syscalls as sc
 from .cgroups import CgroupBase
 
+_UNCOUNTED = frozenset({"memfd_create"})
+"""Memory that belongs to no process: refused where only a look at the processes bounds it."""
+
 _PACKET_BYTES = 64 << 10
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
@@ -44,7 +47,12 @@ def main() -> None:
     sc.set_name("supdist-zygote")
     for module in _GUESTS_USE:
         __import__(module)
-    kit = walls.Kit(_compile_filter(), CgroupBase.find(), tuple(json.loads(sys.argv[2])))
+    cgroups = CgroupBase.find()
+    kit = walls.Kit(
+        _compile_filter(_UNCOUNTED if cgroups is None else frozenset()),
+        cgroups,
+        tuple(json.loads(sys.argv[2])),
+    )
     if kit.cgroups is not None:
         kit.cgroups.sweep_the_dead()
     signal.signal(signal.SIGCHLD, _wake)
@@ -56,10 +64,10 @@ def main() -> None:
     Zygote(control, kit).serve()
 
 
-def _compile_filter() -> bytes | None:
+def _compile_filter(refused: frozenset[str]) -> bytes | None:
     """The system-call filter; None without libseccomp, which the engine then finds out by measuring."""
     try:
-        return seccomp.compile_filter()
+        return seccomp.compile_filter(refused=refused)
     except seccomp.SeccompUnavailable:
         return None
 

@@ -6,9 +6,12 @@ import pytest
 from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, below, cgroup_folders, name, number, timed
 from supdist.engine import Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.sandbox_image.jail.cgroups import CgroupBase
 
 OOM = (Outcome.OOM,)
 MIB = 1 << 20
+
+CGROUPS = CgroupBase.find() is not None
 
 SHARED = """
 import mmap
@@ -41,10 +44,14 @@ time.sleep(60)
         id="ME5-memfd", code="""
 import os
 files = []
-for _ in range(40):
-    fd = os.memfd_create("m"); files.append(fd)
-    for _ in range(50): os.write(fd, b"x" * (1 << 20))
-""", expect=OOM, lost=True, within=6,
+try:
+    for _ in range(40):
+        fd = os.memfd_create("m"); files.append(fd)
+        for _ in range(50): os.write(fd, b"x" * (1 << 20))
+except PermissionError: print("refused", len(files))
+""",
+        # Where no control group counts what no process maps, there is no such file at all.
+        expect=OOM if CGROUPS else (OK,), says="" if CGROUPS else "refused 0", lost=CGROUPS, within=6,
     ),
     Attack(id="ME10-agent", code=SHARED + "x = [take(16) for _ in range(64)]", expect=OOM, lost=True, within=6),
     Attack(
@@ -192,7 +199,8 @@ try:
     while True:
         one, other = socket.socketpair()
         held += [one, other]
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+        try: one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+        except PermissionError: pass
         one.setblocking(False)
         try:
             while True: filled += one.send(b"x" * 65536)

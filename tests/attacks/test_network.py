@@ -243,6 +243,28 @@ for number in range(50):
     assert len(result.stderr) == 1000, "the frames beside them were read"
 
 
+async def test_nw10_descriptors_in_flight_of_one_do_not_stop_another(arena: Arena) -> None:
+    """The kernel counts them by uid, which sandboxes of an ordinary user share."""
+    code = """
+import array, errno, os, socket
+held = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+pairs, sent = [], 0
+try:
+    while True:
+        pairs.append(socket.socketpair())
+        for _ in range(20):
+            pairs[-1][0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", held))])
+            sent += len(held)
+except OSError as error: print(errno.errorcode[error.errno], sent)
+"""
+    async with arena.open() as one, arena.open() as other:
+        word, sent = (await timed(one, code)).stdout.split()
+        assert (word, int(sent) > 100) == ("ETOOMANYREFS", True)
+        await assert_alive(other)
+        async with arena.open() as third:
+            await assert_alive(third)
+
+
 async def test_nw11_two_sandboxes_do_not_meet(arena: Arena) -> None:
     listen = """
 import socket

@@ -50,7 +50,7 @@ async def test_en2_no_other_process_can_be_looked_at(arena: Arena, canary: str) 
     async with arena.open() as sandbox:
         result = await timed(sandbox, OTHERS)
         seen = json.loads((await timed(sandbox, pids)).stdout)
-    assert len(seen) == 2, "init and the repl"
+    assert len(seen) == 1, "the repl; not even init is to be seen"
     assert canary not in result.stdout
     assert str(os.getpid()) not in [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
     assert canary in await outside(OTHERS)
@@ -95,10 +95,10 @@ async def test_en4_no_argument_of_the_machinery_holds_a_secret(arena: Arena, can
         await timed(sandbox, "x = 1")
         looked = 0
         for process in psutil.Process().children(recursive=True):
-            assert canary not in " ".join(process.cmdline())
             try:
+                assert canary not in " ".join(process.cmdline())
                 environ = Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
-            except PermissionError:
+            except (PermissionError, ProcessLookupError, psutil.NoSuchProcess):
                 continue
             looked += 1
             assert canary not in environ
