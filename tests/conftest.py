@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import pytest
+from audit import deserialised
 from supdist.engine import Engine, SandboxConfig, open_sandbox
 from support import SHARED, SMALL, Open
 
@@ -12,6 +13,19 @@ from support import SHARED, SMALL, Open
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def audited() -> list[str]:
+    """What the engine deserialised so far."""
+    return deserialised
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_deserialised() -> Generator[None]:
+    """Over everything that ran since this file was loaded."""
+    yield
+    assert deserialised == []
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The watch that is kept during every attack, and the hook that sees what the engine deserialises."""
+"""The watch that is kept during every attack."""
 
 from __future__ import annotations
 
@@ -11,55 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
-import supdist.engine
 from attacks.lab import Arena, Held, settled
 from supdist.engine import Engine, Sandbox, SandboxConfig, open_sandbox
 from support import SMALL, Open
 
 _LAG_SECONDS = 0.25
 _HANG_SECONDS = 90
-_PACKAGES = str(Path(supdist.engine.__file__).resolve().parent.parent)
-_TESTS = str(Path(__file__).resolve().parent)
-
-# What the engine may not do with anything, so that no guest's bytes can be among it.
-deserialised: list[str] = []
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in ("pickle.find_class", "marshal.loads"):
-        return
-    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file.startswith("<frozen importlib") or "/_pytest/" in file:
-            return  # a module's own bytecode
-        if file.startswith(_PACKAGES) and not file.startswith(
-            (_TESTS, f"{_PACKAGES}/.venv", f"{_PACKAGES}/tests")
-        ):
-            deserialised.append(f"{event} {str(arguments)[:200]} in {file}:{frame.f_lineno}")
-            return
-        frame = frame.f_back
-
-
-sys.addaudithook(_audit)
-
-
-@pytest.fixture(scope="session")
-def audited() -> list[str]:
-    """What the engine deserialised so far."""
-    return deserialised
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_is_deserialised() -> Generator[None]:
-    """PK3, over everything that ran after this file was loaded."""
-    yield
-    assert deserialised == []
 
 
 @pytest.fixture(scope="session")

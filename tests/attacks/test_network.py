@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -135,7 +136,7 @@ print(tried)
 """
 
 
-async def test_nw6_no_socket_file_of_the_host_answers(arena: Arena, tmp_path: Path) -> None:
+async def test_nw6_no_socket_file_of_the_host_answers(arena: Arena) -> None:
     """One in every folder of the host that a sandbox sees, as far as this user may put one there."""
     plan = view.plan()
     folders = {
@@ -143,9 +144,10 @@ async def test_nw6_no_socket_file_of_the_host_answers(arena: Arena, tmp_path: Pa
         for source, target in plan["binds"]
         if Path(source).is_dir() and os.access(source, os.W_OK)
     }
-    folders[str(tmp_path)] = str(tmp_path)
     word = f"canary-{secrets.token_hex(4)}.sock"
     with contextlib.ExitStack() as stack:
+        short = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
+        folders[short] = short
         listeners: list[Listener] = []
         for source in folders:
             listeners.append(stack.enter_context(listening(socket.AF_UNIX, f"{source}/{word}")))
