@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from supdist.engine import Engine, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
+from supdist.engine import Engine, SandboxConfig, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.remedies import unavailable
 from support import Open, descendants, heed_interrupts, of_running_guests, processes_named, zygotes
@@ -160,6 +160,20 @@ async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> N
         assert time.monotonic() - started < 2
         with pytest.raises(SandboxLost, match="reset"):
             await sandbox.execute("1")
+        await sandbox.reset()
+        assert (await sandbox.execute("print('back')")).stdout == "back\n"
+
+
+async def test_a_shim_that_does_not_keep_its_time_is_killed() -> None:
+    before = of_running_guests("supdist-shim")
+    async with open_sandbox(SandboxConfig(wall=0.3, grace=0.1)) as sandbox:
+        running = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
+        await asyncio.sleep(0)
+        (target,) = of_running_guests("supdist-shim") - before
+        os.kill(target, signal.SIGSTOP)
+        with pytest.raises(SandboxLost):
+            await asyncio.wait_for(running, 60)
+        assert not psutil.pid_exists(target)
         await sandbox.reset()
         assert (await sandbox.execute("print('back')")).stdout == "back\n"
 

@@ -17,6 +17,8 @@ from .zygote import Zygote
 
 _CLOSE_SECONDS = 10.0
 _FILE_SECONDS = 30.0
+_LATE_SECONDS = 10.0
+"""How late a shim may be with the end of a cell whose time is up; one that is stopped never tells."""
 _FILE_CHUNK = 1 << 20
 _PATH_CHARS = 1000
 
@@ -130,11 +132,16 @@ class Sandbox:
         self._cell += 1
         running = self._running = _RunningCell(self._cell)
         self._send(protocol.Execute(self._cell, source, timeout))
+        most = self._config.wall + self._config.grace + _LATE_SECONDS
         try:
-            return await asyncio.shield(running.result)
+            _, late = await asyncio.wait([running.result], timeout=most)
         except asyncio.CancelledError:
             await self._stop_cell(running)
             raise
+        if late:
+            self._zygote.abandon(self._session)  # it would not hear a Kill
+            await self._kill()
+        return await running.result
 
     async def interrupt(self) -> None:
         """Stop the running cell: KeyboardInterrupt first, a kill after the grace. Its outcome is ``killed``."""
