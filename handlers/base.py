@@ -103,6 +103,15 @@ class ModelHandler(ABC):
     price: Price | None = None
     """What its tokens cost; None where the handler does not know, which is not the same as nothing."""
 
+    max_concurrency: int = 64
+    """How many conversations may be with it at once."""
+
+    batch_size: int = 256
+    """Where it has a ``chat_batch`` of its own: at most so many conversations in one."""
+
+    batch_wait: float = 0.0
+    """Seconds that a batch which is not full waits for more, while no other is under way."""
+
     samples: bool = True
     """Whether two equal calls may be answered differently (a temperature above 0)."""
 

@@ -69,7 +69,7 @@ class OpenAIHandler(ModelHandler):
         self._extra_body = extra_body
         self._timeout = timeout
         self._max_retries = max_retries
-        self._max_concurrency = max_concurrency
+        self.max_concurrency = max_concurrency
         self._clients = PerLoop[_LoopClient]()
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class OpenAIHandler(ModelHandler):
         return _completion(reply)
 
     async def __aenter__(self) -> OpenAIHandler:
-        self._clients.enter(lambda: _LoopClient(asyncio.Semaphore(self._max_concurrency)))
+        self._clients.enter(lambda: _LoopClient(asyncio.Semaphore(self.max_concurrency)))
         return self
 
     async def __aexit__(

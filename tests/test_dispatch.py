@@ -1,0 +1,254 @@
+"""The dispatcher: fair between queues, bounded by the handler, each request cancelled for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+from supdist.engine.dispatch import Admission, CallTimeout, Dispatcher, Queue, Request
+from supdist.handlers import BatchItem, Completion, Message, ModelHandler
+
+
+class Asked(Request):
+    """A request whose answer can be awaited."""
+
+    def __init__(self, text: str, *, admission: Admission = "now", seconds: float | None = None) -> None:
+        super().__init__([{"role": "user", "content": text}], seconds)
+        self.admission: Admission = admission
+        self.answer: asyncio.Future[str | Exception] = asyncio.get_running_loop().create_future()
+
+    def admit(self) -> Admission:
+        return self.admission
+
+    def finish(self, answer: Completion | Exception) -> None:
+        assert not self.answer.done(), "finished twice"
+        self.answer.set_result(answer.text if isinstance(answer, Completion) else answer)
+
+
+class Gate(ModelHandler):
+    """Answers a conversation with its own text, once it is let through."""
+
+    def __init__(self, slots: int) -> None:
+        self.max_concurrency = slots
+        self.arrived: list[str] = []
+        self.cancelled: list[str] = []
+        self.inside = 0
+        self.most = 0
+        self._let: dict[str, asyncio.Event] = {}
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        text = messages[0]["content"]
+        self.arrived.append(text)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await self._let.setdefault(text, asyncio.Event()).wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(text)
+            raise
+        finally:
+            self.inside -= 1
+        return Completion(text)
+
+    def let(self, *texts: str) -> None:
+        for text in texts:
+            self._let.setdefault(text, asyncio.Event()).set()
+
+
+async def turns(count: int = 10) -> None:
+    """Let everything that can happen now happen."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def put(queue: Queue, *texts: str) -> list[Asked]:
+    requests = [Asked(text) for text in texts]
+    queue.put(requests)
+    return requests
+
+
+async def test_answers_reach_their_requests() -> None:
+    gate = Gate(8)
+    gate.let("a", "b", "c")
+    requests = put(Dispatcher().queue(gate), "a", "b", "c")
+    assert [await request.answer for request in requests] == ["a", "b", "c"]
+
+
+async def test_no_more_than_the_handler_takes_are_with_it() -> None:
+    gate = Gate(3)
+    texts = [str(number) for number in range(20)]
+    requests = put(Dispatcher().queue(gate), *texts)
+    await turns()
+    assert gate.inside == 3
+    gate.let(*texts)
+    await asyncio.gather(*(request.answer for request in requests))
+    assert gate.most == 3
+
+
+async def test_a_flood_delays_another_queue_by_one_slot() -> None:
+    gate = Gate(2)
+    dispatcher = Dispatcher()
+    flood = put(dispatcher.queue(gate), *(f"flood {number}" for number in range(1000)))
+    other = put(dispatcher.queue(gate), "other")
+    await turns()
+    assert gate.arrived == ["flood 0", "flood 1"]
+    gate.let("flood 0")
+    await turns()
+    assert gate.arrived[2:] == ["flood 2"], "the flood's queue had its turn in the ring before the other came"
+    gate.let("flood 1")
+    await turns()
+    assert gate.arrived[3:] == ["other"]
+    gate.let("other")
+    assert await other[0].answer == "other"
+    gate.let(*(f"flood {number}" for number in range(1000)))
+    await asyncio.gather(*(request.answer for request in flood))
+
+
+async def test_a_cancelled_request_is_never_finished_and_its_slot_goes_on() -> None:
+    gate = Gate(1)
+    queue = Dispatcher().queue(gate)
+    running, waiting, last = put(queue, "running", "waiting", "last")
+    await turns()
+    queue.cancel([running, waiting])
+    gate.let("running", "waiting", "last")
+    assert await last.answer == "last"
+    assert gate.cancelled == ["running"]
+    assert gate.arrived == ["running", "last"]
+    assert not running.answer.done()
+    assert not waiting.answer.done()
+    assert (len(queue), queue.running) == (0, 0)
+
+
+async def test_one_that_is_cancelled_before_it_could_begin_gives_its_slot_back() -> None:
+    gate = Gate(1)
+    gate.let("second")
+    queue = Dispatcher().queue(gate)
+    first, second = put(queue, "first", "second")
+    queue.cancel([first])
+    assert await second.answer == "second"
+    assert gate.arrived == ["second"]
+
+
+async def test_a_deadline_is_an_error_of_its_own() -> None:
+    queue = Dispatcher().queue(Gate(1))
+    late = Asked("never", seconds=0.01)
+    queue.put([late])
+    assert isinstance(await late.answer, CallTimeout)
+
+
+async def test_what_a_handler_raises_is_the_answer() -> None:
+    class Broken(ModelHandler):
+        async def chat(self, messages: Sequence[Message]) -> Completion:
+            raise TimeoutError("its own")
+
+    request = Asked("x", seconds=5)
+    Dispatcher().queue(Broken()).put([request])
+    answer = await request.answer
+    assert type(answer) is TimeoutError
+    assert str(answer) == "its own"
+
+
+async def test_a_queue_that_may_not_go_now_lets_the_others_pass_and_is_asked_again() -> None:
+    gate = Gate(1)
+    gate.let("held", "free")
+    dispatcher = Dispatcher()
+    held_queue, free_queue = dispatcher.queue(gate), dispatcher.queue(gate)
+    held = Asked("held", admission="later")
+    held_queue.put([held])
+    (free,) = put(free_queue, "free")
+    assert await free.answer == "free"
+    assert not held.answer.done()
+    held.admission = "now"
+    held_queue.look_again()
+    assert await held.answer == "held"
+
+
+async def test_one_that_is_never_admitted_is_dropped() -> None:
+    gate = Gate(1)
+    gate.let("after")
+    queue = Dispatcher().queue(gate)
+    refused, after = Asked("refused", admission="never"), Asked("after")
+    queue.put([refused, after])
+    assert await after.answer == "after"
+    assert gate.arrived == ["after"]
+
+
+class Batching(ModelHandler):
+    """A handler with nothing but plain methods, which must not be called twice at once."""
+
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.let = threading.Event()
+        self._one = threading.Lock()
+
+    def chat(self, messages: Sequence[Message]) -> Completion:
+        raise AssertionError("it has a chat_batch")
+
+    def chat_batch(self, message_batches: Sequence[Sequence[Message]]) -> list[BatchItem]:
+        assert self._one.acquire(blocking=False), "called twice at once"
+        try:
+            texts = [messages[0]["content"] for messages in message_batches]
+            self.batches.append(texts)
+            assert self.let.wait(10)
+            return [Completion(text.upper()) for text in texts]
+        finally:
+            self._one.release()
+
+
+async def test_what_waits_goes_together() -> None:
+    handler = Batching()
+    queue = Dispatcher().queue(handler)
+    first = put(queue, "a")
+    rest = put(queue, *"bcdefg")
+    handler.let.set()
+    assert [await each.answer for each in (*first, *rest)] == list("ABCDEFG")
+    assert handler.batches == [["a"], ["b", "c", "d", "e"], ["f", "g"]]
+
+
+async def test_a_batch_waits_for_company_where_it_is_told_to() -> None:
+    handler = Batching()
+    handler.batch_wait = 0.05
+    handler.let.set()
+    dispatcher = Dispatcher()
+    requests = put(dispatcher.queue(handler), "a")
+    await turns()
+    requests += put(dispatcher.queue(handler), "b")
+    assert [await each.answer for each in requests] == ["A", "B"]
+    assert handler.batches == [["a", "b"]]
+    full = put(dispatcher.queue(handler), *"cdef")
+    assert [await each.answer for each in full] == list("CDEF")
+
+
+async def test_one_of_a_batch_is_cancelled_alone() -> None:
+    handler = Batching()
+    queue = Dispatcher().queue(handler)
+    requests = put(queue, "a")
+    requests += put(queue, *"bcd")
+    handler.let.set()
+    queue.cancel([requests[0], requests[2]])
+    assert [await requests[index].answer for index in (1, 3)] == ["B", "D"]
+    assert not requests[0].answer.done()
+
+
+async def test_a_batch_with_too_few_answers_is_an_error_for_each() -> None:
+    class Short(Batching):
+        def chat_batch(self, message_batches: Sequence[Sequence[Message]]) -> list[BatchItem]:
+            return []
+
+    requests = put(Dispatcher().queue(Short()), "a", "b")
+    answers = [await request.answer for request in requests]
+    assert [type(answer) for answer in answers] == [TypeError, TypeError]
+
+
+@pytest.mark.parametrize("kind", [Gate, Batching])
+async def test_a_lane_is_forgotten_with_its_last_queue(kind: type[ModelHandler]) -> None:
+    handler = Gate(1) if kind is Gate else Batching()
+    dispatcher = Dispatcher()
+    queue = dispatcher.queue(handler)
+    assert len(dispatcher._lanes) == 1  # pyright: ignore[reportPrivateUsage]
+    del queue
+    assert len(dispatcher._lanes) == 0  # pyright: ignore[reportPrivateUsage]
