@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .base import Completion, Message, ModelHandler, Usage
+from .base import Completion, Message, ModelHandler, Price, Usage
 
 NOTICE = "No model is configured: `builtin` answers by word statistics and is not a language model."
 
@@ -69,6 +69,8 @@ FINAL(answer if answer.strip() else "Unanswerable")
 class BuiltinSupervisor(ModelHandler):
     """Map and reduce in three turns, written as any supervisor would write them."""
 
+    price = Price(0, 0)
+
     def __init__(self, *, worker_ctx_k: int = 8) -> None:
         self.model = "builtin-supervisor"
         # Half the worker's window, at a careful three characters a token.
@@ -87,6 +89,8 @@ class BuiltinWorker(ModelHandler):
     Understands prompts with a line ``Question: …`` and a line ``Text:`` before the text; of any other
     prompt it takes the longest paragraph as the text and the rest as the question.
     """
+
+    price = Price(0, 0)
 
     def __init__(self, *, sentences: int = 3) -> None:
         self.model = "builtin-worker"

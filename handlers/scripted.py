@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .base import Completion, Message, ModelHandler, Usage
+from .base import Completion, Message, ModelHandler, Price, Usage
 from .errors import HandlerError, Rejected
 
 Reply = str | Completion | HandlerError
@@ -19,6 +19,8 @@ class ScriptedHandler(ModelHandler):
     ``calls`` keeps every conversation that it was asked, in order. Usage counts words, so that it is
     the same everywhere.
     """
+
+    price = Price(0, 0)
 
     def __init__(
         self, replies: Iterable[Reply] | Callable[[Sequence[Message]], Reply], *, model: str = "scripted"

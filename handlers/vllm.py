@@ -13,7 +13,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any
 
-from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Usage
+from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Price, Usage
 from .errors import ContextTooLong, Rejected, Unavailable
 
 _REMEDY = "install it with `pip install 'supdist-engine[vllm]'` on a machine with a supported accelerator"
@@ -22,6 +22,8 @@ _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 class VLLMHandler(ModelHandler):
     """Offline inference of one model. Loading it takes from seconds to minutes; keep the handler entered."""
+
+    price = Price(0, 0)
 
     def __init__(
         self,

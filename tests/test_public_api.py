@@ -11,7 +11,7 @@ import supdist.handlers
 from supdist.engine import EngineError, arun, run
 from supdist.handlers import HandlerError
 
-HEAVY = {"openai", "docker", "vllm", "ray", "pandas", "numpy", "datasets", "rich", "torch"}
+HEAVY = {"openai", "genai_prices", "docker", "vllm", "ray", "pandas", "numpy", "datasets", "rich", "torch"}
 
 
 @pytest.mark.parametrize("module", [supdist.engine, supdist.handlers])

@@ -1,0 +1,171 @@
+"""The bounds hold over real tokenizers of the kinds that chat models have, trained here on a little text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from supdist.engine.tokens import least_tokens, most_tokens, most_usage
+from supdist.handlers import Message, ScriptedHandler, Usage
+from support import REPOSITORY
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+# What cuts a text in Llama 3 and GPT-4; Qwen's differs in the digits alone.
+_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_MARKS = ["<|im_start|>", "<|im_end|>"]
+
+
+def text_of(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def corpus() -> list[str]:
+    """Every word more than once, so that whole words and long runs become tokens."""
+    return 3 * [text_of(name) for name in ("README.md", "CONTRIBUTING.md", "engine/api.py")] + 9 * [" " * 128]
+
+
+def byte_level(
+    cut: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None
+) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = cut  # pyright: ignore[reportAttributeAccessIssue]
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000, initial_alphabet=alphabet, special_tokens=_MARKS, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def gpt2() -> Tokenizer:
+    return byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+
+
+def _llama3_cut() -> pre_tokenizers.PreTokenizer:
+    cut = pre_tokenizers.Split(Regex(_CUT), "isolated")
+    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def llama3() -> Tokenizer:
+    return byte_level(_llama3_cut())
+
+
+def qwen() -> Tokenizer:
+    return byte_level(_llama3_cut(), normalizers.NFC())
+
+
+def sentencepiece() -> Tokenizer:
+    """Trained by line, as SentencePiece trains."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
+    single = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=20_000, special_tokens=_MARKS + single, show_progress=False)
+    tokenizer.train_from_iterator((line for text in corpus() for line in text.splitlines()), trainer)
+    return tokenizer
+
+
+KINDS: list[Callable[[], Tokenizer]] = [gpt2, llama3, qwen, sentencepiece]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+def count(request: pytest.FixtureRequest) -> Callable[[str], int]:
+    tokenizer: Tokenizer = request.param()
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def chat(*contents: str) -> list[Message]:
+    return [{"role": "user", "content": content} for content in contents]
+
+
+def in_a_template(messages: Sequence[Message]) -> str:
+    turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+HANDLER = ScriptedHandler([])
+
+
+def assert_bounds(count: Callable[[str], int], *contents: str) -> None:
+    messages = chat(*contents)
+    assert least_tokens(HANDLER, messages) <= sum(map(count, contents))
+    assert count(in_a_template(messages)) <= most_tokens(HANDLER, messages)
+
+
+ODD = ["\n\n", "    ", "=" * 40, "0123456789", "गगन", "\U0001d160"]
+WORDS = st.sampled_from([*text_of("README.md").split()[:100], *ODD])
+TEXTS = (
+    st.text(max_size=60)
+    | st.lists(WORDS, max_size=20).map(" ".join)
+    | st.lists(WORDS, max_size=9).map("".join)
+)
+
+
+@settings(max_examples=50)
+@given(contents=st.lists(TEXTS, min_size=1, max_size=3))
+def test_the_true_count_lies_between_the_bounds(count: Callable[[str], int], contents: list[str]) -> None:
+    assert_bounds(count, *contents)
+
+
+@pytest.mark.parametrize("name", ["README.md", "engine/api.py", "pyproject.toml", "LICENSE"])
+def test_the_bounds_hold_for_whole_files(count: Callable[[str], int], name: str) -> None:
+    assert_bounds(count, text_of(name))
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 255, 256, 257])
+def test_the_bounds_hold_for_runs_of_one_character(count: Callable[[str], int], length: int) -> None:
+    for character in (" ", "a", "\n", "é", "語", "1"):
+        assert_bounds(count, character * length)
+
+
+def test_the_bounds_hold_for_long_texts(count: Callable[[str], int]) -> None:
+    assert_bounds(count, text_of("LICENSE") * 8)
+
+
+def test_characters_that_grow_when_they_are_normalised_are_counted_as_grown() -> None:
+    growing = "\U0001d160"
+    assert most_tokens(HANDLER, chat(growing * 100)) >= 12 * 100
+
+
+def test_a_prompt_of_prose_that_passes_a_window_by_a_third_is_known_to() -> None:
+    prose = text_of("LICENSE")
+    assert least_tokens(HANDLER, chat(prose)) == len(prose.split())
+
+
+def test_words_are_counted_no_further_than_is_enough() -> None:
+    long = chat("word " * 10**6)
+    assert 999_900 < least_tokens(HANDLER, long) <= 10**6
+    assert 1000 < least_tokens(HANDLER, long, enough=1000) < 30_000
+
+
+def test_text_that_no_tokenizer_takes_has_bounds_all_the_same() -> None:
+    assert least_tokens(HANDLER, chat("\ud800")) <= most_tokens(HANDLER, chat("\ud800"))
+
+
+class Exact(ScriptedHandler):
+    """Knows its own count, of which no bound may make another."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        return 7
+
+
+def test_a_handler_with_a_tokenizer_is_believed() -> None:
+    assert least_tokens(Exact([]), chat("a b c d e f g h i j")) == most_tokens(Exact([]), chat("")) == 7
+
+
+def test_an_answer_is_as_long_as_its_handler_says_and_no_longer_than_the_window() -> None:
+    def using(max_tokens: int | None, window: int | None) -> Usage:
+        handler = Exact([])
+        handler.max_tokens, handler.window = max_tokens, window
+        return most_usage(handler, [])
+
+    assert using(512, None) == Usage(7, 512, 1)
+    assert using(512, 100) == Usage(7, 100, 1)
+    assert using(None, None) == Usage(7, 4096, 1)
+    assert using(None, 100) == Usage(7, 100, 1)
