@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .api import RunLimits, arun, run
     from .errors import (
+        CacheError,
         EngineError,
         LocalProtocolError,
         LogError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CacheError",
     "CellResult",
     "Engine",
     "EngineError",

@@ -5,6 +5,7 @@
     EngineError
     ├── TaskError                   fix the task file or the arguments
     ├── LogError                    make room, or choose another log_dir; nothing was spent after it
+    ├── CacheError                  choose another path for the cache of answers, or mend what its message says
     ├── SandboxError                used wrongly: a cell while one runs, a sandbox after close
     │   ├── SandboxFileError        a file cannot be put or got; ``code`` says why
     │   ├── SandboxUnavailable      this level of isolation cannot be had here: names the capability and the remedy
@@ -29,6 +30,10 @@ class TaskError(EngineError):
 
 class LogError(EngineError):
     """A log cannot be written."""
+
+
+class CacheError(EngineError):
+    """The file of cached answers cannot be used; the message says why and what to do."""
 
 
 class SandboxError(EngineError):
