@@ -7,15 +7,17 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 from anyio.from_thread import start_blocking_portal
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..handlers import ModelHandler
-from .broker import Broker
+from .broker import Broker, CallRules
+from .budget import Budget, BudgetLimits
+from .cache import ResponseCache
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
 from .log import RunLogger
@@ -28,13 +30,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class RunLimits(BaseModel):
-    """What a run may take, besides its turns."""
+class RunLimits(BudgetLimits):
+    """What a run may take, besides its turns. Where a limit is reached, a best answer is asked for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    max_seconds: float | None = Field(
-        default=None, gt=0, description="seconds for the whole run; then a best answer is asked for"
+    call_seconds: float | None = Field(
+        default=600.0, gt=0, description="seconds for one worker call, from its way to the model on"
     )
     final_seconds: float = Field(default=60.0, gt=0, description="seconds for that best answer")
 
@@ -51,6 +51,8 @@ async def arun(
     worker_ctx_k: int = 8,
     sandbox: SandboxConfig | None = None,
     limits: RunLimits | None = None,
+    cache: str | os.PathLike[str] = "run",
+    cache_sampled: bool = False,
     on_event: Callable[[Event], None] | None = None,
     prompts: Prompts | None = None,
 ) -> RunResult:
@@ -67,6 +69,9 @@ async def arun(
         worker_ctx_k: the worker's window in thousands of tokens, as the supervisor is told.
         sandbox: limits and timeouts of the sandbox.
         limits: what else the run may take.
+        cache: where finished answers are kept, so that none is paid for twice: ``run`` for this run, ``off``,
+            or a file, which runs and processes may share.
+        cache_sampled: whether answers that are drawn at random (temperature above 0) are kept, too.
         on_event: called with each ``Event``, in the event loop; it must not block.
         prompts: other texts for the supervisor.
 
@@ -74,6 +79,7 @@ async def arun(
         TaskError: an argument is wrong.
         SandboxUnavailable: the isolation cannot be had here; nothing was spent.
         LogError: the logs cannot be written; nothing more was spent.
+        CacheError: the cache's file cannot be used; nothing was spent.
         HandlerError: the supervisor's endpoint failed for good. What was logged stays.
     """
     _check(query, max_iterations, output_limit, worker_ctx_k)
@@ -90,11 +96,14 @@ async def arun(
         try:
             for handler in (supervisor, worker):
                 await stack.enter_async_context(handler)
-            broker = Broker(worker, log, emit)
+            rules = CallRules(await _open_cache(stack, cache), cache_sampled, limits.call_seconds)
+            broker = Broker(supervisor, worker, log, emit, budget=Budget(limits), rules=rules)
+            await stack.enter_async_context(broker)
             opened = open_sandbox(sandbox, context=context, query=query, on_call=broker.answer)
             box = await stack.enter_async_context(opened)
             emit(RunStarted(run_id, box.isolation, max_iterations))
-            research = Research(task, supervisor, box, prompts or Prompts(), log, emit)
+            stack.enter_context(_told_every_second(broker, emit))
+            research = Research(task, broker, box, prompts or Prompts(), log, emit)
             answer, stop_reason = await research.run()
         except BaseException as error:
             how = "cancelled" if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)) else "failed"
@@ -108,16 +117,41 @@ async def arun(
         result = RunResult(
             answer=answer,
             iterations=research.iterations,
-            supervisor_usage=research.usage,
-            worker_usage=broker.usage,
+            supervisor_usage=broker.supervisor.usage,
+            worker_usage=broker.worker.usage,
             elapsed=time.monotonic() - started,
             stop_reason=stop_reason,
             isolation=box.isolation,
             run_id=run_id,
+            cost_usd=broker.cost_usd,
+            supervisor=broker.supervisor.totals,
+            worker=broker.worker.totals,
         )
         log.end(**as_data(result))
         emit(RunEnded(run_id, "result", result))
         return result
+
+
+async def _open_cache(
+    stack: contextlib.AsyncExitStack, cache: str | os.PathLike[str]
+) -> ResponseCache | None:
+    if cache == "off":
+        return None
+    return await stack.enter_async_context(ResponseCache(None if cache == "run" else cache))
+
+
+@contextlib.contextmanager
+def _told_every_second(broker: Broker, emit: Callable[[Event], None]) -> Generator[None]:
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(1)
+            emit(broker.metrics())
+
+    telling = asyncio.ensure_future(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:

@@ -1,122 +1,514 @@
-"""Worker calls of a sandbox on their way to the worker model, and back as texts or typed errors."""
+"""The model broker: a run's calls, under its budget and from its cache, onto models that all runs share.
+
+A worker call of the sandbox becomes a request per prompt. What the cache holds is answered, equal requests under
+way are joined, what cannot fit the window is refused unpaid, and the rest is queued (``dispatch.py``). A request
+is reserved from the budget in the moment in which it could go, and settled when it has ended.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
 
-from ..handlers import (
-    BatchItem,
-    Completion,
-    ContextTooLong,
-    HandlerError,
-    Message,
-    ModelHandler,
-    Unavailable,
-    Usage,
-    all_or_none,
-    call_chat,
-    call_chat_batch,
-)
-from .events import WorkerProgress
-from .log import RunLogger
+from anyio import to_thread
+
+from ..handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler, Unavailable, Usage
+from .budget import Budget, BudgetExceeded, Cost, Reservation
+from .cache import ResponseCache, cache_key
+from .dispatch import Admission, CallTimeout, Dispatcher, Request
+from .errors import CacheError, EngineError, TaskError
+from .events import Metrics
+from .log import Numbers, RunLogger
+from .prices import Rate, price_of
+from .result import CallTotals
 from .sandbox import CallError, WorkerCall
+from .tokens import least_tokens, most_tokens, most_usage
+
+_REFUSED = CallError("refused", "the worker refused to answer")
+
+
+@dataclass(frozen=True, slots=True)
+class CallRules:
+    """How the calls of a run are treated.
+
+    Attributes:
+        cache: where finished answers are kept; None keeps none.
+        cache_sampled: whether answers that were drawn at random are kept, too. Equal prompts of one batch then
+            have an answer each.
+        call_seconds: a worker call's deadline, from the moment it goes to its model.
+    """
+
+    cache: ResponseCache | None = None
+    cache_sampled: bool = False
+    call_seconds: float | None = None
+
+
+class Model:
+    """One of a run's two models.
+
+    Attributes:
+        usage: tokens and requests that were paid for.
+        totals: what its calls took besides.
+    """
+
+    def __init__(self, handler: ModelHandler) -> None:
+        self.handler = handler
+        self.rate: Rate | None = handler.price
+        self.usage = Usage()
+        self.totals = CallTotals()
+
+    def price(self, usage: Usage) -> float | None:
+        """Dollars; None where the price is unknown."""
+        return None if self.rate is None else self.rate.of(usage)
+
+    def count(self, completion: Completion, waited: float, elapsed: float) -> Numbers:
+        """Count a call that was paid for. Seconds: in the broker's queue, and with the handler."""
+        usage, totals, cost = completion.usage, self.totals, self.price(completion.usage)
+        queued, worked = waited + completion.queued, max(0.0, elapsed - completion.queued)
+        self.usage += usage
+        self.totals = CallTotals(
+            None if cost is None or totals.cost_usd is None else totals.cost_usd + cost,
+            totals.cached,
+            totals.retries + completion.retries,
+            totals.queue_seconds + queued,
+            totals.model_seconds + worked,
+        )
+        return Numbers(usage, cost, queued, worked, completion.retries)
+
+    def hit(self, completion: Completion) -> tuple[Completion, Numbers]:
+        """Count an answer that costs nothing."""
+        self.totals = replace(self.totals, cached=self.totals.cached + 1)
+        return replace(completion, usage=Usage()), Numbers(cached=True)
 
 
 class Broker:
     """Answers the calls of one run. What it tells a guest of a failure is its kind, never the model's or host's words."""
 
     def __init__(
-        self, worker: ModelHandler, log: RunLogger, on_progress: Callable[[WorkerProgress], None]
+        self,
+        supervisor: ModelHandler,
+        worker: ModelHandler,
+        log: RunLogger,
+        on_metrics: Callable[[Metrics], None],
+        *,
+        budget: Budget | None = None,
+        rules: CallRules | None = None,
     ) -> None:
-        self._worker = worker
+        self.budget = budget or Budget()
+        self.supervisor = Model(supervisor)
+        self.worker = Model(worker)
         self._log = log
-        self._on_progress = on_progress
-        self._in_flight = 0
+        self._on_metrics = on_metrics
+        self._rules = rules or CallRules()
+        self._store = None if self._rules.cache is None else _Store(self._rules.cache)
+        self._shared: dict[bytes, _Ask] = {}
         self._done = 0
         self._failed = 0
-        self.usage = Usage()
+        self._conversation: tuple[list[Message], int] = ([], 0)
+        self._kept: tuple[Cost, Reservation] | None = None
+
+    async def __aenter__(self) -> Broker:
+        """Look the prices up; the queues belong to the running event loop.
+
+        Raises:
+            TaskError: dollars are limited, and what a model costs is not known.
+        """
+        self._queue = Dispatcher.here().queue(self.worker.handler)
+        for model in (self.supervisor, self.worker):
+            if model.rate is None:
+                model.rate = await to_thread.run_sync(price_of, model.handler)
+            if model.rate is None and self.budget.limits("max_cost_usd"):
+                raise TaskError(
+                    f"max_cost_usd: nobody knows what {model.handler.model} costs; say it in its `price`"
+                )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._store is not None:
+            await self._store.flushed()
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Dollars spent; None where a price is unknown."""
+        costs = self.supervisor.totals.cost_usd, self.worker.totals.cost_usd
+        return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
+
+    def metrics(self) -> Metrics:
+        """How things stand now."""
+        return Metrics(
+            queued=len(self._queue),
+            in_flight=self._queue.running,
+            done=self._done,
+            failed=self._failed,
+            cached=self.worker.totals.cached,
+            usage=self.worker.usage,
+            cost_usd=self.cost_usd,
+        )
+
+    # The supervisor
+
+    async def ask_supervisor(
+        self, messages: Sequence[Message], on_text: Callable[[str], None], *, best_answer: bool = False
+    ) -> tuple[Completion, Numbers]:
+        """The supervisor's next message.
+
+        Args:
+            messages: the whole conversation.
+            on_text: gets the text as it comes.
+            best_answer: whether what ``keep_for_best_answer`` set aside is for this.
+
+        Raises:
+            BudgetExceeded: it does not fit in what is left.
+            HandlerError: the model failed for good.
+        """
+        model = self.supervisor
+        key = self._key(model, messages)
+        if key is not None and self._store is not None and (found := await self._store.find([key])):
+            on_text(found[key].text)
+            return model.hit(found[key])
+        reservation = await self._supervisors_share(messages, best_answer=best_answer)
+        with reservation or nullcontext():
+            started = time.monotonic()
+            completion = await model.handler.chat_stream(messages, on_text)
+            numbers = model.count(completion, 0.0, time.monotonic() - started)
+            if reservation is not None:
+                reservation.settle(numbers.usage, numbers.cost_usd)
+        self._queue.look_again()  # less may have been paid than was set aside
+        answer: Message = {"role": "assistant", "content": completion.text}
+        if completion.usage.input_tokens:  # some endpoints do not say
+            spoken = completion.usage.input_tokens + completion.usage.output_tokens
+            self._conversation = ([*messages, answer], spoken)
+        if key is not None and self._store is not None:
+            self._store.keep(key, completion)
+        return completion, numbers
+
+    def keep_for_best_answer(self, messages: Sequence[Message]) -> None:
+        """Set aside what a last answer to this conversation would take, in place of what was before.
+
+        Raises:
+            BudgetExceeded: it does not fit; what was set aside before stays.
+        """
+        if not self._limits_cost():
+            return
+        before, self._kept = self._kept, None
+        cost = self._supervisors_cost(messages)
+        if before is not None:
+            before[1].release()
+        try:
+            self._kept = cost, self.budget.keep(cost)
+        except BudgetExceeded:
+            if before is not None:
+                self._kept = before[0], self.budget.keep(before[0])
+            raise
+
+    async def _supervisors_share(
+        self, messages: Sequence[Message], *, best_answer: bool
+    ) -> Reservation | None:
+        if not self._limits_cost():
+            return None
+        if best_answer and self._kept is not None:
+            (_, reservation), self._kept = self._kept, None
+            return reservation
+        return await self.budget.acquire(self._supervisors_cost(messages))
+
+    def _supervisors_cost(self, messages: Sequence[Message]) -> Cost:
+        """At most so much: of the part of the conversation that it has seen, the tokens are known."""
+        handler = self.supervisor.handler
+        usage = most_usage(handler, messages)
+        seen, tokens = self._conversation
+        if seen and list(messages[: len(seen)]) == seen:
+            usage = replace(usage, input_tokens=tokens + most_tokens(handler, messages[len(seen) :]))
+        return self._cost(self.supervisor, usage, worker_calls=0)
+
+    # The worker
 
     async def answer(self, call: WorkerCall) -> Sequence[str | CallError]:
-        """Ask the worker each prompt of a call; the results in order. Errors take their places, and stop nothing."""
-        self._count(begun=len(call.prompts))
-        waiting = len(call.prompts)
+        """Ask the worker each prompt of a call; the results in order. Errors take their places, and stop nothing.
+
+        Cancelled, it cancels its requests: what waits is not sent, what is under way is broken off and not paid.
+        """
+        batch = _Batch(call)
+        asks = [_Ask(self, batch, index) for index in range(len(call.prompts))]
         try:
-            if len(call.prompts) > 1 and type(self._worker).chat_batch is not ModelHandler.chat_batch:
-                results = await self._ask_together(call)
-            else:
-                results = await all_or_none([self._ask(call, index) for index in range(len(call.prompts))])
-            waiting = 0
+            to_ask = asks if self._store is None else await self._spare(self._store, asks)
+            self._queue.put([ask for ask in to_ask if not self._is_too_long(ask)])
+            self._on_metrics(self.metrics())
+            return await batch.results()
         finally:
-            self._count(ended=len(call.prompts) - waiting, cancelled=waiting)
-        return results
+            if not batch.is_complete:
+                self._abandon(asks)
+            self._on_metrics(self.metrics())
 
-    async def _ask(self, call: WorkerCall, index: int) -> str | CallError:
-        started = time.monotonic()
-        item: BatchItem | Exception
+    async def _spare(self, store: _Store, asks: list[_Ask]) -> list[_Ask]:
+        """Answer what need not be asked, from the cache or together with an equal request; the rest, in order."""
+        copies = Counter[str]()
+        for ask in asks:
+            copy = copies[ask.prompt] if self.worker.handler.samples else 0
+            ask.key = self._key(self.worker, ask.messages, copy)
+            copies[ask.prompt] += 1
+        found = await store.find(ask.key for ask in asks if ask.key is not None)
+        rest: list[_Ask] = []
+        for ask in asks:
+            if ask.key is None:
+                rest.append(ask)
+            elif ask.key in found:
+                completion, numbers = self.worker.hit(found[ask.key])
+                self._log_answer(ask, completion, numbers)
+                self._deliver(ask, completion.text)
+            elif ask.key in self._shared:
+                self._shared[ask.key].joined[ask] = None
+                ask.leader = self._shared[ask.key]
+            else:
+                self._shared[ask.key] = ask
+                rest.append(ask)
+        return rest
+
+    def _is_too_long(self, ask: _Ask) -> bool:
+        window = self.worker.handler.window
+        if window is None or least_tokens(self.worker.handler, ask.messages, enough=window) < window:
+            return False
+        self._fail(ask, ContextTooLong(f"the prompt is longer than the window of {window} tokens"))
+        return True
+
+    def admit(self, ask: _Ask) -> Admission:
+        """Set aside what a request takes at most, now that there is room for it."""
+        if not self._limits_cost():
+            return "now"
+        if ask.cost is None:
+            ask.cost = self._cost(self.worker, most_usage(self.worker.handler, ask.messages), worker_calls=1)
         try:
-            item = await call_chat(self._worker, _conversation(call.prompts[index]))
-        except Exception as error:
-            item = error
-        return self._settle(call, index, item, time.monotonic() - started)
+            ask.reservation = self.budget.reserve(ask.cost)
+        except BudgetExceeded as exceeded:
+            if not exceeded.for_good:
+                return "later"
+            self._fail(ask, exceeded)
+            return "never"
+        return "now"
 
-    async def _ask_together(self, call: WorkerCall) -> list[str | CallError]:
-        started = time.monotonic()
-        items: Sequence[BatchItem | Exception]
+    def settle(self, ask: _Ask, answer: Completion | Exception) -> None:
+        """A request has ended."""
+        if not isinstance(answer, Completion):
+            ask.release()
+            self._fail(ask, answer)
+            return
+        assert ask.started is not None
+        waited, elapsed = ask.started - ask.queued, time.monotonic() - ask.started
+        numbers = self.worker.count(answer, waited, elapsed)
+        if ask.reservation is not None:
+            ask.reservation.settle(numbers.usage, numbers.cost_usd)
+        if ask.key is not None and self._store is not None:
+            self._store.keep(ask.key, answer)
+        self._log_answer(ask, answer, numbers)
+        result = _REFUSED if answer.finish_reason == "refusal" else answer.text
+        self._deliver(ask, result)
+        for joined in self._part(ask):
+            self._log_answer(joined, *self.worker.hit(answer))
+            self._deliver(joined, result)
+
+    def _fail(self, ask: _Ask, error: Exception) -> None:
+        """Log why there is no answer, and tell the guest what kind of reason it is."""
+        failure = _call_error(error)
+        for each in (ask, *self._part(ask)):
+            if self._log.is_on:
+                facts = each.facts() | {"error": failure.code, "message": f"{type(error).__name__}: {error}"}
+                self._log.worker(self.worker.handler.model, Numbers(), None, **facts)
+            self._deliver(each, failure)
+
+    def _log_answer(self, ask: _Ask, completion: Completion, numbers: Numbers) -> None:
+        if self._log.is_on:
+            self._log.worker(self.worker.handler.model, numbers, completion, **ask.facts())
+
+    def _deliver(self, ask: _Ask, result: str | CallError) -> None:
+        self._done += 1
+        self._failed += not isinstance(result, str)
+        ask.batch.put(ask.index, result)
+
+    def _part(self, ask: _Ask) -> list[_Ask]:
+        """Those that joined a request which has ended."""
+        if ask.key is not None and self._shared.get(ask.key) is ask:
+            del self._shared[ask.key]
+        joined, ask.joined = list(ask.joined), {}
+        return joined
+
+    def _abandon(self, asks: list[_Ask]) -> None:
+        """Their caller is gone. One that others have joined goes on for them."""
+        unwanted: list[_Ask] = []
+        for ask in asks:
+            ask.wanted = False
+            leader = ask.leader or ask
+            leader.joined.pop(ask, None)
+            if not leader.wanted and not leader.joined:
+                unwanted.append(leader)
+        for ask in unwanted:
+            self._part(ask)
+        self._queue.cancel(unwanted)
+        for ask in unwanted:
+            ask.release()
+        self._queue.look_again()
+
+    # Both
+
+    def _limits_cost(self) -> bool:
+        return self.budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
+
+    def _cost(self, model: Model, usage: Usage, *, worker_calls: int) -> Cost:
+        return Cost(worker_calls, usage.input_tokens + usage.output_tokens, model.price(usage))
+
+    def _key(self, model: Model, messages: Sequence[Message], copy: int = 0) -> bytes | None:
+        """What an answer is kept under; None where it is not kept."""
+        if self._store is None or (model.handler.samples and not self._rules.cache_sampled):
+            return None
+        identity = model.handler.identity()
+        return None if identity is None else cache_key(identity, messages, copy)
+
+    @property
+    def call_seconds(self) -> float | None:
+        """A worker call's deadline."""
+        return self._rules.call_seconds
+
+
+class _Ask(Request):
+    """One prompt of a call on its way."""
+
+    __slots__ = (
+        "_broker", "batch", "cost", "index", "joined", "key", "leader", "prompt", "reservation", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, broker: Broker, batch: _Batch, index: int) -> None:
+        self.prompt = batch.call.prompts[index]
+        super().__init__([{"role": "user", "content": self.prompt}], broker.call_seconds)
+        self._broker = broker
+        self.batch = batch
+        self.index = index
+        self.key: bytes | None = None
+        self.cost: Cost | None = None
+        self.reservation: Reservation | None = None
+        self.wanted = True
+        self.leader: _Ask | None = None
+        self.joined: dict[_Ask, None] = {}
+
+    def admit(self) -> Admission:
+        """See ``Request.admit``."""
         try:
-            items = await call_chat_batch(self._worker, [_conversation(prompt) for prompt in call.prompts])
-            if len(items) != len(call.prompts):
-                items = [
-                    RuntimeError(
-                        f"chat_batch gave {len(items)} results for {len(call.prompts)} conversations"
-                    )
-                ]
-                items *= len(call.prompts)
-        except Exception as error:
-            items = [error] * len(call.prompts)
-        elapsed = time.monotonic() - started
-        return [self._settle(call, index, item, elapsed) for index, item in enumerate(items)]
+            return self._broker.admit(self)
+        except EngineError as error:
+            self.batch.fail(error)
+            return "never"
 
-    def _settle(
-        self, call: WorkerCall, index: int, item: BatchItem | Exception, elapsed: float
-    ) -> str | CallError:
-        """Count, log and translate one result."""
-        where = {"cell": call.cell, "call": call.call, "index": index, "prompt": call.prompts[index]}
-        if isinstance(item, Completion):
-            self.usage += item.usage
-            self._log.worker(
-                model=self._worker.model,
-                usage=item.usage,
-                elapsed=elapsed,
-                **where,
-                response=item.text,
-                finish_reason=item.finish_reason,
-            )
-            if item.finish_reason != "refusal":
-                return item.text
-            self._failed += 1
-            return CallError("refused", "the worker refused to answer")
-        error = _call_error(item)
-        self._failed += 1
-        words = f"{type(item).__name__}: {item}"
-        self._log.worker(
-            model=self._worker.model, usage=Usage(), elapsed=elapsed, **where, error=error.code, message=words
-        )
-        return error
+    def finish(self, answer: Completion | Exception) -> None:
+        """See ``Request.finish``. A log that cannot be written ends the call, and with it the run."""
+        try:
+            self._broker.settle(self, answer)
+        except EngineError as error:
+            self.batch.fail(error)
 
-    def _count(self, *, begun: int = 0, ended: int = 0, cancelled: int = 0) -> None:
-        self._in_flight += begun - ended - cancelled
-        self._done += ended
-        self._on_progress(WorkerProgress(self._in_flight, self._done, self._failed, self.usage))
+    def release(self) -> None:
+        """Nothing was paid for it."""
+        if self.reservation is not None:
+            self.reservation.release()
+
+    def facts(self) -> dict[str, object]:
+        """Which prompt it is, for the log."""
+        call = self.batch.call
+        return {"cell": call.cell, "call": call.call, "index": self.index, "prompt": self.prompt}
 
 
-def _conversation(prompt: str) -> list[Message]:
-    return [{"role": "user", "content": prompt}]
+class _Batch:
+    """The results of a call, put in one by one."""
+
+    def __init__(self, call: WorkerCall) -> None:
+        self.call = call
+        self._results: list[str | CallError | None] = [None] * len(call.prompts)
+        self._missing = len(call.prompts)
+        self._error: Exception | None = None
+        self._complete = asyncio.Event()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each prompt has its result."""
+        return not self._missing
+
+    def put(self, index: int, result: str | CallError) -> None:
+        """A prompt has its result."""
+        self._results[index] = result
+        self._missing -= 1
+        if not self._missing:
+            self._complete.set()
+
+    def fail(self, error: Exception) -> None:
+        """The machinery failed: there will be no more results."""
+        self._error = error
+        self._complete.set()
+
+    async def results(self) -> list[str | CallError]:
+        """All of them, once they are there.
+
+        Raises:
+            EngineError: what the machinery failed with.
+        """
+        if self._missing:
+            await self._complete.wait()
+        if self._error is not None:
+            raise self._error
+        return [result for result in self._results if result is not None]
+
+
+class _Store:
+    """A cache that is written behind the calls' backs, several answers at once. Where it fails, it is not used on."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache: ResponseCache | None = cache
+        self._new: dict[bytes, Completion] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
+        """The answers that are there."""
+        wanted = list(keys)
+        if self._cache is None or not wanted:
+            return {}
+        new = {key: self._new[key] for key in wanted if key in self._new}
+        try:
+            return {**await self._cache.get_many(wanted), **new}
+        except CacheError:
+            self._cache = None
+            return new
+
+    def keep(self, key: bytes, completion: Completion) -> None:
+        """Store an answer soon."""
+        self._new[key] = completion
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._write())
+
+    async def flushed(self) -> None:
+        """Wait until everything is stored."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _write(self) -> None:
+        while self._new and self._cache is not None:
+            written = dict(self._new)
+            with suppress(CacheError):
+                await self._cache.put_many(written)
+            for key in written:
+                self._new.pop(key, None)
 
 
 def _call_error(error: Exception) -> CallError:
-    if isinstance(error, ContextTooLong):
-        return CallError("too_long", "the prompt does not fit the worker's window")
-    if isinstance(error, Unavailable) or not isinstance(error, HandlerError):
-        return CallError("unavailable", "the worker could not be reached, or failed")
-    return CallError("refused", "the worker's endpoint refused the request")
+    match error:
+        case BudgetExceeded():
+            return CallError("budget_exceeded", f"the run's {error.limit} is used up")
+        case ContextTooLong():
+            return CallError("too_long", "the prompt does not fit the worker's window")
+        case CallTimeout():
+            return CallError("timeout", "the worker did not answer in time")
+        case HandlerError() if not isinstance(error, Unavailable):
+            return CallError("refused", "the worker's endpoint refused the request")
+        case _:
+            return CallError("unavailable", "the worker could not be reached, or failed")

@@ -173,6 +173,10 @@ class Budget:
         except TimeoutError:
             raise BudgetExceeded("max_seconds", for_good=True) from None
 
+    def limits(self, *names: Limit) -> bool:
+        """Whether any of these is limited."""
+        return any(name in self._limits for name in names)
+
     def left(self) -> Left:
         """What may still be reserved."""
         nanos = self._free("max_cost_usd")

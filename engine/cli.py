@@ -147,7 +147,7 @@ def _override(
 
 
 async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
-    from .api import RunLimits, arun
+    from .api import arun
     from .display import display
     from .models import builtin, from_environment
     from .prompts import Prompts
@@ -178,7 +178,9 @@ async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
             output_limit=limits.output_limit,
             worker_ctx_k=limits.worker_ctx_k,
             sandbox=task.sandbox,
-            limits=RunLimits(max_seconds=limits.max_seconds, final_seconds=limits.final_seconds),
+            limits=limits,
+            cache=task.cache,
+            cache_sampled=task.cache_sampled,
             on_event=screen.on_event,
             prompts=prompts,
         )

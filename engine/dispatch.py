@@ -49,7 +49,10 @@ class Request:
         self.started: float | None = None
 
     def admit(self) -> Admission:
-        """Whether it may go now; asked when a slot is free. ``never`` drops it: whoever says so has dealt with it."""
+        """Whether it may go now; asked when a slot is free. ``never`` drops it: whoever says so has dealt with it.
+
+        Like ``finish`` it must not raise: it is called on behalf of others.
+        """
         return "now"
 
     def finish(self, answer: Completion | Exception) -> None:

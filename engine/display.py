@@ -13,10 +13,11 @@ from .events import (
     BlockEnded,
     BlockStarted,
     Event,
+    Metrics,
     RunStarted,
     SupervisorReplied,
+    SupervisorWrote,
     TurnStarted,
-    WorkerProgress,
 )
 from .terminal import printable
 
@@ -74,6 +75,7 @@ def summary(result: RunResult, log_dir: str | None) -> str:
         f"{result.elapsed:.1f} s",
         f"supervisor {_tokens(result.supervisor_usage)}",
         f"worker {_tokens(result.worker_usage)}",
+        *([_dollars(result.cost_usd)] if result.cost_usd != 0 else []),
         f"{result.isolation.backend} sandbox",
     ]
     return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
@@ -128,10 +130,26 @@ class _Lines:
                     f"turn {event.step}: block {result.outcome.value}{name}, {result.elapsed:.1f} s, "
                     f"{output:,} characters, {self._done} worker calls so far"
                 )
-            case WorkerProgress():
+            case Metrics():
                 self._done = event.done
             case _:
                 pass
+
+
+def _calls(metrics: Metrics) -> str:
+    counts = {
+        "in flight": metrics.in_flight,
+        "queued": metrics.queued,
+        "failed": metrics.failed,
+        "cached": metrics.cached,
+    }
+    parts = [f"{count:,} {name}" for name, count in counts.items() if count or name == "in flight"]
+    cost = [_dollars(metrics.cost_usd)] if metrics.cost_usd != 0 else []
+    return " · ".join([", ".join(parts), _tokens(metrics.usage), *cost])
+
+
+def _dollars(cost: float | None) -> str:
+    return "price unknown" if cost is None else f"${cost:,.4f}"
 
 
 class _Panel:
@@ -144,8 +162,9 @@ class _Panel:
         self._turn, self._turns = 0, 0
         self._doing = "starting the sandbox"
         self._code = ""
+        self._written = 0
         self._supervisor = Usage()
-        self._workers = WorkerProgress(0, 0, 0, Usage())
+        self._workers = Metrics()
 
     def note(self, text: str) -> None:
         assert callable(self._print)
@@ -156,7 +175,10 @@ class _Panel:
             case RunStarted():
                 self._turns = event.max_iterations
             case TurnStarted():
-                self._turn, self._doing = event.step, "the supervisor thinks"
+                self._turn, self._doing, self._written = event.step, "the supervisor thinks", 0
+            case SupervisorWrote():
+                self._written += len(event.text)
+                self._doing = f"the supervisor writes, {self._written:,} characters"
             case SupervisorReplied():
                 self._supervisor += event.usage
             case BlockStarted():
@@ -164,7 +186,7 @@ class _Panel:
                 self._doing = f"running block {event.block} of {event.blocks}"
             case BlockEnded():
                 self._doing = f"block ended: {event.result.outcome.value}"
-            case WorkerProgress():
+            case Metrics():
                 self._workers = event
             case _:
                 pass
@@ -182,10 +204,7 @@ class _Panel:
         facts.add_column(no_wrap=True, overflow="ellipsis")
         facts.add_row("turn", Text(f"{self._turn} of {self._turns or '?'} · {self._doing} · {seconds:.0f} s"))
         facts.add_row("supervisor", Text(_tokens(self._supervisor)))
-        failed = f", {self._workers.failed:,} failed" if self._workers.failed else ""
-        facts.add_row(
-            "worker", Text(f"{self._workers.in_flight:,} in flight{failed} · {_tokens(self._workers.usage)}")
-        )
+        facts.add_row("worker", Text(_calls(self._workers)))
         parts: list[RenderableType] = [facts]
         if self._code:
             lines = self._code.strip("\n").splitlines()

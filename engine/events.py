@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..handlers import Usage
@@ -57,13 +57,31 @@ class BlockEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerProgress:
-    """Worker calls began or ended: how many are in flight now, and what all calls of the run used."""
+class SupervisorWrote:
+    """A piece of the supervisor's message, as it comes; as untrusted as the whole."""
 
-    in_flight: int
-    done: int
-    failed: int
-    usage: Usage
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How the worker's calls stand: told once a second, and when some begin or end.
+
+    Attributes:
+        queued, in_flight: prompts that wait, and that are with the model.
+        done, failed, cached: prompts with a result; those without an answer and those that cost nothing among them.
+        usage: what the worker's calls used.
+        cost_usd: dollars of supervisor and worker; None where a price is unknown.
+    """
+
+    queued: int = 0
+    in_flight: int = 0
+    done: int = 0
+    failed: int = 0
+    cached: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +93,13 @@ class RunEnded:
     result: RunResult | None
 
 
-Event = RunStarted | TurnStarted | SupervisorReplied | BlockStarted | BlockEnded | WorkerProgress | RunEnded
+Event = (
+    RunStarted
+    | TurnStarted
+    | SupervisorWrote
+    | SupervisorReplied
+    | BlockStarted
+    | BlockEnded
+    | Metrics
+    | RunEnded
+)

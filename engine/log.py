@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -19,6 +20,28 @@ from ..handlers import Completion, Message, Usage
 from .errors import LogError
 from .sandbox import CellResult
 from .sandbox.context import EncodedContext, encode_context
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What one call of a model took.
+
+    Attributes:
+        usage: tokens and requests that were paid for.
+        cost_usd: dollars; None where the price is unknown.
+        queue_seconds: spent waiting for a slot, a rate limit or the budget.
+        model_seconds: from the request to the answer.
+        retries: attempts that failed before.
+        cached: whether it came from the cache, or with an equal request that was under way.
+    """
+
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
+    queue_seconds: float = 0.0
+    model_seconds: float = 0.0
+    retries: int = 0
+    cached: bool = False
+
 
 Stream = Literal["supervisor", "worker", "repl"]
 STREAMS: tuple[Stream, ...] = ("supervisor", "worker", "repl")
@@ -61,6 +84,11 @@ class RunLogger:
             if error is None:
                 raise _log_error(self._folder, failed) from failed
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is written."""
+        return self._folder is not None
+
     def start(self, query: str, context: object, settings: dict[str, Any]) -> None:
         """The first event: the question, the settings, and the context by its hash. All three files are tried."""
         if self._folder is None:
@@ -78,7 +106,7 @@ class RunLogger:
             self._write(stream, "run_start")
 
     def supervisor(
-        self, model: str, messages: Sequence[Message], completion: Completion, elapsed: float, purpose: str
+        self, model: str, messages: Sequence[Message], completion: Completion, numbers: Numbers, purpose: str
     ) -> None:
         """A turn of the supervisor; ``messages`` are those that it had not seen before."""
         self._write(
@@ -87,15 +115,16 @@ class RunLogger:
             purpose=purpose,
             model=model,
             messages=list(messages),
-            response=completion.text,
-            finish_reason=completion.finish_reason,
-            usage=_usage(completion.usage),
-            elapsed=elapsed,
+            **_answer(completion),
+            **_numbers(numbers),
         )
 
-    def worker(self, *, model: str, usage: Usage, elapsed: float, **facts: object) -> None:
-        """A worker call that ended: with ``response`` or with ``error``."""
-        self._write("worker", "worker", model=model, usage=_usage(usage), elapsed=elapsed, **facts)
+    def worker(
+        self, model: str, numbers: Numbers, completion: Completion | None = None, **facts: object
+    ) -> None:
+        """A worker call that ended: with an answer, or with an ``error`` among the facts."""
+        answer = {} if completion is None else _answer(completion)
+        self._write("worker", "worker", model=model, **facts, **answer, **_numbers(numbers))
 
     def repl(self, code: str, result: CellResult) -> None:
         """A block and all that it wrote."""
@@ -164,8 +193,26 @@ def _error(result: CellResult) -> dict[str, str]:
     return {"type": result.error.type, "message": result.error.message, "traceback": result.error.traceback}
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "calls": usage.calls}
+def _answer(completion: Completion) -> dict[str, object]:
+    reasoning = {"reasoning": completion.reasoning} if completion.reasoning else {}
+    return {"response": completion.text, "finish_reason": completion.finish_reason, **reasoning}
+
+
+def _numbers(numbers: Numbers) -> dict[str, object]:
+    usage = numbers.usage
+    return {
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "calls": usage.calls,
+        },
+        "elapsed": numbers.queue_seconds + numbers.model_seconds,
+        "queue_seconds": numbers.queue_seconds,
+        "model_seconds": numbers.model_seconds,
+        "cost_usd": numbers.cost_usd,
+        "retries": numbers.retries,
+        "cached": numbers.cached,
+    }
 
 
 def _log_error(folder: Path | None, error: OSError) -> LogError:

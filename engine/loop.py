@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..handlers import Completion, HandlerError, Message, ModelHandler, Role, Usage, call_chat
+from ..handlers import Completion, HandlerError, Message, Role
 from .blocks import code_blocks
+from .broker import Broker
+from .budget import BudgetExceeded
 from .errors import SandboxError, SandboxLost
-from .events import BlockEnded, BlockStarted, Event, SupervisorReplied, TurnStarted
+from .events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
 from .log import RunLogger
-from .prompts import Prompts, context_facts, fill, nudge
+from .prompts import Prompts, budget_left, context_facts, fill, nudge
 from .result import StopReason
 from .sandbox import CellResult, Outcome, Sandbox
 from .transcript import show_results
@@ -24,6 +26,7 @@ _ENDS_THE_RUN = frozenset({Outcome.PROTOCOL_VIOLATION})
 _REASONS: dict[StopReason, str] = {
     "max_iterations": "all turns are used",
     "timeout": "the time is up",
+    "budget": "the budget is used up",
     "sandbox_lost": "the interpreter was lost",
 }
 
@@ -50,13 +53,12 @@ class Research:
     """One run's conversation with its supervisor."""
 
     task: Task
-    supervisor: ModelHandler
+    broker: Broker
     sandbox: Sandbox
     prompts: Prompts
     log: RunLogger
     emit: Callable[[Event], None]
     messages: list[Message] = field(default_factory=list[Message])
-    usage: Usage = field(default_factory=Usage)
     iterations: int = 0
     _seen: int = 0
     _deadline: float | None = None
@@ -74,6 +76,8 @@ class Research:
                     return answer, "final"
         except _TimeIsUp:
             reason = "timeout"
+        except BudgetExceeded as exceeded:
+            reason = "timeout" if exceeded.limit == "max_seconds" else "budget"
         except SandboxError:
             reason = "sandbox_lost"
         return await self._best_answer(reason), reason
@@ -82,6 +86,7 @@ class Research:
         """One message of the supervisor and what came of it; the answer, if it gave one."""
         self.log.step = self.iterations = step
         self.emit(TurnStarted(step))
+        self.broker.keep_for_best_answer(self.messages)
         completion = await self._ask("turn")
         blocks = code_blocks(completion.text)
         results = await self._execute(step, blocks)
@@ -150,6 +155,7 @@ class Research:
         time_is_up = self._seconds_left() == 0
         if turns_left and not time_is_up:
             parts.append(nudge(self.prompts, turns_left, self.task.max_iterations))
+            parts.extend(budget_left(self.prompts, self.broker.budget.left()))
         self._say("user", "\n\n".join(parts))
         if time_is_up:
             raise _TimeIsUp
@@ -169,7 +175,11 @@ class Research:
         self._deadline = asyncio.get_running_loop().time() + self.task.final_seconds
         try:
             text = (await self._ask("best_answer")).text
-        except (_TimeIsUp, HandlerError):  # the run has its reason to end; a model's failure now is no other
+        except (
+            _TimeIsUp,
+            BudgetExceeded,
+            HandlerError,
+        ):  # the run has its reason to end; a model's failure now is no other
             return None
         with contextlib.suppress(SandboxError):
             for result in await self._execute(self.iterations, code_blocks(text)):
@@ -183,18 +193,23 @@ class Research:
         clock = asyncio.timeout(self._seconds_left())
         try:
             async with clock:
-                completion = await call_chat(self.supervisor, self.messages)
+                completion, numbers = await self.broker.ask_supervisor(
+                    self.messages, self._hear, best_answer=purpose == "best_answer"
+                )
         except TimeoutError:
             if clock.expired():
                 raise _TimeIsUp from None
             raise  # somebody else's: a handler's, say
         elapsed = time.monotonic() - started
-        self.usage += completion.usage
-        self.log.supervisor(self.supervisor.model, self.messages[self._seen :], completion, elapsed, purpose)
+        model = self.broker.supervisor.handler.model
+        self.log.supervisor(model, self.messages[self._seen :], completion, numbers, purpose)
         self._say("assistant", completion.text)
         self._seen = len(self.messages)
         self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
         return completion
+
+    def _hear(self, text: str) -> None:
+        self.emit(SupervisorWrote(self.iterations, text))
 
     def _say(self, role: Role, text: str) -> None:
         self.messages.append({"role": role, "content": text})

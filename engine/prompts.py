@@ -6,10 +6,11 @@ and are never read as templates themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Template
 
+from .budget import Left
 from .errors import TaskError
 
 _SYSTEM = """\
@@ -69,6 +70,8 @@ _NUDGE_LAST = (
     "This is your last turn. Call FINAL(answer) in a ```repl block now, with the best answer that you have."
 )
 
+_BUDGET = "Left of the budget: $left."
+
 _BEST_ANSWER = """\
 The research is over ($reason). Answer the question now, from what you have seen: $query
 Reply with the answer alone, as plain text, without code.\
@@ -89,6 +92,7 @@ class Prompts:
         first: the question. ``$query $context_facts $max_iterations``.
         no_code: after a message without a block.
         nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
+        budget: after that, where a budget is limited. ``$left``.
         best_answer: once, after a limit was reached. ``$reason $query``.
         state_lost: after the interpreter had to be replaced. ``$outcome``.
     """
@@ -99,6 +103,7 @@ class Prompts:
     nudge_early: str = _NUDGE_EARLY
     nudge_late: str = _NUDGE_LATE
     nudge_last: str = _NUDGE_LAST
+    budget: str = _BUDGET
     best_answer: str = _BEST_ANSWER
     state_lost: str = _STATE_LOST
 
@@ -134,6 +139,16 @@ def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
     else:
         text = prompts.nudge_early
     return fill(text, turns_left=turns_left)
+
+
+def budget_left(prompts: Prompts, left: Left) -> list[str]:
+    """What is left of a limited budget, after the outputs of a turn; nothing where nothing is limited."""
+    parts = [
+        f"{amount:,.4f} US dollars" if unit == "dollars" else f"{amount:,.0f} {unit.replace('_', ' ')}"
+        for unit, amount in asdict(left).items()
+        if amount is not None
+    ]
+    return [fill(prompts.budget, left=", ".join(parts))] if parts else []
 
 
 def context_facts(context: object) -> str:

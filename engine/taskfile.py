@@ -49,6 +49,14 @@ class TaskFile(BaseModel):
     )
     sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
     limits: TaskLimits = Field(default_factory=TaskLimits)
+    cache: str = Field(
+        default="run",
+        min_length=1,
+        description="where finished answers are kept: off, run (for this run), or a file; relative to the current directory",
+    )
+    cache_sampled: bool = Field(
+        default=False, description="whether answers that are drawn at random are kept, too"
+    )
     log_dir: str | None = Field(
         default=None, description="a folder for the logs; relative to the current directory"
     )

@@ -249,7 +249,7 @@ async def turns() -> None:
 
 async def test_whoever_waits_gets_what_calls_under_way_did_not_take() -> None:
     budget = limited(max_tokens=100)
-    first = await budget.acquire(Cost(tokens=100))
+    first = await budget.acquire(Cost(tokens=90))
     second, third = await waiting(budget, 60, 10)
     assert not second.done()
     assert not third.done(), "first come, first served"

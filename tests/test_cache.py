@@ -91,12 +91,20 @@ async def test_after_the_end_nothing_is_left_open(tmp_path: Path) -> None:
     path = tmp_path / "answers"
     async with ResponseCache(path) as cache:
         await cache.put(KEY, answer())
-        threads = [thread for thread in threading.enumerate() if thread.name.startswith("response-cache")]
-        assert len(threads) == 1
-    threads[0].join(5)
-    assert not threads[0].is_alive()
+        assert len(threads()) == 1
+    all_threads_end()
     assert [file.name for file in tmp_path.iterdir()] == ["answers"]
     assert not any(str(path) in link for link in open_files())
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("response-cache")]
+
+
+def all_threads_end() -> None:
+    for thread in threads():
+        thread.join(5)
+    assert threads() == []
 
 
 def open_files() -> list[str]:
@@ -120,9 +128,23 @@ async def test_cancelling_an_opening_at_any_moment_leaves_nothing_open(tmp_path:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    for thread in threading.enumerate():
-        if thread.name.startswith("response-cache"):
-            thread.join(5)
+    all_threads_end()
+    assert not any(str(path) in link for link in open_files())
+
+
+async def test_an_end_that_is_cancelled_behind_a_write_closes_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "answers"
+    cache = await ResponseCache(path).__aenter__()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(cache.put(KEY, answer()))
+        ending = asyncio.create_task(cache.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+    await writing
+    all_threads_end()
     assert not any(str(path) in link for link in open_files())
 
 
@@ -352,13 +374,14 @@ def test_processes_that_open_the_same_new_file_at_once_share_it(tmp_path: Path) 
 
 
 async def test_many_caches_open_the_same_new_file_at_once(tmp_path: Path) -> None:
-    async def use(number: int) -> None:
-        async with ResponseCache(tmp_path / "answers") as cache:
+    async def use(path: Path, number: int) -> None:
+        async with ResponseCache(path) as cache:
             await cache.put(bytes([number]), answer())
 
-    await asyncio.gather(*map(use, range(16)))
-    async with ResponseCache(tmp_path / "answers") as cache:
-        assert len(await cache.get_many([bytes([number]) for number in range(16)])) == 16
+    for path in (tmp_path / str(turn) for turn in range(10)):
+        await asyncio.gather(*(use(path, number) for number in range(16)))
+        async with ResponseCache(path) as cache:
+            assert len(await cache.get_many([bytes([number]) for number in range(16)])) == 16
 
 
 WRITE = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from supdist.engine import LogError, Prompts, RunLimits, RunResult, SandboxConfig, TaskError, arun, run
-from supdist.engine.events import Event, RunEnded, RunStarted, WorkerProgress
+from supdist.engine.events import Event, Metrics, RunEnded, RunStarted, SupervisorWrote
 from supdist.handlers import (
     Completion,
     HandlerError,
@@ -297,7 +297,7 @@ async def test_handlers_of_users_work_plain_or_async(kind: str) -> None:
     result, _ = await answer(block(code), worker=handler)
     many = "many" if "batch" in kind else "one"
     bad = '"unavailable: the worker could not be reached, or failed"' if "batch" in kind else '"one bad"'
-    assert result.answer == f'["one a", "{many} b", {bad}]'
+    assert result.answer == f'["{many} a", "{many} b", {bad}]'
     assert result.worker_usage.calls == (2 if "batch" in kind else 3)
 
 
@@ -336,7 +336,7 @@ async def test_run_works_inside_a_running_event_loop_as_in_a_notebook() -> None:
 async def test_events_tell_the_story_in_order() -> None:
     told: list[Event] = []
     await answer(block("worker_batch(['a', 'b'])\nFINAL(1)"), on_event=told.append)
-    names = [type(event).__name__ for event in told if not isinstance(event, WorkerProgress)]
+    names = [type(event).__name__ for event in told if not isinstance(event, (Metrics, SupervisorWrote))]
     assert names == [
         "RunStarted",
         "TurnStarted",
@@ -347,7 +347,7 @@ async def test_events_tell_the_story_in_order() -> None:
     ]
     assert isinstance(told[0], RunStarted)
     assert isinstance(told[-1], RunEnded)
-    progress = [event for event in told if isinstance(event, WorkerProgress)]
+    progress = [event for event in told if isinstance(event, Metrics)]
     assert [event.in_flight for event in progress] == [2, 0]
     assert progress[-1].usage.calls == 2
 
