@@ -177,7 +177,7 @@ async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
             log_dir=task.log_dir,
             output_limit=limits.output_limit,
             worker_ctx_k=limits.worker_ctx_k,
-            sandbox=task.sandbox,
+            sandbox=task.sandbox_in(folder),
             limits=limits,
             cache=task.cache,
             cache_sampled=task.cache_sampled,
@@ -200,10 +200,15 @@ def execute(
     code: Annotated[
         str | None, typer.Argument(help="Python source; from stdin where it is not given, or is '-'.")
     ] = None,
+    *,
     timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds that it may take.")] = 120.0,
     memory: Annotated[str, typer.Option(help="Memory that it may use, such as 512MiB.")] = "2GiB",
     context_file: Annotated[
         Path | None, typer.Option(help="A text file; the code sees it as `context`.")
+    ] = None,
+    packages: Annotated[
+        str | None,
+        typer.Option(help="A folder made by `pip install --target`, which the code can import from."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print outcome, output and error as JSON.")] = False,
 ) -> None:
@@ -215,10 +220,11 @@ def execute(
 
     source = sys.stdin.read() if code is None or code == "-" else code
     try:
-        config = SandboxConfig.model_validate({"memory": memory})
+        config = SandboxConfig.model_validate({"memory": memory, "packages": packages})
         context = context_file.read_text(encoding="utf-8") if context_file else ""
     except ValidationError as error:
-        raise TaskError(f"--memory: {error.errors()[0]['msg']}") from None
+        problem = error.errors()[0]
+        raise TaskError(f"--{problem['loc'][0]}: {problem['msg']}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"--context-file: {error}") from error
 

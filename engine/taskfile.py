@@ -70,6 +70,13 @@ class TaskFile(BaseModel):
             raise ValueError("a task needs either `context` or `context_file`")
         return self
 
+    def sandbox_in(self, folder: Path) -> SandboxConfig:
+        """The sandbox, with its paths found from the task file's folder."""
+        packages = self.sandbox.packages
+        if packages is None:
+            return self.sandbox
+        return self.sandbox.model_copy(update={"packages": str(folder / packages)})
+
     def load_context(self, folder: Path) -> object:
         """The context, read from its file where it has one.
 

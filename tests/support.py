@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -60,3 +61,33 @@ def descendants(pid: int) -> set[int]:
 def zygotes() -> int:
     """How many zygotes this process has. A shim bears its parent's name for a moment; it is no direct child."""
     return sum(child.name() == "supdist-zygote" for child in psutil.Process().children())
+
+
+_SCAN = """
+import hashlib
+head, wanted = {head!r}.encode(), {wanted!r}
+found = 0
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
+    for line in maps:
+        span, rights = line.split()[:2]
+        start, end = (int(edge, 16) for edge in span.split("-"))
+        if "r" not in rights or "[v" in line: continue
+        memory.seek(start)
+        try: data = memory.read(end - start)
+        except (OSError, OverflowError): continue
+        place = data.find(head)
+        while place >= 0:
+            found += hashlib.sha256(data[place:place + {length}]).hexdigest() == wanted
+            place = data.find(head, place + 1)
+        del data
+print("found" if found else "nothing")
+"""
+
+
+def scan_memory_for(text: str) -> str:
+    """Code for a guest that prints ``found`` where its memory holds the text, else ``nothing``.
+
+    It knows the first half and a hash of the whole, so that it does not find itself.
+    """
+    half, wanted = text[: len(text) // 2], hashlib.sha256(text.encode()).hexdigest()
+    return _SCAN.format(head=half, wanted=wanted, length=len(text))

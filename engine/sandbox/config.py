@@ -77,6 +77,12 @@ class SandboxConfig(BaseModel):
         description="prompts that wait for workers at once; a guest with more waits",
     )
 
+    packages: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a folder made by `pip install --target`, which the code can import from; "
+        "relative to the task file, or in Python to the current directory",
+    )
     calls_per_second: float = Field(
         default=10_000.0, gt=0, le=1e6, description="such messages a second; a faster guest is slowed down"
     )

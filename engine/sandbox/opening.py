@@ -1,4 +1,4 @@
-"""Opening sandboxes. All that are open in one event loop share one zygote."""
+"""Opening sandboxes. All that are open in one event loop, with the same packages or none, share one zygote."""
 
 from __future__ import annotations
 
@@ -11,30 +11,70 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import RunVar
 
 from .config import CellResult, Isolation, OnCall, SandboxConfig
+from .packages import Packages, find_packages
 from .sandbox import Sandbox
 from .zygote import Zygote
 
+_IDLE_WITH_PACKAGES = 3
+
 
 class _Shared:
-    """The zygote of one event loop, and how many need it."""
+    """The zygotes of one event loop, last used last, and how many need them.
+
+    There is one without packages and one for each folder of them, since the sandbox that a zygote has ready was
+    built with what its zygote sees. A folder that has changed is another.
+    """
 
     def __init__(self) -> None:
         self.users = 0
         self.lock = asyncio.Lock()
-        self.zygote: Zygote | None = None
+        self.zygotes: dict[Packages | None, Zygote] = {}
+
+    async def zygote(self, packages: Packages | None) -> Zygote:
+        """A zygote that is alive. Its caller spawns before it awaits anything, so that it is not idle meanwhile."""
+        async with self.lock:
+            zygote = self.zygotes.pop(packages, None)
+            if zygote is not None and not zygote.alive:
+                await zygote.close()
+                zygote = None
+            if zygote is None:
+                await self._end_idle()
+                zygote = Zygote(packages.path if packages else None)
+                await zygote.start()
+            self.zygotes[packages] = zygote
+            return zygote
+
+    async def _end_idle(self) -> None:
+        """Each holds some 25 MB: of those with packages, keep the few that were used last."""
+        idle = [packages for packages, zygote in self.zygotes.items() if packages and zygote.idle]
+        for packages in idle[:-_IDLE_WITH_PACKAGES]:
+            await asyncio.shield(asyncio.ensure_future(self.zygotes.pop(packages).close()))
+
+    async def close(self) -> None:
+        """End them all."""
+        zygotes, self.zygotes = list(self.zygotes.values()), {}
+        await asyncio.gather(*(zygote.close() for zygote in zygotes))
 
 
-_shared: RunVar[_Shared] = RunVar("supdist zygote")
+_shared: RunVar[_Shared] = RunVar("supdist zygotes")
 
 
 class Engine:
-    """Keeps the zygote of this event loop alive, so that the next sandbox costs a fork and no start.
+    """Keeps the zygotes of this event loop alive, so that the next sandbox costs a fork and no start.
 
     ``open_sandbox`` and ``arun`` enter one by themselves; hold one around several of them that follow
     each other. A zygote that was killed is replaced when the next sandbox is opened.
+
+    Args:
+        packages: as ``SandboxConfig.packages``: sandboxes with these packages are the first that are opened.
     """
 
+    def __init__(self, packages: str | None = None) -> None:
+        self._folder = packages
+
     async def __aenter__(self) -> Engine:
+        if self._folder is not None:  # a reset may come after the current directory has changed
+            self._folder = find_packages(self._folder).path
         try:
             self._state = _shared.get()
         except LookupError:
@@ -42,7 +82,7 @@ class Engine:
             _shared.set(self._state)
         self._state.users += 1
         try:
-            await self._ensure()
+            await self.zygote()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -53,25 +93,17 @@ class Engine:
     ) -> None:
         state = self._state
         state.users -= 1
-        if state.users == 0 and state.zygote is not None:
-            zygote, state.zygote = state.zygote, None
-            await asyncio.shield(asyncio.ensure_future(zygote.close()))
-
-    async def _ensure(self) -> None:
-        async with self._state.lock:
-            if self._state.zygote is not None and not self._state.zygote.alive:
-                dead, self._state.zygote = self._state.zygote, None
-                await dead.close()
-            if self._state.zygote is None:
-                zygote = Zygote()
-                await zygote.start()
-                self._state.zygote = zygote
+        if state.users == 0 and state.zygotes:
+            await asyncio.shield(asyncio.ensure_future(state.close()))
 
     async def zygote(self) -> Zygote:
-        """A zygote that is alive."""
-        await self._ensure()
-        assert self._state.zygote is not None
-        return self._state.zygote
+        """A zygote that is alive, for sandboxes with these packages.
+
+        Raises:
+            SandboxUnavailable: it cannot be started here.
+            TaskError: the packages cannot be used.
+        """
+        return await self._state.zygote(find_packages(self._folder) if self._folder else None)
 
 
 @asynccontextmanager
@@ -92,10 +124,11 @@ async def open_sandbox(
 
     Raises:
         SandboxUnavailable: the isolation cannot be had here; nothing weaker is taken instead.
-        TaskError: the context is no plain data.
+        TaskError: the context is no plain data, or the packages cannot be used.
     """
-    async with Engine() as engine:
-        sandbox = Sandbox(engine.zygote, config or SandboxConfig(), context, query, on_call)
+    config = config or SandboxConfig()
+    async with Engine(config.packages) as engine:
+        sandbox = Sandbox(engine.zygote, config, context, query, on_call)
         try:
             await sandbox.start()
             yield sandbox

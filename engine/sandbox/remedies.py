@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from ..errors import SandboxUnavailable
+from ..errors import EngineError, SandboxUnavailable, TaskError
 
 _STEPS = {
     "user_namespace": "User namespaces cannot be created",
@@ -24,6 +24,16 @@ _STEPS = {
     "host_view": "A mount namespace for the sandboxes cannot be built",
     "exec": "The interpreter cannot be started in the sandboxes' view of the machine",
 }
+
+
+def failure(step: str, code: int, packages: str | None) -> EngineError:
+    """The error for a step that failed with this errno, in a sandbox that was to have these packages."""
+    if step == "packages":
+        return TaskError(
+            f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the engine is root, "
+            "a sandbox's user is a stranger to the folder's owner: `chmod -R a+rX` on the folder lets everybody read it"
+        )
+    return unavailable(step, code)
 
 
 def unavailable(step: str, code: int) -> SandboxUnavailable:

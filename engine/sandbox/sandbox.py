@@ -12,7 +12,7 @@ from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
-from .remedies import unavailable
+from .remedies import failure
 from .zygote import Zygote
 
 _CLOSE_SECONDS = 10.0
@@ -63,7 +63,7 @@ class Sandbox:
         Raises:
             SandboxUnavailable: the isolation that the config asks for cannot be had here.
             SandboxLost: the sandbox died before it was ready.
-            TaskError: the context holds something that is no plain data.
+            TaskError: the context holds something that is no plain data, or the packages cannot be read.
         """
         self._zygote = await self._find_zygote()
         self._host: dict[str, int] = {}
@@ -219,7 +219,7 @@ class Sandbox:
 
         Raises:
             SandboxError: the sandbox is closed, or a cell runs.
-            SandboxUnavailable, SandboxLost: as at the first start.
+            SandboxUnavailable, SandboxLost, TaskError: as at the first start.
         """
         if self._closed:
             raise SandboxError("this sandbox is closed")
@@ -321,7 +321,7 @@ class Sandbox:
         elif isinstance(message, protocol.Ready):
             self._ready.set_result(Isolation.from_facts(self._config.backend, message.facts, self._host))
         else:
-            self._ready.set_exception(unavailable(message.step, message.errno))
+            self._ready.set_exception(failure(message.step, message.errno, self._config.packages))
 
     def _guest_limits(self) -> tuple[int, int, int]:
         limits = self._config.limits()

@@ -18,7 +18,7 @@ from ...sandbox_image import protocol
 from ...sandbox_image.jail import view
 from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
 from .context import ContextMemory
-from .remedies import unavailable
+from .remedies import failure
 
 Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
 
@@ -33,9 +33,14 @@ _CONTROL_BUFFER = 4 << 20
 
 
 class Zygote:
-    """One zygote process and the ROUTER socket that its shims connect to. Belongs to one event loop."""
+    """One zygote process and the ROUTER socket that its shims connect to. Belongs to one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        packages: the real path of a folder that its sandboxes can import from.
+    """
+
+    def __init__(self, packages: str | None = None) -> None:
+        self._packages = packages
         self.contexts = ContextMemory()
         self._receivers: dict[bytes, Receiver] = {}
         self._ready: asyncio.Future[None] | None = None
@@ -46,11 +51,17 @@ class Zygote:
         """Whether sandboxes can be had from it."""
         return self._alive
 
+    @property
+    def idle(self) -> bool:
+        """Whether no sandbox of it is in use."""
+        return not self._receivers
+
     async def start(self) -> None:
         """Start the process and wait until it takes orders.
 
         Raises:
             SandboxUnavailable: a wall that every sandbox needs cannot be built here.
+            TaskError: the packages cannot be shown to sandboxes.
         """
         self._loop = asyncio.get_running_loop()
         self._ready = self._loop.create_future()
@@ -71,7 +82,7 @@ class Zygote:
             self._loop.add_reader(self._control, self._read_control)
             with theirs, tempfile.TemporaryFile() as complaints:
                 self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec; asyncio's way takes a child watcher
-                    view.command(theirs.fileno(), f"{folder}/engine"),
+                    view.command(theirs.fileno(), f"{folder}/engine", self._packages),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=complaints,
@@ -225,14 +236,14 @@ class Zygote:
             return
         if packet.startswith(b"FAILED "):
             _, name, code = packet.decode("ascii").split()
-            self._fail(unavailable(name, int(code)))
+            self._fail(failure(name, int(code), self._packages))
             return
         match protocol.decode_from_zygote(packet):
             case protocol.ZygoteReady():
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
             case protocol.SetupFailed(name, code):
-                self._fail(unavailable(name, code))
+                self._fail(failure(name, code, self._packages))
             case protocol.ShimExit() as ended:
                 # What the shim said last says more than its wait status, and may still be on its way through
                 # ZeroMQ's own thread. One that ended by itself has said something.

@@ -20,6 +20,7 @@ Step = Literal[
     "seccomp",
     "cgroup",
     "host_view",
+    "packages",
     "exec",
 ]
 

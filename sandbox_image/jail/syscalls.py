@@ -72,8 +72,8 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, o
     """mount(2). A read-only bind needs a second call with ``MS_REMOUNT``."""
     _check(
         _libc.mount(
-            source.encode(),
-            target.encode(),
+            os.fsencode(source),
+            os.fsencode(target),
             fstype.encode() if fstype else None,
             ctypes.c_ulong(flags),
             options.encode() or None,

@@ -12,8 +12,9 @@ alone): it builds the view and becomes the zygote. In the view lie
     /run/engine     the engine's ZeroMQ socket, a bind of the file itself: the engine unlinks its
                     directory at once, so that nothing is left on disk whoever is killed
 
-An interpreter under /home or in a virtual environment appears as /opt/python: neither a traceback nor
-/proc/self/maps in a sandbox names a path of the host.
+An interpreter under /home or in a virtual environment appears as /opt/python, the user's folder of packages as
+/opt/packages: neither a traceback nor /proc/self/maps in a sandbox names a path of the host. That folder is one more
+bind, made by path: a descriptor of another mount namespace cannot be bound.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from typing import TypedDict
 from . import syscalls as sc
 from .steps import StepFailed, step
 
+PACKAGES = "/opt/packages"
+"""Where sandboxes find the third-party packages that their user chose."""
 HOST_MODULES = ("msgspec", "cloudpickle", "zmq", "psutil", "pyseccomp")
 ENGINE_SOCKET = "/run/engine"
 
@@ -81,8 +84,11 @@ class Order(Plan):
     socket: str
 
 
-def plan() -> Plan:
-    """What the view is made of on this host, as data for ``main``; found without importing anything."""
+def plan(packages: str | None = None) -> Plan:
+    """What the view is made of on this host, as data for ``main``; found without importing anything.
+
+    ``packages`` is the real path of a folder that sandboxes see as ``PACKAGES``.
+    """
     package = Path(__file__).resolve().parent.parent
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
     executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
@@ -97,6 +103,8 @@ def plan() -> Plan:
         copies.append([executable, python])
         if sysconfig.get_config_var("Py_ENABLE_SHARED"):
             environment["LD_LIBRARY_PATH"] = f"{_PYTHON}/lib"
+    if packages is not None:
+        binds.append([packages, PACKAGES])
     modules = [[str(package), "/hostlib/supdist/sandbox_image"]]
     for module in HOST_MODULES:
         modules += [[str(source), f"/hostlib/{source.name}"] for source in _module_files(module)]
@@ -122,11 +130,11 @@ def _module_files(name: str) -> list[Path]:
     return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
 
 
-def command(control_fd: int, socket_file: str) -> list[str]:
-    """The command line that becomes the zygote. ``control_fd`` must be inherited."""
+def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
+    """The command line that becomes the zygote, see ``plan``. ``control_fd`` must be inherited."""
     root = str(Path(__file__).resolve().parent.parent.parent)
     boot = BOOT.format(path=[], root=root, module="view")
-    order: Order = {**plan(), "control": control_fd, "socket": socket_file}
+    order: Order = {**plan(packages), "control": control_fd, "socket": socket_file}
     return [sys.executable, "-I", "-S", "-c", boot, json.dumps(order)]
 
 
@@ -188,7 +196,8 @@ def _fill(order: Order) -> None:
     for folder in ("proc", "dev", "run", "hostlib", "lower", "template", "empty", "guest"):
         os.mkdir(folder)
     for source, target in order["binds"]:
-        _bind(source, f"lower{target}")
+        with step("packages" if target == PACKAGES else "host_view"):
+            _bind(source, f"lower{target}")
     for _, target in order["binds"]:
         sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
     for source, target in order["copies"]:

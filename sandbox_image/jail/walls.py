@@ -7,13 +7,16 @@ becomes the parent of init.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import math
 import os
 import random
 import resource
 import signal
 import socket
 import stat
+import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -237,11 +240,33 @@ def _be_furnished(kit: Kit, sync: int) -> None:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
         # The first child has ended: the shim is the parent now, and with it this process ends.
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if view.PACKAGES in kit.folders:
+        with step("packages"):
+            _offer_packages(limits)
     with step("landlock"):
         landlock.restrict(read=("/",), write=(protocol.WORK, "/tmp", "/dev", "/proc"))
     if kit.seccomp is not None:
         with step("seccomp"):
             seccomp.install(kit.seccomp)
+
+
+def _offer_packages(limits: protocol.Limits) -> None:
+    """Let this interpreter, and those that it starts, import the packages.
+
+    Raises:
+        PermissionError: the sandbox's own user, whom only the rights of all others help where the engine is root,
+            cannot read the folder or what lies directly in it. Import would say that there is no such module.
+    """
+    with os.scandir(view.PACKAGES) as entries:
+        for entry in entries:
+            needed = os.R_OK | os.X_OK if entry.is_dir() else os.R_OK
+            if (entry.is_dir() or entry.is_file()) and not os.access(entry, needed):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    sys.path.append(view.PACKAGES)
+    os.environ["PYTHONPATH"] = view.PACKAGES
+    # By default BLAS starts a thread for each of the host's processors: more than `cpus` could run, each a part of `pids`.
+    threads = max(1, min(math.ceil(limits.cpus), limits.pids // 4))
+    os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
 
 
 def _arrange_descriptors(stream: int, sync: int) -> int:
@@ -285,10 +310,9 @@ def _mount(folders: tuple[str, ...]) -> None:
     os.setresgid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
     os.setresuid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    try:
-        _mount_overlays(folders)
-    except OSError:
-        _mount_binds(folders)
+    _lay(view.TEMPLATE, protocol.ROOT)
+    for path in folders:
+        _lay(view.LOWER + path, protocol.ROOT + path)
     os.chdir(protocol.ROOT)
     packages = f".{sysconfig.get_path('stdlib')}/site-packages"
     if os.path.isdir(packages):  # the base interpreter's own, with the host's paths in its records
@@ -304,26 +328,19 @@ def _mount(folders: tuple[str, ...]) -> None:
         sc.mount(f"proc/{name}", target, None, sc.MS_BIND)
 
 
-def _mount_overlays(folders: tuple[str, ...]) -> None:
-    """The root as overlays of its own: same pages, but other inodes than those of the host.
+def _lay(source: str, target: str) -> None:
+    """Show a folder of the view, read-only, as an overlay of its own: same pages, but other inodes than the host's.
 
     So a lock that one sandbox takes on a library is seen by no other, a socket that lies in a host's folder
-    cannot be connected to, and mountinfo names no path of the host.
+    cannot be connected to, and mountinfo names no path of the host. Where the kernel or the folder's file system
+    refuses overlays it is a bind; ``doctor`` tells which it was.
     """
-    flags = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
-    sc.mount("overlay", protocol.ROOT, "overlay", flags, f"lowerdir={view.TEMPLATE}:{view.EMPTY}")
-    for path in folders:
-        sc.mount(
-            "overlay", protocol.ROOT + path, "overlay", flags, f"lowerdir={view.LOWER}{path}:{view.EMPTY}"
-        )
-
-
-def _mount_binds(folders: tuple[str, ...]) -> None:
-    """The same as binds, where the kernel or a file system refuses overlays. The facts tell which it was."""
-    sc.mount(view.TEMPLATE, protocol.ROOT, None, sc.MS_BIND | sc.MS_REC)
-    for path in folders:
-        sc.mount(view.LOWER + path, protocol.ROOT + path, None, sc.MS_BIND | sc.MS_REC)
-    sc.protect(protocol.ROOT, sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
+    try:
+        flags = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
+        sc.mount("overlay", target, "overlay", flags, f"lowerdir={source}:{view.EMPTY}")
+    except OSError:
+        sc.mount(source, target, None, sc.MS_BIND | sc.MS_REC)
+        sc.protect(target, sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
 
 
 def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:

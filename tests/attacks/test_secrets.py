@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -14,7 +13,7 @@ import pytest
 from attacks.lab import ATTEMPT, Arena, outside, timed
 from supdist.engine import SandboxConfig, arun
 from supdist.handlers import ScriptedHandler
-from support import REPOSITORY, SMALL
+from support import REPOSITORY, SMALL, scan_memory_for
 
 ENVIRONMENT = """
 import ctypes, os
@@ -56,31 +55,8 @@ async def test_en2_no_other_process_can_be_looked_at(arena: Arena, canary: str) 
     assert canary in await outside(OTHERS)
 
 
-SCAN = """
-import hashlib
-head, wanted = {head!r}.encode(), {wanted!r}
-found = 0
-with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
-    for line in maps:
-        span, rights = line.split()[:2]
-        start, end = (int(edge, 16) for edge in span.split("-"))
-        if "r" not in rights or "[v" in line: continue
-        memory.seek(start)
-        try: data = memory.read(end - start)
-        except (OSError, OverflowError): continue
-        place = data.find(head)
-        while place >= 0:
-            found += hashlib.sha256(data[place:place + {length}]).hexdigest() == wanted
-            place = data.find(head, place + 1)
-        del data
-print("found" if found else "nothing")
-"""
-
-
 async def test_en3_the_memory_of_the_runtime_holds_no_key(arena: Arena, canary: str) -> None:
-    """The guest knows the first half and a hash of the whole, so that it does not find its own code."""
-    wanted = hashlib.sha256(canary.encode()).hexdigest()
-    code = SCAN.format(head=canary[:20], wanted=wanted, length=len(canary))
+    code = scan_memory_for(canary)
     async with arena.open() as sandbox:
         result = await timed(sandbox, code, timeout=5, within=6)
     async with arena.open(context=f"it is {canary} here") as told:

@@ -1,0 +1,41 @@
+"""The folder of third-party packages that sandboxes may import from."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from ..errors import TaskError
+
+_REMEDY = "make it with `pip install --target DIR PACKAGE ...`, and a pip of the engine's own Python"
+
+
+class Packages(NamedTuple):
+    """A folder as it is: neither what came to lie at its path since, nor the same with other rights or entries.
+
+    A sandbox that is ready has what its overlay found when it was built.
+    """
+
+    path: str
+    device: int
+    inode: int
+    changed_ns: int
+
+
+def find_packages(folder: str) -> Packages:
+    """The folder as it is now; a relative path is relative to the current directory.
+
+    Raises:
+        TaskError: it is not there, is no folder, or cannot be read by this user.
+    """
+    try:
+        path = os.path.realpath(folder, strict=True)
+        os.scandir(path).close()
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise TaskError(f"packages: there is no folder {folder!r}; {_REMEDY}") from None
+    except NotADirectoryError:
+        raise TaskError(f"packages: {folder!r} is no folder; {_REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise TaskError(f"packages: {folder!r} cannot be read ({error}); {_REMEDY}") from error
+    return Packages(path, found.st_dev, found.st_ino, found.st_ctime_ns)
