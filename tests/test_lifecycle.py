@@ -228,7 +228,7 @@ def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
 ) -> None:
     """A real failure: the engine's socket is not where the order says."""
     real = zygote_module.view.command
-    monkeypatch.setattr(zygote_module.view, "command", lambda fd, path: real(fd, "/nowhere"))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(zygote_module.view, "command", lambda fd, _, more: real(fd, "/nowhere", more))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     with (
         pytest.raises(SandboxUnavailable, match="A mount namespace for the sandboxes cannot be built"),
         SyncSandbox(),

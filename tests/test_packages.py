@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from supdist.engine import Engine, Outcome, Sandbox, SandboxConfig, TaskError, open_sandbox
+from supdist.engine.sandbox.zygote import Zygote
 from support import REPOSITORY, SMALL, Open, scan_memory_for, zygotes
 
 pytestmark = pytest.mark.anyio
@@ -152,7 +153,6 @@ async def test_the_folder_is_read_only_and_gives_no_rights(small: Open, tmp_path
     folder = Path(folder_with(tmp_path / "packages", greeting="VALUE = 1"))
     shutil.copyfile("/usr/bin/id", folder / "id")
     (folder / "id").chmod(0o6755)
-    os.mkfifo(folder / "pipe")
     code = """
 import errno, os, subprocess
 def attempt(action, *arguments):
@@ -303,6 +303,11 @@ async def test_what_is_no_folder_is_refused_with_a_remedy(
             pass
     async with small() as sandbox:  # the engine is none the worse for it
         assert (await sandbox.execute("print(1)")).stdout == "1\n"
+
+
+async def test_a_folder_that_goes_while_its_zygote_starts_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="No such file"):
+        await Zygote(str(tmp_path / "gone")).start()
 
 
 @pytest.mark.parametrize("closed", ["", "package", "module.py"])
