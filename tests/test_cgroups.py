@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from supdist.engine import SandboxConfig
-from supdist.sandbox_image.jail.cgroups import CgroupBase, CgroupV2
+from supdist.sandbox_image.jail.cgroups import MOUNT, CgroupBase, CgroupV2
 
 LIMITS = SandboxConfig.model_validate({"memory": "64MiB", "pids": 8, "cpus": 0.5}).limits()
 
@@ -16,40 +17,63 @@ def unified(root: Path, path: str) -> Path:
     """A version 2 tree with one group in it, as far as files go."""
     (root / "cgroup.controllers").write_text("cpu memory pids\n")
     group = root / path
-    group.mkdir(parents=True)
+    group.mkdir(parents=True, exist_ok=True)
     (root / "membership").write_text(f"0::/{path}\n")
     return group
 
 
-def with_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder is born with the files that the kernel would put there."""
-    made = Path.mkdir
+def like_the_kernel(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """The rules of cgroups(7) that matter here.
+
+    A folder below one that hands memory down is born with files, a process is in one group alone, and a group with
+    processes hands no memory down.
+    """
+    made, wrote = Path.mkdir, Path.write_text
 
     def mkdir(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         made(self, mode, parents, exist_ok)
-        if self.name.startswith("supdist-"):
-            for name in (
-                "memory.max",
-                "memory.swap.max",
-                "memory.oom.group",
-                "pids.max",
-                "cpu.max",
-                "cgroup.procs",
-            ):
-                (self / name).write_text("")
-            (self / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\n")
-            (self / "pids.events").write_text("max 4\n")
-            (self / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+        wrote(self / "cgroup.procs", "")
+        control = self.parent / "cgroup.subtree_control"
+        if control.exists() and "+memory" in control.read_text():
+            for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"):
+                wrote(self / name, "")
+            wrote(self / "memory.events", "low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\n")
+            wrote(self / "pids.events", "max 4\n")
+            wrote(self / "cpu.stat", "usage_usec 1500000\nuser_usec 1\n")
+
+    def write_text(self: Path, data: str) -> int:
+        if self.name == "cgroup.procs":
+            for group in root.rglob("cgroup.procs"):
+                wrote(group, "".join(f"{pid}\n" for pid in group.read_text().split() if pid != data))
+        elif self.name == "cgroup.subtree_control":
+            processes = self.with_name("cgroup.procs")
+            if "+memory" in data and processes.exists() and processes.read_text():
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        else:
+            return wrote(self, data)
+        return wrote(self, (self.read_text() if self.exists() else "") + f"{data}\n")
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "rmdir", Path.exists)
+
+
+def delegate(monkeypatch: pytest.MonkeyPatch, group: Path) -> None:
+    """Mark a group as systemd does; not every file system that tests run on takes attributes."""
+
+    def getxattr(path: Path, attribute: str) -> bytes:
+        if path == group and attribute == "user.delegate":
+            return b"1"
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
 
 
 def test_version_2_is_used_beside_the_engines_own_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = unified(tmp_path, "user.slice/app.slice/run.scope")
-    with_files(monkeypatch)
-    monkeypatch.setattr(Path, "rmdir", Path.exists)
+    like_the_kernel(monkeypatch, tmp_path)
     base = CgroupBase.find(tmp_path, tmp_path / "membership")
     assert base is not None
     assert base.version == 2
@@ -63,8 +87,54 @@ def test_version_2_is_used_beside_the_engines_own_group(
     assert (folder / "memory.oom.group").read_text() == "1"
     assert (folder / "pids.max").read_text() == "9"
     assert (folder / "cpu.max").read_text() == "50000 100000"
-    assert (folder / "cgroup.procs").read_text() == "77"
+    assert (folder / "cgroup.procs").read_text() == "77\n"
     assert (made.oom_kills(), made.refused_forks(), made.cpu_seconds(), made.peak_memory()) == (3, 4, 1.5, 0)
+    assert [path.parent for path in tmp_path.rglob("cgroup.subtree_control")] == [group.parent], (
+        "no other is touched"
+    )
+
+
+def test_a_delegated_group_holds_the_sandboxes_once_its_processes_are_in_a_leaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the limits of a unit hold for its sandboxes, and its end is theirs. The next engine starts in the leaf."""
+    group = unified(tmp_path, "system.slice/run.service")
+    (group / "cgroup.controllers").write_text("cpu memory pids\n")
+    (group / "cgroup.procs").write_text("11\n12\n")
+    like_the_kernel(monkeypatch, tmp_path)
+    delegate(monkeypatch, group)
+    for membership in ("system.slice/run.service", "system.slice/run.service/supdist-engine"):
+        (tmp_path / "membership").write_text(f"0::/{membership}\n")
+        base = CgroupBase.find(tmp_path, tmp_path / "membership")
+        assert base is not None
+        assert base.create(f"{len(membership)}-2") is not None
+        assert (group / f"supdist-{len(membership)}-2").is_dir()
+    assert (group / "supdist-engine" / "cgroup.procs").read_text() == "11\n12\n"
+    assert [path.parent for path in tmp_path.rglob("cgroup.subtree_control")] == [group]
+
+
+def test_a_containers_root_is_its_own_to_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unified(tmp_path, "")
+    (tmp_path / "cgroup.type").write_text("domain\n")
+    (tmp_path / "cgroup.procs").write_text("1\n")
+    like_the_kernel(monkeypatch, tmp_path)
+    base = CgroupBase.find(tmp_path, tmp_path / "membership")
+    assert base is not None
+    assert base.create("1-2") is not None
+    assert (tmp_path / "supdist-engine" / "cgroup.procs").read_text() == "1\n"
+
+
+def test_a_group_with_processes_that_is_not_delegated_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is refused, pids alone would make a threaded group of it."""
+    group = unified(tmp_path, "app.slice/run.scope")
+    for folder in (tmp_path, group.parent, group):
+        (folder / "cgroup.procs").write_text("1\n")
+    like_the_kernel(monkeypatch, tmp_path)
+    assert CgroupBase.find(tmp_path, tmp_path / "membership") is None
+    assert list(tmp_path.rglob("cgroup.subtree_control")) == []
+    assert (group / "cgroup.procs").read_text() == "1\n"
 
 
 def test_a_tree_without_controllers_is_no_place(tmp_path: Path) -> None:
@@ -90,4 +160,16 @@ def test_a_real_group_is_made_limited_and_removed() -> None:
         assert base.sweep(f"{os.getpid()}-other") is False
     finally:
         group.remove()
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/supdist-{os.getpid()}-test"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/supdist-{os.getpid()}-test"))
+
+
+def test_the_search_leaves_ones_own_group_an_ordinary_one() -> None:
+    def kind() -> str:
+        path = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+        return (MOUNT / path / "cgroup.type").read_text()
+
+    if not (MOUNT / "cgroup.controllers").exists():
+        pytest.skip("this machine has no tree of version 2")
+    before = kind()
+    CgroupBase.find()
+    assert kind() == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,9 @@ from ..protocol import Limits
 
 MOUNT = Path("/sys/fs/cgroup")
 PREFIX = "supdist-"
+_LEAF = f"{PREFIX}engine"
+_ROUNDS = 10
+"""How often a group is looked through for processes that were forked while others were moved."""
 _PERIOD_US = 100_000
 _V1 = ("memory", "pids", "cpu", "cpuacct")
 
@@ -185,8 +189,11 @@ class CgroupBase:
                         folder.rmdir()
 
 
-def _candidates(mount: Path, membership: Path) -> list[CgroupBase]:
-    """Places to try: version 2 beside this process's group, in it, and at the root; then version 1 below it."""
+def _candidates(mount: Path, membership: Path) -> Iterator[CgroupBase]:
+    """Places to try: of version 2 the best that there is (``_places``), then version 1 below this process's groups.
+
+    A place is made ready when its turn has come, so that no other group of the machine is changed.
+    """
     unified: str | None = None
     own: dict[str, str] = {}
     for line in membership.read_text().splitlines():
@@ -195,23 +202,72 @@ def _candidates(mount: Path, membership: Path) -> list[CgroupBase]:
             unified = path
         for controller in controllers.split(","):
             own[controller] = path
-    bases: list[CgroupBase] = []
     if unified is not None and (mount / "cgroup.controllers").exists():
-        here = mount / unified.lstrip("/")
-        for parent in dict.fromkeys((here.parent, here, mount)):
-            if parent == mount or mount in parent.parents:
-                _enable(parent)
-                bases.append(CgroupBase(2, dict.fromkeys(("memory", "pids"), parent)))
+        for parent in _places(mount, mount / unified.lstrip("/")):
+            _enable(parent)
+            yield CgroupBase(2, dict.fromkeys(("memory", "pids"), parent))
     if all((mount / controller).is_dir() and controller in own for controller in _V1):
-        bases.append(CgroupBase(1, {name: mount / name / own[name].lstrip("/") for name in _V1}))
-    return bases
+        yield CgroupBase(1, {name: mount / name / own[name].lstrip("/") for name in _V1})
+
+
+def _places(mount: Path, here: Path) -> Iterator[Path]:
+    """Groups of version 2 that may become parents, the process's own being ``here``.
+
+    In a delegated group, the limits of its unit hold for the sandboxes too, and they end with it, however it ends.
+    Else beside this process, then at the root: what is there is somebody else's, but works until they object.
+    """
+    if mount in here.parents and _is_delegated(here.parent, mount):
+        yield here.parent  # this process is in a leaf of it, as the next line would have it
+    if _is_delegated(here, mount) and _vacate(here):
+        yield here
+    if mount in here.parents:
+        yield here.parent
+    yield mount
+
+
+def _is_delegated(group: Path, mount: Path) -> bool:
+    """Whether groups below this one are ours to make: systemd says so (CGROUP_DELEGATION.md), or a container is all of it."""
+    if group == mount:
+        return (group / "cgroup.type").exists()  # every group has one but the machine's root
+    for name in (
+        "user.delegate",
+        "trusted.delegate",
+    ):  # the first since systemd 251; root alone reads the second
+        with contextlib.suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False
+
+
+def _vacate(group: Path) -> bool:
+    """Move a group's processes into a leaf of its own: a group that has any cannot hand memory down (cgroups(7))."""
+    leaf = group / _LEAF
+    try:
+        if not {"memory", "pids"} <= set((group / "cgroup.controllers").read_text().split()):
+            return False
+        leaf.mkdir(exist_ok=True)
+        for _ in range(_ROUNDS):
+            pids = (group / "cgroup.procs").read_text().split()
+            if not pids:
+                return True
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    (leaf / "cgroup.procs").write_text(pid)
+    except OSError:
+        with contextlib.suppress(OSError):
+            leaf.rmdir()
+    return False
 
 
 def _enable(parent: Path) -> None:
-    """Hand the controllers down; one by one, since a tree may lack one of them."""
-    for controller in ("memory", "pids", "cpu"):
-        with contextlib.suppress(OSError):
-            (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+    """Hand the controllers down: the needed ones, then the one that a tree may lack.
+
+    A group with processes of its own refuses memory. It would take the others, and be a threaded one from then on,
+    below which no ordinary group can be used: so these two go together.
+    """
+    with contextlib.suppress(OSError):
+        (parent / "cgroup.subtree_control").write_text("+memory +pids")
+        (parent / "cgroup.subtree_control").write_text("+cpu")
 
 
 def _number(path: Path) -> int:
