@@ -17,6 +17,7 @@ import pytest
 from supdist.engine import Engine, SandboxConfig, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.remedies import unavailable
+from supdist.sandbox_image.jail.cgroups import CgroupBase
 from support import Open, descendants, heed_interrupts, of_running_guests, processes_named, zygotes
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +37,11 @@ def is_running(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def groups_of(zygote: int) -> list[str]:
+    """Control groups that bear a zygote's number, wherever they are."""
+    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if f"/supdist-{zygote}-" in folder]
 
 
 def wait_until_gone(pids: set[int], seconds: float) -> set[int]:
@@ -87,6 +93,26 @@ def test_after_a_kill_of_any_process_nothing_is_left(victim: str, tmp_path: Path
         assert wait_until_gone(below, 5) == set()
         engine.wait(5)
         assert list(tmp_path.iterdir()) == [], "no socket, no directory"
+    finally:
+        engine.kill()
+        engine.wait()
+        if engine.stdout is not None:
+            engine.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_when_all_are_told_to_end_no_control_group_is_left(number: signal.Signals, tmp_path: Path) -> None:
+    """As when systemd stops a unit: every process gets the signal at once."""
+    engine, below, named = busy_engine(tmp_path)
+    zygote = named["supdist-zygote"]
+    try:
+        if CgroupBase.find() is not None:
+            assert groups_of(zygote)
+        for pid in (engine.pid, *below):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        assert wait_until_gone(below, 5) == set()
+        assert groups_of(zygote) == []
     finally:
         engine.kill()
         engine.wait()

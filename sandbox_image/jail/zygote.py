@@ -31,6 +31,8 @@ _UNCOUNTED = frozenset({"memfd_create"})
 """Memory that belongs to no process: refused where only a look at the processes bounds it."""
 
 _PACKET_BYTES = 64 << 10
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+"""A unit that is stopped sends these to all its processes; the groups beside it are nobody's to remove but ours."""
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
 _GUESTS_USE = (
@@ -55,7 +57,8 @@ def main() -> None:
     )
     if kit.cgroups is not None:
         kit.cgroups.sweep_the_dead()
-    signal.signal(signal.SIGCHLD, _wake)
+    for number in (signal.SIGCHLD, *_ENDS):
+        signal.signal(number, _wake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What exists now is never freed in a child: frozen, a child's garbage collector does not touch
     # (and so does not copy) the pages that it shares with its siblings.
@@ -99,7 +102,8 @@ class Zygote:
             self._sweep()
             if self._reaped in ready:
                 with contextlib.suppress(BlockingIOError):
-                    os.read(self._reaped, 4096)
+                    if set(os.read(self._reaped, 4096)) & set(_ENDS):
+                        self._end()
                 self._report_deaths()
             if engine in ready:
                 self._end()
@@ -130,7 +134,8 @@ class Zygote:
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, *_ENDS):
+                signal.signal(number, signal.SIG_DFL)
             for fd in (self._reaped, self._signalled):
                 os.close(fd)
             for unused in (ours, self._control, *([self._spare[1]] if self._spare else [])):
