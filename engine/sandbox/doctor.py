@@ -34,7 +34,7 @@ _LIMITS = SandboxConfig.model_validate(
 )
 _LIBSECCOMP = "Install libseccomp: `apt-get install libseccomp2` (or your distribution's package)."
 _CGROUPS = (
-    "Run the engine where it may make control groups: as root, or with "
+    "Run the engine where it may make control groups: as root, in a service with `Delegate=yes`, or with "
     "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog looks ten times a second."
 )
 _REPORT = "This should hold wherever a sandbox starts; please report it with the output of `supdist-engine doctor --json`."

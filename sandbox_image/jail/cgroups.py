@@ -109,7 +109,7 @@ class CgroupV2(Cgroup):
             (folder / "memory.swap.max").write_text("0")
         (folder / "memory.oom.group").write_text("1")
         (folder / "pids.max").write_text(str(limits.pids + 1))
-        with contextlib.suppress(FileNotFoundError):  # a user's own tree mostly has memory and pids alone
+        with contextlib.suppress(FileNotFoundError):  # systemd may hand no cpu down to a user
             (folder / "cpu.max").write_text(f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
 
     def oom_kills(self) -> int:
@@ -214,7 +214,7 @@ def _places(mount: Path, here: Path) -> Iterator[Path]:
     """Groups of version 2 that may become parents, the process's own being ``here``.
 
     In a delegated group, the limits of its unit hold for the sandboxes too, and they end with it, however it ends.
-    Else beside this process, then at the root: what is there is somebody else's, but works until they object.
+    Else beside this process, as in all units of a user, which systemd does not mark; then at the root.
     """
     if mount in here.parents and _is_delegated(here.parent, mount):
         yield here.parent  # this process is in a leaf of it, as the next line would have it
@@ -232,7 +232,7 @@ def _is_delegated(group: Path, mount: Path) -> bool:
     for name in (
         "user.delegate",
         "trusted.delegate",
-    ):  # the first since systemd 251; root alone reads the second
+    ):  # a unit of the system has both, or before systemd 251 the second
         with contextlib.suppress(OSError):
             if os.getxattr(group, name) == b"1":
                 return True
