@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -91,3 +92,9 @@ def scan_memory_for(text: str) -> str:
     """
     half, wanted = text[: len(text) // 2], hashlib.sha256(text.encode()).hexdigest()
     return _SCAN.format(head=half, wanted=wanted, length=len(text))
+
+
+def cgroups_of(zygote: int) -> list[Path]:
+    """Control groups that bear a zygote's number, wherever they are."""
+    folders = (Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup"))  # one may vanish on the way
+    return [folder for folder in folders if folder.name.startswith(f"supdist-{zygote}-")]

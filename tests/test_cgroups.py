@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from supdist.engine import SandboxConfig
 from supdist.sandbox_image.jail.cgroups import MOUNT, CgroupBase, CgroupV2
+from support import cgroups_of
 
 LIMITS = SandboxConfig.model_validate({"memory": "64MiB", "pids": 8, "cpus": 0.5}).limits()
 
@@ -160,7 +161,7 @@ def test_a_real_group_is_made_limited_and_removed() -> None:
         assert base.sweep(f"{os.getpid()}-other") is False
     finally:
         group.remove()
-    assert not list(Path("/sys/fs/cgroup").glob(f"**/supdist-{os.getpid()}-test"))
+    assert not cgroups_of(os.getpid())
 
 
 def test_the_search_leaves_ones_own_group_an_ordinary_one() -> None:

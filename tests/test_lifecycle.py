@@ -18,7 +18,15 @@ from supdist.engine import Engine, SandboxConfig, SandboxLost, SandboxUnavailabl
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.remedies import unavailable
 from supdist.sandbox_image.jail.cgroups import CgroupBase
-from support import Open, descendants, heed_interrupts, of_running_guests, processes_named, zygotes
+from support import (
+    Open,
+    cgroups_of,
+    descendants,
+    heed_interrupts,
+    of_running_guests,
+    processes_named,
+    zygotes,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -37,11 +45,6 @@ def is_running(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def groups_of(zygote: int) -> list[str]:
-    """Control groups that bear a zygote's number, wherever they are."""
-    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if f"/supdist-{zygote}-" in folder]
 
 
 def wait_until_gone(pids: set[int], seconds: float) -> set[int]:
@@ -107,12 +110,12 @@ def test_when_all_are_told_to_end_no_control_group_is_left(number: signal.Signal
     zygote = named["supdist-zygote"]
     try:
         if CgroupBase.find() is not None:
-            assert groups_of(zygote)
+            assert cgroups_of(zygote)
         for pid in (engine.pid, *below):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         assert wait_until_gone(below, 5) == set()
-        assert groups_of(zygote) == []
+        assert cgroups_of(zygote) == []
     finally:
         engine.kill()
         engine.wait()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from attacks.lab import Arena, Held, assert_alive, below, comes_true, outside, settled, timed
 from supdist.engine import Outcome, SandboxError, SandboxLost, SandboxUnavailable
+from support import cgroups_of
 
 VICTIMS = ["supdist-shim", "supdist-init", "python"]
 
@@ -85,15 +86,6 @@ async def main():
         await asyncio.gather(*(s.execute("import subprocess; subprocess.Popen(['sleep', '600'])\\nwhile True: pass", timeout=600) for s in (one, two)))
 asyncio.run(main())
 """
-
-
-def cgroups_of(zygote: int) -> list[Path]:
-    """Groups that bear a zygote's number, wherever they are."""
-    return [
-        Path(folder)
-        for folder, _, _ in os.walk("/sys/fs/cgroup")
-        if f"supdist-{zygote}-" in Path(folder).name
-    ]
 
 
 async def test_lc2_after_the_engines_death_nothing_is_left(arena: Arena, tmp_path: Path) -> None:
