@@ -13,6 +13,7 @@ from ..handlers import (
     BuiltinWorker,
     ModelHandler,
     OpenAIHandler,
+    Price,
     ScriptedHandler,
     VLLMHandler,
 )
@@ -35,6 +36,15 @@ _TOGETHER: dict[Role, str] = {
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
 
 
+class PriceSpec(BaseModel):
+    """US dollars for a million tokens."""
+
+    model_config = _STRICT
+
+    input_usd: float = Field(ge=0, allow_inf_nan=False)
+    output_usd: float = Field(ge=0, allow_inf_nan=False)
+
+
 class OpenAISpec(BaseModel):
     """A model behind an OpenAI-compatible endpoint."""
 
@@ -42,18 +52,33 @@ class OpenAISpec(BaseModel):
 
     handler: Literal["openai"]
     model: str = Field(min_length=1, description="the model's name at the endpoint")
-    base_url: str | None = Field(default=None, description="the endpoint; OpenAI's by default")
+    base_url: str | list[str] | None = Field(
+        default=None, description="the endpoint, OpenAI's by default; or several that share the load"
+    )
     api_key_env: str | None = Field(default=None, description="the environment variable that holds the key")
     temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1)
-    timeout: float = Field(default=120.0, gt=0, description="seconds for one attempt")
+    max_tokens: int | None = Field(default=None, ge=1, description="at most so many in an answer")
+    timeout: float = Field(default=120.0, gt=0, description="seconds of silence that end an attempt")
     max_retries: int = Field(default=2, ge=0, le=20)
     max_concurrency: int = Field(default=32, ge=1, le=10_000, description="requests at once")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="prompts and answers together")
     extra_body: dict[str, Any] | None = Field(default=None, description="more fields for the request's body")
+    extra_headers: dict[str, str] | None = Field(default=None, description="more headers; the key belongs into api_key_env")
+    window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
+    price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 
     def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
-        """The handler."""
-        return OpenAIHandler(**self.model_dump(exclude={"handler"}))
+        """The handler.
+
+        Raises:
+            TaskError: a header, a field of the body or an endpoint that cannot be.
+        """
+        price = self.price and Price(self.price.input_usd, self.price.output_usd)
+        try:
+            return OpenAIHandler(**self.model_dump(exclude={"handler", "price"}), price=price)
+        except ValueError as error:
+            raise TaskError(f"{role}: {error}") from error
 
 
 class VLLMSpec(BaseModel):

@@ -1,41 +1,65 @@
 """Any endpoint that speaks the OpenAI chat API: OpenAI, Together, a vLLM server, and so on.
 
-The ``openai`` SDK is imported with the first request. Retries with back-off are the SDK's alone.
+The ``openai`` SDK is imported with the first request, in a thread. What is tried again, and how often:
+
+- The SDK alone waits and tries again (connections, 408, 409, 429, 5xx), until a reply begins; at most
+  ``max_retries`` times, for 120 seconds at most where the endpoint says how long, else for up to 8.
+- Where there are several endpoints, each that is ready is tried once, and the last of them with the SDK's retries.
+- A stream that breaks after it began is begun again at once, as long as attempts are left.
+
+So one call makes at most ``max_retries + number of endpoints`` attempts, and each takes ``2 * timeout`` at most.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Usage
-from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
+from anyio import to_thread
+
+from .base import Completion, Message, ModelHandler, PerLoop, Price
+from .endpoints import Endpoints
+from .errors import HandlerError, Rejected, Unavailable
+from .openai_http import bounded_client, http_library, load
+from .openai_replies import Answer, BrokenStream, translate, whole
+from .rates import RateLimit, Use, admit
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI, OpenAIError
-    from openai.types.chat import ChatCompletion
+    from ssl import SSLContext
+
+    from openai import AsyncOpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
 TOGETHER_URL = "https://api.together.xyz/v1"
 
-_MAX_REPLY = 16 * 1024 * 1024
-"""Bytes of one reply, unpacked; the longest answers are a hundredth of it."""
+_TOKEN_BYTES = 4
+"""Bytes of English text in a token, about: for the estimate before a request."""
 
-_FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
+_OURS = ("messages", "stream", "stream_options")
+"""Fields of the body that ``extra_body`` may not set."""
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 class OpenAIHandler(ModelHandler):
-    """A model behind an OpenAI-compatible endpoint."""
+    """A model behind an OpenAI-compatible endpoint, or behind several that serve the same one."""
 
     def __init__(
         self,
         model: str,
         *,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         api_key: str | None = None,
         api_key_env: str | None = None,
         temperature: float | None = None,
@@ -43,197 +67,329 @@ class OpenAIHandler(ModelHandler):
         timeout: float = 120.0,
         max_retries: int = 2,
         max_concurrency: int = 32,
-        extra_body: dict[str, Any] | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        window: int | None = None,
+        price: Price | None = None,
     ) -> None:
         """Nothing is read or opened yet.
 
         Args:
             model: its name at the endpoint.
-            base_url: the endpoint; OpenAI's by default.
+            base_url: the endpoint, OpenAI's by default; or several, which share the load. One that fails is
+                set aside for 1 to 60 seconds.
             api_key: the key. By default it is read, with the first request, from the environment:
                 ``TOGETHER_API_KEY`` for Together (or, where that is not set, ``OPENAI_API_KEY``),
                 ``OPENAI_API_KEY`` for any other endpoint.
             api_key_env: another variable to read it from.
-            temperature: of sampling; the endpoint's default where None.
-            max_tokens: at most so many tokens in an answer.
+            temperature: of sampling; the endpoint's default where None. OpenAI's reasoning models take no other.
+            max_tokens: at most so many tokens in an answer. OpenAI itself gets it as ``max_completion_tokens``,
+                which its reasoning models demand and which counts their thoughts; where another endpoint
+                wants that name, put it into ``extra_body`` instead.
             timeout: seconds of silence that end an attempt; one that is not silent may take twice as long.
             max_retries: attempts after the first, for what may pass (429, 5xx, connection).
             max_concurrency: requests at once, of this handler in one event loop.
+            requests_per_minute: attempts in any 60 seconds, of this handler in all event loops, to all endpoints.
+            tokens_per_minute: the same for tokens: before an attempt they are estimated, as a token for four
+                bytes and ``max_tokens`` for the answer, and corrected when the endpoint says how many they were.
             extra_body: more fields for the request's body.
+            extra_headers: more headers. They may hold keys: with them, no redirect is followed.
+            window: tokens of a prompt and its answer together, where you know it.
+            price: what the tokens cost, where you know it.
+
+        Raises:
+            ValueError: no endpoint, a header that cannot be sent, or a field of the body that is not yours to set.
         """
+        self._urls = _urls(base_url)
+        self._extra_body = _checked_body(extra_body or {})
+        self._extra_headers = _checked_headers(extra_headers or {})
         self.model = model
-        self.base_url = base_url or OPENAI_URL
+        self.base_url = _without_secrets(self._urls[0])
+        self.max_tokens = self._extra_body.get(
+            "max_completion_tokens", self._extra_body.get("max_tokens", max_tokens)
+        )
+        self.samples = self._extra_body.get("temperature", temperature) != 0
+        self.window = window
+        self.price = price
         self._api_key = api_key
         self._api_key_env = api_key_env
         self._sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        self._extra_body = extra_body
         self._timeout = timeout
         self._max_retries = max_retries
         self.max_concurrency = max_concurrency
-        self._clients = PerLoop[_LoopClient]()
+        limited = requests_per_minute is not None or tokens_per_minute is not None
+        self._limit = RateLimit(requests_per_minute, tokens_per_minute) if limited else None
+        self._certificates: SSLContext | None = None
+        self._loops = PerLoop[_Shared]()
 
     def __repr__(self) -> str:
         return f"OpenAIHandler({self.model!r}, base_url={self.base_url!r})"
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """One request. See ``ModelHandler.chat``."""
-        import openai
+        """One request. See ``ModelHandler.chat``; cancelled, its connection is closed at once."""
+        return await self._answer(messages, None)
 
-        async with self:
-            held = self._clients.get()
-            async with held.slots:
-                request: dict[str, Any] = {
-                    "model": self.model,
-                    "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
-                    "extra_body": self._extra_body,
-                }
-                request |= {key: value for key, value in self._sampling.items() if value is not None}
-                client = self._client(held)
-                try:
-                    reply = cast("ChatCompletion", await client.chat.completions.create(**request))
-                except openai.OpenAIError as error:
-                    raise translate(error) from error
-                except UnicodeEncodeError as error:
-                    raise Rejected("the messages or the key hold what cannot be sent as text") from error
-                except (ValueError, RecursionError) as error:
-                    # The SDK lets through what the JSON decoder says of a body that is none.
-                    raise Unavailable("the endpoint sent a reply that is no JSON") from error
-        return _completion(reply)
+    async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
+        """One request, streamed. See ``ModelHandler.chat_stream``. A stream that breaks begins again."""
+        return await self._answer(messages, on_text)
+
+    def identity(self) -> dict[str, Any]:
+        """See ``ModelHandler.identity``. Holds no key, no header and no URL's password."""
+        urls = sorted(map(_without_secrets, self._urls))
+        own = {"handler": "openai", "model": self.model, "base_url": urls, "extra_body": self._extra_body}
+        return own | self._sampling
 
     async def __aenter__(self) -> OpenAIHandler:
-        self._clients.enter(lambda: _LoopClient(asyncio.Semaphore(self.max_concurrency)))
+        self._loops.enter(lambda: _Shared(self._urls, self.max_concurrency))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        held = self._clients.leave()
-        if held is not None and held.client is not None:
-            await held.client.close()
+        shared = self._loops.leave()
+        if shared is not None and shared.http is not None:
+            await shared.http.aclose()
 
-    def _client(self, held: _LoopClient) -> AsyncOpenAI:
-        if held.client is None:
+    async def _answer(self, messages: Sequence[Message], on_text: Callable[[str], None] | None) -> Completion:
+        call, start = _Call(), time.monotonic()
+        before = _call.set(call)
+        try:
+            async with self:
+                shared = self._loops.get()
+                async with shared.slots:
+                    call.queued = time.monotonic() - start
+                    await self._open(shared)
+                    if self._limit is not None:
+                        call.tokens = _estimate(messages) + (self.max_tokens or 0)
+                    completion = await self._ask(shared, call, messages, on_text)
+        finally:
+            _call.reset(before)
+        used = completion.usage.input_tokens + completion.usage.output_tokens
+        if self._limit is not None and call.use is not None and used:
+            self._limit.correct(call.use, used)
+        return replace(completion, retries=call.attempts - 1, queued=call.queued)
+
+    async def _ask(
+        self,
+        shared: _Shared,
+        call: _Call,
+        messages: Sequence[Message],
+        on_text: Callable[[str], None] | None,
+    ) -> Completion:
+        """Ask one endpoint after another; the rule stands at the top of this file."""
+        endpoint, last = shared.endpoints.choose(())
+        tried = [endpoint]
+        while True:
+            left = self._max_retries + len(tried) - call.attempts
+            client = self._client(shared, endpoint.url, left - 1 if last else 0)
+            request = self._request(endpoint.url, messages)
+            try:
+                with shared.endpoints.asking(endpoint):
+                    if on_text is None:
+                        return await _whole(client, request)
+                    return await _streamed(client, request, on_text)
+            except Unavailable as error:
+                begin_again = isinstance(error, BrokenStream) and call.attempts < self._max_retries + len(
+                    tried
+                )
+                if last and not begin_again:
+                    raise
+            if not last:
+                endpoint, last = shared.endpoints.choose(tried)
+                tried.append(endpoint)
+
+    def _request(self, url: str, messages: Sequence[Message]) -> dict[str, Any]:
+        limit = "max_completion_tokens" if _is_at(url, "openai.com") else "max_tokens"
+        sampling = {"temperature": self._sampling["temperature"], limit: self._sampling["max_tokens"]}
+        return {
+            "model": self.model,
+            "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
+            "extra_body": self._extra_body,
+            **{key: value for key, value in sampling.items() if value is not None},
+        }
+
+    async def _open(self, shared: _Shared) -> None:
+        """Make the HTTP client, once for each event loop; certificates are loaded once for the handler."""
+        async with shared.opening:
+            if shared.http is not None:
+                return
+            try:
+                if self._certificates is None:
+                    self._certificates = await to_thread.run_sync(load, abandon_on_cancel=True)
+                shared.http = bounded_client(
+                    self._certificates,
+                    self._timeout,
+                    self.max_concurrency,
+                    partial(self._admit, shared.turn),
+                    follow_redirects=not self._extra_headers,
+                )
+            except Exception as error:  # a proxy or a certificate file that cannot be used
+                raise Rejected(f"no HTTP client can be made: {error}") from error
+
+    async def _admit(self, turn: asyncio.Lock) -> None:
+        """Wait until one more attempt is within the limits, and count it."""
+        call = _call.get()
+        if self._limit is not None:
+            start = time.monotonic()
+            call.use = Use(call.tokens)
+            await admit(self._limit, call.use, turn)
+            call.queued += time.monotonic() - start
+        call.attempts += 1
+
+    def _client(self, shared: _Shared, url: str, retries: int) -> AsyncOpenAI:
+        if (url, retries) not in shared.clients:
             from openai import AsyncOpenAI
 
             try:
-                key = self._key()
-                held.client = AsyncOpenAI(
+                key = self._key(url)
+                client = AsyncOpenAI(
                     api_key=key,
-                    base_url=self.base_url,
-                    timeout=self._timeout,
-                    max_retries=self._max_retries,
+                    base_url=url,
+                    timeout=shared.http.timeout,
+                    max_retries=retries,
                     # OPENAI_CUSTOM_HEADERS could hold the key of another endpoint; what stands here comes first.
-                    default_headers={"Authorization": f"Bearer {key}"},
-                    http_client=_bounded_client(self._timeout),
+                    default_headers={"Authorization": f"Bearer {key}"} | self._extra_headers,
+                    http_client=shared.http,
                 )
             except HandlerError:
                 raise
-            except Exception as error:  # a base URL, a proxy or a certificate file that cannot be used
-                raise Rejected(f"no client can be made for {self.base_url}: {error}") from error
-        return held.client
+            except Exception as error:  # a base URL that cannot be used
+                raise Rejected(f"no client can be made for {_without_secrets(url)}: {error}") from error
+            if not _is_at(url, "openai.com"):
+                client.organization = client.project = (
+                    None  # from the environment, and nobody else's business
+                )
+            shared.clients[url, retries] = client
+        return shared.clients[url, retries]
 
-    def _key(self) -> str:
+    def _key(self, url: str) -> str:
         if self._api_key:
             return self._api_key.strip()
-        host = urlsplit(self.base_url).hostname or ""
         if self._api_key_env:
             names = [self._api_key_env]
-        elif f".{host}".endswith(".together.xyz"):
+        elif _is_at(url, "together.xyz"):
             names = ["TOGETHER_API_KEY", "OPENAI_API_KEY"]
         else:
             names = ["OPENAI_API_KEY"]
         for name in names:
             if key := os.environ.get(name, "").strip():  # a line's end would show the key in h11's complaint
                 return key
-        if self._api_key_env is None and not f".{host}".endswith((".together.xyz", ".openai.com")):
+        wanted = _is_at(url, "together.xyz", "openai.com") and "Authorization" not in self._extra_headers
+        if self._api_key_env is None and not wanted:
             return "none"  # an endpoint of one's own mostly wants no key, but the SDK wants one to send
-        raise Rejected(f"no API key for {host}: set {' or '.join(names)}")
+        raise Rejected(f"no API key for {urlsplit(url).hostname}: set {' or '.join(names)}")
 
 
-class _LoopClient:
-    """The client of one event loop; a connection belongs to the loop that opened it."""
+class _Shared:
+    """What the users of one event loop share; a connection belongs to the loop that opened it."""
 
-    def __init__(self, slots: asyncio.Semaphore) -> None:
-        self.slots = slots
-        self.client: AsyncOpenAI | None = None
-
-
-def _bounded_client(timeout: float) -> Any:
-    """The SDK's HTTP client, with a bound on what one attempt reads and on how long it takes.
-
-    The SDK's own timeout is for each read alone: a body that drips would be read for ever, and one that does
-    not end would fill the memory. A silent endpoint runs into that timeout first, and is tried again.
-    """
-    from openai import DefaultAsyncHttpxClient
-
-    class BoundedClient(DefaultAsyncHttpxClient):
-        async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-            try:
-                async with asyncio.timeout(2 * timeout):
-                    response = await super().send(request, stream=True, **options)
-                    try:
-                        body = bytearray()
-                        async for part in response.aiter_bytes():
-                            body += part
-                            if len(body) > _MAX_REPLY:
-                                raise Unavailable(f"the endpoint's reply is longer than {_MAX_REPLY} bytes")
-                    finally:
-                        await response.aclose()
-            except TimeoutError as error:
-                raise Unavailable("the endpoint's reply did not end in time") from error
-            headers = [
-                item for item in response.headers.multi_items() if item[0].lower() != "content-encoding"
-            ]
-            whole = type(response)(response.status_code, headers=headers, content=bytes(body))
-            whole.request = response.request
-            return whole
-
-    return BoundedClient()
+    def __init__(self, urls: Sequence[str], max_concurrency: int) -> None:
+        self.slots = asyncio.Semaphore(max_concurrency)
+        self.turn = asyncio.Lock()
+        self.opening = asyncio.Lock()
+        self.endpoints = Endpoints(urls)
+        self.http: Any = None
+        self.clients: dict[tuple[str, int], AsyncOpenAI] = {}
 
 
-def translate(error: OpenAIError) -> HandlerError:
-    """The SDK's exception as one of ours; told apart by class and by the API's error code."""
+@dataclass(slots=True)
+class _Call:
+    """One call on its way, over all of its attempts. ``tokens`` is the estimate for each."""
+
+    tokens: int = 0
+    attempts: int = 0
+    queued: float = 0.0
+    use: Use | None = None
+
+
+# The SDK stands between a call and its attempts; it runs them in the caller's context.
+_call: ContextVar[_Call] = ContextVar("call")
+
+
+async def _whole(client: AsyncOpenAI, request: dict[str, Any]) -> Completion:
+    with _translated():
+        return whole(cast("object", await client.chat.completions.create(**request)))
+
+
+async def _streamed(
+    client: AsyncOpenAI, request: dict[str, Any], on_text: Callable[[str], None]
+) -> Completion:
+    answer = Answer()
+    async with aclosing(_chunks(client, request)) as chunks:
+        async for chunk in chunks:
+            if text := answer.add_chunk(chunk):
+                on_text(text)
+    return answer.completion(streamed=True)
+
+
+async def _chunks(client: AsyncOpenAI, request: dict[str, Any]) -> AsyncGenerator[Any]:
     import openai
 
-    if isinstance(error, openai.APIStatusError):
-        return _translate_status(error)
-    if isinstance(error, openai.APIConnectionError):
-        kind = "timed out" if isinstance(error, openai.APITimeoutError) else "failed"
-        return Unavailable(f"the connection to the endpoint {kind}")
-    if isinstance(error, openai.APIResponseValidationError):
-        return Unavailable("the endpoint sent a reply that cannot be understood")
-    return Rejected(f"{type(error).__name__}: {error}")
+    # An older SDK lets the exceptions of the HTTP library through, once the stream has begun.
+    broken = (openai.APIConnectionError, http_library().RequestError)
+    with _translated():
+        stream: Any = await client.chat.completions.create(
+            **request, stream=True, stream_options={"include_usage": True}
+        )
+        try:
+            async for chunk in stream:
+                yield chunk
+        except broken as error:
+            raise BrokenStream("the endpoint's stream broke off") from error
+        finally:
+            await stream.close()
 
 
-def _translate_status(error: Any) -> HandlerError:
-    status, code = int(error.status_code), error.code
-    message = f"the endpoint answered {status}: {error.message}"
-    if code == "context_length_exceeded":
-        return ContextTooLong(message)
-    if code == "insufficient_quota":
-        return Rejected(message)
-    if status in (408, 409, 429) or status >= 500:
-        return Unavailable(message, retry_after=_seconds(error.response.headers.get("retry-after")))
-    return Rejected(message)
+@contextmanager
+def _translated() -> Generator[None]:
+    import openai
 
-
-def _seconds(header: str | None) -> float | None:
     try:
-        return None if header is None else max(0.0, float(header))
-    except ValueError:
-        return None  # the other form is a date; whoever waits has a default
+        yield
+    except openai.OpenAIError as error:
+        raise translate(error) from error
+    except UnicodeEncodeError as error:
+        raise Rejected("the messages or the key hold what cannot be sent as text") from error
+    except (ValueError, RecursionError) as error:
+        # The SDK lets through what the JSON decoder says of a body that is none.
+        raise Unavailable("the endpoint sent a reply that is no JSON") from error
 
 
-def _completion(reply: ChatCompletion) -> Completion:
-    # The SDK builds its objects from whatever JSON came; an endpoint may have left out anything.
-    try:
-        choice = reply.choices[0]
-        text = choice.message.content or choice.message.refusal or ""
-        refused = not choice.message.content and bool(choice.message.refusal)
-        finish: FinishReason = "refusal" if refused else _FINISH.get(choice.finish_reason, "other")
-        used = (reply.usage.prompt_tokens or 0, reply.usage.completion_tokens or 0) if reply.usage else (0, 0)
-    except (AttributeError, TypeError, IndexError, KeyError) as error:
-        raise Unavailable("the endpoint sent a reply without a completion") from error
-    if not isinstance(text, str) or not all(type(count) is int and 0 <= count < 2**53 for count in used):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise Unavailable("the endpoint sent a completion of the wrong type")
-    return Completion(text, Usage(*used, 1), finish)
+def _estimate(messages: Sequence[Message]) -> int:
+    size = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
+    return size // _TOKEN_BYTES + len(messages) * _TOKEN_BYTES
+
+
+def _is_at(url: str, *domains: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return f".{host}".endswith(tuple(f".{domain}" for domain in domains))
+
+
+def _without_secrets(url: str) -> str:
+    """The URL without user, password and query."""
+    return re.sub(r"//[^/]*@", "//", url).partition("?")[0]
+
+
+def _urls(base_url: str | Sequence[str] | None) -> list[str]:
+    urls = [base_url or OPENAI_URL] if base_url is None or isinstance(base_url, str) else list(base_url)
+    if not all(urls):
+        raise ValueError("base_url: name at least one endpoint, and none that is empty")
+    return list(dict.fromkeys(urls))
+
+
+def _checked_body(fields: Mapping[str, Any]) -> dict[str, Any]:
+    if taken := sorted(fields.keys() & set(_OURS)):
+        raise ValueError(f"extra_body: {', '.join(taken)} cannot be set here")
+    return dict(fields)
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers, with the one name that the SDK writes too as the SDK writes it. Values are in no message."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(f"extra_headers: {name!r} is no header, or its value is not printable ASCII")
+    return {
+        "Authorization" if name.lower() == "authorization" else name: value for name, value in headers.items()
+    }

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +52,16 @@ def small(engine: Engine, backend: str) -> Open:
         return open_sandbox(config, context=context, query=query, on_call=on_call)
 
     return open_small
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, proxy or certificate of this machine."""
+    for name in os.environ:
+        if name.startswith(("OPENAI_", "TOGETHER_", "SSL_CERT_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    # No certificate is needed here, and the machine's take 50 ms to load for every client.
+    monkeypatch.setenv("SSL_CERT_DIR", str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -19,20 +19,14 @@ import inspect
 import json
 import re
 import signal
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import responses
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, cast
-from urllib.parse import urlsplit
 
-MAX_HEAD = 64 * 1024
-"""Bytes of a request's line and headers."""
-MAX_BODY = 64 * 1024 * 1024
-"""Bytes of a request's body."""
+from .http1 import MAX_HEAD, BadRequestError, Request, head, read, send_body, send_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +51,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An HTTP error in the API's form; ``code_name`` is the error's ``code``, as in ``context_length_exceeded``."""
+    """An HTTP error in the API's form; ``code_name`` is the error's ``code``, as in ``context_length_exceeded``.
+
+    ``fields`` are more of the error's fields. Inside of a stream it is an event, and has no ``code``.
+    """
 
     code: int
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     code_name: str | None = None
     message: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +92,21 @@ class Endless:
     pause: float = 0.0
 
 
-Reply = Text | Refusal | Status | Malformed | Shape | Drop | Endless
+Part = str | dict[str, Any] | Shape | Malformed | Status | Drop | Endless
+"""Of a stream: a piece of the answer's text; another delta; an event of this JSON, or of these bytes; an event that is
+an error; or the stream's end, before its time or never."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A request as it came. ``arrived`` is in seconds of ``time.monotonic``; ``key`` is the bearer token, if any."""
+class Stream:
+    """A completion that is streamed piece by piece, and may go wrong on the way. ``Endless`` sends comments."""
 
-    method: str
-    path: str
-    body: dict[str, Any]
-    arrived: float
-    key: str | None = field(repr=False)
+    parts: Sequence[Part]
+    finish_reason: str | None = "stop"
+    usage: tuple[int, int] | None = None
 
-    @property
-    def model(self) -> str:
-        """The model that is asked for; empty where none is named."""
-        return str(self.body.get("model", ""))
+
+Reply = Text | Refusal | Stream | Status | Malformed | Shape | Drop | Endless
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ Script = Iterable[Reply] | Callable[[Request], Reply | Awaitable[Reply]]
 class FakeOpenAI:
     """The server. ``requests`` is all that was asked, ``ledger`` all that would be billed, both in order.
 
-    ``connections`` counts what was accepted. A script that is used up, or that raises, answers 500, with the
+    ``connections`` counts what was accepted. Who streams gets the usage if it was asked for. A script that is used up, or that raises, answers 500, with the
     header that asks the SDK not to retry.
     """
 
@@ -143,6 +139,13 @@ class FakeOpenAI:
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._busy = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered: each has its reply, or its client has left."""
+        await self._idle.wait()
 
     async def __aenter__(self) -> FakeOpenAI:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=MAX_HEAD)
@@ -181,11 +184,23 @@ class FakeOpenAI:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its reply. Returns whether another may follow on this connection."""
         try:
-            request, keep_alive = await _read(reader)
-        except _BadRequestError as error:
+            request, keep_alive = await read(reader)
+        except BadRequestError as error:
             await _send_error(writer, Status(error.code, {"Connection": "close"}, message=str(error)))
             return False
         self.requests.append(request)
+        self._busy += 1
+        self._idle.clear()
+        try:
+            return await self._reply(reader, writer, request) and keep_alive
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
+
+    async def _reply(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: Request
+    ) -> bool:
         match request.method, request.path, request.body:
             case "GET", "/v1/models", _:
                 model = {"id": "fake", "object": "model", "created": 0, "owned_by": "fake"}
@@ -196,11 +211,14 @@ class FakeOpenAI:
                 reply = Status(400, message="'messages' must be a list")
             case _:
                 reply = Status(404, message=f"there is no {request.method} {request.path} here")
-        if isinstance(reply, Text):
-            await asyncio.sleep(reply.delay)
+        if isinstance(reply, Text) and reply.delay:
+            with suppress(TimeoutError):
+                # Nothing comes before the reply has gone, but for the end, if the client leaves.
+                await asyncio.wait_for(reader.read(1), reply.delay)
+                return False
         if reader.at_eof():
             return False  # the client left meanwhile, and is billed nothing
-        return await self._send(writer, request, reply) and keep_alive
+        return await self._send(writer, request, reply)
 
     async def _next(self, request: Request) -> Reply:
         try:
@@ -214,23 +232,25 @@ class FakeOpenAI:
 
     async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> bool:
         """Send the reply. Returns whether the connection can go on."""
+        if request.body.get("stream") is True and isinstance(reply, Text | Refusal | Stream):
+            return await self._send_stream(writer, request, _streamed(reply))
         match reply:
             case Text() | Refusal():
                 await self._send_completion(writer, request, reply)
             case Status():
                 await _send_error(writer, reply)
             case Malformed(body):
-                await _send_body(writer, 200, body)
+                await send_body(writer, 200, body)
             case Shape(value):
-                await _send_body(writer, 200, json.dumps(value).encode())
+                await send_body(writer, 200, json.dumps(value).encode())
             case Drop(count):
                 if count:
-                    writer.write(_head(200, {"Content-Length": str(count + 1)}) + b" " * count)
+                    writer.write(head(200, {"Content-Length": str(count + 1)}) + b" " * count)
                 return False
             case Endless(limit, pause):
-                writer.write(_head(200, {"Transfer-Encoding": "chunked"}))
+                writer.write(head(200, {"Transfer-Encoding": "chunked"}))
                 for _ in range(0, limit, MAX_HEAD):
-                    await _send_chunk(writer, b" " * MAX_HEAD)
+                    await send_chunk(writer, b" " * MAX_HEAD)
                     await asyncio.sleep(pause)
                 return False
             case _:
@@ -241,94 +261,94 @@ class FakeOpenAI:
     async def _send_completion(
         self, writer: asyncio.StreamWriter, request: Request, reply: Text | Refusal
     ) -> None:
-        asked = sum(_words(message) for message in request.body["messages"])
-        prompt, completion = reply.usage or (asked, len(reply.text.split()))
-        usage = {"prompt_tokens": prompt, "completion_tokens": completion}
-        usage["total_tokens"] = prompt + completion
-        common = {"id": f"chatcmpl-{len(self.requests)}", "created": 0, "model": request.model}
+        usage = self._usage(request, reply.text, reply.usage)
         part = "content" if isinstance(reply, Text) else "refusal"
-        if request.body.get("stream") is True:
-            pieces = re.findall(r"\s*\S+\s*|\s+", reply.text)
-            choices: list[dict[str, Any]] = [
-                {"delta": {part: piece}, "finish_reason": None} for piece in pieces
-            ]
-            choices.append({"delta": {}, "finish_reason": reply.finish_reason})
-            chunks: list[dict[str, Any]] = [{"choices": [{"index": 0} | choice]} for choice in choices]
-            chunks.append({"choices": [], "usage": usage})
-            writer.write(_head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}))
-            for chunk in chunks:
-                event = json.dumps(common | {"object": "chat.completion.chunk"} | chunk)
-                await _send_chunk(writer, f"data: {event}\n\n".encode())
-            await _send_chunk(writer, b"data: [DONE]\n\n")
-            await _send_chunk(writer, b"")
-        else:
-            message = {"role": "assistant", "content": None, "refusal": None, part: reply.text}
-            choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
-            whole = common | {"object": "chat.completion", "choices": [choice], "usage": usage}
-            await _send_body(writer, 200, json.dumps(whole).encode())
-        self.ledger.append(Billed(request.model, prompt, completion))
+        message = {"role": "assistant", "content": None, "refusal": None, part: reply.text}
+        choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+        whole = self._common(request) | {"object": "chat.completion", "choices": [choice], "usage": usage}
+        await send_body(writer, 200, json.dumps(whole).encode())
+        self._bill(request, usage)
 
+    async def _send_stream(self, writer: asyncio.StreamWriter, request: Request, reply: Stream) -> bool:
+        common = self._common(request) | {"object": "chat.completion.chunk"}
+        text = "".join(part for part in reply.parts if isinstance(part, str))
+        usage = self._usage(request, text, reply.usage)
+        writer.write(head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}))
+        for part in reply.parts:
+            if not await _send_part(writer, part, common):
+                return False
+        await _send_event(writer, common | _choices({}, reply.finish_reason))
+        match request.body:
+            case {"stream_options": {"include_usage": True}}:
+                last: dict[str, Any] = {"choices": [], "usage": usage}
+                await _send_event(writer, common | last)
+            case _:
+                pass
+        await send_chunk(writer, b"data: [DONE]\n\n")
+        await send_chunk(writer, b"")
+        self._bill(request, usage)
+        return True
 
-class _BadRequestError(Exception):
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    def _common(self, request: Request) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{len(self.requests)}", "created": 0, "model": request.model}
 
+    def _usage(self, request: Request, text: str, counts: tuple[int, int] | None) -> dict[str, int]:
+        asked = sum(_words(message) for message in request.body["messages"])
+        prompt, completion = counts or (asked, len(text.split()))
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-async def _read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
-    """The next request, and whether its sender keeps the connection."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError:
-        raise _BadRequestError(431, f"the headers are longer than {MAX_HEAD} bytes") from None
-    first, *lines = head[:-4].decode("latin-1").split("\r\n")
-    method, _, rest = first.partition(" ")
-    target, _, version = rest.partition(" ")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    size = headers.get("content-length", "0")
-    if not version.startswith("HTTP/1.") or not re.fullmatch(r"[0-9]{1,18}", size):
-        raise _BadRequestError(400, "this is no HTTP/1.1 request")
-    if "transfer-encoding" in headers:
-        raise _BadRequestError(411, "a body needs a Content-Length here")
-    if int(size) > MAX_BODY:
-        raise _BadRequestError(413, f"the body is longer than {MAX_BODY} bytes")
-    content = await reader.readexactly(int(size))
-    try:
-        path = urlsplit(target).path  # a client behind a proxy names the whole URL
-        body: Any = json.loads(content or b"{}")
-    except (ValueError, RecursionError):
-        raise _BadRequestError(400, "the body is no JSON") from None
-    if not isinstance(body, dict):
-        raise _BadRequestError(400, "the body is no JSON object")
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    bearer = key if scheme.lower() == "bearer" else None
-    request = Request(method, path, cast("dict[str, Any]", body), time.monotonic(), bearer)
-    return request, version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
-
-
-def _head(code: int, headers: Mapping[str, str]) -> bytes:
-    first = f"HTTP/1.1 {code} {responses.get(code, '')}"
-    lines = [first, *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
-async def _send_body(
-    writer: asyncio.StreamWriter, code: int, body: bytes, headers: Mapping[str, str] | None = None
-) -> None:
-    standard = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-    writer.write(_head(code, standard | dict(headers or {})) + body)
-    await writer.drain()
+    def _bill(self, request: Request, usage: dict[str, int]) -> None:
+        self.ledger.append(Billed(request.model, usage["prompt_tokens"], usage["completion_tokens"]))
 
 
 async def _send_error(writer: asyncio.StreamWriter, reply: Status) -> None:
+    await send_body(writer, reply.code, json.dumps(_error(reply)).encode(), reply.headers)
+
+
+def _error(reply: Status) -> dict[str, Any]:
     message = reply.message or f"the script says {reply.code}"
-    error = {"message": message, "type": "fake_error", "param": None, "code": reply.code_name}
-    await _send_body(writer, reply.code, json.dumps({"error": error}).encode(), reply.headers)
+    standard = {"message": message, "type": "fake_error", "param": None, "code": reply.code_name}
+    return {"error": standard | dict(reply.fields)}
 
 
-async def _send_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
-    writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-    await writer.drain()
+def _streamed(reply: Text | Refusal | Stream) -> Stream:
+    if isinstance(reply, Stream):
+        return reply
+    pieces: list[str] = re.findall(r"\s*\S+\s*|\s+", reply.text)
+    if isinstance(reply, Text):
+        return Stream(pieces, reply.finish_reason, reply.usage)
+    return Stream([{"refusal": piece} for piece in pieces], reply.finish_reason, reply.usage)
+
+
+async def _send_part(writer: asyncio.StreamWriter, part: Part, common: dict[str, Any]) -> bool:
+    """Send a part of a stream. Returns whether the stream goes on."""
+    match part:
+        case str() | dict():
+            delta = {"content": part} if isinstance(part, str) else part
+            await _send_event(writer, common | _choices(delta))
+        case Shape(value):
+            await _send_event(writer, value)
+        case Malformed(body):
+            await send_chunk(writer, b"data: " + body + b"\n\n")
+        case Status():
+            await _send_event(writer, _error(part))
+        case Drop(count):
+            writer.write(b" " * count)  # without the last chunk, a client can tell that this is not the end
+            return False
+        case Endless(limit, pause):
+            for _ in range(0, limit, MAX_HEAD):
+                await send_chunk(writer, b":" * MAX_HEAD + b"\n")
+                await asyncio.sleep(pause)
+            return False
+    return True
+
+
+def _choices(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+async def _send_event(writer: asyncio.StreamWriter, value: object) -> None:
+    await send_chunk(writer, b"data: " + json.dumps(value).encode() + b"\n\n")
 
 
 def _words(message: object) -> int:

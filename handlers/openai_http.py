@@ -1,0 +1,149 @@
+"""The HTTP client under the SDK: a reply bounded in bytes and in time, certificates that are loaded once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import Unavailable
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+MAX_REPLY = 16 * 1024 * 1024
+"""Bytes of one reply, unpacked; the longest answers are a hundredth of it."""
+
+_CONNECT = 10.0
+"""Seconds to connect; a host that is gone says nothing, and an answer may take far longer."""
+
+
+def http_library() -> Any:
+    """The HTTP library that the SDK is built on: ``httpx2``, or ``httpx`` under an older SDK."""
+    from openai import DefaultAsyncHttpxClient
+
+    roots = [kind.__module__.partition(".")[0] for kind in DefaultAsyncHttpxClient.__mro__]
+    return import_module(next(root for root in roots if root != "openai"))
+
+
+def load() -> SSLContext:
+    """Import the SDK, which takes a second, and load the certificates, 50 ms: work for a thread."""
+    import_module("openai.resources.chat.completions")
+    context: SSLContext = http_library().create_ssl_context()
+    return context
+
+
+class _Body:
+    """The body of a response, unpacked and bounded. Iterated again, it goes on where it was."""
+
+    def __init__(self, response: Any, deadline: float) -> None:
+        self._response = response
+        self._parts: AsyncGenerator[bytes] = response.aiter_bytes()
+        self._deadline = deadline
+        self._size = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    part = await anext(self._parts)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise Unavailable("the endpoint's reply did not end in time") from error
+            self._size += len(part)
+            if self._size > MAX_REPLY:
+                raise Unavailable(f"the endpoint's reply is longer than {MAX_REPLY} bytes")
+            yield part
+
+    async def read(self) -> bytes:
+        try:
+            return b"".join([part async for part in self])
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._parts.aclose()
+        await self._response.aclose()
+
+
+def bounded_client(
+    context: SSLContext,
+    timeout: float,
+    connections: int,
+    admit: Callable[[], Awaitable[None]],
+    *,
+    follow_redirects: bool,
+) -> Any:
+    """The SDK's HTTP client, with a bound on what one attempt reads and on how long it takes.
+
+    The SDK's own timeout is for each read alone: a body that drips would be read for ever, and one that does
+    not end would fill the memory. A silent endpoint runs into that timeout first, and is tried again.
+
+    Args:
+        context: the certificates.
+        timeout: seconds of silence; an attempt may take twice as long as a whole.
+        connections: how many are kept open.
+        admit: awaited before each attempt, those of the SDK too.
+        follow_redirects: on the way to another host the library drops ``Authorization``, and no other header.
+    """
+    from openai import DefaultAsyncHttpxClient, Timeout
+
+    library = http_library()
+
+    class Body(_Body, library.AsyncByteStream):
+        """What the library takes for a body."""
+
+    class BoundedClient(DefaultAsyncHttpxClient):
+        async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+            await admit()
+            deadline = asyncio.get_running_loop().time() + 2 * timeout
+            try:
+                async with asyncio.timeout_at(deadline):
+                    response = await super().send(request, stream=True, **options)
+            except TimeoutError as error:
+                raise Unavailable("the endpoint's reply did not begin in time") from error
+            body = Body(response, deadline)
+            if stream and response.is_success:
+                return _replaced(response, stream=body)
+            content = await body.read()
+            if response.status_code == 429 and _is_spent_quota(content):
+                return _replaced(response, ("x-should-retry", "false"), content=content)
+            return _replaced(response, content=content)
+
+    return BoundedClient(
+        verify=context,
+        timeout=Timeout(timeout, connect=min(timeout, _CONNECT), pool=None),
+        follow_redirects=follow_redirects,
+        limits=library.Limits(max_connections=None, max_keepalive_connections=connections),
+    )
+
+
+def _replaced(response: Any, *headers: tuple[str, str], **body: Any) -> Any:
+    """The response with another body, which is not packed."""
+    kept = [item for item in response.headers.multi_items() if item[0].lower() not in _OF_THE_BODY]
+    return type(response)(
+        response.status_code,
+        headers=[*kept, *headers],
+        request=response.request,
+        extensions=response.extensions,
+        **body,
+    )
+
+
+_OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+
+
+def _is_spent_quota(body: bytes) -> bool:
+    """A spent quota comes with the status of a rate limit, for which the SDK would wait in vain."""
+    try:
+        reply: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    match reply:
+        case {"error": {"code": "insufficient_quota"}}:
+            return True
+        case _:
+            return False

@@ -1,0 +1,185 @@
+"""What the SDK gives and raises, as completions and errors of ours. Nothing that an endpoint sends is believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from .base import Completion, FinishReason, Usage
+from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
+
+if TYPE_CHECKING:
+    from openai import APIError, OpenAIError
+
+_FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
+
+_MAX_MESSAGE = 2000
+"""Characters of an endpoint's words in an error's message."""
+
+# What says in so many fields, and not in prose, that the messages are too long for the model.
+_TOO_LONG_CODE = "context_length_exceeded"  # OpenAI, and those that copy its codes
+_TOO_LONG_TYPE = "exceed_context_size_error"  # llama.cpp's server
+_TOO_LONG_PARAMS = ("input_tokens", "input_text")  # vLLM's server: BadRequestError for one of these
+
+
+class BrokenStream(Unavailable):
+    """A stream that ended, or fell silent, before the answer did: beginning again may help."""
+
+
+class Answer:
+    """A completion that is put together: of one message, or of the pieces of a stream."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._content = self._refusal = self._tools = False
+        self._finish: FinishReason | None = None
+        self._used = (0, 0)
+
+    def add(self, part: Any, finish_reason: Any) -> str:
+        """Take a message, or a piece of one; returns its text.
+
+        Raises:
+            Unavailable: it has not the shape of one.
+        """
+        with _expected_shape():
+            text, reasoning = part.content or part.refusal or "", _reasoning(part)
+            self._content |= bool(part.content)
+            self._refusal |= bool(part.refusal)
+            self._tools |= bool(part.tool_calls)
+            if finish_reason is not None:
+                self._finish = _FINISH.get(finish_reason, "other")
+        if not isinstance(text, str):
+            raise Unavailable("the endpoint sent a completion of the wrong type")
+        self._text.append(text)
+        self._reasoning.append(reasoning)
+        return text
+
+    def add_chunk(self, chunk: Any) -> str:
+        """Take an event of a stream; returns its text."""
+        with _expected_shape():
+            if chunk.usage is not None:
+                self.add_usage(chunk.usage)
+            choices = list(chunk.choices or ())[:1]  # the event with the usage has none
+            return "".join(self.add(choice.delta, choice.finish_reason) for choice in choices)
+
+    def add_usage(self, usage: Any) -> None:
+        """Take what an answer cost; the last word counts."""
+        with _expected_shape():
+            used = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
+        if not all(type(count) is int and 0 <= count < 2**53 for count in used):
+            raise Unavailable("the endpoint sent a completion of the wrong type")
+        self._used = used
+
+    def completion(self, *, streamed: bool) -> Completion:
+        """The whole.
+
+        Raises:
+            BrokenStream: the end is missing.
+            Rejected: it is a tool call.
+        """
+        text = "".join(self._text)
+        if streamed and self._finish is None:
+            raise BrokenStream("the endpoint's stream ended before the answer did")
+        if self._tools and not text:
+            raise Rejected(
+                "the model answered with a tool call and no text; nothing here offers it tools: take `tools` out"
+                " of extra_body, or switch automatic tools off at the endpoint"
+            )
+        refused = self._refusal and not self._content
+        finish = "refusal" if refused else self._finish or "other"
+        return Completion(text, Usage(*self._used, 1), finish, "".join(self._reasoning))
+
+
+def whole(reply: Any) -> Completion:
+    """The completion in a reply that was not streamed.
+
+    Raises:
+        Unavailable: it holds none.
+        Rejected: it is a tool call.
+    """
+    answer = Answer()
+    with _expected_shape():
+        choice = reply.choices[0]
+        answer.add(choice.message, choice.finish_reason)
+        answer.add_usage(reply.usage)
+    return answer.completion(streamed=False)
+
+
+def _reasoning(part: Any) -> str:
+    """DeepSeek and older vLLM call it ``reasoning_content``, newer vLLM and OpenRouter ``reasoning``, some send both."""
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(found := getattr(part, name, None), str) and found:
+            return found
+    return ""
+
+
+@contextmanager
+def _expected_shape() -> Generator[None]:
+    # The SDK builds its objects from whatever JSON came; an endpoint may have left out anything.
+    try:
+        yield
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise Unavailable("the endpoint sent a reply without a completion") from error
+
+
+def translate(error: OpenAIError) -> HandlerError:
+    """The SDK's exception as one of ours; told apart by class, and by the fields of the endpoint's error.
+
+    Too long are: OpenAI's code, llama.cpp's type, vLLM's parameter, and status 413. Endpoints that say it in
+    prose alone (SGLang, older vLLM, several hosted ones) give ``Rejected``; give the handler a ``window`` there.
+    """
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        status = int(error.status_code)
+        return _translate(error, status, f"the endpoint answered {status}", error.response.headers)
+    if isinstance(error, openai.APIConnectionError):
+        kind = "timed out" if isinstance(error, openai.APITimeoutError) else "failed"
+        return Unavailable(f"the connection to the endpoint {kind}")
+    if isinstance(error, openai.APIResponseValidationError):
+        return Unavailable("the endpoint sent a reply that cannot be understood")
+    if isinstance(error, openai.APIError):  # an event of a stream that had begun: the status was 200
+        return _translate(error, _status_in(error), "the endpoint broke off its stream", {})
+    return Rejected(f"{type(error).__name__}: {error}")
+
+
+def _translate(error: APIError, status: int, said: str, headers: Mapping[str, str]) -> HandlerError:
+    message = f"{said}: {str(error.message)[:_MAX_MESSAGE]}"
+    if error.code == _TOO_LONG_CODE or error.type == _TOO_LONG_TYPE or status == 413:
+        return ContextTooLong(message)
+    if status == 400 and error.param in _TOO_LONG_PARAMS:
+        return ContextTooLong(message)
+    if error.code == "insufficient_quota":
+        return Rejected(message)
+    if status in (408, 409, 429) or status >= 500:
+        return Unavailable(message, retry_after=retry_after(headers))
+    return Rejected(message)
+
+
+def _status_in(error: APIError) -> int:
+    """The status that an event stands for: vLLM, llama.cpp and OpenRouter put it into ``code``; else 500."""
+    code = str(error.code)
+    if code.isascii() and code.isdigit() and len(code) == 3:
+        return int(code)
+    return 400 if error.type == "invalid_request_error" else 500
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an endpoint asks to be left alone, from ``retry-after-ms`` or either form of ``retry-after``."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

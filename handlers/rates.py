@@ -1,0 +1,82 @@
+"""Requests and tokens a minute: how much may be asked of an endpoint, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+
+MINUTE = 60.0
+
+_LOOK = 0.25
+"""Seconds after which one who waits looks again: a use may have been corrected meanwhile, in any event loop."""
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """What one request takes: ``tokens`` is an estimate until ``RateLimit.correct`` says better."""
+
+    tokens: int
+    taken_at: float = math.nan
+
+
+class RateLimit:
+    """At most so many requests, and so many tokens, in any 60 seconds; None is no limit.
+
+    A sliding window: it also keeps an endpoint content that counts by the clock's minutes or fills a bucket.
+    It knows no event loop and may be used from any thread.
+    """
+
+    def __init__(
+        self, requests: int | None, tokens: int | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_requests = math.inf if requests is None else requests
+        self._max_tokens = math.inf if tokens is None else tokens
+        self._clock = clock
+        self._lock = Lock()
+        self._uses: deque[Use] = deque()
+        self._tokens = 0
+
+    def take(self, use: Use) -> float:
+        """Take it, and return 0.0; or take nothing, and return the seconds until enough will have passed.
+
+        A use of more tokens than a minute has is taken when the minute is otherwise empty.
+        """
+        with self._lock:
+            now = self._clock()
+            while self._uses and self._uses[0].taken_at + MINUTE <= now:
+                self._tokens -= self._uses.popleft().tokens
+            wait = self._wait(min(use.tokens, self._max_tokens), now)
+            if wait == 0.0:
+                use.taken_at = now
+                self._uses.append(use)
+                self._tokens += use.tokens
+            return wait
+
+    def correct(self, use: Use, tokens: int) -> None:
+        """Replace the estimate of a use that was taken."""
+        with self._lock:
+            if self._uses and self._uses[0].taken_at <= use.taken_at:  # else it has left the window
+                self._tokens += tokens - use.tokens
+            use.tokens = tokens
+
+    def _wait(self, tokens: float, now: float) -> float:
+        requests, used, wait = len(self._uses), self._tokens, 0.0
+        for use in self._uses:
+            if requests < self._max_requests and used + tokens <= self._max_tokens:
+                break
+            requests, used, wait = requests - 1, used - use.tokens, use.taken_at + MINUTE - now
+        return wait
+
+
+async def admit(limit: RateLimit, use: Use, turn: asyncio.Lock) -> None:
+    """Wait until the use is taken, in the order of those who wait at ``turn``. Cancelled, it takes nothing."""
+    async with turn:
+        wait = limit.take(use)
+        while wait > 0.0:
+            await asyncio.sleep(min(wait, _LOOK))
+            wait = limit.take(use)

@@ -1,0 +1,99 @@
+"""As much HTTP/1.1 as a scripted server needs: requests with a JSON body, replies whole or in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.client import responses
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's line and headers."""
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of a request's body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it came. ``arrived`` is in seconds of ``time.monotonic``; ``key`` is the bearer token, if any.
+
+    The names of ``headers`` are in small letters.
+    """
+
+    method: str
+    path: str
+    body: dict[str, Any]
+    arrived: float
+    key: str | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+    @property
+    def model(self) -> str:
+        """The model that is asked for; empty where none is named."""
+        return str(self.body.get("model", ""))
+
+
+class BadRequestError(Exception):
+    """What came is no request; ``code`` is the status that says so."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+async def read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
+    """The next request, and whether its sender keeps the connection."""
+    try:
+        lines_and_end = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        raise BadRequestError(431, f"the headers are longer than {MAX_HEAD} bytes") from None
+    first, *lines = lines_and_end[:-4].decode("latin-1").split("\r\n")
+    method, _, rest = first.partition(" ")
+    target, _, version = rest.partition(" ")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    size = headers.get("content-length", "0")
+    if not version.startswith("HTTP/1.") or not re.fullmatch(r"[0-9]{1,18}", size):
+        raise BadRequestError(400, "this is no HTTP/1.1 request")
+    if "transfer-encoding" in headers:
+        raise BadRequestError(411, "a body needs a Content-Length here")
+    if int(size) > MAX_BODY:
+        raise BadRequestError(413, f"the body is longer than {MAX_BODY} bytes")
+    content = await reader.readexactly(int(size))
+    try:
+        path = urlsplit(target).path  # a client behind a proxy names the whole URL
+        body: Any = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        raise BadRequestError(400, "the body is no JSON") from None
+    if not isinstance(body, dict):
+        raise BadRequestError(400, "the body is no JSON object")
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    bearer = key if scheme.lower() == "bearer" else None
+    request = Request(method, path, cast("dict[str, Any]", body), time.monotonic(), bearer, headers)
+    return request, version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
+
+
+def head(code: int, headers: Mapping[str, str]) -> bytes:
+    """The first bytes of a reply, before its body."""
+    first = f"HTTP/1.1 {code} {responses.get(code, '')}"
+    lines = [first, *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+async def send_body(
+    writer: asyncio.StreamWriter, code: int, body: bytes, headers: Mapping[str, str] | None = None
+) -> None:
+    """Send a whole reply, said to be JSON."""
+    standard = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    writer.write(head(code, standard | dict(headers or {})) + body)
+    await writer.drain()
+
+
+async def send_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Send some of a body whose head says ``Transfer-Encoding: chunked``; nothing at all ends it."""
+    writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+    await writer.drain()
