@@ -374,7 +374,7 @@ def _without_secrets(url: str) -> str:
 
 def _urls(base_url: str | Sequence[str] | None) -> list[str]:
     urls = [base_url or OPENAI_URL] if base_url is None or isinstance(base_url, str) else list(base_url)
-    if not all(urls):
+    if not urls or not all(urls):
         raise ValueError("base_url: name at least one endpoint, and none that is empty")
     return list(dict.fromkeys(urls))
 

@@ -45,24 +45,33 @@ class _Body:
         self._size = 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            try:
+        try:
+            while True:
                 async with asyncio.timeout_at(self._deadline):
-                    part = await anext(self._parts)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise Unavailable("the endpoint's reply did not end in time") from error
-            self._size += len(part)
-            if self._size > MAX_REPLY:
-                raise Unavailable(f"the endpoint's reply is longer than {MAX_REPLY} bytes")
-            yield part
+                    part = await self._next()
+                yield part
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Unavailable("the endpoint's reply did not end in time") from error
 
     async def read(self) -> bytes:
+        """What is left of it. The deadline is the caller's."""
+        parts: list[bytes] = []
         try:
-            return b"".join([part async for part in self])
+            while True:
+                parts.append(await self._next())
+        except StopAsyncIteration:
+            return b"".join(parts)
         finally:
             await self.aclose()
+
+    async def _next(self) -> bytes:
+        part = await anext(self._parts)
+        self._size += len(part)
+        if self._size > MAX_REPLY:
+            raise Unavailable(f"the endpoint's reply is longer than {MAX_REPLY} bytes")
+        return part
 
     async def aclose(self) -> None:
         await self._parts.aclose()
@@ -103,14 +112,14 @@ def bounded_client(
             try:
                 async with asyncio.timeout_at(deadline):
                     response = await super().send(request, stream=True, **options)
+                    body = Body(response, deadline)
+                    if stream and response.is_success:
+                        return _replaced(response, stream=body)
+                    content = await body.read()
             except TimeoutError as error:
-                raise Unavailable("the endpoint's reply did not begin in time") from error
-            body = Body(response, deadline)
-            if stream and response.is_success:
-                return _replaced(response, stream=body)
-            content = await body.read()
+                raise Unavailable("the endpoint's reply did not end in time") from error
             if response.status_code == 429 and _is_spent_quota(content):
-                return _replaced(response, ("x-should-retry", "false"), content=content)
+                return _replaced(response, (b"x-should-retry", b"false"), content=content)
             return _replaced(response, content=content)
 
     return BoundedClient(
@@ -121,9 +130,9 @@ def bounded_client(
     )
 
 
-def _replaced(response: Any, *headers: tuple[str, str], **body: Any) -> Any:
+def _replaced(response: Any, *headers: tuple[bytes, bytes], **body: Any) -> Any:
     """The response with another body, which is not packed."""
-    kept = [item for item in response.headers.multi_items() if item[0].lower() not in _OF_THE_BODY]
+    kept = [item for item in response.headers.raw if item[0].lower() not in _OF_THE_BODY]
     return type(response)(
         response.status_code,
         headers=[*kept, *headers],
@@ -133,7 +142,7 @@ def _replaced(response: Any, *headers: tuple[str, str], **body: Any) -> Any:
     )
 
 
-_OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 
 def _is_spent_quota(body: bytes) -> bool:

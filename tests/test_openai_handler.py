@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import time
 import warnings
 from typing import Any
 
 import pytest
-from openai_support import ASKED, handler_of, outcome, outcome_of
+from openai_support import ASKED, SOON, completion, handler_of, outcome, outcome_of
 from supdist.handlers import (
     Completion,
     Message,
     OpenAIHandler,
+    Price,
     Rejected,
     Unavailable,
     Usage,
@@ -68,6 +70,121 @@ async def test_messages_and_sampling_are_sent_as_given() -> None:
     plain, sampled = (request.body for request in server.requests)
     assert plain == {"model": "m", "messages": ASKED}
     assert sampled == plain | sampling | {"top_k": 3}
+
+
+async def test_openai_itself_gets_the_name_that_its_reasoning_models_demand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fake server stands in as the proxy, so that nothing leaves the machine."""
+    async with FakeOpenAI([Text("x")]) as server:
+        monkeypatch.setenv("http_proxy", server.base_url.removesuffix("/v1"))
+        await handler_of(server, base_url="http://api.openai.com/v1", api_key="k", max_tokens=7).chat(ASKED)
+    assert server.requests[0].body == {"model": "m", "messages": ASKED, "max_completion_tokens": 7}
+
+
+async def test_extra_headers_are_sent_and_come_before_the_key() -> None:
+    headers = {"X-Team": "blue", "authorization": "Basic abc"}
+    async with FakeOpenAI([Text("x")]) as server:
+        await handler_of(server, api_key="k", extra_headers=headers).chat(ASKED)
+    sent = server.requests[0].headers
+    assert (sent["x-team"], sent["authorization"]) == ("blue", "Basic abc")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extra_headers": {"X": "a\r\nY: b"}},
+        {"extra_headers": {"X": "é"}},
+        {"extra_headers": {"X": ""}},
+        {"extra_headers": {"a b": "c"}},
+        {"extra_body": {"stream": True}},
+        {"extra_body": {"messages": []}},
+        {"base_url": []},
+        {"base_url": ["http://a/v1", ""]},
+    ],
+)
+def test_what_cannot_be_sent_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))) as caught:
+        OpenAIHandler("m", **options)
+    assert "Y: b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_reasoning_is_carried_beside_the_answer(name: str) -> None:
+    said = {"role": "assistant", "content": "hi", name: "hm"}
+    got, _ = await outcome_of(completion(choices=[{"message": said, "finish_reason": "stop"}]))
+    assert got == Completion("hi", Usage(3, 4, 1), reasoning="hm")
+
+
+async def test_thoughts_that_used_up_the_tokens_are_no_answer() -> None:
+    said = {"role": "assistant", "content": None, "reasoning": "hm"}
+    got, _ = await outcome_of(completion(choices=[{"message": said, "finish_reason": "length"}]))
+    assert got == Completion("", Usage(3, 4, 1), "length", "hm")
+
+
+async def test_reasoning_of_another_type_is_left_out() -> None:
+    said = {"role": "assistant", "content": "hi", "reasoning": ["hm"], "reasoning_content": 1}
+    got, _ = await outcome_of(completion(choices=[{"message": said, "finish_reason": "stop"}]))
+    assert got == Completion("hi", Usage(3, 4, 1))
+
+
+async def test_tool_call_without_text_is_rejected_and_with_text_is_the_text() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for content, kind in ((None, Rejected), ("", Rejected), ("hi", Completion)):
+        said = {"role": "assistant", "content": content, "tool_calls": [call]}
+        got, _ = await outcome_of(completion(choices=[{"message": said, "finish_reason": "tool_calls"}]))
+        assert isinstance(got, kind)
+
+
+async def test_attempts_before_the_answer_are_counted() -> None:
+    async with FakeOpenAI([Status(503, SOON), Drop(), Text("x")]) as server:
+        got = await handler_of(server, max_retries=5).chat(ASKED)
+    assert got.retries == 2
+
+
+# --- what the engine asks of a handler -------------------------------------------------------------------------
+
+
+def test_identity_is_json_that_holds_what_decides_an_answer_and_no_secret() -> None:
+    options: dict[str, Any] = {"temperature": 0.5, "max_tokens": 7, "extra_body": {"top_k": 3}}
+    secret: dict[str, Any] = {"api_key": "sk-hidden", "extra_headers": {"X-Key": "hidden-too"}}
+    urls = ["http://b/v1", "http://user:hidden-user@a/v1?key=hidden-query"]
+    handler = OpenAIHandler("m", base_url=urls, **options, **secret)
+    same = OpenAIHandler(
+        "m", base_url=["http://a/v1", "http://b/v1"], **options, timeout=3, price=Price(1, 2)
+    )
+    assert handler.identity() == same.identity()
+    assert "hidden" not in json.dumps(handler.identity()) + repr(handler)
+    changes: list[tuple[str, Any]] = [
+        ("temperature", 0.6),
+        ("max_tokens", 8),
+        ("extra_body", {}),
+        ("base_url", "http://c"),
+    ]
+    for name, value in changes:
+        changed: dict[str, Any] = options | {"base_url": urls, name: value}
+        assert OpenAIHandler("m", **changed).identity() != same.identity()
+
+
+def test_what_is_known_of_a_model_is_told() -> None:
+    handler = OpenAIHandler("m", base_url=["http://a", "http://b"], window=9, max_tokens=3, price=Price(1, 2))
+    assert (handler.base_url, handler.window, handler.max_tokens) == ("http://a", 9, 3)
+    assert handler.price == Price(1, 2)
+    assert OpenAIHandler("m", extra_body={"max_completion_tokens": 5}).max_tokens == 5
+    assert (OpenAIHandler("m").window, OpenAIHandler("m").price) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({}, True),
+        ({"temperature": 0.1}, True),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.1, "extra_body": {"temperature": 0.0}}, False),
+    ],
+)
+def test_zero_temperature_does_not_sample(options: dict[str, Any], samples: bool) -> None:
+    assert OpenAIHandler("m", **options).samples is samples
 
 
 async def test_batch_keeps_order_and_errors_in_place() -> None:
@@ -129,6 +246,30 @@ async def test_custom_headers_do_not_replace_the_key(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer another-endpoint")
     assert await keys_sent(api_key="given") == ["given"]
     assert await keys_sent() == ["none"]
+
+
+@pytest.mark.parametrize(("host", "sent"), [("api.openai.com", "org-1"), ("api.together.xyz", None)])
+async def test_organisation_of_the_environment_is_for_openai_alone(
+    host: str, sent: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "org-1")
+    async with FakeOpenAI([Status(503, SOON), Text("x")]) as server:
+        monkeypatch.setenv("http_proxy", server.base_url.removesuffix("/v1"))
+        await handler_of(server, base_url=f"http://{host}/v1", api_key="k", max_retries=1).chat(ASKED)
+    for request in server.requests:
+        headers = [request.headers.get(name) for name in ("openai-organization", "openai-project")]
+        assert headers == [sent, sent]
+
+
+async def test_with_extra_headers_no_redirect_is_followed() -> None:
+    """On the way to another host the HTTP library drops ``Authorization`` alone."""
+    async with FakeOpenAI([Text("x")]) as other:
+        moved = Status(307, {"Location": f"{other.base_url}/chat/completions"})
+        async with FakeOpenAI([moved]) as server:
+            got = await outcome(handler_of(server, extra_headers={"X-Key": "secret"}))
+    assert isinstance(got, Rejected)
+    assert other.requests == []
 
 
 async def test_key_does_not_follow_a_redirect() -> None:
@@ -236,6 +377,15 @@ async def test_concurrency_is_bounded_at_the_server() -> None:
         assert all(chat.result().text == "x" for chat in chats)
     assert peak == limit
     assert len(server.ledger) == 4 * limit + 5
+
+
+async def test_certificates_are_loaded_once_for_a_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeOpenAI(lambda _: Text("x")) as server:
+        handler = handler_of(server)
+        await handler.chat(ASKED)
+        monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+        assert isinstance(await outcome(handler), Completion)
+        assert isinstance(await outcome(handler_of(server)), Rejected)
 
 
 async def test_entered_handler_keeps_its_connection_until_the_last_leaves() -> None:

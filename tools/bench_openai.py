@@ -1,0 +1,111 @@
+"""How much the OpenAI handler costs beside the bare SDK: the same requests, to the fake server in a process of its own.
+
+::
+
+    python -m supdist.tools.bench_openai --requests 500 --concurrency 32
+
+Both take turns, a round each, so that a busy machine weighs on both; of each the best round counts. The time of
+this process alone is the truer figure: on the clock, the server's work is in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from openai import AsyncOpenAI
+
+from ..handlers import Message, OpenAIHandler
+
+_MESSAGES: list[Message] = [
+    {"role": "user", "content": "Which sentence answers the question? " + "word " * 1000}
+]
+_ANSWER = "word " * 200
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one request, on average: seconds on the clock, and seconds of this process's own work."""
+
+    clock: float
+    work: float
+
+
+async def measure(ask: Callable[[], Awaitable[object]], requests: int, concurrency: int) -> Figures:
+    """Ask so often, so many at once."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def one() -> None:
+        async with slots:
+            await ask()
+
+    clock, work = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(one() for _ in range(requests)))
+    return Figures((time.perf_counter() - clock) / requests, (time.process_time() - work) / requests)
+
+
+@asynccontextmanager
+async def serving(replies: int) -> AsyncGenerator[str]:
+    """The fake server with so many replies; its URL."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as script:
+        script.write(f"{json.dumps(_ANSWER)}\n" * replies)
+        script.flush()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", f"{__package__}.fake_openai", script.name, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(30):
+                url = await process.stdout.readline()
+            yield url.decode().strip()
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def _main(requests: int, concurrency: int, rounds: int) -> None:
+    async with (
+        serving(2 * requests * (rounds + 1)) as url,
+        AsyncOpenAI(base_url=url, api_key="none") as client,
+        OpenAIHandler("m", base_url=url, max_concurrency=concurrency) as handler,
+    ):
+        ways: dict[str, Callable[[], Awaitable[object]]] = {
+            "AsyncOpenAI": lambda: client.chat.completions.create(model="m", messages=[*_MESSAGES]),  # pyright: ignore[reportArgumentType]
+            "OpenAIHandler": lambda: handler.chat(_MESSAGES),
+        }
+        found: dict[str, list[Figures]] = {name: [] for name in ways}
+        for round_ in range(rounds + 1):
+            for name, ask in ways.items():
+                figures = await measure(ask, requests, concurrency)
+                if round_:  # the first opens connections and imports
+                    found[name].append(figures)
+    best = {
+        name: Figures(min(each.clock for each in all_), min(each.work for each in all_))
+        for name, all_ in found.items()
+    }
+    for name, figures in best.items():
+        print(f"{name:14} {1 / figures.clock:7.0f} requests/s {figures.work * 1e3:7.2f} ms of work each")
+    bare, ours = best.values()
+    print(f"{'ratio':14} {bare.clock / ours.clock:7.2f} {ours.work / bare.work:18.2f}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench_openai", description="Compare the OpenAI handler with the bare SDK.")
+    parser.add_argument("--requests", type=int, default=500, help="in a round")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    asyncio.run(_main(arguments.requests, arguments.concurrency, arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()
