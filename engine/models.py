@@ -64,7 +64,9 @@ class OpenAISpec(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1, description="prompts and answers together")
     extra_body: dict[str, Any] | None = Field(default=None, description="more fields for the request's body")
-    extra_headers: dict[str, str] | None = Field(default=None, description="more headers; the key belongs into api_key_env")
+    extra_headers: dict[str, str] | None = Field(
+        default=None, description="more headers; the key belongs into api_key_env"
+    )
     window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
     price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 

@@ -99,7 +99,9 @@ async def _main(requests: int, concurrency: int, rounds: int) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench_openai", description="Compare the OpenAI handler with the bare SDK.")
+    parser = argparse.ArgumentParser(
+        prog="bench_openai", description="Compare the OpenAI handler with the bare SDK."
+    )
     parser.add_argument("--requests", type=int, default=500, help="in a round")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
