@@ -35,12 +35,14 @@ if TYPE_CHECKING:
         SyncSandbox,
         open_sandbox,
     )
+    from .tools import HostTool
 
 __all__ = [
     "CacheError",
     "CellResult",
     "Engine",
     "EngineError",
+    "HostTool",
     "Isolation",
     "LocalProtocolError",
     "LogError",
@@ -70,6 +72,7 @@ _HOMES = {
     "sandbox": (
         "CellResult", "Engine", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SyncSandbox", "open_sandbox",
     ),
+    "tools": ("HostTool",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

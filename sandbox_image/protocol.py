@@ -26,7 +26,7 @@ from typing import Literal
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -37,6 +37,10 @@ ROOT = "/guest"
 
 WORK = "/work"
 """The guest's working directory, its own and empty at the start."""
+
+TOOL_ARGUMENT_BYTES = 256 << 10
+TOOL_RESULT_BYTES = 1 << 20
+"""The most that one call of a host tool may carry there and back, as JSON (see ``plain.py``)."""
 
 
 class Outcome(StrEnum):
@@ -58,6 +62,10 @@ CallCode = Literal["budget_exceeded", "too_long", "refused", "unavailable", "tim
 """Why a worker call has no answer."""
 
 
+ToolCode = Literal["budget_exceeded", "bad_arguments", "failed", "timeout", "cancelled", "too_large"]
+"""Why a call of a host tool has no result."""
+
+
 FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
 """Why a file could not be written or read."""
 
@@ -70,7 +78,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Limits(Message, frozen=True):
-    """What one sandbox may use. Bytes, counts and seconds; all positive."""
+    """What one sandbox may use. Bytes, counts and seconds; all positive. ``tools`` of the host it may call, from 0."""
 
     memory_bytes: int
     pids: int
@@ -88,6 +96,7 @@ class Limits(Message, frozen=True):
     calls_per_second: float
     wall_seconds: float
     grace_seconds: float
+    tools: int
 
 
 class Facts(Message, frozen=True):
@@ -120,16 +129,41 @@ class CallError(Message, frozen=True):
     message: str
 
 
+class ToolFailure(Message, frozen=True):
+    """A call of a host tool without a result; ``message`` is written by the host for the guest to read."""
+
+    code: ToolCode
+    message: str
+
+
+class GuestTool(Message, frozen=True):
+    """A function that runs inside: a pickle that the host wrote."""
+
+    name: str
+    pickle: bytes
+
+
+class HostTool(Message, frozen=True):
+    """A function that runs in the engine, as the guest is told of it. Its number is its place in ``Start``."""
+
+    name: str
+    doc: str
+
+
 # To the guest
 
 
 class Start(Message, frozen=True, tag=1):
-    """First of all: the question, and the limits that the guest's own library keeps before the shim enforces them."""
+    """First of all: the question, the tools, and the limits that the guest's own library keeps before the shim
+    enforces them.
+    """
 
     query: str
     prompt_bytes: int
     batch: int
     frame_bytes: int
+    guest_tools: list[GuestTool]
+    host_tools: list[HostTool]
 
 
 class Load(Message, frozen=True, tag=2):
@@ -182,6 +216,13 @@ class GetFile(Message, frozen=True, tag=7):
     size: int
 
 
+class ToolReply(Message, frozen=True, tag=8):
+    """The result of a call of a host tool, as JSON, or why there is none."""
+
+    call: int
+    result: bytes | ToolFailure
+
+
 # From the guest
 
 
@@ -206,6 +247,18 @@ class Call(Message, frozen=True, tag=22):
     call: int
     cell: int
     prompts: list[str]
+
+
+class ToolCall(Message, frozen=True, tag=27):
+    """Call a host tool by its number. ``arguments`` is JSON: a list of those by place, and a dict of those by name.
+
+    Calls of tools and of workers share their numbers.
+    """
+
+    call: int
+    cell: int
+    tool: int
+    arguments: bytes
 
 
 class Final(Message, frozen=True, tag=23):
@@ -322,10 +375,10 @@ class ShimExit(Message, frozen=True, tag=62):
     status: int
 
 
-ToGuest = Start | Load | Execute | Reply | Interrupt | PutFile | GetFile
-FromGuest = Ready | Output | Call | Final | Done | FileData | ReplExit
-ToShim = Start | Load | Execute | Reply | Interrupt | PutFile | GetFile | Kill
-FromShim = Hello | Ready | Output | Call | Final | FileData | CellEnd | Exit | SetupFailed
+ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile
+FromGuest = Ready | Output | Call | ToolCall | Final | Done | FileData | ReplExit
+ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | Kill
+FromShim = Hello | Ready | Output | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
 ToZygote = Spawn | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 

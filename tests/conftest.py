@@ -47,9 +47,19 @@ def backend(request: pytest.FixtureRequest) -> str:
 def small(engine: Engine, backend: str) -> Open:
     """Opens sandboxes with small limits; keyword arguments change the limits."""
 
-    def open_small(*, context: object = "", query: str = "", on_call: Any = None, **limits: Any) -> Any:
+    def open_small(
+        *,
+        context: object = "",
+        query: str = "",
+        on_call: Any = None,
+        tools: Any = None,
+        on_tool: Any = None,
+        **limits: Any,
+    ) -> Any:
         config = SandboxConfig.model_validate({"backend": backend, **SMALL, **limits})
-        return open_sandbox(config, context=context, query=query, on_call=on_call)
+        return open_sandbox(
+            config, context=context, query=query, on_call=on_call, tools=tools, on_tool=on_tool
+        )
 
     return open_small
 

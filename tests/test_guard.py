@@ -16,6 +16,9 @@ from supdist.sandbox_image.protocol import (
     Output,
     Ready,
     Reply,
+    ToolCall,
+    ToolFailure,
+    ToolReply,
     Violation,
 )
 
@@ -26,7 +29,7 @@ CONFIG = SandboxConfig.model_validate(
 
 
 def guard(cell: int = 1, timeout: float = 10.0, now: float = 100.0) -> Guard:
-    fresh = Guard(CONFIG.limits())
+    fresh = Guard(CONFIG.limits(tools=2))
     fresh.accept(Ready(protocol.VERSION, FACTS), now)
     fresh.execute(cell, timeout, now)
     return fresh
@@ -79,7 +82,7 @@ def test_late_frames_of_an_ended_cell_are_counted_and_delivered_to_nobody() -> N
     assert fresh.accept(Output(1, 1, b"late"), 102) == ([], None)
     assert fresh.accept(Final(1, "late"), 102) == ([], None)
     _, refusal = fresh.accept(Call(1, 1, ["late"]), 102)
-    assert refusal is not None
+    assert isinstance(refusal, Reply)
     assert [getattr(result, "code", None) for result in refusal.results] == ["cancelled"]
     messages, _ = fresh.accept(Done(2, None), 103)
     assert end_of(messages).dropped == 3
@@ -100,6 +103,13 @@ def test_late_frames_of_an_ended_cell_are_counted_and_delivered_to_nobody() -> N
         [Call(1, 1, ["a"] * 5)],
         [Call(1, 1, ["a" * 2000])],
         [protocol.ReplExit(0, False)],
+        [ToolCall(1, 1, 2, b"")],
+        [ToolCall(1, 1, -1, b"")],
+        [ToolCall(1, 2, 0, b"")],
+        [ToolCall(1, 1, 0, b"x" * (protocol.TOOL_ARGUMENT_BYTES + 1))],
+        [ToolCall(1, 1, 0, b""), ToolCall(1, 1, 1, b"")],
+        [Call(5, 1, ["a"]), ToolCall(5, 1, 0, b"")],
+        [ToolCall(5, 1, 0, b""), Call(4, 1, ["a"])],
     ],
 )
 def test_what_no_honest_guest_says_is_a_violation(messages: list[protocol.FromGuest]) -> None:
@@ -146,6 +156,49 @@ def test_more_calls_a_second_than_allowed_only_make_the_guest_wait() -> None:
     assert fresh.quiet_until(100.6) is None
 
 
+def test_the_clock_stands_still_for_tools_as_for_workers() -> None:
+    fresh = guard(timeout=10)
+    assert fresh.cell is not None
+    call = ToolCall(1, 1, 1, b"[[],{}]")
+    assert fresh.accept(call, 103) == ([call], None)
+    assert fresh.cell.deadline() == 3700
+    assert fresh.reply(ToolReply(1, b"1"), 153)
+    assert fresh.cell.deadline() == 160
+    assert not fresh.reply(ToolReply(1, b"1"), 154), "one reply a call"
+
+
+def test_a_tool_call_of_an_ended_cell_is_refused_and_told() -> None:
+    fresh = guard()
+    fresh.accept(Done(1, None), 101)
+    fresh.execute(2, 10, 102)
+    messages, refusal = fresh.accept(ToolCall(1, 1, 0, b""), 102)
+    assert messages == []
+    assert isinstance(refusal, ToolReply)
+    assert isinstance(refusal.result, ToolFailure)
+    assert refusal.result.code == "cancelled"
+    fresh.interrupt(Outcome.TIMEOUT, 103)
+    messages, refusal = fresh.accept(ToolCall(2, 2, 0, b""), 103)
+    assert (messages, refusal is not None) == ([], True), "an interrupted cell asks for nothing more"
+
+
+def test_tool_calls_wait_their_turn_with_worker_calls() -> None:
+    """Each is counted by the result that it may bring, so that unread ones are bounded, and against the rate."""
+    config = SandboxConfig.model_validate({"calls_per_second": 100.0})
+    fresh = Guard(config.limits(tools=1))
+    fresh.accept(Ready(protocol.VERSION, FACTS), 100)
+    fresh.execute(1, 10, 100)
+    assert fresh.quiet_until(100) is None
+    for number in range(1, 65):
+        assert not fresh.has_enough_pending
+        fresh.accept(ToolCall(number, 1, 0, b""), 100)
+    assert fresh.has_enough_pending
+    fresh.reply(ToolReply(1, b"1"), 100)
+    assert not fresh.has_enough_pending
+    for number in range(65, 102):
+        fresh.accept(Call(number, 1, ["a"]), 100)
+    assert fresh.quiet_until(100) == pytest.approx(100.01)
+
+
 @pytest.mark.parametrize(
     "error", [ErrorInfo("x" * 2000, "", ""), ErrorInfo("", "x" * 10_000, ""), ErrorInfo("", "", "x" * 60_000)]
 )
@@ -165,13 +218,15 @@ def test_a_reply_that_nobody_awaits_is_not_delivered() -> None:
 MESSAGES = st.one_of(
     st.builds(Output, st.integers(-1, 4), st.sampled_from([1, 2]), st.binary(max_size=40)),
     st.builds(Call, st.integers(-1, 6), st.integers(-1, 4), st.lists(st.text(max_size=5), max_size=6)),
+    st.builds(ToolCall, st.integers(-1, 6), st.integers(-1, 4), st.integers(-1, 3), st.binary(max_size=5)),
     st.builds(Final, st.integers(-1, 4), st.text(max_size=5)),
     st.builds(Done, st.integers(-1, 4), st.none()),
     st.builds(Ready, st.integers(0, 2), st.just(FACTS)),
 )
 STEPS = st.one_of(
-    MESSAGES, st.sampled_from(["execute", "interrupt"]), st.builds(Reply, st.integers(0, 6), st.just(["x"]))
-)
+    MESSAGES, st.sampled_from(["execute", "interrupt"]), st.builds(Reply, st.integers(0, 6), st.just(["x"])),
+    st.builds(ToolReply, st.integers(0, 6), st.just(b"1")),
+)  # fmt: skip
 
 
 @settings(max_examples=300)
@@ -190,7 +245,7 @@ def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
         elif step == "interrupt":
             if fresh.cell is not None:
                 fresh.interrupt(Outcome.TIMEOUT, now)
-        elif isinstance(step, Reply):
+        elif isinstance(step, Reply | ToolReply):
             fresh.reply(step, now)
         else:
             try:

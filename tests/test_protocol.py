@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -45,6 +47,31 @@ def test_no_bytes_make_a_decoder_raise_anything_but_its_own_error(data: bytes) -
             continue
 
 
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 64) - 1), st.floats(), st.text(), st.binary()
+)
+ITEMS = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=3)
+
+
+@given(st.lists(ITEMS, max_size=6))
+def test_a_tool_call_of_any_shape_is_one_or_none(items: list[Any]) -> None:
+    """Beside the fuzz of raw bytes, which seldom gets past the message's number."""
+    try:
+        message = protocol.decode_from_guest(msgspec.msgpack.encode([27, *items]))
+    except msgspec.MsgspecError:
+        return
+    assert isinstance(message, protocol.ToolCall)
+    assert [type(item) for item in items] == [int, int, int, bytes]
+    assert protocol.decode_from_shim(protocol.encode(message)) == message
+
+
+@given(st.integers(), st.binary() | st.builds(protocol.ToolFailure, st.just("failed"), st.text()))
+def test_a_tool_reply_comes_out_as_it_went_in(call: int, result: bytes | protocol.ToolFailure) -> None:
+    reply = protocol.ToolReply(call % (1 << 62), result)
+    assert protocol.decode_to_guest(protocol.encode(reply)) == reply
+    assert protocol.decode_to_shim(protocol.encode(reply)) == reply
+
+
 def test_the_kind_of_a_message_can_be_read_without_decoding_it() -> None:
     message = protocol.Done(7, None)
     assert protocol.kind(protocol.encode(message)) == 24
@@ -64,6 +91,10 @@ def test_the_kind_of_a_message_can_be_read_without_decoding_it() -> None:
         [22, 1, 1, "not a list"],
         [22, 1, 1, [b"bytes"]],
         [23, 1, 5],
+        [27, 1, 1, 0, "text"],
+        [27, 1, 1, "name", b"[[],{}]"],
+        [27, 1, 1, 0, ["list"]],
+        [8, 1, b"1"],  # ToolReply: a word of the engine's
         {"tag": 24},
         [],
         None,

@@ -87,8 +87,8 @@ class SandboxConfig(BaseModel):
         default=10_000.0, gt=0, le=1e6, description="such messages a second; a faster guest is slowed down"
     )
 
-    def limits(self) -> protocol.Limits:
-        """The limits as the jail takes them."""
+    def limits(self, tools: int = 0) -> protocol.Limits:
+        """The limits as the jail takes them, with the number of the host's tools."""
         return protocol.Limits(
             memory_bytes=int(self.memory),
             pids=self.pids,
@@ -106,6 +106,7 @@ class SandboxConfig(BaseModel):
             calls_per_second=self.calls_per_second,
             wall_seconds=self.wall,
             grace_seconds=self.grace,
+            tools=tools,
         )
 
 

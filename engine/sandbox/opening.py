@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from types import TracebackType
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import RunVar
 
+from ..tools import Tool, Toolbox, ToolCalls, ToolUse
 from .config import CellResult, Isolation, OnCall, SandboxConfig
 from .packages import Packages, find_packages
 from .sandbox import Sandbox
@@ -113,6 +114,8 @@ async def open_sandbox(
     context: object = "",
     query: str = "",
     on_call: OnCall | None = None,
+    tools: Mapping[str, Tool] | Toolbox | None = None,
+    on_tool: Callable[[ToolUse], None] | None = None,
 ) -> AsyncGenerator[Sandbox]:
     """A sandbox with this context, closed at the end of the block.
 
@@ -121,14 +124,18 @@ async def open_sandbox(
         context: what the code sees as ``context``: a str, list, dict or other plain data.
         query: what it sees as ``query``.
         on_call: answers ``worker`` and ``worker_batch``; without it they raise ``WorkerError``.
+        tools: more functions for the code, by their names: one that is given as it is goes inside and runs
+            there, a ``HostTool`` is called here.
+        on_tool: told of every call of a host tool that ended, in the event loop; it must not block.
 
     Raises:
         SandboxUnavailable: the isolation cannot be had here; nothing weaker is taken instead.
-        TaskError: the context is no plain data, or the packages cannot be used.
+        TaskError: the context is no plain data, or the packages or a tool cannot be had.
     """
     config = config or SandboxConfig()
+    calls = ToolCalls(Toolbox.of(tools), on_tool)
     async with Engine(config.packages) as engine:
-        sandbox = Sandbox(engine.zygote, config, context, query, on_call)
+        sandbox = Sandbox(engine.zygote, config, context, query, on_call=on_call, tools=calls)
         try:
             await sandbox.start()
             yield sandbox
@@ -149,8 +156,12 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
         context: object = "",
         query: str = "",
         on_call: OnCall | None = None,
+        tools: Mapping[str, Tool] | Toolbox | None = None,
+        on_tool: Callable[[ToolUse], None] | None = None,
     ) -> None:
-        self._opening = open_sandbox(config, context=context, query=query, on_call=on_call)
+        self._opening = open_sandbox(
+            config, context=context, query=query, on_call=on_call, tools=tools, on_tool=on_tool
+        )
 
     def __enter__(self) -> SyncSandbox:
         with ExitStack() as stack:

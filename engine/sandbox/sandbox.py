@@ -11,6 +11,7 @@ from typing import Literal
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
+from ..tools import ToolCalls
 from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
 from .remedies import failure
 from .zygote import Zygote
@@ -32,7 +33,9 @@ class Sandbox:
         config: SandboxConfig,
         context: object,
         query: str,
+        *,
         on_call: OnCall | None,
+        tools: ToolCalls,
     ) -> None:
         self._find_zygote = zygote
         self._config = config
@@ -40,6 +43,7 @@ class Sandbox:
         self._query = query.encode("utf-8", "replace").decode()
         self._changing = asyncio.Lock()
         self._on_call = on_call
+        self._tools = tools
         self._cell = 0
         self._running: _RunningCell | None = None
         self._calls: set[asyncio.Task[None]] = set()
@@ -74,7 +78,8 @@ class Sandbox:
         fd, self._context_kind = self._zygote.contexts.descriptor(self._context)
         try:
             self._started = False
-            self._session = self._zygote.spawn(self._receive, self._config.limits(), fd)
+            limits = self._config.limits(tools=len(self._tools.toolbox.host))
+            self._session = self._zygote.spawn(self._receive, limits, fd)
             self._started = True
         finally:
             os.close(fd)
@@ -103,7 +108,7 @@ class Sandbox:
 
         Args:
             code: Python source; its variables stay for the next cell.
-            timeout: seconds, not counting waits for workers; the config's by default.
+            timeout: seconds, not counting waits for workers and tools; the config's by default.
 
         Returns:
             how it ended. What the code does, up to killing its own interpreter, is a result and no exception.
@@ -235,6 +240,7 @@ class Sandbox:
         self._closed = True
         async with self._changing:
             await self._kill()
+        self._tools.close()
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -288,10 +294,8 @@ class Sandbox:
 
     def _receive(self, message: protocol.FromShim | protocol.ShimExit) -> None:
         match message:
-            case protocol.Call():
-                task = asyncio.get_running_loop().create_task(self._answer(message))
-                self._calls.add(task)
-                task.add_done_callback(self._calls.discard)
+            case protocol.Call() | protocol.ToolCall():
+                self._begin(message)
             case protocol.FileData():
                 waiting = self._files.get(message.request)
                 if waiting is not None and not waiting.done():
@@ -314,7 +318,8 @@ class Sandbox:
             if self._doomed:  # closed before its shim could hear of it
                 self._send(protocol.Kill())
                 return
-            self._send(protocol.Start(self._query, *self._guest_limits()))
+            box = self._tools.toolbox
+            self._send(protocol.Start(self._query, *self._guest_limits(), box.guest, box.host))
             self._send(protocol.Load(self._context_kind, 0, b""))
         elif self._ready.done():  # given up meanwhile
             return
@@ -355,12 +360,26 @@ class Sandbox:
         self._gone.set()
 
     def _fail(self, error: Exception) -> None:
-        """``on_call`` broke: the cell's caller gets its exception, and the sandbox ends."""
+        """What answers calls broke: the cell's caller gets its exception, and the sandbox ends."""
         self._lost = "the function that answers its calls failed"
         running, self._running = self._running, None
         if running is not None and not running.result.done():
             running.result.set_exception(error)
         self._send(protocol.Kill())
+
+    def _begin(self, call: protocol.Call | protocol.ToolCall) -> None:
+        answering = self._answer(call) if isinstance(call, protocol.Call) else self._answer_tool(call)
+        task = asyncio.get_running_loop().create_task(answering)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _answer_tool(self, call: protocol.ToolCall) -> None:
+        try:
+            reply = await self._tools.answer(call)
+        except Exception as error:  # not the tool's: a log that cannot be written, say
+            self._fail(error)
+        else:
+            self._send(reply)
 
     async def _answer(self, call: protocol.Call) -> None:
         """Every call gets its reply, whatever becomes of ``on_call``: the cell's clock waits for it."""

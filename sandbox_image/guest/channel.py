@@ -35,6 +35,7 @@ class Channel:
         self._leading = False
         self._orders: deque[protocol.ToGuest] = deque()
         self._replies: dict[int, list[str | protocol.CallError]] = {}
+        self._tool_replies: dict[int, bytes | protocol.ToolFailure] = {}
         self._descriptors: deque[int] = deque()
         self._main = threading.get_ident()
         self._owner = os.getpid()
@@ -48,7 +49,7 @@ class Channel:
         """
         if os.getpid() != self._owner:
             raise RuntimeError(
-                "worker, worker_batch and FINAL work only in the process of the cell, not in its children"
+                "worker, worker_batch, FINAL and tools of the host work only in the process of the cell, not in its children"
             )
         data = protocol.frame(protocol.encode(message))
         with self.interrupts.held(), self._send_lock:
@@ -61,6 +62,10 @@ class Channel:
     def reply(self, call: int) -> list[str | protocol.CallError]:
         """The reply to a call, once it is there."""
         return self._wait(lambda: self._replies.pop(call, None))
+
+    def tool_reply(self, call: int) -> bytes | protocol.ToolFailure:
+        """The reply to a call of a host tool, once it is there."""
+        return self._wait(lambda: self._tool_replies.pop(call, None))
 
     def descriptors(self, count: int) -> list[int]:
         """Descriptors that came beside the last message."""
@@ -90,6 +95,8 @@ class Channel:
                     message = protocol.decode_to_guest(payload)
                     if isinstance(message, protocol.Reply):
                         self._replies[message.call] = message.results
+                    elif isinstance(message, protocol.ToolReply):
+                        self._tool_replies[message.call] = message.result
                     else:
                         self._orders.append(message)
 

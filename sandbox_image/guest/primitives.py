@@ -1,4 +1,4 @@
-"""The names that a cell finds: worker, worker_batch, FINAL, and the errors of worker calls."""
+"""The names that a cell finds: worker, worker_batch, FINAL, the way to host tools, and the errors of all these."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numbers
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .. import protocol
+from .. import plain, protocol
 from .channel import Channel
 
 _CHUNK_PROMPTS = 256
@@ -20,13 +20,24 @@ _CHUNKS_IN_FLIGHT = 32
 _ANSWER_BYTES = 8 << 20
 
 
-class WorkerError(Exception):
-    """A worker call has no answer. ``code``: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
+class CallFailed(Exception):
+    """A call to the outside brought nothing. ``code`` says why in a word, ``message`` in a sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+class WorkerError(CallFailed):
+    """A worker call has no answer. ``code``: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
+
+
+class ToolError(CallFailed):
+    """A call of a host tool has no result.
+
+    ``code``: budget_exceeded, bad_arguments, failed, timeout, cancelled or too_large.
+    """
 
 
 class WorkerBatchError(WorkerError):
@@ -88,11 +99,40 @@ class Primitives:
         if self._answered_cell == cell:
             sys.stderr.write("FINAL was called before in this block; the first answer stands.\n")
             return
-        text = _clean(_answer_text(answer))
+        text = plain.clean(_answer_text(answer))
         if len(text) > _ANSWER_BYTES // 4 and len(text.encode()) > _ANSWER_BYTES:
             raise ValueError(f"FINAL takes an answer of at most {_ANSWER_BYTES} bytes")
         self._channel.send(protocol.Final(cell, text))
         self._answered_cell = cell
+
+    def call_tool(self, number: int, args: Sequence[object], kwargs: dict[str, object]) -> object:
+        """Have the engine call its tool of this number.
+
+        Raises:
+            ToolError: there is no result; ``code`` and ``message`` say why.
+        """
+        try:
+            arguments = plain.encode([args, kwargs], protocol.TOOL_ARGUMENT_BYTES)
+        except plain.TooLarge as error:
+            raise ToolError("too_large", f"the arguments are {error}") from None
+        except plain.NotPlain as error:
+            raise ToolError(
+                "bad_arguments", f"a tool of the host takes plain data, and this is {error}"
+            ) from None
+        result = self._channel.tool_reply(
+            self._send(protocol.ToolCall, self._current_cell(), number, arguments)
+        )
+        if isinstance(result, protocol.ToolFailure):
+            raise ToolError(result.code, result.message)
+        return plain.decode(result)
+
+    def _send(self, kind: Callable[..., protocol.Call | protocol.ToolCall], *fields: object) -> int:
+        """Send a call under the next number, and tell it."""
+        # The number is taken and sent under one lock: the shim wants them in rising order.
+        with self._channel.interrupts.held(), self._number_lock:
+            call = next(self._numbers)
+            self._channel.send(kind(call, *fields))
+        return call
 
     def _ask(self, prompts: list[Any]) -> list[str | WorkerError]:
         for slot, prompt in enumerate(prompts):  # before the first is paid for
@@ -104,11 +144,7 @@ class Primitives:
         for slots, chunk in self._chunks(prompts, results):
             if len(waiting) >= _CHUNKS_IN_FLIGHT:
                 self._collect(*waiting.pop(0), results)
-            # The number is taken and sent under one lock: the shim wants them in rising order.
-            with self._channel.interrupts.held(), self._number_lock:
-                call = next(self._numbers)
-                self._channel.send(protocol.Call(call, cell, chunk))
-            waiting.append((call, slots))
+            waiting.append((self._send(protocol.Call, cell, chunk), slots))
         for call, slots in waiting:
             self._collect(call, slots, results)
         return results
@@ -120,7 +156,7 @@ class Primitives:
         slots, chunk, size = list[int](), list[str](), 0
         most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
         for slot, prompt in enumerate(prompts):
-            text = _clean(prompt)
+            text = plain.clean(prompt)
             length = len(text) if text.isascii() else len(text.encode())
             if length > self._start.prompt_bytes:
                 message = f"a prompt of {length} bytes; at most {self._start.prompt_bytes} are allowed"
@@ -157,15 +193,3 @@ def _answer_text(answer: object) -> str:
             raise TypeError(
                 f"FINAL takes text or plain data, not {type(answer).__name__}; pass str(...) of it"
             )
-
-
-def _clean(text: str) -> str:
-    """An exact ``str`` that UTF-8 can carry: a lone surrogate becomes U+FFFD."""
-    text = str.__str__(text)
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

@@ -22,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from .. import protocol
+from . import tools
 from .channel import Channel
-from .primitives import Primitives, WorkerBatchError, WorkerError
+from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
 
 _MESSAGE_CHARS = 4_000
 _TRACEBACK_CHARS = 24_000
@@ -74,10 +75,13 @@ class Repl:
             "FINAL": primitives.final,
             "WorkerError": WorkerError,
             "WorkerBatchError": WorkerBatchError,
+            "ToolError": ToolError,
         }
         sys.modules["__main__"] = self._module
         _note_cells_of_threads(lambda: self._cell)
-        self._channel.send(protocol.Ready(protocol.VERSION, measure()))
+        facts = measure()
+        names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
+        self._channel.send(protocol.Ready(protocol.VERSION, facts))
         while True:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)

@@ -20,6 +20,9 @@ from ..protocol import (
     Output,
     Ready,
     Reply,
+    ToolCall,
+    ToolFailure,
+    ToolReply,
     Usage,
     Violation,
 )
@@ -27,6 +30,7 @@ from ..protocol import (
 _PENDING_BYTES = 64 << 20
 _ANSWER_CHARS = 8 << 20
 _ERROR_CHARS = (1_000, 8_000, 50_000)  # type, message, traceback; the guest's own library cuts below these
+_ENDED = "the cell of this call has ended"
 
 NO_USAGE = Usage(0.0, 0, "watchdog")
 
@@ -113,7 +117,7 @@ class Guard:
             raise Violation("more of a file than was asked for")
         return [message]
 
-    def reply(self, reply: Reply, now: float) -> bool:
+    def reply(self, reply: Reply | ToolReply, now: float) -> bool:
         """The engine answers a call; False where nobody waits for it any more."""
         if self._pending.pop(reply.call, None) is None:
             return False
@@ -126,7 +130,7 @@ class Guard:
 
     def accept(
         self, message: FromGuest, now: float, usage: Usage = NO_USAGE, *, refused_a_process: bool = False
-    ) -> tuple[list[protocol.FromShim], Reply | None]:
+    ) -> tuple[list[protocol.FromShim], Reply | ToolReply | None]:
         """Judge a message. What the cell used is told beside its ``Done``.
 
         Returns:
@@ -151,6 +155,8 @@ class Guard:
                 return self._done(message, now, usage, refused_a_process=refused_a_process), None
             case protocol.FileData():
                 return self._file(message), None
+            case ToolCall():
+                return self._tool_call(message, now)
             case _:
                 raise Violation("a message that only the shim may act on")
 
@@ -217,15 +223,12 @@ class Guard:
         return cell is not None and any(size > self._limits.output_bytes for size in cell.output.values())
 
     def _call(self, message: Call, now: float) -> tuple[list[protocol.FromShim], Reply | None]:
-        if message.call <= self._last_call or message.call >= 1 << 62:
-            raise Violation("a call's number was used before")
-        self._last_call = message.call
-        self._allowance -= 1
+        self._take_number(message.call)
         if not 0 < len(message.prompts) <= self._limits.batch:
             raise Violation("a call with no prompt or too many")
         cell = self._is_current(message.cell)
         if cell is None or cell.interrupted is not None:
-            return [], _refuse(message, CallError("cancelled", "the cell of this call has ended"))
+            return [], _refuse(message, CallError("cancelled", _ENDED))
         for prompt in message.prompts:
             # A character is at most four bytes; the exact size is counted only where it can matter.
             if (
@@ -233,11 +236,34 @@ class Guard:
                 and len(prompt.encode()) > self._limits.prompt_bytes
             ):
                 raise Violation("a prompt longer than the guest's library sends")
-        self._pending[message.call] = len(message.prompts), sum(map(len, message.prompts))
+        self._await_reply(cell, message.call, len(message.prompts), sum(map(len, message.prompts)), now)
+        return [message], None
+
+    def _tool_call(self, message: ToolCall, now: float) -> tuple[list[protocol.FromShim], ToolReply | None]:
+        self._take_number(message.call)
+        if len(message.arguments) > protocol.TOOL_ARGUMENT_BYTES:
+            raise Violation("arguments longer than the guest's library sends")
+        if not 0 <= message.tool < self._limits.tools:
+            raise Violation("a call of a tool that does not exist")
+        cell = self._is_current(message.cell)
+        if cell is None or cell.interrupted is not None:
+            return [], ToolReply(message.call, ToolFailure("cancelled", _ENDED))
+        # Counted by what may come back, which the guest need not read: it is the larger.
+        self._await_reply(cell, message.call, 1, protocol.TOOL_RESULT_BYTES, now)
+        return [message], None
+
+    def _take_number(self, call: int) -> None:
+        """Every call, of a worker or a tool, has a number of its own and takes its share of the rate."""
+        if call <= self._last_call or call >= 1 << 62:
+            raise Violation("a call's number was used before")
+        self._last_call = call
+        self._allowance -= 1
+
+    def _await_reply(self, cell: Cell, call: int, count: int, size: int, now: float) -> None:
+        self._pending[call] = count, size
         self._count_pending()
         if cell.waiting_since is None:
             cell.waiting_since = now
-        return [message], None
 
     def _final(self, message: Final) -> list[protocol.FromShim]:
         cell = self._is_current(message.cell)

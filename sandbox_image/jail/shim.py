@@ -177,7 +177,7 @@ class Shim:
                 case protocol.PutFile() | protocol.GetFile():
                     self._guard.ask_for_file(message.request, getattr(message, "size", 0))
                     self._send_guest(payload)
-                case Reply():
+                case Reply() | protocol.ToolReply():
                     if self._guard.reply(message, now):
                         self._send_guest(payload)
                 case Interrupt():

@@ -1,0 +1,46 @@
+"""The tools that a run brings along: functions that came in by value, and stand-ins for those that stay outside."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .. import protocol
+from .primitives import Primitives
+
+
+def load(start: protocol.Start, primitives: Primitives) -> dict[str, Any]:
+    """Each tool by its name. One that cannot be loaded says so when it is called."""
+    tools: dict[str, Any] = {tool.name: _load(tool) for tool in start.guest_tools}
+    for number, tool in enumerate(start.host_tools):
+        tools[tool.name] = _stand_in(number, tool, primitives.call_tool)
+    return tools
+
+
+def _load(tool: protocol.GuestTool) -> object:
+    try:
+        return pickle.loads(tool.pickle)  # noqa: S301 - the host wrote it, for a guest that the host does not trust
+    except Exception as error:
+        return _missing(
+            f"the tool {tool.name} cannot be used here: {type(error).__name__}: {error}. A tool brings its own module "
+            "along; from elsewhere it has the standard library alone"
+        )
+
+
+def _missing(message: str) -> Callable[..., NoReturn]:
+    def missing(*_: object, **__: object) -> NoReturn:
+        raise ImportError(message)
+
+    return missing
+
+
+def _stand_in(
+    number: int, tool: protocol.HostTool, call: Callable[[int, Sequence[object], dict[str, object]], object]
+) -> Callable[..., object]:
+    def ask(*args: object, **kwargs: object) -> object:
+        return call(number, args, kwargs)
+
+    ask.__name__ = ask.__qualname__ = tool.name
+    ask.__doc__ = tool.doc
+    return ask
