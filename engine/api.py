@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +25,7 @@ from .loop import Research, Task
 from .prompts import Prompts
 from .result import RunResult
 from .sandbox import SandboxConfig, open_sandbox
+from .tools import Tool, Toolbox
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +56,7 @@ async def arun(
     cache_sampled: bool = False,
     on_event: Callable[[Event], None] | None = None,
     prompts: Prompts | None = None,
+    tools: Mapping[str, Tool] | None = None,
 ) -> RunResult:
     """Let ``supervisor`` answer a question about a long context by writing code that ``worker`` reads it through.
 
@@ -74,6 +76,8 @@ async def arun(
         cache_sampled: whether answers that are drawn at random (temperature above 0) are kept, too.
         on_event: called with each ``Event``, in the event loop; it must not block.
         prompts: other texts for the supervisor.
+        tools: more functions for the supervisor's code, by their names: one that is given as it is goes into the
+            sandbox, with all that it uses; a ``HostTool`` stays here and is called.
 
     Raises:
         TaskError: an argument is wrong.
@@ -84,22 +88,27 @@ async def arun(
     """
     _check(query, max_iterations, output_limit, worker_ctx_k)
     limits = limits or RunLimits()
+    toolbox = Toolbox.of(tools)
     emit = on_event or _ignore
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
     task = Task(
-        query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds
-    )
+        query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds,
+        toolbox.describe(),
+    )  # fmt: skip
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         log = stack.enter_context(RunLogger(log_dir, run_id))
-        log.start(query, context, _settings(task, supervisor, worker, sandbox or SandboxConfig()))
+        settings = _settings(task, supervisor, worker, sandbox or SandboxConfig())
+        log.start(query, context, {**settings, "tools": toolbox.kinds()})
         try:
             for handler in (supervisor, worker):
                 await stack.enter_async_context(handler)
             rules = CallRules(await _open_cache(stack, cache), cache_sampled, limits.call_seconds)
             broker = Broker(supervisor, worker, log, emit, budget=Budget(limits), rules=rules)
             await stack.enter_async_context(broker)
-            opened = open_sandbox(sandbox, context=context, query=query, on_call=broker.answer)
+            opened = open_sandbox(
+                sandbox, context=context, query=query, on_call=broker.answer, tools=toolbox, on_tool=log.tool
+            )
             box = await stack.enter_async_context(opened)
             emit(RunStarted(run_id, box.isolation, max_iterations))
             stack.enter_context(_told_every_second(broker, emit))

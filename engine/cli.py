@@ -162,6 +162,7 @@ async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
         for role, spec in roles
     }
     context = task.load_context(folder)
+    tools = task.load_tools(folder)
     prompts = Prompts.from_directory(folder / task.prompts_dir) if task.prompts_dir else None
     with display(task.query, quiet=quiet) as screen:
         if None in models.values():
@@ -183,6 +184,7 @@ async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
             cache_sampled=task.cache_sampled,
             on_event=screen.on_event,
             prompts=prompts,
+            tools=tools,
         )
 
 

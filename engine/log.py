@@ -20,6 +20,7 @@ from ..handlers import Completion, Message, Usage
 from .errors import LogError
 from .sandbox import CellResult
 from .sandbox.context import EncodedContext, encode_context
+from .tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,20 @@ class RunLogger:
             worker_wait=result.worker_wait,
             state_lost=result.state_lost,
             detail=result.detail,
+        )
+
+    def tool(self, use: ToolUse) -> None:
+        """A call of a host tool that ended: with ``result``, or with ``error`` and a message."""
+        self._write(
+            "repl",
+            "tool",
+            tool=use.tool,
+            cell=use.cell,
+            call=use.call,
+            args=use.args,
+            kwargs=use.kwargs,
+            elapsed=use.elapsed,
+            **({"result": use.result} if use.error is None else {"error": use.error, "message": use.message}),
         )
 
     def end(self, **facts: object) -> None:

@@ -46,6 +46,7 @@ class Task:
     worker_ctx_k: int
     max_seconds: float | None
     final_seconds: float
+    tools: str = ""
 
 
 @dataclass(slots=True)
@@ -107,7 +108,10 @@ class Research:
             "context_facts": context_facts(task.context),
             "max_iterations": task.max_iterations,
         }
-        self._say("system", fill(self.prompts.system, **values))
+        system = fill(self.prompts.system, **values)
+        if task.tools:
+            system += "\n" + fill(self.prompts.tools, tools=task.tools)
+        self._say("system", system)
         self._say("user", fill(self.prompts.first, **values))
 
     async def _execute(self, step: int, blocks: list[str]) -> list[CellResult]:

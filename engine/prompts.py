@@ -82,6 +82,12 @@ The interpreter was ended ($outcome), and all variables are gone. A fresh one wa
 functions are there again. Do not repeat what ended it.\
 """
 
+_TOOLS = """\
+For this question there are further functions:
+
+$tools
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
@@ -95,6 +101,7 @@ class Prompts:
         budget: after that, where a budget is limited. ``$left``.
         best_answer: once, after a limit was reached. ``$reason $query``.
         state_lost: after the interpreter had to be replaced. ``$outcome``.
+        tools: the end of ``system`` where there are tools. ``$tools``.
     """
 
     system: str = _SYSTEM
@@ -106,6 +113,7 @@ class Prompts:
     budget: str = _BUDGET
     best_answer: str = _BEST_ANSWER
     state_lost: str = _STATE_LOST
+    tools: str = _TOOLS
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Prompts:

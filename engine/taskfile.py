@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -14,8 +14,18 @@ from .api import RunLimits
 from .errors import TaskError
 from .models import ModelSpec
 from .sandbox import SandboxConfig
+from .tools import Tool, load_tool
 
 _TEXT_SUFFIXES = (".txt", ".md")
+
+
+ToolPlace = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
+        description="a module beside the task file or in the environment, which is imported and so runs in the engine",
+    ),
+]
 
 
 class TaskLimits(RunLimits):
@@ -64,6 +74,11 @@ class TaskFile(BaseModel):
         default=None, description="a folder with other prompts; relative to the task file"
     )
 
+    tools: dict[str, ToolPlace] = Field(
+        default_factory=dict[str, str],
+        description="more functions for the code: its name for each, and where it is, as module:function",
+    )
+
     @model_validator(mode="after")
     def _one_context(self) -> TaskFile:
         if (self.context is None) == (self.context_file is None):
@@ -95,6 +110,14 @@ class TaskFile(BaseModel):
                 raise TaskError(f"context_file: {path} must hold a string, a list or an object")
             return value  # pyright: ignore[reportUnknownVariableType]
         raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
+
+    def load_tools(self, folder: Path) -> dict[str, Tool]:
+        """The tools by their names. Imports their modules, which runs these.
+
+        Raises:
+            TaskError: there is no such module or function.
+        """
+        return {name: load_tool(name, place, folder) for name, place in self.tools.items()}
 
 
 def read_task(path: Path) -> TaskFile:

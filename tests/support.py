@@ -28,6 +28,11 @@ async def echo(call: WorkerCall) -> list[str | CallError]:
     return [prompt.upper() for prompt in call.prompts]
 
 
+def block(code: str) -> str:
+    """A supervisor's message that holds this code alone."""
+    return f"```repl\n{code}\n```"
+
+
 def heed_interrupts() -> None:
     """For a child that is to be interrupted: whoever runs the tests in the background has it ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
