@@ -239,8 +239,8 @@ class ToolCalls:
         self._counts = [0] * len(toolbox.hosted)
         # A function that hangs holds its thread, so that there are never more than these.
         self._threads = ThreadPoolExecutor(_THREADS, "supdist tool")
-        # What a guest sends takes a while to read, and nothing else runs meanwhile: one at a time, out of the loop.
-        self._reading = CapacityLimiter(1)
+        # What a guest sends takes a while to read: one at a time, out of the loop. What is answered waits for none of it.
+        self._reading, self._writing = CapacityLimiter(1), CapacityLimiter(1)
 
     def close(self) -> None:
         """Begin no function any more. Waits for none."""
@@ -288,7 +288,7 @@ class ToolCalls:
         use.result = result = await self._run(hosted.tool.fn, bound)
         try:
             return await to_thread.run_sync(
-                plain.encode, result, protocol.TOOL_RESULT_BYTES, limiter=self._reading
+                plain.encode, result, protocol.TOOL_RESULT_BYTES, limiter=self._writing
             )
         except plain.TooLarge as error:
             use.result = None

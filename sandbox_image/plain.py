@@ -7,6 +7,7 @@ Both ends judge by these rules: the guest for a message that helps, the engine b
 from __future__ import annotations
 
 import math
+import re
 from typing import TypeAlias, cast
 
 import msgspec
@@ -14,8 +15,10 @@ import msgspec
 Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 MAX_DEPTH = 32
-MAX_VALUES = 50_000
+MAX_VALUES = 10_000
 """Values in one piece of data, containers and what they hold; a short text may announce very many."""
+
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 class NotPlain(Exception):
@@ -46,6 +49,9 @@ def decode(data: bytes) -> Plain:
         NotPlain: it is no JSON, or breaks the rules.
         TooLarge: it has too many values.
     """
+    # Judged before anything is made of it: many small containers cost far more than their bytes.
+    if _containers(data) > MAX_VALUES and _containers(_TEXT.sub(b"", data)) > MAX_VALUES:
+        raise _too_many()
     try:
         value = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError):
@@ -65,8 +71,17 @@ def clean(text: str) -> str:
     return text
 
 
+def _containers(data: bytes) -> int:
+    """How many begin in this JSON, if it has no text in it that counts as well."""
+    return data.count(b"[") + data.count(b"{")
+
+
 def _too_large(most_bytes: int) -> TooLarge:
     return TooLarge(f"more than {most_bytes} bytes")
+
+
+def _too_many() -> TooLarge:
+    return TooLarge(f"more than {MAX_VALUES} values")
 
 
 class _Copier:
@@ -80,7 +95,7 @@ class _Copier:
     def copy(self, value: object, depth: int) -> Plain:
         self._values -= 1
         if self._values < 0:
-            raise TooLarge(f"more than {MAX_VALUES} values")
+            raise _too_many()
         match value:
             case None | bool():
                 return value

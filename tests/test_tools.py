@@ -233,7 +233,7 @@ def first_of(
         ("first_of([], anything={1: 2})", "and this is a key of type int"),
         ("x = []; x.append(x); first_of(x)", "and this is more than 32 levels"),
         ("first_of(['x' * 300_000])", "too_large: the arguments are more than 262144 bytes"),
-        ("first_of([], anything=[0] * 60_000)", "too_large: the arguments are more than 50000 values"),
+        ("first_of([], anything=[0] * 12_000)", "too_large: the arguments are more than 10000 values"),
     ],
 )  # fmt: skip
 async def test_arguments_are_checked_against_the_signature(small: Open, call: str, words: str) -> None:
@@ -265,7 +265,7 @@ async def test_text_of_any_kind_goes_there_and_back(small: Open) -> None:
     [
         (None, "None"), ((1, (2.5, "x")), "[1, [2.5, 'x']]"), ({"a": [True]}, "{'a': [True]}"), ({1, 2}, "failed the tool failed"),
         (b"x", "failed the tool failed"), (math.inf, "failed the tool failed"), (1 << 64, "failed the tool failed"),
-        ("x" * (1 << 20), "too_large the result is more than 1048576 bytes"), ([0] * 60_000, "too_large the result is more than 50000 values"),
+        ("x" * (1 << 20), "too_large the result is more than 1048576 bytes"), ([0] * 12_000, "too_large the result is more than 10000 values"),
     ],
     ids=repr,
 )  # fmt: skip

@@ -51,6 +51,28 @@ def send(*fields):
 """Guest code: frames written to the repl's own stream, past its library. ``send(22, ...)`` is a message."""
 
 
+SCAN = """
+import hashlib
+head, wanted = {head!r}.encode(), {wanted!r}
+found = 0
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
+    for line in maps:
+        span, rights = line.split()[:2]
+        start, end = (int(edge, 16) for edge in span.split("-"))
+        if "r" not in rights or "[v" in line: continue
+        memory.seek(start)
+        try: data = memory.read(end - start)
+        except (OSError, OverflowError): continue
+        place = data.find(head)
+        while place >= 0:
+            found += hashlib.sha256(data[place:place + {length}]).hexdigest() == wanted
+            place = data.find(head, place + 1)
+        del data
+print("found" if found else "nothing")
+"""
+"""Guest code: whether its memory holds a text that begins with ``head``, is ``length`` long and hashes to ``wanted``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
     """A row: code for a cell, and how that cell must end.
@@ -170,6 +192,23 @@ async def comes_true(condition: Callable[[], bool], seconds: float = 3.0) -> boo
 def resident(pid: int | str = "self") -> int:
     """Bytes of memory that a process has in use."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+class ShimGrowth:
+    """How much any shim has grown since this was made."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, int] = {}
+        for pid in below("supdist-shim"):
+            with contextlib.suppress(OSError):
+                self._before[pid] = resident(pid)
+        self.most = 0
+
+    def look(self) -> None:
+        """Measure now; a shim that has ended has nothing."""
+        for pid, size in self._before.items():
+            with contextlib.suppress(OSError):
+                self.most = max(self.most, resident(pid) - size)
 
 
 def waited_for_processor() -> float:

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import struct
 import time
 
 import msgspec
 import pytest
-from attacks.lab import OK, RAW, Arena, Attack, assert_alive, below, name, resident, timed
-from supdist.engine import CellResult, Outcome, SandboxLost
+from attacks.lab import OK, RAW, Arena, Attack, ShimGrowth, assert_alive, name, timed
+from supdist.engine import CellResult, HostTool, Outcome, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image import protocol
-
-
-class ShimGrowth:
-    """How much any shim has grown since this was made."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, int] = {}
-        for pid in below("supdist-shim"):
-            with contextlib.suppress(OSError):
-                self._before[pid] = resident(pid)
-        self.most = 0
-
-    def look(self) -> None:
-        """Measure now; a shim that has ended has nothing."""
-        for pid, size in self._before.items():
-            with contextlib.suppress(OSError):
-                self.most = max(self.most, resident(pid) - size)
-
 
 VIOLATION = (Outcome.PROTOCOL_VIOLATION,)
 
@@ -334,6 +315,7 @@ def _valid(cell: int) -> list[bytes]:
     """Frames that would be right."""
     messages: list[protocol.FromGuest] = [
         protocol.Output(cell, 1, b"text"), protocol.Call(1, cell, ["a", "b"]), protocol.Final(cell, "answer"),
+        protocol.ToolCall(2, cell, 0, b'[["x"],{}]'), protocol.ToolCall(3, cell, 1, b"[[],{}]"),
         protocol.Done(cell, None), protocol.Done(cell, protocol.ErrorInfo("E", "m", "t")), protocol.ReplExit(0, hung_up=False),
     ]  # fmt: skip
     return [protocol.frame(protocol.encode(message)) for message in messages]
@@ -365,7 +347,7 @@ async def test_rp11_fuzz_through_the_shim_is_only_ever_a_result(arena: Arena, se
 
     async def one(data: bytes) -> CellResult | SandboxLost:
         try:
-            async with arena.open(timeout=0.4, grace=0.1) as sandbox:
+            async with arena.open(tools={"shout": HostTool(str.upper)}, timeout=0.4, grace=0.1) as sandbox:
                 first = await sandbox.execute(RAW + f"raw({data!r})")
                 if not first.state_lost:
                     await sandbox.execute("print(1 + 1)")
