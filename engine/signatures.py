@@ -15,7 +15,7 @@ from .errors import TaskError
 
 _MESSAGE_CHARS = 1_000
 _SIGNATURE_CHARS = 300
-_DOC_CHARS = 400
+_DOC_CHARS = 1_000
 
 # What pydantic says by itself. A validator of a user's may say anything, and is not quoted.
 _WORDED = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
@@ -49,7 +49,9 @@ class Parameters:
             if parameter.annotation in (parameter.empty, Any):
                 continue
             try:
-                yield parameter.name, TypeAdapter(parameter.annotation)
+                check = TypeAdapter[Any](parameter.annotation)
+                _ = check.core_schema["type"]  # an unknown name inside of a type is noticed at the first use
+                yield parameter.name, check
             except PydanticUserError:
                 raise TaskError(
                     f"tool {name}: plain data cannot be checked against the annotation of its parameter "
@@ -109,10 +111,12 @@ def show_signature(function: Callable[..., object]) -> str:
     return _cut(str(signature.replace(parameters=shown)), _SIGNATURE_CHARS)
 
 
-def show_doc(function: Callable[..., object]) -> str:
-    """The first paragraph of its docstring, on one line."""
-    written = inspect.getdoc(function.func if isinstance(function, partial) else function) or ""
-    return _cut(" ".join(written.split("\n\n")[0].split()), _DOC_CHARS)
+def show_doc(function: Callable[..., object], description: str | None = None) -> str:
+    """The description, else the first paragraph of the docstring, on one line."""
+    if description is None:
+        docstring = inspect.getdoc(function.func if isinstance(function, partial) else function) or ""
+        description = docstring.split("\n\n")[0]
+    return _cut(" ".join(description.split()), _DOC_CHARS)
 
 
 class _Hidden:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextvars
 import importlib
 import importlib.machinery
 import inspect
 import keyword
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from ..sandbox_image.protocol import ToolCode, ToolFailure, ToolReply
 from .errors import TaskError
 from .shipping import ship
 from .signatures import BadArguments, Parameters, show_doc, show_signature
+from .threads import DaemonThreads
 
 RESERVED = frozenset({
     "context", "query", "worker", "worker_batch", "FINAL", "budget", "history", "WorkerError", "WorkerBatchError", "ToolError",
@@ -136,7 +137,7 @@ class Toolbox:
         head, limits, doc = f"{name}{show_signature(function)}", "", show_doc(function)
         if isinstance(tool, HostTool):
             _check_limits(name, tool)
-            doc = doc if tool.description is None else tool.description
+            doc = show_doc(function, tool.description)
             limits = (
                 f" (on the host: plain data in and out, at most {tool.max_calls} calls, raises ToolError)"
             )
@@ -200,19 +201,27 @@ def load_tool(name: str, place: str, folder: Path) -> Tool:
         raise TaskError(
             f"tools.{name}: cannot import {module_name}: {type(error).__name__}: {error}"
         ) from error
-    top = module_name.partition(".")[0]
-    beside = importlib.machinery.PathFinder.find_spec(top, [here])
-    if beside is not None and beside.origin != getattr(sys.modules[top], "__file__", None):
-        raise TaskError(
-            f"tools.{name}: {top} beside the task file has the name of another module, "
-            f"{getattr(sys.modules[top], '__file__', None) or 'of Python itself'}; rename it"
-        )
+    _check_origin(name, module_name.partition(".")[0], here)
     value: object = module
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise TaskError(f"tools.{name}: {module_name} has no {attribute}")
         value = getattr(value, part)
     return value  # pyright: ignore[reportReturnType]  # what is no tool is refused with the others
+
+
+def _check_origin(name: str, top: str, folder: str) -> None:
+    beside = importlib.machinery.PathFinder.find_spec(top, [folder])
+    if (
+        beside is None or beside.origin is None
+    ):  # nothing, or a folder without __init__.py, to which others go first
+        return
+    taken = getattr(sys.modules[top], "__file__", None)
+    if taken is None or not os.path.samefile(beside.origin, taken):
+        raise TaskError(
+            f"tools.{name}: {top} beside the task file has the name of another module, "
+            f"{taken or 'of Python itself'}; rename it"
+        )
 
 
 class _Failure(Exception):
@@ -237,14 +246,9 @@ class ToolCalls:
         self.toolbox = toolbox
         self._on_use = on_use
         self._counts = [0] * len(toolbox.hosted)
-        # A function that hangs holds its thread, so that there are never more than these.
-        self._threads = ThreadPoolExecutor(_THREADS, "supdist tool")
+        self._threads = DaemonThreads(_THREADS)
         # What a guest sends takes a while to read: one at a time, out of the loop. What is answered waits for none of it.
         self._reading, self._writing = CapacityLimiter(1), CapacityLimiter(1)
-
-    def close(self) -> None:
-        """Begin no function any more. Waits for none."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, call: protocol.ToolCall) -> ToolReply:
         """The result of a call, or why there is none. Cancelled when the cell ends."""
@@ -302,9 +306,7 @@ class ToolCalls:
         if inspect.iscoroutinefunction(function):
             awaitable: object = function(*bound.args, **bound.kwargs)
         else:
-            context = contextvars.copy_context()
-            work = self._threads.submit(context.run, _call, function, bound)
-            awaitable = await asyncio.wrap_future(work)
+            awaitable = await self._threads.run(partial(_call, function, bound))
         if not inspect.isawaitable(awaitable):
             return awaitable
         try:
@@ -318,7 +320,7 @@ _FAILED = "the tool failed"
 
 def _check_budget(tool: HostTool, over: int) -> None:
     if over > 0:
-        raise _Failure("budget_exceeded", f"all {tool.max_calls} calls of this run are used")
+        raise _Failure("budget_exceeded", f"all {tool.max_calls} calls are used")
 
 
 def _failed(error: BaseException) -> _Failure:
@@ -328,7 +330,7 @@ def _failed(error: BaseException) -> _Failure:
 def _call(function: Callable[..., object], bound: inspect.BoundArguments) -> object:
     try:
         return function(*bound.args, **bound.kwargs)
-    except BaseException as error:  # nothing may end the thread, and some (StopIteration) no future can carry
+    except BaseException as error:  # an exit is none of the engine's, and a StopIteration no future can carry
         raise _failed(error) from error
 
 

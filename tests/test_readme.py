@@ -40,12 +40,13 @@ def test_every_other_command_works(command: str, tmp_path: Path) -> None:
 
 
 def test_the_python_of_the_readme_works() -> None:
-    whole, alone = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    whole, alone, tools = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     compile(whole, "README", "exec")
-    done = subprocess.run(
-        [sys.executable, "-c", alone], check=True, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "6\n\ntimeout\n"
+    for code, output in ((alone, "6\n\ntimeout\n"), (tools, "AL\n\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout == output
 
 
 def test_links_lead_somewhere() -> None:

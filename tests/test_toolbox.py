@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,11 @@ def takes_a_lock(lock: asyncio.Lock) -> None: ...
 def takes_the_unknown(x: Any) -> None: ...
 
 
+def takes_many_unknown(x: Any) -> None: ...
+
+
 takes_the_unknown.__annotations__["x"] = "Unknown"
+takes_many_unknown.__annotations__["x"] = types.GenericAlias(list, ("Unknown",))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,10 @@ takes_the_unknown.__annotations__["x"] = "Unknown"
             "the annotation of its parameter lock; annotate it with a plain type, or with Any",
         ),
         (HostTool(takes_the_unknown), "an annotation cannot be read: name 'Unknown' is not defined"),
+        (
+            HostTool(takes_many_unknown),
+            "plain data cannot be checked against the annotation of its parameter x",
+        ),
     ],
 )
 def test_tools_that_cannot_work_are_refused(tool: Any, words: str) -> None:
@@ -113,8 +122,9 @@ def test_a_description_is_the_first_paragraph_on_one_line() -> None:
 
     assert show_doc(ask) == show_doc(functools.partial(ask)) == "Ask the archive."
     assert show_doc(lambda: None) == ""
-    ask.__doc__ = "word " * 200
-    assert len(show_doc(ask)) == 400
+    assert show_doc(ask, "Mine.\n\nAll of it.") == "Mine. All of it."
+    ask.__doc__ = "word " * 300
+    assert len(show_doc(ask)) == len(show_doc(ask, "x" * 2000)) == 1000
 
 
 TOLD = """
@@ -179,7 +189,7 @@ for wrong in ("x", 0, 1, 1):
         ([4], {}, 1.5, None, None),
         ([], {"number": "x"}, None, "bad_arguments", "number: Input should be a valid integer"),
         ([], {"number": 0}, None, "failed", "ZeroDivisionError: integer division or modulo by zero"),
-        (None, None, None, "budget_exceeded", "all 3 calls of this run are used"),
+        (None, None, None, "budget_exceeded", "all 3 calls are used"),
     ]
     assert [event["event"] for event in events(tmp_path, "repl")] == [
         "run_start",

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -397,7 +398,7 @@ print(sum(r is None for r in results), {r for r in results if r}, other())
         result = await sandbox.execute(code)
         await sandbox.reset()
         again = await sandbox.execute("ask(1)")
-    assert result.stdout == "7 {'budget_exceeded: all 7 calls of this run are used'} free\n"
+    assert result.stdout == "7 {'budget_exceeded: all 7 calls are used'} free\n"
     assert again.error is not None
     assert "budget_exceeded" in again.error.message
     assert len(asked) == 7
@@ -560,3 +561,16 @@ def test_the_same_without_an_event_loop() -> None:
     supervisor = ScriptedHandler([block("FINAL(shout(context))")])
     result = run(query="q", context="c", supervisor=supervisor, worker=ScriptedHandler([]), tools=tools)
     assert result.answer == "C"
+
+
+def test_a_function_that_never_returns_does_not_keep_the_interpreter_from_its_end() -> None:
+    code = """
+import threading
+from supdist.engine import HostTool, SyncSandbox
+with SyncSandbox(tools={"hang": HostTool(threading.Event().wait, timeout=0.1)}) as sandbox:
+    print(sandbox.execute("hang()").error.message)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == "timeout: no result within 0.1 s\n"

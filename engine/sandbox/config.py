@@ -172,7 +172,7 @@ class CellResult:
         error: the exception that left it; None where there was none, or where the cell was killed.
         final: what it passed to ``FINAL``.
         elapsed: seconds from start to end.
-        worker_wait: seconds of them in which it waited for workers, which its timeout does not count.
+        worker_wait: seconds of them in which it waited for workers and tools, which its timeout does not count.
         state_lost: whether its variables are gone; the next ``execute`` then raises until ``reset()``.
         dropped: messages that came too late, from threads or children of earlier cells.
         usage: processor seconds of the cell, peak memory of the sandbox so far in bytes, and who counted:

@@ -240,7 +240,6 @@ class Sandbox:
         self._closed = True
         async with self._changing:
             await self._kill()
-        self._tools.close()
 
     def _check_usable(self) -> None:
         if self._closed:

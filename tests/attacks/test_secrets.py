@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from attacks.lab import ATTEMPT, SCAN, Arena, outside, timed
+from attacks.lab import ATTEMPT, Arena, outside, timed
 from supdist.engine import SandboxConfig, arun
 from supdist.handlers import ScriptedHandler
 from support import REPOSITORY, SMALL, scan_memory_for
