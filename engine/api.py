@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from ..handlers import ModelHandler
 from .broker import Broker, CallRules
 from .budget import Budget, BudgetLimits
 from .cache import ResponseCache
+from .conversation import Conversation
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
 from .log import RunLogger
@@ -106,13 +108,19 @@ async def arun(
             rules = CallRules(await _open_cache(stack, cache), cache_sampled, limits.call_seconds)
             broker = Broker(supervisor, worker, log, emit, budget=Budget(limits), rules=rules)
             await stack.enter_async_context(broker)
+            conversation = Conversation()
             opened = open_sandbox(
-                sandbox, context=context, query=query, on_call=broker.answer, tools=toolbox, on_tool=log.tool
+                sandbox,
+                context=context,
+                query=query,
+                on_call=broker.answer,
+                tools=toolbox.with_own(_own_tools(broker, conversation)),
+                on_tool=log.tool,
             )
             box = await stack.enter_async_context(opened)
             emit(RunStarted(run_id, box.isolation, max_iterations))
             stack.enter_context(_told_every_second(broker, emit))
-            research = Research(task, broker, box, prompts or Prompts(), log, emit)
+            research = Research(task, broker, box, prompts or Prompts(), conversation, log, emit)
             answer, stop_reason = await research.run()
         except BaseException as error:
             how = "cancelled" if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)) else "failed"
@@ -147,6 +155,20 @@ async def _open_cache(
     if cache == "off":
         return None
     return await stack.enter_async_context(ResponseCache(None if cache == "run" else cache))
+
+
+def _own_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable[..., object]]:
+    """What a run's code has besides the worker."""
+
+    async def budget() -> dict[str, float | None]:
+        """What is left of the run's budget: worker_calls, tokens, dollars, seconds; None where there is no limit."""
+        return asdict(broker.budget.left())
+
+    async def history(start: int = 0, stop: int | None = None) -> list[dict[str, str]]:
+        """The messages of this conversation, whole, as dicts with role and content."""
+        return conversation.show(start, stop)
+
+    return {"budget": budget, "history": history}
 
 
 @contextlib.contextmanager
@@ -185,8 +207,6 @@ run = blocking(arun)
 
 def as_data(result: RunResult) -> dict[str, Any]:
     """A result as plain data, for logs and ``--json``."""
-    from dataclasses import asdict
-
     return asdict(result)
 
 

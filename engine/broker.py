@@ -24,10 +24,19 @@ from .dispatch import Admission, CallTimeout, Dispatcher, Request
 from .errors import CacheError, EngineError, TaskError
 from .events import Metrics
 from .log import Numbers, RunLogger
-from .prices import Rate, price_of
+from .prices import Rate, price_of, window_of
 from .result import CallTotals
 from .sandbox import CallError, WorkerCall
 from .tokens import least_tokens, most_tokens, most_usage
+
+_NEAR = 0.9
+"""This part of a window may be used: the tables of windows round, and so does the guess of tokens."""
+
+_ANSWER = 4096
+"""Tokens to leave for an answer whose length is not bounded."""
+
+_TOKENS_A_CHARACTER = 0.4
+"""Before the first answer tells: code and numbers, the worst of what supervisors read, have about so many."""
 
 _REFUSED = CallError("refused", "the worker refused to answer")
 
@@ -52,6 +61,8 @@ class Model:
     """One of a run's two models.
 
     Attributes:
+        rate: what its tokens cost; None where nobody knows.
+        window: in tokens, to plan with; None where nobody knows.
         usage: tokens and requests that were paid for.
         totals: what its calls took besides.
     """
@@ -59,6 +70,7 @@ class Model:
     def __init__(self, handler: ModelHandler) -> None:
         self.handler = handler
         self.rate: Rate | None = handler.price
+        self.window = handler.window
         self.usage = Usage()
         self.totals = CallTotals()
 
@@ -119,6 +131,7 @@ class Broker:
             TaskError: dollars are limited, and what a model costs is not known.
         """
         self._queue = Dispatcher.here().queue(self.worker.handler)
+        self.supervisor.window = await to_thread.run_sync(window_of, self.supervisor.handler)
         for model in (self.supervisor, self.worker):
             if model.rate is None:
                 model.rate = await to_thread.run_sync(price_of, model.handler)
@@ -188,6 +201,23 @@ class Broker:
         if key is not None and self._store is not None:
             self._store.keep(key, completion)
         return completion, numbers
+
+    def supervisor_has_room(self, messages: Sequence[Message]) -> bool:
+        """Whether a turn with these messages stays clear of the end of the supervisor's window, as far as is known."""
+        model = self.supervisor
+        if model.window is None:
+            return True
+        tokens = model.handler.count_tokens(messages)
+        if tokens is None:
+            tokens = sum(len(message["content"]) for message in messages) * self._tokens_a_character()
+        answer = model.handler.max_tokens or _ANSWER
+        return tokens + answer < _NEAR * model.window
+
+    def _tokens_a_character(self) -> float:
+        """As it was in this conversation so far."""
+        messages, tokens = self._conversation
+        characters = sum(len(message["content"]) for message in messages)
+        return tokens / characters if characters else _TOKENS_A_CHARACTER
 
     def keep_for_best_answer(self, messages: Sequence[Message]) -> None:
         """Set aside what a last answer to this conversation would take, in place of what was before.

@@ -146,6 +146,10 @@ class RunLogger:
             detail=result.detail,
         )
 
+    def left_out(self, numbers: Sequence[int]) -> None:
+        """Messages of the conversation that the supervisor is not sent any more; this log has them."""
+        self._write("supervisor", "left_out", messages=list(numbers))
+
     def tool(self, use: ToolUse) -> None:
         """A call of a host tool that ended: with ``result``, or with ``error`` and a message."""
         self._write(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from ..handlers import Completion, HandlerError, Message, Role
+from ..handlers import Completion, ContextTooLong, HandlerError, Message, Role
 from .blocks import code_blocks
 from .broker import Broker
 from .budget import BudgetExceeded
+from .conversation import Conversation
 from .errors import SandboxError, SandboxLost
 from .events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
-from .log import RunLogger
+from .log import Numbers, RunLogger
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
 from .result import StopReason
 from .sandbox import CellResult, Outcome, Sandbox
@@ -57,9 +58,9 @@ class Research:
     broker: Broker
     sandbox: Sandbox
     prompts: Prompts
+    conversation: Conversation
     log: RunLogger
     emit: Callable[[Event], None]
-    messages: list[Message] = field(default_factory=list[Message])
     iterations: int = 0
     _seen: int = 0
     _deadline: float | None = None
@@ -87,7 +88,8 @@ class Research:
         """One message of the supervisor and what came of it; the answer, if it gave one."""
         self.log.step = self.iterations = step
         self.emit(TurnStarted(step))
-        self.broker.keep_for_best_answer(self.messages)
+        self._make_room()
+        self.broker.keep_for_best_answer(self.conversation.sent)
         completion = await self._ask("turn")
         blocks = code_blocks(completion.text)
         results = await self._execute(step, blocks)
@@ -166,13 +168,11 @@ class Research:
 
     async def _best_answer(self, reason: StopReason) -> str | None:
         """Ask once more, for text. A block that gives the answer by FINAL is taken, too."""
-        if (
-            self.messages[-1]["role"] == "user"
-        ):  # a turn that was cut off; two user messages in a row confuse models
-            last = self.messages.pop()["content"] + "\n\n"
-            self._seen = min(self._seen, len(self.messages))
-        else:
-            last = ""
+        last = ""
+        if self.conversation.sent[-1]["role"] == "user":
+            # A turn that was cut off; two user messages in a row confuse models.
+            last = self.conversation.take_back() + "\n\n"
+            self._seen = min(self._seen, len(self.conversation.history))
         self._say(
             "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query)
         )
@@ -197,23 +197,43 @@ class Research:
         clock = asyncio.timeout(self._seconds_left())
         try:
             async with clock:
-                completion, numbers = await self.broker.ask_supervisor(
-                    self.messages, self._hear, best_answer=purpose == "best_answer"
-                )
+                completion, numbers = await self._ask_once_more_if_too_long(purpose)
         except TimeoutError:
             if clock.expired():
                 raise _TimeIsUp from None
             raise  # somebody else's: a handler's, say
         elapsed = time.monotonic() - started
         model = self.broker.supervisor.handler.model
-        self.log.supervisor(model, self.messages[self._seen :], completion, numbers, purpose)
+        self.log.supervisor(model, self.conversation.history[self._seen :], completion, numbers, purpose)
         self._say("assistant", completion.text)
-        self._seen = len(self.messages)
+        self._seen = len(self.conversation.history)
         self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
         return completion
+
+    async def _ask_once_more_if_too_long(self, purpose: str) -> tuple[Completion, Numbers]:
+        """Where nobody knew how long the window is, its endpoint says it."""
+        best_answer = purpose == "best_answer"
+        try:
+            return await self.broker.ask_supervisor(
+                self.conversation.sent, self._hear, best_answer=best_answer
+            )
+        except ContextTooLong:
+            if not self._leave_out(lambda _: False):
+                raise
+        return await self.broker.ask_supervisor(self.conversation.sent, self._hear, best_answer=best_answer)
+
+    def _make_room(self) -> None:
+        """Leave old messages out, where the supervisor's window nears its end."""
+        self._leave_out(self.broker.supervisor_has_room)
+
+    def _leave_out(self, fits: Callable[[Sequence[Message]], bool]) -> bool:
+        left_out = self.conversation.leave_out(fits, self.prompts.left_out)
+        if left_out:
+            self.log.left_out(left_out)
+        return bool(left_out)
 
     def _hear(self, text: str) -> None:
         self.emit(SupervisorWrote(self.iterations, text))
 
     def _say(self, role: Role, text: str) -> None:
-        self.messages.append({"role": role, "content": text})
+        self.conversation.say(role, text)

@@ -36,6 +36,8 @@ about $worker_chars characters.
 - `worker_batch(prompts) -> list[str]`: asks many things at once, and returns the answers in order. It is far faster \
 than a loop over `worker`. If some calls fail it raises `WorkerBatchError`, whose `.results` holds the answers that \
 came and the errors of the others; with `return_errors=True` it returns that list instead.
+- `budget() -> dict`: what is left of the run's worker calls, tokens, dollars and seconds; None where there is no limit.
+- `history(start=0, stop=None) -> list`: the messages of this conversation, also those that were cut from it.
 - `FINAL(answer)`: gives the answer and ends the research. Only a call that is executed counts.
 
 Assigning to one of these names lasts until the end of the block. The standard library can be imported; there is no \
@@ -70,6 +72,8 @@ _NUDGE_LAST = (
     "This is your last turn. Call FINAL(answer) in a ```repl block now, with the best answer that you have."
 )
 
+_LEFT_OUT = "[$characters characters left out to save room; history($number)[0] has them]"
+
 _BUDGET = "Left of the budget: $left."
 
 _BEST_ANSWER = """\
@@ -99,6 +103,7 @@ class Prompts:
         no_code: after a message without a block.
         nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
         budget: after that, where a budget is limited. ``$left``.
+        left_out: in the place of an old message, where the window nears its end. ``$number $characters``.
         best_answer: once, after a limit was reached. ``$reason $query``.
         state_lost: after the interpreter had to be replaced. ``$outcome``.
         tools: the end of ``system`` where there are tools. ``$tools``.
@@ -111,6 +116,7 @@ class Prompts:
     nudge_late: str = _NUDGE_LATE
     nudge_last: str = _NUDGE_LAST
     budget: str = _BUDGET
+    left_out: str = _LEFT_OUT
     best_answer: str = _BEST_ANSWER
     state_lost: str = _STATE_LOST
     tools: str = _TOOLS

@@ -40,6 +40,7 @@ _NAME_CHARS = 64
 _MOST_TOOLS = 128
 _MOST_SHIPPED_BYTES = 16 << 20
 _THREADS = 64
+_OWN_CALLS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,18 @@ class Toolbox:
         else:
             self.guest.append(protocol.GuestTool(name, ship(name, function)))
         self._lines.append(f"- `{head}`{limits}" + (f": {doc}" if doc else ""))
+
+    def with_own(self, functions: Mapping[str, Callable[..., object]]) -> Toolbox:
+        """The same tools and, for the engine's own names, host functions that the prompt tells of itself."""
+        box = Toolbox()
+        box.guest, box.host, box.hosted, box._lines = [*self.guest], [*self.host], [*self.hosted], self._lines
+        for name, function in functions.items():
+            tool = HostTool(function, max_calls=_OWN_CALLS)
+            box.hosted.append(_Hosted(name, tool, Parameters(name, function)))
+            box.host.append(
+                protocol.HostTool(name, f"{name}{show_signature(function)}\n\n{show_doc(function)}")
+            )
+        return box
 
     def describe(self) -> str:
         """What a supervisor is told of the tools, a line each; empty where there are none."""

@@ -1,0 +1,402 @@
+"""The broker: budgets that hold, answers that are paid once, calls that end with their cell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from supdist.engine import RunLimits, SandboxConfig, TaskError, arun
+from supdist.engine.broker import Broker, CallRules
+from supdist.engine.budget import Budget, BudgetLimits
+from supdist.engine.cache import ResponseCache
+from supdist.engine.events import Metrics
+from supdist.engine.log import RunLogger
+from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler, Unavailable, Usage
+from supdist.tools.fake_openai import FakeOpenAI, Reply, Request, Text
+
+SMALL = SandboxConfig.model_validate({"timeout": 5.0, "grace": 0.2, "memory": "512MiB"})
+
+
+class Model(ModelHandler):
+    """Answers each prompt with itself in capitals, once it is let through; deterministic, and so kept."""
+
+    model = "capitals"
+    price = Price(1.0, 1.0)
+    samples = False
+    max_tokens = 10
+
+    def __init__(self, *, let: bool = True) -> None:
+        self.asked: list[str] = []
+        self.cancelled: list[str] = []
+        self.gate = asyncio.Event()
+        self.answer: dict[str, Completion | Exception] = {}
+        if let:
+            self.gate.set()
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        text = messages[-1]["content"]
+        self.asked.append(text)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(text)
+            raise
+        special = self.answer.get(text)
+        if isinstance(special, Exception):
+            raise special
+        return special or Completion(text.upper(), Usage(10, 5, 1))
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return 10
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+
+class Drawing(Model):
+    """The same at a temperature: each answer is another."""
+
+    samples = True
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        await super().chat(messages)
+        return Completion(f"{messages[-1]['content']} {len(self.asked)}")
+
+
+@asynccontextmanager
+async def broker(
+    model: ModelHandler,
+    limits: BudgetLimits | None = None,
+    *,
+    cache: ResponseCache | None = None,
+    cache_sampled: bool = False,
+    call_seconds: float | None = None,
+    supervisor: ModelHandler | None = None,
+) -> AsyncGenerator[Broker]:
+    rules = CallRules(cache, cache_sampled, call_seconds)
+    told: list[Metrics] = []
+    opened = Broker(
+        supervisor or Model(), model, RunLogger(None, "x"), told.append, budget=Budget(limits), rules=rules
+    )
+    async with opened:
+        yield opened
+    assert told == [] or (told[-1].in_flight, told[-1].queued) == (0, 0)
+
+
+def call(*prompts: str) -> WorkerCall:
+    return WorkerCall(1, 1, list(prompts))
+
+
+def codes(results: Sequence[str | CallError]) -> list[str]:
+    return [result if isinstance(result, str) else result.code for result in results]
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# Budgets
+
+
+async def test_a_batch_over_budget_is_served_as_far_as_it_goes() -> None:
+    model = Model()
+    async with broker(model, BudgetLimits(max_worker_calls=3)) as own:
+        assert codes(await own.answer(call("a", "b"))) == ["A", "B"]
+        assert codes(await own.answer(call("c", "d", "e"))) == ["C", "budget_exceeded", "budget_exceeded"]
+        assert own.budget.left().worker_calls == 0
+        assert model.asked == ["a", "b", "c"]
+
+
+async def test_what_is_set_aside_too_carefully_is_used_by_the_next() -> None:
+    """Each call may take 20 tokens and takes 15: 100 tokens are enough for six, one after another."""
+    async with broker(Model(), BudgetLimits(max_tokens=100)) as own:
+        results = codes(await own.answer(call(*"abcdefghij")))
+        assert results == [*"ABCDEF", *["budget_exceeded"] * 4]
+        assert own.worker.usage == Usage(60, 30, 6)
+        assert own.budget.left().tokens == 10
+
+
+async def test_dollars_are_limited_and_an_unknown_price_is_said_before_anything_is_spent() -> None:
+    model = Model()
+    async with broker(model, BudgetLimits(max_cost_usd=0.00005)) as own:
+        assert codes(await own.answer(call("a", "b", "c", "d"))) == ["A", "B", "C", "budget_exceeded"]
+        assert own.cost_usd == pytest.approx(45e-6)
+    unpriced = Model()
+    unpriced.price = None
+    with pytest.raises(TaskError, match="price"):
+        async with broker(unpriced, BudgetLimits(max_cost_usd=1.0)):
+            pass
+    async with broker(unpriced) as own:
+        await own.answer(call("a"))
+        assert own.cost_usd is None, "unknown is not nothing"
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_interleaving_of_answers_failures_and_cancellations_passes_a_limit_or_leaks(
+    data: st.DataObject,
+) -> None:
+    most = data.draw(st.integers(1, 200))
+
+    async def play() -> None:
+        model = Model(let=False)
+        model.max_concurrency = data.draw(st.integers(1, 4))
+        async with broker(model, BudgetLimits(max_tokens=most)) as own:
+            tasks: list[asyncio.Task[Any]] = []
+            for number in range(data.draw(st.integers(1, 8))):
+                prompts = [f"{number} {index}" for index in range(data.draw(st.integers(1, 4)))]
+                if data.draw(st.booleans()):
+                    model.answer[prompts[0]] = Unavailable("x")
+                tasks.append(asyncio.create_task(own.answer(call(*prompts))))
+                match data.draw(st.integers(0, 3)):
+                    case 0:
+                        await turns()
+                    case 1:
+                        model.gate.set()
+                        await turns()
+                        model.gate.clear()
+                    case 2:
+                        data.draw(st.sampled_from(tasks)).cancel()
+                    case _:
+                        pass
+                assert own.budget.spent().tokens <= most
+            model.gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            spent = own.budget.spent()
+            assert spent.tokens == own.worker.usage.input_tokens + own.worker.usage.output_tokens <= most
+            assert own.budget.left().tokens == most - spent.tokens, "nothing is still set aside"
+
+    asyncio.run(play())
+
+
+async def test_the_best_answers_share_is_kept_from_the_workers() -> None:
+    supervisor = Model()
+    async with broker(Model(), BudgetLimits(max_tokens=80), supervisor=supervisor) as own:
+        conversation: list[Message] = [{"role": "user", "content": "q"}]
+        own.keep_for_best_answer(conversation)
+        assert codes(await own.answer(call(*"abcdef"))).count("budget_exceeded") == 3
+        await own.ask_supervisor(conversation, lambda _: None, best_answer=True)
+        assert supervisor.asked == ["q"]
+
+
+# The cache
+
+
+async def test_an_answer_is_paid_once() -> None:
+    model = Model()
+    async with ResponseCache() as cache, broker(model, cache=cache) as own:
+        assert codes(await own.answer(call("a", "b", "a"))) == ["A", "B", "A"]
+        assert codes(await own.answer(call("b", "a", "c"))) == ["B", "A", "C"]
+        assert model.asked == ["a", "b", "c"]
+        assert own.worker.usage.calls == 3
+        assert own.worker.totals.cached == 3
+
+
+async def test_equal_calls_under_way_share_one_request_that_lives_as_long_as_one_wants_it() -> None:
+    model = Model(let=False)
+    async with ResponseCache() as cache, broker(model, cache=cache) as own:
+        first = asyncio.create_task(own.answer(call("a")))
+        second = asyncio.create_task(own.answer(call("a", "b")))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await turns()
+        assert model.cancelled == []
+        model.gate.set()
+        assert codes(await second) == ["A", "B"]
+        assert model.asked == ["a", "b"]
+        model.gate.clear()
+        third = [asyncio.create_task(own.answer(call("c"))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        for task in third:
+            task.cancel()
+        await asyncio.gather(*third, return_exceptions=True)
+        await turns()
+        assert model.cancelled == ["c"]
+
+
+async def test_what_is_drawn_at_random_is_kept_only_where_that_is_asked_for() -> None:
+    async with ResponseCache() as cache, broker(Drawing(), cache=cache) as own:
+        assert len(set(codes(await own.answer(call("a", "a", "a"))))) == 3
+        assert own.worker.totals.cached == 0
+    async with ResponseCache() as cache, broker(Drawing(), cache=cache, cache_sampled=True) as own:
+        drawn = codes(await own.answer(call("a", "a", "b")))
+        assert len(set(drawn)) == 3, "each of a batch is drawn for itself"
+        assert codes(await own.answer(call("a", "a", "b"))) == drawn
+
+
+async def test_failures_are_not_kept() -> None:
+    model = Model()
+    model.answer["a"] = Unavailable("x")
+    async with ResponseCache() as cache, broker(model, cache=cache) as own:
+        assert codes(await own.answer(call("a", "a"))) == ["unavailable"] * 2
+        del model.answer["a"]
+        assert codes(await own.answer(call("a"))) == ["A"]
+
+
+# Ends
+
+
+async def test_too_long_is_said_unpaid() -> None:
+    model = Model()
+    model.window = 10
+    async with broker(model) as own:
+        assert codes(await own.answer(call("a"))) == ["too_long"]
+        assert model.asked == []
+
+
+async def test_a_call_has_a_deadline() -> None:
+    async with broker(Model(let=False), call_seconds=0.02) as own:
+        assert codes(await own.answer(call("a", "b"))) == ["timeout"] * 2
+
+
+async def test_a_cancelled_call_is_neither_finished_nor_paid() -> None:
+    model = Model(let=False)
+    model.max_concurrency = 1
+    async with broker(model, BudgetLimits(max_worker_calls=5)) as own:
+        task = asyncio.create_task(own.answer(call("a", "b")))
+        await turns()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        model.gate.set()
+        await turns()
+        assert (model.asked, model.cancelled) == (["a"], ["a"])
+        assert own.budget.left().worker_calls == 5
+        assert own.worker.usage == Usage()
+
+
+# Whole runs
+
+
+def block(code: str) -> str:
+    return f"```repl\n{code}\n```"
+
+
+async def ask(replies: Sequence[str], worker: ModelHandler | None = None, **options: Any) -> Any:
+    return await arun(
+        query="q", context="c", supervisor=ScriptedHandler(replies), worker=worker or Model(), sandbox=SMALL, **options
+    )  # fmt: skip
+
+
+async def test_a_run_whose_budget_is_used_up_ends_in_a_best_answer() -> None:
+    code = "r = worker_batch(list('abc'), return_errors=True)\nprint([str(x)[:15] for x in r], budget())"
+    result = await ask([block(code), "the best"], limits=RunLimits(max_worker_calls=2), max_iterations=1)
+    assert result.answer == "the best"
+    supervisor = ScriptedHandler(lambda m: "the best" if "budget" in m[-1]["content"] else block("print(1)"))
+    supervisor.max_tokens = 100
+    result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL,
+                        limits=RunLimits(max_tokens=12_000), max_iterations=1000)  # fmt: skip
+    assert (result.answer, result.stop_reason) == ("the best", "budget")
+    used = result.supervisor_usage
+    assert used.input_tokens + used.output_tokens <= 12_000
+
+
+async def test_code_and_supervisor_are_told_what_is_left() -> None:
+    seen: list[str] = []
+
+    def play(messages: Sequence[Message]) -> str:
+        seen.append(messages[-1]["content"])
+        return block("worker('a')\nFINAL(budget())" if len(seen) > 1 else "print(worker('a'))")
+
+    result = await arun(query="q", context="c", supervisor=ScriptedHandler(play), worker=Model(), sandbox=SMALL,
+                        cache="off", limits=RunLimits(max_worker_calls=7))  # fmt: skip
+    assert json.loads(result.answer or "") == {
+        "worker_calls": 5,
+        "tokens": None,
+        "dollars": None,
+        "seconds": None,
+    }
+    assert "Left of the budget: 6 worker calls." in seen[1]
+
+
+async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_history() -> None:
+    sent: list[int] = []
+
+    def play(messages: Sequence[Message]) -> str:
+        sent.append(sum(len(message["content"]) for message in messages))
+        turn = sum(message["role"] == "assistant" for message in messages)
+        if turn < 12:
+            return block(f"print('{turn:02}' * 2000)")
+        left_out = [n for n, message in enumerate(messages) if "left out" in message["content"]]
+        assert left_out[0] == 3
+        return block("FINAL([history(3)[0]['content'].count('00'), len(history())])")
+
+    supervisor = ScriptedHandler(play)
+    supervisor.window = 20_000
+    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]
+    supervisor.max_tokens = 1000
+    result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL,
+                        output_limit=4000)  # fmt: skip
+    count, length = json.loads(result.answer or "")
+    assert count >= 1900
+    assert length == 27
+    assert max(sent) < 36_000
+
+
+def task_file(folder: Path, url: str) -> Path:
+    model = {"handler": "openai", "base_url": url, "temperature": 0.0, "max_retries": 0}
+    task = {
+        "query": "q",
+        "context": "c",
+        "supervisor": {**model, "model": "big"},
+        "worker": {**model, "model": "small"},
+        "cache": str(folder / "answers.sqlite"),
+        "limits": {"max_iterations": 3},
+    }
+    path = folder / "task.json"
+    path.write_text(json.dumps(task))
+    return path
+
+
+async def test_a_killed_run_that_is_started_again_pays_only_for_what_was_not_finished(tmp_path: Path) -> None:
+    """The server's own ledger is the witness. The first run is killed while the second half hangs."""
+    halfway, hang = asyncio.Event(), True
+    asked = Counter[str]()
+    code = "r = worker_batch([str(n) for n in range(10)]); r += worker_batch([str(n) for n in range(10, 20)]); FINAL(len(r))"
+
+    def play(request: Request) -> Reply:
+        if request.model == "big":
+            return Text(block(code))
+        prompt = request.body["messages"][-1]["content"]
+        asked[prompt] += 1
+        if hang and int(prompt) >= 10:
+            halfway.set()
+            return Text("never", delay=600)
+        return Text(f"answer {prompt}")
+
+    async with FakeOpenAI(play) as server:
+        command = [
+            sys.executable,
+            "-m",
+            "supdist.engine",
+            "run",
+            str(task_file(tmp_path, server.base_url)),
+            "--json",
+        ]
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OPENAI_API_KEY": "k"})  # fmt: skip
+        async with asyncio.timeout(30):
+            await halfway.wait()
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait(10)
+        hang = False
+        billed = Counter(entry.model for entry in server.ledger)
+        assert billed == {"big": 1, "small": 10}
+        again = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": "k"})  # fmt: skip
+        out, _ = await asyncio.wait_for(again.communicate(), 60)
+        assert json.loads(out)["answer"] == "20"
+        total = Counter(entry.model for entry in server.ledger)
+        assert total == {"big": 1, "small": 20}, "the turn and the first ten were in the file"
+        assert all(asked[str(number)] == 1 for number in range(10))
