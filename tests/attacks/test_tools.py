@@ -154,7 +154,7 @@ async def test_rp5_results_that_nobody_reads_are_bounded(arena: Arena) -> None:
         if not task.done():
             await sandbox.interrupt()
         result = await task
-    assert given <= 200, "the others were not even read"
+    assert given <= 400, "what fits into the sandbox's memory and the shim's; the others were not even read"
     assert growth.most < 160 << 20, f"the shim grew by {growth.most >> 20} MiB"
     assert type(result.outcome) is Outcome
 
