@@ -63,16 +63,28 @@ class Model:
     Attributes:
         rate: what its tokens cost; None where nobody knows.
         window: in tokens, to plan with; None where nobody knows.
-        usage: tokens and requests that were paid for.
-        totals: what its calls took besides.
     """
 
     def __init__(self, handler: ModelHandler) -> None:
         self.handler = handler
         self.rate: Rate | None = handler.price
         self.window = handler.window
-        self.usage = Usage()
-        self.totals = CallTotals()
+        self._input_tokens, self._output_tokens, self._calls = 0, 0, 0
+        self._cost_usd: float | None = 0.0
+        self._cached, self._retries = 0, 0
+        self._queue_seconds, self._model_seconds = 0.0, 0.0
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and requests that were paid for."""
+        return Usage(self._input_tokens, self._output_tokens, self._calls)
+
+    @property
+    def totals(self) -> CallTotals:
+        """What its calls took besides."""
+        return CallTotals(
+            self._cost_usd, self._cached, self._retries, self._queue_seconds, self._model_seconds
+        )
 
     def price(self, usage: Usage) -> float | None:
         """Dollars; None where the price is unknown."""
@@ -80,21 +92,20 @@ class Model:
 
     def count(self, completion: Completion, waited: float, elapsed: float) -> Numbers:
         """Count a call that was paid for. Seconds: in the broker's queue, and with the handler."""
-        usage, totals, cost = completion.usage, self.totals, self.price(completion.usage)
+        usage, cost = completion.usage, self.price(completion.usage)
         queued, worked = waited + completion.queued, max(0.0, elapsed - completion.queued)
-        self.usage += usage
-        self.totals = CallTotals(
-            None if cost is None or totals.cost_usd is None else totals.cost_usd + cost,
-            totals.cached,
-            totals.retries + completion.retries,
-            totals.queue_seconds + queued,
-            totals.model_seconds + worked,
-        )
+        self._input_tokens += usage.input_tokens
+        self._output_tokens += usage.output_tokens
+        self._calls += usage.calls
+        self._cost_usd = None if cost is None or self._cost_usd is None else self._cost_usd + cost
+        self._retries += completion.retries
+        self._queue_seconds += queued
+        self._model_seconds += worked
         return Numbers(usage, cost, queued, worked, completion.retries)
 
     def hit(self, completion: Completion) -> tuple[Completion, Numbers]:
         """Count an answer that costs nothing."""
-        self.totals = replace(self.totals, cached=self.totals.cached + 1)
+        self._cached += 1
         return replace(completion, usage=Usage()), Numbers(cached=True)
 
 
