@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_LOGS = range(7)
+ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
 TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
 
 # No rich in help and errors of typer: importing it takes as long as the rest of `--help`.
@@ -34,7 +34,7 @@ app = typer.Typer(
     name="supdist-engine",
     help="A supervisor model writes Python that directs a worker model, in a locked-down process.",
     epilog="Exit codes: 0 answered, 2 wrong task or argument, 3 a limit was reached, 4 no sandbox to be had, "
-    "5 the model's endpoint failed, 6 the logs cannot be written, 130 Ctrl-C.",
+    "5 the model's endpoint failed, 6 the logs or the cache cannot be written, 130 Ctrl-C.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -44,7 +44,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: every failure of ours as a line and a code; a traceback is a bug."""
-    from .errors import LogError, SandboxError, TaskError
+    from .errors import CacheError, LogError, SandboxError, TaskError
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -55,8 +55,8 @@ def main() -> None:
         _fail(USAGE, error)
     except SandboxError as error:
         _fail(NO_SANDBOX, error)
-    except LogError as error:
-        _fail(NO_LOGS, error)
+    except (LogError, CacheError) as error:
+        _fail(NO_FILES, error)
     except Exception as error:
         from ..handlers import HandlerError
 

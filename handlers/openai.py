@@ -191,10 +191,8 @@ class OpenAIHandler(ModelHandler):
                         return await _whole(client, request)
                     return await _streamed(client, request, on_text)
             except Unavailable as error:
-                begin_again = isinstance(error, BrokenStream) and call.attempts < self._max_retries + len(
-                    tried
-                )
-                if last and not begin_again:
+                spent = call.attempts >= self._max_retries + len(tried)
+                if last and (spent or not isinstance(error, BrokenStream)):
                     raise
             if not last:
                 endpoint, last = shared.endpoints.choose(tried)
@@ -258,9 +256,8 @@ class OpenAIHandler(ModelHandler):
             except Exception as error:  # a base URL that cannot be used
                 raise Rejected(f"no client can be made for {_without_secrets(url)}: {error}") from error
             if not _is_at(url, "openai.com"):
-                client.organization = client.project = (
-                    None  # from the environment, and nobody else's business
-                )
+                # What the SDK took from the environment is nobody else's business.
+                client.organization = client.project = None
             shared.clients[url, retries] = client
         return shared.clients[url, retries]
 

@@ -51,6 +51,7 @@ def test_use_beyond_the_limit_has_a_minute_to_itself() -> None:
     assert limit.take(Use(1)) == 0.0
     assert limit.take(Use(1000)) == MINUTE
     clock.now += MINUTE
+    assert limit.take(Use(0)) == 0.0
     assert limit.take(Use(1000)) == 0.0
     assert limit.take(Use(1)) == MINUTE
 

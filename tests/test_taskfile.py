@@ -8,7 +8,7 @@ import pytest
 from supdist.engine import TaskError
 from supdist.engine.models import from_environment
 from supdist.engine.taskfile import json_schema, read_task
-from supdist.handlers import OpenAIHandler
+from supdist.handlers import ModelHandler, OpenAIHandler, Price
 
 
 def task(folder: Path, **changes: Any) -> Path:
@@ -108,6 +108,51 @@ def test_the_environment_configures_an_endpoint(environ: dict[str, str], model: 
     handler = from_environment("supervisor", environ)
     assert isinstance(handler, OpenAIHandler)
     assert (handler.model, handler.base_url) == (model, url)
+
+
+def worker_of(tmp_path: Path, keys: dict[str, Any]) -> ModelHandler:
+    spec = read_task(task(tmp_path, worker={"handler": "openai", "model": "m", **keys})).worker
+    assert spec is not None
+    return spec.build("worker", tmp_path, 8)
+
+
+def test_every_key_of_an_endpoint_reaches_its_handler(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "base_url": ["http://a/v1", "http://b/v1"],
+        "temperature": 0,
+        "max_tokens": 7,
+        "requests_per_minute": 60,
+        "tokens_per_minute": 1000,
+        "extra_body": {"top_k": 3},
+        "extra_headers": {"X-Team": "blue"},
+        "window": 8192,
+        "price": {"input_usd": 1, "output_usd": 2.5},
+    }
+    handler = worker_of(tmp_path, keys)
+    assert isinstance(handler, OpenAIHandler)
+    assert (handler.base_url, handler.window, handler.max_tokens) == ("http://a/v1", 8192, 7)
+    assert (handler.price, handler.samples) == (Price(1, 2.5), False)
+    identity = handler.identity()
+    assert (identity["base_url"], identity["extra_body"]) == (keys["base_url"], {"top_k": 3})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"price": {"input_usd": 1}}, "output_usd"),
+        ({"price": {"input_usd": 1, "output_usd": -1}}, "price.output_usd"),
+        ({"price": {"input_used": 1, "output_usd": 1}}, "did you mean `input_usd`"),
+        ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"window": 0}, "window"),
+        ({"base_url": []}, "worker: base_url"),
+        ({"extra_headers": {"X": "a\nb"}}, "worker: extra_headers"),
+        ({"extra_body": {"stream": True}}, "worker: extra_body"),
+    ],
+)
+def test_mistakes_in_an_endpoint_are_named(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        worker_of(tmp_path, keys)
+    assert words in str(caught.value)
 
 
 def test_nothing_configured_is_none_and_a_url_without_a_model_an_error() -> None:
