@@ -126,6 +126,17 @@ def test_logs_that_cannot_be_written_are_exit_6(tmp_path: Path) -> None:
     assert "cannot write the logs" in done.stderr
 
 
+def test_a_cache_that_is_no_cache_is_exit_6_and_nothing_is_spent(tmp_path: Path) -> None:
+    (tmp_path / "answers.sqlite").write_text(
+        "no database at all, but text that is long enough to be looked at"
+    )
+    task = {"query": "q", "context": "c", "cache": "answers.sqlite"}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    done = supdist("run", "task.json", cwd=tmp_path)
+    assert done.returncode == 6
+    assert "choose another path" in done.stderr
+
+
 def test_a_dot_env_file_configures_the_endpoint(tmp_path: Path) -> None:
     """An endpoint where nobody listens: reached for, since the file names it."""
     (tmp_path / ".env").write_text("BASE_URL=http://127.0.0.1:9/v1\nSUPERVISOR_MODEL=m\nWORKER_MODEL=m\n")
