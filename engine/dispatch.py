@@ -217,6 +217,8 @@ class _Singles(_Lane):
     def __init__(self, handler: ModelHandler) -> None:
         super().__init__(handler)
         self._tasks: dict[Request, asyncio.Task[Completion | Exception]] = {}
+        self._timers: dict[Request, asyncio.TimerHandle] = {}
+        self._late: set[Request] = set()
 
     def cancel(self, request: Request) -> None:
         """See ``_Lane.cancel``."""
@@ -229,18 +231,34 @@ class _Singles(_Lane):
     def _start(self, taken: list[_Taken]) -> None:
         loop = asyncio.get_running_loop()
         for queue, request in taken:
-            task = self._tasks[request] = loop.create_task(self._ask(request))
-            task.add_done_callback(partial(self._ended, (queue, request)))
+            task = self._tasks[request] = loop.create_task(self._ask(request.messages))
+            task.add_done_callback(partial(self._ended, queue, request))
+            if request.seconds is not None:  # cheaper than asyncio.timeout, of which there would be one each
+                self._timers[request] = loop.call_later(request.seconds, self._end_late, request)
 
-    async def _ask(self, request: Request) -> Completion | Exception:
+    async def _ask(self, messages: Sequence[Message]) -> Completion | Exception:
         try:
-            return await _in_time(call_chat(self._handler, request.messages), request.seconds)
+            return await call_chat(self._handler, messages)
         except Exception as error:
             return error
 
-    def _ended(self, taken: _Taken, task: asyncio.Task[Completion | Exception]) -> None:
-        del self._tasks[taken[1]]
-        self._end([taken], [] if task.cancelled() else [task.result()])
+    def _end_late(self, request: Request) -> None:
+        self._late.add(request)
+        self._tasks[request].cancel()
+
+    def _ended(self, queue: Queue, request: Request, task: asyncio.Task[Completion | Exception]) -> None:
+        del self._tasks[request]
+        timer = self._timers.pop(request, None)
+        if timer is not None:
+            timer.cancel()
+        is_late = request in self._late
+        self._late.discard(request)
+        answers: list[Completion | Exception] = []
+        if not task.cancelled():
+            answers = [task.result()]
+        elif is_late:
+            answers = [_late(request.seconds)]
+        self._end([(queue, request)], answers)
 
 
 class _Batches(_Lane):
@@ -319,5 +337,9 @@ async def _in_time(work: Awaitable[T], seconds: float | None) -> T:
             return await work
     except TimeoutError:
         if clock.expired():
-            raise CallTimeout(f"no answer within {seconds:g} s") from None
+            raise _late(seconds) from None
         raise
+
+
+def _late(seconds: float | None) -> CallTimeout:
+    return CallTimeout(f"no answer within {seconds:g} s")

@@ -7,8 +7,9 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter, to_thread
@@ -182,8 +183,8 @@ async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Compl
     Raises:
         TypeError: it gave something that is no ``Completion``.
     """
-    if inspect.iscoroutinefunction(handler.chat):
-        result: object = await handler.chat(messages)
+    if _is_async(handler.chat):
+        result: object = await cast("Awaitable[object]", handler.chat(messages))
     else:
         result = await _in_thread(handler, handler.chat, messages)
     if not isinstance(result, Completion):
@@ -193,12 +194,21 @@ async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Compl
     return result
 
 
+def _is_async(method: Any) -> bool:
+    return _is_async_function(getattr(method, "__func__", method))
+
+
+@lru_cache(1024)
+def _is_async_function(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function)  # microseconds, on the way of every call
+
+
 async def call_chat_batch(
     handler: ModelHandler, message_batches: Sequence[Sequence[Message]]
 ) -> Sequence[BatchItem]:
     """``handler.chat_batch``, plain or ``async``."""
-    if inspect.iscoroutinefunction(handler.chat_batch):
-        return await handler.chat_batch(message_batches)
+    if _is_async(handler.chat_batch):
+        return await cast("Awaitable[Sequence[BatchItem]]", handler.chat_batch(message_batches))
     if type(handler).chat_batch is ModelHandler.chat_batch:
         return await handler._chat_each(message_batches)  # pyright: ignore[reportPrivateUsage]
     return await _in_thread(handler, handler.chat_batch, message_batches)
