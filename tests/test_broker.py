@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -344,6 +345,42 @@ async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_histo
     assert count >= 1900
     assert length == 27
     assert max(sent) < 36_000
+
+
+class Slow(Model):
+    """Takes a moment for each prompt, four at once."""
+
+    max_concurrency = 4
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        self.asked.append(messages[-1]["content"])
+        await asyncio.sleep(0.002)
+        return Completion("ok")
+
+
+async def test_a_flood_of_one_run_neither_grows_the_engine_nor_delays_another() -> None:
+    model = Slow()
+    code = block("worker_batch(['flood'] * 100_000)")
+    flood = asyncio.create_task(ask([code], model, cache="off"))
+    while len(model.asked) < 50:
+        await asyncio.sleep(0.01)
+    before, arrived = psutil.Process().memory_info().rss, list[int]()
+
+    def note(event: object) -> None:
+        if isinstance(event, Metrics) and event.in_flight + event.queued and not arrived:
+            arrived.append(len(model.asked))
+
+    result = await ask([block("FINAL(worker('other'))")], model, cache="off", on_event=note)
+    assert result.answer == "ok"
+    assert not flood.done()
+    # What had its slot already but had not begun, and one round.
+    assert model.asked.index("other") <= arrived[0] + 2 * model.max_concurrency
+    assert psutil.Process().memory_info().rss - before < 64 << 20
+    flood.cancel()
+    await asyncio.gather(flood, return_exceptions=True)
+    asked = len(model.asked)
+    await asyncio.sleep(0.05)
+    assert len(model.asked) == asked < 50_000
 
 
 def task_file(folder: Path, url: str) -> Path:
