@@ -51,28 +51,6 @@ def send(*fields):
 """Guest code: frames written to the repl's own stream, past its library. ``send(22, ...)`` is a message."""
 
 
-SCAN = """
-import hashlib
-head, wanted = {head!r}.encode(), {wanted!r}
-found = 0
-with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
-    for line in maps:
-        span, rights = line.split()[:2]
-        start, end = (int(edge, 16) for edge in span.split("-"))
-        if "r" not in rights or "[v" in line: continue
-        memory.seek(start)
-        try: data = memory.read(end - start)
-        except (OSError, OverflowError): continue
-        place = data.find(head)
-        while place >= 0:
-            found += hashlib.sha256(data[place:place + {length}]).hexdigest() == wanted
-            place = data.find(head, place + 1)
-        del data
-print("found" if found else "nothing")
-"""
-"""Guest code: whether its memory holds a text that begins with ``head``, is ``length`` long and hashes to ``wanted``."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
     """A row: code for a cell, and how that cell must end.
@@ -203,6 +181,17 @@ class ShimGrowth:
             with contextlib.suppress(OSError):
                 self._before[pid] = resident(pid)
         self.most = 0
+
+    async def watch(self, sandbox: Sandbox, code: str, seconds: float = 3) -> CellResult:
+        """Run code for so long at most, looking all the while."""
+        deadline = time.monotonic() + seconds
+        task = asyncio.create_task(sandbox.execute(code, timeout=2))
+        while not task.done() and time.monotonic() < deadline:
+            self.look()
+            await asyncio.sleep(0.05)
+        if not task.done():
+            await sandbox.interrupt()
+        return await task
 
     def look(self) -> None:
         """Measure now; a shim that has ended has nothing."""

@@ -188,14 +188,8 @@ time.sleep(60)
         return []
 
     async with arena.open(on_call=never, pending_calls=1) as sandbox:
-        growth, deadline = ShimGrowth(), time.monotonic() + 3
-        task = asyncio.create_task(sandbox.execute(code, timeout=2))
-        while not task.done() and time.monotonic() < deadline:
-            growth.look()
-            await asyncio.sleep(0.05)
-        if not task.done():
-            await sandbox.interrupt()
-        result = await task
+        growth = ShimGrowth()
+        result = await growth.watch(sandbox, code)
     assert growth.most < 48 << 20, f"the shim grew by {growth.most >> 20} MiB"
     assert result.outcome in (Outcome.PROTOCOL_VIOLATION, Outcome.OOM, Outcome.KILLED, Outcome.CRASHED), (
         result

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks.lab import RAW, SCAN, Arena, Attack, ShimGrowth, assert_alive, name, timed
+from attacks.lab import RAW, Arena, Attack, ShimGrowth, assert_alive, name, timed
 from supdist.engine import HostTool, Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.tools import ToolUse
 from supdist.sandbox_image import protocol
+from support import scan_memory_for
 
 
 def breach(id: str, code: str, detail: str = "") -> Attack:  # noqa: A002
@@ -146,14 +145,8 @@ async def test_rp5_results_that_nobody_reads_are_bounded(arena: Arena) -> None:
         RAW + "for call in range(1, 1001): send(27, call, cell, 0, b'[[],{}]')\nimport time; time.sleep(60)"
     )
     async with arena.open(tools={"give": HostTool(give)}) as sandbox:
-        growth, deadline = ShimGrowth(), time.monotonic() + 3
-        task = asyncio.create_task(sandbox.execute(code, timeout=2))
-        while not task.done() and time.monotonic() < deadline:
-            growth.look()
-            await asyncio.sleep(0.05)
-        if not task.done():
-            await sandbox.interrupt()
-        result = await task
+        growth = ShimGrowth()
+        result = await growth.watch(sandbox, code)
     assert given <= 400, "what fits into the sandbox's memory and the shim's; the others were not even read"
     assert growth.most < 160 << 20, f"the shim grew by {growth.most >> 20} MiB"
     assert type(result.outcome) is Outcome
@@ -214,7 +207,6 @@ async def test_se4_a_call_after_its_cell_is_not_made(arena: Arena) -> None:
 
 async def test_en3_the_memory_holds_nothing_of_a_host_tool(arena: Arena, canary: str, tmp_path: Path) -> None:
     """In its closure, its defaults, its errors; a function that travels brings the same canary along, which is found."""
-    wanted = hashlib.sha256(canary.encode()).hexdigest()
 
     def ask(name: str, key: str = canary) -> str:
         """Ask."""
@@ -224,7 +216,7 @@ async def test_en3_the_memory_holds_nothing_of_a_host_tool(arena: Arena, canary:
         return canary
 
     code = "try: ask('x')\nexcept ToolError as error: print(error)\n"
-    code += SCAN.format(head=canary[:20], wanted=wanted, length=len(canary))
+    code += scan_memory_for(canary)
     async with arena.open(tools={"ask": HostTool(ask)}) as sandbox:
         result = await timed(sandbox, code, timeout=5, within=6)
     async with arena.open(tools={"ask": tell}) as inside:
