@@ -237,8 +237,11 @@ for number in range(50):
         await settled()  # the next sandbox is being built meanwhile
         held = {pid: psutil.Process(pid).num_fds() for pid in below("supdist-shim") if psutil.pid_exists(pid)}
         result = await timed(sandbox, code)
+        # One message's would be a hundred; a shim whose sandbox is still being built opens some of its own.
         assert all(
-            psutil.Process(pid).num_fds() <= count for pid, count in held.items() if psutil.pid_exists(pid)
+            psutil.Process(pid).num_fds() < count + 50
+            for pid, count in held.items()
+            if psutil.pid_exists(pid)
         )
         await assert_alive(sandbox)
     assert result.stdout == "100\n", "within the guest they pass"
