@@ -13,6 +13,8 @@ from .cgroups import Cgroup
 from .walls import Walls
 
 _LOOK_SECONDS = 0.1
+_CHILDREN = Path("/proc/thread-self/children")
+"""There where the kernel lists a thread's children (CONFIG_PROC_CHILDREN), as most do."""
 
 
 class Meter(ABC):
@@ -119,9 +121,7 @@ class Watchdog(Meter):
 
     def _count(self) -> None:
         """Sum over the tree: memory in bytes that lies in no file, processor time, threads."""
-        processes: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes = [self._init, *self._init.children(recursive=True)]
+        processes = _tree(self._init)
         memory, cpu, threads = 0, 0.0, 0
         for process in processes:
             with contextlib.suppress(psutil.Error), process.oneshot():
@@ -137,6 +137,24 @@ class Watchdog(Meter):
             )
         self._memory, self._peak, self._cpu = memory, max(self._peak, memory), max(self._cpu, cpu)
         self._processes = max(self._processes, threads)
+
+
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it. psutil would read every process of the machine for it."""
+    if not _CHILDREN.exists():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [root, *root.children(recursive=True)]
+        return []
+    pids = [root.pid]
+    for pid in pids:  # which grows on the way
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids.extend(map(int, (task / "children").read_text().split()))
+    processes = [root]
+    for pid in pids[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    return processes
 
 
 def _sum_kib(path: str, *names: str) -> int:
