@@ -160,7 +160,8 @@ class OpenAIHandler(ModelHandler):
                 shared = self._loops.get()
                 async with shared.slots:
                     call.queued = time.monotonic() - start
-                    await self._open(shared)
+                    if shared.http is None:
+                        await self._open(shared)
                     if self._limit is not None:
                         call.tokens = _estimate(messages) + (self.max_tokens or 0)
                     completion = await self._ask(shared, call, messages, on_text)

@@ -119,7 +119,7 @@ def bounded_client(
             except TimeoutError as error:
                 raise Unavailable("the endpoint's reply did not end in time") from error
             if response.status_code == 429 and _is_spent_quota(content):
-                return _replaced(response, (b"x-should-retry", b"false"), content=content)
+                response.headers["x-should-retry"] = "false"
             return _replaced(response, content=content)
 
     return BoundedClient(
@@ -130,19 +130,16 @@ def bounded_client(
     )
 
 
-def _replaced(response: Any, *headers: tuple[bytes, bytes], **body: Any) -> Any:
+def _replaced(response: Any, **body: Any) -> Any:
     """The response with another body, which is not packed."""
-    kept = [item for item in response.headers.raw if item[0].lower() not in _OF_THE_BODY]
+    response.headers.pop("content-encoding", None)
     return type(response)(
         response.status_code,
-        headers=[*kept, *headers],
+        headers=response.headers,
         request=response.request,
         extensions=response.extensions,
         **body,
     )
-
-
-_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 
 def _is_spent_quota(body: bytes) -> bool:

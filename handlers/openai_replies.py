@@ -40,39 +40,45 @@ class Answer:
         self._finish: FinishReason | None = None
         self._used = (0, 0)
 
-    def add(self, part: Any, finish_reason: Any) -> str:
-        """Take a message, or a piece of one; returns its text.
+    def add_whole(self, reply: Any) -> None:
+        """Take a reply that was not streamed.
 
         Raises:
             Unavailable: it has not the shape of one.
         """
         with _expected_shape():
-            text, reasoning = part.content or part.refusal or "", _reasoning(part)
-            self._content |= bool(part.content)
-            self._refusal |= bool(part.refusal)
-            self._tools |= bool(part.tool_calls)
-            if finish_reason is not None:
-                self._finish = _FINISH.get(finish_reason, "other")
-        if not isinstance(text, str):
-            raise Unavailable("the endpoint sent a completion of the wrong type")
-        self._text.append(text)
-        self._reasoning.append(reasoning)
-        return text
+            self._add(reply.choices[0].message, reply.choices[0].finish_reason)
+            self._count(reply.usage)
 
     def add_chunk(self, chunk: Any) -> str:
-        """Take an event of a stream; returns its text."""
+        """Take an event of a stream; returns its text.
+
+        Raises:
+            Unavailable: it has not the shape of one.
+        """
         with _expected_shape():
             if chunk.usage is not None:
-                self.add_usage(chunk.usage)
+                self._count(chunk.usage)
             choices = list(chunk.choices or ())[:1]  # the event with the usage has none
-            return "".join(self.add(choice.delta, choice.finish_reason) for choice in choices)
+            return "".join(self._add(choice.delta, choice.finish_reason) for choice in choices)
 
-    def add_usage(self, usage: Any) -> None:
-        """Take what an answer cost; the last word counts."""
-        with _expected_shape():
-            used = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
+    def _add(self, part: Any, finish_reason: Any) -> str:
+        text = part.content or part.refusal or ""
+        if not isinstance(text, str):
+            raise TypeError(text)
+        self._text.append(text)
+        self._reasoning.append(_reasoning(part))
+        self._content |= bool(part.content)
+        self._refusal |= bool(part.refusal)
+        self._tools |= bool(part.tool_calls)
+        if finish_reason is not None:
+            self._finish = _FINISH.get(finish_reason, "other")
+        return text
+
+    def _count(self, usage: Any) -> None:
+        used = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
         if not all(type(count) is int and 0 <= count < 2**53 for count in used):
-            raise Unavailable("the endpoint sent a completion of the wrong type")
+            raise TypeError(used)
         self._used = used
 
     def completion(self, *, streamed: bool) -> Completion:
@@ -103,19 +109,15 @@ def whole(reply: Any) -> Completion:
         Rejected: it is a tool call.
     """
     answer = Answer()
-    with _expected_shape():
-        choice = reply.choices[0]
-        answer.add(choice.message, choice.finish_reason)
-        answer.add_usage(reply.usage)
+    answer.add_whole(reply)
     return answer.completion(streamed=False)
 
 
 def _reasoning(part: Any) -> str:
     """DeepSeek and older vLLM call it ``reasoning_content``, newer vLLM and OpenRouter ``reasoning``, some send both."""
-    for name in ("reasoning_content", "reasoning"):
-        if isinstance(found := getattr(part, name, None), str) and found:
-            return found
-    return ""
+    more: dict[str, Any] = part.model_extra or {}
+    found = more.get("reasoning_content") or more.get("reasoning")
+    return found if isinstance(found, str) else ""
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def _expected_shape() -> Generator[None]:
     try:
         yield
     except (AttributeError, TypeError, IndexError, KeyError) as error:
-        raise Unavailable("the endpoint sent a reply without a completion") from error
+        raise Unavailable("the endpoint sent what has not the shape of a completion") from error
 
 
 def translate(error: OpenAIError) -> HandlerError:

@@ -2,10 +2,10 @@
 
 ::
 
-    python -m supdist.tools.bench_openai --requests 500 --concurrency 32
+    python -m supdist.tools.bench_openai --requests 100 --concurrency 32
 
-Both take turns, a round each, so that a busy machine weighs on both; of each the best round counts. The time of
-this process alone is the truer figure: on the clock, the server's work is in both.
+Both take turns, now the one first and now the other, so that a busy machine weighs on both; the ratio is the median
+of the rounds' ratios. The work of this process is the truer figure: on the clock, the server's is in both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from statistics import median
 
 from openai import AsyncOpenAI
 
@@ -83,18 +84,16 @@ async def _main(requests: int, concurrency: int, rounds: int) -> None:
         }
         found: dict[str, list[Figures]] = {name: [] for name in ways}
         for round_ in range(rounds + 1):
-            for name, ask in ways.items():
-                figures = await measure(ask, requests, concurrency)
-                if round_:  # the first opens connections and imports
-                    found[name].append(figures)
-    best = {
-        name: Figures(min(each.clock for each in all_), min(each.work for each in all_))
-        for name, all_ in found.items()
-    }
-    for name, figures in best.items():
-        print(f"{name:14} {1 / figures.clock:7.0f} requests/s {figures.work * 1e3:7.2f} ms of work each")
-    bare, ours = best.values()
-    print(f"{'ratio':14} {bare.clock / ours.clock:7.2f} {ours.work / bare.work:18.2f}")
+            for name, ask in sorted(ways.items(), reverse=bool(round_ % 2)):
+                found[name].append(await measure(ask, requests, concurrency))
+    bare, ours = (all_[1:] for all_ in found.values())  # the first round opens connections and imports
+    for name, figures in zip(found, (bare, ours), strict=True):
+        clock, work = median(each.clock for each in figures), median(each.work for each in figures)
+        print(f"{name:14} {1 / clock:7.0f} requests/s {work * 1e3:7.2f} ms of work each")
+    pairs = list(zip(bare, ours, strict=True))
+    speed = median(one.clock / other.clock for one, other in pairs)
+    work = median(other.work / one.work for one, other in pairs)
+    print(f"{'ratio':14} {speed:7.2f} {work:18.2f}")
 
 
 def main() -> None:
@@ -102,9 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="bench_openai", description="Compare the OpenAI handler with the bare SDK."
     )
-    parser.add_argument("--requests", type=int, default=500, help="in a round")
+    parser.add_argument("--requests", type=int, default=100, help="in a round")
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     asyncio.run(_main(arguments.requests, arguments.concurrency, arguments.rounds))
 
