@@ -307,7 +307,7 @@ _call: ContextVar[_Call] = ContextVar("call")
 
 
 async def _whole(client: AsyncOpenAI, request: dict[str, Any]) -> Completion:
-    with _translated():
+    with _translated(client.api_key):
         return whole(cast("object", await client.chat.completions.create(**request)))
 
 
@@ -327,7 +327,7 @@ async def _chunks(client: AsyncOpenAI, request: dict[str, Any]) -> AsyncGenerato
 
     # An older SDK lets the exceptions of the HTTP library through, once the stream has begun.
     broken = (openai.APIConnectionError, http_library().RequestError)
-    with _translated():
+    with _translated(client.api_key):
         stream: Any = await client.chat.completions.create(
             **request, stream=True, stream_options={"include_usage": True}
         )
@@ -341,13 +341,13 @@ async def _chunks(client: AsyncOpenAI, request: dict[str, Any]) -> AsyncGenerato
 
 
 @contextmanager
-def _translated() -> Generator[None]:
+def _translated(key: str) -> Generator[None]:
     import openai
 
     try:
         yield
     except openai.OpenAIError as error:
-        raise translate(error) from error
+        raise translate(error, key) from error
     except UnicodeEncodeError as error:
         raise Rejected("the messages or the key hold what cannot be sent as text") from error
     except (ValueError, RecursionError) as error:

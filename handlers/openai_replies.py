@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
 
+_SHORTEST_KEY = 8
+"""Characters; what is shorter keeps nothing secret, and may be a word."""
+
 _MAX_MESSAGE = 2000
 """Characters of an endpoint's words in an error's message."""
 
@@ -129,8 +132,10 @@ def _expected_shape() -> Generator[None]:
         raise Unavailable("the endpoint sent what has not the shape of a completion") from error
 
 
-def translate(error: OpenAIError) -> HandlerError:
+def translate(error: OpenAIError, key: str = "") -> HandlerError:
     """The SDK's exception as one of ours; told apart by class, and by the fields of the endpoint's error.
+
+    An endpoint that complains of a key may quote it: it is taken out of the words.
 
     Too long are: OpenAI's code, llama.cpp's type, vLLM's parameter, and status 413. Endpoints that say it in
     prose alone (SGLang, older vLLM, several hosted ones) give ``Rejected``; give the handler a ``window`` there.
@@ -139,19 +144,26 @@ def translate(error: OpenAIError) -> HandlerError:
 
     if isinstance(error, openai.APIStatusError):
         status = int(error.status_code)
-        return _translate(error, status, f"the endpoint answered {status}", error.response.headers)
+        said = f"the endpoint answered {status}: {_without(key, error.message)}"
+        return _translate(error, status, said, error.response.headers)
     if isinstance(error, openai.APIConnectionError):
         kind = "timed out" if isinstance(error, openai.APITimeoutError) else "failed"
         return Unavailable(f"the connection to the endpoint {kind}")
     if isinstance(error, openai.APIResponseValidationError):
         return Unavailable("the endpoint sent a reply that cannot be understood")
     if isinstance(error, openai.APIError):  # an event of a stream that had begun: the status was 200
-        return _translate(error, _status_in(error), "the endpoint broke off its stream", {})
-    return Rejected(f"{type(error).__name__}: {error}")
+        said = f"the endpoint broke off its stream: {_without(key, error.message)}"
+        return _translate(error, _status_in(error), said, {})
+    return Rejected(f"{type(error).__name__}: {_without(key, error)}")
 
 
-def _translate(error: APIError, status: int, said: str, headers: Mapping[str, str]) -> HandlerError:
-    message = f"{said}: {str(error.message)[:_MAX_MESSAGE]}"
+def _without(key: str, words: object) -> str:
+    """Words of an endpoint's, bounded; a key that they quote is taken out first."""
+    text = str(words)
+    return (text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text)[:_MAX_MESSAGE]
+
+
+def _translate(error: APIError, status: int, message: str, headers: Mapping[str, str]) -> HandlerError:
     if error.code == _TOO_LONG_CODE or error.type == _TOO_LONG_TYPE or status == 413:
         return ContextTooLong(message)
     if status == 400 and error.param in _TOO_LONG_PARAMS:

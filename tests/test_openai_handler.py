@@ -289,6 +289,12 @@ async def test_missing_key_names_the_remedy(base_url: str | None, names: str) ->
         await OpenAIHandler("m", base_url=base_url).chat(ASKED)
 
 
+async def test_an_endpoint_that_quotes_the_key_is_not_quoted() -> None:
+    async with FakeOpenAI([Status(401, message="sk-secret-123 is no key")]) as server:
+        error = await outcome(handler_of(server, api_key="sk-secret-123"))
+    assert str(error).endswith("*** is no key")
+
+
 async def test_key_is_in_no_repr_and_no_error() -> None:
     async with FakeOpenAI([Status(401)]) as server:
         handler = handler_of(server, api_key="sk-hidden")
