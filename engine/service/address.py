@@ -1,0 +1,101 @@
+"""Addresses of a broker service, and what keeps strangers from them: CURVE on tcp, file permissions on ipc."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import TaskError
+
+_PATH_BYTES = 107  # the kernel's, for a socket
+_TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^/:@\[\]\s]+):(\d{1,5}|\*)")
+
+
+def check_address(address: str, *, keys: bool) -> None:
+    """Whether it is an address that a service may have, with or without keys.
+
+    Raises:
+        TaskError: it is none, or tcp without keys.
+    """
+    path = ipc_path(address)
+    if path is not None:
+        if path[:1] in ("", "@", "*") or len(os.fsencode(path)) > _PATH_BYTES:
+            raise TaskError(f"{address}: an ipc address is ipc:// and a path of at most {_PATH_BYTES} bytes")
+    elif not ((found := _TCP.fullmatch(address)) and int(found[2].replace("*", "0")) < 1 << 16):
+        raise TaskError(f"{address!r} is no address of a broker service: write ipc://PATH or tcp://HOST:PORT")
+    elif not keys:
+        raise TaskError(
+            f"{address}: tcp needs keys, or everybody could listen and ask: make them with "
+            "`supdist-engine broker keygen DIR --client NAME`, and give --curve-keys DIR to the service and "
+            "--curve-keys DIR/clients/NAME to its client"
+        )
+
+
+def ipc_path(address: str) -> str | None:
+    """The path of an ipc address; None of any other."""
+    return address.removeprefix("ipc://") if address.startswith("ipc://") else None
+
+
+async def resolved(address: str) -> str:
+    """The address with its host as a number: ZeroMQ would look it up in a thread that nothing can hurry.
+
+    Raises:
+        OSError: nobody knows the host.
+    """
+    if ipc_path(address) is not None:
+        return address
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    found.sort(key=lambda each: each[0] != socket.AF_INET)  # what listens at both kinds, listens here
+    number = found[0][4][0]
+    return f"tcp://[{number}]:{port}" if found[0][0] == socket.AF_INET6 else f"tcp://{number}:{port}"
+
+
+@contextmanager
+def private_socket(path: str) -> Generator[None]:
+    """For the time of a bind: the socket's file will be its owner's alone, and takes the place of nobody else's.
+
+    Raises:
+        TaskError: it could not be private there, or somebody listens there already.
+    """
+    folder = Path(path).parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+        _check_free(path)
+    except OSError as error:
+        raise TaskError(f"ipc://{path} cannot be had: {error}") from error
+    strangers = facts.st_uid not in (0, os.geteuid())
+    if strangers or (facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX):
+        raise TaskError(
+            f"others may put their own socket in {folder}: choose a folder of your own, with mode 700"
+        )
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _check_free(path: str) -> None:
+    """What is left of a service that was killed may be replaced, nothing else."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise TaskError(f"{path} exists and is no socket: choose another path")
+    with socket.socket(socket.AF_UNIX) as knock:
+        knock.settimeout(1.0)
+        try:
+            knock.connect(path)
+        except ConnectionRefusedError:
+            return
+    raise TaskError(f"a service listens at ipc://{path} already: end it, or choose another path")

@@ -1,0 +1,173 @@
+"""CURVE keys of a broker service and of its clients: files as ``zmq.auth`` reads them.
+
+::
+
+    DIR/server.key, server.key_secret       the service's own
+    DIR/authorized_keys/NAME.key            clients that may connect; read anew at every connection
+    DIR/clients/NAME/                       all that a client needs: this folder goes to its machine
+        client.key, client.key_secret, server.key
+
+Files and folders can be read by their owner alone, and are never written over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+from zmq.auth import load_certificate, load_certificates  # pyright: ignore[reportUnknownVariableType]
+from zmq.utils import z85
+
+from ..errors import TaskError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A public and a secret key, in Z85."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """What a service needs: its keys, and the folder with the public keys of its clients."""
+
+    pair: KeyPair
+    authorized: Path
+
+    def admits(self, public: bytes) -> bool:
+        """Whether a client with this key may connect."""
+        for path in self.authorized.glob("*.key"):
+            with suppress(OSError, ValueError):  # one that is no key, or not yet, admits nobody
+                if load_certificate(path)[0] == public:
+                    return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKeys:
+    """What a client needs: its keys, and the service's public one."""
+
+    pair: KeyPair
+    server: bytes
+
+
+def make_server_keys(folder: Path) -> None:
+    """Write the keys of a service.
+
+    Raises:
+        TaskError: it has some already, or they cannot be written.
+    """
+    try:
+        _make_folder(folder)
+        _make_folder(folder / "authorized_keys")
+        _write_pair(folder, "server")
+    except OSError as error:
+        raise _cannot_write(error) from error
+
+
+def make_client_keys(folder: Path, name: str) -> Path:
+    """Write the keys of one more client of the service whose keys are in ``folder``; the folder that it needs.
+
+    Raises:
+        TaskError: there is such a client, or no service; or they cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise TaskError(f"{name!r} is no name for a client: use letters, digits, '_', '-' and '.'")
+    server = _public(folder / "server.key")
+    client = folder / "clients" / name
+    try:
+        _make_folder(folder / "clients")
+        _make_folder(client)
+        public = _write_pair(client, "client")
+        _write(client / "server.key", server)
+        _write(folder / "authorized_keys" / f"{name}.key", public)  # last: one that is complete may connect
+    except OSError as error:
+        raise _cannot_write(error) from error
+    return client
+
+
+def read_server_keys(folder: Path) -> ServerKeys:
+    """The keys that ``make_server_keys`` wrote.
+
+    Raises:
+        TaskError: there are none, or others may read the secret one.
+    """
+    authorized = folder / "authorized_keys"
+    pair = _pair(folder / "server.key_secret", f"supdist-engine broker keygen {folder}")
+    try:
+        load_certificates(authorized)
+    except (OSError, ValueError) as error:
+        raise TaskError(f"the clients' keys in {authorized} cannot be read: {error}") from error
+    return ServerKeys(pair, authorized)
+
+
+def read_client_keys(folder: Path) -> ClientKeys:
+    """The keys that ``make_client_keys`` wrote.
+
+    Raises:
+        TaskError: there are none, or others may read the secret one.
+    """
+    if (folder / "server.key_secret").exists():
+        raise TaskError(f"{folder} holds the service's keys; a client's are in {folder}/clients/NAME")
+    remedy = "the service's owner makes them with `supdist-engine broker keygen DIR --client NAME`"
+    return ClientKeys(_pair(folder / "client.key_secret", remedy), _public(folder / "server.key"))
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _write_pair(folder: Path, name: str) -> bytes:
+    """New keys; the public one."""
+    public, secret = zmq.curve_keypair()
+    _write(folder / f"{name}.key_secret", public, secret)
+    _write(folder / f"{name}.key", public)
+    return public
+
+
+def _write(path: Path, public: bytes, secret: bytes | None = None) -> None:
+    lines = ["metadata", "curve", f'    public-key = "{public.decode()}"']
+    if secret is not None:
+        lines.append(f'    secret-key = "{secret.decode()}"')
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def _cannot_write(error: OSError) -> TaskError:
+    if isinstance(error, FileExistsError):
+        return TaskError(
+            f"{error.filename} exists; keys are not written over: remove it, or choose another name"
+        )
+    return TaskError(f"the keys cannot be written: {error}")
+
+
+def _pair(path: Path, remedy: str) -> KeyPair:
+    public, secret = _load(path, remedy)
+    if path.stat().st_mode & 0o077:
+        raise TaskError(f"others may read the secret key {path}: chmod 600 {path}, and better make new keys")
+    if secret is None:
+        raise TaskError(f"{path} holds no secret key")
+    return KeyPair(public, secret)
+
+
+def _public(path: Path) -> bytes:
+    return _load(path, "make it with `supdist-engine broker keygen`")[0]
+
+
+def _load(path: Path, remedy: str) -> tuple[bytes, bytes | None]:
+    try:
+        public, secret = load_certificate(path)
+        if any(key is not None and len(z85.decode(key)) != 32 for key in (public, secret)):
+            raise ValueError("a key must be 32 bytes in Z85")  # noqa: TRY301 - as all that z85 cannot read
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise TaskError(f"no key in {path} ({error}): {remedy}") from error
+    return public, secret

@@ -1,0 +1,81 @@
+"""What both ends do with ZeroMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import zmq
+import zmq.asyncio
+
+from .protocol import MAX_BYTES
+
+SILENCE_SECONDS = 6
+"""A peer whose machine does not answer for so long is taken for dead. The end of a process is known at once."""
+
+_PROBE_SECONDS = 2
+
+
+def open_socket(context: zmq.asyncio.Context, kind: int, address: str) -> zmq.asyncio.Socket:
+    """A socket of bounded messages that notices the death of a peer, neither bound nor connected."""
+    opened = context.socket(kind)
+    opened.setsockopt(zmq.LINGER, 0)
+    opened.setsockopt(zmq.IPV6, int("[" in address))
+    opened.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+    # Where a receiver's queue is full and the peer pings and dies, libzmq 4.3.5 aborts the whole process. So there
+    # is no limit on the queue here, and the heartbeats are the kernel's.
+    opened.setsockopt(zmq.RCVHWM, 0)
+    opened.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    opened.setsockopt(zmq.TCP_KEEPALIVE_IDLE, _PROBE_SECONDS)
+    opened.setsockopt(zmq.TCP_KEEPALIVE_INTVL, _PROBE_SECONDS)
+    opened.setsockopt(zmq.TCP_KEEPALIVE_CNT, SILENCE_SECONDS // _PROBE_SECONDS - 1)
+    opened.setsockopt(zmq.TCP_MAXRT, SILENCE_SECONDS * 1000)
+    return opened
+
+
+def send_now(to: zmq.asyncio.Socket, frames: Sequence[bytes]) -> None:
+    """Send without waiting.
+
+    Raises:
+        zmq.Again: there is no room for it.
+        zmq.ZMQError: nobody is there (EHOSTUNREACH).
+    """
+    # With DONTWAIT the future is done when it is returned. A plain socket beside this one could send as well, but
+    # would consume the edge by which the event loop learns of incoming messages.
+    sent = to.send_multipart(frames, zmq.DONTWAIT)  # pyright: ignore[reportUnknownMemberType]
+    cast("asyncio.Future[object]", sent).result()
+
+
+async def receive(of: zmq.asyncio.Socket) -> zmq.Frame:
+    """The next frame. Messages that are there already would else be received without ever letting others run."""
+    await asyncio.sleep(0)
+    return await of.recv(copy=False)
+
+
+async def socket_events(monitor: zmq.asyncio.Socket) -> AsyncIterator[tuple[int, int]]:
+    """Events of a monitored socket, each with its value: a descriptor, or an error number."""
+    while True:
+        event, _ = await monitor.recv_multipart()
+        yield struct.unpack("=Hi", event)
+
+
+@contextmanager
+def borrowed(descriptor: int) -> Generator[socket.socket]:
+    """A connection of ZeroMQ's, to be looked at or ended. It may have been closed, and its number be another's now.
+
+    Raises:
+        OSError: it is closed, or no socket any more.
+    """
+    copy = os.dup(descriptor)
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with connection:
+        yield connection

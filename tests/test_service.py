@@ -1,0 +1,534 @@
+"""The broker service and its handler: what crosses, in what order, and what happens when one side ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_support import Gate, Place, asked, client_of, eventually, ipc_place, serving, tcp_place
+from hypothesis import given
+from hypothesis import strategies as st
+from supdist.engine import TaskError
+from supdist.engine.dispatch import CallTimeout
+from supdist.engine.service import (
+    RemoteHandler,
+    Service,
+    handlers_at,
+    make_client_keys,
+    make_server_keys,
+    protocol,
+)
+from supdist.engine.service.credit import Credit
+from supdist.handlers import (
+    BatchItem,
+    Completion,
+    ContextTooLong,
+    HandlerError,
+    Message,
+    ModelHandler,
+    Price,
+    Rejected,
+    ScriptedHandler,
+    Unavailable,
+    Usage,
+)
+
+
+@pytest.fixture(params=[ipc_place, tcp_place], ids=["ipc", "tcp"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    make: Callable[[Path], Place] = request.param
+    return make(tmp_path)
+
+
+def shout(messages: Sequence[Message]) -> str:
+    return messages[-1]["content"].upper()
+
+
+# --- what crosses ----------------------------------------------------------------------------------------------
+
+
+async def test_a_completion_crosses_whole(place: Place) -> None:
+    said = Completion("é \x00 漢字", Usage(10, 20, 3), "length", "hm", 2, 0.5)
+    model = ScriptedHandler([said])
+    conversation: list[Message] = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "naïve?"},
+        {"role": "assistant", "content": ""},
+    ]
+    async with serving(place, model) as service:
+        got = await client_of(service, place).chat(conversation)
+    assert model.calls == [conversation]
+    assert got.queued >= said.queued
+    assert got == Completion("é \x00 漢字", Usage(10, 20, 3), "length", "hm", 2, got.queued)
+
+
+class Described(ModelHandler):
+    model = "big"
+    window = 4096
+    max_tokens = 512
+    price = Price(0.5, 1.5)
+    max_concurrency = 7
+    samples = False
+    base_url = "http://user:secret@gpu:8000/v1"
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        return Completion("x")
+
+    def identity(self) -> dict[str, Any] | None:
+        return {"model": "big", "endpoint": self.base_url, "sampling": {"temperature": 0, "stop": None}}
+
+
+async def test_the_handler_describes_itself_as_the_model_does_and_keeps_its_logins(place: Place) -> None:
+    async with (
+        serving(place, {"supervisor": Described(), "worker": ScriptedHandler([], model="small")}) as service,
+        client_of(service, place, "supervisor") as remote,
+    ):
+        assert (remote.model, remote.window, remote.max_tokens) == ("big", 4096, 512)
+        assert (remote.price, remote.samples, remote.max_concurrency) == (Price(0.5, 1.5), False, 14)
+        assert remote.base_url == "http://gpu:8000/v1"
+        assert remote.identity() == {
+            "model": "big",
+            "endpoint": "http://gpu:8000/v1",
+            "sampling": {"temperature": 0, "stop": None},
+        }
+        assert remote.count_tokens(asked("x")) is None
+        offered = await handlers_at(service.address, curve_keys=place.client_keys)
+    assert {role: handler.model for role, handler in offered.items()} == {
+        "supervisor": "big",
+        "worker": "small",
+    }
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (Unavailable("busy", retry_after=2.5), Unavailable, "busy"),
+        (CallTimeout("late"), CallTimeout, "late"),
+        (Rejected("no \ud800"), Rejected, "no ?"),
+        (ContextTooLong("long"), ContextTooLong, "long"),
+        (HandlerError("other"), HandlerError, "other"),
+        (Rejected("no client for https://me:secret@host/v1"), Rejected, "no client for https://host/v1"),
+        (RuntimeError("sk-secret"), Unavailable, "the model failed with RuntimeError"),
+    ],
+)
+async def test_errors_keep_their_class(
+    tmp_path: Path, raised: Exception, kind: type[HandlerError], words: str
+) -> None:
+    class Failing(ModelHandler):
+        async def chat(self, messages: Sequence[Message]) -> Completion:
+            raise raised
+
+    place = ipc_place(tmp_path)
+    async with serving(place, Failing()) as service:
+        with pytest.raises(HandlerError) as caught:
+            await client_of(service, place).chat(asked("x"))
+    assert type(caught.value) is kind
+    assert str(caught.value) == words
+    if isinstance(caught.value, Unavailable) and isinstance(raised, Unavailable):
+        assert caught.value.retry_after == raised.retry_after
+
+
+async def test_text_that_is_none_stays_at_its_side(tmp_path: Path) -> None:
+    place = ipc_place(tmp_path)
+    async with (
+        serving(place, ScriptedHandler(["half \ud800 a pair", "whole"])) as service,
+        client_of(service, place) as remote,
+    ):
+        assert (await remote.chat(asked("x"))).text == "half ? a pair"
+        with pytest.raises(Rejected, match="cannot be sent as text"):
+            await remote.chat(asked("\ud800"))
+        with pytest.raises(Rejected, match="a role"):
+            await remote.chat([{"role": "user", "content": 5}])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ContextTooLong, match="bytes"):
+            await remote.chat(asked("x" * protocol.MAX_BYTES))
+        assert (await remote.chat(asked("x"))).text == "whole"
+
+
+async def test_an_answer_that_is_too_large_is_refused_and_the_connection_stays(tmp_path: Path) -> None:
+    place = ipc_place(tmp_path)
+    async with (
+        serving(place, ScriptedHandler(["x" * protocol.MAX_BYTES, "small"])) as service,
+        client_of(service, place) as remote,
+    ):
+        with pytest.raises(Rejected, match="the answer has"):
+            await remote.chat(asked("x"))
+        assert (await remote.chat(asked("x"))).text == "small"
+
+
+async def test_a_role_that_is_not_served_is_named(place: Place) -> None:
+    async with serving(place, ScriptedHandler([])) as service:
+        with pytest.raises(Rejected, match="has no supervisor; it has worker"):
+            await client_of(service, place, "supervisor").chat(asked("x"))
+
+
+async def test_pieces_of_a_stream_are_the_whole_text(tmp_path: Path) -> None:
+    place, pieces = ipc_place(tmp_path), list[str]()
+    async with serving(place, ScriptedHandler(["the answer"])) as service:
+        await client_of(service, place).chat_stream(asked("x"), pieces.append)
+    assert pieces == ["the answer"]
+
+
+# --- who waits for whom ----------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_call_is_cancelled_at_the_model_and_its_slot_goes_on(place: Place) -> None:
+    gate = Gate(slots=1)
+    async with serving(place, gate) as service, client_of(service, place) as remote:
+        first = asyncio.create_task(remote.chat(asked("first")))
+        await eventually(lambda: gate.arrived == ["first"])
+        second = asyncio.create_task(remote.chat(asked("second")))
+        third = asyncio.create_task(remote.chat(asked("third")))
+        await eventually(lambda: service.load.queued == 2)
+        second.cancel()
+        first.cancel()
+        gate.let("second", "third")
+        assert (await third).text == "third"
+        await asyncio.wait([first, second])
+        assert gate.cancelled == ["first"]
+        assert "second" not in gate.arrived
+        assert service.load.running == service.load.queued == 0
+
+
+async def test_a_call_that_is_late_is_cancelled_too(place: Place) -> None:
+    gate = Gate()
+    async with serving(place, gate) as service:
+        with pytest.raises(CallTimeout, match=r"did not answer within 0\.2 s"):
+            await client_of(service, place, timeout=0.2).chat(asked("x"))
+        await eventually(lambda: gate.cancelled == ["x"])
+
+
+async def test_the_flood_of_one_client_delays_another_by_no_more_than_a_slot(place: Place) -> None:
+    gate = Gate(slots=2)
+    floods = [f"flood {number}" for number in range(600)]
+    async with (
+        serving(place, gate) as service,
+        client_of(service, place) as flooding,
+        client_of(service, place) as modest,
+    ):
+        flood = [asyncio.create_task(flooding.chat(asked(text))) for text in floods]
+        await eventually(lambda: len(gate.arrived) == 2)
+        call = asyncio.create_task(modest.chat(asked("modest")))
+        await eventually(lambda: service.load.queued == 599)
+        assert gate.arrived == ["flood 0", "flood 1"]
+        gate.let("flood 0", "flood 1")
+        await eventually(lambda: len(gate.arrived) == 4)
+        assert "modest" in gate.arrived[2:4]
+        gate.let("modest")
+        assert (await call).text == "modest"
+        gate.let(*floods)
+        assert [each.text for each in await asyncio.gather(*flood)] == floods
+
+
+async def test_what_clients_ask_together_goes_to_the_model_together(place: Place) -> None:
+    class Batching(ModelHandler):
+        max_concurrency = batch_size = 8
+        batch_wait = 0.05
+
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+
+        async def chat(self, messages: Sequence[Message]) -> Completion:
+            raise AssertionError("it has a chat_batch")
+
+        async def chat_batch(self, message_batches: Sequence[Sequence[Message]]) -> list[BatchItem]:
+            self.sizes.append(len(message_batches))
+            return [Completion(shout(messages)) for messages in message_batches]
+
+    model = Batching()
+    async with (
+        serving(place, model) as service,
+        client_of(service, place) as one,
+        client_of(service, place) as other,
+    ):
+        calls = [client.chat(asked(f"{number}a")) for number, client in enumerate([one, other] * 4)]
+        answers = await asyncio.gather(*calls)
+    assert [answer.text for answer in answers] == [f"{number}A" for number in range(8)]
+    assert model.sizes == [8]
+
+
+async def test_a_client_waits_for_room_before_it_sends(place: Place) -> None:
+    """More at once than the protocol allows: all answered, and the service never saw too many."""
+    most = 0
+
+    def answer(messages: Sequence[Message]) -> str:
+        nonlocal most
+        load = service.load
+        most = max(most, load.running + load.queued)
+        return shout(messages)
+
+    texts = [f"{number} " + "x" * 100 for number in range(1500)]
+    async with serving(place, ScriptedHandler(answer)) as service, client_of(service, place) as remote:
+        answers = await asyncio.gather(*(remote.chat(asked(text)) for text in texts))
+        large = await asyncio.gather(*(remote.chat(asked(letter * (20 << 20))) for letter in "abcd"))
+    assert [each.text for each in answers] == [text.upper() for text in texts]
+    assert [each.text[0] for each in large] == list("ABCD")
+    assert 0 < most <= protocol.CREDIT // protocol.LEAST_COST
+
+
+@given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=30))
+def test_credit_is_never_exceeded_never_lost_and_in_order(parts: list[tuple[int, bool]]) -> None:
+    """Whatever is taken, and whoever gives up waiting."""
+
+    async def play() -> None:
+        credit, held, served = Credit(10), 0, list[int]()
+        done = asyncio.Event()
+
+        async def use(index: int, part: int) -> None:
+            nonlocal held
+            await credit.take(part)
+            try:
+                held += part
+                assert held <= 10
+                served.append(index)
+                await done.wait()
+            finally:
+                held -= part
+                credit.give(part)
+
+        tasks = [asyncio.create_task(use(index, part)) for index, (part, _) in enumerate(parts)]
+        await asyncio.sleep(0)
+        for task, (_, leaves) in zip(tasks, parts, strict=True):
+            if leaves:
+                task.cancel()
+        done.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert served == sorted(served)
+        assert set(served) >= {index for index, (_, leaves) in enumerate(parts) if not leaves}
+        async with asyncio.timeout(1):
+            await credit.take(10)
+
+    asyncio.run(play())
+
+
+# --- ends and beginnings ---------------------------------------------------------------------------------------
+
+
+async def test_nobody_there_is_unavailable_by_the_deadline(tmp_path: Path) -> None:
+    started = time.monotonic()
+    remote = RemoteHandler("worker", f"ipc://{tmp_path}/none", connect_timeout=0.3)
+    with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
+        await asyncio.gather(*(remote.chat(asked("x")) for _ in range(20)))
+    assert time.monotonic() - started < 5, "all waited for one attempt"
+
+
+async def test_a_host_that_nobody_knows_is_unavailable_at_once(tmp_path: Path) -> None:
+    place = tcp_place(tmp_path)
+    with pytest.raises(Unavailable, match="this host is not known"):
+        await RemoteHandler("worker", "tcp://a..b:5555", curve_keys=place.client_keys).chat(asked("x"))
+
+
+async def test_a_service_that_ends_fails_what_is_under_way_and_the_next_is_used(place: Place) -> None:
+    gate = Gate(slots=1)
+    async with serving(place, gate) as service:
+        remote = client_of(service, place)
+        place = Place(service.address, place.keys)
+        await remote.__aenter__()
+        calls = [asyncio.create_task(remote.chat(asked(text))) for text in "ab"]
+        await eventually(lambda: service.load.queued == 1 and gate.arrived)
+    for call in calls:
+        with pytest.raises(Unavailable, match=r"the broker service has ended|was lost"):
+            await call
+    assert gate.cancelled == ["a"]
+    assert gate.arrived == ["a"], "nothing is sent again"
+    model = ScriptedHandler(shout)
+    async with serving(place, model), asyncio.timeout(10):
+        while model.calls != [asked("c")]:
+            with contextlib.suppress(
+                Unavailable
+            ):  # as long as it has not noticed that the connection is gone
+                assert (await remote.chat(asked("c"))).text == "C"
+    await remote.__aexit__(None, None, None)
+
+
+async def test_a_client_waits_for_a_service_that_is_about_to_start(tmp_path: Path) -> None:
+    place = ipc_place(tmp_path)
+    call = asyncio.create_task(RemoteHandler("worker", place.address).chat(asked("x")))
+    await asyncio.sleep(0)
+    async with serving(place, ScriptedHandler(shout)):
+        assert (await call).text == "X"
+
+
+async def test_a_client_that_leaves_takes_its_requests_with_it(place: Place) -> None:
+    gate = Gate(slots=1)
+    gate.let("other")
+    async with serving(place, gate) as service, client_of(service, place) as other:
+        remote = client_of(service, place)
+        await remote.__aenter__()
+        calls = [asyncio.create_task(remote.chat(asked(text))) for text in "ab"]
+        await eventually(lambda: gate.arrived == ["a"])
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        await remote.__aexit__(None, None, None)
+        assert (await other.chat(asked("other"))).text == "other"
+        assert gate.arrived in (["a", "other"], ["a", "b", "other"])
+        await eventually(lambda: service.load.engines == 1)
+
+
+# --- keys and addresses ----------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_is_not_authorized_gets_nothing(tmp_path: Path) -> None:
+    place = tcp_place(tmp_path)
+    strange = tmp_path / "strange"
+    make_server_keys(strange)
+    folder = make_client_keys(strange, "eve")
+    (folder / "server.key").write_bytes((tmp_path / "keys/server.key").read_bytes())
+    model = ScriptedHandler(shout)
+    async with serving(place, model) as service:
+        stranger = RemoteHandler("worker", service.address, curve_keys=folder)
+        with pytest.raises(Rejected, match=r"does not know the key .* keygen"):
+            await stranger.chat(asked("x"))
+        assert service.load.engines == 0
+        assert (await client_of(service, place).chat(asked("y"))).text == "Y"
+        (tmp_path / "keys/authorized_keys/eve.key").write_bytes((folder / "client.key").read_bytes())
+        assert (await stranger.chat(asked("z"))).text == "Z", "keys are read anew"
+        (tmp_path / "keys/authorized_keys/eve.key").unlink()
+        (tmp_path / "keys/authorized_keys/broken.key").write_text("no key")
+        with pytest.raises(Rejected):
+            await stranger.chat(asked("x"))
+        assert (await client_of(service, place).chat(asked("y"))).text == "Y"
+    assert [call[-1]["content"] for call in model.calls] == ["y", "z", "y"]
+
+
+async def test_a_service_with_another_key_is_not_talked_to(tmp_path: Path) -> None:
+    place = tcp_place(tmp_path)
+    other = tmp_path / "other"
+    make_server_keys(other)
+    (tmp_path / "keys/clients/friend/server.key").write_bytes((other / "server.key").read_bytes())
+    async with serving(place, ScriptedHandler(shout)) as service:
+        with pytest.raises(Unavailable, match=r"server.key the key of this service\?"):
+            await client_of(service, place, connect_timeout=0.5).chat(asked("x"))
+
+
+async def test_keys_on_one_side_alone_are_refused(tmp_path: Path) -> None:
+    keyed = tcp_place(tmp_path)
+    secret = Place(f"ipc://{tmp_path}/secret", keyed.keys)
+    async with serving(secret, ScriptedHandler(shout)) as service:
+        with pytest.raises(Rejected, match=r"wants keys \(--curve-keys\)"):
+            await RemoteHandler("worker", service.address).chat(asked("x"))
+        assert (await client_of(service, secret).chat(asked("x"))).text == "X"
+    async with serving(ipc_place(tmp_path), ScriptedHandler(shout)) as service:
+        with pytest.raises(Rejected, match="has no keys"):
+            await client_of(service, keyed).chat(asked("x"))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("tcp://127.0.0.1:5555", "tcp needs keys.*keygen"),
+        ("tcp://127.0.0.1", "no address"),
+        ("tcp://127.0.0.1:65536", "no address"),
+        ("tcp://a b:5555", "no address"),
+        ("inproc://x", "no address"),
+        ("127.0.0.1:5555", "no address"),
+        ("ipc://", "an ipc address"),
+        ("ipc://@abstract", "an ipc address"),
+        ("ipc://*", "an ipc address"),
+        ("ipc:///" + "x" * 107, "an ipc address"),
+    ],
+)
+def test_addresses_that_cannot_be_safe_are_refused_at_both_ends(address: str, words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        Service({}, address)
+    with pytest.raises(TaskError, match=words):
+        RemoteHandler("worker", address)
+
+
+async def test_addresses_that_cannot_be_used_are_task_errors(tmp_path: Path) -> None:
+    place = tcp_place(tmp_path)
+    async with serving(place, ScriptedHandler([])) as service:
+        with pytest.raises(TaskError, match=r"cannot listen at .* in use"):
+            async with serving(Place(service.address, place.keys), ScriptedHandler([])):
+                pass
+    with pytest.raises(TaskError, match="no address to connect to"):
+        await RemoteHandler("worker", "tcp://127.0.0.1:*", curve_keys=place.client_keys).chat(asked("x"))
+    with pytest.raises(TaskError, match="no key in"):
+        await RemoteHandler("worker", "tcp://127.0.0.1:7000", curve_keys=tmp_path).chat(asked("x"))
+    with pytest.raises(TaskError, match=r"are in .*clients/NAME"):
+        await RemoteHandler("worker", "tcp://127.0.0.1:7000", curve_keys=place.keys).chat(asked("x"))
+
+
+async def test_an_ipc_socket_is_its_owners_alone_and_goes_with_the_service(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "broker"
+    async with serving(Place(f"ipc://{path}"), ScriptedHandler([])):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        with pytest.raises(TaskError, match=r"listens at .* already"):
+            async with serving(Place(f"ipc://{path}"), ScriptedHandler([])):
+                pass
+    assert not path.exists()
+
+
+async def test_an_ipc_socket_takes_the_place_of_a_dead_one_and_of_nothing_else(tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "broker"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with serving(Place(f"ipc://{path}"), ScriptedHandler(shout)) as service:
+        assert (await RemoteHandler("worker", service.address).chat(asked("x"))).text == "X"
+    path.write_text("precious")
+    with pytest.raises(TaskError, match="is no socket"):
+        async with serving(Place(f"ipc://{path}"), ScriptedHandler([])):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_an_ipc_socket_is_not_put_where_others_may_replace_it(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(TaskError, match="choose a folder of your own"):
+        async with serving(Place(f"ipc://{tmp_path}/open/broker"), ScriptedHandler([])):
+            pass
+
+
+def test_keys_are_their_owners_alone_and_never_written_over(tmp_path: Path) -> None:
+    place = tcp_place(tmp_path)
+    assert place.keys is not None
+    for path in [place.keys, *place.keys.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    before = {path: path.read_bytes() for path in place.keys.rglob("*.key*")}
+    assert len(before) == 6
+    with pytest.raises(TaskError, match="not written over"):
+        make_server_keys(place.keys)
+    with pytest.raises(TaskError, match="not written over"):
+        make_client_keys(place.keys, "friend")
+    for name in ("../x", "", ".", ".hidden", "a/b", "a b", "x" * 65):
+        with pytest.raises(TaskError, match="is no name"):
+            make_client_keys(place.keys, name)
+    assert before == {path: path.read_bytes() for path in place.keys.rglob("*.key*")}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "public-key = 5", "secret-key = 'x'", 'public-key = "' + "#" * 40 + '"']
+)
+def test_a_file_that_holds_no_key_is_a_task_error(tmp_path: Path, content: str) -> None:
+    from supdist.engine.service import read_server_keys
+
+    make_server_keys(tmp_path)
+    (tmp_path / "server.key_secret").write_text(content)
+    with pytest.raises(TaskError, match="no key in"):
+        read_server_keys(tmp_path)
+
+
+def test_a_secret_that_others_may_read_is_not_used(tmp_path: Path) -> None:
+    from supdist.engine.service import read_server_keys
+
+    make_server_keys(tmp_path)
+    (tmp_path / "server.key_secret").chmod(0o640)
+    with pytest.raises(TaskError, match=r"others may read the secret key .* chmod 600"):
+        read_server_keys(tmp_path)
+
+
+def test_keys_are_in_no_repr(tmp_path: Path) -> None:
+    from supdist.engine.service import read_server_keys
+
+    make_server_keys(tmp_path)
+    keys = read_server_keys(tmp_path)
+    assert keys.pair.secret.decode() not in repr(keys)
