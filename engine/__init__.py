@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         SyncSandbox,
         open_sandbox,
     )
+    from .service import RemoteHandler
     from .tools import HostTool
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Outcome",
     "Prompts",
     "ProtocolError",
+    "RemoteHandler",
     "RemoteProtocolError",
     "RunLimits",
     "RunResult",
@@ -72,6 +74,7 @@ _HOMES = {
     "sandbox": (
         "CellResult", "Engine", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SyncSandbox", "open_sandbox",
     ),
+    "service": ("RemoteHandler",),
     "tools": ("HostTool",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

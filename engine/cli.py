@@ -1,8 +1,8 @@
-"""The command line: ``supdist-engine run | exec | schema``.
+"""The command line: ``supdist-engine run | exec | doctor | schema | broker``.
 
 Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
 best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
-cannot be written · 124 and 137 ``exec`` timed out, or was killed · 130 Ctrl-C.
+cannot be written · 124 and 137 ``exec`` timed out, or was killed · 130 Ctrl-C, which ends ``broker`` with 0.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
+from .broker_cli import app as broker_app
 
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
+    from ..handlers import ModelHandler
     from .models import ModelSpec, Role
     from .result import RunResult
     from .sandbox import CellResult
@@ -40,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(broker_app, name="broker")
 
 
 def main() -> None:
@@ -103,6 +107,7 @@ def _root(
 @app.command()
 def run(
     task: Annotated[Path, typer.Argument(help="The task file (JSON); `supdist-engine schema` describes it.")],
+    *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")
     ] = False,
@@ -110,6 +115,13 @@ def run(
     max_iterations: Annotated[int | None, typer.Option(min=1, help="Turns of the supervisor.")] = None,
     backend: Annotated[
         str | None, typer.Option(help="What the sandbox's walls are made of: process.")
+    ] = None,
+    broker: Annotated[
+        str | None,
+        typer.Option(help="The address of a broker service: its models take the place of the task's."),
+    ] = None,
+    curve_keys: Annotated[
+        Path | None, typer.Option(help="The folder with this client's keys for --broker; tcp needs them.")
     ] = None,
 ) -> None:
     """Answer the question of a task file. The answer goes to stdout, progress to stderr."""
@@ -121,7 +133,8 @@ def run(
     if os.path.isdir("."):  # the directory may have been removed
         load_dotenv(find_dotenv(usecwd=True))
     description = _override(read_task(task), log_dir, max_iterations, backend)
-    result = _await(_run(description, task.parent, quiet=as_json), description.log_dir)
+    work = _run(description, task.parent, _Service(broker, curve_keys), quiet=as_json)
+    result = _await(work, description.log_dir)
     if as_json:
         print(json.dumps(as_data(result)))
     else:
@@ -146,7 +159,25 @@ def _override(
     return task.model_copy(update=changes)
 
 
-async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
+class _Service(NamedTuple):
+    """A broker service, and the keys for it."""
+
+    address: str | None
+    curve_keys: Path | None
+
+    async def handlers(self) -> Mapping[str, ModelHandler]:
+        """Its models, by role."""
+        from .errors import TaskError
+        from .service import handlers_at
+
+        if self.address is not None:
+            return await handlers_at(self.address, curve_keys=self.curve_keys)
+        if self.curve_keys is not None:
+            raise TaskError("--curve-keys are for a broker service: name it with --broker")
+        return {}
+
+
+async def _run(task: TaskFile, folder: Path, service: _Service, *, quiet: bool) -> RunResult:
     from .api import arun
     from .display import display
     from .models import builtin, from_environment
@@ -157,8 +188,10 @@ async def _run(task: TaskFile, folder: Path, *, quiet: bool) -> RunResult:
         ("supervisor", task.supervisor),
         ("worker", task.worker),
     )
+    served = await service.handlers()
     models = {
-        role: spec.build(role, folder, limits.worker_ctx_k) if spec else from_environment(role, os.environ)
+        role: served.get(role)
+        or (spec.build(role, folder, limits.worker_ctx_k) if spec else from_environment(role, os.environ))
         for role, spec in roles
     }
     context = task.load_context(folder)

@@ -23,9 +23,11 @@ from .terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
 
     from .result import RunResult
     from .sandbox.doctor import Finding
+    from .service import Load
 
 _CODE_LINES = 8
 
@@ -57,6 +59,32 @@ def display(query: str, *, quiet: bool) -> Generator[Screen]:
         panel = _Panel(query, console.print)
         with Live(panel, console=console, refresh_per_second=8, transient=True):
             yield panel
+
+
+class ServiceScreen(Protocol):
+    """Where a broker service shows itself."""
+
+    def note(self, text: str) -> None:
+        """A line to keep."""
+        ...
+
+    def show(self, load: Load) -> None:
+        """What it is doing now."""
+        ...
+
+
+@contextmanager
+def service_screen() -> Generator[ServiceScreen]:
+    """The screen that fits: a line that is drawn anew where stderr is a terminal, else only lines to keep."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True, highlight=False)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            yield _StatusLine(live)
 
 
 def summary(result: RunResult, log_dir: str | None) -> str:
@@ -118,6 +146,9 @@ class _Lines:
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def show(self, load: Load) -> None:
+        pass
+
     def on_event(self, event: Event) -> None:
         match event:
             case SupervisorReplied():
@@ -150,6 +181,23 @@ def _calls(metrics: Metrics) -> str:
 
 def _dollars(cost: float | None) -> str:
     return "price unknown" if cost is None else f"${cost:,.4f}"
+
+
+class _StatusLine:
+    """What a broker service is doing, in a line."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def note(self, text: str) -> None:
+        self._live.console.print(printable(text), markup=False)
+
+    def show(self, load: Load) -> None:
+        from rich.text import Text
+
+        clients = f"{load.engines} client{'s' if load.engines != 1 else ''}"
+        line = f"{clients} · {load.running:,} running · {load.queued:,} queued · {load.done:,} done"
+        self._live.update(Text(line, style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 class _Panel:

@@ -136,7 +136,29 @@ class BuiltinSpec(BaseModel):
         return builtin(role, worker_ctx_k)
 
 
-ModelSpec = Annotated[OpenAISpec | VLLMSpec | ScriptedSpec | BuiltinSpec, Field(discriminator="handler")]
+class BrokerSpec(BaseModel):
+    """The model that a broker service (`supdist-engine broker`) has for this role."""
+
+    model_config = _STRICT
+
+    handler: Literal["broker"]
+    address: str = Field(description="ipc://PATH or tcp://HOST:PORT")
+    curve_keys: str | None = Field(
+        default=None, description="the folder with the client's keys; relative to the task file"
+    )
+    timeout: float = Field(default=600.0, gt=0, description="seconds for an answer, its turn included")
+
+    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
+        """The handler."""
+        from .service import RemoteHandler
+
+        keys = folder / self.curve_keys if self.curve_keys is not None else None
+        return RemoteHandler(role, self.address, curve_keys=keys, timeout=self.timeout)
+
+
+ModelSpec = Annotated[
+    OpenAISpec | VLLMSpec | ScriptedSpec | BuiltinSpec | BrokerSpec, Field(discriminator="handler")
+]
 
 
 def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:

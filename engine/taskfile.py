@@ -1,12 +1,13 @@
-"""The task file: what ``supdist-engine run`` takes."""
+"""The task file, which ``supdist-engine run`` takes, and the models file of ``supdist-engine broker``."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -15,6 +16,8 @@ from .errors import TaskError
 from .models import ModelSpec
 from .sandbox import SandboxConfig
 from .tools import Tool, load_tool
+
+T = TypeVar("T", bound=BaseModel)
 
 _TEXT_SUFFIXES = (".txt", ".md")
 
@@ -120,24 +123,52 @@ class TaskFile(BaseModel):
         return {name: load_tool(name, place, folder) for name, place in self.tools.items()}
 
 
+class ModelsFile(BaseModel):
+    """The models that a broker service has, by role, as in a task file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    supervisor: ModelSpec | None = None
+    worker: ModelSpec | None = None
+
+    @model_validator(mode="after")
+    def _some_model(self) -> ModelsFile:
+        if self.supervisor is None and self.worker is None:
+            raise ValueError("a broker needs `worker`, `supervisor`, or both")
+        return self
+
+
 def read_task(path: Path) -> TaskFile:
     """Read and check a task file.
 
     Raises:
         TaskError: every mistake, a line each; an unknown key with the nearest known one.
     """
-    value = _parse(_read(path, "cannot read the task file"), path)
-    try:
-        return TaskFile.model_validate(value)
-    except ValidationError as error:
-        raise TaskError(
-            "\n".join([f"{path} is no task:", *(f"  {line}" for line in _explain(error))])
-        ) from None
+    return _read_as(TaskFile, path, "task")
+
+
+def read_models(path: Path) -> ModelsFile:
+    """Read and check a models file.
+
+    Raises:
+        TaskError: as ``read_task``.
+    """
+    return _read_as(ModelsFile, path, "models")
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a task file, for editors."""
     return TaskFile.model_json_schema(by_alias=True)
+
+
+def _read_as(model: type[T], path: Path, what: str) -> T:
+    value = _parse(_read(path, f"cannot read the {what} file"), path)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise TaskError(
+            "\n".join([f"{path} is no {what} file:", *(f"  {line}" for line in _explain(error, model))])
+        ) from None
 
 
 def _read(path: Path, complaint: str) -> str:
@@ -149,18 +180,19 @@ def _read(path: Path, complaint: str) -> str:
 
 
 def _parse(text: str, path: Path) -> Any:
+    toml = path.suffix == ".toml"
     try:
-        return json.loads(text)
+        return tomllib.loads(text) if toml else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path} is no JSON: {error}") from error
+        raise TaskError(f"{path} is no {'TOML' if toml else 'JSON'}: {error}") from error
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors():
         where = [str(part) for part in problem["loc"]]
         if problem["type"] == "extra_forbidden":
             *parents, key = where
-            known = sorted(_keys_at(TaskFile, parents))
+            known = sorted(_keys_at(model, parents))
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
             yield f"{'.'.join(where)}: unknown key; {hint}"

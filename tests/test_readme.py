@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from support import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-SET_UP, RUN = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+SET_UP, RUN, BROKER = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
 
 def test_ci_runs_the_two_commands_as_they_stand() -> None:
@@ -37,6 +38,30 @@ def test_every_other_command_works(command: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.slow
+def test_the_broker_serves_as_it_is_shown(tmp_path: Path) -> None:
+    """With this machine as both machines, and a port that is free."""
+    keygen, serve, run = [
+        [sys.executable, "-m", "supdist.engine", *shlex.split(command)[1:]]
+        for command in BROKER.strip().splitlines()
+    ]
+    (tmp_path / "models.json").write_text('{"worker": {"handler": "builtin"}}')
+    quickstart = REPOSITORY / "tasks/examples/quickstart"
+    subprocess.run(keygen, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    shutil.copytree(tmp_path / "keys/clients/laptop", tmp_path / "laptop")
+    serve[serve.index("tcp://0.0.0.0:5555")] = "tcp://127.0.0.1:*"
+    with subprocess.Popen(serve, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            run[run.index("tcp://gpu-box:5555")] = service.stdout.readline().strip()
+            run[run.index("task.json")] = str(quickstart / "task.json")
+            done = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
+        finally:
+            service.terminate()
+    assert "fibre-reinforced polymer" in done.stdout
+    assert service.returncode == 0
 
 
 def test_the_python_of_the_readme_works() -> None:

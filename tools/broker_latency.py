@@ -1,0 +1,85 @@
+"""What a call costs that goes through a broker service in another process, in milliseconds.
+
+::
+
+    python -m supdist.tools.broker_latency --calls 1000
+
+One call after another; the model behind the service answers at once. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from ..engine import RemoteHandler
+from ..engine.service import make_client_keys, make_server_keys
+from ..handlers import ModelHandler, ScriptedHandler
+
+_WARM_UP = 20
+_PROMPT = "word " * 1000
+
+
+@asynccontextmanager
+async def _served(folder: Path, bind: str, *keys: str) -> AsyncGenerator[str]:
+    """A service in a process of its own; its address."""
+    command = [sys.executable, "-m", "supdist.engine", "broker", "models.json", "--bind", bind, *keys]
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=PIPE, stderr=DEVNULL)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            address = (await process.stdout.readline()).decode().strip()
+        yield address
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def _measure(name: str, handler: ModelHandler, calls: int) -> None:
+    times: list[float] = []
+    async with handler:
+        for _ in range(_WARM_UP + calls):
+            started = time.perf_counter()
+            await handler.chat_stream([{"role": "user", "content": _PROMPT}], lambda _: None)
+            times.append((time.perf_counter() - started) * 1000)
+    times = sorted(times[_WARM_UP:])
+    print(
+        f"{name:<12} median {statistics.median(times):.3f}  99 % {times[calls * 99 // 100]:.3f}", flush=True
+    )
+
+
+async def _main(calls: int) -> None:
+    replies = ["yes"] * (calls + _WARM_UP)
+    await _measure("direct", ScriptedHandler(replies), calls)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="supdist-")))
+        spec = {"worker": {"handler": "scripted", "replies": replies}}
+        (folder / "models.json").write_text(json.dumps(spec))
+        make_server_keys(folder / "keys")
+        client = make_client_keys(folder / "keys", "client")
+        async with _served(folder, f"ipc://{folder}/broker") as address:
+            await _measure("ipc", RemoteHandler("worker", address), calls)
+        async with _served(folder, "tcp://127.0.0.1:*", "--curve-keys", "keys") as address:
+            await _measure("tcp + CURVE", RemoteHandler("worker", address, curve_keys=client), calls)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="broker_latency", description="Measure calls through a broker service."
+    )
+    parser.add_argument("--calls", type=int, default=1000, help="of each kind")
+    asyncio.run(_main(parser.parse_args().calls))
+
+
+if __name__ == "__main__":
+    main()
