@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_support import Gate, Place, asked, client_of, eventually, ipc_place, serving, tcp_place
-from hypothesis import given
+from broker_support import (
+    Gate,
+    Place,
+    RawClient,
+    asked,
+    client_of,
+    eventually,
+    greeted,
+    ipc_place,
+    serving,
+    tcp_place,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from supdist.engine import TaskError
 from supdist.engine.dispatch import CallTimeout
@@ -22,8 +36,10 @@ from supdist.engine.service import (
     make_client_keys,
     make_server_keys,
     protocol,
+    read_server_keys,
 )
 from supdist.engine.service.credit import Credit
+from supdist.engine.service.protocol import Answer, Ask, Cancel, encode
 from supdist.handlers import (
     BatchItem,
     Completion,
@@ -305,6 +321,49 @@ def test_credit_is_never_exceeded_never_lost_and_in_order(parts: list[tuple[int,
     asyncio.run(play())
 
 
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["ask", "cancel", "let", "turn"]), st.integers(0, 12)), max_size=40
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS)
+def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
+    steps: list[tuple[str, int]],
+) -> None:
+    """However asking, cancelling and answering come together."""
+
+    async def play(place: Place) -> None:
+        gate, asked_for, cancelled, answers = Gate(slots=2), 0, set[int](), dict[int, str]()
+        async with serving(place, gate) as service, RawClient(service, place) as raw:
+            await greeted(raw)
+            for step, number in steps:
+                if step == "ask":
+                    await raw.socket.send(encode(Ask(asked_for, "worker", [("user", str(asked_for))])))
+                    asked_for += 1
+                elif step == "cancel" and number < asked_for:
+                    await raw.socket.send(encode(Cancel(number)))
+                    cancelled.add(number)
+                elif step == "let":
+                    gate.let(str(number))
+                else:
+                    await asyncio.sleep(0)
+            gate.let(*map(str, range(asked_for + 1)))
+            await raw.socket.send(encode(Ask(asked_for, "worker", [("user", str(asked_for))])))
+            while not answers.keys() >= set(range(asked_for + 1)) - cancelled:
+                answer = await raw.next()
+                assert isinstance(answer, Answer)
+                assert answer.request not in answers
+                answers[answer.request] = answer.text
+            assert answers == {number: str(number) for number in answers}
+            await eventually(lambda: service.load.running == service.load.queued == 0)
+            (engine,) = service._engines.values()  # pyright: ignore[reportPrivateUsage]
+            assert (engine.room, engine.pending) == (protocol.CREDIT, {})
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(play(ipc_place(Path(folder))))
+
+
 # --- ends and beginnings ---------------------------------------------------------------------------------------
 
 
@@ -466,8 +525,6 @@ async def test_an_ipc_socket_is_its_owners_alone_and_goes_with_the_service(tmp_p
 
 
 async def test_an_ipc_socket_takes_the_place_of_a_dead_one_and_of_nothing_else(tmp_path: Path) -> None:
-    import socket
-
     path = tmp_path / "broker"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -486,6 +543,20 @@ async def test_an_ipc_socket_is_not_put_where_others_may_replace_it(tmp_path: Pa
     with pytest.raises(TaskError, match="choose a folder of your own"):
         async with serving(Place(f"ipc://{tmp_path}/open/broker"), ScriptedHandler([])):
             pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a moment")
+async def test_without_keys_a_socket_of_another_user_is_not_talked_to(tmp_path: Path) -> None:
+    path = tmp_path / "broker"
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(str(path))
+        os.seteuid(1234)
+        try:
+            squatter.listen()
+        finally:
+            os.seteuid(0)
+        with pytest.raises(Rejected, match="belongs to the user 1234"):
+            await RemoteHandler("worker", f"ipc://{path}").chat(asked("x"))
 
 
 def test_keys_are_their_owners_alone_and_never_written_over(tmp_path: Path) -> None:
@@ -509,8 +580,6 @@ def test_keys_are_their_owners_alone_and_never_written_over(tmp_path: Path) -> N
     "content", ["", "public-key = 5", "secret-key = 'x'", 'public-key = "' + "#" * 40 + '"']
 )
 def test_a_file_that_holds_no_key_is_a_task_error(tmp_path: Path, content: str) -> None:
-    from supdist.engine.service import read_server_keys
-
     make_server_keys(tmp_path)
     (tmp_path / "server.key_secret").write_text(content)
     with pytest.raises(TaskError, match="no key in"):
@@ -518,8 +587,6 @@ def test_a_file_that_holds_no_key_is_a_task_error(tmp_path: Path, content: str) 
 
 
 def test_a_secret_that_others_may_read_is_not_used(tmp_path: Path) -> None:
-    from supdist.engine.service import read_server_keys
-
     make_server_keys(tmp_path)
     (tmp_path / "server.key_secret").chmod(0o640)
     with pytest.raises(TaskError, match=r"others may read the secret key .* chmod 600"):
@@ -527,8 +594,6 @@ def test_a_secret_that_others_may_read_is_not_used(tmp_path: Path) -> None:
 
 
 def test_keys_are_in_no_repr(tmp_path: Path) -> None:
-    from supdist.engine.service import read_server_keys
-
     make_server_keys(tmp_path)
     keys = read_server_keys(tmp_path)
     assert keys.pair.secret.decode() not in repr(keys)

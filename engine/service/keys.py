@@ -45,10 +45,8 @@ class ServerKeys:
 
     def admits(self, public: bytes) -> bool:
         """Whether a client with this key may connect."""
-        for path in self.authorized.glob("*.key"):
-            with suppress(OSError, ValueError):  # one that is no key, or not yet, admits nobody
-                if load_certificate(path)[0] == public:
-                    return True
+        with suppress(OSError):
+            return any(_is_key(path, public) for path in self.authorized.glob("*.key"))
         return False
 
 
@@ -148,6 +146,14 @@ def _cannot_write(error: OSError) -> TaskError:
             f"{error.filename} exists; keys are not written over: remove it, or choose another name"
         )
     return TaskError(f"the keys cannot be written: {error}")
+
+
+def _is_key(path: Path, public: bytes) -> bool:
+    """Whether a file holds this key; one that is none, or not yet, holds none."""
+    try:
+        return load_certificate(path)[0] == public
+    except (OSError, ValueError):
+        return False
 
 
 def _pair(path: Path, remedy: str) -> KeyPair:
