@@ -119,6 +119,7 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             for handler in self._handlers.values():
                 await stack.enter_async_context(handler)
+                _offer(handler)  # one that cannot be described is to fail here, not when a client comes
             context = zmq.asyncio.Context()
             stack.callback(context.destroy)
             if self._keys is not None:
