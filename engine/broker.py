@@ -27,13 +27,16 @@ from .log import Numbers, RunLogger
 from .prices import Rate, price_of, window_of
 from .result import CallTotals
 from .sandbox import CallError, WorkerCall
-from .tokens import least_tokens, most_tokens, most_usage
+from .tokens import fits, most_tokens, most_usage
 
 _NEAR = 0.9
 """This part of a window may be used: the tables of windows round, and so does the guess of tokens."""
 
 _ANSWER = 4096
 """Tokens to leave for an answer whose length is not bounded."""
+
+_IN_PASSING = 16_384
+"""Characters whose tokens may be counted in the event loop; a tokenizer takes some 20 ms for them."""
 
 _TOKENS_A_CHARACTER = 0.4
 """Before the first answer tells: code and numbers, the worst of what supervisors read, have about so many."""
@@ -279,7 +282,8 @@ class Broker:
         asks = [_Ask(self, batch, index) for index in range(len(call.prompts))]
         try:
             to_ask = asks if self._store is None else await self._spare(self._store, asks)
-            self._queue.put([ask for ask in to_ask if not self._is_too_long(ask)])
+            await self._weigh(to_ask)
+            self._queue.put([ask for ask in to_ask if not self._refuse_too_long(ask)])
             self._on_metrics(self.metrics())
             return await batch.results()
         finally:
@@ -311,19 +315,32 @@ class Broker:
                 rest.append(ask)
         return rest
 
-    def _is_too_long(self, ask: _Ask) -> bool:
-        window = self.worker.handler.window
-        if window is None or least_tokens(self.worker.handler, ask.messages, enough=window) < window:
-            return False
-        self._fail(ask, ContextTooLong(f"the prompt is longer than the window of {window} tokens"))
-        return True
+    async def _weigh(self, asks: list[_Ask]) -> None:
+        """Count what the requests need to be judged by: in a thread, where that takes long."""
+        handler, is_limited = self.worker.handler, self._limits_cost()
+
+        def count() -> None:
+            for ask in asks:
+                if handler.window is not None:
+                    ask.is_too_long = not fits(handler, ask.messages, handler.window)
+                if is_limited and not ask.is_too_long:
+                    ask.cost = self._cost(self.worker, most_usage(handler, ask.messages), worker_calls=1)
+
+        if sum(len(ask.prompt) for ask in asks) <= _IN_PASSING:
+            count()
+        else:
+            await to_thread.run_sync(count, abandon_on_cancel=True)
+
+    def _refuse_too_long(self, ask: _Ask) -> bool:
+        if ask.is_too_long:
+            window = self.worker.handler.window
+            self._fail(ask, ContextTooLong(f"the prompt is longer than the window of {window} tokens"))
+        return ask.is_too_long
 
     def admit(self, ask: _Ask) -> Admission:
         """Set aside what a request takes at most, now that there is room for it."""
-        if not self._limits_cost():
-            return "now"
         if ask.cost is None:
-            ask.cost = self._cost(self.worker, most_usage(self.worker.handler, ask.messages), worker_calls=1)
+            return "now"
         try:
             ask.reservation = self.budget.reserve(ask.cost)
         except BudgetExceeded as exceeded:
@@ -419,7 +436,8 @@ class _Ask(Request):
     """One prompt of a call on its way."""
 
     __slots__ = (
-        "_broker", "batch", "cost", "index", "joined", "key", "leader", "prompt", "reservation", "wanted",
+        "_broker", "batch", "cost", "index", "is_too_long", "joined", "key", "leader", "prompt", "reservation",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, broker: Broker, batch: _Batch, index: int) -> None:
@@ -429,6 +447,7 @@ class _Ask(Request):
         self.batch = batch
         self.index = index
         self.key: bytes | None = None
+        self.is_too_long = False
         self.cost: Cost | None = None
         self.reservation: Reservation | None = None
         self.wanted = True

@@ -31,6 +31,13 @@ _ANSWER = 4096
 """Tokens that an answer without a bound of its own is taken for."""
 
 
+def fits(handler: ModelHandler, messages: Sequence[Message], window: int) -> bool:
+    """Whether the messages may fit a window of so many tokens. They are counted only where their length leaves a doubt."""
+    if _most_tokens(messages) < window:
+        return True
+    return least_tokens(handler, messages, enough=window) < window
+
+
 def least_tokens(handler: ModelHandler, messages: Sequence[Message], *, enough: int | None = None) -> int:
     """The messages are at least so many tokens: what passes a window by this count does not fit it.
 
@@ -58,6 +65,10 @@ def most_tokens(handler: ModelHandler, messages: Sequence[Message]) -> int:
     known = handler.count_tokens(messages)
     if known is not None:
         return known
+    return _most_tokens(messages)
+
+
+def _most_tokens(messages: Sequence[Message]) -> int:
     return _CONVERSATION + sum(_MESSAGE + _most_bytes(message["content"]) for message in messages)
 
 

@@ -1,29 +1,54 @@
 """A model in the engine's own process, through vLLM's asynchronous engine. Needs the extra ``vllm``.
 
-Every request goes to vLLM at once; its continuous batching does the rest. The engine starts with the first
-request of an event loop's first user and ends when the last one leaves.
+Every request goes to vLLM at once; its continuous batching does the rest. The engine is loaded by an event loop's
+first user, when it enters the handler, and ended by the last that leaves it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
+import json
+import os
 from collections.abc import Sequence
+from contextlib import aclosing
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from anyio import CapacityLimiter, to_thread
 
 from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Price, Usage
 from .errors import ContextTooLong, Rejected, Unavailable
 
-_REMEDY = "install it with `pip install 'supdist-engine[vllm]'` on a machine with a supported accelerator"
+_REMEDY = (
+    "install it with `pip install 'supdist-engine[vllm]'` on a machine with an accelerator that vLLM supports, "
+    "or serve the model elsewhere and name its URL to OpenAIHandler"
+)
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+
+_SECRET = frozenset({"hf_token"})
+"""Engine arguments that decide no answer."""
+
+_TOKENIZING = 2
+"""Threads that turn text into tokens; more would take the processor from those that feed the device."""
 
 
 class VLLMHandler(ModelHandler):
-    """Offline inference of one model. Loading it takes from seconds to minutes; keep the handler entered."""
+    """Offline inference of one model. Loading it takes from seconds to minutes; keep the handler entered.
+
+    Attributes:
+        window: ``max_model_len`` where it was given; once the engine has been loaded, what it says.
+    """
 
     price = Price(0, 0)
+
+    max_concurrency = 4096
+    """vLLM computes 256 to 1024 requests together (``max_num_seqs``), queues the others, and must never run out of
+    them; but its queue is first come, first served. What is beyond it waits where the runs take turns.
+    """
 
     def __init__(
         self,
@@ -44,41 +69,102 @@ class VLLMHandler(ModelHandler):
             engine_args: more of vLLM's ``AsyncEngineArgs``.
         """
         self.model = model
+        self.max_tokens = max_tokens
+        self.samples = temperature != 0
         self._sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        self._engine_args: dict[str, Any] = {
-            "model": model,
-            "max_model_len": max_model_len,
-            **(engine_args or {}),
-        }
+        self._engine_args = {"model": model, "max_model_len": max_model_len} | (engine_args or {})
+        length: object = self._engine_args["max_model_len"]
+        # vLLM takes -1 and "32k", too.
+        self.window = length if isinstance(length, int) and length > 0 else None
+        self._tokenizer: Any = None
         self._engines = PerLoop[_LoopEngine]()
+        self._ending: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         self._numbers = itertools.count()
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """One request. Cancelling it aborts it in the engine."""
+        """One request. See ``ModelHandler.chat``; cancelled, it is aborted in the engine."""
         async with self:
-            engine = await self._engines.get().get(self._engine_args)
-            tokens = _tokens(engine, messages)
-            window: int = engine.model_config.max_model_len
+            loaded = self._engines.get()
+            tokens = await to_thread.run_sync(_encode, self._tokenizer, messages, limiter=loaded.tokenizing)
+            window: int = loaded.engine.model_config.max_model_len
             if len(tokens) >= window:
                 raise ContextTooLong(f"{len(tokens)} tokens; the window of {self.model} holds {window}")
-            params = self._params(engine, window - len(tokens))
-            outputs: list[Any] = []
-            try:
-                stream = engine.generate(
-                    {"prompt_token_ids": tokens}, params, f"supdist-{next(self._numbers)}"
-                )
-                outputs = [output async for output in stream]
-            except ValueError as error:
-                raise Rejected(f"vLLM refused the request: {error}") from error
-            except Exception as error:
-                if engine.errored:
-                    raise Unavailable(f"vLLM's engine has died: {error}") from error
-                raise
-        if not outputs:
-            raise Unavailable("vLLM ended the request without an answer")
-        answer = outputs[-1].outputs[0]
+            output = await self._generate(loaded.engine, tokens, window - len(tokens))
+        answer = output.outputs[0]
         usage = Usage(len(tokens), len(answer.token_ids), 1)
         return Completion(answer.text, usage, _FINISH.get(answer.finish_reason, "other"))
+
+    def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        """See ``ModelHandler.count_tokens``: what ``chat`` sends, to the token. None before the engine was loaded,
+        and for what ``chat`` will reject.
+        """
+        if self._tokenizer is None:
+            return None
+        try:
+            return len(_encode(self._tokenizer, messages))
+        except Rejected:
+            return None
+
+    def identity(self) -> dict[str, Any] | None:
+        """See ``ModelHandler.identity``. None where an engine argument is no JSON: nobody can tell it from another."""
+        arguments = {name: value for name, value in self._engine_args.items() if name not in _SECRET}
+        model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
+        own = {"handler": "vllm", "engine_args": arguments} | self._sampling | {"model": model}
+        try:
+            json.dumps(own, allow_nan=False)
+        except (TypeError, ValueError):
+            return None
+        return own
+
+    async def __aenter__(self) -> VLLMHandler:
+        """Load the engine, where that has not been done; the event loop goes on meanwhile.
+
+        Raises:
+            Rejected: vLLM is not installed, finds no device, or cannot take the model or an argument.
+        """
+        ending = self._ending.get(asyncio.get_running_loop())
+        self._engines.enter(lambda: _LoopEngine(ending))
+        try:
+            loaded = self._engines.get()
+            await loaded.load(self._engine_args)
+        except BaseException:
+            await self._leave()
+            raise
+        self._tokenizer = loaded.tokenizer
+        self.window = loaded.engine.model_config.max_model_len
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        held = self._engines.leave()
+        if held is None:
+            return
+        loop = asyncio.get_running_loop()
+        ending = self._ending[loop] = loop.create_task(held.shutdown())
+        try:
+            await asyncio.shield(ending)
+        finally:
+            ending.add_done_callback(lambda _: self._ending.pop(loop, None))
+
+    async def _generate(self, engine: Any, tokens: list[int], room: int) -> Any:
+        number = f"supdist-{next(self._numbers)}"
+        output: Any = None
+        try:
+            stream = engine.generate({"prompt_token_ids": tokens}, self._params(engine, room), number)
+            async with aclosing(stream):
+                async for output in stream:  # noqa: B007 - one, the whole answer
+                    pass
+        except ValueError as error:
+            raise Rejected(f"vLLM refused the request: {error}") from error
+        except Exception as error:  # the engine has died, is full, or failed at this request
+            raise Unavailable(f"vLLM failed: {type(error).__name__}: {error}") from error
+        if output is None:
+            raise Unavailable("vLLM ended the request without an answer")
+        return output
 
     def _params(self, engine: Any, room: int) -> Any:
         given = {name: value for name, value in self._sampling.items() if value is not None}
@@ -88,40 +174,53 @@ class VLLMHandler(ModelHandler):
         sampling: Any = import_module("vllm.sampling_params")
         return sampling.SamplingParams(output_kind=sampling.RequestOutputKind.FINAL_ONLY, **wanted)
 
-    async def __aenter__(self) -> VLLMHandler:
-        self._engines.enter(_LoopEngine)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        held = self._engines.leave()
-        if held is not None:
-            held.shutdown()
-
 
 class _LoopEngine:
-    """The engine of one event loop, started once, by whoever needs it first."""
+    """The engine of one event loop, loaded once, by whoever comes first, and for all who come meanwhile.
 
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._engine: Any = None
+    Attributes:
+        engine: vLLM's, once it is loaded.
+        tokenizer: of its model.
+        tokenizing: bounds the threads that use it.
+    """
 
-    async def get(self, engine_args: dict[str, Any]) -> Any:
-        """The engine. Loading blocks the loop: vLLM ties it to the thread of the loop that made it."""
-        async with self._lock:
-            if self._engine is None:
-                self._engine = _start(engine_args)
-            return self._engine
+    def __init__(self, before: asyncio.Task[None] | None) -> None:
+        """``before``: the end of an engine, which has the device until then."""
+        self._before = before
+        self.engine: Any = None
+        self.tokenizer: Any = None
+        self.tokenizing = CapacityLimiter(_TOKENIZING)
+        self._loading: asyncio.Task[None] | None = None
 
-    def shutdown(self) -> None:
-        """End the engine and give the device back."""
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None
+    async def load(self, engine_args: dict[str, Any]) -> None:
+        """Have it loaded; who stops waiting for it does not stop it for the others."""
+        if self.engine is not None:
+            return
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._load(engine_args))
+        await asyncio.shield(self._loading)
+
+    async def shutdown(self) -> None:
+        """End the engine and give the device back; that takes some seconds."""
+        if self._loading is not None:
+            await asyncio.gather(self._loading, return_exceptions=True)
+        if self.engine is not None:
+            await to_thread.run_sync(self.engine.shutdown)
+            self.engine = None
+
+    async def _load(self, engine_args: dict[str, Any]) -> None:
+        if self._before is not None:
+            await asyncio.wait([self._before])
+            self._before = None
+        engine = await to_thread.run_sync(_start, engine_args)
+        tokenizer = engine.get_tokenizer()
+        self.tokenizer = await tokenizer if inspect.isawaitable(tokenizer) else tokenizer
+        self.engine = engine
 
 
 def _start(engine_args: dict[str, Any]) -> Any:
+    # A forked engine would keep the sandboxes' sockets open, and with them the sandboxes, after this process's end.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
     try:
         vllm: Any = import_module("vllm")
         engines: Any = import_module("vllm.v1.engine.async_llm")
@@ -130,18 +229,18 @@ def _start(engine_args: dict[str, Any]) -> Any:
     wanted = {name: value for name, value in engine_args.items() if value is not None}
     try:
         return engines.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**wanted))
-    except (RuntimeError, ValueError, OSError, TypeError) as error:
+    except Exception as error:
         # No device, no such model, an argument that this version does not know: none passes by waiting.
         raise Rejected(f"vLLM did not start: {error}; {_REMEDY}") from error
 
 
-def _tokens(engine: Any, messages: Sequence[Message]) -> list[int]:
+def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """The conversation in the model's own chat template."""
     conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        encoded: Any = engine.get_tokenizer().apply_chat_template(
+        encoded: Any = tokenizer.apply_chat_template(
             conversation, tokenize=True, add_generation_prompt=True, return_dict=False
         )
-    except ValueError as error:
-        raise Rejected(f"the model has no chat template that fits: {error}") from error
+    except Exception as error:  # there is no template, it wants other roles, or the text has no UTF-8
+        raise Rejected(f"the model's chat template or tokenizer does not take this: {error}") from error
     return list(encoded)

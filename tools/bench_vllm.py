@@ -1,0 +1,208 @@
+"""How much of vLLM's throughput is left when its calls come from sandboxes, and what asking from threads gains.
+
+::
+
+    python -m supdist.tools.bench_vllm MODEL [--engine-args '{"max_model_len": 1024}'] [--trials 5] [--json]
+
+Eight sandboxes, each a loop of ``worker_batch`` over 32 prompts, share one ``VLLMHandler``; against them stands, for
+each turn of the loop, one call of ``LLM.chat`` over the same 256 prompts. Then one sandbox asks 64 times ``worker``,
+one after another and from 64 threads. Answers are greedy and of one length, and must be the same text on both ways.
+
+Both ways have an engine of their own, with the same settings, in memory together (on a GPU, say how much each may
+have: ``"gpu_memory_utilization": 0.4``). They take turns, so that a busy machine weighs on both; medians count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from statistics import median
+from typing import Any
+
+from ..engine import Sandbox, SandboxConfig, open_sandbox
+from ..engine.broker import Broker
+from ..engine.log import RunLogger
+from ..handlers import Message, ScriptedHandler, VLLMHandler
+
+_SANDBOXES, _BATCH, _TURNS, _THREADS = 8, 32, 4, 64
+_SEQUENCES = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
+"""What vLLM otherwise sets differently for ``LLM`` and for the asynchronous engine."""
+
+_CONFIG = SandboxConfig(pids=256)
+
+_IN_BATCHES = f"""
+import json
+prompts, answers = context["prompts"], []
+for turn in range({_TURNS}):
+    answers += worker_batch(prompts[turn * {_BATCH}:(turn + 1) * {_BATCH}])
+FINAL(json.dumps(answers))
+"""
+_IN_TURN = """
+import json
+FINAL(json.dumps([worker(prompt) for prompt in context["prompts"]]))
+"""
+_IN_THREADS = """
+import json
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(len(context["prompts"])) as pool:
+    answers = list(pool.map(worker, context["prompts"]))
+FINAL(json.dumps(answers))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Medians of the trials: tokens written in a second, and the ratios of trials, way by way.
+
+    Attributes:
+        direct: ``LLM.chat``.
+        sandboxes: the sandboxes together.
+        kept: the second divided by the first.
+        in_turn: 64 calls of one sandbox, one after another.
+        threads: the same calls from 64 threads.
+        gained: the second divided by the first.
+    """
+
+    direct: float
+    sandboxes: float
+    kept: float
+    in_turn: float
+    threads: float
+    gained: float
+
+
+class Bench:
+    """Both engines, loaded."""
+
+    def __init__(self, llm: Any, handler: VLLMHandler, params: Any) -> None:
+        self._llm = llm
+        self._handler = handler
+        self._params = params
+        self._tokens = int(params.max_tokens)
+
+    async def batches(self, trial: int) -> tuple[float, float]:
+        """Tokens a second of ``LLM.chat`` and of the sandboxes."""
+        parts = [_prompts(f"{trial}.{box}", _TURNS * _BATCH) for box in range(_SANDBOXES)]
+        started = time.perf_counter()
+        direct: list[list[str]] = [[] for _ in parts]
+        for turn in range(_TURNS):
+            chunk = slice(turn * _BATCH, (turn + 1) * _BATCH)
+            texts = await asyncio.to_thread(self._chat, [prompt for part in parts for prompt in part[chunk]])
+            for box, own in enumerate(direct):
+                own += texts[box * _BATCH : (box + 1) * _BATCH]
+        seconds = time.perf_counter() - started
+        async with AsyncExitStack() as stack:
+            boxes = [await stack.enter_async_context(self._sandbox(part)) for part in parts]
+            started = time.perf_counter()
+            ours = await asyncio.gather(*(_run(box, _IN_BATCHES) for box in boxes))
+            our_seconds = time.perf_counter() - started
+        _same(direct, ours)
+        tokens = self._tokens * sum(map(len, parts))
+        return tokens / seconds, tokens / our_seconds
+
+    async def threads(self, trial: int) -> tuple[float, float]:
+        """Tokens a second of calls one after another, and from threads; other prompts, that nothing is remembered."""
+        found: list[float] = []
+        for name, code in (("in turn", _IN_TURN), ("threads", _IN_THREADS)):
+            prompts = _prompts(f"{trial} {name}", _THREADS)
+            async with self._sandbox(prompts) as box:
+                started = time.perf_counter()
+                answers = await _run(box, code)
+                found.append(self._tokens * _THREADS / (time.perf_counter() - started))
+            _same([await asyncio.to_thread(self._chat, prompts)], [answers])
+        return found[0], found[1]
+
+    def _chat(self, prompts: list[str]) -> list[str]:
+        chats: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        outputs = self._llm.chat(chats, self._params, use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+    @asynccontextmanager
+    async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[Sandbox]:
+        """A sandbox with a broker of its own, as each run has one."""
+        log = RunLogger(None, "bench")
+        async with (
+            Broker(ScriptedHandler([]), self._handler, log, lambda _: None) as broker,
+            open_sandbox(_CONFIG, context={"prompts": prompts}, on_call=broker.answer) as box,
+        ):
+            yield box
+
+
+async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, trials: int) -> Figures:
+    """Load the model twice and compare. The first trial warms up and is not counted.
+
+    Raises:
+        HandlerError: vLLM does not start.
+        ValueError: the two ways gave different answers.
+    """
+    arguments = _SEQUENCES | engine_args
+    handler = VLLMHandler(model, temperature=0, max_tokens=max_tokens, engine_args=arguments)
+    async with handler:
+        vllm: Any = import_module("vllm")
+        llm = await asyncio.to_thread(lambda: vllm.LLM(model=model, **arguments))
+        # Of one length: where the model ends its answers early, both ways go on.
+        bench = Bench(llm, handler, vllm.SamplingParams(temperature=0, max_tokens=max_tokens))
+        batches = [await bench.batches(trial) for trial in range(trials + 1)][1:]
+        threads = [await bench.threads(trial) for trial in range(trials + 1)][1:]
+    return Figures(
+        direct=median(direct for direct, _ in batches),
+        sandboxes=median(ours for _, ours in batches),
+        kept=median(ours / direct for direct, ours in batches),
+        in_turn=median(in_turn for in_turn, _ in threads),
+        threads=median(at_once for _, at_once in threads),
+        gained=median(at_once / in_turn for in_turn, at_once in threads),
+    )
+
+
+def _prompts(name: str, number: int) -> list[str]:
+    return [f"{name}: which sentence answers question {each}? " + "word " * 20 for each in range(number)]
+
+
+async def _run(box: Sandbox, code: str) -> list[str]:
+    result = await box.execute(code)
+    if result.final is None:
+        raise ValueError(f"the sandbox's code ended with {result.outcome}: {result.stderr[-500:]}")
+    return json.loads(result.final)
+
+
+def _same(direct: Sequence[list[str]], ours: Sequence[list[str]]) -> None:
+    if list(direct) != list(ours):
+        pairs = [
+            pair for one, other in zip(direct, ours, strict=True) for pair in zip(one, other, strict=True)
+        ]
+        differing = sum(one != other for one, other in pairs)
+        raise ValueError(f"{differing} of {len(pairs)} answers differ from those of LLM.chat")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench_vllm", description="Compare sandboxes with LLM.chat.")
+    parser.add_argument("model", help="a name or a path, as vLLM takes it")
+    parser.add_argument("--engine-args", type=json.loads, default={}, help="JSON, for both engines")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments = parser.parse_args()
+    figures = asyncio.run(
+        measure(arguments.model, arguments.engine_args, arguments.max_tokens, arguments.trials)
+    )
+    if arguments.json:
+        print(json.dumps(asdict(figures)))
+        return
+    print("every answer is the same text as LLM.chat's")
+    print(f"LLM.chat, {_SANDBOXES * _BATCH} prompts a call    {figures.direct:8.0f} tokens/s")
+    print(f"{_SANDBOXES} sandboxes, worker_batch of {_BATCH}   {figures.sandboxes:8.0f} tokens/s")
+    print(f"ratio                           {figures.kept:8.2f}")
+    print(f"{_THREADS} calls one after another     {figures.in_turn:8.0f} tokens/s")
+    print(f"{_THREADS} calls from {_THREADS} threads       {figures.threads:8.0f} tokens/s")
+    print(f"ratio                           {figures.gained:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
