@@ -108,8 +108,9 @@ class VLLMHandler(ModelHandler):
     def identity(self) -> dict[str, Any] | None:
         """See ``ModelHandler.identity``. None where an engine argument is no JSON: nobody can tell it from another."""
         arguments = {name: value for name, value in self._engine_args.items() if name not in _SECRET}
-        model = str(Path(self.model).resolve()) if Path(self.model).exists() else self.model
-        own = {"handler": "vllm", "engine_args": arguments} | self._sampling | {"model": model}
+        if Path(self.model).exists():
+            arguments["model"] = str(Path(self.model).resolve())
+        own = {"handler": "vllm", "engine_args": arguments} | self._sampling
         try:
             json.dumps(own, allow_nan=False)
         except (TypeError, ValueError):

@@ -6,7 +6,9 @@
 
 Eight sandboxes, each a loop of ``worker_batch`` over 32 prompts, share one ``VLLMHandler``; against them stands, for
 each turn of the loop, one call of ``LLM.chat`` over the same 256 prompts. Then one sandbox asks 64 times ``worker``,
-one after another and from 64 threads. Answers are greedy and of one length, and must be the same text on both ways.
+one after another and from 64 threads. Answers are greedy; those of the sandboxes must be the very texts of
+``LLM.chat``, else the program says how many are not, and ends with 1. (In 16 bits a few can differ: vLLM rounds
+differently in batches of another size.)
 
 Both ways have an engine of their own, with the same settings, in memory together (on a GPU, say how much each may
 have: ``"gpu_memory_utilization": 0.4``). They take turns, so that a busy machine weighs on both; medians count.
@@ -17,8 +19,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -67,6 +70,8 @@ class Figures:
         in_turn: 64 calls of one sandbox, one after another.
         threads: the same calls from 64 threads.
         gained: the second divided by the first.
+        answers: how many of the sandboxes' answers were compared with those of ``LLM.chat``.
+        different: how many of them were not the same text.
     """
 
     direct: float
@@ -75,63 +80,70 @@ class Figures:
     in_turn: float
     threads: float
     gained: float
+    answers: int
+    different: int
 
 
 class Bench:
-    """Both engines, loaded."""
+    """Both engines, loaded; and how many answers were compared, and were different."""
 
     def __init__(self, llm: Any, handler: VLLMHandler, params: Any) -> None:
         self._llm = llm
         self._handler = handler
         self._params = params
-        self._tokens = int(params.max_tokens)
+        self.answers = self.different = 0
 
     async def batches(self, trial: int) -> tuple[float, float]:
         """Tokens a second of ``LLM.chat`` and of the sandboxes."""
         parts = [_prompts(f"{trial}.{box}", _TURNS * _BATCH) for box in range(_SANDBOXES)]
+        turns = [slice(turn * _BATCH, (turn + 1) * _BATCH) for turn in range(_TURNS)]
+        wanted: dict[str, str] = {}
+        tokens = 0
         started = time.perf_counter()
-        direct: list[list[str]] = [[] for _ in parts]
-        for turn in range(_TURNS):
-            chunk = slice(turn * _BATCH, (turn + 1) * _BATCH)
-            texts = await asyncio.to_thread(self._chat, [prompt for part in parts for prompt in part[chunk]])
-            for box, own in enumerate(direct):
-                own += texts[box * _BATCH : (box + 1) * _BATCH]
-        seconds = time.perf_counter() - started
+        for turn in turns:
+            prompts = [prompt for part in parts for prompt in part[turn]]
+            texts, written = await asyncio.to_thread(self._chat, prompts)
+            wanted.update(zip(prompts, texts, strict=True))
+            tokens += written
+        direct = tokens / (time.perf_counter() - started)
         async with AsyncExitStack() as stack:
             boxes = [await stack.enter_async_context(self._sandbox(part)) for part in parts]
             started = time.perf_counter()
-            ours = await asyncio.gather(*(_run(box, _IN_BATCHES) for box in boxes))
-            our_seconds = time.perf_counter() - started
-        _same(direct, ours)
-        tokens = self._tokens * sum(map(len, parts))
-        return tokens / seconds, tokens / our_seconds
+            answers = await asyncio.gather(*(_run(box, _IN_BATCHES) for box, _ in boxes))
+            seconds = time.perf_counter() - started
+            ours = sum(broker.worker.usage.output_tokens for _, broker in boxes) / seconds
+        for prompt, answer in (
+            (p, a) for part, own in zip(parts, answers, strict=True) for p, a in zip(part, own, strict=True)
+        ):
+            self.answers += 1
+            self.different += wanted[prompt] != answer
+        return direct, ours
 
     async def threads(self, trial: int) -> tuple[float, float]:
-        """Tokens a second of calls one after another, and from threads; other prompts, that nothing is remembered."""
+        """Tokens a second of calls one after another, and from threads; of other prompts, so that none is remembered."""
         found: list[float] = []
         for name, code in (("in turn", _IN_TURN), ("threads", _IN_THREADS)):
-            prompts = _prompts(f"{trial} {name}", _THREADS)
-            async with self._sandbox(prompts) as box:
+            async with self._sandbox(_prompts(f"{trial} {name}", _THREADS)) as (box, broker):
                 started = time.perf_counter()
-                answers = await _run(box, code)
-                found.append(self._tokens * _THREADS / (time.perf_counter() - started))
-            _same([await asyncio.to_thread(self._chat, prompts)], [answers])
+                await _run(box, code)
+                found.append(broker.worker.usage.output_tokens / (time.perf_counter() - started))
         return found[0], found[1]
 
-    def _chat(self, prompts: list[str]) -> list[str]:
+    def _chat(self, prompts: list[str]) -> tuple[list[str], int]:
+        """The answers, and how many tokens they are."""
         chats: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        outputs = self._llm.chat(chats, self._params, use_tqdm=False)
-        return [output.outputs[0].text for output in outputs]
+        answers = [each.outputs[0] for each in self._llm.chat(chats, self._params, use_tqdm=False)]
+        return [answer.text for answer in answers], sum(len(answer.token_ids) for answer in answers)
 
     @asynccontextmanager
-    async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[Sandbox]:
+    async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[tuple[Sandbox, Broker]]:
         """A sandbox with a broker of its own, as each run has one."""
         log = RunLogger(None, "bench")
         async with (
             Broker(ScriptedHandler([]), self._handler, log, lambda _: None) as broker,
             open_sandbox(_CONFIG, context={"prompts": prompts}, on_call=broker.answer) as box,
         ):
-            yield box
+            yield box, broker
 
 
 async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, trials: int) -> Figures:
@@ -139,14 +151,13 @@ async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, tria
 
     Raises:
         HandlerError: vLLM does not start.
-        ValueError: the two ways gave different answers.
+        ValueError: a worker call failed.
     """
     arguments = _SEQUENCES | engine_args
     handler = VLLMHandler(model, temperature=0, max_tokens=max_tokens, engine_args=arguments)
     async with handler:
         vllm: Any = import_module("vllm")
         llm = await asyncio.to_thread(lambda: vllm.LLM(model=model, **arguments))
-        # Of one length: where the model ends its answers early, both ways go on.
         bench = Bench(llm, handler, vllm.SamplingParams(temperature=0, max_tokens=max_tokens))
         batches = [await bench.batches(trial) for trial in range(trials + 1)][1:]
         threads = [await bench.threads(trial) for trial in range(trials + 1)][1:]
@@ -157,6 +168,8 @@ async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, tria
         in_turn=median(in_turn for in_turn, _ in threads),
         threads=median(at_once for _, at_once in threads),
         gained=median(at_once / in_turn for in_turn, at_once in threads),
+        answers=bench.answers,
+        different=bench.different,
     )
 
 
@@ -169,15 +182,6 @@ async def _run(box: Sandbox, code: str) -> list[str]:
     if result.final is None:
         raise ValueError(f"the sandbox's code ended with {result.outcome}: {result.stderr[-500:]}")
     return json.loads(result.final)
-
-
-def _same(direct: Sequence[list[str]], ours: Sequence[list[str]]) -> None:
-    if list(direct) != list(ours):
-        pairs = [
-            pair for one, other in zip(direct, ours, strict=True) for pair in zip(one, other, strict=True)
-        ]
-        differing = sum(one != other for one, other in pairs)
-        raise ValueError(f"{differing} of {len(pairs)} answers differ from those of LLM.chat")
 
 
 def main() -> None:
@@ -194,8 +198,14 @@ def main() -> None:
     )
     if arguments.json:
         print(json.dumps(asdict(figures)))
-        return
-    print("every answer is the same text as LLM.chat's")
+    else:
+        _print(figures)
+    sys.exit(1 if figures.different else 0)
+
+
+def _print(figures: Figures) -> None:
+    same = figures.answers - figures.different
+    print(f"{same} of {figures.answers} answers are the same text as LLM.chat's")
     print(f"LLM.chat, {_SANDBOXES * _BATCH} prompts a call    {figures.direct:8.0f} tokens/s")
     print(f"{_SANDBOXES} sandboxes, worker_batch of {_BATCH}   {figures.sandboxes:8.0f} tokens/s")
     print(f"ratio                           {figures.kept:8.2f}")
