@@ -130,6 +130,7 @@ class Broker:
         self.worker = Model(worker)
         self._log = log
         self._on_metrics = on_metrics
+        self._is_limited = self.budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
         self._rules = rules or CallRules()
         self._store = None if self._rules.cache is None else _Store(self._rules.cache)
         self._shared: dict[bytes, _Ask] = {}
@@ -239,7 +240,7 @@ class Broker:
         Raises:
             BudgetExceeded: it does not fit; what was set aside before stays.
         """
-        if not self._limits_cost():
+        if not self._is_limited:
             return
         before, self._kept = self._kept, None
         cost = self._supervisors_cost(messages)
@@ -255,7 +256,7 @@ class Broker:
     async def _supervisors_share(
         self, messages: Sequence[Message], *, best_answer: bool
     ) -> Reservation | None:
-        if not self._limits_cost():
+        if not self._is_limited:
             return None
         if best_answer and self._kept is not None:
             (_, reservation), self._kept = self._kept, None
@@ -317,7 +318,7 @@ class Broker:
 
     async def _weigh(self, asks: list[_Ask]) -> None:
         """Count what the requests need to be judged by: in a thread, where that takes long."""
-        handler, is_limited = self.worker.handler, self._limits_cost()
+        handler, is_limited = self.worker.handler, self._is_limited
 
         def count() -> None:
             for ask in asks:
@@ -366,9 +367,10 @@ class Broker:
         self._log_answer(ask, answer, numbers)
         result = _REFUSED if answer.finish_reason == "refusal" else answer.text
         self._deliver(ask, result)
-        for joined in self._part(ask):
-            self._log_answer(joined, *self.worker.hit(answer))
-            self._deliver(joined, result)
+        if ask.key is not None:
+            for joined in self._part(ask):
+                self._log_answer(joined, *self.worker.hit(answer))
+                self._deliver(joined, result)
 
     def _fail(self, ask: _Ask, error: Exception) -> None:
         """Log why there is no answer, and tell the guest what kind of reason it is."""
@@ -412,9 +414,6 @@ class Broker:
         self._queue.look_again()
 
     # Both
-
-    def _limits_cost(self) -> bool:
-        return self.budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
 
     def _cost(self, model: Model, usage: Usage, *, worker_calls: int) -> Cost:
         return Cost(worker_calls, usage.input_tokens + usage.output_tokens, model.price(usage))
