@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 from audit import deserialised
+from hypothesis import HealthCheck, settings
 from supdist.engine import Engine, SandboxConfig, open_sandbox
 from support import SHARED, SMALL, Open
+
+# How long an example takes depends on who else uses the machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
