@@ -66,13 +66,15 @@ class VLLMHandler(ModelHandler):
             temperature: of sampling; the model's own default where None.
             max_tokens: at most so many tokens in an answer; what is left of the window where None.
             max_model_len: the window in tokens; the model's own where None.
-            engine_args: more of vLLM's ``AsyncEngineArgs``.
+            engine_args: more of vLLM's ``AsyncEngineArgs``. Its statistics, which take time with each token, are
+                off unless ``disable_log_stats`` is False here.
         """
         self.model = model
         self.max_tokens = max_tokens
         self.samples = temperature != 0
         self._sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        self._engine_args = {"model": model, "max_model_len": max_model_len} | (engine_args or {})
+        own = {"model": model, "max_model_len": max_model_len, "disable_log_stats": True}
+        self._engine_args: dict[str, Any] = own | (engine_args or {})
         length: object = self._engine_args["max_model_len"]
         # vLLM takes -1 and "32k", too.
         self.window = length if isinstance(length, int) and length > 0 else None
@@ -89,7 +91,7 @@ class VLLMHandler(ModelHandler):
             window: int = loaded.engine.model_config.max_model_len
             if len(tokens) >= window:
                 raise ContextTooLong(f"{len(tokens)} tokens; the window of {self.model} holds {window}")
-            output = await self._generate(loaded.engine, tokens, window - len(tokens))
+            output = await self._generate(loaded, tokens, window - len(tokens))
         answer = output.outputs[0]
         usage = Usage(len(tokens), len(answer.token_ids), 1)
         return Completion(answer.text, usage, _FINISH.get(answer.finish_reason, "other"))
@@ -151,11 +153,12 @@ class VLLMHandler(ModelHandler):
         finally:
             ending.add_done_callback(lambda _: self._ending.pop(loop, None))
 
-    async def _generate(self, engine: Any, tokens: list[int], room: int) -> Any:
+    async def _generate(self, loaded: _LoopEngine, tokens: list[int], room: int) -> Any:
         number = f"supdist-{next(self._numbers)}"
         output: Any = None
         try:
-            stream = engine.generate({"prompt_token_ids": tokens}, self._params(engine, room), number)
+            params = self._params(loaded.defaults, room)
+            stream = loaded.engine.generate({"prompt_token_ids": tokens}, params, number)
             async with aclosing(stream):
                 async for output in stream:  # noqa: B007 - one, the whole answer
                     pass
@@ -167,9 +170,8 @@ class VLLMHandler(ModelHandler):
             raise Unavailable("vLLM ended the request without an answer")
         return output
 
-    def _params(self, engine: Any, room: int) -> Any:
+    def _params(self, defaults: dict[str, Any], room: int) -> Any:
         given = {name: value for name, value in self._sampling.items() if value is not None}
-        defaults: dict[str, Any] = engine.model_config.get_diff_sampling_param() or {}
         wanted = {**defaults, **given}
         wanted["max_tokens"] = min(room, wanted.get("max_tokens") or room)
         sampling: Any = import_module("vllm.sampling_params")
@@ -182,6 +184,7 @@ class _LoopEngine:
     Attributes:
         engine: vLLM's, once it is loaded.
         tokenizer: of its model.
+        defaults: of sampling, as its model wants them; vLLM takes milliseconds to say them.
         tokenizing: bounds the threads that use it.
     """
 
@@ -190,6 +193,7 @@ class _LoopEngine:
         self._before = before
         self.engine: Any = None
         self.tokenizer: Any = None
+        self.defaults: dict[str, Any] = {}
         self.tokenizing = CapacityLimiter(_TOKENIZING)
         self._loading: asyncio.Task[None] | None = None
 
@@ -216,6 +220,7 @@ class _LoopEngine:
         engine = await to_thread.run_sync(_start, engine_args)
         tokenizer = engine.get_tokenizer()
         self.tokenizer = await tokenizer if inspect.isawaitable(tokenizer) else tokenizer
+        self.defaults = engine.model_config.get_diff_sampling_param() or {}
         self.engine = engine
 
 

@@ -28,7 +28,12 @@ pytestmark = [
 ]
 
 WINDOW = 1024
-ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 256 << 20, "enable_chunked_prefill": False}
+ENGINE = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 256 << 20,
+    "enable_chunked_prefill": False,
+    "disable_log_stats": False,
+}
 
 
 @pytest.fixture(scope="module")
