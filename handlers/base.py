@@ -150,7 +150,10 @@ class ModelHandler(ABC):
         return completion
 
     def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Tokens that the messages are to this model, exactly; None where it has no tokenizer at hand."""
+        """Tokens that the messages are to this model, exactly; None where it has no tokenizer at hand.
+
+        It must not raise, and is called in the event loop's thread and, for long messages, in others.
+        """
         return None
 
     def identity(self) -> dict[str, Any] | None:

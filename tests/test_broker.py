@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -108,6 +109,30 @@ def codes(results: Sequence[str | CallError]) -> list[str]:
 async def turns() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+class Tokenizing(Model):
+    """Knows its window and, to a character, its tokens; notes in which thread it counted."""
+
+    window = 50_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        self.threads.add(threading.get_ident())
+        return sum(len(message["content"]) for message in messages)
+
+
+async def test_long_prompts_are_counted_outside_of_the_loops_thread_and_refused_to_the_token() -> None:
+    model = Tokenizing()
+    async with broker(model, BudgetLimits(max_worker_calls=9)) as own:
+        fits, too_long = "x" * 49_999, "x" * 50_000
+        assert codes(await own.answer(call(fits, too_long, "short"))) == [fits.upper(), "too_long", "SHORT"]
+        assert model.asked == [fits, "short"]
+        assert threading.get_ident() not in model.threads
+        assert own.budget.left().worker_calls == 7
 
 
 # Budgets

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supdist.engine.tokens import least_tokens, most_tokens, most_usage
+from supdist.engine.tokens import fits, least_tokens, most_tokens, most_usage
 from supdist.handlers import Message, ScriptedHandler, Usage
 from support import REPOSITORY
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -157,6 +157,25 @@ class Exact(ScriptedHandler):
 
 def test_a_handler_with_a_tokenizer_is_believed() -> None:
     assert least_tokens(Exact([]), chat("a b c d e f g h i j")) == most_tokens(Exact([]), chat("")) == 7
+
+
+class Counting(ScriptedHandler):
+    """Counts how often it was asked to count; a word is a token."""
+
+    asked = 0
+
+    def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        self.asked += 1
+        return sum(len(message["content"].split()) for message in messages)
+
+
+def test_only_what_may_pass_the_window_is_counted_and_the_count_decides() -> None:
+    handler = Counting([])
+    assert fits(handler, chat("word " * 10), 1000)
+    assert handler.asked == 0
+    assert fits(handler, chat("word " * 999), 1000)
+    assert not fits(handler, chat("word " * 1000), 1000)
+    assert handler.asked == 2
 
 
 def test_an_answer_is_as_long_as_its_handler_says_and_no_longer_than_the_window() -> None:
