@@ -215,6 +215,7 @@ class Broker:
             self._conversation = ([*messages, answer], spoken)
         if key is not None and self._store is not None:
             self._store.keep(key, completion)
+            await self._store.flushed()
         return completion, numbers
 
     def supervisor_has_room(self, messages: Sequence[Message]) -> bool:
@@ -286,7 +287,12 @@ class Broker:
             await self._weigh(to_ask)
             self._queue.put([ask for ask in to_ask if not self._refuse_too_long(ask)])
             self._on_metrics(self.metrics())
-            return await batch.results()
+            results = await batch.results()
+            if (
+                self._store is not None
+            ):  # what code has seen is not paid for again, whenever the process is killed
+                await self._store.flushed()
+            return results
         finally:
             if not batch.is_complete:
                 self._abandon(asks)
@@ -520,7 +526,7 @@ class _Batch:
 
 
 class _Store:
-    """A cache that is written behind the calls' backs, several answers at once. Where it fails, it is not used on."""
+    """A cache that is written several answers at once. Where it fails, the run goes on without."""
 
     def __init__(self, cache: ResponseCache) -> None:
         self._cache: ResponseCache | None = cache
@@ -546,17 +552,20 @@ class _Store:
             self._task = asyncio.get_running_loop().create_task(self._write())
 
     async def flushed(self) -> None:
-        """Wait until everything is stored."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        """Wait until everything that was kept so far is stored: by the write under way, or by the one that follows."""
+        for _ in range(2):
+            if self._task is not None:
+                await asyncio.wait([self._task])
 
     async def _write(self) -> None:
-        while self._new and self._cache is not None:
-            written = dict(self._new)
+        written = dict(self._new)
+        if self._cache is not None:
             with suppress(CacheError):
                 await self._cache.put_many(written)
-            for key in written:
-                self._new.pop(key, None)
+        for key in written:
+            self._new.pop(key, None)
+        if self._new:
+            self._task = asyncio.get_running_loop().create_task(self._write())
 
 
 def _call_error(error: Exception) -> CallError:

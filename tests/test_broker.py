@@ -435,7 +435,8 @@ async def test_a_killed_run_that_is_started_again_pays_only_for_what_was_not_fin
         prompt = request.body["messages"][-1]["content"]
         asked[prompt] += 1
         if hang and int(prompt) >= 10:
-            halfway.set()
+            if len(asked) == 20:  # all that the first run sends: what came after its death would be answered
+                halfway.set()
             return Text("never", delay=600)
         return Text(f"answer {prompt}")
 
