@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from audit import deserialised
+from broker_support import Place, ipc_place, tcp_place
 from hypothesis import HealthCheck, settings
 from supdist.engine import Engine, SandboxConfig, open_sandbox
 from support import SHARED, SMALL, Open
@@ -86,3 +87,9 @@ def papers() -> list[dict[str, Any]]:
     if not path.exists():
         pytest.skip("the real papers (../shared/data/papers.jsonl) are not beside this checkout")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(params=["ipc", "tcp"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where a broker service can be had: a socket's file, and a port of this machine with keys."""
+    return {"ipc": ipc_place, "tcp": tcp_place}[request.param](tmp_path)

@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,6 @@ from supdist.handlers import (
     Unavailable,
     Usage,
 )
-
-
-@pytest.fixture(params=[ipc_place, tcp_place], ids=["ipc", "tcp"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    make: Callable[[Path], Place] = request.param
-    return make(tmp_path)
 
 
 def shout(messages: Sequence[Message]) -> str:

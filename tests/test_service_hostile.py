@@ -44,12 +44,6 @@ from supdist.engine.service.protocol import (
 from supdist.handlers import Rejected, ScriptedHandler, Unavailable
 
 
-@pytest.fixture(params=[ipc_place, tcp_place], ids=["ipc", "tcp"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    make: Callable[[Path], Place] = request.param
-    return make(tmp_path)
-
-
 def ask(number: int, text: str = "x", role: str = "worker") -> bytes:
     return encode(Ask(number, role, [("user", text)]))
 
