@@ -21,19 +21,16 @@ from ..handlers import Completion, ContextTooLong, HandlerError, Message, ModelH
 from .budget import Budget, BudgetExceeded, Cost, Reservation
 from .cache import ResponseCache, cache_key
 from .dispatch import Admission, CallTimeout, Dispatcher, Request
-from .errors import CacheError, EngineError, TaskError
+from .errors import CacheError, LogError, TaskError
 from .events import Metrics
 from .log import Numbers, RunLogger
 from .prices import Rate, price_of, window_of
 from .result import CallTotals
 from .sandbox import CallError, WorkerCall
-from .tokens import fits, most_tokens, most_usage
+from .tokens import fits, most_answer, most_tokens, most_usage
 
 _NEAR = 0.9
 """This part of a window may be used: the tables of windows round, and so does the guess of tokens."""
-
-_ANSWER = 4096
-"""Tokens to leave for an answer whose length is not bounded."""
 
 _IN_PASSING = 16_384
 """Characters whose tokens may be counted in the event loop; a tokenizer takes some 20 ms for them."""
@@ -226,8 +223,7 @@ class Broker:
         tokens = model.handler.count_tokens(messages)
         if tokens is None:
             tokens = sum(len(message["content"]) for message in messages) * self._tokens_a_character()
-        answer = model.handler.max_tokens or _ANSWER
-        return tokens + answer < _NEAR * model.window
+        return tokens + most_answer(model.handler) < _NEAR * model.window
 
     def _tokens_a_character(self) -> float:
         """As it was in this conversation so far."""
@@ -267,11 +263,11 @@ class Broker:
     def _supervisors_cost(self, messages: Sequence[Message]) -> Cost:
         """At most so much: of the part of the conversation that it has seen, the tokens are known."""
         handler = self.supervisor.handler
-        usage = most_usage(handler, messages)
-        seen, tokens = self._conversation
-        if seen and list(messages[: len(seen)]) == seen:
-            usage = replace(usage, input_tokens=tokens + most_tokens(handler, messages[len(seen) :]))
-        return self._cost(self.supervisor, usage, worker_calls=0)
+        seen, known = self._conversation
+        if list(messages[: len(seen)]) != seen:  # some of it was left out since
+            seen, known = [], 0
+        tokens = known + most_tokens(handler, messages[len(seen) :])
+        return self._cost(self.supervisor, Usage(tokens, most_answer(handler), 1), worker_calls=0)
 
     # The worker
 
@@ -288,10 +284,8 @@ class Broker:
             self._queue.put([ask for ask in to_ask if not self._refuse_too_long(ask)])
             self._on_metrics(self.metrics())
             results = await batch.results()
-            if (
-                self._store is not None
-            ):  # what code has seen is not paid for again, whenever the process is killed
-                await self._store.flushed()
+            if self._store is not None:
+                await self._store.flushed()  # what code has seen is not paid for again, even after a kill
             return results
         finally:
             if not batch.is_complete:
@@ -312,8 +306,7 @@ class Broker:
                 rest.append(ask)
             elif ask.key in found:
                 completion, numbers = self.worker.hit(found[ask.key])
-                self._log_answer(ask, completion, numbers)
-                self._deliver(ask, completion.text)
+                self._deliver(ask, completion.text, numbers, completion)
             elif ask.key in self._shared:
                 self._shared[ask.key].joined[ask] = None
                 ask.leader = self._shared[ask.key]
@@ -370,28 +363,35 @@ class Broker:
             ask.reservation.settle(numbers.usage, numbers.cost_usd)
         if ask.key is not None and self._store is not None:
             self._store.keep(ask.key, answer)
-        self._log_answer(ask, answer, numbers)
         result = _REFUSED if answer.finish_reason == "refusal" else answer.text
-        self._deliver(ask, result)
+        self._deliver(ask, result, numbers, answer)
         if ask.key is not None:
             for joined in self._part(ask):
-                self._log_answer(joined, *self.worker.hit(answer))
-                self._deliver(joined, result)
+                completion, none = self.worker.hit(answer)
+                self._deliver(joined, result, none, completion)
 
     def _fail(self, ask: _Ask, error: Exception) -> None:
         """Log why there is no answer, and tell the guest what kind of reason it is."""
         failure = _call_error(error)
         for each in (ask, *self._part(ask)):
-            if self._log.is_on:
-                facts = each.facts() | {"error": failure.code, "message": f"{type(error).__name__}: {error}"}
-                self._log.worker(self.worker.handler.model, Numbers(), None, **facts)
-            self._deliver(each, failure)
+            why = {"error": failure.code, "message": f"{type(error).__name__}: {error}"}
+            self._deliver(each, failure, Numbers(), None, **why)
 
-    def _log_answer(self, ask: _Ask, completion: Completion, numbers: Numbers) -> None:
+    def _deliver(
+        self,
+        ask: _Ask,
+        result: str | CallError,
+        numbers: Numbers,
+        completion: Completion | None,
+        **why: object,
+    ) -> None:
+        """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
         if self._log.is_on:
-            self._log.worker(self.worker.handler.model, numbers, completion, **ask.facts())
-
-    def _deliver(self, ask: _Ask, result: str | CallError) -> None:
+            try:
+                self._log.worker(self.worker.handler.model, numbers, completion, **ask.facts(), **why)
+            except LogError as error:
+                ask.batch.fail(error)
+                return
         self._done += 1
         self._failed += not isinstance(result, str)
         ask.batch.put(ask.index, result)
@@ -461,18 +461,11 @@ class _Ask(Request):
 
     def admit(self) -> Admission:
         """See ``Request.admit``."""
-        try:
-            return self._broker.admit(self)
-        except EngineError as error:
-            self.batch.fail(error)
-            return "never"
+        return self._broker.admit(self)
 
     def finish(self, answer: Completion | Exception) -> None:
-        """See ``Request.finish``. A log that cannot be written ends the call, and with it the run."""
-        try:
-            self._broker.settle(self, answer)
-        except EngineError as error:
-            self.batch.fail(error)
+        """See ``Request.finish``."""
+        self._broker.settle(self, answer)
 
     def release(self) -> None:
         """Nothing was paid for it."""
@@ -492,7 +485,7 @@ class _Batch:
         self.call = call
         self._results: list[str | CallError | None] = [None] * len(call.prompts)
         self._missing = len(call.prompts)
-        self._error: Exception | None = None
+        self._error: LogError | None = None
         self._complete = asyncio.Event()
 
     @property
@@ -507,8 +500,8 @@ class _Batch:
         if not self._missing:
             self._complete.set()
 
-    def fail(self, error: Exception) -> None:
-        """The machinery failed: there will be no more results."""
+    def fail(self, error: LogError) -> None:
+        """A result could not be logged: there will be no more of them."""
         self._error = error
         self._complete.set()
 
@@ -516,7 +509,7 @@ class _Batch:
         """All of them, once they are there.
 
         Raises:
-            EngineError: what the machinery failed with.
+            LogError: a result could not be logged.
         """
         if self._missing:
             await self._complete.wait()

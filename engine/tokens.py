@@ -77,10 +77,13 @@ def most_usage(handler: ModelHandler, messages: Sequence[Message]) -> Usage:
 
     An answer that neither ``max_tokens`` nor the window bounds is taken for 4096 tokens, longer than nearly all are.
     """
+    return Usage(most_tokens(handler, messages), most_answer(handler), 1)
+
+
+def most_answer(handler: ModelHandler) -> int:
+    """An answer is at most so many tokens; see ``most_usage``."""
     answer = _ANSWER if handler.max_tokens is None else handler.max_tokens
-    if handler.window is not None:
-        answer = min(answer, handler.window)
-    return Usage(most_tokens(handler, messages), answer, 1)
+    return answer if handler.window is None else min(answer, handler.window)
 
 
 def _words(text: str, enough: int | None) -> int:

@@ -19,12 +19,12 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supdist.engine import RunLimits, SandboxConfig, TaskError, arun
+from supdist.engine import LogError, RunLimits, SandboxConfig, TaskError, arun
 from supdist.engine.broker import Broker, CallRules
 from supdist.engine.budget import Budget, BudgetLimits
 from supdist.engine.cache import ResponseCache
 from supdist.engine.events import Metrics
-from supdist.engine.log import RunLogger
+from supdist.engine.log import Numbers, RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler, Unavailable, Usage
 from supdist.tools.fake_openai import FakeOpenAI, Reply, Request, Text
@@ -252,6 +252,35 @@ async def test_equal_calls_under_way_share_one_request_that_lives_as_long_as_one
         await asyncio.gather(*third, return_exceptions=True)
         await turns()
         assert model.cancelled == ["c"]
+
+
+class FullDisk(RunLogger):
+    """A log that cannot be written."""
+
+    @property
+    def is_on(self) -> bool:
+        return True
+
+    def worker(
+        self, model: str, numbers: Numbers, completion: Completion | None = None, **facts: object
+    ) -> None:
+        raise LogError("no room")
+
+
+async def test_a_log_that_cannot_be_written_ends_every_call_that_shares_the_request() -> None:
+    model = Model(let=False)
+    async with ResponseCache() as cache:
+        rules = CallRules(cache)
+        async with Broker(Model(), model, FullDisk(None, "x"), lambda _: None, rules=rules) as own:
+            both = [asyncio.create_task(own.answer(call("a"))) for _ in range(2)]
+            while not model.asked:
+                await asyncio.sleep(0.001)
+            await turns()
+            model.gate.set()
+            async with asyncio.timeout(5):
+                ends = await asyncio.gather(*both, return_exceptions=True)
+    assert [type(end) for end in ends] == [LogError, LogError]
+    assert model.asked == ["a"]
 
 
 async def test_what_is_drawn_at_random_is_kept_only_where_that_is_asked_for() -> None:
