@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 from ..protocol import Limits, Outcome, Usage
-from .cgroups import Cgroup
 from .attached import Attached
+from .cgroups import Cgroup
 from .walls import Walls
 
 _LOOK_SECONDS = 0.1

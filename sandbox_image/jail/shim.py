@@ -6,7 +6,6 @@ the clocks, and kills. Single-threaded apart from libzmq; it waits in one place 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -93,20 +92,29 @@ def _take(
     assert built is not None
     try:
         if isinstance(built, walls.Walls):
-            built.furnish(order.limits, descriptor)
+            _furnish(built, order.limits, descriptor)
     except StepFailed as failed:
-        built.kill()
-        built.remove()
         return failed
     finally:
         os.close(descriptor)
     return built
 
 
+def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
+    try:
+        built.furnish(limits, context)
+    except StepFailed:
+        built.kill()
+        built.remove()
+        raise
+
+
 class Shim:
     """The loop: engine's socket, guest's stream, and the clock of the running cell."""
 
-    def __init__(self, limits: protocol.Limits, engine: zmq.Socket[bytes], box: walls.Walls | Attached) -> None:
+    def __init__(
+        self, limits: protocol.Limits, engine: zmq.Socket[bytes], box: walls.Walls | Attached
+    ) -> None:
         self._limits = limits
         self._engine = engine
         self._box = box

@@ -160,7 +160,16 @@ def main() -> None:
                 os.path.dirname(to) for _, to in order["copies"]
             ]
             boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="zygote")
-            arguments = [order["python"], "-I", "-S", "-c", boot, str(order["control"]), ENGINE_SOCKET, json.dumps(folders)]
+            arguments = [
+                order["python"],
+                "-I",
+                "-S",
+                "-c",
+                boot,
+                str(order["control"]),
+                ENGINE_SOCKET,
+                json.dumps(folders),
+            ]
             os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
     except StepFailed as failure:
         # msgspec is not to be had in this interpreter; the engine reads this one line in its place.

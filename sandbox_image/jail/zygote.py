@@ -90,7 +90,9 @@ def _compile_filter(refused: frozenset[str]) -> bytes | None:
 class Zygote:
     """The children, and the one that waits: a shim with its sandbox built, that nobody has used."""
 
-    def __init__(self, control: socket.socket, kit: walls.Kit | None, engine_socket: str, contexts: str | None) -> None:
+    def __init__(
+        self, control: socket.socket, kit: walls.Kit | None, engine_socket: str, contexts: str | None
+    ) -> None:
         self._control = control
         self._contexts = contexts
         self._kit = kit
