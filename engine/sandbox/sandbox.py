@@ -319,7 +319,7 @@ class Sandbox:
                 return
             box = self._tools.toolbox
             self._send(protocol.Start(self._query, *self._guest_limits(), box.guest, box.host))
-            self._send(protocol.Load(self._context_kind, 0, b""))
+            self._send(protocol.Load(self._context_kind, "descriptor", b""))
         elif self._ready.done():  # given up meanwhile
             return
         elif isinstance(message, protocol.Ready):
