@@ -1,4 +1,4 @@
-"""The command line: ``supdist-engine run | exec | doctor | schema | broker``.
+"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image``.
 
 Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
 best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 import typer
 
 from .broker_cli import app as broker_app
+from .image_cli import app as image_app
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(broker_app, name="broker")
+app.add_typer(image_app, name="image")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from typing import Literal
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -37,6 +37,9 @@ ROOT = "/guest"
 
 WORK = "/work"
 """The guest's working directory, its own and empty at the start."""
+
+CONTEXT_FILE = "/context/data"
+"""Where a container finds its context: a read-only mount."""
 
 TOOL_ARGUMENT_BYTES = 256 << 10
 TOOL_RESULT_BYTES = 1 << 20
@@ -169,11 +172,12 @@ class Start(Message, frozen=True, tag=1):
 class Load(Message, frozen=True, tag=2):
     """The context: ``text`` is UTF-8 (with surrogates passed through), ``object`` a pickle that the host wrote.
 
-    It lies in the descriptor ``fd`` of the guest's init, or, where ``fd`` is -1, in ``data``.
+    ``source`` says where it lies: in the ``descriptor`` that init was given, in the ``file`` ``CONTEXT_FILE``, or in
+    ``data``, which is empty otherwise.
     """
 
     kind: Literal["text", "object"]
-    fd: int
+    source: Literal["descriptor", "file", "frame"]
     data: bytes
 
 

@@ -21,7 +21,7 @@ PLAIN = st.recursive(
 @given(TEXTS | st.lists(PLAIN, max_size=5) | st.dictionaries(TEXTS, PLAIN, max_size=5))
 def test_every_context_arrives_equal(context: object) -> None:
     encoded = encode_context(context)
-    arrived = load_context(protocol.Load(encoded.kind, 0, b""), write_sealed(encoded.data))
+    arrived = load_context(protocol.Load(encoded.kind, "descriptor", b""), write_sealed(encoded.data))
     assert arrived == context
     assert type(arrived) is type(context)
 

@@ -23,7 +23,7 @@ from typing import Literal, NoReturn
 
 from .. import protocol
 from . import files, repl
-from .linux import set_dumpable, set_process_name
+from .linux import die_first, set_dumpable, set_process_name
 
 CHANNEL_FD = 3
 CONTEXT_FD = 4
@@ -37,15 +37,47 @@ _EXECUTE, _INTERRUPT, _PUT_FILE, _GET_FILE, _DONE = 3, 5, 6, 7, 24  # tags, read
 
 def main() -> NoReturn:
     """Run the sandbox until its repl has ended. Never returns."""
-    Init(socket.socket(fileno=CHANNEL_FD)).serve()
+    Init(Stream(CHANNEL_FD, CHANNEL_FD), CONTEXT_FD).serve()
     os._exit(0)
 
 
-class Init:
-    """The relay between the shim's stream, the repl's stream and the pipes of its output."""
+class Stream:
+    """A byte stream over blocking descriptors: one of a socket, or one for each direction."""
 
-    def __init__(self, shim: socket.socket) -> None:
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable."""
+        return self._reader
+
+    def recv(self, size: int) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        return os.read(self._reader, size)
+
+    def sendall(self, data: bytes) -> None:
+        """Write everything."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._writer, view) :]
+
+    def close(self) -> None:
+        """Close both directions."""
+        for fd in {self._reader, self._writer}:
+            os.close(fd)
+
+
+class Init:
+    """The relay between the shim's stream, the repl's stream and the pipes of its output.
+
+    ``linger`` is for how many seconds it stays after its last words, unless the shim closes the stream first.
+    """
+
+    def __init__(self, shim: Stream, context_fd: int | None, linger: float = 0.0) -> None:
         self._shim = shim
+        self._context_fd = context_fd
+        self._linger = linger
         self._from_shim = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._from_repl = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._to_repl: deque[tuple[memoryview, list[int]]] = deque()
@@ -70,10 +102,14 @@ class Init:
             self._shim.close()
             set_dumpable()
             set_process_name("python")
+            die_first()
+            for fd in (1, 2):  # init's may lead outside
+                os.dup2(0, fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-            repl.main(repls, CONTEXT_FD, self._target)
+            repl.main(repls, self._context_fd, self._target)
         repls.close()
-        os.close(CONTEXT_FD)
+        if self._context_fd is not None:
+            os.close(self._context_fd)
         set_process_name("supdist-init")
         mine.setblocking(False)
         self._repl = mine
@@ -245,13 +281,21 @@ class Init:
 
     def _end(self, status: int, *, hung_up: bool) -> NoReturn:
         """Pass on what the repl said before it died, and its death; the namespace dies with this process."""
+        deadline = time.monotonic() + self._linger
         with contextlib.suppress(OSError):
             while data := self._repl.recv(_READ_BYTES):
                 self._relay(data)
         with contextlib.suppress(OSError):
             self._retire_pipes()
             self._shim.sendall(protocol.frame(protocol.encode(protocol.ReplExit(status, hung_up))))
+            self._wait_for_the_shim(deadline)
         os._exit(0)
+
+    def _wait_for_the_shim(self, deadline: float) -> None:
+        """Until it has looked at what dies with this process, and hung up."""
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([self._shim.fileno()], [], [], left)[0] and not self._shim.recv(_READ_BYTES):
+                return
 
 
 def _wake(number: int, frame: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import codecs
+import contextlib
 import fcntl
 import io
 import linecache
@@ -31,6 +32,7 @@ _TRACEBACK_CHARS = 24_000
 _TRACEBACK_FRAMES = 60
 _RESERVED_FILES = 8
 _RESERVED_MEMORY = 16 << 20
+_ALL = "ffffffffffffffff"  # every capability
 
 _PACKAGE = __file__.rpartition("/guest/")[0]
 
@@ -42,7 +44,7 @@ _BLOCKED = {
 }
 
 
-def main(sock: socket.socket, context_fd: int, target: mmap.mmap) -> NoReturn:
+def main(sock: socket.socket, context_fd: int | None, target: mmap.mmap) -> NoReturn:
     """Load the context, say that all is ready, run cells until the process is killed."""
     Repl(Channel(sock), target).serve(context_fd)
 
@@ -59,7 +61,7 @@ class Repl:
         self._module = types.ModuleType("__main__")
         self._blocked = {name: _refusal(message) for name, message in _BLOCKED.items()}
 
-    def serve(self, context_fd: int) -> NoReturn:
+    def serve(self, context_fd: int | None) -> NoReturn:
         """The main loop. Ends with the process."""
         start = self._channel.receive()
         load = self._channel.receive()
@@ -179,10 +181,15 @@ def _cut(text: str, limit: int) -> str:
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
 
 
-def load_context(load: protocol.Load, fd: int) -> object:
+def load_context(load: protocol.Load, descriptor: int | None) -> object:
     """The context, equal to what the user passed. Raises nothing that a context of ours can cause."""
-    if load.fd < 0:
+    if load.source == "frame":
         return _decode(load.kind, load.data)
+    if load.source == "file":
+        fd = os.open(protocol.CONTEXT_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        assert descriptor is not None
+        fd = descriptor
     size = os.fstat(fd).st_size
     try:
         if size == 0:
@@ -200,20 +207,37 @@ def _decode(kind: str, data: bytes | memoryview) -> object:
 
 
 def measure() -> protocol.Facts:
-    """What holds of the walls, seen from inside."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        status = dict(line.split(":", 1) for line in file if ":" in line)
-    with open("/proc/self/net/dev", encoding="ascii", errors="replace") as file:
-        interfaces = [line.split(":")[0].strip() for line in file if ":" in line]
+    """What holds of the walls, seen from inside. What this kernel does not tell counts as not held."""
+    status = dict(line.split(":", 1) for line in _lines("/proc/self/status") if ":" in line)
     return protocol.Facts(
-        namespaces={name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")},
+        namespaces=_namespaces(),
         uid=os.getuid(),
-        capabilities=int(status["CapEff"], 16) | int(status["CapBnd"], 16),
-        no_new_privs=status["NoNewPrivs"].strip() == "1",
+        capabilities=int(status.get("CapEff", _ALL), 16) | int(status.get("CapBnd", _ALL), 16),
+        no_new_privs=status.get("NoNewPrivs", "").strip() == "1",
         seccomp=status.get("Seccomp", "").strip() == "2",
-        interfaces=interfaces,
+        interfaces=_interfaces(),
         root_writable=not os.statvfs("/").f_flag & os.ST_RDONLY,
     )
+
+
+def _lines(path: str) -> list[str]:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.readlines()
+
+
+def _interfaces() -> list[str]:
+    try:
+        return [line.split(":")[0].strip() for line in _lines("/proc/self/net/dev") if ":" in line]
+    except OSError:
+        return ["unknown"]
+
+
+def _namespaces() -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in os.listdir("/proc/self/ns"):
+        with contextlib.suppress(OSError):
+            found[name] = os.stat(f"/proc/self/ns/{name}").st_ino
+    return found
 
 
 class CellOutput(io.TextIOWrapper):

@@ -1,0 +1,37 @@
+"""``supdist-engine image``: the sandbox as an image for a docker daemon."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..sandbox_image.image import BASE, VARIANTS
+
+app = typer.Typer(
+    help="Build and check the sandbox's image.",
+    epilog="Exit codes: 0 done, 2 wrong argument, 4 no daemon, or not to be built or not tight.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def build(
+    base: Annotated[
+        str, typer.Option(help="A Debian with Python 3.11 or newer and pip; pulled if it is not there.")
+    ] = BASE,
+    tag: Annotated[
+        str | None, typer.Option(help="The image's name; engines look for the default one.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help=f"With more packages: {', '.join(VARIANTS)}.")] = None,
+) -> None:
+    """Build the image. Its name and size go to stdout, progress to stderr."""
+    from .errors import TaskError
+    from .image import build as build_image
+
+    if variant is not None and variant not in VARIANTS:
+        raise TaskError(f"--variant: there is no {variant!r}; there is {', '.join(VARIANTS)}")
+    image = build_image(base, tag, variant, lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{image.tag} {image.size / 1e6:.0f} MB")

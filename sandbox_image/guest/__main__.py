@@ -1,0 +1,36 @@
+"""The guest as a container's first process: ``python -I -m supdist.sandbox_image.guest``, frames on stdin and stdout."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from typing import NoReturn
+
+from .init import Init, Stream
+from .linux import set_undumpable
+
+_LINGER_SECONDS = 2.0
+"""A container's control group goes with its first process; the shim reads it before that."""
+
+_HIGH = 10
+
+
+def main() -> NoReturn:
+    """Move the stream out of the way of whatever else is printed or read, and be init. Never returns."""
+    reader, writer = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (0, 1))
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    os.close(null)
+    for fd in (reader, writer):
+        os.set_blocking(fd, True)
+    set_undumpable()
+    # The first process of a namespace gets no signal that it has no handler for, and Python has one for this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Init(Stream(reader, writer), None, _LINGER_SECONDS).serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
