@@ -15,8 +15,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ...sandbox_image import protocol
 from ...sandbox_image.image import PROTOCOL_LABEL, PYTHON_LABEL
@@ -110,9 +113,10 @@ class Daemon:
         shares_files: whether it is on this machine, so that a folder of ours can be mounted.
     """
 
-    def __init__(self, client: Any, *, shares_files: bool) -> None:
+    def __init__(self, client: Any, url: str) -> None:
         self._client = client
-        self.shares_files = shares_files
+        self._url = url
+        self.shares_files = url.startswith(("unix:", "http+unix:"))
 
     @classmethod
     def connect(cls) -> Daemon:
@@ -151,7 +155,7 @@ class Daemon:
                 f"The Docker daemon is too old: its API is {served['ApiVersion']}, and {_API} is needed",
                 "Use Docker 20.10 or newer.",
             )
-        return cls(client, shares_files=url.startswith(("unix:", "http+unix:")))
+        return cls(client, url)
 
     def look_at(self, name: str, runtime: str | None) -> Image:
         """An image, and whether containers of it can be made.
@@ -211,12 +215,41 @@ class Daemon:
                 raise
 
     def _attach(self, container: str) -> socket.socket:
-        attached: Any = self._client.attach_socket(container, {"stdin": 1, "stdout": 1, "stream": 1})
+        """The connection that carries its stdio from now on (Docker Engine API, "Attach to a container", hijacking).
+
+        The SDK would give a reader on top of it and keep the connection for itself.
+        """
+        connection = HTTPConnection("docker", timeout=_REQUEST_SECONDS)
+        connection.sock = self._dial()
         try:
-            # The SDK's object is a reader on top of the connection; all that is needed is the connection.
-            return socket.socket(fileno=os.dup(attached.fileno()))
+            path = f"/v{_API}/containers/{container}/attach?stdin=1&stdout=1&stream=1"
+            connection.request("POST", path, headers={"Connection": "Upgrade", "Upgrade": "tcp"})
+            answer = connection.getresponse()
+            if answer.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                raise OSError(f"it answered {answer.status} to a request to attach to a container")
+            stream = (
+                connection.sock.dup()
+            )  # nothing was sent before its start, so that the reader holds nothing
+            stream.setblocking(True)
+            answer.close()
+        except HTTPException as error:
+            raise OSError(f"it does not speak HTTP: {error!r}") from error
         finally:
-            attached.close()
+            connection.close()
+        return stream
+
+    def _dial(self) -> socket.socket:
+        if self.shares_files:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(_REQUEST_SECONDS)
+            try:
+                sock.connect(self._url.split("://", 1)[1])
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        address = urlsplit(self._url)
+        return socket.create_connection((address.hostname, address.port or 2375), _REQUEST_SECONDS)
 
     def _groups(self, container: str) -> dict[str, str]:
         """The control groups of a container of this machine, where they can be seen."""
@@ -230,7 +263,7 @@ class Daemon:
                 own |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
         groups = {name: str(_CGROUP_MOUNT / name / own[name]) for name in _CGROUPS_V1 if own.get(name)}
         if not groups and own.get(""):
-            groups = dict.fromkeys(("memory", "pids"), str(_CGROUP_MOUNT / own[""]))
+            groups = {name: str(_CGROUP_MOUNT / own[""]) for name in ("memory", "pids")}
         # A runtime that ignores control groups leaves its processes in its own parent's.
         here = all(container in folder and os.path.isdir(folder) for folder in groups.values())
         return groups if here else {}
