@@ -116,7 +116,7 @@ class Daemon:
     def __init__(self, client: Any, url: str) -> None:
         self._client = client
         self._url = url
-        self.shares_files = url.startswith(("unix:", "http+unix:"))
+        self.shares_files = _is_local(url)
 
     @classmethod
     def connect(cls) -> Daemon:
@@ -143,10 +143,14 @@ class Daemon:
                 "Forward its socket and use that: `ssh -N -L 127.0.0.1:2375:/var/run/docker.sock HOST` and "
                 "DOCKER_HOST=tcp://127.0.0.1:2375.",
             )
+        client = None
         try:
+            _dial(url).close()  # the SDK forgets a socket that it could not connect
             client = docker.APIClient(base_url=url, version=_API, timeout=_REQUEST_SECONDS)
             served = client.version(api_version=False)
         except (DockerException, OSError) as error:
+            if client is not None:
+                client.close()
             raise SandboxUnavailable(
                 f"No Docker daemon answers at {url} ({_reason(error)})", _START
             ) from error
@@ -220,7 +224,7 @@ class Daemon:
         The SDK would give a reader on top of it and keep the connection for itself.
         """
         connection = HTTPConnection("docker", timeout=_REQUEST_SECONDS)
-        connection.sock = self._dial()
+        connection.sock = _dial(self._url)
         try:
             path = f"/v{_API}/containers/{container}/attach?stdin=1&stdout=1&stream=1"
             connection.request("POST", path, headers={"Connection": "Upgrade", "Upgrade": "tcp"})
@@ -237,19 +241,6 @@ class Daemon:
         finally:
             connection.close()
         return stream
-
-    def _dial(self) -> socket.socket:
-        if self.shares_files:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(_REQUEST_SECONDS)
-            try:
-                sock.connect(self._url.split("://", 1)[1])
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-        address = urlsplit(self._url)
-        return socket.create_connection((address.hostname, address.port or 2375), _REQUEST_SECONDS)
 
     def _groups(self, container: str) -> dict[str, str]:
         """The control groups of a container of this machine, where they can be seen."""
@@ -384,6 +375,25 @@ class Daemon:
             raise SandboxUnavailable(
                 f"The Docker daemon could not {what} ({_reason(error)})", _START
             ) from error
+
+
+def _is_local(url: str) -> bool:
+    return url.startswith(("unix:", "http+unix:"))
+
+
+def _dial(url: str) -> socket.socket:
+    """A connection to a daemon."""
+    if not _is_local(url):
+        address = urlsplit(url)
+        return socket.create_connection((address.hostname, address.port or 2375), _REQUEST_SECONDS)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(_REQUEST_SECONDS)
+        sock.connect(url.split("://", 1)[1])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _mount(kind: Any, target: str, source: str) -> Any:

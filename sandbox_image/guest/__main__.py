@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 from typing import NoReturn
 
 from .init import Init, Stream
@@ -26,6 +27,8 @@ def main() -> NoReturn:
     for fd in (reader, writer):
         os.set_blocking(fd, True)
     set_undumpable()
+    # An isolated interpreter does not read it; what lies there was put there for the code that is to run.
+    sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # The first process of a namespace gets no signal that it has no handler for, and Python has one for this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Init(Stream(reader, writer), None, _LINGER_SECONDS).serve()
