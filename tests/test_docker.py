@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from docker_support import Relay, client, containers
@@ -233,6 +236,47 @@ async def test_without_a_daemon_the_error_says_where_it_was_looked_for(
         async with open_sandbox(DOCKER):
             pass
     assert "DOCKER_HOST" in caught.value.remedy
+
+
+class _Version(BaseHTTPRequestHandler):
+    """A daemon that tells its version and nothing else."""
+
+    told: ClassVar[dict[str, object]]
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.told).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"ApiVersion": "1.40"}, "too old: its API is 1.40"),
+        ({"ApiVersion": "1.41", "Components": [{"Name": "Podman Engine"}]}, "Podman's compatible API"),
+    ],
+    ids=["old", "podman"],
+)
+async def test_a_daemon_that_will_not_do_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, object], why: str
+) -> None:
+    handler = type("Handler", (_Version,), {"told": told})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.raises(SandboxUnavailable, match=why):
+                async with open_sandbox(DOCKER):
+                    pass
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("host", ["ssh://somewhere", "tcp://127.0.0.1:2376"])

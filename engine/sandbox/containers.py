@@ -36,6 +36,7 @@ _LEFT_SECONDS = 600.0
 _END_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
+_PODMAN = "Podman Engine"
 _USER = "65534:65534"
 _ONE_LINER = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
 _SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
@@ -52,6 +53,9 @@ _MASKED = (
 _START = (
     "Start it (`systemctl start docker`), set DOCKER_HOST to its socket, or join the group that may use it."
 )
+
+
+_LOOK = "The daemon's own log says more (`journalctl -u docker`)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +158,11 @@ class Daemon:
             raise SandboxUnavailable(
                 f"No Docker daemon answers at {url} ({_reason(error)})", _START
             ) from error
-        if _number(served["ApiVersion"]) < _number(_API):
-            raise SandboxUnavailable(
-                f"The Docker daemon is too old: its API is {served['ApiVersion']}, and {_API} is needed",
-                "Use Docker 20.10 or newer.",
-            )
+        try:
+            _check_version(served)
+        except SandboxUnavailable:
+            client.close()
+            raise
         return cls(client, url)
 
     def look_at(self, name: str, runtime: str | None) -> Image:
@@ -202,7 +206,7 @@ class Daemon:
         Raises:
             SandboxUnavailable: the daemon refuses it.
         """
-        with self._asking("make a container of the sandbox image"):
+        with self._asking("make a container of the sandbox image", _LOOK):
             made = self._client.create_container_from_config(
                 self._settings(image.name, config, folder), name=f"supdist-{os.urandom(8).hex()}"
             )
@@ -366,15 +370,28 @@ class Daemon:
         )
 
     @contextmanager
-    def _asking(self, what: str) -> Generator[None]:
+    def _asking(self, what: str, remedy: str = _START) -> Generator[None]:
         from docker.errors import DockerException
 
         try:
             yield
         except (DockerException, OSError) as error:
             raise SandboxUnavailable(
-                f"The Docker daemon could not {what} ({_reason(error)})", _START
+                f"The Docker daemon could not {what} ({_reason(error)})", remedy
             ) from error
+
+
+def _check_version(served: dict[str, Any]) -> None:
+    if any(part.get("Name") == _PODMAN for part in served.get("Components", [])):
+        raise SandboxUnavailable(
+            "Podman's compatible API cannot limit the number of files in a tmpfs, nor take a filter of system calls by value",
+            "Set DOCKER_HOST to a Docker daemon, or use the process backend, which needs none.",
+        )
+    if _number(served["ApiVersion"]) < _number(_API):
+        raise SandboxUnavailable(
+            f"The Docker daemon is too old: its API is {served['ApiVersion']}, and {_API} is needed",
+            "Use Docker 20.10 or newer.",
+        )
 
 
 def _is_local(url: str) -> bool:
