@@ -11,10 +11,9 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from ..handlers import Completion, Message, Usage
 from .errors import LogError
@@ -23,8 +22,7 @@ from .sandbox.context import EncodedContext, encode_context
 from .tools import ToolUse
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(NamedTuple):
     """What one call of a model took.
 
     Attributes:
@@ -36,7 +34,7 @@ class Numbers:
         cached: whether it came from the cache, or with an equal request that was under way.
     """
 
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     cost_usd: float | None = 0.0
     queue_seconds: float = 0.0
     model_seconds: float = 0.0

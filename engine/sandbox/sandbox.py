@@ -417,10 +417,12 @@ def _carryable(results: Sequence[str | CallError]) -> list[str | CallError]:
         if not isinstance(result, str):
             carried.append(result)
             continue
-        data = result.encode("utf-8", "replace")
+        data = result if result.isascii() else result.encode("utf-8", "replace")
         room -= len(data)
-        too_large = CallError("unavailable", "the answer is too large to be passed on")
-        carried.append(data.decode() if room >= 0 else too_large)
+        if room < 0:
+            carried.append(CallError("unavailable", "the answer is too large to be passed on"))
+        else:
+            carried.append(data if isinstance(data, str) else data.decode())
     return carried
 
 
