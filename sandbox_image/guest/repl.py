@@ -216,7 +216,7 @@ def measure() -> protocol.Facts:
         no_new_privs=status.get("NoNewPrivs", "").strip() == "1",
         seccomp=status.get("Seccomp", "").strip() == "2",
         interfaces=_interfaces(),
-        root_writable=not os.statvfs("/").f_flag & os.ST_RDONLY,
+        root_writable=_is_root_writable(),
     )
 
 
@@ -230,6 +230,12 @@ def _interfaces() -> list[str]:
         return [line.split(":")[0].strip() for line in _lines("/proc/self/net/dev") if ":" in line]
     except OSError:
         return ["unknown"]
+
+
+def _is_root_writable() -> bool:
+    options = [line.split()[3].split(",") for line in _lines("/proc/self/mounts") if line.split()[1] == "/"]
+    # gVisor tells it only there.
+    return not (os.statvfs("/").f_flag & os.ST_RDONLY or (options and "ro" in options[-1]))
 
 
 def _namespaces() -> dict[str, int]:
