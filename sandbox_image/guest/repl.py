@@ -19,7 +19,6 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from .. import protocol
@@ -84,6 +83,7 @@ class Repl:
         facts = measure()
         names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
+        _note_cells_of_work(lambda: self._cell)
         while True:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
@@ -291,11 +291,20 @@ def cell_of_thread(current: int) -> int:
 
 
 def _note_cells_of_threads(current: Callable[[], int]) -> None:
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start = threading.Thread.start
 
     def start_and_note(self: threading.Thread) -> None:
         self.__dict__["supdist_cell"] = cell_of_thread(current())
         start(self)
+
+    threading.Thread.start = start_and_note
+
+
+def _note_cells_of_work(current: Callable[[], int]) -> None:
+    """The same for executors; while the host hears that all is ready, for it takes long to import them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    submit = ThreadPoolExecutor.submit
 
     def submit_and_note(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -308,7 +317,6 @@ def _note_cells_of_threads(current: Callable[[], int]) -> None:
 
         return submit(self, work)
 
-    threading.Thread.start = start_and_note
     ThreadPoolExecutor.submit = submit_and_note
 
 
