@@ -310,12 +310,13 @@ class Kill(Message, frozen=True, tag=40):
 class Usage(Message, frozen=True):
     """What a sandbox used: processor seconds of the cell, and the most bytes at once so far.
 
-    ``source`` says who counted: the kernel (``cgroup``), or the shim, by looking now and then (``watchdog``).
+    ``source`` says who counted: the kernel (``cgroup``), the shim, by looking now and then (``watchdog``), or nobody
+    here (``none``), as with a container of another machine; the figures are 0 then.
     """
 
     cpu_seconds: float
     peak_memory: int
-    source: Literal["cgroup", "watchdog"]
+    source: Literal["cgroup", "watchdog", "none"]
 
 
 class CellEnd(Message, frozen=True, tag=41):
@@ -360,6 +361,18 @@ class Spawn(Message, frozen=True, tag=60):
     limits: Limits
 
 
+class Attach(Message, frozen=True, tag=64):
+    """Fork a shim for a guest that a container daemon runs; the stream that the daemon attached comes beside the packet.
+
+    ``groups`` are the container's control groups, folders by controller (``jail/cgroups.py``); empty where they
+    cannot be seen from here.
+    """
+
+    session: bytes
+    limits: Limits
+    groups: dict[str, str]
+
+
 class Abandon(Message, frozen=True, tag=63):
     """Kill this session's shim, whatever it is doing; its guest dies with it."""
 
@@ -383,7 +396,7 @@ ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | Get
 FromGuest = Ready | Output | Call | ToolCall | Final | Done | FileData | ReplExit
 ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | Kill
 FromShim = Hello | Ready | Output | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
-ToZygote = Spawn | Abandon
+ToZygote = Spawn | Attach | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 
 encode = msgspec.msgpack.Encoder().encode

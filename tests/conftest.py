@@ -11,7 +11,7 @@ from audit import deserialised
 from broker_support import Place, ipc_place, tcp_place
 from hypothesis import HealthCheck, settings
 from supdist.engine import Engine, SandboxConfig, open_sandbox
-from support import SHARED, SMALL, Open
+from support import BACKENDS, SHARED, SMALL, Open
 
 # How long an example takes depends on who else uses the machine.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,21 +36,30 @@ def _nothing_is_deserialised() -> Generator[None]:
     assert deserialised == []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=sorted(BACKENDS),
+        default="process",
+        help="what the sandboxes are made of, for the tests that hold for every backend",
+    )
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What of a sandbox's config says what it is made of; the contract suite runs over each backend."""
+    return BACKENDS[str(request.config.getoption("--backend"))]
+
+
 @pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncGenerator[Engine]:
-    """One zygote for the module's tests."""
-    async with Engine() as engine:
+async def engine(anyio_backend: str, backend: dict[str, Any]) -> AsyncGenerator[Engine]:
+    """What makes sandboxes, for the module's tests."""
+    async with Engine(SandboxConfig.model_validate(backend)) as engine:
         yield engine
 
 
-@pytest.fixture(params=["process"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend that there is; the contract suite runs over each."""
-    return request.param
-
-
 @pytest.fixture
-def small(engine: Engine, backend: str) -> Open:
+def small(engine: Engine, backend: dict[str, Any]) -> Open:
     """Opens sandboxes with small limits; keyword arguments change the limits."""
 
     def open_small(
@@ -62,7 +71,7 @@ def small(engine: Engine, backend: str) -> Open:
         on_tool: Any = None,
         **limits: Any,
     ) -> Any:
-        config = SandboxConfig.model_validate({"backend": backend, **SMALL, **limits})
+        config = SandboxConfig.model_validate({**backend, **SMALL, **limits})
         return open_sandbox(
             config, context=context, query=query, on_call=on_call, tools=tools, on_tool=on_tool
         )

@@ -23,6 +23,14 @@ Open = Callable[..., AbstractAsyncContextManager[Sandbox]]
 SMALL: dict[str, Any] = {"timeout": 5.0, "grace": 0.3, "memory": "256MiB", "pids": 32, "scratch": "64MiB"}
 
 
+BACKENDS: dict[str, dict[str, Any]] = {
+    "process": {"backend": "process"},
+    "docker": {"backend": "docker"},
+    "docker-runsc": {"backend": "docker", "runtime": "runsc"},
+}
+"""What the contract suite and the attacks can be run over: ``pytest --backend NAME``."""
+
+
 async def echo(call: WorkerCall) -> list[str | CallError]:
     """A worker that shouts."""
     return [prompt.upper() for prompt in call.prompts]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from msgspec import structs
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome, Usage
@@ -41,7 +41,21 @@ class SandboxConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    backend: Literal["process"] = Field(default="process", description="what the walls are made of")
+    backend: Literal["process", "docker"] = Field(default="process", description="what the walls are made of")
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="docker: an image built on ours; by default the one of `supdist-engine image build`",
+    )
+    runtime: str | None = Field(
+        default=None, min_length=1, description="docker: the daemon's runtime, such as runsc (gVisor)"
+    )
+    warm: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="docker: containers that are kept started ahead, each for one sandbox",
+    )
     isolation: Literal["strict", "best_effort"] = Field(
         default="strict", description="best_effort takes a sandbox without a filter of system calls, too"
     )
@@ -87,6 +101,14 @@ class SandboxConfig(BaseModel):
         default=10_000.0, gt=0, le=1e6, description="such messages a second; a faster guest is slowed down"
     )
 
+    @model_validator(mode="after")
+    def _docker_alone(self) -> SandboxConfig:
+        if self.backend != "docker":
+            for name in ("image", "runtime", "warm"):
+                if getattr(self, name):
+                    raise ValueError(f'{name} is for containers: add "backend": "docker"')
+        return self
+
     def limits(self, tools: int = 0) -> protocol.Limits:
         """The limits as the jail takes them, with the number of the host's tools."""
         return protocol.Limits(
@@ -110,12 +132,17 @@ class SandboxConfig(BaseModel):
         )
 
 
+GVISOR = "docker/runsc"
+_CONTAINER = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+_NAMESPACES = {"process": (*_CONTAINER, "user"), "docker": _CONTAINER, GVISOR: ()}
+
+
 @dataclass(frozen=True, slots=True)
 class Isolation:
     """The walls as they were measured from inside, before any code of a model ran.
 
     Attributes:
-        backend: what the walls are made of.
+        backend: what the walls are made of: ``process``, ``docker`` or ``docker/runsc``.
         namespaces: the kinds of namespace that the sandbox does not share with the host, sorted.
         network: whether there is any interface but a loopback of its own.
         capabilities: bits of Linux capabilities that could be had inside; 0 is none.
@@ -147,14 +174,18 @@ class Isolation:
         )
 
     def missing(self) -> list[str]:
-        """What the default level asks for and does not hold here; empty where all holds."""
-        wanted = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+        """What the default level asks for and does not hold here; empty where all holds.
+
+        A container has its user's ids in common with the daemon's machine. Under gVisor the kernel that a guest sees,
+        with its namespaces and its filter of system calls, is not the host's at all.
+        """
+        wanted = _NAMESPACES[self.backend]
         gaps = [f"a {name} namespace of its own" for name in wanted if name not in self.namespaces]
         checks = {
             "no network": not self.network,
             "no capabilities": self.capabilities == 0,
-            "no_new_privs": self.no_new_privs,
-            "a system-call filter (is libseccomp installed?)": self.seccomp,
+            "no_new_privs": self.no_new_privs or self.backend == GVISOR,
+            "a system-call filter (is libseccomp installed?)": self.seccomp or self.backend == GVISOR,
             "a read-only root": not self.root_writable,
         }
         return gaps + [name for name, holds in checks.items() if not holds]
@@ -176,7 +207,7 @@ class CellResult:
         state_lost: whether its variables are gone; the next ``execute`` then raises until ``reset()``.
         dropped: messages that came too late, from threads or children of earlier cells.
         usage: processor seconds of the cell, peak memory of the sandbox so far in bytes, and who counted:
-            ``cgroup`` or ``watchdog``.
+            ``cgroup`` or ``watchdog``, or ``none`` where a container's control groups cannot be seen.
         detail: for an end that was not the code's own, how it came about.
     """
 

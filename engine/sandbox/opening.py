@@ -1,4 +1,6 @@
-"""Opening sandboxes. All that are open in one event loop, with the same packages or none, share one zygote."""
+"""Opening sandboxes. All that are open in one event loop share what makes them: a zygote for each folder of packages
+and one for none, and one way to the container daemon.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,26 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import RunVar
 
 from ..tools import Tool, Toolbox, ToolCalls, ToolUse
+from .backend import Backend, ProcessBackend
 from .config import CellResult, Isolation, OnCall, SandboxConfig
 from .packages import Packages, find_packages
 from .sandbox import Sandbox
 from .zygote import Zygote
 
+if TYPE_CHECKING:
+    from .docker_backend import DockerBackend
+
 _IDLE_WITH_PACKAGES = 3
 
 
 class _Shared:
-    """The zygotes of one event loop, last used last, and how many need them.
+    """What makes the sandboxes of one event loop, and how many need it: the zygotes, last used last, and the daemon.
 
     There is one without packages and one for each folder of them, since the sandbox that a zygote has ready was
     built with what its zygote sees. A folder that has changed is another.
@@ -30,6 +37,12 @@ class _Shared:
         self.users = 0
         self.lock = asyncio.Lock()
         self.zygotes: dict[Packages | None, Zygote] = {}
+        self._docker: DockerBackend | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to close."""
+        return bool(self.zygotes) or self._docker is not None
 
     async def zygote(self, packages: Packages | None) -> Zygote:
         """A zygote that is alive. Its caller spawns before it awaits anything, so that it is not idle meanwhile."""
@@ -51,31 +64,49 @@ class _Shared:
         for packages in idle[:-_IDLE_WITH_PACKAGES]:
             await asyncio.shield(asyncio.ensure_future(self.zygotes.pop(packages).close()))
 
+    async def docker(self) -> DockerBackend:
+        """The container daemon, in touch."""
+        from .docker_backend import DockerBackend
+
+        async with self.lock:
+            if self._docker is not None and not self._docker.alive:
+                await self._docker.close()
+                self._docker = None
+            if self._docker is None:
+                backend = DockerBackend()
+                await backend.start()
+                self._docker = backend
+            return self._docker
+
     async def close(self) -> None:
         """End them all."""
         zygotes, self.zygotes = list(self.zygotes.values()), {}
-        await asyncio.gather(*(zygote.close() for zygote in zygotes))
+        docker, self._docker = self._docker, None
+        await asyncio.gather(
+            *(zygote.close() for zygote in zygotes), *([docker.close()] if docker is not None else [])
+        )
 
 
 _shared: RunVar[_Shared] = RunVar("supdist zygotes")
 
 
 class Engine:
-    """Keeps the zygotes of this event loop alive, so that the next sandbox costs a fork and no start.
+    """Keeps what makes sandboxes alive in this event loop, so that the next one costs a fork and no start.
 
     ``open_sandbox`` and ``arun`` enter one by themselves; hold one around several of them that follow
     each other. A zygote that was killed is replaced when the next sandbox is opened.
 
     Args:
-        packages: as ``SandboxConfig.packages``: sandboxes with these packages are the first that are opened.
+        config: as for ``open_sandbox``: sandboxes like this are the first that are opened.
     """
 
-    def __init__(self, packages: str | None = None) -> None:
-        self._folder = packages
+    def __init__(self, config: SandboxConfig | None = None) -> None:
+        self._config = config or SandboxConfig()
 
     async def __aenter__(self) -> Engine:
-        if self._folder is not None:  # a reset may come after the current directory has changed
-            self._folder = find_packages(self._folder).path
+        if self._config.packages is not None:  # a reset may come after the current directory has changed
+            packages = find_packages(self._config.packages).path
+            self._config = self._config.model_copy(update={"packages": packages})
         try:
             self._state = _shared.get()
         except LookupError:
@@ -83,7 +114,7 @@ class Engine:
             _shared.set(self._state)
         self._state.users += 1
         try:
-            await self.zygote()
+            await self.backend()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -94,17 +125,22 @@ class Engine:
     ) -> None:
         state = self._state
         state.users -= 1
-        if state.users == 0 and state.zygotes:
+        if state.users == 0 and state.is_open:
             await asyncio.shield(asyncio.ensure_future(state.close()))
 
-    async def zygote(self) -> Zygote:
-        """A zygote that is alive, for sandboxes with these packages.
+    async def backend(self) -> Backend:
+        """What opens sandboxes of this config, alive.
 
         Raises:
-            SandboxUnavailable: it cannot be started here.
+            SandboxUnavailable: it cannot be had here.
             TaskError: the packages cannot be used.
         """
-        return await self._state.zygote(find_packages(self._folder) if self._folder else None)
+        if self._config.backend == "docker":
+            docker = await self._state.docker()
+            await docker.prepare(self._config)
+            return docker
+        folder = self._config.packages
+        return ProcessBackend(await self._state.zygote(find_packages(folder) if folder else None))
 
 
 @asynccontextmanager
@@ -134,8 +170,8 @@ async def open_sandbox(
     """
     config = config or SandboxConfig()
     calls = ToolCalls(Toolbox.of(tools), on_tool)
-    async with Engine(config.packages) as engine:
-        sandbox = Sandbox(engine.zygote, config, context, query, on_call=on_call, tools=calls)
+    async with Engine(config) as engine:
+        sandbox = Sandbox(engine.backend, config, context, query, on_call=on_call, tools=calls)
         try:
             await sandbox.start()
             yield sandbox

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from ..tools import ToolCalls
+from .backend import Backend, Guest
 from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
 from .remedies import failure
-from .zygote import Zygote
 
 _CLOSE_SECONDS = 10.0
 _FILE_SECONDS = 30.0
@@ -29,7 +27,7 @@ class Sandbox:
 
     def __init__(
         self,
-        zygote: Callable[[], Awaitable[Zygote]],
+        backend: Callable[[], Awaitable[Backend]],
         config: SandboxConfig,
         context: object,
         query: str,
@@ -37,7 +35,7 @@ class Sandbox:
         on_call: OnCall | None,
         tools: ToolCalls,
     ) -> None:
-        self._find_zygote = zygote
+        self._find_backend = backend
         self._config = config
         self._context = context
         self._query = query.encode("utf-8", "replace").decode()
@@ -50,9 +48,8 @@ class Sandbox:
         self._files: dict[int, asyncio.Future[protocol.FileData]] = {}
         self._file_number = 0
         self._isolation: Isolation | None = None
-        self._context_kind: Literal["text", "object"] = "text"
         self._lost: str | None = None
-        self._started = False
+        self._guest: Guest | None = None
         self._closed = False
 
     @property
@@ -69,22 +66,18 @@ class Sandbox:
             SandboxLost: the sandbox died before it was ready.
             TaskError: the context holds something that is no plain data, or the packages cannot be read.
         """
-        self._zygote = await self._find_zygote()
+        backend = await self._find_backend()
         self._host: dict[str, int] = {}
         self._ready: asyncio.Future[Isolation] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
-        self._lost = None
+        self._lost = "the sandbox did not start"
+        self._guest = None
         self._doomed = False
-        fd, self._context_kind = self._zygote.contexts.descriptor(self._context)
-        try:
-            self._started = False
-            limits = self._config.limits(tools=len(self._tools.toolbox.host))
-            self._session = self._zygote.spawn(self._receive, limits, fd)
-            self._started = True
-        finally:
-            os.close(fd)
         try:
             async with asyncio.timeout(self._config.start_timeout):
+                self._guest = await backend.open(
+                    self._receive, self._config, self._context, self._tools.toolbox
+                )
                 self._isolation = await self._ready
         except TimeoutError:
             await self._kill()
@@ -144,7 +137,7 @@ class Sandbox:
             await self._stop_cell(running)
             raise
         if late:
-            self._zygote.abandon(self._session)  # it would not hear a Kill
+            self._live.abandon()  # it would not hear a Kill
             await self._kill()
         return await running.result
 
@@ -251,8 +244,13 @@ class Sandbox:
         if self._lost is not None:
             raise SandboxLost(f"{self._lost}; every variable is gone. Call reset() for a fresh start")
 
+    @property
+    def _live(self) -> Guest:
+        assert self._guest is not None, "there is one from the start to the end"
+        return self._guest
+
     def _send(self, message: protocol.ToShim) -> None:
-        self._zygote.send(self._session, message)
+        self._live.send(message)
 
     async def _stop_cell(self, running: _RunningCell) -> None:
         """After a cancellation: the cell must not run on. Bounded by the grace."""
@@ -262,16 +260,16 @@ class Sandbox:
             await self._kill()
 
     async def _kill(self) -> None:
-        if not self._started:
+        if self._guest is None:
             return
         if not self._gone.is_set():
             self._doomed = True
             self._send(protocol.Kill())
             if not await self._is_gone_within(_CLOSE_SECONDS):
-                self._zygote.abandon(self._session)
+                self._guest.abandon()
                 if not await self._is_gone_within(_CLOSE_SECONDS):
                     self._end("the sandbox's shim could not be killed")
-        self._zygote.forget(self._session)
+        await self._guest.discard()
         await self._end_calls()
 
     async def _is_gone_within(self, seconds: float) -> bool:
@@ -319,11 +317,12 @@ class Sandbox:
                 return
             box = self._tools.toolbox
             self._send(protocol.Start(self._query, *self._guest_limits(), box.guest, box.host))
-            self._send(protocol.Load(self._context_kind, "descriptor", b""))
+            self._send(self._live.load)
         elif self._ready.done():  # given up meanwhile
             return
         elif isinstance(message, protocol.Ready):
-            self._ready.set_result(Isolation.from_facts(self._config.backend, message.facts, self._host))
+            self._lost = None
+            self._ready.set_result(Isolation.from_facts(self._live.walls, message.facts, self._host))
         else:
             self._ready.set_exception(failure(message.step, message.errno, self._config.packages))
 

@@ -37,10 +37,13 @@ class Zygote:
 
     Args:
         packages: the real path of a folder that its sandboxes can import from.
+        contexts: a folder of what the guests of a container daemon read. With it the zygote builds no walls, takes
+            ``attach`` instead of ``spawn``, and removes the folder at its end.
     """
 
-    def __init__(self, packages: str | None = None) -> None:
+    def __init__(self, packages: str | None = None, *, contexts: str | None = None) -> None:
         self._packages = packages
+        self._contexts = contexts
         self.contexts = ContextMemory()
         self._receivers: dict[bytes, Receiver] = {}
         self._ready: asyncio.Future[None] | None = None
@@ -82,7 +85,7 @@ class Zygote:
             self._loop.add_reader(self._control, self._read_control)
             with theirs, tempfile.TemporaryFile() as complaints:
                 self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec; asyncio's way takes a child watcher
-                    view.command(theirs.fileno(), f"{folder}/engine", self._packages),
+                    self._command(theirs.fileno(), f"{folder}/engine"),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=complaints,
@@ -107,17 +110,36 @@ class Zygote:
             shutil.rmtree(folder)
             undo.pop_all()
 
+    def _command(self, control_fd: int, socket_file: str) -> list[str]:
+        if self._contexts is not None:
+            return view.command_without_view(control_fd, socket_file, self._contexts)
+        return view.command(control_fd, socket_file, self._packages)
+
     def spawn(self, receiver: Receiver, limits: protocol.Limits, context_fd: int) -> bytes:
-        """Fork a shim whose messages go to ``receiver``; its session.
+        """Fork a shim, with a sandbox, whose messages go to ``receiver``; its session.
 
         Raises:
             SandboxLost: the zygote is gone.
         """
+        return self._order(receiver, lambda session: protocol.Spawn(session, limits), context_fd)
+
+    def attach(
+        self, receiver: Receiver, limits: protocol.Limits, stream_fd: int, groups: dict[str, str]
+    ) -> bytes:
+        """Fork a shim for a guest in a container, see ``protocol.Attach``; its session.
+
+        Raises:
+            SandboxLost: the zygote is gone.
+        """
+        return self._order(receiver, lambda session: protocol.Attach(session, limits, groups), stream_fd)
+
+    def _order(
+        self, receiver: Receiver, order: Callable[[bytes], protocol.Spawn | protocol.Attach], fd: int
+    ) -> bytes:
         session = b"s" + os.urandom(12)
         self._receivers[session] = receiver
-        packet = protocol.encode(protocol.Spawn(session, limits))
         try:
-            socket.send_fds(self._control, [packet], [context_fd])
+            socket.send_fds(self._control, [protocol.encode(order(session))], [fd])
         except OSError as error:
             del self._receivers[session]
             raise SandboxLost("the process that forks sandboxes is gone") from error

@@ -216,8 +216,16 @@ def measure() -> protocol.Facts:
         no_new_privs=status.get("NoNewPrivs", "").strip() == "1",
         seccomp=status.get("Seccomp", "").strip() == "2",
         interfaces=_interfaces(),
-        root_writable=_is_root_writable(),
+        root_writable=not _root_is_read_only(),
     )
+
+
+def _root_is_read_only() -> bool:
+    """gVisor tells it of a mount in mountinfo alone (proc(5): fields 5 and 6 are the place and its options)."""
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        return True
+    mounts = (line.split() for line in _lines("/proc/self/mountinfo"))
+    return [fields[5].split(",")[0] for fields in mounts if fields[4] == "/"][-1:] == ["ro"]
 
 
 def _lines(path: str) -> list[str]:
@@ -230,12 +238,6 @@ def _interfaces() -> list[str]:
         return [line.split(":")[0].strip() for line in _lines("/proc/self/net/dev") if ":" in line]
     except OSError:
         return ["unknown"]
-
-
-def _is_root_writable() -> bool:
-    options = [line.split()[3].split(",") for line in _lines("/proc/self/mounts") if line.split()[1] == "/"]
-    # gVisor tells it only there.
-    return not (os.statvfs("/").f_flag & os.ST_RDONLY or (options and "ro" in options[-1]))
 
 
 def _namespaces() -> dict[str, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from ..protocol import Limits, Outcome, Usage
+from .attached import Attached
 from .cgroups import Cgroup
 from .walls import Walls
 
@@ -46,30 +47,40 @@ class Meter(ABC):
 
 
 class CgroupMeter(Meter):
-    """The kernel's books."""
+    """The kernel's books. A container's are closed with it: what they said last holds then."""
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
+        self._cpu, self._refused, self._is_out_of_memory = 0.0, 0, False
         self.begin()
 
     def begin(self) -> None:
         """See ``Meter.begin``."""
-        self._cpu = self._cgroup.cpu_seconds()
-        self._refused = self._cgroup.refused_forks()
+        self._usage = Usage(0.0, 0, "cgroup")
+        with contextlib.suppress(OSError):
+            self._cpu = self._cgroup.cpu_seconds()
+            self._refused = self._cgroup.refused_forks()
 
     def usage(self) -> Usage:
         """See ``Meter.usage``."""
-        return Usage(self._cgroup.cpu_seconds() - self._cpu, self._cgroup.peak_memory(), "cgroup")
+        with contextlib.suppress(OSError):
+            cpu = self._cgroup.cpu_seconds() - self._cpu
+            self._usage = Usage(cpu, self._cgroup.peak_memory(), "cgroup")
+        return self._usage
 
     def exceeded(self) -> tuple[Outcome, str] | None:
         """See ``Meter.exceeded``. Where any process was killed, the tree is no longer whole."""
-        if self._cgroup.oom_kills() > 0:
+        with contextlib.suppress(OSError):
+            self._is_out_of_memory = self._cgroup.oom_kills() > 0
+        if self._is_out_of_memory:
             return Outcome.OOM, "the kernel killed a process for want of memory"
         return None
 
     def was_refused_a_process(self) -> bool:
         """See ``Meter.was_refused_a_process``."""
-        return self._cgroup.refused_forks() > self._refused
+        with contextlib.suppress(OSError):
+            return self._cgroup.refused_forks() > self._refused
+        return False
 
 
 class Watchdog(Meter):
@@ -166,6 +177,27 @@ def _sum_kib(path: str, *names: str) -> int:
     return 0
 
 
-def meter_of(built: Walls, limits: Limits) -> Meter:
-    """The meter that these walls allow."""
-    return Watchdog(built.pid, limits) if built.cgroup is None else CgroupMeter(built.cgroup)
+class NoMeter(Meter):
+    """Of a container on another machine, or one that its runtime puts into no control group, nothing is seen."""
+
+    def begin(self) -> None:
+        """See ``Meter.begin``."""
+
+    def usage(self) -> Usage:
+        """See ``Meter.usage``."""
+        return Usage(0.0, 0, "none")
+
+    def exceeded(self) -> tuple[Outcome, str] | None:
+        """See ``Meter.exceeded``."""
+        return None
+
+    def was_refused_a_process(self) -> bool:
+        """See ``Meter.was_refused_a_process``."""
+        return False
+
+
+def meter_of(box: Walls | Attached, limits: Limits) -> Meter:
+    """The meter that this sandbox allows."""
+    if box.cgroup is not None:
+        return CgroupMeter(box.cgroup)
+    return NoMeter() if box.pid is None else Watchdog(box.pid, limits)

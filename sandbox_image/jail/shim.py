@@ -6,7 +6,6 @@ the clocks, and kills. Single-threaded apart from libzmq; it waits in one place 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -23,10 +22,10 @@ from ..guest import init
 from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
 from . import syscalls as sc
 from . import walls
+from .attached import Attached
 from .guard import Guard
 from .meter import meter_of
 from .steps import StepFailed
-from .view import ENGINE_SOCKET
 
 _READ_BYTES = 1 << 18
 _PACKET_BYTES = 64 << 10
@@ -35,80 +34,98 @@ _QUEUE_TO_ENGINE = 4096
 _QUEUED_BYTES = 8 << 20
 
 
-def main(orders: socket.socket, kit: walls.Kit, zygote_pid: int) -> NoReturn:
-    """Build a sandbox, wait on ``orders`` for its user, and be its shim until it has ended."""
+def main(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, zygote_pid: int) -> NoReturn:
+    """Build a sandbox, wait on ``orders`` for its user, and be its shim until it has ended.
+
+    Without a kit nothing is built: the order brings a guest that runs already.
+    """
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != zygote_pid:  # it died before it could be tied to this process
             os._exit(0)
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
         sc.set_name("supdist-shim")
-        _run(orders, kit, f"{zygote_pid}-{os.getpid()}")
+        _run(orders, kit, engine_socket, f"{zygote_pid}-{os.getpid()}")
     except BaseException:
         traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
-def _run(orders: socket.socket, kit: walls.Kit, name: str) -> None:
-    built: walls.Walls | StepFailed
-    try:
-        built = walls.build(kit, name, init.main)
-    except StepFailed as failed:
-        built = failed
+def _run(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, name: str) -> None:
+    built: walls.Walls | StepFailed | None = None
+    if kit is not None:
+        try:
+            built = walls.build(kit, name, init.main)
+        except StepFailed as failed:
+            built = failed
     packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 1)
     orders.close()
     if not packet or not descriptors:
         os._exit(0)  # the zygote is gone, and this process about to be killed
-    spawn = protocol.decode_to_zygote(packet)
-    assert isinstance(spawn, protocol.Spawn)
-    if isinstance(built, walls.Walls):
-        try:
-            built.furnish(spawn.limits, descriptors[0])
-        except StepFailed as failed:
-            built = _tear_down(built, failed)
-    os.close(descriptors[0])
+    order = protocol.decode_to_zygote(packet)
+    assert not isinstance(order, protocol.Abandon)
+    box = _take(order, descriptors[0], built)
     # ZeroMQ starts threads, so it comes after the last fork.
     zeromq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     engine = zeromq.socket(zmq.DEALER)
     engine.setsockopt(zmq.LINGER, 5000)
-    engine.setsockopt(zmq.ROUTING_ID, spawn.session)
+    engine.setsockopt(zmq.ROUTING_ID, order.session)
     engine.setsockopt(zmq.SNDTIMEO, 5000)
-    engine.connect(f"ipc://{ENGINE_SOCKET}")
+    engine.connect(f"ipc://{engine_socket}")
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
     engine.send(protocol.encode(protocol.Hello(namespaces)))
-    if isinstance(built, walls.Walls):
-        Shim(spawn.limits, engine, built).serve()
+    if isinstance(box, StepFailed):
+        engine.send(protocol.encode(protocol.SetupFailed(box.step, box.errno)))
     else:
-        engine.send(protocol.encode(protocol.SetupFailed(built.step, built.errno)))
+        Shim(order.limits, engine, box).serve()
     engine.close()
     zeromq.term()
 
 
-def _tear_down(built: walls.Walls, failed: StepFailed) -> StepFailed:
-    os.kill(built.pid, signal.SIGKILL)
-    _wait(built.pid)
-    if built.cgroup is not None:
-        built.cgroup.remove()
-    return failed
+def _take(
+    order: protocol.Spawn | protocol.Attach, descriptor: int, built: walls.Walls | StepFailed | None
+) -> walls.Walls | Attached | StepFailed:
+    """The guest that the order is about, with what came beside it: its context, or its stream."""
+    if isinstance(order, protocol.Attach):
+        return Attached(socket.socket(fileno=descriptor), order.groups)
+    assert built is not None
+    try:
+        if isinstance(built, walls.Walls):
+            _furnish(built, order.limits, descriptor)
+    except StepFailed as failed:
+        return failed
+    finally:
+        os.close(descriptor)
+    return built
+
+
+def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
+    try:
+        built.furnish(limits, context)
+    except StepFailed:
+        built.kill()
+        built.remove()
+        raise
 
 
 class Shim:
     """The loop: engine's socket, guest's stream, and the clock of the running cell."""
 
-    def __init__(self, limits: protocol.Limits, engine: zmq.Socket[bytes], built: walls.Walls) -> None:
+    def __init__(
+        self, limits: protocol.Limits, engine: zmq.Socket[bytes], box: walls.Walls | Attached
+    ) -> None:
         self._limits = limits
         self._engine = engine
-        self._walls = built
-        self._stream = built.stream
+        self._box = box
+        self._stream = box.stream
         self._guard = Guard(limits)
-        self._meter = meter_of(built, limits)
+        self._meter = meter_of(box, limits)
         self._frames = protocol.FrameBuffer(limits.frame_bytes)
         self._heard: deque[bytes] = deque()
         self._to_guest: deque[memoryview] = deque()
         self._to_engine: deque[bytes] = deque()
         self._bytes_to_engine = 0
-        self._repl_exit: ReplExit | None = None
         self._over: Exit | None = None
         self._quiet_until: float | None = None
 
@@ -117,8 +134,9 @@ class Shim:
         stream, engine = self._stream.fileno(), self._engine
         self._stream.setblocking(False)
         poller = zmq.Poller()
-        sync = self._walls.sync
-        poller.register(sync, zmq.POLLIN)
+        sync = self._box.sync
+        if sync >= 0:
+            poller.register(sync, zmq.POLLIN)
         while self._over is None:
             self._judge_what_was_heard()
             if self._over is not None:
@@ -213,7 +231,7 @@ class Shim:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._end(*self._how_the_guest_died())
+            self._end(*self._how_the_guest_died(None))
             return
         try:
             self._heard.extend(self._frames.feed(data))
@@ -234,7 +252,7 @@ class Shim:
     def _judge(self, payload: bytes, now: float) -> None:
         message = protocol.decode_from_guest(payload)
         if isinstance(message, ReplExit):
-            self._repl_exit = message
+            self._end(*self._how_the_guest_died(message))
             return
         if isinstance(message, Done):
             used, refused = self._meter.usage(), self._meter.was_refused_a_process()
@@ -302,21 +320,21 @@ class Shim:
     # The end
 
     def _walls_stand_or_not(self) -> None:
-        failed = self._walls.failure()
+        failed = self._box.failure()
         if failed is not None:
             self._send_engine(protocol.encode(protocol.SetupFailed(failed.step, failed.errno)))
             self._end(Outcome.KILLED, "the walls could not be built")
 
-    def _how_the_guest_died(self) -> tuple[Outcome, str]:
-        """The stream has ended: init is dead or dying, and its PID namespace with it."""
+    def _how_the_guest_died(self, last: ReplExit | None) -> tuple[Outcome, str]:
+        """Init said its last words, or the stream ended without any; its PID namespace is dead or dying."""
         exceeded = self._meter.exceeded()
         if exceeded is not None:
             return exceeded
-        if self._repl_exit is None:
+        if last is None:
             return Outcome.CRASHED, "the sandbox closed its stream or its init died"
-        if self._repl_exit.hung_up:
+        if last.hung_up:
             return Outcome.CRASHED, "the interpreter closed its stream"
-        status = self._repl_exit.status
+        status = last.status
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
@@ -332,25 +350,16 @@ class Shim:
             self._over = Exit(outcome, detail)
 
     def _bury(self) -> None:
-        """Kill the PID namespace, wait until it is gone, then tell the engine."""
+        """Kill what is left of the guest, wait until it is gone, then tell the engine."""
         assert self._over is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._walls.pid, signal.SIGKILL)
-        _wait(self._walls.pid)
-        self._stream.close()
+        self._box.kill()
         if self._guard.cell is not None:
             usage = self._meter.usage()
             verdict = self._guard.end_cell(
                 self._over.outcome, None, time.monotonic(), usage, died=self._over.detail
             )
             self._to_engine.append(protocol.encode(verdict))
-        if self._walls.cgroup is not None:
-            self._walls.cgroup.remove()
+        self._box.remove()
         self._to_engine.append(protocol.encode(self._over))
         for payload in self._to_engine:
             self._engine.send(payload)
-
-
-def _wait(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)

@@ -130,6 +130,17 @@ def _module_files(name: str) -> list[Path]:
     return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
 
 
+def command_without_view(control_fd: int, socket_file: str, contexts: str) -> list[str]:
+    """The command line of a zygote that builds no walls, and so needs no view: its guests are in containers.
+
+    ``contexts`` is the folder with what they read; it is removed at the end.
+    """
+    package = Path(__file__).resolve().parent.parent
+    path = sorted({str(_module_files(module)[0].parent) for module in HOST_MODULES})
+    boot = BOOT.format(path=path, root=str(package.parent), module="zygote")
+    return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), socket_file, json.dumps(contexts)]
+
+
 def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
     """The command line that becomes the zygote, see ``plan``. ``control_fd`` must be inherited."""
     root = str(Path(__file__).resolve().parent.parent.parent)
@@ -149,7 +160,16 @@ def main() -> None:
                 os.path.dirname(to) for _, to in order["copies"]
             ]
             boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="zygote")
-            arguments = [order["python"], "-I", "-S", "-c", boot, str(order["control"]), json.dumps(folders)]
+            arguments = [
+                order["python"],
+                "-I",
+                "-S",
+                "-c",
+                boot,
+                str(order["control"]),
+                ENGINE_SOCKET,
+                json.dumps(folders),
+            ]
             os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
     except StepFailed as failure:
         # msgspec is not to be had in this interpreter; the engine reads this one line in its place.

@@ -7,6 +7,7 @@ becomes the parent of init.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import math
@@ -106,6 +107,19 @@ class Walls:
         text = self._sync.recv(256).decode()
         self._sync.close()
         return _failure(text) if text else None
+
+    def kill(self) -> None:
+        """Kill the PID namespace, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        self.stream.close()
+
+    def remove(self) -> None:
+        """Remove what is left of it when it has been killed and nobody asks any more what it used."""
+        if self.cgroup is not None:
+            self.cgroup.remove()
 
 
 def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:

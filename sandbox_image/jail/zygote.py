@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -43,20 +44,24 @@ _GUESTS_USE = (
 
 
 def main() -> None:
-    """Serve the control socket, whose descriptor is the first argument, until the engine is gone."""
+    """Serve the control socket until the engine is gone.
+
+    Arguments: its descriptor, the path of the engine's ZeroMQ socket, and, as JSON, a list of the folders that
+    sandboxes see. A zygote whose shims are for guests of a container daemon is given, instead of the list, the path of
+    the folder with their contexts, and removes it at the end.
+    """
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     sc.set_name("supdist-zygote")
     for module in _GUESTS_USE:
         __import__(module)
-    cgroups = CgroupBase.find()
-    kit = walls.Kit(
-        _compile_filter(_UNCOUNTED if cgroups is None else frozenset()),
-        cgroups,
-        tuple(json.loads(sys.argv[2])),
-    )
-    if kit.cgroups is not None:
-        kit.cgroups.sweep_the_dead()
+    engine_socket, sees = sys.argv[2], json.loads(sys.argv[3])
+    kit = None
+    if isinstance(sees, str):
+        # Nothing is left on disk whoever is killed: the engine unlinks the socket's name, this keeps the file.
+        engine_socket = f"/proc/self/fd/{os.open(engine_socket, os.O_PATH)}"
+    else:
+        kit = _kit(tuple(sees))
     for number in (signal.SIGCHLD, *_ENDS):
         signal.signal(number, _wake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,7 +69,14 @@ def main() -> None:
     # (and so does not copy) the pages that it shares with its siblings.
     gc.collect()
     gc.freeze()
-    Zygote(control, kit).serve()
+    Zygote(control, kit, engine_socket, sees if kit is None else None).serve()
+
+
+def _kit(folders: tuple[str, ...]) -> walls.Kit:
+    cgroups = CgroupBase.find()
+    if cgroups is not None:
+        cgroups.sweep_the_dead()
+    return walls.Kit(_compile_filter(_UNCOUNTED if cgroups is None else frozenset()), cgroups, folders)
 
 
 def _compile_filter(refused: frozenset[str]) -> bytes | None:
@@ -78,9 +90,14 @@ def _compile_filter(refused: frozenset[str]) -> bytes | None:
 class Zygote:
     """The children, and the one that waits: a shim with its sandbox built, that nobody has used."""
 
-    def __init__(self, control: socket.socket, kit: walls.Kit) -> None:
+    def __init__(
+        self, control: socket.socket, kit: walls.Kit | None, engine_socket: str, contexts: str | None
+    ) -> None:
         self._control = control
+        self._contexts = contexts
         self._kit = kit
+        self._cgroups = kit.cgroups if kit is not None else None
+        self._engine_socket = engine_socket
         self._reaped, self._signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         self._sessions: dict[int, bytes] = {}
@@ -117,7 +134,7 @@ class Zygote:
                 else:
                     self._spawn(order, descriptors)
 
-    def _spawn(self, order: protocol.Spawn, descriptors: list[int]) -> None:
+    def _spawn(self, order: protocol.Spawn | protocol.Attach, descriptors: list[int]) -> None:
         """Give the waiting sandbox to its user, and build the next."""
         pid, orders = self._spare or self._fork()
         self._spare = None
@@ -140,7 +157,7 @@ class Zygote:
                 os.close(fd)
             for unused in (ours, self._control, *([self._spare[1]] if self._spare else [])):
                 unused.close()
-            shim.main(theirs, self._kit, parent)
+            shim.main(theirs, self._kit, self._engine_socket, parent)
         theirs.close()
         return pid, ours
 
@@ -165,7 +182,7 @@ class Zygote:
 
     def _sweep(self) -> None:
         """Remove the groups that shims left. A guest is dead a moment after its shim, so it may take a few tries."""
-        cgroups = self._kit.cgroups
+        cgroups = self._cgroups
         self._to_sweep = {name for name in self._to_sweep if cgroups is not None and cgroups.sweep(name)}
 
     def _kill(self, pids: Iterable[int]) -> None:
@@ -178,10 +195,12 @@ class Zygote:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
-        if self._kit.cgroups is not None:
+        if self._cgroups is not None:
             deadline = time.monotonic() + _SWEEP_SECONDS
-            while self._kit.cgroups.sweep(f"{os.getpid()}-*") and time.monotonic() < deadline:
+            while self._cgroups.sweep(f"{os.getpid()}-*") and time.monotonic() < deadline:
                 time.sleep(0.01)  # a killed guest is dead a moment before its group is empty
+        if self._contexts is not None:
+            shutil.rmtree(self._contexts, ignore_errors=True)
         os._exit(0)
 
 

@@ -1,0 +1,75 @@
+"""What sandboxes are made by: a backend opens guests, each behind a shim of its own."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+
+from ...sandbox_image import protocol
+from ..tools import Toolbox
+from .config import SandboxConfig
+from .zygote import Receiver, Zygote
+
+
+class Guest:
+    """One guest and its shim, until ``discard``. What the shim says goes to the receiver that it was opened with.
+
+    Attributes:
+        walls: as ``Isolation.backend`` has it.
+        load: how the guest gets its context.
+    """
+
+    walls = "process"
+
+    def __init__(self, zygote: Zygote, session: bytes, load: protocol.Load) -> None:
+        self._zygote = zygote
+        self._session = session
+        self.load = load
+
+    def send(self, message: protocol.ToShim) -> None:
+        """See ``Zygote.send``."""
+        self._zygote.send(self._session, message)
+
+    def abandon(self) -> None:
+        """See ``Zygote.abandon``."""
+        self._zygote.abandon(self._session)
+
+    async def discard(self) -> None:
+        """Hear nothing more of it, and remove what its end has left. Takes some seconds at most; raises nothing."""
+        self._zygote.forget(self._session)
+
+
+class Backend(ABC):
+    """What walls are made of, for any number of guests of one event loop."""
+
+    @abstractmethod
+    async def open(
+        self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
+    ) -> Guest:
+        """A guest that starts, to be given these tools; the receiver hears how.
+
+        Nothing is awaited after its shim was ordered, so that the caller has the guest before it hears of it.
+
+        Raises:
+            SandboxUnavailable: this machine has no such walls.
+            SandboxLost: the machinery ended.
+            TaskError: the context is no plain data, or the tools cannot be sent there.
+        """
+
+
+class ProcessBackend(Backend):
+    """Walls of our own, by forks of a zygote."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        self._zygote = zygote
+
+    async def open(
+        self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
+    ) -> Guest:
+        """See ``Backend.open``."""
+        fd, kind = self._zygote.contexts.descriptor(context)
+        try:
+            session = self._zygote.spawn(receiver, config.limits(len(toolbox.host)), fd)
+        finally:
+            os.close(fd)
+        return Guest(self._zygote, session, protocol.Load(kind, "descriptor", b""))

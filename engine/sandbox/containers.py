@@ -1,0 +1,404 @@
+"""Containers of a Docker daemon, through its SDK: made hardened, looked at, removed, swept.
+
+Everything here blocks, at most ``_REQUEST_SECONDS`` for one answer of the daemon, and is called in threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ...sandbox_image import protocol
+from ...sandbox_image.image import PROTOCOL_LABEL, PYTHON_LABEL
+from ...sandbox_image.jail.view import PACKAGES
+from ..errors import SandboxLost, SandboxUnavailable, TaskError
+from .config import SandboxConfig
+from .lease import has_ended, own_lease
+
+_REQUEST_SECONDS = 20
+_API = "1.41"
+"""The first version that knows ``CgroupnsMode``: Docker 20.10."""
+_LEASE = "supdist.lease"
+_LEFT_SECONDS = 600.0
+_END_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
+_KILLED = 128 + 9
+_USER = "65534:65534"
+_ONE_LINER = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
+_SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+_CGROUPS_V1 = ("memory", "pids", "cpu", "cpuacct")
+
+# What tells of the host or its kernel. Naming any replaces the daemon's own list, which is in it.
+_MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms",
+    "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/latency_stats", "/proc/modules", "/proc/pagetypeinfo",
+    "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/sys",
+)  # fmt: skip
+
+_START = (
+    "Start it (`systemctl start docker`), set DOCKER_HOST to its socket, or join the group that may use it."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One that runs: its daemon's id for it, its stdio as the daemon attached it, and its control groups by controller."""
+
+    id: str
+    stream: socket.socket
+    groups: dict[str, str]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its stdio is open; nothing has been read from it so far."""
+        with contextlib.suppress(BlockingIOError):
+            return bool(self.stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is built on ours.
+
+    Attributes:
+        name: what the daemon knows it by.
+        python: major and minor version of its Python.
+        is_gvisor: whether its containers are to run under gVisor.
+    """
+
+    name: str
+    python: str
+    is_gvisor: bool
+
+    def check_python(self) -> None:
+        """Functions travel as byte code, which only the same version of Python understands.
+
+        Raises:
+            TaskError: it has another.
+        """
+        own = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if self.python != own:
+            raise TaskError(
+                f"tools: the image {self.name!r} has Python {self.python} and the engine {own}, so that functions cannot "
+                "be sent there: use HostTool, or build the image on the engine's version (`image build --base`)"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a container's first process ended, by the daemon."""
+
+    out_of_memory: bool
+    was_killed: bool
+
+
+class Daemon:
+    """The way to a Docker daemon.
+
+    Attributes:
+        shares_files: whether it is on this machine, so that a folder of ours can be mounted.
+    """
+
+    def __init__(self, client: Any, url: str) -> None:
+        self._client = client
+        self._url = url
+        self.shares_files = url.startswith(("unix:", "http+unix:"))
+
+    @classmethod
+    def connect(cls) -> Daemon:
+        """The daemon that the environment names, as for ``docker``: DOCKER_HOST, else the usual socket.
+
+        Raises:
+            SandboxUnavailable: there is none that will do.
+        """
+        try:
+            import docker
+            from docker.utils import kwargs_from_env
+        except ImportError:
+            raise SandboxUnavailable(
+                "The docker backend needs the Docker SDK",
+                "Install it: `pip install 'supdist-engine[docker]'`.",
+            ) from None
+        from docker.errors import DockerException
+
+        where = kwargs_from_env()
+        url = where.get("base_url") or "unix:///var/run/docker.sock"
+        if "tls" in where or url.startswith(("https:", "ssh:")):
+            raise SandboxUnavailable(
+                f"A container's stream cannot be handed over by the daemon at {url}",
+                "Forward its socket and use that: `ssh -N -L 127.0.0.1:2375:/var/run/docker.sock HOST` and "
+                "DOCKER_HOST=tcp://127.0.0.1:2375.",
+            )
+        try:
+            client = docker.APIClient(base_url=url, version=_API, timeout=_REQUEST_SECONDS)
+            served = client.version(api_version=False)
+        except (DockerException, OSError) as error:
+            raise SandboxUnavailable(
+                f"No Docker daemon answers at {url} ({_reason(error)})", _START
+            ) from error
+        if _number(served["ApiVersion"]) < _number(_API):
+            raise SandboxUnavailable(
+                f"The Docker daemon is too old: its API is {served['ApiVersion']}, and {_API} is needed",
+                "Use Docker 20.10 or newer.",
+            )
+        return cls(client, url)
+
+    def look_at(self, name: str, runtime: str | None) -> Image:
+        """An image, and whether containers of it can be made.
+
+        Raises:
+            SandboxUnavailable: they cannot.
+        """
+        from docker.errors import ImageNotFound
+
+        with self._asking("be asked for its images"):
+            try:
+                labels: dict[str, str] = self._client.inspect_image(name)["Config"].get("Labels") or {}
+            except ImageNotFound:
+                raise SandboxUnavailable(
+                    f"The Docker daemon has no image {name!r}",
+                    "Build ours with `supdist-engine image build`, or name one that is built on it in `image`.",
+                ) from None
+            runtimes: dict[str, Any] = self._client.info()["Runtimes"] if runtime is not None else {}
+        if labels.get(PROTOCOL_LABEL) != str(protocol.VERSION):
+            raise SandboxUnavailable(
+                f"The image {name!r} is not built on a sandbox image of this version",
+                "Build ours with `supdist-engine image build`, and yours on it again.",
+            )
+        if runtime is not None and runtime not in runtimes:
+            raise SandboxUnavailable(
+                f"The Docker daemon has no runtime {runtime!r}; it has {', '.join(sorted(runtimes))}",
+                "For gVisor: install runsc, then `runsc install` and restart the daemon.",
+            )
+        program = runtimes[runtime].get("path") or runtime if runtime is not None else ""
+        return Image(name, labels.get(PYTHON_LABEL, ""), "runsc" in os.path.basename(program))
+
+    def start(self, image: Image, config: SandboxConfig, folder: str | None) -> Container:
+        """Make and start a container of the guest, attached.
+
+        Args:
+            image: its image.
+            config: its limits.
+            folder: one of this machine that it sees, read-only, at ``os.path.dirname(protocol.CONTEXT_FILE)``.
+
+        Raises:
+            SandboxUnavailable: the daemon refuses it.
+        """
+        with self._asking("make a container of the sandbox image"):
+            made = self._client.create_container_from_config(
+                self._settings(image.name, config, folder), name=f"supdist-{os.urandom(8).hex()}"
+            )
+            try:
+                stream = self._attach(made["Id"])
+                try:
+                    self._client.start(made["Id"])
+                    return Container(made["Id"], stream, self._groups(made["Id"]))
+                except BaseException:
+                    stream.close()
+                    raise
+            except BaseException:
+                self.remove(made["Id"])
+                raise
+
+    def _attach(self, container: str) -> socket.socket:
+        """The connection that carries its stdio from now on (Docker Engine API, "Attach to a container", hijacking).
+
+        The SDK would give a reader on top of it and keep the connection for itself.
+        """
+        connection = HTTPConnection("docker", timeout=_REQUEST_SECONDS)
+        connection.sock = self._dial()
+        try:
+            path = f"/v{_API}/containers/{container}/attach?stdin=1&stdout=1&stream=1"
+            connection.request("POST", path, headers={"Connection": "Upgrade", "Upgrade": "tcp"})
+            answer = connection.getresponse()
+            if answer.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                raise OSError(f"it answered {answer.status} to a request to attach to a container")
+            stream = (
+                connection.sock.dup()
+            )  # nothing was sent before its start, so that the reader holds nothing
+            stream.setblocking(True)
+            answer.close()
+        except HTTPException as error:
+            raise OSError(f"it does not speak HTTP: {error!r}") from error
+        finally:
+            connection.close()
+        return stream
+
+    def _dial(self) -> socket.socket:
+        if self.shares_files:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(_REQUEST_SECONDS)
+            try:
+                sock.connect(self._url.split("://", 1)[1])
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        address = urlsplit(self._url)
+        return socket.create_connection((address.hostname, address.port or 2375), _REQUEST_SECONDS)
+
+    def _groups(self, container: str) -> dict[str, str]:
+        """The control groups of a container of this machine, where they can be seen."""
+        if not self.shares_files:
+            return {}
+        pid = self._client.inspect_container(container)["State"]["Pid"]
+        own: dict[str, str] = {}
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+                _, controllers, path = line.split(":", 2)
+                own |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
+        groups = {name: str(_CGROUP_MOUNT / name / own[name]) for name in _CGROUPS_V1 if own.get(name)}
+        if not groups and own.get(""):
+            groups = {name: str(_CGROUP_MOUNT / own[""]) for name in ("memory", "pids")}
+        # A runtime that ignores control groups leaves its processes in its own parent's.
+        here = all(container in folder and os.path.isdir(folder) for folder in groups.values())
+        return groups if here else {}
+
+    def ended(self, container: str) -> Ended:
+        """How a container ended that is about to.
+
+        Raises:
+            SandboxLost: it does not end, or the daemon cannot tell.
+        """
+        from docker.errors import DockerException
+
+        deadline = time.monotonic() + _END_SECONDS
+        state: dict[str, Any] = {"Running": True}
+        while time.monotonic() < deadline:
+            try:
+                state = self._client.inspect_container(container)["State"]
+            except (DockerException, OSError) as error:
+                raise SandboxLost(f"the Docker daemon cannot tell how it ended ({_reason(error)})") from error
+            # That the kernel killed it for want of memory is told by another event, which may come later.
+            if not state["Running"] and (state["OOMKilled"] or state["ExitCode"] != _KILLED):
+                break
+            time.sleep(_LOOK_SECONDS)
+        if state["Running"]:
+            raise SandboxLost("its container does not end")
+        return Ended(bool(state["OOMKilled"]), state["ExitCode"] == _KILLED)
+
+    def remove(self, container: str) -> None:
+        """Kill a container and remove it; nothing where it is gone. What cannot be removed now, the next start sweeps."""
+        from docker.errors import DockerException
+
+        with contextlib.suppress(DockerException, OSError):
+            self._client.remove_container(container, force=True, v=True)
+
+    def sweep(self) -> None:
+        """Remove containers whose engine has ended, and such as have long ended themselves.
+
+        Raises:
+            SandboxUnavailable: the daemon does not answer.
+        """
+        with self._asking("list its containers"):
+            found = self._client.containers(all=True, filters={"label": _LEASE})
+        for container in found:
+            lease = container["Labels"][_LEASE]
+            is_old = container["Created"] < datetime.now(UTC).timestamp() - _LEFT_SECONDS
+            if has_ended(lease) or (container["State"] in ("exited", "dead", "created") and is_old):
+                self.remove(container["Id"])
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _settings(self, image: str, config: SandboxConfig, folder: str | None) -> dict[str, Any]:
+        from docker.types import Mount, Ulimit
+
+        limits = config.limits()
+        mounts = [_mount(Mount, os.path.dirname(protocol.CONTEXT_FILE), folder)] if folder is not None else []
+        environment: list[str] = []
+        if config.packages is not None:
+            mounts.append(_mount(Mount, PACKAGES, config.packages))
+            threads = str(max(1, min(math.ceil(limits.cpus), limits.pids // 4)))
+            environment = [
+                f"PYTHONPATH={PACKAGES}",
+                f"OPENBLAS_NUM_THREADS={threads}",
+                f"OMP_NUM_THREADS={threads}",
+            ]
+        ulimits = {
+            "nofile": (limits.open_files, limits.open_files),
+            "fsize": (limits.file_bytes, limits.file_bytes),
+            "cpu": (limits.cpu_seconds, limits.cpu_seconds),
+            "data": (limits.memory_bytes, limits.memory_bytes),
+            "core": (0, 0),
+            "memlock": (0, 0),
+        }
+        host: dict[str, Any] = self._client.create_host_config(
+            network_mode="none",
+            ipc_mode="private",
+            cgroupns="private",
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges", f"seccomp={_SECCOMP.read_text()}"],
+            mem_limit=limits.memory_bytes,
+            memswap_limit=limits.memory_bytes,
+            pids_limit=limits.pids + 1,  # init is not the user's
+            nano_cpus=int(limits.cpus * 1e9),
+            ulimits=[Ulimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in ulimits.items()],
+            tmpfs={
+                path: _tmpfs(limits.scratch_bytes // part, limits.scratch_inodes // part)
+                for path, part in ((protocol.WORK, 2), ("/tmp", 4), ("/dev/shm", 4))
+            },
+            mounts=mounts,
+            log_config={"Type": "none"},  # its output is the protocol
+            dns=["127.0.0.1"],  # else the host's own would be written into it
+            dns_search=["."],
+            init=False,
+            runtime=config.runtime,
+        )
+        host["MaskedPaths"] = list(_MASKED)
+        return self._client.create_container_config(
+            image,
+            _ONE_LINER,
+            user=_USER,
+            hostname="sandbox",
+            working_dir=protocol.WORK,
+            environment=environment,
+            labels={_LEASE: own_lease()},
+            stdin_open=True,
+            host_config=host,
+        )
+
+    @contextmanager
+    def _asking(self, what: str) -> Generator[None]:
+        from docker.errors import DockerException
+
+        try:
+            yield
+        except (DockerException, OSError) as error:
+            raise SandboxUnavailable(
+                f"The Docker daemon could not {what} ({_reason(error)})", _START
+            ) from error
+
+
+def _mount(kind: Any, target: str, source: str) -> Any:
+    return kind(target, source, type="bind", read_only=True)
+
+
+def _tmpfs(size: int, inodes: int) -> str:
+    return f"rw,exec,nosuid,nodev,size={size},nr_inodes={inodes},mode=0700,uid=65534,gid=65534"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _reason(error: BaseException) -> str:
+    """An error's own words on one line; the SDK wraps what matters in several layers."""
+    explanation = getattr(error, "explanation", None)
+    return " ".join(str(explanation or error).split())[:300]
