@@ -19,7 +19,6 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from .. import protocol
@@ -84,6 +83,7 @@ class Repl:
         facts = measure()
         names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
+        _note_cells_of_work(lambda: self._cell)
         while True:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
@@ -216,8 +216,16 @@ def measure() -> protocol.Facts:
         no_new_privs=status.get("NoNewPrivs", "").strip() == "1",
         seccomp=status.get("Seccomp", "").strip() == "2",
         interfaces=_interfaces(),
-        root_writable=not os.statvfs("/").f_flag & os.ST_RDONLY,
+        root_writable=not _root_is_read_only(),
     )
+
+
+def _root_is_read_only() -> bool:
+    """gVisor tells it of a mount in mountinfo alone (proc(5): fields 5 and 6 are the place and its options)."""
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        return True
+    mounts = (line.split() for line in _lines("/proc/self/mountinfo"))
+    return [fields[5].split(",")[0] for fields in mounts if fields[4] == "/"][-1:] == ["ro"]
 
 
 def _lines(path: str) -> list[str]:
@@ -285,11 +293,20 @@ def cell_of_thread(current: int) -> int:
 
 
 def _note_cells_of_threads(current: Callable[[], int]) -> None:
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start = threading.Thread.start
 
     def start_and_note(self: threading.Thread) -> None:
         self.__dict__["supdist_cell"] = cell_of_thread(current())
         start(self)
+
+    threading.Thread.start = start_and_note
+
+
+def _note_cells_of_work(current: Callable[[], int]) -> None:
+    """The same for executors; while the host hears that all is ready, for it takes long to import them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    submit = ThreadPoolExecutor.submit
 
     def submit_and_note(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -302,7 +319,6 @@ def _note_cells_of_threads(current: Callable[[], int]) -> None:
 
         return submit(self, work)
 
-    threading.Thread.start = start_and_note
     ThreadPoolExecutor.submit = submit_and_note
 
 
