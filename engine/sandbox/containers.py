@@ -208,7 +208,7 @@ class Daemon:
         """
         with self._asking("make a container of the sandbox image", _LOOK):
             made = self._client.create_container_from_config(
-                self._settings(image.name, config, folder), name=f"supdist-{os.urandom(8).hex()}"
+                self._settings(image, config, folder), name=f"supdist-{os.urandom(8).hex()}"
             )
             try:
                 stream = self._attach(made["Id"])
@@ -311,7 +311,7 @@ class Daemon:
         """Close the connections."""
         self._client.close()
 
-    def _settings(self, image: str, config: SandboxConfig, folder: str | None) -> dict[str, Any]:
+    def _settings(self, image: Image, config: SandboxConfig, folder: str | None) -> dict[str, Any]:
         from docker.types import Mount, Ulimit
 
         limits = config.limits()
@@ -333,6 +333,8 @@ class Daemon:
             "core": (0, 0),
             "memlock": (0, 0),
         }
+        if image.is_gvisor:  # whose processes are none of the host's: no control group counts them
+            ulimits["nproc"] = (limits.pids + 1, limits.pids + 1)
         host: dict[str, Any] = self._client.create_host_config(
             network_mode="none",
             ipc_mode="private",
@@ -358,7 +360,7 @@ class Daemon:
         )
         host["MaskedPaths"] = list(_MASKED)
         return self._client.create_container_config(
-            image,
+            image.name,
             _ONE_LINER,
             user=_USER,
             hostname="sandbox",
