@@ -26,7 +26,7 @@ from typing import Literal
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -41,6 +41,9 @@ WORK = "/work"
 TOOL_ARGUMENT_BYTES = 256 << 10
 TOOL_RESULT_BYTES = 1 << 20
 """The most that one call of a host tool may carry there and back, as JSON (see ``plain.py``)."""
+
+MAX_DISPLAYS = 32
+"""The most that one cell may show."""
 
 
 class Outcome(StrEnum):
@@ -70,6 +73,11 @@ FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
 """Why a file could not be written or read."""
 
 
+TextForm = Literal["text/plain", "text/html", "image/svg+xml"]
+ImageForm = Literal["image/png", "image/jpeg"]
+"""The forms in which a cell may show a value."""
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages and of the values in them: positional, closed, immutable."""
 
@@ -89,6 +97,7 @@ class Limits(Message, frozen=True):
     scratch_bytes: int
     scratch_inodes: int
     output_bytes: int
+    display_bytes: int
     frame_bytes: int
     prompt_bytes: int
     batch: int
@@ -162,6 +171,7 @@ class Start(Message, frozen=True, tag=1):
     prompt_bytes: int
     batch: int
     frame_bytes: int
+    display_bytes: int
     guest_tools: list[GuestTool]
     host_tools: list[HostTool]
 
@@ -266,6 +276,14 @@ class Final(Message, frozen=True, tag=23):
 
     cell: int
     answer: str
+
+
+class Display(Message, frozen=True, tag=28):
+    """A value that the cell shows, in one form or several. Nobody on the host looks into an image."""
+
+    cell: int
+    text: dict[TextForm, str]
+    images: dict[ImageForm, bytes]
 
 
 class Done(Message, frozen=True, tag=24):
@@ -376,9 +394,11 @@ class ShimExit(Message, frozen=True, tag=62):
 
 
 ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile
-FromGuest = Ready | Output | Call | ToolCall | Final | Done | FileData | ReplExit
+FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | ReplExit
 ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | Kill
-FromShim = Hello | Ready | Output | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
+FromShim = (
+    Hello | Ready | Output | Display | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
+)
 ToZygote = Spawn | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 
