@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import cast
 
 _BRACKETS: dict[type, tuple[str, str]] = {
@@ -40,7 +40,7 @@ class _Writer:
     def write(self, value: object) -> None:
         kind = type(value)
         if kind in _BRACKETS and value:
-            self._container(cast("Iterable[object]", value), *_BRACKETS[kind])
+            self._container(cast("Collection[object]", value), kind)
         elif kind in (str, bytes):
             self._put(repr(cast("str | bytes", value)[: self._left + 1]))
         else:
@@ -52,20 +52,22 @@ class _Writer:
         if self._left < 0:
             raise _Enough
 
-    def _container(self, items: Iterable[object], opening: str, closing: str) -> None:
-        if id(items) in self._open:
+    def _container(self, value: Collection[object], kind: type) -> None:
+        opening, closing = _BRACKETS[kind]
+        if id(value) in self._open:
             self._put(f"{opening}...{closing}")
             return
-        self._open.add(id(items))
+        self._open.add(id(value))
         self._put(opening)
-        for number, item in enumerate(items):
+        mapping = cast("dict[object, object]", value) if kind is dict else None
+        for number, item in enumerate(value):
             if number:
                 self._put(", ")
             self.write(item)
-            if isinstance(items, dict):
+            if mapping is not None:
                 self._put(": ")
-                self.write(cast("dict[object, object]", items)[item])
-        if isinstance(items, tuple) and len(cast("tuple[object, ...]", items)) == 1:
+                self.write(mapping[item])
+        if kind is tuple and len(value) == 1:
             self._put(",")
         self._put(closing)
-        self._open.discard(id(items))
+        self._open.discard(id(value))

@@ -116,7 +116,7 @@ def _forms(value: object, notes: list[str]) -> _Forms:
             continue
         form = given[mime] if mime in given else _call(value, method, notes)
         if isinstance(form, bytes if mime in _BINARY else str):
-            forms[mime] = plain.clean(form) if isinstance(form, str) else cast("bytes", form)
+            forms[mime] = plain.clean(form) if isinstance(form, str) else form
     if "image/png" not in forms and _is_figure(value):
         drawing = _attempt("drawing the figure", notes, lambda: _draw(value))
         forms |= {"image/png": drawing} if drawing else {}
