@@ -6,6 +6,7 @@ supervisor's turn, from 1; 0 before the first), ``timestamp`` (seconds since 197
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from ..handlers import Completion, Message, Usage
 from .errors import LogError
-from .sandbox import CellResult
+from .sandbox import CellResult, Display
 from .sandbox.context import EncodedContext, encode_context
 from .tools import ToolUse
 
@@ -126,7 +127,7 @@ class RunLogger:
         self._write("worker", "worker", model=model, **facts, **answer, **_numbers(numbers))
 
     def repl(self, code: str, result: CellResult) -> None:
-        """A block and all that it wrote."""
+        """A block and all that it wrote and showed; of images their sizes and hashes."""
         self._write(
             "repl",
             "cell",
@@ -135,6 +136,7 @@ class RunLogger:
             outcome=result.outcome.value,
             stdout=result.stdout,
             stderr=result.stderr,
+            display=[_display(shown) for shown in result.display],
             truncated=result.truncated,
             error=None if result.error is None else _error(result),
             final=result.final,
@@ -203,6 +205,15 @@ def _readable(encoded: EncodedContext, context: object) -> tuple[str, bytes]:
         return "json", json.dumps(context, indent=1).encode()
     except (TypeError, ValueError):
         return "repr.txt", repr(context).encode("utf-8", "surrogatepass")
+
+
+def _display(shown: Display) -> dict[str, object]:
+    return {
+        mime: form
+        if isinstance(form, str)
+        else {"bytes": len(form), "sha256": hashlib.sha256(form).hexdigest()}
+        for mime, form in shown.data.items()
+    }
 
 
 def _error(result: CellResult) -> dict[str, str]:

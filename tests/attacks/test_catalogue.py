@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attacks.catalogue import CATALOGUE, NOT_APPLICABLE, PARTLY
 
-COLLECTED = 479
+COLLECTED = 494
 """Cases of this folder. Changed by hand with every case, so that none disappears unseen."""
 
 _ROW = re.compile(r"(?:\[|-|::test_)([A-Za-z]{2}\d+)(?=[-_\]]|$)")
