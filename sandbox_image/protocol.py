@@ -45,6 +45,9 @@ TOOL_ARGUMENT_BYTES = 256 << 10
 TOOL_RESULT_BYTES = 1 << 20
 """The most that one call of a host tool may carry there and back, as JSON (see ``plain.py``)."""
 
+MAX_DISPLAYS = 32
+"""The most that one cell may show."""
+
 
 class Outcome(StrEnum):
     """How a cell ended. The host decides it; nothing that a guest says does, but ``ok`` and ``user_error``."""
@@ -73,6 +76,11 @@ FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
 """Why a file could not be written or read."""
 
 
+TextForm = Literal["text/plain", "text/html", "image/svg+xml"]
+ImageForm = Literal["image/png", "image/jpeg"]
+"""The forms in which a cell may show a value."""
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages and of the values in them: positional, closed, immutable."""
 
@@ -92,6 +100,7 @@ class Limits(Message, frozen=True):
     scratch_bytes: int
     scratch_inodes: int
     output_bytes: int
+    display_bytes: int
     frame_bytes: int
     prompt_bytes: int
     batch: int
@@ -165,6 +174,7 @@ class Start(Message, frozen=True, tag=1):
     prompt_bytes: int
     batch: int
     frame_bytes: int
+    display_bytes: int
     guest_tools: list[GuestTool]
     host_tools: list[HostTool]
 
@@ -270,6 +280,14 @@ class Final(Message, frozen=True, tag=23):
 
     cell: int
     answer: str
+
+
+class Display(Message, frozen=True, tag=28):
+    """A value that the cell shows, in one form or several. Nobody on the host looks into an image."""
+
+    cell: int
+    text: dict[TextForm, str]
+    images: dict[ImageForm, bytes]
 
 
 class Done(Message, frozen=True, tag=24):
@@ -380,9 +398,11 @@ class ShimExit(Message, frozen=True, tag=62):
 
 
 ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile
-FromGuest = Ready | Output | Call | ToolCall | Final | Done | FileData | ReplExit
+FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | ReplExit
 ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | Kill
-FromShim = Hello | Ready | Output | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
+FromShim = (
+    Hello | Ready | Output | Display | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
+)
 ToZygote = Spawn | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from .config import (
     CallError,
     CellResult,
+    Display,
     ErrorInfo,
     Isolation,
     OnCall,
@@ -26,6 +27,7 @@ from .sandbox import Sandbox
 __all__ = [
     "CallError",
     "CellResult",
+    "Display",
     "Engine",
     "ErrorInfo",
     "Isolation",

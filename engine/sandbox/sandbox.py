@@ -12,7 +12,7 @@ from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from ..tools import ToolCalls
-from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
+from .config import CellResult, Display, Isolation, OnCall, SandboxConfig, WorkerCall
 from .remedies import failure
 from .zygote import Zygote
 
@@ -299,7 +299,7 @@ class Sandbox:
                 waiting = self._files.get(message.request)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
-            case protocol.Output() | protocol.Final():
+            case protocol.Output() | protocol.Display() | protocol.Final():
                 if self._running is not None:
                     self._running.take(message)
             case CellEnd():
@@ -327,9 +327,9 @@ class Sandbox:
         else:
             self._ready.set_exception(failure(message.step, message.errno, self._config.packages))
 
-    def _guest_limits(self) -> tuple[int, int, int]:
+    def _guest_limits(self) -> tuple[int, int, int, int]:
         limits = self._config.limits()
-        return limits.prompt_bytes, limits.batch, limits.frame_bytes
+        return limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes
 
     def _end_cell(self, end: CellEnd) -> None:
         running, self._running = self._running, None
@@ -432,14 +432,18 @@ class _RunningCell:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
         self.output = {1: bytearray(), 2: bytearray()}
+        self.display: list[Display] = []
         self.final: str | None = None
 
-    def take(self, message: protocol.Output | protocol.Final) -> None:
-        """What the cell wrote, or its answer."""
-        if isinstance(message, protocol.Final):
-            self.final = message.answer
-        else:
-            self.output[message.stream] += message.data
+    def take(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
+        """What the cell wrote or shows, or its answer."""
+        match message:
+            case protocol.Final():
+                self.final = message.answer
+            case protocol.Display():
+                self.display.append(Display({**message.text, **message.images}))
+            case protocol.Output():
+                self.output[message.stream] += message.data
 
     def finish(self, end: CellEnd) -> CellResult:
         return CellResult(
@@ -456,4 +460,5 @@ class _RunningCell:
             dropped=end.dropped,
             usage=end.usage,
             detail=end.detail,
+            display=tuple(self.display),
         )

@@ -23,8 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from .. import protocol
-from . import tools
+from . import source, tools
 from .channel import Channel
+from .display import Displays
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
 
 _MESSAGE_CHARS = 4_000
@@ -88,7 +89,8 @@ class Repl:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
             self._prepare(message.cell, names)
-            error = self._run(message.cell, message.code)
+            displays = Displays(message.cell, start.display_bytes, self._channel.send)
+            error = self._run(message.cell, message.code, displays)
             self._channel.send(protocol.Done(message.cell, error))
 
     def _prepare(self, cell: int, names: dict[str, Any]) -> None:
@@ -109,13 +111,13 @@ class Repl:
         namespace.update(names)
         namespace["__builtins__"] = {**builtins.__dict__, **self._blocked}
 
-    def _run(self, cell: int, code: str) -> protocol.ErrorInfo | None:
+    def _run(self, cell: int, code: str, displays: Displays) -> protocol.ErrorInfo | None:
         error: protocol.ErrorInfo | None = None
         try:
             self._running = True
             if self._is_meant(cell):  # an interrupt that came before the block began
                 raise KeyboardInterrupt  # noqa: TRY301 - described below as any other
-            error = run_code(cell, code, self._module.__dict__)
+            error = run_code(cell, code, self._module.__dict__, displays)
             _flush()
             self._running = False
         except BaseException as late:
@@ -133,13 +135,19 @@ class Repl:
         return int.from_bytes(self._target[:8], "little") == cell
 
 
-def run_code(cell: int, code: str, namespace: dict[str, Any]) -> protocol.ErrorInfo | None:
-    """Run a block in a namespace; the exception that left it, described."""
+def run_code(
+    cell: int, code: str, namespace: dict[str, Any], displays: Displays
+) -> protocol.ErrorInfo | None:
+    """Run a block in a namespace and show its value; the exception that left it, described."""
     name = f"<cell {cell}>"
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
-        with _Reserve():
-            exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102 - what this process is for
+        with _Reserve(), displays:
+            statements, last = source.split(code, name)
+            for part in statements:
+                exec(part, namespace)  # noqa: S102 - what this process is for
+            if last is not None:
+                displays.value(eval(last, namespace))  # noqa: S307 - as above
     except BaseException as error:
         return describe(error)
     return None

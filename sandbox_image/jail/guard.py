@@ -12,6 +12,7 @@ from ..protocol import (
     Call,
     CallError,
     CellEnd,
+    Display,
     Done,
     Final,
     FromGuest,
@@ -47,6 +48,8 @@ class Cell:
     waiting_since: float | None = None
     answered: bool = False
     output: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})
+    displays: int = 0
+    display_bytes: int = 0
     interrupted: Outcome | None = None
     kill_at: float | None = None
 
@@ -147,6 +150,8 @@ class Guard:
                 return [message], None
             case Output():
                 return self._output(message), None
+            case Display():
+                return self._display(message), None
             case Call():
                 return self._call(message, now)
             case Final():
@@ -215,6 +220,19 @@ class Guard:
         if room >= len(message.data):
             return [message]
         return [Output(message.cell, message.stream, message.data[:room])] if room > 0 else []
+
+    def _display(self, message: Display) -> list[protocol.FromShim]:
+        cell = self._is_current(message.cell)
+        if cell is None:
+            return []
+        forms = [*message.images.values(), *(text.encode() for text in message.text.values())]
+        cell.displays += 1
+        cell.display_bytes += sum(map(len, forms))
+        if not forms or cell.displays > protocol.MAX_DISPLAYS:
+            raise Violation("a display of nothing, or one too many")
+        if cell.display_bytes > self._limits.display_bytes:
+            raise Violation("displays larger than the guest's library sends")
+        return [message]
 
     @property
     def output_exceeded(self) -> bool:
