@@ -113,8 +113,12 @@ class Sessions:
     async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a new session answer the request; it stays only if that was its opening."""
         name = secrets.token_hex(16)
+        # As JSON: of events, the SDK's own client takes none above 1 MiB, and a file may be larger.
         transport = StreamableHTTPServerTransport(
-            name, security_settings=self._security, idle_timeout=self._door.idle
+            name,
+            is_json_response_enabled=True,
+            security_settings=self._security,
+            idle_timeout=self._door.idle,
         )
         connected = asyncio.Event()
         opened = False

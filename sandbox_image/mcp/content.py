@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 
 from mcp.types import BlobResourceContents, ContentBlock, EmbeddedResource, ImageContent, TextContent
@@ -114,7 +113,7 @@ def _image(mime: str, value: str | bytes) -> ContentBlock:
     """Bytes, or base64 of them as notebooks have it."""
     try:
         data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
-    except (binascii.Error, ValueError):
+    except ValueError:
         return text("[an image that is no base64]")
     if not data.startswith(_IMAGES[mime]):
         return text(f"[{mime} that is none]")

@@ -8,7 +8,6 @@ where they may hold images or much text: clients that see it show the model noth
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
@@ -149,7 +148,7 @@ class Tools:
         else:
             try:
                 data = base64.b64decode(wanted.content, validate=True)
-            except binascii.Error as error:
+            except ValueError as error:
                 raise FileRefused(f"`content` is no base64: {error}") from None
         if len(data) > self._settings.file_limit:
             raise FileRefused(f"{len(data)} bytes are too many; a file may have {self._settings.file_limit}")
