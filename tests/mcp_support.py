@@ -21,9 +21,7 @@ from support import heed_interrupts
 
 ENGINE = (sys.executable, "-m", "supdist.engine")
 
-PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 """An image of one pixel."""
 
 
@@ -50,7 +48,20 @@ SERVERS = [
     Server("sandbox", (*ENGINE, "mcp"), keeps_files=False),
 ]
 if _IMAGE:
-    docker = ("docker", "run", "-i", "--rm", "--network", "none", "--pids-limit", "128", "-m", "512m", _IMAGE, "mcp")
+    docker = (
+        "docker",
+        "run",
+        "-i",
+        "--rm",
+        "--network",
+        "none",
+        "--pids-limit",
+        "128",
+        "-m",
+        "512m",
+        _IMAGE,
+        "mcp",
+    )
     SERVERS.append(Server("container", docker, keeps_files=True, local=False))
 
 

@@ -105,7 +105,11 @@ async def test_a_lost_interpreter_is_told_of_and_replaced(server: Server, code: 
         await printed(client, "x = 1")
         lost = await python(client, code)
         assert lost.is_error
-        words = "Every variable is lost, the files are kept" if server.keeps_files else "Every variable and file is lost"
+        words = (
+            "Every variable is lost, the files are kept"
+            if server.keeps_files
+            else "Every variable and file is lost"
+        )
         assert f"{words}; a new session has begun." in text(lost)
         assert await printed(client, "'x' in globals()") == "False"
         listed = await call(client, "list_files")
@@ -167,7 +171,9 @@ Pixel()
         assert [block for block in shown.content if isinstance(block, ImageContent)] == [
             ImageContent(data=PNG, mime_type="image/png")
         ]
-        await printed(client, f"with open('pixel.png', 'wb') as file: _ = file.write(base64.b64decode({PNG!r}))")
+        await printed(
+            client, f"with open('pixel.png', 'wb') as file: _ = file.write(base64.b64decode({PNG!r}))"
+        )
         (block,) = (await call(client, "get_file", path="pixel.png")).content
         assert block == ImageContent(data=PNG, mime_type="image/png")
 
