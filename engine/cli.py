@@ -18,6 +18,8 @@ import typer
 
 from .broker_cli import app as broker_app
 from .image_cli import app as image_app
+from .mcp_cli import HttpMayBeBare
+from .mcp_cli import serve as serve_mcp
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -45,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(broker_app, name="broker")
+app.command("mcp", cls=HttpMayBeBare)(serve_mcp)
 app.add_typer(image_app, name="image")
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SOURCES = Path(sandbox_image.__file__).parent
 _LEFT_OUT = frozenset({"jail"})  # the host's side
+_YET_IN = frozenset({Path("jail/__init__.py"), Path("jail/guard.py")})  # the MCP server judges its guest, too
 
 _DOWNLOAD_SECONDS = 600.0
 _DAEMON_SECONDS = 600
@@ -187,7 +188,7 @@ def _write_context(file: Any, wheels: Path) -> None:
     members |= {f"wheels/{path.name}": path for path in wheels.iterdir()}
     for path in _SOURCES.rglob("*.py"):
         place = path.relative_to(_SOURCES)
-        if place.parts[0] not in _LEFT_OUT:
+        if place.parts[0] not in _LEFT_OUT or place in _YET_IN:
             members[f"supdist/sandbox_image/{place}"] = path
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, path in sorted(members.items()):

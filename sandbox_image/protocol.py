@@ -48,6 +48,9 @@ TOOL_RESULT_BYTES = 1 << 20
 MAX_DISPLAYS = 32
 """The most that one cell may show."""
 
+LISTING_CHARS = 1 << 20
+"""The most characters of paths in one list of files."""
+
 
 class Outcome(StrEnum):
     """How a cell ended. The host decides it; nothing that a guest says does, but ``ok`` and ``user_error``."""
@@ -162,6 +165,13 @@ class HostTool(Message, frozen=True):
     doc: str
 
 
+class FileEntry(Message, frozen=True):
+    """A regular file below the working directory, as the guest tells of it; ``size`` in bytes."""
+
+    path: str
+    size: int
+
+
 # To the guest
 
 
@@ -228,6 +238,13 @@ class GetFile(Message, frozen=True, tag=7):
     path: str
     offset: int
     size: int
+
+
+class ListFiles(Message, frozen=True, tag=12):
+    """Name at most ``most`` regular files below the working directory."""
+
+    request: int
+    most: int
 
 
 class ToolReply(Message, frozen=True, tag=8):
@@ -303,6 +320,14 @@ class FileData(Message, frozen=True, tag=26):
     request: int
     data: bytes
     error: FileCode | None
+
+
+class FileList(Message, frozen=True, tag=32):
+    """The answer to ``ListFiles``: folder by folder, and whether there are more than these."""
+
+    request: int
+    files: list[FileEntry]
+    more: bool
 
 
 class ReplExit(Message, frozen=True, tag=25):
@@ -410,11 +435,22 @@ class ShimExit(Message, frozen=True, tag=62):
     status: int
 
 
-ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile
-FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | ReplExit
-ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | Kill
+ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles
+FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | FileList | ReplExit
+ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Kill
 FromShim = (
-    Hello | Ready | Output | Display | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
+    Hello
+    | Ready
+    | Output
+    | Display
+    | Call
+    | ToolCall
+    | Final
+    | FileData
+    | FileList
+    | CellEnd
+    | Exit
+    | SetupFailed
 )
 ToZygote = Spawn | Attach | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed

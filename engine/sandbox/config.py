@@ -11,7 +11,7 @@ from msgspec import structs
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from ...sandbox_image import protocol
-from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome, Usage
+from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, FileEntry, Outcome, Usage
 
 __all__ = [
     "CallCode",
@@ -19,7 +19,9 @@ __all__ = [
     "CellResult",
     "Display",
     "ErrorInfo",
+    "FileEntry",
     "Isolation",
+    "Listing",
     "OnCall",
     "Outcome",
     "SandboxConfig",
@@ -272,6 +274,14 @@ def as_data(result: CellResult) -> dict[str, Any]:
     data["error"] = None if result.error is None else structs.asdict(result.error)
     data["display"] = [shown.as_data() for shown in result.display]
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files of a sandbox, by its own account; ``more`` tells that there are others."""
+
+    files: tuple[FileEntry, ...]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
