@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .result import RunResult
     from .sandbox import (
         CellResult,
+        Display,
         Engine,
         Isolation,
         Outcome,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheError",
     "CellResult",
+    "Display",
     "Engine",
     "EngineError",
     "HostTool",
@@ -72,7 +74,8 @@ _HOMES = {
     "prompts": ("Prompts",),
     "result": ("RunResult",),
     "sandbox": (
-        "CellResult", "Engine", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SyncSandbox", "open_sandbox",
+        "CellResult", "Display", "Engine", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SyncSandbox",
+        "open_sandbox",
     ),
     "service": ("RemoteHandler",),
     "tools": ("HostTool",),

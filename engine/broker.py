@@ -63,6 +63,8 @@ class Model:
     Attributes:
         rate: what its tokens cost; None where nobody knows.
         window: in tokens, to plan with; None where nobody knows.
+        cost_usd: dollars that were paid; None once something of unknown price is among it.
+        cached: answers that cost nothing.
     """
 
     def __init__(self, handler: ModelHandler) -> None:
@@ -70,8 +72,8 @@ class Model:
         self.rate: Rate | None = handler.price
         self.window = handler.window
         self._input_tokens, self._output_tokens, self._calls = 0, 0, 0
-        self._cost_usd: float | None = 0.0
-        self._cached, self._retries = 0, 0
+        self.cost_usd: float | None = 0.0
+        self.cached, self._retries = 0, 0
         self._queue_seconds, self._model_seconds = 0.0, 0.0
 
     @property
@@ -82,9 +84,7 @@ class Model:
     @property
     def totals(self) -> CallTotals:
         """What its calls took besides."""
-        return CallTotals(
-            self._cost_usd, self._cached, self._retries, self._queue_seconds, self._model_seconds
-        )
+        return CallTotals(self.cost_usd, self.cached, self._retries, self._queue_seconds, self._model_seconds)
 
     def price(self, usage: Usage) -> float | None:
         """Dollars; None where the price is unknown."""
@@ -97,7 +97,7 @@ class Model:
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls
-        self._cost_usd = None if cost is None or self._cost_usd is None else self._cost_usd + cost
+        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
         self._retries += completion.retries
         self._queue_seconds += queued
         self._model_seconds += worked
@@ -105,7 +105,7 @@ class Model:
 
     def hit(self, completion: Completion) -> tuple[Completion, Numbers]:
         """Count an answer that costs nothing."""
-        self._cached += 1
+        self.cached += 1
         return replace(completion, usage=Usage()), Numbers(cached=True)
 
 
@@ -162,7 +162,7 @@ class Broker:
     @property
     def cost_usd(self) -> float | None:
         """Dollars spent; None where a price is unknown."""
-        costs = self.supervisor.totals.cost_usd, self.worker.totals.cost_usd
+        costs = self.supervisor.cost_usd, self.worker.cost_usd
         return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
 
     def metrics(self) -> Metrics:
@@ -172,7 +172,7 @@ class Broker:
             in_flight=self._queue.running,
             done=self._done,
             failed=self._failed,
-            cached=self.worker.totals.cached,
+            cached=self.worker.cached,
             usage=self.worker.usage,
             cost_usd=self.cost_usd,
         )
@@ -277,7 +277,8 @@ class Broker:
         Cancelled, it cancels its requests: what waits is not sent, what is under way is broken off and not paid.
         """
         batch = _Batch(call)
-        asks = [_Ask(self, batch, index) for index in range(len(call.prompts))]
+        seconds = self._rules.call_seconds
+        asks = [_Ask(self, batch, index, prompt, seconds) for index, prompt in enumerate(call.prompts)]
         try:
             to_ask = asks if self._store is None else await self._spare(self._store, asks)
             await self._weigh(to_ask)
@@ -431,11 +432,6 @@ class Broker:
         identity = model.handler.identity()
         return None if identity is None else cache_key(identity, messages, copy)
 
-    @property
-    def call_seconds(self) -> float | None:
-        """A worker call's deadline."""
-        return self._rules.call_seconds
-
 
 class _Ask(Request):
     """One prompt of a call on its way."""
@@ -445,9 +441,9 @@ class _Ask(Request):
         "wanted",
     )  # fmt: skip
 
-    def __init__(self, broker: Broker, batch: _Batch, index: int) -> None:
-        self.prompt = batch.call.prompts[index]
-        super().__init__([{"role": "user", "content": self.prompt}], broker.call_seconds)
+    def __init__(self, broker: Broker, batch: _Batch, index: int, prompt: str, seconds: float | None) -> None:
+        super().__init__([{"role": "user", "content": prompt}], seconds)
+        self.prompt = prompt
         self._broker = broker
         self.batch = batch
         self.index = index

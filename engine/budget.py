@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import lru_cache
 from types import TracebackType
 from typing import Literal
 
@@ -116,9 +116,9 @@ class Budget:
         self._max_seconds = limits.max_seconds if limits else None
         self._clock = clock
         self._started = clock()
-        self._settled = Counter[Limit]()
-        self._reserved = Counter[Limit]()
-        self._kept = Counter[Limit]()
+        self._settled: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
+        self._reserved: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
+        self._kept: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
         self._priced = True
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -204,7 +204,7 @@ class Budget:
             return None
         return max(0.0, self._max_seconds - (self._clock() - self._started))
 
-    def _fitting(self, cost: Cost) -> Counter[Limit]:
+    def _fitting(self, cost: Cost) -> dict[Limit, int]:
         """Its amounts, if they fit."""
         if self._seconds_left() == 0:
             raise BudgetExceeded("max_seconds", for_good=True)
@@ -225,7 +225,7 @@ class Budget:
     def _end(self, paid: Cost | None) -> None:
         """A reservation has ended."""
         if paid is not None:
-            self._settled.update(_amounts(paid))
+            _add(self._settled, _amounts(paid))
             self._priced = self._priced and paid.dollars is not None
         self._freed.set()
 
@@ -238,13 +238,13 @@ class Reservation:
     """
 
     def __init__(
-        self, amounts: Counter[Limit], aside: Counter[Limit], end: Callable[[Cost | None], None]
+        self, amounts: dict[Limit, int], aside: dict[Limit, int], end: Callable[[Cost | None], None]
     ) -> None:
         self._amounts = amounts
         self._aside = aside
         self._end = end
         self._open = True
-        aside.update(amounts)
+        _add(aside, amounts)
 
     def settle(self, usage: Usage, dollars: float | None) -> None:
         """The call was paid for. Its worker calls are those that were reserved.
@@ -266,7 +266,7 @@ class Reservation:
     def _close(self, paid: Cost | None) -> None:
         if self._open:
             self._open = False
-            self._aside.subtract(self._amounts)
+            _add(self._aside, self._amounts, -1)
             self._end(paid)
 
     def __enter__(self) -> Reservation:
@@ -286,11 +286,17 @@ def _whole(limits: BudgetLimits) -> dict[Limit, int]:
     return {limit: most for limit, most in all_of_them if most is not None}
 
 
-def _amounts(cost: Cost) -> Counter[Limit]:
+def _amounts(cost: Cost) -> dict[Limit, int]:
     nanos = _nanos(cost.dollars or 0.0, ROUND_CEILING)
-    return Counter(dict(zip(_COUNTED, (cost.worker_calls, cost.tokens, nanos), strict=True)))
+    return {"max_worker_calls": cost.worker_calls, "max_tokens": cost.tokens, "max_cost_usd": nanos}
 
 
+def _add(sums: dict[Limit, int], amounts: dict[Limit, int], times: int = 1) -> None:
+    for limit, amount in amounts.items():
+        sums[limit] += times * amount
+
+
+@lru_cache(1024)
 def _nanos(dollars: float, rounding: str) -> int:
     """Billionths of a dollar, of the number as it is written: 0.1 is a tenth, and not a little more."""
     return int(Decimal(repr(float(dollars))).scaleb(9).to_integral_value(rounding))

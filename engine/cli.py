@@ -18,6 +18,8 @@ import typer
 
 from .broker_cli import app as broker_app
 from .image_cli import app as image_app
+from .mcp_cli import HttpMayBeBare
+from .mcp_cli import serve as serve_mcp
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -45,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(broker_app, name="broker")
+app.command("mcp", cls=HttpMayBeBare)(serve_mcp)
 app.add_typer(image_app, name="image")
 
 
@@ -247,9 +250,11 @@ def execute(
         str | None,
         typer.Option(help="A folder made by `pip install --target`, which the code can import from."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print outcome, output and error as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print outcome, output, values and error as JSON.")
+    ] = False,
 ) -> None:
-    """Run code in a fresh sandbox: its output, and an exit status as a shell expects it."""
+    """Run code in a fresh sandbox: its output, the value of a last expression, and an exit status as in a shell."""
     from pydantic import ValidationError
 
     from .errors import TaskError
@@ -280,13 +285,21 @@ def execute(
 def _copy_output(result: CellResult) -> None:
     from .terminal import printable
 
-    for stream, text in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+    for stream, text in ((sys.stdout, _shown(result)), (sys.stderr, result.stderr)):
         stream.write(printable(text) if stream.isatty() else text)
         stream.flush()
     if result.error is not None and result.error.type != "SystemExit":
         print(printable(result.error.traceback), end="", file=sys.stderr)
     elif result.detail:
         print(f"supdist-engine: {result.outcome.value}: {result.detail}", file=sys.stderr)
+
+
+def _shown(result: CellResult) -> str:
+    """What it printed, and then, on lines of their own, what it shows."""
+    if not result.display:
+        return result.stdout
+    printed = result.stdout if result.stdout.endswith("\n") or not result.stdout else result.stdout + "\n"
+    return printed + "".join(f"{display.as_text()}\n" for display in result.display)
 
 
 def _exit_status(result: CellResult) -> int:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 from anyio.lowlevel import RunVar
 
 from ..handlers import Completion, Message, ModelHandler, Unavailable, call_chat, call_chat_batch
 
-T = TypeVar("T")
-
 Admission = Literal["now", "later", "never"]
+
+_NEVER = math.inf
 
 
 class CallTimeout(Unavailable):
@@ -65,7 +66,7 @@ class Queue:
     def __init__(self, lane: _Lane) -> None:
         self._lane = lane
         self._waiting: OrderedDict[Request, None] = OrderedDict()
-        self._running: set[Request] = set()
+        self._running: dict[Request, _Sent] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -85,35 +86,81 @@ class Queue:
         """Forget requests: those that wait do not start, those under way are cancelled. None is finished."""
         for request in requests:
             self._waiting.pop(request, None)
-            if request in self._running:
-                self._running.discard(request)
-                self._lane.cancel(request)
+            sent = self._running.pop(request, None)
+            if sent is not None:
+                sent.drop_one()
         self._lane.pump()
 
     def look_again(self) -> None:
         """What kept a request from being admitted may have changed."""
         self._lane.pump()
 
-    def take(self) -> Request | Literal["later", "never"]:
-        """The next request, if it may go; for the lane."""
-        request = next(iter(self._waiting))
-        admission = request.admit()
-        if admission == "later":
-            return "later"
-        self._waiting.pop(request, None)
-        if admission == "never":
-            return "never"
-        self._running.add(request)
-        return request
+    def take(self, most: int) -> list[Request]:
+        """The next requests, as far as they may go now; for the lane."""
+        taken: list[Request] = []
+        while self._waiting and len(taken) < most:
+            request = next(iter(self._waiting))
+            admission = request.admit()
+            if admission == "later":
+                break
+            self._waiting.pop(request, None)
+            if admission == "now":
+                taken.append(request)
+        return taken
+
+    def start(self, request: Request, sent: _Sent, now: float) -> None:
+        """A request goes to the handler; for the lane."""
+        request.started = now
+        self._running[request] = sent
 
     def finish(self, request: Request, answer: Completion | Exception) -> None:
         """A request has its answer; for the lane."""
-        if request in self._running:  # else it was cancelled
-            self._running.discard(request)
+        if self._running.pop(request, None) is not None:  # else it was cancelled
             request.finish(answer)
 
 
 _Taken = tuple[Queue, Request]
+_Answers = Sequence[Completion | Exception]
+
+
+class _Sent:
+    """Requests that are with the handler in one task, which is cancelled with the last of them, or when it is late."""
+
+    __slots__ = ("_late", "_wanted", "deadline", "taken", "task")
+
+    def __init__(self, taken: list[_Taken], asking: Coroutine[Any, Any, _Answers]) -> None:
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        self.taken = taken
+        self.task = loop.create_task(asking)
+        seconds = max([_NEVER if request.seconds is None else request.seconds for _, request in taken])
+        self.deadline = loop.time() + seconds
+        self._wanted = len(taken)
+        self._late: CallTimeout | None = None
+        for queue, request in taken:
+            queue.start(request, self, now)
+
+    def drop_one(self) -> None:
+        """One of them is not wanted any more."""
+        self._wanted -= 1
+        if not self._wanted:
+            self.task.cancel()
+
+    def end_late(self) -> None:
+        """Its time is up."""
+        self.deadline = _NEVER
+        seconds = max(request.seconds or 0.0 for _, request in self.taken)
+        self._late = CallTimeout(f"no answer within {seconds:g} s")
+        self.task.cancel()
+
+    def finish(self) -> None:
+        """The task has ended: hand over what it brought."""
+        answers: _Answers
+        if self.task.cancelled():
+            answers = [self._late or Unavailable("the handler broke the request off")] * len(self.taken)
+        else:
+            answers = self.task.result()
+        for (queue, request), answer in zip(self.taken, answers, strict=True):
+            queue.finish(request, answer)
 
 
 class Dispatcher:
@@ -150,8 +197,11 @@ class _Lane(ABC):
     def __init__(self, handler: ModelHandler) -> None:
         self._handler = handler
         self._ring: deque[Queue] = deque()
+        self._sent: set[_Sent] = set()
         self._busy = 0
         self._pumping = False
+        self._pump_due = False
+        self._alarm: asyncio.TimerHandle | None = None
 
     def enter(self, queue: Queue) -> None:
         """A queue wants a turn."""
@@ -166,16 +216,9 @@ class _Lane(ABC):
         try:
             while (room := self._room()) > 0 and (taken := self._take(room)):
                 self._busy += len(taken)
-                now = time.monotonic()
-                for _, request in taken:
-                    request.started = now
                 self._start(taken)
         finally:
             self._pumping = False
-
-    @abstractmethod
-    def cancel(self, request: Request) -> None:
-        """A request that runs is not wanted any more."""
 
     @abstractmethod
     def _room(self) -> int:
@@ -186,79 +229,73 @@ class _Lane(ABC):
         """Send these to the handler."""
 
     def _take(self, most: int) -> list[_Taken]:
-        """One of each queue, round after round."""
+        """As many of each queue, round after round."""
         taken: list[_Taken] = []
+        share = max(1, most // max(1, len(self._ring)))
         not_now = 0
         while self._ring and len(taken) < most and not_now < len(self._ring):
             queue = self._ring[0]
+            requests = queue.take(min(share, most - len(taken)))
+            taken += [(queue, request) for request in requests]
             if not len(queue):
                 self._ring.popleft()
                 continue
-            request = queue.take()
             self._ring.rotate(-1)
-            if request == "later":
-                not_now += 1
-            elif request != "never":
-                not_now = 0
-                taken.append((queue, request))
+            not_now = 0 if requests else not_now + 1
         return taken
 
-    def _end(self, taken: Sequence[_Taken], answers: Sequence[Completion | Exception]) -> None:
-        """What was taken has left the handler, with an answer each, or with none where it was cancelled."""
-        self._busy -= len(taken)
-        for (queue, request), answer in zip(taken, answers, strict=False):
-            queue.finish(request, answer)
+    def _send(self, taken: list[_Taken], asking: Coroutine[Any, Any, _Answers]) -> None:
+        sent = _Sent(taken, asking)
+        self._sent.add(sent)
+        self._watch(sent)
+        sent.task.add_done_callback(partial(self._ended, sent))
+
+    def _ended(self, sent: _Sent, _: asyncio.Task[_Answers]) -> None:
+        self._busy -= len(sent.taken)
+        self._sent.discard(sent)
+        if not self._sent and self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        sent.finish()
+        if self._ring and not self._pump_due:  # once for all that end in this turn of the event loop
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump_when_due)
+
+    def _pump_when_due(self) -> None:
+        self._pump_due = False
         self.pump()
+
+    def _watch(self, sent: _Sent) -> None:
+        """One timer watches over all: one for each would be a fifth of what a request costs."""
+        if sent.deadline < (_NEVER if self._alarm is None else self._alarm.when()):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = asyncio.get_running_loop().call_at(sent.deadline, self._end_late)
+
+    def _end_late(self) -> None:
+        self._alarm = None
+        now = asyncio.get_running_loop().time()
+        for sent in self._sent:
+            if sent.deadline <= now:
+                sent.end_late()
+            self._watch(sent)
 
 
 class _Singles(_Lane):
     """A handler that is asked one conversation at a time, many at once."""
 
-    def __init__(self, handler: ModelHandler) -> None:
-        super().__init__(handler)
-        self._tasks: dict[Request, asyncio.Task[Completion | Exception]] = {}
-        self._timers: dict[Request, asyncio.TimerHandle] = {}
-        self._late: set[Request] = set()
-
-    def cancel(self, request: Request) -> None:
-        """See ``_Lane.cancel``."""
-        if request in self._tasks:  # else it has just ended
-            self._tasks[request].cancel()
-
     def _room(self) -> int:
         return self._handler.max_concurrency - self._busy
 
     def _start(self, taken: list[_Taken]) -> None:
-        loop = asyncio.get_running_loop()
-        for queue, request in taken:
-            task = self._tasks[request] = loop.create_task(self._ask(request.messages))
-            task.add_done_callback(partial(self._ended, queue, request))
-            if request.seconds is not None:  # cheaper than asyncio.timeout, of which there would be one each
-                self._timers[request] = loop.call_later(request.seconds, self._end_late, request)
+        for each in taken:
+            self._send([each], self._ask(each[1].messages))
 
-    async def _ask(self, messages: Sequence[Message]) -> Completion | Exception:
+    async def _ask(self, messages: Sequence[Message]) -> _Answers:
         try:
-            return await call_chat(self._handler, messages)
+            return [await call_chat(self._handler, messages)]
         except Exception as error:
-            return error
-
-    def _end_late(self, request: Request) -> None:
-        self._late.add(request)
-        self._tasks[request].cancel()
-
-    def _ended(self, queue: Queue, request: Request, task: asyncio.Task[Completion | Exception]) -> None:
-        del self._tasks[request]
-        timer = self._timers.pop(request, None)
-        if timer is not None:
-            timer.cancel()
-        is_late = request in self._late
-        self._late.discard(request)
-        answers: list[Completion | Exception] = []
-        if not task.cancelled():
-            answers = [task.result()]
-        elif is_late:
-            answers = [_late(request.seconds)]
-        self._end([(queue, request)], answers)
+            return [error]
 
 
 class _Batches(_Lane):
@@ -271,7 +308,6 @@ class _Batches(_Lane):
     def __init__(self, handler: ModelHandler) -> None:
         super().__init__(handler)
         self._plain = not inspect.iscoroutinefunction(handler.chat_batch)
-        self._tasks: dict[Request, tuple[asyncio.Task[Sequence[Completion | Exception]], set[Request]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def pump(self) -> None:
@@ -281,13 +317,6 @@ class _Batches(_Lane):
             self._pump_now()
         elif self._timer is None and self._ring:
             self._timer = asyncio.get_running_loop().call_later(wait, self._pump_now)
-
-    def cancel(self, request: Request) -> None:
-        """See ``_Lane.cancel``. A batch is cancelled with the last that wants something of it."""
-        task, wanted = self._tasks.get(request, (None, set[Request]()))
-        wanted.discard(request)
-        if task is not None and not wanted:
-            task.cancel()
 
     def _pump_now(self) -> None:
         if self._timer is not None:
@@ -301,45 +330,15 @@ class _Batches(_Lane):
         return min(self._handler.batch_size, self._handler.max_concurrency - self._busy)
 
     def _start(self, taken: list[_Taken]) -> None:
-        requests = [request for _, request in taken]
-        task = asyncio.get_running_loop().create_task(self._ask(requests))
-        wanted = set(requests)
-        self._tasks.update((request, (task, wanted)) for request in requests)
-        task.add_done_callback(partial(self._ended, taken))
+        self._send(taken, self._ask([request.messages for _, request in taken]))
 
-    async def _ask(self, requests: list[Request]) -> Sequence[Completion | Exception]:
-        limits = [request.seconds for request in requests if request.seconds is not None]
-        seconds = max(limits) if len(limits) == len(requests) else None
+    async def _ask(self, conversations: list[Sequence[Message]]) -> _Answers:
         try:
-            asked = call_chat_batch(self._handler, [request.messages for request in requests])
-            answers = await _in_time(asked, seconds)
-            if len(answers) != len(requests):
+            answers = await call_chat_batch(self._handler, conversations)
+            if len(answers) != len(conversations):
                 raise TypeError(  # noqa: TRY301 - as any other mistake of the handler
-                    f"{type(self._handler).__name__}.chat_batch gave {len(answers)} results for {len(requests)} conversations"
+                    f"{type(self._handler).__name__}.chat_batch gave {len(answers)} results for {len(conversations)} conversations"
                 )
         except Exception as error:
-            return [error] * len(requests)
+            return [error] * len(conversations)
         return answers
-
-    def _ended(self, taken: list[_Taken], task: asyncio.Task[Sequence[Completion | Exception]]) -> None:
-        for _, request in taken:
-            del self._tasks[request]
-        self._end(taken, [] if task.cancelled() else task.result())
-
-
-async def _in_time(work: Awaitable[T], seconds: float | None) -> T:
-    """The result of ``work``, by a deadline that cannot be confused with a ``TimeoutError`` of its own."""
-    if seconds is None:
-        return await work
-    clock = asyncio.timeout(seconds)
-    try:
-        async with clock:
-            return await work
-    except TimeoutError:
-        if clock.expired():
-            raise _late(seconds) from None
-        raise
-
-
-def _late(seconds: float | None) -> CallTimeout:
-    return CallTimeout(f"no answer within {seconds:g} s")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SOURCES = Path(sandbox_image.__file__).parent
 _LEFT_OUT = frozenset({"jail"})  # the host's side
+_YET_IN = frozenset({Path("jail/__init__.py"), Path("jail/guard.py")})  # the MCP server judges its guest, too
 
 _DOWNLOAD_SECONDS = 600.0
 _DAEMON_SECONDS = 600
@@ -61,7 +62,7 @@ class _Base:
 
 
 @contextmanager
-def daemon() -> Iterator[DockerClient]:
+def daemon() -> Generator[DockerClient]:
     """A client of the docker daemon that ``DOCKER_HOST``, or else the default socket, leads to.
 
     Raises:
@@ -111,7 +112,18 @@ def build(
                 _download(name, found, folder)
             _write_context(context, Path(folder))
         context.seek(0)
-        _run_build(client, context, base, tag, variant, found, say)
+        events = client.api.build(
+            fileobj=context,
+            custom_context=True,
+            tag=tag,
+            rm=True,
+            forcerm=True,
+            decode=True,
+            buildargs={"BASE": base, "VARIANT": variant or ""},
+            labels=_labels(base, found),
+            network_mode="none" if found.has_ps else None,
+        )
+        _follow(events, say)
         image = client.images.get(tag)
         return Image(tag, str(image.id), int(image.attrs["Size"]))
 
@@ -176,7 +188,7 @@ def _write_context(file: Any, wheels: Path) -> None:
     members |= {f"wheels/{path.name}": path for path in wheels.iterdir()}
     for path in _SOURCES.rglob("*.py"):
         place = path.relative_to(_SOURCES)
-        if place.parts[0] not in _LEFT_OUT:
+        if place.parts[0] not in _LEFT_OUT or place in _YET_IN:
             members[f"supdist/sandbox_image/{place}"] = path
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, path in sorted(members.items()):
@@ -186,28 +198,18 @@ def _write_context(file: Any, wheels: Path) -> None:
             tar.addfile(entry, io.BytesIO(data))
 
 
-def _run_build(
-    client: DockerClient, context: Any, base: str, tag: str, variant: Variant | None, found: _Base, say: Say
-) -> None:
+def _labels(base: str, found: _Base) -> dict[str, str]:
     from importlib.metadata import version
 
-    labels = {
+    return {
         PROTOCOL_LABEL: str(protocol.VERSION),
         PYTHON_LABEL: found.python,
         "org.opencontainers.image.version": version("supdist-engine"),
         "org.opencontainers.image.base.name": base,
     }
-    events: Any = client.api.build(
-        fileobj=context,
-        custom_context=True,
-        tag=tag,
-        rm=True,
-        forcerm=True,
-        decode=True,
-        buildargs={"BASE": base, "VARIANT": variant or ""},
-        labels=labels,
-        network_mode="none" if found.has_ps else None,
-    )
+
+
+def _follow(events: Any, say: Say) -> None:
     for event in events:
         if "error" in event:
             raise SandboxUnavailable(

@@ -6,25 +6,24 @@ supervisor's turn, from 1; 0 before the first), ``timestamp`` (seconds since 197
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from ..handlers import Completion, Message, Usage
 from .errors import LogError
-from .sandbox import CellResult
+from .sandbox import CellResult, Display
 from .sandbox.context import EncodedContext, encode_context
 from .tools import ToolUse
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(NamedTuple):
     """What one call of a model took.
 
     Attributes:
@@ -36,7 +35,7 @@ class Numbers:
         cached: whether it came from the cache, or with an equal request that was under way.
     """
 
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     cost_usd: float | None = 0.0
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
@@ -128,7 +127,7 @@ class RunLogger:
         self._write("worker", "worker", model=model, **facts, **answer, **_numbers(numbers))
 
     def repl(self, code: str, result: CellResult) -> None:
-        """A block and all that it wrote."""
+        """A block and all that it wrote and showed; of images their sizes and hashes."""
         self._write(
             "repl",
             "cell",
@@ -137,6 +136,7 @@ class RunLogger:
             outcome=result.outcome.value,
             stdout=result.stdout,
             stderr=result.stderr,
+            display=[_display(shown) for shown in result.display],
             truncated=result.truncated,
             error=None if result.error is None else _error(result),
             final=result.final,
@@ -205,6 +205,15 @@ def _readable(encoded: EncodedContext, context: object) -> tuple[str, bytes]:
         return "json", json.dumps(context, indent=1).encode()
     except (TypeError, ValueError):
         return "repr.txt", repr(context).encode("utf-8", "surrogatepass")
+
+
+def _display(shown: Display) -> dict[str, object]:
+    return {
+        mime: form
+        if isinstance(form, str)
+        else {"bytes": len(form), "sha256": hashlib.sha256(form).hexdigest()}
+        for mime, form in shown.data.items()
+    }
 
 
 def _error(result: CellResult) -> dict[str, str]:

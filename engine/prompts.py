@@ -25,8 +25,8 @@ print(type(context), len(context))
 ```
 
 The blocks of your message run in order, in one Python interpreter whose variables persist from turn to turn. You are \
-then shown what they printed, cut to about $output_limit characters, or the traceback of the block that failed; the \
-blocks after a failed one are not run. In every block you have:
+then shown what they printed, and the value of an expression that a block ends with, cut to about $output_limit \
+characters, or the traceback of the block that failed; the blocks after a failed one are not run. In every block you have:
 
 - `context`: the document ($context_kind).
 - `query`: the question.

@@ -39,7 +39,7 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
     if output:
         parts.append(f"Output:\n{shorten(output, limit)}")
     elif result.outcome is Outcome.OK and result.final is None:
-        parts.append("It printed nothing; print what you want to see.")
+        parts.append("It showed nothing; print what you want to see.")
     if result.truncated:
         parts.append("[the output went over the sandbox's limit; what came after it is lost]")
     if result.error is not None:
@@ -48,10 +48,11 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
 
 
 def _output(result: CellResult) -> str:
-    stdout, stderr = result.stdout.rstrip("\n"), result.stderr.rstrip("\n")
-    if not stderr:
-        return stdout
-    return f"{stdout}\n[stderr]\n{stderr}" if stdout else f"[stderr]\n{stderr}"
+    stderr = result.stderr.rstrip("\n")
+    parts = [result.stdout.rstrip("\n"), *(shown.as_text() for shown in result.display)]
+    if stderr:
+        parts.append(f"[stderr]\n{stderr}")
+    return "\n".join(filter(None, parts))
 
 
 def _verdict(result: CellResult) -> str:

@@ -40,6 +40,10 @@ class Usage:
     output_tokens: int = 0
     calls: int = 0
 
+    def __post_init__(self) -> None:
+        if self.input_tokens < 0 or self.output_tokens < 0 or self.calls < 0:
+            raise ValueError(f"no number of a Usage can be negative: {self}")
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.input_tokens + other.input_tokens,

@@ -45,6 +45,12 @@ TOOL_ARGUMENT_BYTES = 256 << 10
 TOOL_RESULT_BYTES = 1 << 20
 """The most that one call of a host tool may carry there and back, as JSON (see ``plain.py``)."""
 
+MAX_DISPLAYS = 32
+"""The most that one cell may show."""
+
+LISTING_CHARS = 1 << 20
+"""The most characters of paths in one list of files."""
+
 
 class Outcome(StrEnum):
     """How a cell ended. The host decides it; nothing that a guest says does, but ``ok`` and ``user_error``."""
@@ -73,6 +79,11 @@ FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
 """Why a file could not be written or read."""
 
 
+TextForm = Literal["text/plain", "text/html", "image/svg+xml"]
+ImageForm = Literal["image/png", "image/jpeg"]
+"""The forms in which a cell may show a value."""
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages and of the values in them: positional, closed, immutable."""
 
@@ -92,6 +103,7 @@ class Limits(Message, frozen=True):
     scratch_bytes: int
     scratch_inodes: int
     output_bytes: int
+    display_bytes: int
     frame_bytes: int
     prompt_bytes: int
     batch: int
@@ -153,6 +165,13 @@ class HostTool(Message, frozen=True):
     doc: str
 
 
+class FileEntry(Message, frozen=True):
+    """A regular file below the working directory, as the guest tells of it; ``size`` in bytes."""
+
+    path: str
+    size: int
+
+
 # To the guest
 
 
@@ -165,6 +184,7 @@ class Start(Message, frozen=True, tag=1):
     prompt_bytes: int
     batch: int
     frame_bytes: int
+    display_bytes: int
     guest_tools: list[GuestTool]
     host_tools: list[HostTool]
 
@@ -220,6 +240,13 @@ class GetFile(Message, frozen=True, tag=7):
     size: int
 
 
+class ListFiles(Message, frozen=True, tag=12):
+    """Name at most ``most`` regular files below the working directory."""
+
+    request: int
+    most: int
+
+
 class ToolReply(Message, frozen=True, tag=8):
     """The result of a call of a host tool, as JSON, or why there is none."""
 
@@ -272,6 +299,14 @@ class Final(Message, frozen=True, tag=23):
     answer: str
 
 
+class Display(Message, frozen=True, tag=28):
+    """A value that the cell shows, in one form or several. Nobody on the host looks into an image."""
+
+    cell: int
+    text: dict[TextForm, str]
+    images: dict[ImageForm, bytes]
+
+
 class Done(Message, frozen=True, tag=24):
     """The cell ended, with this exception or with none."""
 
@@ -285,6 +320,14 @@ class FileData(Message, frozen=True, tag=26):
     request: int
     data: bytes
     error: FileCode | None
+
+
+class FileList(Message, frozen=True, tag=32):
+    """The answer to ``ListFiles``: folder by folder, and whether there are more than these."""
+
+    request: int
+    files: list[FileEntry]
+    more: bool
 
 
 class ReplExit(Message, frozen=True, tag=25):
@@ -392,10 +435,23 @@ class ShimExit(Message, frozen=True, tag=62):
     status: int
 
 
-ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile
-FromGuest = Ready | Output | Call | ToolCall | Final | Done | FileData | ReplExit
-ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | Kill
-FromShim = Hello | Ready | Output | Call | ToolCall | Final | FileData | CellEnd | Exit | SetupFailed
+ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles
+FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | FileList | ReplExit
+ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Kill
+FromShim = (
+    Hello
+    | Ready
+    | Output
+    | Display
+    | Call
+    | ToolCall
+    | Final
+    | FileData
+    | FileList
+    | CellEnd
+    | Exit
+    | SetupFailed
+)
 ToZygote = Spawn | Attach | Abandon
 FromZygote = ZygoteReady | ShimExit | SetupFailed
 

@@ -194,6 +194,13 @@ def test_on_a_terminal_the_answer_is_escaped_and_progress_is_drawn(tmp_path: Pat
         ("1/0", 1, "", "ZeroDivisionError: division by zero\n"),
         ("import os; os.kill(os.getpid(), 9)", 137, "", "killed: the interpreter was killed (SIGKILL)\n"),
         ("import time; time.sleep(9)", 124, "", "KeyboardInterrupt\n"),
+        ("print('out', end='')\n['value']", 0, "out\n['value']\n", ""),
+        (
+            "class Image:\n  __repr__ = lambda self: 'image'\n  _repr_png_ = lambda self: b'x' * 12345\nImage()",
+            0,
+            "image\n[image/png, 12345 bytes]\n",
+            "",
+        ),
     ],
 )
 def test_exec_ends_as_a_shell_expects(
@@ -209,6 +216,10 @@ def test_exec_reads_stdin_and_a_context_and_speaks_json(tmp_path: Path) -> None:
     done = supdist("exec", "--json", "--context-file", "doc.txt", cwd=tmp_path, text="print(context.upper())")
     result = json.loads(done.stdout)
     assert (result["outcome"], result["stdout"], result["error"]) == ("ok", "HELLO\n", None)
+    assert result["display"] == []
+    code = "class Image:\n  __repr__ = lambda self: '\\x1b[2J'\n  _repr_png_ = lambda self: b'png'\nImage()"
+    shown = json.loads(supdist("exec", "--json", code, cwd=tmp_path).stdout)["display"]
+    assert shown == [{"text/plain": "\x1b[2J", "image/png": "cG5n"}]
 
 
 def test_schema_and_version(tmp_path: Path) -> None:

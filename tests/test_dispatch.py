@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 from supdist.engine.dispatch import Admission, CallTimeout, Dispatcher, Queue, Request
-from supdist.handlers import BatchItem, Completion, Message, ModelHandler
+from supdist.handlers import BatchItem, Completion, Message, ModelHandler, Unavailable
 
 
 class Asked(Request):
@@ -138,6 +138,32 @@ async def test_a_deadline_is_an_error_of_its_own() -> None:
     assert isinstance(await late.answer, CallTimeout)
 
 
+async def test_each_has_its_own_deadline_whatever_was_sent_before() -> None:
+    gate = Gate(4)
+    queue = Dispatcher().queue(gate)
+    patient, late, later, endless = (
+        Asked(str(seconds), seconds=seconds) for seconds in (60, 0.01, 0.02, None)
+    )
+    queue.put([patient, late, later, endless])
+    for request in (late, later):
+        answer = await request.answer
+        assert isinstance(answer, CallTimeout)
+        assert str(answer) == f"no answer within {request.seconds:g} s"
+    assert gate.inside == 2
+    gate.let("60", "None")
+    assert [await patient.answer, await endless.answer] == ["60", "None"]
+
+
+async def test_a_handler_that_breaks_off_by_itself_has_failed() -> None:
+    class Fickle(ModelHandler):
+        async def chat(self, messages: Sequence[Message]) -> Completion:
+            raise asyncio.CancelledError
+
+    request = Asked("x")
+    Dispatcher().queue(Fickle()).put([request])
+    assert type(await request.answer) is Unavailable
+
+
 async def test_what_a_handler_raises_is_the_answer() -> None:
     class Broken(ModelHandler):
         async def chat(self, messages: Sequence[Message]) -> Completion:
@@ -207,6 +233,16 @@ async def test_what_waits_goes_together() -> None:
     handler.let.set()
     assert [await each.answer for each in (*first, *rest)] == list("ABCDEFG")
     assert handler.batches == [["a"], ["b", "c", "d", "e"], ["f", "g"]]
+
+
+async def test_a_batch_is_shared_fairly_by_those_that_wait() -> None:
+    handler = Batching()
+    dispatcher = Dispatcher()
+    first, flood, other = (dispatcher.queue(handler) for _ in range(3))
+    requests = put(first, "a") + put(flood, *"bcdef") + put(other, *"xyz")
+    handler.let.set()
+    await asyncio.gather(*(request.answer for request in requests))
+    assert handler.batches == [["a"], ["b", "c", "x", "y"], ["d", "e", "z", "f"]]
 
 
 async def test_a_batch_waits_for_company_where_it_is_told_to() -> None:

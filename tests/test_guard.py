@@ -9,6 +9,7 @@ from supdist.sandbox_image.jail.guard import Guard
 from supdist.sandbox_image.protocol import (
     Call,
     CellEnd,
+    Display,
     Done,
     ErrorInfo,
     Final,
@@ -24,7 +25,7 @@ from supdist.sandbox_image.protocol import (
 
 FACTS = protocol.Facts({}, 65534, 0, True, True, [], False)
 CONFIG = SandboxConfig.model_validate(
-    {"output": "1KiB", "prompt": "1KiB", "batch": 4, "pending_calls": 2, "grace": 1.0}
+    {"output": "1KiB", "display": "1KiB", "prompt": "1KiB", "batch": 4, "pending_calls": 2, "grace": 1.0}
 )
 
 
@@ -81,11 +82,12 @@ def test_late_frames_of_an_ended_cell_are_counted_and_delivered_to_nobody() -> N
     fresh.execute(2, 10, 102)
     assert fresh.accept(Output(1, 1, b"late"), 102) == ([], None)
     assert fresh.accept(Final(1, "late"), 102) == ([], None)
+    assert fresh.accept(Display(1, {"text/plain": "late"}, {}), 102) == ([], None)
     _, refusal = fresh.accept(Call(1, 1, ["late"]), 102)
     assert isinstance(refusal, Reply)
     assert [getattr(result, "code", None) for result in refusal.results] == ["cancelled"]
     messages, _ = fresh.accept(Done(2, None), 103)
-    assert end_of(messages).dropped == 3
+    assert end_of(messages).dropped == 4
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,11 @@ def test_late_frames_of_an_ended_cell_are_counted_and_delivered_to_nobody() -> N
         [Call(1, 1, ["a"] * 5)],
         [Call(1, 1, ["a" * 2000])],
         [protocol.ReplExit(0, False)],
+        [Display(2, {"text/plain": "of the future"}, {})],
+        [Display(1, {}, {})],
+        [Display(1, {"text/plain": ""}, {})] * (protocol.MAX_DISPLAYS + 1),
+        [Display(1, {}, {"image/png": b"x" * 1025})],
+        [Display(1, {"text/plain": "é" * 300}, {}), Display(1, {}, {"image/png": b"x" * 425})],
         [ToolCall(1, 1, 2, b"")],
         [ToolCall(1, 1, -1, b"")],
         [ToolCall(1, 2, 0, b"")],
@@ -129,6 +136,16 @@ def test_output_is_passed_up_to_its_limit_to_the_byte() -> None:
     assert fresh.accept(Output(1, 2, b"other stream"), 101)[0] == [Output(1, 2, b"other stream")]
     end = end_of(fresh.accept(Done(1, None), 101)[0])
     assert (end.outcome, end.truncated) == (Outcome.OUTPUT_LIMIT, True)
+
+
+def test_displays_are_passed_up_to_their_limit_to_the_byte() -> None:
+    fresh = guard()
+    shown = [Display(1, {"text/plain": "é" * 300}, {}), Display(1, {}, {"image/png": b"x" * 424})]
+    assert [fresh.accept(display, 101) for display in shown] == [([display], None) for display in shown]
+    fresh.accept(Done(1, None), 102)
+    fresh.execute(2, 10, 103)
+    again = Display(2, {"text/plain": "x" * 1024}, {})
+    assert fresh.accept(again, 104) == ([again], None), "each cell has the limit to itself"
 
 
 def test_with_enough_pending_the_guest_is_not_read_until_some_is_answered() -> None:
@@ -220,6 +237,12 @@ MESSAGES = st.one_of(
     st.builds(Call, st.integers(-1, 6), st.integers(-1, 4), st.lists(st.text(max_size=5), max_size=6)),
     st.builds(ToolCall, st.integers(-1, 6), st.integers(-1, 4), st.integers(-1, 3), st.binary(max_size=5)),
     st.builds(Final, st.integers(-1, 4), st.text(max_size=5)),
+    st.builds(
+        Display,
+        st.integers(-1, 4),
+        st.dictionaries(st.just("text/plain"), st.text(max_size=300)),
+        st.dictionaries(st.just("image/png"), st.binary(max_size=300)),
+    ),
     st.builds(Done, st.integers(-1, 4), st.none()),
     st.builds(Ready, st.integers(0, 2), st.just(FACTS)),
 )
@@ -235,6 +258,7 @@ def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
     """Each cell ends at most once, answers at most once, and its waits never exceed its time."""
     fresh, now, next_cell = guard(), 100.0, 2
     ended: list[int] = []
+    shown: list[Display] = []
     finals: list[int] = []
     for step in steps:
         now += 1
@@ -253,9 +277,17 @@ def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
             except Violation:
                 break
             ended += [message.cell for message in messages if isinstance(message, CellEnd)]
+            shown += [message for message in messages if isinstance(message, Display)]
             finals += [message.cell for message in messages if isinstance(message, Final)]
             for message in messages:
                 if isinstance(message, CellEnd):
                     assert 0 <= message.worker_wait <= message.elapsed
     assert len(ended) == len(set(ended))
     assert len(finals) == len(set(finals))
+    assert all(bytes_shown(shown, cell) <= 1024 for cell in range(next_cell))
+
+
+def bytes_shown(displays: list[Display], cell: int) -> int:
+    own = [display for display in displays if display.cell == cell]
+    text = sum(len(form.encode()) for display in own for form in display.text.values())
+    return text + sum(len(form) for display in own for form in display.images.values())

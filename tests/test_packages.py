@@ -40,14 +40,87 @@ def readable_by_all() -> Generator[None]:
 def numpy(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder that ``pip install --target`` would make of the numpy that is installed here."""
     folder = tmp_path_factory.mktemp("home") / f"packages-{secrets.token_hex(16)}"
-    with readable_by_all():
-        for file in importlib.metadata.files("numpy") or []:
-            if ".." not in file.parts and "tests" not in file.parts:
-                target = folder / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(file.locate()), target)
+    copy_installed(folder, "numpy")
     assert list(folder.glob("numpy.libs/*openblas*")), "numpy came as a wheel, with a BLAS of its own"
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def science(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same of pandas, matplotlib and all that they need, Pillow among it."""
+    folder = tmp_path_factory.mktemp("home") / "packages"
+    copy_installed(folder, "pandas", "matplotlib")
+    return str(folder)
+
+
+def copy_installed(folder: Path, *names: str) -> None:
+    """Copy these distributions, and what they require where they are installed, as pip would install them anew."""
+    wanted, known = list(names), set[str]()
+    with readable_by_all():
+        while wanted:
+            known.add(name := wanted.pop())
+            for file in importlib.metadata.files(name) or []:
+                if ".." not in file.parts and "tests" not in file.parts:
+                    target = folder / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(str(file.locate()), target)
+            for requirement in importlib.metadata.requires(name) or []:
+                required = re.split(r"[^\w.-]", requirement)[0]
+                if "extra ==" not in requirement and required not in known:
+                    wanted.append(required)
+
+
+SCIENCE = {"timeout": 60.0, "memory": "1GiB", "scratch": "64MiB"}
+
+
+async def test_a_data_frame_is_shown_as_text_and_as_html(small: Open, science: str) -> None:
+    code = "import pandas as pd\ndf = pd.DataFrame({'name': ['a', 'b'], 'n': [1, 2]})\ndf"
+    async with small(packages=science, **SCIENCE) as sandbox:
+        result = await sandbox.execute(code)
+        total = await sandbox.execute("df.groupby('name').n.sum().sum()")
+        big = await sandbox.execute("pd.DataFrame({'n': range(1_000_000)})")
+        assert sandbox.isolation.missing() == []
+    (frame,) = result.display
+    assert frame.data["text/plain"] == "  name  n\n0    a  1\n1    b  2"
+    assert "<td>b</td>" in str(frame.data["text/html"])
+    assert total.display[0].as_text() == "np.int64(3)"
+    assert len(big.display[0].as_text()) < 1000
+    assert big.display[0].as_text().endswith("[1000000 rows x 1 columns]")
+
+
+async def test_figures_and_images_are_shown_as_png(small: Open, science: str) -> None:
+    plot = "import matplotlib.pyplot as plt\nlines = plt.plot([1, 2, 3])\nplt.show()"
+    look = "\nimport os\nprint(plt.get_backend().lower(), os.listdir('/work'))"
+    in_child = f"import subprocess, sys\ndone = subprocess.run([sys.executable, '-W', 'error', '-c', {plot!r}], check=True)"
+    async with small(packages=science, **SCIENCE) as sandbox:
+        plotted = await sandbox.execute(plot + look)
+        again = await sandbox.execute("figure, axes = plt.subplots()\nother = plt.figure()\nfigure")
+        closed = await sandbox.execute("plt.get_fignums()")
+        image = await sandbox.execute("from PIL import Image\nImage.new('RGBA', (3, 2), 'red')")
+        child = await sandbox.execute(in_child)
+    assert (plotted.outcome, plotted.stdout, plotted.stderr) == (Outcome.OK, "agg []\n", "")
+    assert [shown.data["text/plain"] for shown in (*plotted.display, *again.display)] == [
+        "<Figure size 640x480 with 1 Axes>",
+        "<Figure size 640x480 with 1 Axes>",
+        "<Figure size 640x480 with 0 Axes>",
+    ]
+    for shown in (*plotted.display, *again.display, *image.display):
+        assert shown.data["image/png"][:8] == b"\x89PNG\r\n\x1a\n"
+        assert shown.data.keys() == {"text/plain", "image/png"}
+    assert closed.display[0].as_text() == "[]"
+    assert (child.outcome, child.stderr) == (Outcome.OK, "")
+
+
+async def test_a_figure_that_is_too_large_to_draw_is_said_to_be(small: Open, science: str) -> None:
+    """Drawing it is the cell's work, bounded by the cell's memory and time."""
+    async with small(packages=science, **SCIENCE) as sandbox:
+        await sandbox.execute("import matplotlib.pyplot as plt\nkept = 1")
+        result = await sandbox.execute("figure = plt.figure(dpi=100_000)")
+        after = await sandbox.execute("print(kept, plt.get_fignums())")
+    (shown,) = result.display
+    assert (result.outcome, shown.data.keys()) == (Outcome.OK, {"text/plain"})
+    assert "[drawing the figure failed: " in shown.as_text()
+    assert after.stdout == "1 []\n"
 
 
 def folder_with(folder: Path, **modules: str) -> str:

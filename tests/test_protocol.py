@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -65,6 +65,26 @@ def test_a_tool_call_of_any_shape_is_one_or_none(items: list[Any]) -> None:
     assert protocol.decode_from_shim(protocol.encode(message)) == message
 
 
+FORMS = st.dictionaries(
+    st.sampled_from(["text/plain", "text/html", "image/svg+xml", "image/png", "image/jpeg", "text/css"]),
+    st.text() | st.binary() | SCALARS,
+    max_size=3,
+)
+
+
+@given(st.lists(FORMS | ITEMS, max_size=4))
+def test_a_display_of_any_shape_is_one_or_none(items: list[Any]) -> None:
+    try:
+        message = protocol.decode_from_guest(msgspec.msgpack.encode([28, 1, *items]))
+    except msgspec.MsgspecError:
+        return
+    assert isinstance(message, protocol.Display)
+    text, images = items
+    assert all(form in get_args(protocol.TextForm) and type(text[form]) is str for form in text)
+    assert all(form in get_args(protocol.ImageForm) and type(images[form]) is bytes for form in images)
+    assert protocol.decode_from_shim(protocol.encode(message)) == message
+
+
 @given(st.integers(), st.binary() | st.builds(protocol.ToolFailure, st.just("failed"), st.text()))
 def test_a_tool_reply_comes_out_as_it_went_in(call: int, result: bytes | protocol.ToolFailure) -> None:
     reply = protocol.ToolReply(call % (1 << 62), result)
@@ -94,6 +114,12 @@ def test_the_kind_of_a_message_can_be_read_without_decoding_it() -> None:
         [27, 1, 1, 0, "text"],
         [27, 1, 1, "name", b"[[],{}]"],
         [27, 1, 1, 0, ["list"]],
+        [28, 1, {"text/css": "x"}, {}],
+        [28, 1, {"image/png": "x"}, {}],
+        [28, 1, {"text/plain": b"x"}, {}],
+        [28, 1, {}, {"image/png": "text"}],
+        [28, 1, {1: "x"}, {}],
+        [28, 1, {}],
         [8, 1, b"1"],  # ToolReply: a word of the engine's
         {"tag": 24},
         [],

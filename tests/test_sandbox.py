@@ -617,7 +617,10 @@ async def test_the_isolation_is_measured_from_inside(small: Open) -> None:
     assert isolation.missing() == []
     assert isolation.namespaces == ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
     lines = seen.stdout.splitlines()
-    assert lines[0] == "65534 sandbox ['HOME', 'LANG', 'PATH', 'TMPDIR', 'USER'] /work"
+    assert (
+        lines[0]
+        == "65534 sandbox ['HOME', 'LANG', 'MPLBACKEND', 'MPLCONFIGDIR', 'PATH', 'TMPDIR', 'USER'] /work"
+    )
     assert lines[1:] == ["30", "[]"]
 
 

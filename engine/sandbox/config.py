@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import base64
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,14 +11,17 @@ from msgspec import structs
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 from ...sandbox_image import protocol
-from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, Outcome, Usage
+from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, FileEntry, Outcome, Usage
 
 __all__ = [
     "CallCode",
     "CallError",
     "CellResult",
+    "Display",
     "ErrorInfo",
+    "FileEntry",
     "Isolation",
+    "Listing",
     "OnCall",
     "Outcome",
     "SandboxConfig",
@@ -77,6 +81,7 @@ class SandboxConfig(BaseModel):
     scratch: ByteSize = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
     scratch_files: int = Field(default=16_384, ge=64, le=10_000_000, description="files in them")
     output: ByteSize = _size(16 * MIB, KIB, GIB, "output of a cell, of stdout and of stderr")
+    display: ByteSize = _size(8 * MIB, KIB, 32 * MIB, "what a cell shows: its last value and its figures")
     prompt: ByteSize = _size(4 * MIB, KIB, 16 * MIB, "one prompt to a worker")
     batch: int = Field(
         default=1024,
@@ -121,7 +126,10 @@ class SandboxConfig(BaseModel):
             scratch_bytes=int(self.scratch),
             scratch_inodes=self.scratch_files,
             output_bytes=int(self.output),
-            frame_bytes=min(protocol.MAX_FRAME_BYTES, max(_LEAST_FRAME, 4 * int(self.prompt))),
+            display_bytes=int(self.display),
+            frame_bytes=min(
+                protocol.MAX_FRAME_BYTES, max(_LEAST_FRAME, 4 * int(self.prompt), 2 * int(self.display))
+            ),
             prompt_bytes=int(self.prompt),
             batch=self.batch,
             pending_calls=self.pending_calls,
@@ -192,6 +200,36 @@ class Isolation:
 
 
 @dataclass(frozen=True, slots=True)
+class Display:
+    """A value that a cell shows: its last expression's, or a figure that it drew.
+
+    Attributes:
+        data: the value's forms by MIME type: ``text/plain``, which is always there, ``text/html`` and ``image/svg+xml``
+            as str, ``image/png`` and ``image/jpeg`` as bytes. All of them are the code's own: whoever renders them must
+            expect scripts in HTML and SVG, control characters in text, and images that are none.
+    """
+
+    data: Mapping[str, str | bytes]
+
+    def as_text(self) -> str:
+        """For where there is only text: the plain form, and a line for each image. Not escaped for a terminal."""
+        plain = self.data.get("text/plain", "")
+        images = [
+            f"[{mime}, {len(form if isinstance(form, bytes) else form.encode())} bytes]"
+            for mime, form in self.data.items()
+            if mime.startswith("image/")
+        ]
+        return "\n".join([*([str(plain)] if plain else []), *images])
+
+    def as_data(self) -> dict[str, str]:
+        """For JSON, as notebooks have it: text as it is, images in base64."""
+        return {
+            mime: form if isinstance(form, str) else base64.b64encode(form).decode()
+            for mime, form in self.data.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CellResult:
     """How a cell ended and what it left.
 
@@ -209,6 +247,8 @@ class CellResult:
         usage: processor seconds of the cell, peak memory of the sandbox so far in bytes, and who counted:
             ``cgroup`` or ``watchdog``, or ``none`` where a container's control groups cannot be seen.
         detail: for an end that was not the code's own, how it came about.
+        display: what it shows: the value of its last statement, if that is an expression, is not None and does not end
+            with ``;``; then each open figure of ``matplotlib.pyplot``, which is closed thereby.
     """
 
     cell: int
@@ -224,6 +264,7 @@ class CellResult:
     dropped: int
     usage: Usage
     detail: str = ""
+    display: tuple[Display, ...] = ()
 
 
 def as_data(result: CellResult) -> dict[str, Any]:
@@ -231,7 +272,16 @@ def as_data(result: CellResult) -> dict[str, Any]:
     data = {field.name: getattr(result, field.name) for field in fields(result)}
     data["usage"] = structs.asdict(result.usage)
     data["error"] = None if result.error is None else structs.asdict(result.error)
+    data["display"] = [shown.as_data() for shown in result.display]
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files of a sandbox, by its own account; ``more`` tells that there are others."""
+
+    files: tuple[FileEntry, ...]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)

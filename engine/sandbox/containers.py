@@ -36,6 +36,7 @@ _LEFT_SECONDS = 600.0
 _END_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
+_PODMAN = "Podman Engine"
 _USER = "65534:65534"
 _GUEST = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
 _SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
@@ -54,6 +55,9 @@ _MASKED = (
 _START = (
     "Start it (`systemctl start docker`), set DOCKER_HOST to its socket, or join the group that may use it."
 )
+
+
+_LOOK = "The daemon's own log says more (`journalctl -u docker`)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class Daemon:
     def __init__(self, client: Any, url: str) -> None:
         self._client = client
         self._url = url
-        self.shares_files = url.startswith(("unix:", "http+unix:"))
+        self.shares_files = _is_local(url)
 
     @classmethod
     def connect(cls) -> Daemon:
@@ -145,20 +149,24 @@ class Daemon:
                 "Forward its socket and use that: `ssh -N -L 127.0.0.1:2375:/var/run/docker.sock HOST` and "
                 "DOCKER_HOST=tcp://127.0.0.1:2375.",
             )
+        client = None
         try:
+            _dial(url).close()  # the SDK forgets a socket that it could not connect
             client = docker.APIClient(base_url=url, version=_API, timeout=_REQUEST_SECONDS)
             # It would keep one for each address of late, and a container has addresses of its own.
             client.headers["Connection"] = "close"
             served = client.version(api_version=False)
         except (DockerException, OSError) as error:
+            if client is not None:
+                client.close()
             raise SandboxUnavailable(
                 f"No Docker daemon answers at {url} ({_reason(error)})", _START
             ) from error
-        if _number(served["ApiVersion"]) < _number(_API):
-            raise SandboxUnavailable(
-                f"The Docker daemon is too old: its API is {served['ApiVersion']}, and {_API} is needed",
-                "Use Docker 20.10 or newer.",
-            )
+        try:
+            _check_version(served)
+        except SandboxUnavailable:
+            client.close()
+            raise
         return cls(client, url)
 
     def look_at(self, name: str, runtime: str | None) -> Image:
@@ -202,7 +210,7 @@ class Daemon:
         Raises:
             SandboxUnavailable: the daemon refuses it.
         """
-        with self._asking("make a container of the sandbox image"):
+        with self._asking("make a container of the sandbox image", _LOOK):
             made = self._client.create_container_from_config(
                 self._settings(image, config, folder), name=f"supdist-{os.urandom(8).hex()}"
             )
@@ -224,7 +232,7 @@ class Daemon:
         The SDK would give a reader on top of it and keep the connection for itself.
         """
         connection = HTTPConnection("docker", timeout=_REQUEST_SECONDS)
-        connection.sock = self._dial()
+        connection.sock = _dial(self._url)
         try:
             path = f"/v{_API}/containers/{container}/attach?stdin=1&stdout=1&stream=1"
             connection.request("POST", path, headers={"Connection": "Upgrade", "Upgrade": "tcp"})
@@ -241,19 +249,6 @@ class Daemon:
         finally:
             connection.close()
         return stream
-
-    def _dial(self) -> socket.socket:
-        if self.shares_files:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(_REQUEST_SECONDS)
-            try:
-                sock.connect(self._url.split("://", 1)[1])
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-        address = urlsplit(self._url)
-        return socket.create_connection((address.hostname, address.port or 2375), _REQUEST_SECONDS)
 
     def _groups(self, container: str) -> dict[str, str]:
         """The control groups of a container of this machine, where they can be seen."""
@@ -380,15 +375,47 @@ class Daemon:
         )
 
     @contextmanager
-    def _asking(self, what: str) -> Generator[None]:
+    def _asking(self, what: str, remedy: str = _START) -> Generator[None]:
         from docker.errors import DockerException
 
         try:
             yield
         except (DockerException, OSError) as error:
             raise SandboxUnavailable(
-                f"The Docker daemon could not {what} ({_reason(error)})", _START
+                f"The Docker daemon could not {what} ({_reason(error)})", remedy
             ) from error
+
+
+def _check_version(served: dict[str, Any]) -> None:
+    if any(part.get("Name") == _PODMAN for part in served.get("Components", [])):
+        raise SandboxUnavailable(
+            "Podman's compatible API cannot limit the number of files in a tmpfs, nor take a filter of system calls by value",
+            "Set DOCKER_HOST to a Docker daemon, or use the process backend, which needs none.",
+        )
+    if _number(served["ApiVersion"]) < _number(_API):
+        raise SandboxUnavailable(
+            f"The Docker daemon is too old: its API is {served['ApiVersion']}, and {_API} is needed",
+            "Use Docker 20.10 or newer.",
+        )
+
+
+def _is_local(url: str) -> bool:
+    return url.startswith(("unix:", "http+unix:"))
+
+
+def _dial(url: str) -> socket.socket:
+    """A connection to a daemon."""
+    if not _is_local(url):
+        address = urlsplit(url)
+        return socket.create_connection((address.hostname, address.port or 2375), _REQUEST_SECONDS)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(_REQUEST_SECONDS)
+        sock.connect(url.split("://", 1)[1])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _mount(kind: Any, target: str, source: str) -> Any:

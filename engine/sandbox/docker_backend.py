@@ -22,7 +22,7 @@ from msgspec import structs
 from ...sandbox_image import protocol
 from ...sandbox_image.image import default_tag
 from ...sandbox_image.protocol import CellEnd, Exit, Outcome, ShimExit
-from ..errors import SandboxError, SandboxLost
+from ..errors import SandboxError, SandboxLost, TaskError
 from ..tools import Toolbox
 from .backend import Backend, Guest
 from .config import GVISOR, SandboxConfig
@@ -37,7 +37,11 @@ _THREADS = 16
 """Requests to the daemon at once, apart from removals, which must never wait for a start."""
 _ASK_SECONDS = 8.0
 _REMOVE_SECONDS = 30.0
+_MOST_IN_A_FRAME = protocol.MAX_FRAME_BYTES - 1024
 _FOLDER = "supdist-contexts-"
+_LEASE = "lease"
+_MEMORY = "/dev/shm"
+_ENOUGH_BYTES = 1 << 30
 
 
 class DockerBackend(Backend):
@@ -77,8 +81,10 @@ class DockerBackend(Backend):
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             await pool.close()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=_REMOVE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REMOVE_SECONDS):
+                while self._tasks:  # what was made for nobody is removed by another one
+                    await asyncio.wait(list(self._tasks))
         await self._zygote.close()  # which removes the folder
         self._daemon.close()
 
@@ -108,7 +114,7 @@ class DockerBackend(Backend):
         if toolbox.guest:
             image.check_python()
         pool = self._pools.get(config)
-        place = (pool.take() if pool is not None else None) or await self._make(config, image)
+        place = (await pool.take() if pool is not None else None) or await self._make(config, image)
         try:
             load = await self._bring(context, place)
             guest = DockerGuest(self, self._zygote, place, load, receiver)
@@ -154,6 +160,11 @@ class DockerBackend(Backend):
     async def _bring(self, context: object, place: Place) -> protocol.Load:
         if place.folder is None:
             encoded = encode_context(context)
+            if len(encoded.data) > _MOST_IN_A_FRAME:
+                raise TaskError(
+                    f"the context has {len(encoded.data)} bytes; a Docker daemon on another machine can be sent at most "
+                    f"{_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
+                )
             return protocol.Load(encoded.kind, "frame", encoded.data)
         async with self._writing:
             kind = await to_thread.run_sync(self._contexts.put, context, _context_in(place.folder))
@@ -264,15 +275,25 @@ class _Pool:
         self._size = size
         self._ready: list[Place] = []
         self._making: set[asyncio.Task[None]] = set()
+        self._waiting = 0
 
-    def take(self) -> Place | None:
-        """One that is alive, if there is one; another is made in its place."""
+    async def take(self) -> Place | None:
+        """One that is alive, now or as soon as it is made; None where others wait for all that are being made."""
         place = None
-        while self._ready and place is None:
-            place = self._ready.pop(0)
-            if not place.container.is_alive:
-                self._throw_away(place)
-                place = None
+        while place is None:
+            while self._ready and place is None:
+                place = self._ready.pop(0)
+                if not place.container.is_alive:
+                    self._throw_away(place)
+                    place = None
+            if place is None:
+                if self._waiting >= len(self._making):
+                    break
+                self._waiting += 1
+                try:
+                    await asyncio.wait(list(self._making), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self._waiting -= 1
         self.fill()
         return place
 
@@ -338,9 +359,30 @@ def _context_in(folder: str) -> str:
 
 
 def _make_folder() -> str:
-    """A folder for contexts that bears this process's name; those of dead processes are removed."""
-    for other in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        lease = other.name.removeprefix(_FOLDER).rpartition("-")[0]
-        if has_ended(lease) and not other.is_symlink() and other.stat().st_uid == os.geteuid():
+    """A folder for contexts, with this process's lease; those of dead processes are removed.
+
+    A guest can read the part of its path that lies below its file system's root, so that a memory file system tells
+    nothing of the host.
+    """
+    for other in (path for place in _places() for path in Path(place).glob(f"{_FOLDER}*")):
+        if _is_left_over(other):
             shutil.rmtree(other, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{_FOLDER}{own_lease()}-")
+    folder = tempfile.mkdtemp(prefix=_FOLDER, dir=_places()[0])
+    Path(folder, _LEASE).write_text(own_lease())
+    return folder
+
+
+def _places() -> list[str]:
+    """Where such folders can be, the best first."""
+    places = [tempfile.gettempdir()]
+    if os.access(_MEMORY, os.W_OK) and os.path.ismount(_MEMORY):
+        room = os.statvfs(_MEMORY)
+        places.insert(0 if room.f_bavail * room.f_frsize >= _ENOUGH_BYTES else 1, _MEMORY)
+    return places
+
+
+def _is_left_over(folder: Path) -> bool:
+    try:
+        return folder.lstat().st_uid == os.geteuid() and has_ended((folder / _LEASE).read_text())
+    except OSError:  # no folder, or one that is being made
+        return False

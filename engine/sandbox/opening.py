@@ -15,7 +15,7 @@ from anyio.lowlevel import RunVar
 
 from ..tools import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
-from .config import CellResult, Isolation, OnCall, SandboxConfig
+from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
 from .packages import Packages, find_packages
 from .sandbox import Sandbox
 from .zygote import Zygote
@@ -227,6 +227,10 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
     def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """See ``Sandbox.get``."""
         return self._portal.call(lambda: self._sandbox.get(path, max_bytes=max_bytes))
+
+    def list(self, *, most: int = 1000) -> Listing:
+        """See ``Sandbox.list``."""
+        return self._portal.call(lambda: self._sandbox.list(most=most))
 
     def reset(self) -> None:
         """See ``Sandbox.reset``."""

@@ -11,7 +11,7 @@ from ...sandbox_image.protocol import CallError, CellEnd, Outcome
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from ..tools import ToolCalls
 from .backend import Backend, Guest
-from .config import CellResult, Isolation, OnCall, SandboxConfig, WorkerCall
+from .config import CellResult, Display, Isolation, Listing, OnCall, SandboxConfig, WorkerCall
 from .remedies import failure
 
 _CLOSE_SECONDS = 10.0
@@ -45,7 +45,7 @@ class Sandbox:
         self._cell = 0
         self._running: _RunningCell | None = None
         self._calls: set[asyncio.Task[None]] = set()
-        self._files: dict[int, asyncio.Future[protocol.FileData]] = {}
+        self._files: dict[int, asyncio.Future[protocol.FileData | protocol.FileList]] = {}
         self._file_number = 0
         self._isolation: Isolation | None = None
         self._lost: str | None = None
@@ -184,6 +184,17 @@ class Sandbox:
             if len(piece) < size:
                 return b"".join(pieces)
 
+    async def list(self, *, most: int = 1000) -> Listing:
+        """The regular files below the working directory, /work, as the sandbox tells of them: the upper folders first.
+
+        Raises:
+            SandboxFileError: they cannot be listed in time.
+            SandboxLost, SandboxError: as for ``put``.
+        """
+        answer = await self._ask(".", lambda number: protocol.ListFiles(number, most))
+        assert isinstance(answer, protocol.FileList)
+        return Listing(tuple(answer.files), answer.more)
+
     def _file_chunk(self) -> int:
         """Bytes of a file that go into one frame."""
         return min(_FILE_CHUNK, self._config.limits().frame_bytes // 2)
@@ -191,6 +202,16 @@ class Sandbox:
     async def _ask_for_file(
         self, path: str, message: Callable[[int], protocol.PutFile | protocol.GetFile]
     ) -> bytes:
+        answer = await self._ask(path, message)
+        assert isinstance(answer, protocol.FileData)
+        if answer.error is not None:
+            raise SandboxFileError(answer.error, path)
+        return answer.data
+
+    async def _ask(
+        self, path: str, message: Callable[[int], protocol.PutFile | protocol.GetFile | protocol.ListFiles]
+    ) -> protocol.FileData | protocol.FileList:
+        """One question about files, and its answer."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._lost is not None:
@@ -203,14 +224,11 @@ class Sandbox:
         try:
             self._send(message(number))
             async with asyncio.timeout(_FILE_SECONDS):
-                data: protocol.FileData = await answer
+                return await answer
         except TimeoutError:
             raise SandboxFileError("io", path) from None
         finally:
             self._files.pop(number, None)
-        if data.error is not None:
-            raise SandboxFileError(data.error, path)
-        return data.data
 
     async def reset(self) -> None:
         """Start afresh: a new interpreter in new walls, with nothing of the old one, dead or alive.
@@ -293,11 +311,11 @@ class Sandbox:
         match message:
             case protocol.Call() | protocol.ToolCall():
                 self._begin(message)
-            case protocol.FileData():
+            case protocol.FileData() | protocol.FileList():
                 waiting = self._files.get(message.request)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
-            case protocol.Output() | protocol.Final():
+            case protocol.Output() | protocol.Display() | protocol.Final():
                 if self._running is not None:
                     self._running.take(message)
             case CellEnd():
@@ -326,9 +344,9 @@ class Sandbox:
         else:
             self._ready.set_exception(failure(message.step, message.errno, self._config.packages))
 
-    def _guest_limits(self) -> tuple[int, int, int]:
+    def _guest_limits(self) -> tuple[int, int, int, int]:
         limits = self._config.limits()
-        return limits.prompt_bytes, limits.batch, limits.frame_bytes
+        return limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes
 
     def _end_cell(self, end: CellEnd) -> None:
         running, self._running = self._running, None
@@ -417,10 +435,12 @@ def _carryable(results: Sequence[str | CallError]) -> list[str | CallError]:
         if not isinstance(result, str):
             carried.append(result)
             continue
-        data = result.encode("utf-8", "replace")
+        data = result if result.isascii() else result.encode("utf-8", "replace")
         room -= len(data)
-        too_large = CallError("unavailable", "the answer is too large to be passed on")
-        carried.append(data.decode() if room >= 0 else too_large)
+        if room < 0:
+            carried.append(CallError("unavailable", "the answer is too large to be passed on"))
+        else:
+            carried.append(data if isinstance(data, str) else data.decode())
     return carried
 
 
@@ -431,14 +451,18 @@ class _RunningCell:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
         self.output = {1: bytearray(), 2: bytearray()}
+        self.display: list[Display] = []
         self.final: str | None = None
 
-    def take(self, message: protocol.Output | protocol.Final) -> None:
-        """What the cell wrote, or its answer."""
-        if isinstance(message, protocol.Final):
-            self.final = message.answer
-        else:
-            self.output[message.stream] += message.data
+    def take(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
+        """What the cell wrote or shows, or its answer."""
+        match message:
+            case protocol.Final():
+                self.final = message.answer
+            case protocol.Display():
+                self.display.append(Display({**message.text, **message.images}))
+            case protocol.Output():
+                self.output[message.stream] += message.data
 
     def finish(self, end: CellEnd) -> CellResult:
         return CellResult(
@@ -455,4 +479,5 @@ class _RunningCell:
             dropped=end.dropped,
             usage=end.usage,
             detail=end.detail,
+            display=tuple(self.display),
         )

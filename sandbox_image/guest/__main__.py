@@ -35,6 +35,8 @@ def main() -> NoReturn:
     if len(sys.argv) > 1:
         most = int(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    # An isolated interpreter does not read it; what lies there was put there for the code that is to run.
+    sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # The first process of a namespace gets no signal that it has no handler for, and Python has one for this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Init(Stream(reader, writer), None, _LINGER_SECONDS).serve()

@@ -1,4 +1,5 @@
-"""Files in and out of the working directory. Init does it, with the guest's own rights and inside its walls.
+"""Files in and out of the working directory. Init, which stays in it, does it, with the guest's own rights and inside
+its walls.
 
 Every folder on the way is opened without following links, and so is the file; what is opened is looked at
 before it is used, so that nothing can be swapped in between.
@@ -9,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from .. import protocol
-from ..protocol import FileCode, FileData, GetFile, PutFile
+from ..protocol import FileCode, FileData, FileEntry, FileList, GetFile, ListFiles, PutFile
 
 # No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
 _HOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_LOOKED_AT = 20_000
+"""Entries of folders that a list looks at, at most: init relays nothing meanwhile."""
 
 
 class _RefusedError(Exception):
@@ -24,8 +28,10 @@ class _RefusedError(Exception):
         self.code: FileCode = code
 
 
-def serve(request: protocol.ToGuest) -> FileData:
+def serve(request: protocol.ToGuest) -> FileData | FileList:
     """Do what is asked; the answer in any case."""
+    if isinstance(request, ListFiles):
+        return _list(request)
     assert isinstance(request, (PutFile, GetFile))
     try:
         if isinstance(request, PutFile):
@@ -38,6 +44,44 @@ def serve(request: protocol.ToGuest) -> FileData:
         return FileData(request.request, b"", "not_found")
     except (OSError, ValueError):
         return FileData(request.request, b"", "io")
+
+
+def _list(request: ListFiles) -> FileList:
+    files: list[FileEntry] = []
+    room = protocol.LISTING_CHARS
+    for entry in islice(_entries(), _LOOKED_AT):
+        if entry is None:
+            continue
+        room -= len(entry.path)
+        if room < 0 or len(files) == request.most:
+            return FileList(request.request, files, more=True)
+        files.append(entry)
+    return FileList(request.request, files, more=False)
+
+
+def _entries() -> Iterator[FileEntry | None]:
+    """What lies in the working directory, the upper folders first; None for what is no regular file."""
+    folders = deque(["."])
+    while folders:
+        try:
+            with os.scandir(folders.popleft()) as found:
+                entries = sorted(islice(found, _LOOKED_AT), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            yield _describe(entry)
+
+
+def _describe(entry: os.DirEntry[str]) -> FileEntry | None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return FileEntry(entry.path.removeprefix("./").encode(errors="replace").decode(), status.st_size)
 
 
 def _put(request: PutFile) -> None:
@@ -79,10 +123,10 @@ def _get(request: GetFile) -> bytes:
 
 def _folder(path: str, *, create: bool) -> tuple[int, str]:
     """The opened folder of a path below the working directory, and the file's name in it."""
-    parts = PurePosixPath(path).parts
+    parts = [part for part in path.split("/") if part not in ("", ".")]  # pathlib takes long to import
     if not parts or ".." in parts or path.startswith("/") or "\0" in path:
         raise _RefusedError("outside")
-    fd = _open(protocol.WORK, os.O_RDONLY | _HOW, None, stat.S_ISDIR)
+    fd = _open(".", os.O_RDONLY | _HOW, None, stat.S_ISDIR)
     try:
         for part in parts[:-1]:
             if create:

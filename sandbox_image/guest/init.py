@@ -32,7 +32,8 @@ _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 18
 _OLD_PIPES = 16
 _DYING_SECONDS = 0.2
-_EXECUTE, _INTERRUPT, _PUT_FILE, _GET_FILE, _DONE = 3, 5, 6, 7, 24  # tags, read without decoding
+_EXECUTE, _INTERRUPT, _DONE = 3, 5, 24  # tags, read without decoding
+_FILES = {6, 7, 12}
 
 
 def main() -> NoReturn:
@@ -143,7 +144,7 @@ class Init:
             os._exit(1)
         for payload in self._from_shim.feed(data):
             number = protocol.kind(payload)
-            if number in (_PUT_FILE, _GET_FILE):
+            if number in _FILES:
                 self._shim.sendall(
                     protocol.frame(protocol.encode(files.serve(protocol.decode_to_guest(payload))))
                 )

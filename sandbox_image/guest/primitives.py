@@ -155,14 +155,16 @@ class Primitives:
         """Prompts in frames of a bearable size, with their places; what is too long fails here, unsent."""
         slots, chunk, size = list[int](), list[str](), 0
         most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
+        most_prompts = min(_CHUNK_PROMPTS, self._start.batch)
+        longest = self._start.prompt_bytes
         for slot, prompt in enumerate(prompts):
             text = plain.clean(prompt)
             length = len(text) if text.isascii() else len(text.encode())
-            if length > self._start.prompt_bytes:
-                message = f"a prompt of {length} bytes; at most {self._start.prompt_bytes} are allowed"
+            if length > longest:
+                message = f"a prompt of {length} bytes; at most {longest} are allowed"
                 results[slot] = WorkerError("too_long", message)
                 continue
-            if chunk and (size + length > most_bytes or len(chunk) >= min(_CHUNK_PROMPTS, self._start.batch)):
+            if chunk and (size + length > most_bytes or len(chunk) >= most_prompts):
                 yield slots, chunk
                 slots, chunk, size = [], [], 0
             slots.append(slot)

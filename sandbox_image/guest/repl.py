@@ -19,12 +19,12 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from .. import protocol
-from . import tools
+from . import source, tools
 from .channel import Channel
+from .display import Displays
 from .linux import insist_on_limits
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
 
@@ -86,11 +86,13 @@ class Repl:
         insist_on_limits()
         names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
+        _note_cells_of_work(lambda: self._cell)
         while True:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
             self._prepare(message.cell, names)
-            error = self._run(message.cell, message.code)
+            displays = Displays(message.cell, start.display_bytes, self._channel.send)
+            error = self._run(message.cell, message.code, displays)
             self._channel.send(protocol.Done(message.cell, error))
 
     def _prepare(self, cell: int, names: dict[str, Any]) -> None:
@@ -111,13 +113,13 @@ class Repl:
         namespace.update(names)
         namespace["__builtins__"] = {**builtins.__dict__, **self._blocked}
 
-    def _run(self, cell: int, code: str) -> protocol.ErrorInfo | None:
+    def _run(self, cell: int, code: str, displays: Displays) -> protocol.ErrorInfo | None:
         error: protocol.ErrorInfo | None = None
         try:
             self._running = True
             if self._is_meant(cell):  # an interrupt that came before the block began
                 raise KeyboardInterrupt  # noqa: TRY301 - described below as any other
-            error = run_code(cell, code, self._module.__dict__)
+            error = run_code(cell, code, self._module.__dict__, displays)
             _flush()
             self._running = False
         except BaseException as late:
@@ -135,13 +137,19 @@ class Repl:
         return int.from_bytes(self._target[:8], "little") == cell
 
 
-def run_code(cell: int, code: str, namespace: dict[str, Any]) -> protocol.ErrorInfo | None:
-    """Run a block in a namespace; the exception that left it, described."""
+def run_code(
+    cell: int, code: str, namespace: dict[str, Any], displays: Displays
+) -> protocol.ErrorInfo | None:
+    """Run a block in a namespace and show its value; the exception that left it, described."""
     name = f"<cell {cell}>"
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
-        with _Reserve():
-            exec(compile(code, name, "exec", dont_inherit=True), namespace)  # noqa: S102 - what this process is for
+        with _Reserve(), displays:
+            statements, last = source.split(code, name)
+            for part in statements:
+                exec(part, namespace)  # noqa: S102 - what this process is for
+            if last is not None:
+                displays.value(eval(last, namespace))  # noqa: S307 - as above
     except BaseException as error:
         return describe(error)
     return None
@@ -297,11 +305,20 @@ def cell_of_thread(current: int) -> int:
 
 
 def _note_cells_of_threads(current: Callable[[], int]) -> None:
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start = threading.Thread.start
 
     def start_and_note(self: threading.Thread) -> None:
         self.__dict__["supdist_cell"] = cell_of_thread(current())
         start(self)
+
+    threading.Thread.start = start_and_note
+
+
+def _note_cells_of_work(current: Callable[[], int]) -> None:
+    """The same for executors; while the host hears that all is ready, for it takes long to import them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    submit = ThreadPoolExecutor.submit
 
     def submit_and_note(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -314,7 +331,6 @@ def _note_cells_of_threads(current: Callable[[], int]) -> None:
 
         return submit(self, work)
 
-    threading.Thread.start = start_and_note
     ThreadPoolExecutor.submit = submit_and_note
 
 

@@ -5,6 +5,8 @@ Times are seconds of one monotonic clock, handed in. Nothing here trusts a numbe
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field
 
 from .. import protocol
@@ -12,13 +14,20 @@ from ..protocol import (
     Call,
     CallError,
     CellEnd,
+    Display,
     Done,
+    FileData,
+    FileList,
     Final,
     FromGuest,
+    GetFile,
     Limits,
+    ListFiles,
     Outcome,
     Output,
+    PutFile,
     Ready,
+    ReplExit,
     Reply,
     ToolCall,
     ToolFailure,
@@ -47,6 +56,8 @@ class Cell:
     waiting_since: float | None = None
     answered: bool = False
     output: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})
+    displays: int = 0
+    display_bytes: int = 0
     interrupted: Outcome | None = None
     kill_at: float | None = None
 
@@ -75,6 +86,7 @@ class Guard:
         self._pending: dict[int, tuple[int, int]] = {}
         self._pending_total = (0, 0)
         self._files: dict[int, int] = {}
+        self._lists: dict[int, int] = {}
         self._allowance = limits.calls_per_second
         self._allowance_at = 0.0
         self._dropped = 0
@@ -105,16 +117,27 @@ class Guard:
         self._last_cell = number
         self.cell = Cell(number, timeout, max(timeout, self._limits.wall_seconds), now)
 
-    def ask_for_file(self, request: int, size: int) -> None:
-        """The engine asks for at most ``size`` bytes of a file, or, with 0, has one written."""
-        self._files[request] = size
+    def ask(self, question: PutFile | GetFile | ListFiles) -> None:
+        """The engine asks about files, and waits for one answer."""
+        match question:
+            case PutFile():
+                self._files[question.request] = 0
+            case GetFile():
+                self._files[question.request] = question.size
+            case ListFiles():
+                self._lists[question.request] = question.most
 
-    def _file(self, message: protocol.FileData) -> list[protocol.FromShim]:
-        size = self._files.pop(message.request, None)
-        if size is None:
-            raise Violation("a file that nobody asked for")
-        if len(message.data) > size:
-            raise Violation("more of a file than was asked for")
+    def _answer(self, message: FileData | FileList) -> list[protocol.FromShim]:
+        if isinstance(message, FileData):
+            most, much = self._files.pop(message.request, None), len(message.data)
+        else:
+            most, much = self._lists.pop(message.request, None), len(message.files)
+            if sum(len(file.path) for file in message.files) > protocol.LISTING_CHARS:
+                raise Violation("more of a list than the guest's library sends")
+        if most is None:
+            raise Violation("an answer that nobody asked for")
+        if much > most:
+            raise Violation("more of a file, or of files, than was asked for")
         return [message]
 
     def reply(self, reply: Reply | ToolReply, now: float) -> bool:
@@ -147,14 +170,16 @@ class Guard:
                 return [message], None
             case Output():
                 return self._output(message), None
+            case Display():
+                return self._display(message), None
             case Call():
                 return self._call(message, now)
             case Final():
                 return self._final(message), None
             case Done():
                 return self._done(message, now, usage, refused_a_process=refused_a_process), None
-            case protocol.FileData():
-                return self._file(message), None
+            case FileData() | FileList():
+                return self._answer(message), None
             case ToolCall():
                 return self._tool_call(message, now)
             case _:
@@ -215,6 +240,19 @@ class Guard:
         if room >= len(message.data):
             return [message]
         return [Output(message.cell, message.stream, message.data[:room])] if room > 0 else []
+
+    def _display(self, message: Display) -> list[protocol.FromShim]:
+        cell = self._is_current(message.cell)
+        if cell is None:
+            return []
+        forms = [*message.images.values(), *(text.encode() for text in message.text.values())]
+        cell.displays += 1
+        cell.display_bytes += sum(map(len, forms))
+        if not forms or cell.displays > protocol.MAX_DISPLAYS:
+            raise Violation("a display of nothing, or one too many")
+        if cell.display_bytes > self._limits.display_bytes:
+            raise Violation("displays larger than the guest's library sends")
+        return [message]
 
     @property
     def output_exceeded(self) -> bool:
@@ -294,6 +332,24 @@ class Guard:
         if outcome is Outcome.USER_ERROR and refused_a_process:
             outcome = Outcome.RESOURCE_LIMIT
         return [self.end_cell(outcome, message.error, now, usage)]
+
+
+def death(last_words: ReplExit | None) -> tuple[Outcome, str]:
+    """How a guest died whose stream has ended, by what its init said last; the limits know better where one was hit."""
+    if last_words is None:
+        return Outcome.CRASHED, "the sandbox closed its stream or its init died"
+    if last_words.hung_up:
+        return Outcome.CRASHED, "the interpreter closed its stream"
+    status = last_words.status
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        if number == signal.SIGKILL:
+            return Outcome.KILLED, "the interpreter was killed (SIGKILL)"
+        if number in (signal.SIGXCPU, signal.SIGXFSZ):
+            return Outcome.RESOURCE_LIMIT, f"the interpreter was ended by {name}"
+        return Outcome.CRASHED, f"the interpreter was ended by {name}"
+    return Outcome.CRASHED, f"the interpreter left with status {os.waitstatus_to_exitcode(status)}"
 
 
 def _refuse(call: Call, error: CallError) -> Reply:

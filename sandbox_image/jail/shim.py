@@ -23,7 +23,7 @@ from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, ReplExit, 
 from . import syscalls as sc
 from . import walls
 from .attached import Attached
-from .guard import Guard
+from .guard import Guard, death
 from .meter import meter_of
 from .steps import StepFailed
 
@@ -192,8 +192,8 @@ class Shim:
                     self._guard.execute(message.cell, message.timeout, now)
                     self._meter.begin()
                     self._send_guest(payload)
-                case protocol.PutFile() | protocol.GetFile():
-                    self._guard.ask_for_file(message.request, getattr(message, "size", 0))
+                case protocol.PutFile() | protocol.GetFile() | protocol.ListFiles():
+                    self._guard.ask(message)
                     self._send_guest(payload)
                 case Reply() | protocol.ToolReply():
                     if self._guard.reply(message, now):
@@ -330,20 +330,7 @@ class Shim:
         exceeded = self._meter.exceeded()
         if exceeded is not None:
             return exceeded
-        if last is None:
-            return Outcome.CRASHED, "the sandbox closed its stream or its init died"
-        if last.hung_up:
-            return Outcome.CRASHED, "the interpreter closed its stream"
-        status = last.status
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-            if number == signal.SIGKILL:
-                return Outcome.KILLED, "the interpreter was killed (SIGKILL)"
-            if number in (signal.SIGXCPU, signal.SIGXFSZ):
-                return Outcome.RESOURCE_LIMIT, f"the interpreter was ended by {name}"
-            return Outcome.CRASHED, f"the interpreter was ended by {name}"
-        return Outcome.CRASHED, f"the interpreter left with status {os.waitstatus_to_exitcode(status)}"
+        return death(last)
 
     def _end(self, outcome: Outcome, detail: str) -> None:
         if self._over is None:

@@ -53,6 +53,7 @@ _ETC_FILES = {
     "group": "root:x:0:\nsandbox:x:65534:\n",
     "hosts": "127.0.0.1 localhost sandbox\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "fonts/fonts.conf": "<fontconfig><cachedir>/tmp/fontconfig</cachedir></fontconfig>\n",  # for matplotlib
 }
 DEVICES = ("null", "zero", "full", "random", "urandom")
 _MOUNT_POINTS = ("proc", "tmp", "work", "dev/shm")
@@ -247,7 +248,7 @@ def _fill(order: Order) -> None:
 def _fill_template(order: Order) -> None:
     template = Path("template")
     folders = [target for _, target in order["binds"]] + [os.path.dirname(to) for _, to in order["copies"]]
-    for folder in ("etc", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
+    for folder in ("etc/fonts", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
         (template / folder).mkdir(parents=True, exist_ok=True)
     for path, target in order["links"].items():
         os.symlink(target, template / path[1:])

@@ -61,6 +61,8 @@ _NAMESPACES = (
 _ENVIRONMENT = {
     "HOME": protocol.WORK,
     "LANG": "C.UTF-8",
+    "MPLBACKEND": "Agg",  # there is no screen to ask for
+    "MPLCONFIGDIR": "/tmp/matplotlib",
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "TMPDIR": "/tmp",
     "USER": "sandbox",

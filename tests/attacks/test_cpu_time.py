@@ -40,6 +40,17 @@ ENDLESS: list[Attack] = [
         expect=TIMEOUT, lost=None, timeout=0.3, within=2,
     ),
     Attack(
+        id="CP5-repr", code="class R:\n  def __repr__(self):\n    while True: pass\nR()", expect=TIMEOUT, timeout=0.3, within=1
+    ),
+    Attack(
+        id="CP5-repr-stubborn", expect=TIMEOUT, lost=True, timeout=0.3, within=2,
+        code="class R:\n  def _repr_html_(self):\n    while True:\n      try:\n        for x in iter(int, 1): x += 1\n      except BaseException: pass\nR()",
+    ),
+    Attack(
+        id="CP5-repr-of-many", expect=TIMEOUT, timeout=0.3, within=1,
+        code="import time\nclass R:\n  def __repr__(self):\n    time.sleep(0.01)\n    return ''\n[R()] * 10**6",
+    ),
+    Attack(
         id="CP8-parentheses", code="(" * 1_000_000, expect=(Outcome.USER_ERROR, Outcome.CRASHED), lost=None, within=3
     ),
     Attack(

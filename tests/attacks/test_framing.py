@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 from attacks.lab import OK, RAW, Arena, Attack, ShimGrowth, assert_alive, name, timed
-from supdist.engine import CellResult, HostTool, Outcome, SandboxLost
+from supdist.engine import CellResult, Display, HostTool, Outcome, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image import protocol
 
@@ -73,6 +73,14 @@ BREACHES: list[Attack] = [
     breach("RP17-cell-zero", "send(23, 0, 'x')"),
     breach("RP17-negative", "send(23, -1, 'x')"),
     breach("RP11-no-prompt", "send(22, 1, cell, [])"),
+    breach("RP2-displays", "for _ in range(40): send(28, cell, {'text/plain': ''}, {})", "one too many"),
+    breach("RP2-display-size", "send(28, cell, {}, {'image/png': b'x' * ((8 << 20) + 1)})", "displays larger"),
+    breach("RP2-display-sum", "for _ in range(5): send(28, cell, {'text/html': 'x' * (2 << 20)}, {})", "displays larger"),
+    breach("RP9-display", "raw(protocol.frame(b'\\x94\\x1c' + bytes([cell]) + b'\\x81\\xaatext/plain\\xa2\\xff\\xfe\\x80'))"),
+    breach("RP11-display-form", "send(28, cell, {'application/x-python': 'x'}, {})"),
+    breach("RP11-display-type", "send(28, cell, {'text/plain': b'x'}, {})"),
+    breach("RP11-display-of-nothing", "send(28, cell, {}, {})", "of nothing"),
+    breach("RP17-future-display", "send(28, cell + 1, {'text/plain': 'x'}, {})", "never was"),
     breach("RP11-ready-again", "send(20, protocol.VERSION, [{}, 0, 0, True, [], False])"),
 ]  # fmt: skip
 
@@ -99,7 +107,7 @@ async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> 
     """The control of this group: the same helpers, with frames that are right."""
     code = (
         RAW
-        + "send(21, cell, 1, b'raw'); send(23, cell, 'by hand'); send(22, 7, cell, ['prompt'])\nimport time; time.sleep(0.2)"
+        + "send(21, cell, 1, b'raw'); send(28, cell, {'text/plain': 'x'}, {}); send(23, cell, 'by hand'); send(22, 7, cell, ['prompt'])\nimport time; time.sleep(0.2)"
     )
     asked: list[str] = []
 
@@ -111,6 +119,7 @@ async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> 
         result = await timed(sandbox, code)
         await assert_alive(sandbox)
     assert (result.outcome, result.stdout, result.final, asked) == (OK, "raw", "by hand", ["prompt"])
+    assert result.display == (Display({"text/plain": "x"}),)
 
 
 async def test_rp2_a_stream_of_large_frames_is_cut(arena: Arena) -> None:
@@ -310,7 +319,7 @@ def _valid(cell: int) -> list[bytes]:
     messages: list[protocol.FromGuest] = [
         protocol.Output(cell, 1, b"text"), protocol.Call(1, cell, ["a", "b"]), protocol.Final(cell, "answer"),
         protocol.ToolCall(2, cell, 0, b'[["x"],{}]'), protocol.ToolCall(3, cell, 1, b"[[],{}]"),
-        protocol.Done(cell, None), protocol.Done(cell, protocol.ErrorInfo("E", "m", "t")), protocol.ReplExit(0, hung_up=False),
+        protocol.Display(cell, {"text/plain": "x"}, {"image/png": b"x"}), protocol.Done(cell, None), protocol.Done(cell, protocol.ErrorInfo("E", "m", "t")), protocol.ReplExit(0, hung_up=False),
     ]  # fmt: skip
     return [protocol.frame(protocol.encode(message)) for message in messages]
 

@@ -30,6 +30,9 @@ BOMBS: list[Attack] = [
         expect=(Outcome.USER_ERROR, *OOM), lost=None,
     ),
     Attack(id="ME1-string", code="x = 'x'\nwhile True: x += x", expect=(Outcome.USER_ERROR, *OOM), lost=None),
+    Attack(id="ME1-drawing", code="class R:\n  def _repr_png_(self): return b'x' * (1 << 34)\nR()", expect=(OK, *OOM), lost=None),
+    Attack(id="ME1-drawings", code="class R:\n  def _repr_html_(self):\n    x = 'x'\n    while True: x += x\nR()",
+           expect=(OK, *OOM), lost=None),
     Attack(
         id="ME3", code="""
 import os, time

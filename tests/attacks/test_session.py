@@ -8,7 +8,7 @@ import contextlib
 import psutil
 import pytest
 from attacks.lab import OK, RAW, Arena, assert_alive, comes_true, timed
-from supdist.engine import Outcome, Sandbox, SandboxError, SandboxLost
+from supdist.engine import Display, Outcome, Sandbox, SandboxError, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 
 
@@ -71,6 +71,15 @@ async def test_an_answer_of_an_ended_cell_is_not_the_next_ones(arena: Arena, str
     assert (first.final, third.final) == (None, None)
     assert second.final is None, "nobody gave an answer in this cell"
     assert third.stdout == "own\n"
+
+
+async def test_se4_what_an_ended_cell_shows_is_not_the_next_ones(arena: Arena) -> None:
+    late = "threading.Thread(target=lambda: (time.sleep(0.3), send(28, cell, {'text/plain': 'stray'}, {})), daemon=True).start()"
+    async with arena.open() as sandbox:
+        first = await timed(sandbox, RAW + "import threading, time\n" + late)
+        second = await timed(sandbox, "import time; time.sleep(0.6); 'own'")
+    assert (first.display, second.display) == ((), (Display({"text/plain": "'own'"}),))
+    assert second.dropped == 1
 
 
 async def test_se4_an_answer_of_a_killed_cell_is_kept_with_that_cell(arena: Arena) -> None:

@@ -43,15 +43,20 @@ def allowed(character: str) -> bool:
 
 
 async def supdist(folder: Path, task: dict[str, Any], **environ: str) -> subprocess.CompletedProcess[bytes]:
-    """The command, as a user runs it: stdout is a terminal."""
+    """A run, as a user starts it."""
     (folder / "task.json").write_text(json.dumps(task))
+    return await on_terminal(folder, "run", "task.json", **environ)
+
+
+async def on_terminal(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    """The command, as a user runs it: stdout is a terminal."""
     keys = ("TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL")
     clean = {name: value for name, value in os.environ.items() if name not in keys}
     master, terminal = pty.openpty()
     tty.setraw(terminal)
     try:
         done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-m", "supdist.engine", "run", "task.json"],
+            subprocess.run, [sys.executable, "-m", "supdist.engine", *arguments],
             cwd=folder, stdout=terminal, stderr=subprocess.PIPE, timeout=60, check=False,
             env={**clean, **environ, "PYTHONUTF8": "1"},
         )  # fmt: skip
@@ -101,8 +106,21 @@ async def test_nasty_text_is_shown_and_logged_as_text(tmp_path: Path, row: str) 
 
 def _say(text: str) -> str:
     """A turn that has a text in its message, on both streams, in a prompt and, from the worker, in an answer."""
-    code = f"import sys\ntext = {text!a}\nprint(text); print(text, file=sys.stderr)\nprint(worker(text))"
+    code = f"import sys\ntext = {text!a}\nprint(text); print(text, file=sys.stderr)\nprint(worker(text))\n"
+    code += "type('Shown', (), {'__repr__': lambda _: text, '_repr_html_': lambda _: text})()"
     return f"{text.encode('utf-8', 'replace').decode()}\n```repl\n{code}\n```"
+
+
+async def test_lg1_a_value_is_shown_on_the_terminal_as_text(tmp_path: Path) -> None:
+    text = "".join(NASTY.values())
+    code = (
+        f"text = {text!a}\ntype('Shown', (), {{'__repr__': lambda _: text, '_repr_html_': lambda _: text}})()"
+    )
+    done = await on_terminal(tmp_path, "exec", code)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()
+    assert [character for character in shown if not allowed(character)] == []
+    assert "\\x1b[2J" in shown
 
 
 async def test_lg4_every_character_comes_through_or_is_replaced(arena: Arena) -> None:

@@ -1,0 +1,210 @@
+"""MCP over streamable HTTP, on this machine alone: every client that has the token gets a sandbox of its own.
+
+A request passes, in this order, the token, the era of its protocol, the table of sessions, and the SDK's transport, which
+looks at Host and Origin. Revisions of the protocol without sessions are refused, so that a client falls back to one with
+them: what a session keeps is what this server is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
+from mcp.server.transport_security import RequestBodyLimitMiddleware, TransportSecuritySettings
+from mcp.types import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    UNSUPPORTED_PROTOCOL_VERSION,
+    ErrorData,
+    JSONRPCError,
+    UnsupportedProtocolVersionErrorData,
+)
+from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from ...sandbox_image.mcp.desk import Desk
+from ...sandbox_image.mcp.server import build
+from ...sandbox_image.mcp.session import Settings
+
+PATH = "/mcp"
+HOST = "127.0.0.1"
+
+_VERSION_HEADER = "mcp-protocol-version"
+_GRACE_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Who may come in: those with the token, so many at once, each as long as it asks for something now and then.
+
+    Attributes:
+        token: what ``Authorization: Bearer`` must say.
+        sessions: how many there may be at once.
+        idle: seconds after which one that asks for nothing is ended.
+    """
+
+    token: str
+    sessions: int
+    idle: float
+
+
+class Sessions:
+    """The table of sessions, as an ASGI application. Enter it; all have ended when it is left."""
+
+    def __init__(self, open_desk: Callable[[], Desk], settings: Settings, door: Door, port: int) -> None:
+        self._open_desk = open_desk
+        self._settings = settings
+        self._door = door
+        self._authorization = f"Bearer {door.token}".encode()
+        self._security = TransportSecuritySettings(
+            allowed_hosts=[f"{host}:{port}" for host in (HOST, "localhost")],
+            allowed_origins=[f"http://{host}:{port}" for host in (HOST, "localhost")],
+        )
+        self._transports: dict[str, StreamableHTTPServerTransport] = {}
+        self._lives: set[asyncio.Task[None]] = set()
+        # As base64, or as JSON that escapes a good deal.
+        self._limited = RequestBodyLimitMiddleware(self._route, 2 * settings.file_limit + (1 << 20))
+
+    async def close(self) -> None:
+        """End every session."""
+        for transport in list(self._transports.values()):
+            await transport.terminate()
+        if self._lives:
+            await asyncio.wait(self._lives)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        assert scope["type"] == "http"
+        given = Headers(scope=scope).get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(given, self._authorization):
+            answer = Response("the bearer token is missing or wrong", 401, {"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+        elif scope["path"] != PATH:
+            await Response(f"there is only {PATH}", 404)(scope, receive, send)
+        else:
+            await self._limited(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        revision, name = headers.get(_VERSION_HEADER), headers.get(MCP_SESSION_ID_HEADER)
+        if revision is not None and revision not in HANDSHAKE_PROTOCOL_VERSIONS:
+            await _without_sessions(revision)(scope, receive, send)
+        elif name is not None:
+            transport = self._transports.get(name)
+            handle = transport.handle_request if transport else _refusal("there is no such session", 404)
+            await handle(scope, receive, send)
+        elif scope["method"] != "POST":
+            await _refusal("a session begins with a POST of initialize", 400)(scope, receive, send)
+        elif len(self._lives) >= self._door.sessions:
+            message = f"there are {self._door.sessions} sessions, and no more are allowed at once"
+            await _refusal(message, 503, INTERNAL_ERROR)(scope, receive, send)
+        else:
+            await self._begin(scope, receive, send)
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a new session answer the request; it stays only if that was its opening."""
+        name = secrets.token_hex(16)
+        # As JSON: of events, the SDK's own client takes none above 1 MiB, and a file may be larger.
+        transport = StreamableHTTPServerTransport(
+            name,
+            is_json_response_enabled=True,
+            security_settings=self._security,
+            idle_timeout=self._door.idle,
+        )
+        connected = asyncio.Event()
+        opened = False
+
+        async def watch(message: Message) -> None:
+            nonlocal opened
+            if message["type"] == "http.response.start":
+                opened = message["status"] < 400
+            await send(message)
+
+        life = asyncio.get_running_loop().create_task(self._live(transport, connected))
+        self._lives.add(life)
+        life.add_done_callback(self._lives.discard)
+        self._transports[name] = transport
+        try:
+            await connected.wait()
+            await transport.handle_request(scope, receive, watch)
+        finally:
+            if not opened:
+                await asyncio.shield(transport.terminate())
+
+    async def _live(self, transport: StreamableHTTPServerTransport, connected: asyncio.Event) -> None:
+        """One session, from before its first request until nothing is left of it."""
+        desk = self._open_desk()
+        desk.begin()
+        server = build(desk, self._settings)
+        try:
+            async with transport.connect() as (read, write):
+                connected.set()
+                assert transport.idle_scope is not None
+                with transport.idle_scope:
+                    await server.run(read, write, server.create_initialization_options())
+        finally:
+            if not transport.is_terminated:
+                await transport.terminate()
+            assert transport.mcp_session_id is not None
+            del self._transports[transport.mcp_session_id]
+            await desk.close()
+
+
+async def serve_http(
+    sessions: Sessions, listener: socket.socket, connections: int, stopped: asyncio.Event
+) -> None:
+    """Serve on a listening socket, so many connections at once, until the event comes; then every session has ended."""
+    config = uvicorn.Config(
+        sessions,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=connections,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    server = _Server(config)
+    serving = asyncio.get_running_loop().create_task(server.serve([listener]))
+    try:
+        await stopped.wait()
+    finally:
+        server.should_exit = True
+        await sessions.close()
+        await serving
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals are the caller's: uvicorn would raise them again, which ends the process before it has tidied up."""
+        yield
+
+
+def _refusal(message: str, status: int, code: int = INVALID_REQUEST) -> Response:
+    return _answer(ErrorData(code=code, message=message), status)
+
+
+def _without_sessions(requested: str) -> Response:
+    data = UnsupportedProtocolVersionErrorData(
+        supported=list(HANDSHAKE_PROTOCOL_VERSIONS), requested=requested
+    )
+    message = "over HTTP, only revisions of the protocol that have sessions"
+    error = ErrorData(code=UNSUPPORTED_PROTOCOL_VERSION, message=message, data=data.model_dump(mode="json"))
+    return _answer(error, 400)
+
+
+def _answer(error: ErrorData, status: int) -> Response:
+    body = JSONRPCError(jsonrpc="2.0", id=None, error=error)
+    return Response(
+        body.model_dump_json(by_alias=True, exclude_unset=True), status, media_type="application/json"
+    )

@@ -1,0 +1,163 @@
+"""What a cell shows besides its output: the value of its last expression, and the figures that it drew.
+
+A value's forms come from the methods that notebooks know: ``_repr_mimebundle_``, ``_repr_html_`` and so on. They are
+the user's code: what they raise becomes text, what they print is output, and the cell's clock runs on.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeAlias, cast, get_args
+
+from .. import plain, protocol
+from .bounded import bounded_repr
+
+_PLAIN_CHARS = 100_000
+_NOTE_CHARS = 500
+_FIGURES = protocol.MAX_DISPLAYS - 2
+"""Beside them there may be the value, and a note about what was left out."""
+
+_METHODS = {
+    "text/html": "_repr_html_",
+    "image/svg+xml": "_repr_svg_",
+    "image/png": "_repr_png_",
+    "image/jpeg": "_repr_jpeg_",
+}
+_BINARY = get_args(protocol.ImageForm)
+
+_Forms: TypeAlias = dict[str, str | bytes]
+
+
+class Displays:
+    """What one cell shows. The cell runs within it; at the end its figures are shown, and closed."""
+
+    def __init__(self, cell: int, most_bytes: int, send: Callable[[protocol.Display], None]) -> None:
+        self._cell = cell
+        self._most_bytes = self._left = most_bytes
+        self._send = send
+        self._value: object = None
+
+    def value(self, value: object) -> None:
+        """Show the value of the cell's last expression; None is nothing to show."""
+        if value is not None:
+            self._value = value
+            self._attempt("showing the value", lambda: self._show(value))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is not None:
+            # An interrupted cell has no time left to draw.
+            draw = kind is None or not issubclass(kind, KeyboardInterrupt)
+            self._attempt("showing the figures", lambda: self._end_figures(pyplot, draw=draw))
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        notes: list[str] = []
+        _attempt(what, notes, action)
+        if notes:
+            self._fit_and_send({}, notes)
+
+    def _end_figures(self, pyplot: ModuleType, *, draw: bool) -> None:
+        try:
+            numbers: list[int] = pyplot.get_fignums() if draw else []
+            for number in numbers[:_FIGURES]:
+                figure = pyplot.figure(number)
+                if figure is not self._value:
+                    self._show(figure)
+            if len(numbers) > _FIGURES:
+                left_out = (
+                    f"[{len(numbers) - _FIGURES} more figures left out: {_FIGURES} of a cell are shown]"
+                )
+                self._fit_and_send({}, [left_out])
+        finally:
+            pyplot.close("all")
+
+    def _show(self, value: object) -> None:
+        notes: list[str] = []
+        self._fit_and_send(_forms(value, notes), notes)
+
+    def _fit_and_send(self, forms: _Forms, notes: list[str]) -> None:
+        """Send what there is room for. The plain text has its room first, and says what was left out."""
+        first = str(forms.pop("text/plain", ""))
+        room = self._left - len(first.encode())
+        kept: _Forms = {}
+        for mime, form in forms.items():
+            size = len(form.encode()) if isinstance(form, str) else len(form)
+            if size <= room:
+                kept[mime] = form
+                room -= size
+                self._left -= size
+            else:
+                limit = f"larger than what is left of {self._most_bytes}"
+                notes.append(f"[{mime} of {size} bytes left out: {limit}]")
+        told = "\n".join(filter(None, [first, *notes])).encode()[: self._left].decode(errors="ignore")
+        self._left -= len(told.encode())
+        text = {mime: form for mime, form in kept.items() if isinstance(form, str)}
+        images = {mime: form for mime, form in kept.items() if isinstance(form, bytes)}
+        self._send(protocol.Display(self._cell, {"text/plain": told, **text}, images))  # pyright: ignore[reportArgumentType]
+
+
+def _forms(value: object, notes: list[str]) -> _Forms:
+    """A value in all its forms; ``notes`` get what failed."""
+    bundle = _call(value, "_repr_mimebundle_", notes, include=None, exclude=None)
+    given = cast("dict[object, object]", bundle) if isinstance(bundle, dict) else {}
+    own = given.get("text/plain")
+    if not isinstance(own, str):
+        own = _attempt("repr", notes, lambda: bounded_repr(value, _PLAIN_CHARS))
+    forms: _Forms = {"text/plain": _cut(own or "")}
+    for mime, method in _METHODS.items():
+        if mime == "image/jpeg" and "image/png" in forms:  # Pillow's images have both; one is enough
+            continue
+        form = given[mime] if mime in given else _call(value, method, notes)
+        if isinstance(form, bytes if mime in _BINARY else str):
+            forms[mime] = plain.clean(form) if isinstance(form, str) else form
+    if "image/png" not in forms and _is_figure(value):
+        drawing = _attempt("drawing the figure", notes, lambda: _draw(value))
+        forms |= {"image/png": drawing} if drawing else {}
+    return forms
+
+
+def _call(value: object, method: str, notes: list[str], **arguments: None) -> object:
+    """What a method of the value's class gives, without the metadata that may come with it; None if there is none."""
+    function = getattr(type(value), method, None)
+    if function is None:
+        return None
+    form: object = _attempt(method, notes, lambda: function(value, **arguments))
+    if isinstance(form, tuple):
+        return next(iter(cast("tuple[object, ...]", form)), None)
+    return form
+
+
+def _attempt(what: str, notes: list[str], action: Callable[[], Any]) -> Any:
+    """Do it; what it raises, but an interrupt, becomes a note, and None is returned."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        notes.append(f"[{what} failed: {plain.clean(reason[:_NOTE_CHARS])}]")
+
+
+def _cut(text: str) -> str:
+    text = plain.clean(text)
+    if len(text) <= _PLAIN_CHARS:
+        return text
+    return f"{text[:_PLAIN_CHARS]}\n[... cut after {_PLAIN_CHARS} characters]"
+
+
+def _is_figure(value: object) -> bool:
+    module = sys.modules.get("matplotlib.figure")
+    return module is not None and isinstance(value, module.Figure)
+
+
+def _draw(figure: Any) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", bbox_inches="tight")
+    return image.getvalue()

@@ -1,0 +1,116 @@
+"""``python -I -m supdist.sandbox_image.mcp``: an MCP server on stdio, for the image.
+
+Exit codes: 0 the client has hung up, or SIGTERM · 2 wrong arguments, or no container · 4 no Python process to be had ·
+130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NoReturn
+
+from .. import protocol
+from . import processes
+from .desk import Desk
+from .local import Limits, LocalSession
+from .session import SessionError, Settings
+from .stdio import leave, serve_stdio
+
+USAGE, NO_SESSION = 2, 4
+
+WALL = "SUPDIST_WALL"
+"""The variable by which the image says that its container is the wall."""
+
+
+def main() -> None:
+    """Serve one client. Ends the process."""
+    arguments = _arguments()
+    if os.environ.get(WALL) == "container":
+        asyncio.run(_serve(arguments, nullcontext(protocol.WORK)))
+    elif arguments.no_wall:
+        print("There is no wall: the code can read, write and reach what its user can.", file=sys.stderr)
+        own = tempfile.TemporaryDirectory(prefix="supdist-mcp-", ignore_cleanup_errors=True)
+        asyncio.run(_serve(arguments, own))
+    else:
+        print(
+            "This server has no wall of its own: it belongs into the image's container. `supdist-engine mcp` runs the "
+            "code in a sandbox; --no-wall runs it here, unlocked.",
+            file=sys.stderr,
+        )
+        sys.exit(USAGE)
+
+
+async def _serve(arguments: argparse.Namespace, place: AbstractContextManager[str]) -> NoReturn:
+    processes.give_up_rights()
+    processes.close_own_files()
+    with place as folder:
+        settings = Settings(
+            timeout=arguments.timeout,
+            output_limit=arguments.output_limit,
+            folder=folder,
+            keeps_files=True,
+            packages="The standard library can be imported, and what the image has installed.",
+        )
+        desk = Desk(LocalSession(Path(folder), Limits(output=arguments.output, grace=arguments.grace)).start)
+        try:
+            status = await serve_stdio(desk, settings)
+        except SessionError as error:
+            print(error, file=sys.stderr)
+            status = NO_SESSION
+        finally:
+            await desk.close()
+    leave(status)
+
+
+def _arguments() -> argparse.Namespace:
+    default, limits = Settings(), Limits()
+    parser = argparse.ArgumentParser(
+        prog="mcp", description="An MCP server on stdio: a Python session behind the walls of this container."
+    )
+    add = parser.add_argument
+    add("--timeout", type=_positive, default=default.timeout, help="seconds for a call of `python`, at most")
+    add(
+        "--grace", type=_positive, default=limits.grace, help="seconds from the interrupt of code to its kill"
+    )
+    add(
+        "--output",
+        type=_count,
+        default=limits.output,
+        help="bytes that code may write to stdout, and to stderr",
+    )
+    add(
+        "--output-limit",
+        type=_count,
+        default=default.output_limit,
+        help="characters of a text that are shown",
+    )
+    add(
+        "--no-wall",
+        action="store_true",
+        help="run outside of a container, with nothing between the code and you",
+    )
+    return parser.parse_args()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1 << 30:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {1 << 30}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

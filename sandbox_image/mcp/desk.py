@@ -1,0 +1,101 @@
+"""One client's session: opened before it is needed, its calls served one after another, replaced when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from anyio import CancelScope
+
+from .session import Cell, Files, Session, SessionError, SessionLost
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Takes a client's calls. ``close`` it in any case."""
+
+    def __init__(self, open_session: Callable[[], Coroutine[Any, Any, Session]]) -> None:
+        self._open = open_session
+        self._opening: asyncio.Task[Session] | None = None
+        self._turn = asyncio.Lock()
+
+    def begin(self) -> None:
+        """Open the session in the background, so that the first call finds it ready."""
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    async def opened(self) -> Session:
+        """The session, opened now where it was not before.
+
+        Raises:
+            Exception: whatever opening it raised; the next call tries again.
+        """
+        self.begin()
+        assert self._opening is not None
+        return await asyncio.shield(self._opening)
+
+    async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the session keeps it
+        """See ``Session.execute``. A session that the code has lost is replaced before this returns."""
+        async with self._session() as session:
+            cell = await _to_its_end(session.execute(code, timeout))
+            if cell.lost:
+                try:
+                    await _to_its_end(session.reset())
+                except SessionError as error:
+                    cell = replace(cell, detail=f"{cell.detail}; no new one could be begun: {error}")
+            return cell
+
+    async def reset(self) -> None:
+        """See ``Session.reset``."""
+        async with self._turn:
+            await _to_its_end((await self.opened()).reset())
+
+    async def put(self, path: str, data: bytes) -> None:
+        """See ``Session.put``."""
+        async with self._session() as session:
+            await _to_its_end(session.put(path, data))
+
+    async def get(self, path: str, most: int) -> bytes:
+        """See ``Session.get``."""
+        async with self._session() as session:
+            return await session.get(path, most)
+
+    async def list(self, most: int) -> Files:
+        """See ``Session.list``."""
+        async with self._session() as session:
+            return await session.list(most)
+
+    async def close(self) -> None:
+        """End the session, also while it is being opened or used."""
+        if self._opening is None:
+            return
+        await asyncio.wait([self._opening])
+        if self._opening.exception() is None:
+            await self._opening.result().close()
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncGenerator[Session]:
+        """The session, for one call. One that was lost meanwhile is replaced, and the call fails and says so."""
+        async with self._turn:
+            session = await self.opened()
+            try:
+                yield session
+            except SessionLost as lost:
+                await _to_its_end(session.reset())
+                raise SessionLost(f"{lost}. A new session has begun; what the old one had is gone") from lost
+
+
+async def _to_its_end(work: Awaitable[T]) -> T:
+    """Await what must not be left half done: where the call is cancelled, it is too, but it gets the time to end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        with CancelScope(shield=True):  # the SDK's scope cancels again and again
+            await asyncio.wait([task])
+        raise

@@ -1,0 +1,262 @@
+"""The MCP server: its tools, what they tell a model, and how what happens becomes a result.
+
+What the user's code does is a result, with ``isError`` where it failed; so is a wrong argument. Only what no tool can
+be blamed for, such as a tool that does not exist, is an error of the protocol. Results have no structured content
+where they may hold images or much text: clients that see it show the model nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+from mcp import MCPError
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ContentBlock,
+    ListToolsResult,
+    PaginatedRequestParams,
+    Tool,
+    ToolAnnotations,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..protocol import Outcome
+from . import content
+from .desk import Desk
+from .session import FileRefused, SessionError, Settings
+
+T = TypeVar("T", bound=BaseModel)
+
+_MOST_FILES = 1000
+
+_Context = ServerRequestContext[Any, Any]
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Python(_Arguments):
+    code: str = Field(description="Python source: statements, as many as you like.")
+    timeout: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Seconds after which it is stopped."
+    )
+
+
+class _Nothing(_Arguments):
+    pass
+
+
+class _PutFile(_Arguments):
+    path: str = Field(description="Relative to the folder; folders on the way are made.")
+    content: str = Field(description="The whole file: text, or base64 of any bytes.")
+    encoding: Literal["text", "base64"] = Field(default="text", description="What `content` is.")
+
+
+class _GetFile(_Arguments):
+    path: str = Field(description="Relative to the folder.")
+
+
+class _File(BaseModel):
+    path: str
+    size: int = Field(description="In bytes.")
+
+
+class _Files(BaseModel):
+    files: list[_File]
+    more: bool = Field(description="Whether there are others, which are left out.")
+
+
+def build(desk: Desk, settings: Settings) -> Server[dict[str, Any]]:
+    """A server for one client, whose session is at this desk."""
+    tools = Tools(desk, settings)
+    return Server(
+        "supdist-engine",
+        version=settings.version,
+        title="Python sandbox",
+        instructions=(
+            "A Python interpreter behind walls: no network, and no files but its own. Variables stay from call to "
+            "call. See the tool `python`."
+        ),
+        on_list_tools=tools.list,
+        on_call_tool=tools.call,
+    )
+
+
+class Tools:
+    """The tools of one client's session."""
+
+    def __init__(self, desk: Desk, settings: Settings) -> None:
+        self._desk = desk
+        self._settings = settings
+        self._handlers: dict[str, Callable[[dict[str, Any]], Awaitable[CallToolResult]]] = {
+            "python": self._python,
+            "reset": self._reset,
+            "put_file": self._put_file,
+            "get_file": self._get_file,
+            "list_files": self._list_files,
+        }
+
+    async def list(self, _: _Context, __: PaginatedRequestParams | None) -> ListToolsResult:
+        """All tools, described for a model."""
+        return ListToolsResult(tools=_describe(self._settings))
+
+    async def call(self, _: _Context, request: CallToolRequestParams) -> CallToolResult:
+        """Call a tool.
+
+        Raises:
+            MCPError: there is no such tool.
+        """
+        handler = self._handlers.get(request.name)
+        if handler is None:
+            raise MCPError(
+                INVALID_PARAMS, f"there is no tool of that name; there are {', '.join(self._handlers)}"
+            )
+        try:
+            return await handler(request.arguments or {})
+        except ValidationError as error:
+            problems = (_problem(each["loc"], each["msg"]) for each in error.errors(include_url=False))
+            return _failed(f"Wrong arguments for {request.name}: {'; '.join(problems)}.")
+        except SessionError as error:
+            return _failed(f"{error}.")
+
+    async def _python(self, arguments: dict[str, Any]) -> CallToolResult:
+        wanted, settings = _Python.model_validate(arguments), self._settings
+        timeout = min(wanted.timeout or settings.timeout, settings.timeout)
+        cell = await self._desk.execute(wanted.code, timeout)
+        blocks = content.contents(
+            cell, timeout=timeout, limit=settings.output_limit, keeps_files=settings.keeps_files
+        )
+        return CallToolResult(content=blocks, is_error=cell.outcome is not Outcome.OK)
+
+    async def _reset(self, arguments: dict[str, Any]) -> CallToolResult:
+        _Nothing.model_validate(arguments)
+        await self._desk.reset()
+        return _said(content.text(content.after_a_loss(keeps_files=self._settings.keeps_files)))
+
+    async def _put_file(self, arguments: dict[str, Any]) -> CallToolResult:
+        wanted = _PutFile.model_validate(arguments)
+        if wanted.encoding == "text":
+            data = wanted.content.encode(errors="replace")
+        else:
+            try:
+                data = base64.b64decode(wanted.content, validate=True)
+            except ValueError as error:
+                raise FileRefused(f"`content` is no base64: {error}") from None
+        if len(data) > self._settings.file_limit:
+            raise FileRefused(f"{len(data)} bytes are too many; a file may have {self._settings.file_limit}")
+        await self._desk.put(wanted.path, data)
+        return _said(content.text(f"{len(data)} bytes written."))
+
+    async def _get_file(self, arguments: dict[str, Any]) -> CallToolResult:
+        wanted = _GetFile.model_validate(arguments)
+        data = await self._desk.get(wanted.path, self._settings.file_limit)
+        uri = f"file://{self._settings.folder}/{quote(wanted.path, errors='replace')}"
+        return _said(content.file_content(uri, data))
+
+    async def _list_files(self, arguments: dict[str, Any]) -> CallToolResult:
+        _Nothing.model_validate(arguments)
+        found = await self._desk.list(_MOST_FILES)
+        files = _Files(
+            files=[_File(path=each.path, size=each.size) for each in found.entries], more=found.more
+        )
+        return CallToolResult(
+            content=[content.text(files.model_dump_json())], structured_content=files.model_dump(mode="json")
+        )
+
+
+def _said(block: ContentBlock) -> CallToolResult:
+    return CallToolResult(content=[block])
+
+
+def _failed(message: str) -> CallToolResult:
+    return CallToolResult(content=[content.text(message)], is_error=True)
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    return f"`{'.'.join(map(str, place))}`: {message}" if place else message
+
+
+def _describe(settings: Settings) -> list[Tool]:
+    folder = settings.folder
+    kept = "the files are kept" if settings.keeps_files else "so is every file"
+    loss = f"every variable is lost, {kept}"
+    return [
+        _tool(
+            "python",
+            "Run Python",
+            f"Run Python in a session that lasts: variables, functions and imports stay for the next call. Returns "
+            f"what was printed to stdout and stderr, the value of the last expression, images, and the traceback "
+            f"where the code raises (the variables set before are kept). {settings.packages} There is no network. "
+            f"The working directory is {folder}; files there can be exchanged with put_file and get_file. A call may "
+            f"take {settings.timeout:g} s; then it is interrupted, and the variables are kept if it stops at once. "
+            f"Each text in a result is cut to {settings.output_limit} characters in the middle: print what you need, "
+            f"write the rest to a file. If the interpreter dies (crash, out of memory), the result says so: {loss}, "
+            f"and a new session has begun. Calls are served one after another.",
+            _Python,
+            ToolAnnotations(
+                read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=False
+            ),
+        ),
+        _tool(
+            "reset",
+            "Start afresh",
+            f"End the Python session with all its processes and begin a new one: {loss}.",
+            _Nothing,
+            ToolAnnotations(
+                read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
+            ),
+        ),
+        _tool(
+            "put_file",
+            "Write a file",
+            f"Write a file below {folder}, where Python code finds it; one that is there is replaced. At most "
+            f"{settings.file_limit} bytes.",
+            _PutFile,
+            ToolAnnotations(
+                read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
+            ),
+        ),
+        _tool(
+            "get_file",
+            "Read a file",
+            f"Read a whole file below {folder}: an image as an image, UTF-8 as text, anything else as base64 in an "
+            f"embedded resource. At most {settings.file_limit} bytes; read parts of a long one with Python.",
+            _GetFile,
+            ToolAnnotations(read_only_hint=True, open_world_hint=False),
+        ),
+        _tool(
+            "list_files",
+            "List files",
+            f"Name the regular files below {folder} with their sizes, at most {_MOST_FILES}.",
+            _Nothing,
+            ToolAnnotations(read_only_hint=True, open_world_hint=False),
+            result=_Files,
+        ),
+    ]
+
+
+def _tool(
+    name: str,
+    title: str,
+    description: str,
+    arguments: type[BaseModel],
+    annotations: ToolAnnotations,
+    *,
+    result: type[BaseModel] | None = None,
+) -> Tool:
+    return Tool(
+        name=name,
+        title=title,
+        description=description,
+        input_schema=arguments.model_json_schema(),
+        output_schema=result.model_json_schema() if result else None,
+        annotations=annotations,
+    )

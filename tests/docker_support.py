@@ -1,0 +1,95 @@
+"""Tests that need a Docker daemon with the sandbox image."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import pytest
+from supdist.engine import SandboxUnavailable
+from supdist.engine.sandbox.containers import Daemon
+from supdist.engine.sandbox.lease import own_lease
+from supdist.sandbox_image.image import default_tag
+
+LEASE = "supdist.lease"
+
+_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+
+
+@contextlib.contextmanager
+def client() -> Generator[Any]:
+    """The Docker SDK's client of the daemon that the environment names, with the sandbox image.
+
+    Where there is none the test is skipped, unless SUPDIST_REQUIRE_DOCKER says that there must be one.
+    """
+    try:
+        daemon = Daemon.connect()
+        try:
+            daemon.look_at(default_tag(), None)
+        finally:
+            daemon.close()
+    except SandboxUnavailable as error:
+        if os.environ.get("SUPDIST_REQUIRE_DOCKER"):
+            raise
+        pytest.skip(f"no Docker daemon with the sandbox image: {error}")
+    import docker
+
+    client = docker.from_env()
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def containers(docker: Any, lease: str | None = None) -> set[str]:
+    """Containers of this process's sandboxes, or of another process's, running or not."""
+    label = f"{LEASE}={lease or own_lease()}"
+    return {found["Id"] for found in docker.api.containers(all=True, filters={"label": label})}
+
+
+class Relay:
+    """A daemon of its own, as far as an engine can see: a port that passes on to the real one, until it is told not to."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.is_silent = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def served(self) -> AsyncGenerator[str]:
+        """Serve on a port of this machine; what DOCKER_HOST is to be."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        finally:
+            await self.die()
+
+    async def die(self) -> None:
+        """Close everything, as a daemon that is killed."""
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_unix_connection(_SOCKET)
+        self._writers |= {writer, ours}
+        for source, target in ((reader, ours), (theirs, writer)):
+            task = asyncio.create_task(self._pass_on(source, target))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self.is_silent.is_set():
+                    await asyncio.Event().wait()
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError, RuntimeError):
+            writer.write_eof()
