@@ -259,3 +259,30 @@ def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
                     assert 0 <= message.worker_wait <= message.elapsed
     assert len(ended) == len(set(ended))
     assert len(finals) == len(set(finals))
+
+
+def test_files_are_told_of_only_as_they_were_asked_for() -> None:
+    entry = protocol.FileEntry("a", 1)
+    answer = protocol.FileList(1, [entry, entry], more=True)
+    fresh = guard()
+    fresh.ask(protocol.ListFiles(1, 2))
+    assert fresh.accept(answer, 101) == ([answer], None)
+    with pytest.raises(Violation, match="nobody asked"):
+        fresh.accept(answer, 102)
+    fresh.ask(protocol.ListFiles(1, 1))
+    with pytest.raises(Violation, match="more of a file, or of files"):
+        fresh.accept(answer, 103)
+    fresh.ask(protocol.ListFiles(1, 2))
+    long = protocol.FileEntry("a" * protocol.LISTING_CHARS, 1)
+    with pytest.raises(Violation, match="more of a list"):
+        fresh.accept(protocol.FileList(1, [long, entry], more=False), 104)
+
+
+def test_a_list_is_no_answer_to_the_question_for_a_file() -> None:
+    fresh = guard()
+    fresh.ask(protocol.GetFile(1, "a", 0, 10))
+    with pytest.raises(Violation, match="nobody asked"):
+        fresh.accept(protocol.FileList(1, [], more=False), 101)
+    fresh.ask(protocol.PutFile(2, "a", b"xyz", False))
+    with pytest.raises(Violation, match="more of a file, or of files"):
+        fresh.accept(protocol.FileData(2, b"x", None), 102)
