@@ -1,4 +1,4 @@
-"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image``.
+"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp``.
 
 Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
 best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
