@@ -3,14 +3,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from audit import deserialised
 from broker_support import Place, ipc_place, tcp_place
+from docker import DockerClient
+from docker.errors import ImageNotFound
 from hypothesis import HealthCheck, settings
-from supdist.engine import Engine, SandboxConfig, open_sandbox
+from supdist.engine import Engine, SandboxConfig, SandboxUnavailable, open_sandbox
+from supdist.engine.image import daemon
+from supdist.sandbox_image.image import default_tag
 from support import BACKENDS, SHARED, SMALL, Open
 
 # How long an example takes depends on who else uses the machine.
@@ -87,6 +92,21 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     # No certificate is needed here, and the machine's take 50 ms to load for every client.
     monkeypatch.setenv("SSL_CERT_DIR", str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def docker() -> Generator[DockerClient]:
+    """A daemon that has the sandbox's image. Without one its tests are skipped, unless there has to be one."""
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(daemon())
+            client.images.get(default_tag())
+        except (SandboxUnavailable, ImageNotFound) as error:
+            reason = f"{error} (the sandbox's image is made by `supdist-engine image build`)"
+            if os.environ.get("SUPDIST_REQUIRE_DOCKER"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield client
 
 
 @pytest.fixture
