@@ -66,6 +66,12 @@ async def engine(anyio_backend: str, backend: dict[str, Any]) -> AsyncGenerator[
         yield engine
 
 
+@pytest.fixture(scope="session")
+def limits(backend: dict[str, Any]) -> SandboxConfig:
+    """Small limits, for the chosen backend."""
+    return SandboxConfig.model_validate({**backend, **SMALL})
+
+
 @pytest.fixture
 def small(engine: Engine, backend: dict[str, Any]) -> Open:
     """Opens sandboxes with small limits; keyword arguments change the limits."""

@@ -37,7 +37,7 @@ _END_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
 _USER = "65534:65534"
-_ONE_LINER = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
+_GUEST = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
 _SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 _CGROUPS_V1 = ("memory", "pids", "cpu", "cpuacct")
@@ -47,6 +47,8 @@ _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms",
     "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/latency_stats", "/proc/modules", "/proc/pagetypeinfo",
     "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/sys",
+    # Nobody needs a terminal, and a queue would be memory that nobody limits.
+    "/dev/mqueue", "/dev/pts", "/dev/tty",
 )  # fmt: skip
 
 _START = (
@@ -200,7 +202,7 @@ class Daemon:
         """
         with self._asking("make a container of the sandbox image"):
             made = self._client.create_container_from_config(
-                self._settings(image.name, config, folder), name=f"supdist-{os.urandom(8).hex()}"
+                self._settings(image, config, folder), name=f"supdist-{os.urandom(8).hex()}"
             )
             try:
                 stream = self._attach(made["Id"])
@@ -316,7 +318,7 @@ class Daemon:
         """Close the connections."""
         self._client.close()
 
-    def _settings(self, image: str, config: SandboxConfig, folder: str | None) -> dict[str, Any]:
+    def _settings(self, image: Image, config: SandboxConfig, folder: str | None) -> dict[str, Any]:
         from docker.types import Mount, Ulimit
 
         limits = config.limits()
@@ -334,10 +336,11 @@ class Daemon:
             "nofile": (limits.open_files, limits.open_files),
             "fsize": (limits.file_bytes, limits.file_bytes),
             "cpu": (limits.cpu_seconds, limits.cpu_seconds),
-            "data": (limits.memory_bytes, limits.memory_bytes),
             "core": (0, 0),
             "memlock": (0, 0),
         }
+        if image.is_gvisor:  # whose processes are none of the host's: no control group counts them
+            ulimits["nproc"] = (limits.pids + 1, limits.pids + 1)
         host: dict[str, Any] = self._client.create_host_config(
             network_mode="none",
             ipc_mode="private",
@@ -363,8 +366,8 @@ class Daemon:
         )
         host["MaskedPaths"] = list(_MASKED)
         return self._client.create_container_config(
-            image,
-            _ONE_LINER,
+            image.name,
+            [*_GUEST, str(limits.memory_bytes)],
             user=_USER,
             hostname="sandbox",
             working_dir=protocol.WORK,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 
 from .. import protocol
 from ..protocol import FileCode, FileData, GetFile, PutFile
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
+_HOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class _RefusedError(Exception):
@@ -41,7 +42,7 @@ def serve(request: protocol.ToGuest) -> FileData:
 def _put(request: PutFile) -> None:
     folder, name = _folder(request.path, create=True)
     try:
-        how = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.append else 0) | _FILE
+        how = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.append else 0) | _HOW
         fd = _open(name, how, folder)
     finally:
         os.close(folder)
@@ -58,7 +59,7 @@ def _put(request: PutFile) -> None:
 def _get(request: GetFile) -> bytes:
     folder, name = _folder(request.path, create=False)
     try:
-        fd = _open(name, os.O_RDONLY | _FILE, folder)
+        fd = _open(name, os.O_RDONLY | _HOW, folder)
     finally:
         os.close(folder)
     try:
@@ -80,13 +81,13 @@ def _folder(path: str, *, create: bool) -> tuple[int, str]:
     parts = [part for part in path.split("/") if part not in ("", ".")]  # pathlib takes long to import
     if not parts or ".." in parts or path.startswith("/") or "\0" in path:
         raise _RefusedError("outside")
-    fd = os.open(protocol.WORK, _FOLDER)
+    fd = _open(protocol.WORK, os.O_RDONLY | _HOW, None, stat.S_ISDIR)
     try:
         for part in parts[:-1]:
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=fd)
-            deeper = _open_folder(part, fd)
+            deeper = _open(part, os.O_RDONLY | _HOW, fd, stat.S_ISDIR)
             os.close(fd)
             fd = deeper
     except BaseException:
@@ -95,28 +96,17 @@ def _folder(path: str, *, create: bool) -> tuple[int, str]:
     return fd, parts[-1]
 
 
-def _open_folder(name: str, parent: int) -> int:
-    try:
-        return os.open(name, _FOLDER, dir_fd=parent)
-    except NotADirectoryError:
-        raise _RefusedError("not_regular") from None
-    except OSError as error:
-        if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise _RefusedError("not_regular") from error
-        raise
-
-
-def _open(name: str, how: int, folder: int) -> int:
-    """Open a regular file, and only that: no link, no folder, no pipe, socket or device."""
+def _open(name: str, how: int, folder: int | None, is_wanted: Callable[[int], bool] = stat.S_ISREG) -> int:
+    """Open a regular file, or a folder, and only that: no link, no pipe, socket or device."""
     try:
         fd = os.open(name, how, 0o644, dir_fd=folder)
     except FileNotFoundError:
         raise
     except OSError as error:
-        if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        if not is_wanted(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             raise _RefusedError("not_regular") from error
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    if not is_wanted(os.fstat(fd).st_mode):
         os.close(fd)
         raise _RefusedError("not_regular")
     return fd

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from .. import protocol
 from . import tools
 from .channel import Channel
+from .linux import insist_on_limits
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
 
 _MESSAGE_CHARS = 4_000
@@ -81,6 +82,7 @@ class Repl:
         sys.modules["__main__"] = self._module
         _note_cells_of_threads(lambda: self._cell)
         facts = measure()
+        insist_on_limits()
         names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
         _note_cells_of_work(lambda: self._cell)
@@ -274,11 +276,13 @@ class _Reserve:
 
     def __enter__(self) -> None:
         _hold_back(resource.RLIMIT_NOFILE, _RESERVED_FILES)
-        _hold_back(resource.RLIMIT_DATA, _RESERVED_MEMORY)
+        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
+            _hold_back(kind, _RESERVED_MEMORY)
 
     def __exit__(self, *_: object) -> None:
         _hold_back(resource.RLIMIT_NOFILE, 0)
-        _hold_back(resource.RLIMIT_DATA, 0)
+        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
+            _hold_back(kind, 0)
 
 
 def _hold_back(kind: int, reserve: int) -> None:

@@ -11,11 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
+from typing import Any
 
 import pytest
 from attacks.lab import Arena, Held, settled
+from attacks.machine import MACHINES, Machine
 from supdist.engine import Engine, Sandbox, SandboxConfig, open_sandbox
-from support import SMALL, Open
+from support import Open
 
 _LAG_SECONDS = 0.25
 _HANG_SECONDS = 90
@@ -27,9 +29,17 @@ def canary() -> str:
     return "canary" + secrets.token_hex(16)
 
 
+@pytest.fixture(scope="session")
+def machine(request: pytest.FixtureRequest, backend: dict[str, Any]) -> Generator[Machine]:
+    """Where the sandboxes of the chosen backend are."""
+    machine = MACHINES[str(request.config.getoption("--backend"))](backend)
+    yield machine
+    machine.close()
+
+
 @pytest.fixture(scope="module")
 async def engine(
-    anyio_backend: str, canary: str, tmp_path_factory: pytest.TempPathFactory
+    anyio_backend: str, backend: dict[str, Any], canary: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[Engine]:
     """A zygote whose engine has secrets in its environment, and a temporary folder that must be left empty."""
     tmp_path_factory.getbasetemp()
@@ -37,7 +47,7 @@ async def engine(
     tempfile.tempdir = folder
     os.environ["CANARY_API_KEY"] = canary
     try:
-        async with Engine() as engine:
+        async with Engine(SandboxConfig.model_validate(backend)) as engine:
             yield engine
         assert os.listdir(folder) == []
     finally:
@@ -47,19 +57,19 @@ async def engine(
 
 
 @pytest.fixture(scope="module")
-async def neighbour(engine: Engine) -> AsyncGenerator[Sandbox]:
+async def neighbour(engine: Engine, limits: SandboxConfig) -> AsyncGenerator[Sandbox]:
     """Another sandbox of the same engine, which no attack may reach or slow."""
-    async with open_sandbox(SandboxConfig.model_validate(SMALL)) as sandbox:
+    async with open_sandbox(limits) as sandbox:
         yield sandbox
 
 
 @pytest.fixture(scope="module")
-async def before(neighbour: Sandbox) -> list[Held]:
+async def before(neighbour: Sandbox, limits: SandboxConfig, machine: Machine) -> list[Held]:
     """What is held when the engine and the neighbour stand and nothing else; after a fault, what it left."""
     for _ in range(2):
-        async with open_sandbox(SandboxConfig.model_validate(SMALL)) as sandbox:
+        async with open_sandbox(limits) as sandbox:
             await sandbox.execute("print(1)")
-    return [await settled()]
+    return [await settled(machine)]
 
 
 _TIMES = pytest.StashKey[tuple[float, float]]()
@@ -79,10 +89,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 @pytest.fixture(autouse=True)
 async def arena(
-    request: pytest.FixtureRequest, small: Open, neighbour: Sandbox, before: list[Held]
+    request: pytest.FixtureRequest, small: Open, machine: Machine, neighbour: Sandbox, before: list[Held]
 ) -> AsyncGenerator[Arena]:
     """Every attack is watched: loop, neighbour, wall time, memory; and afterwards nothing may be left of it."""
-    arena = Arena(small)
+    arena = Arena(small, machine)
     tasks = [asyncio.create_task(arena.beat()), asyncio.create_task(arena.ask(neighbour))]
     yield arena
     arena.over = True
@@ -91,12 +101,12 @@ async def arena(
     started, ended = request.node.stash[_TIMES]
     lags = [late for due, now, late in arena.lags if due >= started and now <= ended]
     assert max(lags, default=0.0) < _LAG_SECONDS, "the engine's loop was held up"
-    assert ended - started <= arena.most_seconds
+    assert ended - started <= arena.most_seconds + arena.starts
     assert arena.growth <= arena.most_growth
     assert arena.slowest_answer < 2.0
     deadline = time.monotonic() + 3
-    while (more := Held.now().more_than(before[-1])) and time.monotonic() < deadline:
+    while (more := Held.now(machine).more_than(before[-1])) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if more:
-        before.append(await settled())  # the next attack is not blamed for it
+        before.append(await settled(machine))  # the next attack is not blamed for it
     assert more == {}, "left over"

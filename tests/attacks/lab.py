@@ -10,11 +10,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from attacks.machine import Machine, below, names
 from supdist.engine import CellResult, Outcome, Sandbox
 from support import Open
 
@@ -90,7 +92,8 @@ class Arena:
     The limits are what the watch asserts at the end; an attack may set others before it begins.
     """
 
-    open: Open
+    open_sandbox: Open
+    machine: Machine
     most_seconds: float = 12.0
     most_growth: int = 192 << 20
     lags: list[tuple[float, float, float]] = field(default_factory=list[tuple[float, float, float]])
@@ -98,6 +101,17 @@ class Arena:
     answers: int = 0
     slowest_answer: float = 0.0
     over: bool = False
+    opened: int = 0
+
+    def open(self, **options: Any) -> AbstractAsyncContextManager[Sandbox]:
+        """A sandbox with small limits; see the fixture ``small``."""
+        self.opened += 1
+        return self.open_sandbox(**options)
+
+    @property
+    def starts(self) -> float:
+        """Seconds that the starts so far may have taken, where a start is no fork but a container."""
+        return self.opened * self.machine.start_seconds
 
     async def carry_out(self, attack: Attack) -> CellResult:
         """Run a row in a sandbox of its own and judge what the host can judge."""
@@ -218,59 +232,28 @@ def number(syscall: str) -> int:
     return pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, syscall)
 
 
-def below(name: str) -> list[int]:
-    """Processes below this one with that short name."""
-    found: list[int] = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() == name:
-                found.append(child.pid)
-    return found
-
-
-def guest_processes(neighbours: set[int]) -> set[int]:
-    """The processes inside sandboxes, but those that were there before."""
-    inits = [psutil.Process(pid) for pid in below("supdist-init") if pid not in neighbours]
-    return {child.pid for init in inits for child in [init, *init.children(recursive=True)]}
-
-
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the engine's process and those below it hold of the machine."""
+    """What the engine's process and its sandboxes hold of the machine."""
 
     processes: Counter[str]
-    descriptors: int
-    threads: int
-    mounts: int
-    cgroups: int
+    others: Counter[str]
 
     @classmethod
-    def now(cls) -> Held:
+    def now(cls, machine: Machine) -> Held:
         """As it is now."""
-        this = psutil.Process()
-        names: list[str] = []
-        for child in this.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                names.append(child.name())
-        return cls(
-            processes=Counter(names),
-            descriptors=this.num_fds(),
-            threads=_foreign_threads(),
-            mounts=len(Path("/proc/self/mounts").read_text().splitlines()),
-            cgroups=len(sandbox_cgroups()),
-        )
-
-    def more_than(self, before: Held) -> dict[str, str]:
-        """What there is more of now than before."""
-        rows: dict[str, tuple[Any, Any]] = {
-            "descriptors": (self.descriptors, before.descriptors),
-            "threads": (self.threads, before.threads),
-            "mounts": (self.mounts, before.mounts),
-            "cgroups": (self.cgroups, before.cgroups),
+        others = {
+            "descriptors": machine.descriptors(),
+            "threads": _foreign_threads(),
+            "mounts": machine.mounts(),
+            "cgroups": machine.cgroups(),
+            **machine.others(),
         }
-        more = {what: f"{now} > {then}" for what, (now, then) in rows.items() if now > then}
-        extra = self.processes - before.processes
-        return {**more, **({"processes": str(dict(extra))} if extra else {})}
+        return cls(names(machine.processes()), Counter(others))
+
+    def more_than(self, before: Held) -> dict[str, int]:
+        """What there is more of now than before, and how much more."""
+        return dict((self.processes - before.processes) + (self.others - before.others))
 
 
 def _foreign_threads() -> int:
@@ -283,51 +266,16 @@ def _foreign_threads() -> int:
     return sum(name not in own for name in names)
 
 
-async def settled() -> Held:
+async def settled(machine: Machine) -> Held:
     """What is held once nothing changes any more."""
-    held, same = Held.now(), 0
+    held, same = Held.now(machine), 0
     deadline = time.monotonic() + 5
     while same < 10 and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-        again = Held.now()
+        again = Held.now(machine)
         same = same + 1 if again == held else 0
         held = again
     return held
-
-
-def cgroup_folders(pid: int | str) -> dict[str, Path]:
-    """A process's control groups by controller (v2: the empty name), as folders of this process's view."""
-    folders: dict[str, Path] = {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            mount = _cgroup_mount(controller)
-            if mount is not None:
-                folders[controller] = mount / path.lstrip("/")
-    return folders
-
-
-def _cgroup_mount(controller: str) -> Path | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        head, _, tail = line.partition(" - ")
-        kind, _, options = tail.split(" ", 2)
-        if (kind == "cgroup2" and not controller) or (
-            kind == "cgroup" and controller and controller in options.split(" ")[-1].split(",")
-        ):
-            return Path(head.split()[4])
-    return None
-
-
-def sandbox_cgroups() -> set[Path]:
-    """The groups of this process's sandboxes: beside each other, and named after their zygote."""
-    own = cgroup_folders("self")
-    parents: set[Path] = set()
-    for pid in below("supdist-init"):
-        with contextlib.suppress(OSError):
-            folders = cgroup_folders(pid)
-            parents |= {folder.parent for key, folder in folders.items() if folder != own.get(key)}
-    zygotes = below("supdist-zygote")
-    return {group for parent in parents for zygote in zygotes for group in parent.glob(f"supdist-{zygote}-*")}
 
 
 class Listener:

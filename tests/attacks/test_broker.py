@@ -10,7 +10,6 @@ from attacks.lab import RAW, Arena, assert_alive, timed
 from supdist.engine import Outcome, SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, Message, ModelHandler, ScriptedHandler, Usage
-from support import SMALL
 
 
 class Counter:
@@ -158,7 +157,7 @@ async def test_br9_an_interrupted_batch_is_cancelled_and_not_billed_later(arena:
         assert len(count.prompts) == asked + 1
 
 
-async def test_br9_the_ledger_is_what_the_model_served(arena: Arena) -> None:
+async def test_br9_the_ledger_is_what_the_model_served(arena: Arena, limits: SandboxConfig) -> None:
     class Slow(ModelHandler):
         model = "slow"
         served = 0
@@ -176,7 +175,7 @@ time.sleep(0.1)
 FINAL("done")
 """
     result = await arun(
-        query="q", context="c", sandbox=SandboxConfig.model_validate(SMALL),
+        query="q", context="c", sandbox=limits,
         supervisor=ScriptedHandler([f"```repl\n{code}\n```"]), worker=Slow(),
     )  # fmt: skip
     await asyncio.sleep(0.5)

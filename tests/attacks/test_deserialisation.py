@@ -16,7 +16,6 @@ from supdist.engine import SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.terminal import printable
 from supdist.handlers import ScriptedHandler
-from support import SMALL
 
 PICKLE = """
 import os, pickle
@@ -57,11 +56,13 @@ async def test_a_pickle_in_every_field_is_never_loaded(arena: Arena, tmp_path: P
     assert await comes_true(canary.exists), "loaded, it would have run"
 
 
-async def test_pk1_a_pickle_through_a_whole_run_is_never_loaded(tmp_path: Path) -> None:
+async def test_pk1_a_pickle_through_a_whole_run_is_never_loaded(
+    tmp_path: Path, limits: SandboxConfig
+) -> None:
     canary = tmp_path / "loaded"
     code = PICKLE.format(command=f"touch {canary}") + SPREAD
     result = await arun(
-        query="q", context="c", log_dir=tmp_path / "logs", sandbox=SandboxConfig.model_validate(SMALL),
+        query="q", context="c", log_dir=tmp_path / "logs", sandbox=limits,
         supervisor=ScriptedHandler([f"```repl\n{code}\n```"]), worker=ScriptedHandler(lambda m: m[-1]["content"]),
     )  # fmt: skip
     assert result.answer is not None
@@ -84,10 +85,10 @@ async def test_pk3_the_engine_deserialises_nothing(arena: Arena, audited: list[s
 
 
 async def test_pk3_the_engine_does_not_even_import_the_dangerous(arena: Arena) -> None:
-    code = """
+    code = f"""
 import sys
 from supdist.engine import SyncSandbox
-with SyncSandbox(context=[1]) as sandbox: sandbox.execute("FINAL(context)")
+with SyncSandbox({arena.machine.source}, context=[1]) as sandbox: sandbox.execute("FINAL(context)")
 print([name for name in ("dill", "cloudpickle", "joblib", "torch", "numpy", "pandas", "yaml", "shelve") if name in sys.modules])
 """
     assert await outside(code, timeout=60) == "[]\n"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from attacks.lab import Arena, Held, assert_alive, below, comes_true, outside, settled, timed
+from attacks.lab import Arena, Held, assert_alive, comes_true, outside, settled, timed
+from attacks.machine import below
 from supdist.engine import Outcome, SandboxError, SandboxLost, SandboxUnavailable
 from support import cgroups_of
 
@@ -33,7 +34,7 @@ async def test_a_death_from_outside_is_told_within_two_seconds(arena: Arena, vic
         marker: list[psutil.Process] = []
 
         def found() -> bool:
-            marker[:] = [p for p in psutil.Process().children(recursive=True) if word in _arguments(p)]
+            marker[:] = [p for p in arena.machine.processes() if word in _arguments(p)]
             return bool(marker)
 
         assert await comes_true(found)
@@ -182,7 +183,9 @@ async def test_lc6_a_cancelled_start_or_cell_leaks_nothing(arena: Arena, before:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, SandboxLost):
             await task
-    assert await comes_true(lambda: not Held.now().more_than(before[-1]), 5), Held.now().more_than(before[-1])
+    assert await comes_true(lambda: not Held.now(arena.machine).more_than(before[-1]), 5), Held.now(
+        arena.machine
+    ).more_than(before[-1])
 
 
 async def test_lc7_close_is_idempotent_and_final(arena: Arena) -> None:
@@ -251,10 +254,10 @@ async def test_lc13_sandboxes_by_the_dozen_leave_everything_flat(arena: Arena) -
                 assert (await sandbox.execute("print(1)")).stdout == "1\n"
 
     await cycle(10)
-    held = await settled()
+    held = await settled(arena.machine)
     memory, theirs, fds = psutil.Process().memory_info().rss, zygote.memory_info().rss, zygote.num_fds()
     await cycle(60)
-    assert await comes_true(lambda: not Held.now().more_than(held))
+    assert await comes_true(lambda: not Held.now(arena.machine).more_than(held))
     assert psutil.Process().memory_info().rss - memory < 4 << 20
     assert zygote.memory_info().rss - theirs < 2 << 20
     assert await comes_true(lambda: zygote.num_fds() <= fds)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, below, cgroup_folders, name, number, timed
+from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, name, number, timed
+from attacks.machine import cgroup_folders
 from supdist.engine import Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image.jail.cgroups import CgroupBase
@@ -234,7 +235,7 @@ async def test_me7_without_descriptors_there_is_a_verdict(arena: Arena) -> None:
 async def test_me9_nothing_is_swapped(arena: Arena) -> None:
     async with arena.open() as sandbox:
         await timed(sandbox, "x = bytearray(100 << 20)")
-        inits = below("supdist-init")
+        inits = arena.machine.inits()
         assert inits
         for pid in inits:
             with open(f"/proc/{pid}/status", encoding="ascii") as status:

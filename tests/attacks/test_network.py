@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, below, outside, settled, timed
+from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, outside, settled, timed
+from attacks.machine import below
 from supdist.sandbox_image.jail import view
 
 DIAL = """
@@ -234,7 +235,7 @@ for number in range(50):
     )
     async with arena.open() as sandbox:
         await timed(sandbox, "1")
-        await settled()  # the next sandbox is being built meanwhile
+        await settled(arena.machine)  # the next sandbox is being built meanwhile
         held = {pid: psutil.Process(pid).num_fds() for pid in below("supdist-shim") if psutil.pid_exists(pid)}
         result = await timed(sandbox, code)
         # One message's would be a hundred; a shim whose sandbox is still being built opens some of its own.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 
+import psutil
 import pytest
 from attacks.lab import ATTEMPT, Arena, number, outside, timed
 from supdist.engine import Outcome
@@ -117,12 +118,9 @@ for action in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.s
 
 async def test_sy1_the_outer_user_is_not_the_engines(arena: Arena) -> None:
     """Where the engine is root, a guest that broke out would be nobody; a user can only be itself."""
-    import psutil
-    from attacks.lab import below
-
     async with arena.open() as sandbox:
         await timed(sandbox, "1")
-        uids = {psutil.Process(pid).uids().real for pid in below("supdist-init")}
+        uids = {psutil.Process(pid).uids().real for pid in arena.machine.inits()}
     if os.geteuid() == 0:
         assert 0 not in uids
         assert len(uids) >= 2, "each sandbox has its own"

@@ -20,7 +20,6 @@ from attacks.lab import (
     Arena,
     Attack,
     assert_alive,
-    below,
     comes_true,
     host_process,
     is_alive,
@@ -270,7 +269,7 @@ print(made)
     async with arena.open() as sandbox:
         result = await timed(sandbox, code, timeout=5, within=6)
         assert result.stdout == "200\n", "with 32 at once, 200 orphans pass only if they are reaped"
-        for pid in below("supdist-init"):
+        for pid in arena.machine.inits():
             states = [child.status() for child in psutil.Process(pid).children()]
             assert psutil.STATUS_ZOMBIE not in states
         await assert_alive(sandbox)
@@ -278,9 +277,9 @@ print(made)
 
 ENGINE = """
 import asyncio
-from supdist.engine import SandboxConfig, open_sandbox
+from supdist.engine import open_sandbox
 async def main():
-    async with open_sandbox() as sandbox:
+    async with open_sandbox({config}) as sandbox:
         print("busy", flush=True)
         await sandbox.execute({code!r}, timeout=600)
 asyncio.run(main())
@@ -293,7 +292,7 @@ async def test_pr16_a_guest_does_not_outlive_its_engine(arena: Arena, tmp_path: 
         DAEMON.format(body="trap '' 1 2 3 15; while :; do sleep 600; done", word=word) + "\nwhile True: pass"
     )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", ENGINE.format(code=code),
+        sys.executable, "-c", ENGINE.format(code=code, config=arena.machine.source),
         stdout=asyncio.subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert process.stdout is not None

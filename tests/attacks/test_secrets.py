@@ -13,7 +13,7 @@ import pytest
 from attacks.lab import ATTEMPT, Arena, outside, timed
 from supdist.engine import SandboxConfig, arun
 from supdist.handlers import ScriptedHandler
-from support import REPOSITORY, SMALL, scan_memory_for
+from support import REPOSITORY, scan_memory_for
 
 ENVIRONMENT = """
 import ctypes, os
@@ -70,7 +70,7 @@ async def test_en4_no_argument_of_the_machinery_holds_a_secret(arena: Arena, can
     async with arena.open(context=canary, query=canary) as sandbox:
         await timed(sandbox, "x = 1")
         looked = 0
-        for process in psutil.Process().children(recursive=True):
+        for process in arena.machine.processes():
             try:
                 assert canary not in " ".join(process.cmdline())
                 environ = Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
@@ -146,7 +146,9 @@ async def test_en9_nothing_names_the_host(arena: Arena, tmp_path: Path) -> None:
     assert sys.prefix in await outside(IDENTITY)
 
 
-async def test_en10_the_hosts_words_of_a_failure_stay_on_the_host(canary: str, tmp_path: Path) -> None:
+async def test_en10_the_hosts_words_of_a_failure_stay_on_the_host(
+    canary: str, tmp_path: Path, limits: SandboxConfig
+) -> None:
     def fail(_: object) -> str:
         raise RuntimeError(f"/host/secret/{canary}")
 
@@ -159,7 +161,7 @@ for ask in (lambda: worker("x"), lambda: worker_batch(["x", "y"])):
 FINAL(" ".join(words))
 """
     result = await arun(
-        query="q", context="c", log_dir=tmp_path, sandbox=SandboxConfig.model_validate(SMALL),
+        query="q", context="c", log_dir=tmp_path, sandbox=limits,
         supervisor=ScriptedHandler([f"```repl\n{code}\n```"]), worker=ScriptedHandler(fail),
     )  # fmt: skip
     assert result.answer is not None

@@ -7,7 +7,7 @@ import contextlib
 
 import psutil
 import pytest
-from attacks.lab import OK, RAW, Arena, assert_alive, below, comes_true, timed
+from attacks.lab import OK, RAW, Arena, assert_alive, comes_true, timed
 from supdist.engine import Outcome, Sandbox, SandboxError, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 
@@ -179,7 +179,7 @@ if os.fork() == 0:
     time.sleep(600)
 """
     async with arena.open() as sandbox:
-        others = set(below("supdist-init"))
+        others = arena.machine.inits()
         await timed(sandbox, "1")
         await timed(sandbox, code)
         trees = {
