@@ -38,7 +38,7 @@ _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
 _PODMAN = "Podman Engine"
 _USER = "65534:65534"
-_ONE_LINER = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
+_GUEST = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
 _SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 _CGROUPS_V1 = ("memory", "pids", "cpu", "cpuacct")
@@ -48,6 +48,8 @@ _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms",
     "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/latency_stats", "/proc/modules", "/proc/pagetypeinfo",
     "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/sys",
+    # Nobody needs a terminal, and a queue would be memory that nobody limits.
+    "/dev/mqueue", "/dev/pts", "/dev/tty",
 )  # fmt: skip
 
 _START = (
@@ -329,7 +331,6 @@ class Daemon:
             "nofile": (limits.open_files, limits.open_files),
             "fsize": (limits.file_bytes, limits.file_bytes),
             "cpu": (limits.cpu_seconds, limits.cpu_seconds),
-            "data": (limits.memory_bytes, limits.memory_bytes),
             "core": (0, 0),
             "memlock": (0, 0),
         }
@@ -361,7 +362,7 @@ class Daemon:
         host["MaskedPaths"] = list(_MASKED)
         return self._client.create_container_config(
             image.name,
-            _ONE_LINER,
+            [*_GUEST, str(limits.memory_bytes)],
             user=_USER,
             hostname="sandbox",
             working_dir=protocol.WORK,

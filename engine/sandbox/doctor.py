@@ -59,9 +59,11 @@ class Finding:
     remedy: str = ""
 
 
-async def examine(backend: str = "process") -> list[Finding]:
-    """Every layer of a backend. Takes about two seconds. Raises nothing: what cannot be had is a finding."""
-    config = _LIMITS.model_copy(update={"backend": backend})
+async def examine(
+    backend: Backend = "process", image: str | None = None, runtime: str | None = None
+) -> list[Finding]:
+    """Every layer of a backend. Takes some seconds. Raises nothing: what cannot be had is a finding."""
+    config = _LIMITS.model_copy(update={"backend": backend, "image": image, "runtime": runtime})
     try:
         async with open_sandbox(config) as sandbox:
             findings = [_namespaces(sandbox)]

@@ -1,9 +1,14 @@
-"""The guest as a container's first process: ``python -I -m supdist.sandbox_image.guest``, frames on stdin and stdout."""
+"""The guest as a container's first process: ``python -I -m supdist.sandbox_image.guest [BYTES]``, frames on stdin and stdout.
+
+BYTES is what a process may have of memory. It is no limit of the container's own, since a runtime that still has a
+filter of system calls to make would come up against it.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import sys
 from typing import NoReturn
@@ -27,6 +32,9 @@ def main() -> NoReturn:
     for fd in (reader, writer):
         os.set_blocking(fd, True)
     set_undumpable()
+    if len(sys.argv) > 1:
+        most = int(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     # An isolated interpreter does not read it; what lies there was put there for the code that is to run.
     sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # The first process of a namespace gets no signal that it has no handler for, and Python has one for this.
