@@ -31,7 +31,7 @@ class Guest:
 
     def start(self, load: Load) -> Ready:
         """Give it a question and a context."""
-        self._send(Start("the question", 1 << 20, 16, 16 << 20, [], []))
+        self._send(Start("the question", 1 << 20, 16, 16 << 20, 8 << 20, [], []))
         self._send(load)
         ready = self.hear()
         assert isinstance(ready, Ready)

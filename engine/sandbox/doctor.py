@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import SandboxError, SandboxUnavailable
 from .config import CellResult, Outcome, SandboxConfig
@@ -60,7 +60,7 @@ class Finding:
 
 
 async def examine(
-    backend: Backend = "process", image: str | None = None, runtime: str | None = None
+    backend: Literal["process", "docker"] = "process", image: str | None = None, runtime: str | None = None
 ) -> list[Finding]:
     """Every layer of a backend. Takes some seconds. Raises nothing: what cannot be had is a finding."""
     config = _LIMITS.model_copy(update={"backend": backend, "image": image, "runtime": runtime})
