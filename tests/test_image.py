@@ -218,7 +218,9 @@ def test_a_context_of_the_same_files_is_the_same(tmp_path: Path) -> None:
         "requirements/guest.txt",
         "supdist/sandbox_image/guest/init.py",
     } <= set(names)
-    assert not [name for name in names if "jail" in name or "pyc" in name]
+    jail = {name.rpartition("/")[2] for name in names if "/jail/" in name}
+    assert jail == {"__init__.py", "guard.py"}  # what the MCP server judges its guest by
+    assert not [name for name in names if "pyc" in name]
 
 
 build = partial(subprocess.run, check=False, capture_output=True, text=True, timeout=120)
