@@ -223,26 +223,46 @@ def test_a_context_of_the_same_files_is_the_same(tmp_path: Path) -> None:
     assert not [name for name in names if "pyc" in name]
 
 
-build = partial(subprocess.run, check=False, capture_output=True, text=True, timeout=120)
+command = partial(subprocess.run, check=False, capture_output=True, text=True, timeout=120)
 BUILD = [sys.executable, "-m", "supdist.engine", "image", "build"]
 
 
 def test_without_a_daemon_the_build_says_what_to_do(tmp_path: Path) -> None:
-    done = build(BUILD, env={**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none"})
+    done = command(BUILD, env={**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none"})
     assert done.returncode == 4
     assert "DOCKER_HOST" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_variant_is_a_wrong_argument() -> None:
-    done = build([*BUILD, "--variant", "everything"])
+    done = command([*BUILD, "--variant", "everything"])
     assert done.returncode == 2
     assert "there is data" in done.stderr
 
 
 @pytest.mark.docker
 def test_a_base_that_cannot_be_had_is_said(docker: DockerClient) -> None:
-    done = build([*BUILD, "--base", "supdist-no-such-base"])
+    done = command([*BUILD, "--base", "supdist-no-such-base"])
     assert done.returncode == 4
     assert "--base" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+CHECK = [sys.executable, "-m", "supdist.engine", "image", "check"]
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_check_tries_the_walls_from_inside(docker: DockerClient) -> None:
+    done = command([*CHECK, "--json"])
+    assert done.returncode == 0, done.stdout
+    told = json.loads(done.stdout)
+    assert (told["backend"], told["holds"]) == ("docker", True)
+    assert {"network", "memory", "system calls"} <= {finding["layer"] for finding in told["findings"]}
+
+
+@pytest.mark.docker
+def test_an_image_that_cannot_be_had_does_not_hold(docker: DockerClient) -> None:
+    done = command([*CHECK, "supdist-no-such-image"])
+    assert done.returncode == 4
+    assert "image build" in done.stdout
