@@ -153,6 +153,8 @@ class Daemon:
         try:
             _dial(url).close()  # the SDK forgets a socket that it could not connect
             client = docker.APIClient(base_url=url, version=_API, timeout=_REQUEST_SECONDS)
+            # It would keep one for each address of late, and a container has addresses of its own.
+            client.headers["Connection"] = "close"
             served = client.version(api_version=False)
         except (DockerException, OSError) as error:
             if client is not None:

@@ -166,9 +166,8 @@ class DockerBackend(Backend):
                     f"{_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
                 )
             return protocol.Load(encoded.kind, "frame", encoded.data)
-        file = os.path.join(place.folder, os.path.basename(protocol.CONTEXT_FILE))
         async with self._writing:
-            kind = await to_thread.run_sync(self._contexts.put, context, file)
+            kind = await to_thread.run_sync(self._contexts.put, context, _context_in(place.folder))
         return protocol.Load(kind, "file", b"")
 
     async def _make(self, config: SandboxConfig, image: Image) -> Place:
@@ -251,7 +250,9 @@ class DockerGuest(Guest):
             self._deliver(message)
 
     def _deliver(self, message: protocol.FromShim | ShimExit) -> None:
-        if isinstance(message, (Exit, ShimExit)):
+        if isinstance(message, protocol.Ready):
+            self._place.hide_context()
+        elif isinstance(message, (Exit, ShimExit)):
             self._remove()
         self._receiver(message)
 
@@ -327,6 +328,12 @@ class Place:
         self.container = container
         self.folder = folder
 
+    def hide_context(self) -> None:
+        """Take away the file that the guest has read: others may have the same one, and a lock on it would tell them."""
+        if self.folder is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_context_in(self.folder))
+
     def remove(self, daemon: Daemon) -> None:
         """Kill and remove it, with the folder. Blocks."""
         self.container.stream.close()
@@ -345,6 +352,10 @@ def _make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image
         if folder is not None:
             os.rmdir(folder)
         raise
+
+
+def _context_in(folder: str) -> str:
+    return os.path.join(folder, os.path.basename(protocol.CONTEXT_FILE))
 
 
 def _make_folder() -> str:

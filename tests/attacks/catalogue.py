@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _GROUPS = {
     "FS": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16),
     "EN": (1, 2, 3, 4, 5, 6, 9, 10),
@@ -27,13 +29,18 @@ _GROUPS = {
 CATALOGUE = frozenset(f"{group}{number}" for group, numbers in _GROUPS.items() for number in numbers)
 
 NOT_APPLICABLE = {
-    "BR1": "there is no budget yet: it comes with the broker's own issue",
-    "BR2": "there is no budget yet that a race could pass",
     "BR5": "no primitive starts a run inside a run, so there is no depth to bound",
-    "BR7": "a deadline per call comes with the broker's own issue; a hung call can be interrupted, see BR9",
-    "BR16": "there is no cache of responses yet",
-    "LC8": "there is no container daemon behind the process backend",
 }
+
+# A case by its function's name, with or without what is in brackets, or a whole row.
+NOT_HERE: dict[str, dict[str, str]] = {
+    "process": {
+        "test_daemon": "there is no container daemon behind forks",
+    },
+    "docker": {},
+    "docker-runsc": {},
+}
+"""For each backend the cases that cannot be tried over it, or that would say nothing there, with the reason."""
 
 PARTLY = {
     "EN4": "arguments and environments of the machinery's processes; there is no image that could hold a layer",
@@ -42,3 +49,17 @@ PARTLY = {
     "RP7": "the wire is MessagePack: the same shapes in its terms",
 }
 """Rows that are tested in the part that exists here, and what is left out."""
+
+_ROW = re.compile(r"(?:\[|-|::test_)([A-Za-z]{2}\d+)(?=[-_\]]|$)")
+
+
+def rows_of(case: str) -> set[str]:
+    """The rows that a case is about, by the id of its test."""
+    return {found.upper() for found in _ROW.findall(case)} & CATALOGUE
+
+
+def left_out(backend: str, case: str) -> str | None:
+    """The key of ``NOT_HERE`` for which a case is not tried over a backend; None where it is."""
+    file, name = case.rpartition("/")[2].split("::", 1)
+    names = {file.removesuffix(".py"), name, name.partition("[")[0], *rows_of(case)}
+    return next((key for key in NOT_HERE[backend] if key in names), None)

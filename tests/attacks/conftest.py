@@ -11,16 +11,37 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from attacks.catalogue import left_out
 from attacks.lab import Arena, Held, settled
 from attacks.machine import MACHINES, Machine
 from supdist.engine import Engine, Sandbox, SandboxConfig, open_sandbox
 from support import Open
 
+_HERE = Path(__file__).parent
 _LAG_SECONDS = 0.25
 _HANG_SECONDS = 90
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-cases", action="store_true", help="the attacks that do not apply to the backend, too"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what does not apply to the chosen backend: see ``catalogue.NOT_HERE``."""
+    if config.getoption("--all-cases"):
+        return
+    backend = str(config.getoption("--backend"))
+    without = [
+        item for item in items if item.path.parent == _HERE and left_out(backend, item.nodeid) is not None
+    ]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +126,9 @@ async def arena(
     assert arena.growth <= arena.most_growth
     assert arena.slowest_answer < 2.0
     deadline = time.monotonic() + 3
-    while (more := Held.now(machine).more_than(before[-1])) and time.monotonic() < deadline:
+    while (
+        more := (await asyncio.to_thread(Held.now, machine)).more_than(before[-1])
+    ) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     if more:
         before.append(await settled(machine))  # the next attack is not blamed for it

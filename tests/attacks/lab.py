@@ -174,11 +174,14 @@ async def outside(code: str, *, timeout: float = 20.0, **environ: str) -> str:
 
 
 async def comes_true(condition: Callable[[], bool], seconds: float = 3.0) -> bool:
-    """Whether it holds before the deadline: what ends, ends in processes and threads of its own."""
+    """Whether it holds before the deadline: what ends, ends in processes and threads of its own.
+
+    A thread looks, since a container daemon that is asked may be slow.
+    """
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not (holds := await asyncio.to_thread(condition)) and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
-    return condition()
+    return holds
 
 
 def resident(pid: int | str = "self") -> int:
@@ -243,7 +246,7 @@ class Held:
     def now(cls, machine: Machine) -> Held:
         """As it is now."""
         others = {
-            "descriptors": machine.descriptors(),
+            "descriptors": psutil.Process().num_fds(),
             "threads": _foreign_threads(),
             "mounts": machine.mounts(),
             "cgroups": machine.cgroups(),
@@ -272,7 +275,7 @@ async def settled(machine: Machine) -> Held:
     deadline = time.monotonic() + 5
     while same < 10 and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-        again = Held.now(machine)
+        again = await asyncio.to_thread(Held.now, machine)
         same = same + 1 if again == held else 0
         held = again
     return held

@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
-import stat
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
-from supdist.engine.sandbox.lease import own_lease
-
-_POOLED = 10
-"""Connections that the Docker SDK keeps for the next request; more than these are leaks."""
+from supdist.engine.sandbox.lease import has_ended, own_lease
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_DAEMONS = re.compile(r"/(overlay2|containerd|containers|netns)/")
 
 DAEMON = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 """The socket of the Docker daemon that the tests use."""
@@ -31,10 +28,18 @@ class Machine:
         config: what of a sandbox's config says the backend.
         start_seconds: what a start takes at most where many are measured with what they are for.
         has_host_processes: whether a guest's processes are processes of this kernel.
+        hides_init: whether a guest sees its own processes alone in /proc, and not even init.
+        has_own_users: whether each sandbox has a user of this machine for itself, where the engine is root.
+        devices: what a guest's /dev has besides what every one has.
+        own_paths: paths of which a guest has its own, where the host's are meant.
     """
 
     start_seconds = 0.0
     has_host_processes = True
+    hides_init = True
+    has_own_users = os.geteuid() == 0
+    devices: frozenset[str] = frozenset()
+    own_paths: frozenset[str] = frozenset()
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -48,17 +53,33 @@ class Machine:
         """The first process of each sandbox of this engine."""
         return below("supdist-init")
 
-    def processes(self) -> list[psutil.Process]:
-        """Every process of this engine and behind its walls."""
-        return psutil.Process().children(recursive=True)
+    def processes(self, engine: int | None = None) -> list[psutil.Process]:
+        """Every process below an engine (this one, or that of another process) and behind its walls."""
+        return psutil.Process(engine).children(recursive=True)
 
-    def descriptors(self) -> int:
-        """Of the engine's process."""
-        return psutil.Process().num_fds()
+    def is_swept(self, processes: list[psutil.Process]) -> bool:
+        """Whether nothing is left of a dead engine that had these."""
+        names = {f"supdist-{process.pid}-*" for process in processes}
+        return not any(True for name in names for _ in _CGROUPS.rglob(name))
+
+    def marked(self, word: str, before: set[int]) -> list[int]:
+        """Processes of this machine that have a word in their arguments.
+
+        Args:
+            word: that of a guest's process.
+            before: ``inits`` when its sandbox was not yet there.
+        """
+        found: list[int] = []
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError):
+                if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
     def mounts(self) -> int:
-        """Of the engine's namespace."""
-        return len(Path("/proc/self/mounts").read_text().splitlines())
+        """Of the engine's namespace, without those of container daemons, which other programs use."""
+        places = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
+        return sum(_DAEMONS.search(place) is None for place in places)
 
     def cgroups(self) -> int:
         """Control groups of the sandboxes: beside each other, and named after their zygote."""
@@ -86,20 +107,26 @@ class DockerMachine(Machine):
     """The daemon's: containers with the engine's lease, which run below the daemon, and folders with their contexts."""
 
     start_seconds = 0.8
+    hides_init = False
+    has_own_users = False
+    own_paths = frozenset(
+        {"/etc/shadow", "/root", "/home", "/var", "/sys", "/boot", "/etc/hostname", "/etc/machine-id"}
+    )
 
     def __init__(self, config: dict[str, Any]) -> None:
         import docker
 
         super().__init__(config)
-        self._client: Any = docker.from_env(version="1.41", timeout=20).api
+        self._client: Any = docker.APIClient(f"unix://{DAEMON}", version="1.41", timeout=20)
+        self._client.headers["Connection"] = "close"
         self._pids: dict[str, int] = {}
 
-    def containers(self) -> list[str]:
-        """Those of this engine, alive or dead."""
-        found = self._client.containers(
-            all=True, quiet=True, filters={"label": f"supdist.lease={own_lease()}"}
-        )
-        return [container["Id"] for container in found]
+    def containers(self, engine: int | None = None) -> list[str]:
+        """Those of an engine, alive or dead."""
+        place = own_lease().rsplit(":", 2)[0]
+        found = self._client.containers(all=True, filters={"label": "supdist.lease"})
+        mine = f"{place}:{engine or os.getpid()}:"
+        return [each["Id"] for each in found if each["Labels"]["supdist.lease"].startswith(mine)]
 
     def inspect(self, container: str) -> str:
         """All that the daemon tells of one, and of its image with its layers, as text."""
@@ -107,12 +134,12 @@ class DockerMachine(Machine):
         image = about["Image"]
         return json.dumps([about, self._client.inspect_image(image), self._client.history(image)])
 
-    def inits(self) -> list[int]:
+    def inits(self, engine: int | None = None) -> list[int]:
         """See ``Machine.inits``. Under gVisor it is the process of the guest's kernel."""
         from docker.errors import NotFound
 
         alive: list[int] = []
-        for container in self.containers():
+        for container in self.containers(engine):
             if not self._pids.get(container):
                 with contextlib.suppress(NotFound):
                     self._pids[container] = self._client.inspect_container(container)["State"]["Pid"]
@@ -121,22 +148,19 @@ class DockerMachine(Machine):
                 alive.append(pid)
         return alive
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self, engine: int | None = None) -> list[psutil.Process]:
         """See ``Machine.processes``."""
-        found = super().processes()
-        for pid in self.inits():
+        found = super().processes(engine)
+        for pid in self.inits(engine):
             with contextlib.suppress(psutil.NoSuchProcess):
                 init = psutil.Process(pid)
                 found += [init, *init.children(recursive=True)]
         return found
 
-    def descriptors(self) -> int:
-        """See ``Machine.descriptors``: as if all connections to the daemon that may be kept were there."""
-        return super().descriptors() - min(_connections(DAEMON), _POOLED)
-
-    def mounts(self) -> int:
-        """See ``Machine.mounts``. The daemon's lie in the same place, and go with its containers."""
-        return 0
+    def is_swept(self, processes: list[psutil.Process]) -> bool:
+        """See ``Machine.is_swept``."""
+        found = self._client.containers(all=True, filters={"label": "supdist.lease"})
+        return not any(has_ended(each["Labels"]["supdist.lease"]) for each in found)
 
     def cgroups(self) -> int:
         """See ``Machine.cgroups``: of every container that was ever seen."""
@@ -157,6 +181,11 @@ class GvisorMachine(DockerMachine):
 
     start_seconds = 2.0
     has_host_processes = False
+    devices = frozenset({"net", "fuse", "tty", "ptmx"})
+
+    def marked(self, word: str, before: set[int]) -> list[int]:
+        """See ``Machine.marked``: what runs all of a sandbox's processes is all that this machine has of them."""
+        return [pid for pid in self.inits() if pid not in before]
 
 
 MACHINES: dict[str, type[Machine]] = {
@@ -197,17 +226,6 @@ def _cgroup_mount(controller: str) -> Path | None:
         ):
             return Path(head.split()[4])
     return None
-
-
-def _connections(path: str) -> int:
-    """How many of this process's descriptors lead to a socket's file."""
-    count = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # no socket, or one that leads nowhere; listdir's own is gone
-            if stat.S_ISSOCK(os.fstat(int(fd)).st_mode):
-                with socket.socket(fileno=os.dup(int(fd))) as sock:
-                    count += sock.getpeername() == path
-    return count
 
 
 def names(processes: list[psutil.Process]) -> Counter[str]:

@@ -6,8 +6,11 @@ import os
 
 import pytest
 from attacks.lab import ATTEMPT, Arena, timed
+from supdist.sandbox_image import protocol
 
 SHARED = ["/usr/bin/env", "/etc/passwd", "/usr/lib", "/dev/null", "/", "/dev/urandom"]
+
+CONTEXT = [protocol.CONTEXT_FILE, os.path.dirname(protocol.CONTEXT_FILE)]
 
 HOLD = ATTEMPT + """
 import fcntl
@@ -32,8 +35,10 @@ def own(text: str) -> list[str]:
 
 
 async def test_sc1_a_lock_of_one_is_not_seen_by_the_other(arena: Arena) -> None:
-    async with arena.open() as one, arena.open() as other:
-        paths = [*SHARED, "/work", "/tmp"]
+    context = "the same for both " * 100
+    async with arena.open(context=context) as one, arena.open(context=context) as other:
+        exist = await timed(one, f"import os; print(*filter(os.path.exists, {[*SHARED, *CONTEXT]}))")
+        paths = [*exist.stdout.split(), "/work", "/tmp"]
         free = await timed(other, TEST.format(paths=paths))
         held = await timed(one, HOLD.format(paths=paths))
         tested = await timed(other, TEST.format(paths=paths))

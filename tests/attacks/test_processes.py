@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
@@ -173,16 +172,6 @@ except OSError as error: print(children, error.errno, flush=True)
     assert int(errno) == 11
 
 
-def marked(word: str) -> list[int]:
-    """Processes of the host that have a word in their arguments."""
-    found: list[int] = []
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError):
-            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
-
-
 DAEMON = """
 import os, subprocess, sys, time
 if os.fork() == 0:
@@ -196,24 +185,24 @@ time.sleep(0.2)
 
 
 async def test_pr7_a_daemon_does_not_outlive_its_sandbox(arena: Arena) -> None:
-    word = "daemon" + secrets.token_hex(8)
+    word, before = "daemon" + secrets.token_hex(8), set(arena.machine.inits())
     async with arena.open() as sandbox:
         await timed(sandbox, DAEMON.format(body="trap '' 1 2 3 15; while :; do sleep 600; done", word=word))
-        assert len(marked(word)) == 1, "it is alive as long as its sandbox is"
+        assert len(arena.machine.marked(word, before)) == 1, "it is alive as long as its sandbox is"
         await assert_alive(sandbox)
-    assert await comes_true(lambda: marked(word) == [])
+    assert await comes_true(lambda: arena.machine.marked(word, before) == [])
 
 
 async def test_pr10_forking_faster_than_one_can_kill_does_not_help(arena: Arena) -> None:
-    word = "racer" + secrets.token_hex(8)
+    word, before = "racer" + secrets.token_hex(8), set(arena.machine.inits())
     code = DAEMON.format(body="while :; do (sleep 0.01; :) & (:) & wait; done", word=word)
     async with arena.open() as sandbox:
         await timed(sandbox, code)
-        assert marked(word)
+        assert arena.machine.marked(word, before)
         started = time.monotonic()
         await sandbox.close()
         assert time.monotonic() - started < 2
-    assert await comes_true(lambda: marked(word) == [])
+    assert await comes_true(lambda: arena.machine.marked(word, before) == [])
 
 
 PEEK = (
@@ -297,10 +286,12 @@ async def test_pr16_a_guest_does_not_outlive_its_engine(arena: Arena, tmp_path: 
     )  # fmt: skip
     assert process.stdout is not None
     assert await process.stdout.readline() == b"busy\n"
-    assert await comes_true(lambda: len(marked(word)) >= 1)
-    tree = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    alive = arena.machine.has_host_processes
+    assert await comes_true(lambda: not alive or bool(arena.machine.marked(word, set())))
+    tree = arena.machine.processes(process.pid)
+    assert tree
     process.send_signal(signal.SIGKILL)
     await process.wait()
-    assert await comes_true(lambda: not any(map(psutil.pid_exists, tree)), 5)
-    assert await comes_true(lambda: marked(word) == [], 5)
+    assert await comes_true(lambda: not any(each.is_running() for each in tree), 5)
+    assert await comes_true(lambda: not alive or arena.machine.marked(word, set()) == [], 5)
     assert list(tmp_path.iterdir()) == []
