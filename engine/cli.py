@@ -1,4 +1,4 @@
-"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image``.
+"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp``.
 
 Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
 best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
@@ -326,27 +326,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Try, from inside a sandbox, what its walls stop on this machine. Exit 0 where the default level holds."""
-    from dataclasses import asdict
+    from .display import report
+    from .sandbox.doctor import examine
 
-    from .display import findings_table
-    from .sandbox.doctor import default_level_holds, examine
-
-    findings = _await(examine())
-    holds = default_level_holds(findings)
-    if as_json:
-        print(
-            json.dumps(
-                {"backend": "process", "holds": holds, "findings": [asdict(each) for each in findings]}
-            )
-        )
-    else:
-        print(findings_table(findings))
-        print(
-            "The default level holds."
-            if holds
-            else "The default level does not hold: `run` refuses (exit 4)."
-        )
-    if not holds:
+    if not report("process", _await(examine()), as_json=as_json):
         raise typer.Exit(NO_SANDBOX)
 
 

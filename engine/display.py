@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 from ..handlers import Usage
@@ -122,6 +124,24 @@ def findings_table(findings: list[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':4}  {'':<{wide}}  → {printable(finding.remedy)}")
     return "\n".join(lines)
+
+
+def report(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
+    """Print what the doctor found of a backend; whether its default level holds."""
+    from .sandbox.doctor import default_level_holds
+
+    holds = default_level_holds(findings)
+    if as_json:
+        found = [asdict(finding) for finding in findings]
+        print(json.dumps({"backend": backend, "holds": holds, "findings": found}))
+    else:
+        print(findings_table(findings))
+        print(
+            "The default level holds."
+            if holds
+            else "The default level does not hold: `run` refuses (exit 4)."
+        )
+    return holds
 
 
 def _tokens(usage: Usage) -> str:

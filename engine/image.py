@@ -110,7 +110,7 @@ def build(
             for name in sets:
                 say(f"downloading wheels: {name}, for Python {found.python}")
                 _download(name, found, folder)
-            _write_context(context, Path(folder))
+            write_context(context, Path(folder))
         context.seek(0)
         events = client.api.build(
             fileobj=context,
@@ -180,7 +180,7 @@ def _download(name: str, base: _Base, folder: str) -> None:
         ) from error
 
 
-def _write_context(file: Any, wheels: Path) -> None:
+def write_context(file: Any, wheels: Path) -> None:
     """A tar of what the Dockerfile copies, the same for the same contents."""
     members = {path.name: path for path in [_SOURCES / "Dockerfile"]}
     members |= {f"bin/{path.name}": path for path in (_SOURCES / "bin").iterdir()}

@@ -9,6 +9,8 @@ import typer
 
 from ..sandbox_image.image import BASE, VARIANTS
 
+NO_SANDBOX = 4
+
 app = typer.Typer(
     help="Build and check the sandbox's image.",
     epilog="Exit codes: 0 done, 2 wrong argument, 4 no daemon, or not to be built or not tight.",
@@ -35,3 +37,25 @@ def build(
         raise TaskError(f"--variant: there is no {variant!r}; there is {', '.join(VARIANTS)}")
     image = build_image(base, tag, variant, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{image.tag} {image.size / 1e6:.0f} MB")
+
+
+@app.command()
+def check(
+    image: Annotated[
+        str | None, typer.Argument(help="An image that is built on ours; by default ours.")
+    ] = None,
+    *,
+    runtime: Annotated[
+        str | None, typer.Option(help="The daemon's runtime, such as runsc for gVisor.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Try, from inside a container of the image, what its walls stop. Exit 0 where the default level holds."""
+    import asyncio
+
+    from .display import report
+    from .sandbox.doctor import examine
+
+    findings = asyncio.run(examine("docker", image, runtime))
+    if not report("docker", findings, as_json=as_json):
+        raise typer.Exit(NO_SANDBOX)

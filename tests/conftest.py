@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
+import warnings
 from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from audit import deserialised
 from broker_support import Place, ipc_place, tcp_place
 from hypothesis import HealthCheck, settings
-from supdist.engine import Engine, SandboxConfig, open_sandbox
+from supdist.engine import Engine, SandboxConfig, SandboxUnavailable, open_sandbox
+from supdist.engine.image import daemon
+from supdist.sandbox_image.image import default_tag
 from support import BACKENDS, SHARED, SMALL, Open
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 # How long an example takes depends on who else uses the machine.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -93,6 +101,38 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     # No certificate is needed here, and the machine's take 50 ms to load for every client.
     monkeypatch.setenv("SSL_CERT_DIR", str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def docker() -> Generator[DockerClient]:
+    """A daemon that has the sandbox's image. Without one its tests are skipped, unless there has to be one."""
+    with ExitStack() as stack:
+        client = _daemon_with_image(stack)
+        if isinstance(client, str):
+            reason = f"{client} (the sandbox's image is made by `supdist-engine image build`)"
+            if os.environ.get("SUPDIST_REQUIRE_DOCKER"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield client
+
+
+def _daemon_with_image(stack: ExitStack) -> DockerClient | str:
+    """It, or why there is none."""
+    from docker.errors import ImageNotFound
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # the SDK leaves a socket open that it could not connect
+        try:
+            client = stack.enter_context(daemon())
+            client.images.get(default_tag())
+        except (SandboxUnavailable, ImageNotFound) as error:
+            reason = str(error)
+        else:
+            return client
+        gc.collect()
+    return reason
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator
@@ -29,6 +30,7 @@ from supdist.engine import (
     open_sandbox,
 )
 from supdist.engine.sandbox.containers import Image
+from supdist.engine.sandbox.lease import own_lease
 from supdist.handlers import ScriptedHandler
 from support import SMALL, block, descendants
 
@@ -43,9 +45,14 @@ def docker() -> Generator[Any]:
         yield docker
 
 
-def folders() -> set[Path]:
-    """Folders for contexts."""
-    return {path for place in ("/dev/shm", "/tmp") for path in Path(place).glob("supdist-contexts-*")}
+def folders(lease: str | None = None) -> set[Path]:
+    """Folders for contexts that this process has, or another."""
+    found = {
+        path
+        for place in ("/dev/shm", tempfile.gettempdir())
+        for path in Path(place).glob("supdist-contexts-*/lease")
+    }
+    return {path.parent for path in found if path.read_text() == (lease or own_lease())}
 
 
 async def until(condition: Any, seconds: float = 10.0) -> None:
@@ -87,7 +94,6 @@ asyncio.run(main())
 
 
 async def test_the_next_engine_removes_what_a_killed_one_left(docker: Any) -> None:
-    before = folders()
     process = subprocess.Popen([sys.executable, "-c", ENGINE], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:
@@ -98,7 +104,7 @@ async def test_the_next_engine_removes_what_a_killed_one_left(docker: Any) -> No
     async with Engine(DOCKER):
         assert containers(docker, lease) == set()
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
-    await until(lambda: folders() <= before)
+    await until(lambda: folders(lease) == set())
 
 
 async def test_a_container_that_is_killed_from_outside_is_lost_and_not_a_result(docker: Any) -> None:

@@ -291,3 +291,30 @@ def bytes_shown(displays: list[Display], cell: int) -> int:
     own = [display for display in displays if display.cell == cell]
     text = sum(len(form.encode()) for display in own for form in display.text.values())
     return text + sum(len(form) for display in own for form in display.images.values())
+
+
+def test_files_are_told_of_only_as_they_were_asked_for() -> None:
+    entry = protocol.FileEntry("a", 1)
+    answer = protocol.FileList(1, [entry, entry], more=True)
+    fresh = guard()
+    fresh.ask(protocol.ListFiles(1, 2))
+    assert fresh.accept(answer, 101) == ([answer], None)
+    with pytest.raises(Violation, match="nobody asked"):
+        fresh.accept(answer, 102)
+    fresh.ask(protocol.ListFiles(1, 1))
+    with pytest.raises(Violation, match="more of a file, or of files"):
+        fresh.accept(answer, 103)
+    fresh.ask(protocol.ListFiles(1, 2))
+    long = protocol.FileEntry("a" * protocol.LISTING_CHARS, 1)
+    with pytest.raises(Violation, match="more of a list"):
+        fresh.accept(protocol.FileList(1, [long, entry], more=False), 104)
+
+
+def test_a_list_is_no_answer_to_the_question_for_a_file() -> None:
+    fresh = guard()
+    fresh.ask(protocol.GetFile(1, "a", 0, 10))
+    with pytest.raises(Violation, match="nobody asked"):
+        fresh.accept(protocol.FileList(1, [], more=False), 101)
+    fresh.ask(protocol.PutFile(2, "a", b"xyz", False))
+    with pytest.raises(Violation, match="more of a file, or of files"):
+        fresh.accept(protocol.FileData(2, b"x", None), 102)

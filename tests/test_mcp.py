@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import sys
 from asyncio.subprocess import Process
@@ -30,7 +31,7 @@ from mcp_support import (
     started,
     text,
 )
-from support import descendants
+from support import REPOSITORY, descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
@@ -427,3 +428,19 @@ async def test_where_no_sandbox_can_be_had_it_says_so_and_is_exit_4() -> None:
     status, complaints = await _refused("unshare", "-Ur", "sh", "-c", script, "sh", *ENGINE, "mcp")
     assert status == 4
     assert complaints
+
+
+async def test_the_configurations_of_the_readme_work() -> None:
+    """With this Python's engine in place of an installed one."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in re.findall(r"`(\{\"(?:mcpServers|servers)\".*\})`", readme)]
+    lines.append(
+        {"servers": {"agents": json.loads(re.findall(r"MCPServerStdio\(params=(\{.*?\})\)", readme)[0])}}
+    )
+    assert len(lines) == 3
+    for line in lines:
+        ((_, entry),) = next(iter(line.values())).items()
+        assert entry["command"] == "supdist-engine"
+        server = Server("readme", (*ENGINE, *entry["args"]), keeps_files=False)
+        async with connected(server) as client:
+            assert await printed(client, "6 * 7") == "42"

@@ -16,6 +16,7 @@ from supdist.engine import (
     open_sandbox,
 )
 from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.sandbox_image import protocol
 from support import Open, echo
 
 pytestmark = pytest.mark.anyio
@@ -671,3 +672,45 @@ def test_the_same_from_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert sorted(results) == ["0", "1", "2", "3"]
+
+
+async def test_files_are_listed_by_name_and_size_whatever_lies_between_them(small: Open) -> None:
+    code = """
+import os, socket
+os.makedirs('deep/er'); os.mkdir('empty'); os.mkfifo('pipe'); os.symlink('/etc/passwd', 'link'); os.symlink('/', 'root')
+socket.socket(socket.AF_UNIX).bind('socket')
+for name in ('b', 'a', 'deep/er/c', b'\\xff'):
+    with open(name, 'w') as file: file.write('xyz')
+os.mkdir('shut', 0)
+"""
+    async with small() as sandbox:
+        assert (await sandbox.list()).files == ()
+        assert (await sandbox.execute(code)).error is None
+        listing = await sandbox.list()
+        assert [(file.path, file.size) for file in listing.files] == [
+            ("a", 3),
+            ("b", 3),
+            ("?", 3),
+            ("deep/er/c", 3),
+        ]
+        assert not listing.more
+        some = await sandbox.list(most=2)
+        assert ([file.path for file in some.files], some.more) == (["a", "b"], True)
+
+
+async def test_a_list_of_files_without_end_is_cut(small: Open) -> None:
+    """Too many, too deep, and too long names: the answer is short, and comes in time."""
+    code = """
+import os
+for number in range(3000): open('n' * 240 + str(number), 'w').close()
+for number in range(3000):
+    try: os.mkdir('d'); os.chdir('d')
+    except OSError: break
+open('bottom', 'w').close()
+"""
+    async with small(timeout=20.0) as sandbox:
+        assert (await sandbox.execute(code)).error is None
+        listing = await sandbox.list(most=100_000)
+        assert sum(len(file.path) for file in listing.files) <= protocol.LISTING_CHARS
+        assert 2000 < len(listing.files) <= 3001
+        assert (await sandbox.execute("1 + 1")).error is None

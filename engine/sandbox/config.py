@@ -181,14 +181,17 @@ class Isolation:
             root_writable=facts.root_writable,
         )
 
+    def shared_namespaces(self) -> list[str]:
+        """The kinds of namespace that such a sandbox should have of its own and has in common with the host."""
+        return [name for name in _NAMESPACES[self.backend] if name not in self.namespaces]
+
     def missing(self) -> list[str]:
         """What the default level asks for and does not hold here; empty where all holds.
 
         A container has its user's ids in common with the daemon's machine. Under gVisor the kernel that a guest sees,
         with its namespaces and its filter of system calls, is not the host's at all.
         """
-        wanted = _NAMESPACES[self.backend]
-        gaps = [f"a {name} namespace of its own" for name in wanted if name not in self.namespaces]
+        gaps = [f"a {name} namespace of its own" for name in self.shared_namespaces()]
         checks = {
             "no network": not self.network,
             "no capabilities": self.capabilities == 0,

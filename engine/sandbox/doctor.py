@@ -15,10 +15,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import SandboxError, SandboxUnavailable
-from .config import CellResult, Outcome, SandboxConfig
+from .config import GVISOR, CellResult, Outcome, SandboxConfig
 from .opening import open_sandbox
 from .sandbox import Sandbox
 
@@ -37,6 +37,9 @@ _CGROUPS = (
     "Run the engine where it may make control groups: as root, in a service with `Delegate=yes`, or with "
     "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog looks ten times a second."
 )
+_DOCKER_TELLS = "Docker tells its containers, in their mounts, where its data lies."
+_OWN_KERNEL = "Under gVisor it is its own kernel that answers, not the host's."
+_GVISOR_COUNTS = "Let the runtime apply the limits: configure runsc without `--ignore-cgroups`."
 _REPORT = "This should hold wherever a sandbox starts; please report it with the output of `supdist-engine doctor --json`."
 
 
@@ -59,9 +62,17 @@ class Finding:
     remedy: str = ""
 
 
-async def examine(backend: str = "process") -> list[Finding]:
-    """Every layer of a backend. Takes about two seconds. Raises nothing: what cannot be had is a finding."""
-    config = _LIMITS.model_copy(update={"backend": backend})
+async def examine(
+    backend: Literal["process", "docker"] = "process", image: str | None = None, runtime: str | None = None
+) -> list[Finding]:
+    """Every layer of a backend. Takes some seconds. Raises nothing: what cannot be had is a finding.
+
+    Args:
+        backend: what the walls are made of.
+        image: docker: its name; by default ours.
+        runtime: docker: the daemon's runtime.
+    """
+    config = _LIMITS.model_copy(update={"backend": backend, "image": image, "runtime": runtime})
     try:
         async with open_sandbox(config) as sandbox:
             findings = [_namespaces(sandbox)]
@@ -90,8 +101,10 @@ def _finding(
 
 
 def _namespaces(sandbox: Sandbox) -> Finding:
-    own = sandbox.isolation.namespaces
-    return _finding("namespaces", len(own) == 7, ", ".join(own) or "none")
+    isolation = sandbox.isolation
+    return _finding(
+        "namespaces", not isolation.shared_namespaces(), ", ".join(isolation.namespaces) or "none"
+    )
 
 
 async def _look_around(sandbox: Sandbox) -> list[Finding]:
@@ -121,7 +134,7 @@ async def _look_around(sandbox: Sandbox) -> list[Finding]:
             for server in (tcp, abstract, path):
                 server.close()
                 await server.wait_closed()
-    seen = _read(result)
+    seen = _read(result) | {"walls": sandbox.isolation.backend}
     return [make(seen, accepted) for make in _JUDGEMENTS]
 
 
@@ -147,6 +160,14 @@ def _read(result: CellResult) -> dict[str, Any]:
     return seen  # pyright: ignore[reportUnknownVariableType]
 
 
+def _of_the_kernel(
+    seen: dict[str, Any], layer: str, holds: bool, measured: str, remedy: str = _LIBSECCOMP
+) -> Finding:
+    """What the kernel that the guest sees refuses: under gVisor that is no wall of the host's."""
+    own = seen["walls"] == GVISOR
+    return _finding(layer, holds, measured, _OWN_KERNEL if own else remedy, required=not own)
+
+
 _JUDGEMENTS: tuple[Callable[[dict[str, Any], int], Finding], ...] = (
     lambda seen, _: _finding(
         "file system", not seen["leaks"] and not seen["writable"], f"host file {'read' if seen['leaks'] else 'absent'}, "
@@ -154,7 +175,8 @@ _JUDGEMENTS: tuple[Callable[[dict[str, Any], int], Finding], ...] = (
     ),
     lambda seen, _: _finding(
         "paths", not seen["paths"], "none of the host's in mountinfo or maps" if not seen["paths"] else str(seen["paths"][0])[:60],
-        "The kernel refuses overlays in user namespaces (Linux 5.11 has them); libraries are bound instead.", required=False,
+        "The kernel refuses overlays in user namespaces (Linux 5.11 has them); libraries are bound instead."
+        if seen["walls"] == "process" else _DOCKER_TELLS, required=False,
     ),
     lambda seen, _: _finding("environment", not seen["environment"], "the host's secret is not there" if not seen["environment"] else "leaks"),
     lambda seen, accepted: _finding(
@@ -162,21 +184,22 @@ _JUDGEMENTS: tuple[Callable[[dict[str, Any], int], Finding], ...] = (
         f"{accepted} connections arrived; interfaces {', '.join(seen['interfaces'])}; {seen['routes']} routes",
     ),
     lambda seen, _: _finding(
-        "identity", seen["uid"] == 65534 and seen["capabilities"] == 0 and seen["no_new_privs"],
+        "identity", seen["uid"] == 65534 and seen["capabilities"] == 0 and (seen["no_new_privs"] or seen["walls"] == GVISOR),
         f"uid {seen['uid']}, capabilities {seen['capabilities']:#x}, no_new_privs {seen['no_new_privs']}",
     ),
-    lambda seen, _: _finding(
-        "system calls", seen["seccomp"] and not seen["allowed"],
-        f"{seen['tried']} forbidden calls refused" if not seen["allowed"] else f"allowed: {', '.join(seen['allowed'])}", _LIBSECCOMP,
+    lambda seen, _: _of_the_kernel(
+        seen, "system calls", seen["seccomp"] and not seen["allowed"],
+        f"{seen['tried']} forbidden calls refused" if not seen["allowed"] else f"allowed: {', '.join(seen['allowed'])}",
     ),
-    lambda seen, _: _finding(
-        "socket families", set(seen["families"]) <= {1, 2, 10}, f"open: {', '.join(map(str, seen['families']))} of 0-45", _LIBSECCOMP,
+    lambda seen, _: _of_the_kernel(
+        seen, "socket families", set(seen["families"]) <= {1, 2, 10}, f"open: {', '.join(map(str, seen['families']))} of 0-45",
     ),
-    lambda seen, _: _finding("devices", not seen["devices"], "null, zero, full, random, urandom" if not seen["devices"] else str(seen["devices"])),
+    lambda seen, _: _of_the_kernel(seen, "devices", not seen["devices"], "null, zero, full, random, urandom" if not seen["devices"] else str(seen["devices"]), _REPORT),
     lambda seen, _: _finding("scratch size", seen["scratch"] == 28, "ends with ENOSPC" if seen["scratch"] == 28 else f"errno {seen['scratch']}"),
     lambda seen, _: _finding(
         "Landlock", seen["dial"] == 13, "TCP refused by rule" if seen["dial"] == 13 else "not active",
-        "Boot a kernel with Landlock (CONFIG_SECURITY_LANDLOCK, `lsm=landlock,...`), Linux 6.7 or newer.", required=False,
+        "Boot a kernel with Landlock (CONFIG_SECURITY_LANDLOCK, `lsm=landlock,...`), Linux 6.7 or newer."
+        if seen["walls"] == "process" else "The process backend has it.", required=False,
     ),
 )  # fmt: skip
 
@@ -190,9 +213,8 @@ async def _memory(sandbox: Sandbox) -> Finding:
     by = result.usage.source
     holds = result.outcome is Outcome.OOM
     measured = f"eight processes of 24 MiB under a limit of 96 MiB: {result.outcome.value}, counted by {by}"
-    return Finding(
-        "memory", holds, required=True, measured=measured, remedy="" if by == "cgroup" else _CGROUPS
-    )
+    remedy = _GVISOR_COUNTS if sandbox.isolation.backend == GVISOR else _CGROUPS
+    return Finding("memory", holds, required=True, measured=measured, remedy="" if by == "cgroup" else remedy)
 
 
 async def _processes(sandbox: Sandbox) -> Finding:
@@ -217,7 +239,7 @@ async def _time(sandbox: Sandbox) -> Finding:
 
 
 _PROBES = """
-import ctypes, errno, os, platform, socket
+import ctypes, errno, os, platform, socket, stat
 libc = ctypes.CDLL(None, use_errno=True)
 seen = {}
 def text(path):
@@ -244,7 +266,7 @@ seen["dial"] = dial(socket.AF_INET, ("127.0.0.1", PORT))
 dial(socket.AF_UNIX, "\\0" + ABSTRACT); dial(socket.AF_UNIX, PATH)
 seen["interfaces"] = [line.split(":")[0].strip() for line in text("/proc/net/dev").splitlines()[2:]]
 seen["routes"] = len(text("/proc/net/route").splitlines()[1:])
-status = dict(line.split(":", 1) for line in text("/proc/self/status").splitlines() if ":" in line)
+status = {"NoNewPrivs": "0"} | dict(line.split(":", 1) for line in text("/proc/self/status").splitlines() if ":" in line)
 seen["uid"] = os.getuid()
 seen["capabilities"] = int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapBnd"], 16)
 seen["no_new_privs"] = status["NoNewPrivs"].strip() == "1"
@@ -269,7 +291,16 @@ for family in range(46):
         fd = libc.socket(family, kind, 0)
         if fd >= 0: os.close(fd); families.append(family); break
 seen["families"] = families
-seen["devices"] = sorted(set(os.listdir("/dev")) - {"null", "zero", "full", "random", "urandom", "fd", "stdin", "stdout", "stderr", "shm"})
+devices = []
+for folder, _, names in os.walk("/dev"):
+    for path in (os.path.join(folder, name) for name in names):
+        try:
+            with open(path, "rb", buffering=0, opener=lambda path, _: os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:
+                found = os.fstat(file.fileno())
+        except OSError: continue
+        if (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)) and found.st_rdev not in {os.makedev(1, n) for n in (3, 5, 7, 8, 9)}:
+            devices.append(path)
+seen["devices"] = sorted(devices)
 try:
     with open("/work/fill", "wb") as file:
         for _ in range(64): file.write(bytes(1 << 20))

@@ -1,0 +1,82 @@
+"""A guest that speaks on its stdin and stdout, seen as its shim sees it."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from supdist.sandbox_image import protocol
+from supdist.sandbox_image.protocol import Done, Execute, FromGuest, Load, Output, Ready, ReplExit, Start
+
+_SECONDS = 60.0
+
+
+class Guest:
+    """The host's end. Whatever comes on stdout must be frames, else the test fails."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.process = process
+        self._in, self._out = process.stdin, process.stdout
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._out, selectors.EVENT_READ)
+        self._frames = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
+        self._heard: deque[FromGuest] = deque()
+        self._cell = 0
+
+    def start(self, load: Load) -> Ready:
+        """Give it a question and a context."""
+        self._send(Start("the question", 1 << 20, 16, 16 << 20, 8 << 20, [], []))
+        self._send(load)
+        ready = self.hear()
+        assert isinstance(ready, Ready)
+        return ready
+
+    def run(self, code: str) -> tuple[str, Done | ReplExit]:
+        """Run a cell: its stdout, and how it ended."""
+        self._cell += 1
+        self._send(Execute(self._cell, code, _SECONDS))
+        text = b""
+        while not isinstance(message := self.hear(), (Done, ReplExit)):
+            if isinstance(message, Output) and message.stream == 1:
+                text += message.data
+        return text.decode(), message
+
+    def hear(self) -> FromGuest | None:
+        """The next message; None where the guest has closed its stream."""
+        while not self._heard:
+            assert self._selector.select(_SECONDS), "the guest says nothing"
+            data = os.read(self._out.fileno(), 1 << 16)
+            if not data:
+                return None
+            self._heard.extend(map(protocol.decode_from_guest, self._frames.feed(data)))
+        return self._heard.popleft()
+
+    def hang_up(self) -> None:
+        """Close its input."""
+        self._in.close()
+
+    def _send(self, message: protocol.ToGuest) -> None:
+        self._in.write(protocol.frame(protocol.encode(message)))
+        self._in.flush()
+
+
+@contextmanager
+def guest(command: Sequence[str]) -> Generator[Guest]:
+    """A guest that is started by this command, and has ended afterwards."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        speaker = Guest(process)
+        try:
+            yield speaker
+        finally:
+            speaker.hang_up()
+            try:
+                process.wait(_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise

@@ -1,0 +1,83 @@
+"""The guest on stdin and stdout, as a container runs it; here without walls, and so only with code of our own."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+
+import pytest
+from guest_support import Guest, guest
+from supdist.sandbox_image.protocol import VERSION, Done, Load, ReplExit
+
+COMMAND = [sys.executable, "-I", "-m", "supdist.sandbox_image.guest"]
+CONTEXT = Load("text", "frame", "Grüße".encode())
+
+
+def ended(speaker: Guest) -> ReplExit:
+    _, end = speaker.run("import os; os.kill(os.getpid(), 9)")
+    assert isinstance(end, ReplExit)
+    return end
+
+
+def test_it_speaks_frames_and_keeps_variables() -> None:
+    with guest(COMMAND) as speaker:
+        assert speaker.start(CONTEXT).version == VERSION
+        assert speaker.run("x = context; print(query)") == ("the question\n", Done(1, None))
+        assert speaker.run("print(x)") == ("Grüße\n", Done(2, None))
+
+
+def test_what_code_and_its_children_print_never_mixes_with_frames() -> None:
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        text, end = speaker.run(
+            "import contextlib, os, subprocess\n"
+            "os.write(1, b'raw ')\n"
+            "subprocess.run(['sh', '-c', 'printf child; printf junk > /dev/stderr'])\n"
+            "for fd in (0, 1):\n"
+            "    with contextlib.suppress(OSError):\n"
+            "        os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_WRONLY), b'junk')\n"
+        )
+        assert text == "raw child"
+        assert isinstance(end, Done)
+
+
+def test_it_outlives_its_repl_until_the_host_hangs_up() -> None:
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        end = ended(speaker)
+        assert (end.status, end.hung_up) == (signal.SIGKILL, False)
+        assert speaker.process.poll() is None
+        speaker.hang_up()
+        assert speaker.hear() is None
+        assert speaker.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_it_does_not_wait_for_ever_for_the_host_to_hang_up() -> None:
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        ended(speaker)
+        start = time.monotonic()
+        assert speaker.hear() is None
+        assert time.monotonic() - start < 10
+
+
+def test_it_ends_with_its_host() -> None:
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        speaker.hang_up()
+        assert speaker.hear() is None
+        assert speaker.process.wait(30) == 1
+
+
+def test_the_repl_is_what_the_kernel_takes_first_and_init_is_closed_to_it() -> None:
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        text, _ = speaker.run(
+            "import os\n"
+            "print(open('/proc/self/oom_score_adj').read().strip())\n"
+            "print(open(f'/proc/{os.getppid()}/oom_score_adj').read().strip() != '1000')\n"
+            "print(os.stat(f'/proc/{os.getppid()}/fd').st_uid)"
+        )
+        assert text == "1000\nTrue\n0\n"

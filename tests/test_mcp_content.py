@@ -1,0 +1,92 @@
+"""What a model is shown of a result."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent, TextContent
+from supdist.sandbox_image.mcp.content import IMAGE_BYTES, contents, cut, file_content
+from supdist.sandbox_image.mcp.session import Cell
+from supdist.sandbox_image.protocol import Outcome
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 20
+
+
+def cell(
+    outcome: Outcome = Outcome.OK, *, lost: bool = False, display: tuple[dict[str, str | bytes], ...] = ()
+) -> Cell:
+    return Cell(outcome, "", "", display, None, lost, "")
+
+
+def texts(result: Cell, *, keeps_files: bool = False) -> list[str]:
+    blocks = contents(result, timeout=1.0, limit=100, keeps_files=keeps_files)
+    return [block.text for block in blocks if isinstance(block, TextContent)]
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_every_end_but_a_good_one_is_told_with_what_is_left(outcome: Outcome) -> None:
+    own = outcome in (Outcome.OK, Outcome.USER_ERROR, Outcome.BUDGET_EXCEEDED)
+    assert (texts(cell(outcome)) == ["(no output)"]) is own
+    if not own:
+        assert texts(cell(outcome))[0].endswith("The variables are kept.")
+        assert texts(cell(outcome, lost=True))[0].endswith(
+            "Every variable and file is lost; a new session has begun."
+        )
+        assert "the files are kept" in texts(cell(outcome, lost=True), keeps_files=True)[0]
+
+
+def test_a_value_is_shown_in_the_form_that_says_most() -> None:
+    image: dict[str, str | bytes] = {"text/plain": "<Figure>", "image/png": PNG}
+    (block,) = contents(cell(display=(image,)), timeout=1.0, limit=100, keeps_files=False)
+    assert block == ImageContent(data=base64.b64encode(PNG).decode(), mime_type="image/png")
+    table: dict[str, str | bytes] = {"text/html": "<table>", "text/plain": "a b"}
+    assert texts(
+        cell(display=(table, {"image/png": base64.b64encode(PNG).decode()}, {"text/html": "<p>"}))
+    ) == [
+        "a b",
+        "<p>",
+    ]
+
+
+@pytest.mark.parametrize(
+    "bundle",
+    [
+        {"image/png": b"none"},
+        {"image/png": "no base64"},
+        {"image/png": PNG + bytes(IMAGE_BYTES)},
+        {"application/x": b""},
+        {"text/plain": b"bytes"},
+        {},
+    ],
+)
+def test_what_cannot_be_shown_is_said(bundle: dict[str, str | bytes]) -> None:
+    (said,) = texts(cell(display=(bundle,)))
+    assert said.startswith("[")
+
+
+@given(st.text(), st.integers(1, 50))
+def test_a_cut_text_has_its_ends_and_tells_what_is_missing(value: str, limit: int) -> None:
+    shown = cut(value, limit)
+    if len(value) <= limit:
+        assert shown == value
+        return
+    half = limit // 2
+    head, tail = value[:half], value[len(value) - half :]
+    assert shown == f"{head}\n[... {len(value) - 2 * half} of {len(value)} characters left out ...]\n{tail}"
+
+
+@given(st.binary())
+def test_a_file_arrives_whole_in_some_form(data: bytes) -> None:
+    block = file_content("file:///work/f", data)
+    match block:
+        case TextContent():
+            assert block.text.encode() == data
+        case EmbeddedResource(resource=BlobResourceContents(blob=blob)):
+            assert base64.b64decode(blob) == data
+        case ImageContent():
+            assert base64.b64decode(block.data) == data
+        case _:
+            raise AssertionError(block)
