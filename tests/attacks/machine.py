@@ -33,6 +33,7 @@ class Machine:
         hides_init: whether a guest sees its own processes alone in /proc, and not even init.
         has_own_users: whether each sandbox has a user of this machine for itself, where the engine is root.
         devices: what a guest's /dev has besides what every one has.
+        most_starts: how many at once are a crowd.
         dead_devices: what is there, too, and can neither be opened nor listed nor written to.
         scratch_part: bytes of a scratch folder, of what all of them have together.
         own_paths: paths of which a guest has its own, where the host's are meant.
@@ -45,6 +46,7 @@ class Machine:
     devices: frozenset[str] = frozenset()
     dead_devices: frozenset[str] = frozenset()
     scratch_part = 1 / 2
+    most_starts = 100
     own_paths: frozenset[str] = frozenset()
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -190,7 +192,8 @@ class GvisorMachine(DockerMachine):
 
     start_seconds = 2.0
     has_host_processes = False
-    devices = frozenset({"net", "fuse", "tty", "ptmx"})
+    devices = frozenset({"net", "net/tun", "fuse", "tty", "ptmx"})
+    most_starts = 30  # each has both processors for a second
 
     def marked(self, word: str, before: set[int]) -> list[int]:
         """See ``Machine.marked``: what runs all of a sandbox's processes is all that this machine has of them."""
