@@ -76,8 +76,12 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes = b""
+    ) -> None:
+        """A connection, of which the head was read."""
         theirs, ours = await asyncio.open_unix_connection(_SOCKET)
+        ours.write(head)
         self._writers |= {writer, ours}
         for source, target in ((reader, ours), (theirs, writer)):
             task = asyncio.create_task(self._pass_on(source, target))

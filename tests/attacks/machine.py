@@ -8,11 +8,13 @@ import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
-from supdist.engine.sandbox.lease import has_ended, own_lease
+from supdist.engine.sandbox.lease import own_lease
+from support import cgroups_of
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS = re.compile(r"/(overlay2|containerd|containers|netns)/")
@@ -49,18 +51,17 @@ class Machine:
         """The same as source for a program that is run outside: arguments of ``open_sandbox`` and ``SyncSandbox``."""
         return f"__import__('supdist.engine').engine.SandboxConfig.model_validate({self.config!r})"
 
-    def inits(self) -> list[int]:
-        """The first process of each sandbox of this engine."""
-        return below("supdist-init")
+    def inits(self, engine: int | None = None) -> list[int]:
+        """The first process of each sandbox of an engine: of this one, or of another process."""
+        return below("supdist-init", engine)
 
     def processes(self, engine: int | None = None) -> list[psutil.Process]:
-        """Every process below an engine (this one, or that of another process) and behind its walls."""
+        """Every process below an engine and behind its walls."""
         return psutil.Process(engine).children(recursive=True)
 
-    def is_swept(self, processes: list[psutil.Process]) -> bool:
-        """Whether nothing is left of a dead engine that had these."""
-        names = {f"supdist-{process.pid}-*" for process in processes}
-        return not any(True for name in names for _ in _CGROUPS.rglob(name))
+    def is_swept(self, engine: int, processes: Sequence[psutil.Process]) -> bool:
+        """Whether nothing is left of a dead engine that had these processes."""
+        return not any(cgroups_of(process.pid) for process in processes)
 
     def marked(self, word: str, before: set[int]) -> list[int]:
         """Processes of this machine that have a word in their arguments.
@@ -128,11 +129,14 @@ class DockerMachine(Machine):
         mine = f"{place}:{engine or os.getpid()}:"
         return [each["Id"] for each in found if each["Labels"]["supdist.lease"].startswith(mine)]
 
-    def inspect(self, container: str) -> str:
-        """All that the daemon tells of one, and of its image with its layers, as text."""
-        about = self._client.inspect_container(container)
-        image = about["Image"]
-        return json.dumps([about, self._client.inspect_image(image), self._client.history(image)])
+    def told(self) -> str:
+        """All that the daemon tells of its containers, and of their images with their layers, as text."""
+        told: list[Any] = []
+        for container in self.containers():
+            about = self._client.inspect_container(container)
+            image = about["Image"]
+            told += [about, self._client.inspect_image(image), self._client.history(image)]
+        return json.dumps(told)
 
     def inits(self, engine: int | None = None) -> list[int]:
         """See ``Machine.inits``. Under gVisor it is the process of the guest's kernel."""
@@ -157,10 +161,9 @@ class DockerMachine(Machine):
                 found += [init, *init.children(recursive=True)]
         return found
 
-    def is_swept(self, processes: list[psutil.Process]) -> bool:
+    def is_swept(self, engine: int, processes: Sequence[psutil.Process]) -> bool:
         """See ``Machine.is_swept``."""
-        found = self._client.containers(all=True, filters={"label": "supdist.lease"})
-        return not any(has_ended(each["Labels"]["supdist.lease"]) for each in found)
+        return not self.containers(engine)
 
     def cgroups(self) -> int:
         """See ``Machine.cgroups``: of every container that was ever seen."""
@@ -195,10 +198,10 @@ MACHINES: dict[str, type[Machine]] = {
 }
 
 
-def below(name: str) -> list[int]:
-    """Processes below this one with that short name."""
+def below(name: str, pid: int | None = None) -> list[int]:
+    """Processes below this one, or another, with that short name."""
     found: list[int] = []
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.name() == name:
                 found.append(child.pid)

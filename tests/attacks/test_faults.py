@@ -114,7 +114,7 @@ async def test_lc2_after_the_engines_death_nothing_is_left(arena: Arena, tmp_pat
     await outside(
         f"from supdist.engine import SyncSandbox\nwith SyncSandbox({arena.machine.source}) as s: s.execute('1')"
     )
-    assert await comes_true(lambda: arena.machine.is_swept(tree), 5)
+    assert await comes_true(lambda: arena.machine.is_swept(process.pid, tree), 5)
 
 
 async def test_lc4_a_hundred_starts_at_once(arena: Arena) -> None:

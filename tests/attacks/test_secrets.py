@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -11,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 from attacks.lab import ATTEMPT, Arena, outside, timed
+from attacks.machine import DockerMachine
 from supdist.engine import SandboxConfig, arun
+from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import ScriptedHandler
 from support import REPOSITORY, scan_memory_for
 
@@ -80,6 +83,23 @@ async def test_en4_no_argument_of_the_machinery_holds_a_secret(arena: Arena, can
             assert canary not in environ
     assert looked >= 1
     assert canary in Path("/proc/self/environ").read_text() or canary in str(dict(os.environ))
+
+
+async def test_en4_nothing_that_a_daemon_tells_holds_a_secret(arena: Arena, canary: str) -> None:
+    """``docker inspect`` and ``docker history`` show arguments, environments, labels and layers to whoever may use it."""
+    assert isinstance(arena.machine, DockerMachine)
+
+    async def ask(_: WorkerCall) -> list[str | CallError]:
+        return [canary]
+
+    async with arena.open(
+        context=canary, query=canary, on_call=ask, tools={"tell": lambda: canary}
+    ) as sandbox:
+        seen = await timed(sandbox, "print(context, query, worker('x'), tell())")
+        told = await asyncio.to_thread(arena.machine.told)
+    assert seen.stdout.count(canary) == 4
+    assert canary not in told
+    assert "supdist.lease" in told
 
 
 PROC_FILES = (
