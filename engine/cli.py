@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from .taskfile import TaskFile
 
 T = TypeVar("T")
+
+
+class Backend(Enum):
+    """As in ``SandboxConfig``."""
+
+    PROCESS = "process"
+    DOCKER = "docker"
+
 
 ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
 TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
@@ -323,13 +332,21 @@ def _exit_status(result: CellResult) -> int:
 
 @app.command()
 def doctor(
+    *,
+    backend: Annotated[Backend, typer.Option(help="What the walls are made of.")] = Backend.PROCESS,
+    image: Annotated[str | None, typer.Option(help="docker: the sandbox image.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="docker: the runtime, such as runsc (gVisor).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Try, from inside a sandbox, what its walls stop on this machine. Exit 0 where the default level holds."""
     from .display import report
+    from .errors import TaskError
     from .sandbox.doctor import examine
 
-    if not report("process", _await(examine()), as_json=as_json):
+    if backend is not Backend.DOCKER and (image or runtime):
+        raise TaskError("--image and --runtime are for containers: add --backend docker")
+    findings = _await(examine(backend.value, image, runtime))
+    if not report(backend.value, findings, as_json=as_json):
         raise typer.Exit(NO_SANDBOX)
 
 
