@@ -40,6 +40,8 @@ _PODMAN = "Podman Engine"
 _USER = "65534:65534"
 _GUEST = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
 _SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
+_MOST_FILES = 4096
+"""Init's own limit, above what the descriptors that guests have in flight may come to; it makes the other the guest's."""
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 _CGROUPS_V1 = ("memory", "pids", "cpu", "cpuacct")
 
@@ -49,7 +51,7 @@ _MASKED = (
     "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/latency_stats", "/proc/modules", "/proc/pagetypeinfo",
     "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/sys",
     # Nobody needs a terminal, and a queue would be memory that nobody limits.
-    "/dev/mqueue", "/dev/pts", "/dev/tty",
+    "/dev/mqueue", "/dev/pts",
 )  # fmt: skip
 
 START = (
@@ -320,7 +322,7 @@ class Daemon:
                 f"OMP_NUM_THREADS={threads}",
             ]
         ulimits = {
-            "nofile": (limits.open_files, limits.open_files),
+            "nofile": (limits.open_files, max(limits.open_files, _MOST_FILES)),
             "fsize": (limits.file_bytes, limits.file_bytes),
             "cpu": (limits.cpu_seconds, limits.cpu_seconds),
             "core": (0, 0),

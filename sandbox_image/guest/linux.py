@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import resource
+
+_ARENA = 64 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,5 +51,9 @@ def insist_on_limits() -> None:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         fields = dict(line.split(":", 1) for line in file if line.startswith("Vm"))
     size, data = (int(fields[name].split()[0]) << 10 for name in ("VmSize", "VmData"))
-    limit = most + size - data
+    # Of a thread's arena, glibc reserves this much that counts here alone (malloc(3): at most 8 for a processor).
+    threads = min(
+        8 * (os.cpu_count() or 1), *filter(lambda n: n >= 0, resource.getrlimit(resource.RLIMIT_NPROC))
+    )
+    limit = most + size - data + threads * _ARENA
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -33,6 +33,8 @@ class Machine:
         hides_init: whether a guest sees its own processes alone in /proc, and not even init.
         has_own_users: whether each sandbox has a user of this machine for itself, where the engine is root.
         devices: what a guest's /dev has besides what every one has.
+        dead_devices: what is there, too, and can neither be opened nor listed nor written to.
+        scratch_part: bytes of a scratch folder, of what all of them have together.
         own_paths: paths of which a guest has its own, where the host's are meant.
     """
 
@@ -41,6 +43,8 @@ class Machine:
     hides_init = True
     has_own_users = os.geteuid() == 0
     devices: frozenset[str] = frozenset()
+    dead_devices: frozenset[str] = frozenset()
+    scratch_part = 1 / 2
     own_paths: frozenset[str] = frozenset()
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -110,6 +114,8 @@ class DockerMachine(Machine):
     start_seconds = 0.8
     hides_init = False
     has_own_users = False
+    dead_devices = frozenset({"mqueue", "tty", "ptmx"})
+    scratch_part = 1 / 4
     own_paths = frozenset(
         {"/etc/shadow", "/root", "/home", "/var", "/sys", "/boot", "/etc/hostname", "/etc/machine-id"}
     )

@@ -37,15 +37,15 @@ async def test_every_row_is_tested_or_has_its_reason(all_cases: list[str]) -> No
     assert all(NOT_APPLICABLE.values())
 
 
-@pytest.mark.parametrize("backend", NOT_HERE)
-async def test_as_many_cases_are_tried_as_were_written(all_cases: list[str], backend: str) -> None:
+@pytest.mark.parametrize("over", NOT_HERE)
+async def test_as_many_cases_are_tried_as_were_written(all_cases: list[str], over: str) -> None:
     """What is missing is what has its reason, and every reason is one for some case."""
-    without = {case: left_out(backend, case) for case in all_cases}
-    tried = await collect(backend)
+    without = {case: left_out(over, case) for case in all_cases}
+    tried = await collect(over)
     assert tried == [case for case, key in without.items() if key is None]
-    assert len(tried) == COLLECTED[backend]
-    assert set(without.values()) - {None} == NOT_HERE[backend].keys()
-    assert all(NOT_HERE[backend].values())
+    assert len(tried) == COLLECTED[over]
+    assert set(without.values()) - {None} == NOT_HERE[over].keys()
+    assert all(NOT_HERE[over].values())
 
 
 async def test_no_case_may_be_skipped() -> None:

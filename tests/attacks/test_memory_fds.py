@@ -132,7 +132,7 @@ except OSError as error: print(errno.errorcode[error.errno], written >> 20)
         await assert_alive(sandbox)
     word, mebibytes = result.stdout.split()
     assert word == "ENOSPC"
-    assert 32 <= int(mebibytes) <= 64
+    assert 64 * arena.machine.scratch_part <= int(mebibytes) <= 64
 
 
 async def test_me4_there_is_no_memory_that_outlives_processes(arena: Arena) -> None:
