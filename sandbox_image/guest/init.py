@@ -293,10 +293,10 @@ class Init:
         os._exit(0)
 
     def _wait_for_the_shim(self, deadline: float) -> None:
-        """Until it has looked at what dies with this process, and hung up."""
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([self._shim.fileno()], [], [], left)[0] and not self._shim.recv(_READ_BYTES):
-                return
+        """Until it has looked at what dies with this process, and hung up. What it sends until then is read by nobody."""
+        hung_up = select.poll()
+        hung_up.register(self._shim.fileno(), 0)
+        hung_up.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def _wake(number: int, frame: object) -> None:
