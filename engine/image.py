@@ -23,6 +23,7 @@ from .. import sandbox_image
 from ..sandbox_image import protocol
 from ..sandbox_image.image import BASE, PROTOCOL_LABEL, PYTHON_LABEL, Variant, default_tag
 from .errors import SandboxUnavailable
+from .sandbox.containers import LOOK, START, reason, sdk
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -68,29 +69,19 @@ def daemon() -> Generator[DockerClient]:
     Raises:
         SandboxUnavailable: there is no docker SDK, or no daemon that answers; also for errors of the daemon inside.
     """
-    try:
-        import docker
-        from docker.errors import DockerException
-        from requests.exceptions import RequestException
-    except ImportError:
-        raise SandboxUnavailable(
-            "The docker SDK for Python is not installed", "`pip install 'supdist-engine[docker]'`."
-        ) from None
+    docker = sdk()
+    from docker.errors import DockerException
+
     try:
         client = docker.from_env(timeout=_DAEMON_SECONDS)
         client.ping()
-    except (DockerException, RequestException) as error:
-        raise SandboxUnavailable(
-            f"No docker daemon answers ({error})",
-            "Start one, or set DOCKER_HOST to its address; its socket's group must let you in.",
-        ) from error
+    except (DockerException, OSError) as error:  # what the SDK's HTTP library raises is an OSError
+        raise SandboxUnavailable(f"No Docker daemon answers ({reason(error)})", START) from error
     with closing(client):
         try:
             yield client
-        except (DockerException, RequestException) as error:
-            raise SandboxUnavailable(
-                f"The docker daemon refuses ({error})", "See the daemon's log."
-            ) from error
+        except (DockerException, OSError) as error:
+            raise SandboxUnavailable(f"The Docker daemon refuses ({reason(error)})", LOOK) from error
 
 
 def build(

@@ -55,6 +55,11 @@ def folders(lease: str | None = None) -> set[Path]:
     return {path.parent for path in found if path.read_text() == (lease or own_lease())}
 
 
+def running(docker: Any) -> set[str]:
+    """Of this process's containers."""
+    return {found["Id"] for found in docker.api.containers()} & containers(docker)
+
+
 async def until(condition: Any, seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -149,14 +154,10 @@ async def test_what_died_in_the_pool_is_not_given_to_anybody(docker: Any) -> Non
     before = containers(docker)
     config = DOCKER.model_copy(update={"warm": 1})
     async with Engine(config):
-        await until(
-            lambda: any(
-                docker.containers.get(found).status == "running" for found in containers(docker) - before
-            )
-        )
-        (ready,) = containers(docker) - before
+        await until(lambda: running(docker) - before)
+        (ready,) = running(docker) - before
         docker.containers.get(ready).kill()
-        await until(lambda: docker.containers.get(ready).status == "exited")
+        await until(lambda: ready not in running(docker))
         async with open_sandbox(config) as sandbox:
             assert (await sandbox.execute("print(1)")).stdout == "1\n"
     assert containers(docker) == before

@@ -1,8 +1,10 @@
-"""How much the OpenAI handler costs beside the bare SDK: the same requests, to the fake server in a process of its own.
+"""How much the OpenAI handler costs beside the bare SDK: the same requests, to the fake server in a process of its own,
+or to a server that is there.
 
 ::
 
     python -m supdist.tools.bench_openai --requests 100 --concurrency 32
+    python -m supdist.tools.bench_openai --base-url http://127.0.0.1:8000/v1 --model NAME --words 50 --max-tokens 32
 
 Both take turns, now the one first and now the other, so that a busy machine weighs on both; the ratio is the median
 of the rounds' ratios. The work of this process is the truer figure: on the clock, the server's is in both.
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 
@@ -26,9 +28,6 @@ from openai import AsyncOpenAI
 
 from ..handlers import Message, OpenAIHandler
 
-_MESSAGES: list[Message] = [
-    {"role": "user", "content": "Which sentence answers the question? " + "word " * 1000}
-]
 _ANSWER = "word " * 200
 
 
@@ -72,15 +71,28 @@ async def serving(replies: int) -> AsyncGenerator[str]:
             await process.wait()
 
 
-async def _main(requests: int, concurrency: int, rounds: int) -> None:
+async def _main(options: argparse.Namespace) -> None:
+    requests, concurrency, rounds = options.requests, options.concurrency, options.rounds
+    model, most = options.model, options.max_tokens
+    messages: list[Message] = [
+        {"role": "user", "content": "Which sentence answers the question? " + "word " * options.words}
+    ]
+    there = nullcontext(options.base_url) if options.base_url else serving(2 * requests * (rounds + 1))
     async with (
-        serving(2 * requests * (rounds + 1)) as url,
+        there as url,
         AsyncOpenAI(base_url=url, api_key="none") as client,
-        OpenAIHandler("m", base_url=url, max_concurrency=concurrency) as handler,
+        OpenAIHandler(
+            model, base_url=url, api_key="none", max_concurrency=concurrency, temperature=0, max_tokens=most
+        ) as handler,
     ):
         ways: dict[str, Callable[[], Awaitable[object]]] = {
-            "AsyncOpenAI": lambda: client.chat.completions.create(model="m", messages=[*_MESSAGES]),  # pyright: ignore[reportArgumentType]
-            "OpenAIHandler": lambda: handler.chat(_MESSAGES),
+            "AsyncOpenAI": lambda: client.chat.completions.create(
+                model=model,
+                messages=messages,  # pyright: ignore[reportArgumentType]
+                temperature=0,
+                max_tokens=most,
+            ),
+            "OpenAIHandler": lambda: handler.chat(messages),
         }
         found: dict[str, list[Figures]] = {name: [] for name in ways}
         for round_ in range(rounds + 1):
@@ -104,8 +116,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100, help="in a round")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
-    asyncio.run(_main(arguments.requests, arguments.concurrency, arguments.rounds))
+    parser.add_argument("--base-url", help="of a server; the fake one by default")
+    parser.add_argument("--model", default="m")
+    parser.add_argument("--words", type=int, default=1000, help="in a prompt")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="in an answer")
+    asyncio.run(_main(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -54,12 +54,11 @@ _MASKED = (
     "/dev/mqueue", "/dev/pts",
 )  # fmt: skip
 
-_START = (
+START = (
     "Start it (`systemctl start docker`), set DOCKER_HOST to its socket, or join the group that may use it."
 )
-
-
-_LOOK = "The daemon's own log says more (`journalctl -u docker`)."
+LOOK = "The daemon's own log says more (`journalctl -u docker`)."
+"""What to do about a daemon that does not answer, or does not do as it is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +132,10 @@ class Daemon:
         Raises:
             SandboxUnavailable: there is none that will do.
         """
-        try:
-            import docker
-            from docker.utils import kwargs_from_env
-        except ImportError:
-            raise SandboxUnavailable(
-                "The docker backend needs the Docker SDK",
-                "Install it: `pip install 'supdist-engine[docker]'`.",
-            ) from None
+        docker = sdk()
         from docker.errors import DockerException
 
-        where = kwargs_from_env()
+        where = docker.utils.kwargs_from_env()
         url = where.get("base_url") or "unix:///var/run/docker.sock"
         if "tls" in where or url.startswith(("https:", "ssh:")):
             raise SandboxUnavailable(
@@ -161,9 +153,7 @@ class Daemon:
         except (DockerException, OSError) as error:
             if client is not None:
                 client.close()
-            raise SandboxUnavailable(
-                f"No Docker daemon answers at {url} ({_reason(error)})", _START
-            ) from error
+            raise SandboxUnavailable(f"No Docker daemon answers at {url} ({reason(error)})", START) from error
         try:
             _check_version(served)
         except SandboxUnavailable:
@@ -212,7 +202,7 @@ class Daemon:
         Raises:
             SandboxUnavailable: the daemon refuses it.
         """
-        with self._asking("make a container of the sandbox image", _LOOK):
+        with self._asking("make a container of the sandbox image", LOOK):
             made = self._client.create_container_from_config(
                 self._settings(image, config, folder), name=f"supdist-{os.urandom(8).hex()}"
             )
@@ -283,7 +273,7 @@ class Daemon:
             try:
                 state = self._client.inspect_container(container)["State"]
             except (DockerException, OSError) as error:
-                raise SandboxLost(f"the Docker daemon cannot tell how it ended ({_reason(error)})") from error
+                raise SandboxLost(f"the Docker daemon cannot tell how it ended ({reason(error)})") from error
             # That the kernel killed it for want of memory is told by another event, which may come later.
             if not state["Running"] and (state["OOMKilled"] or state["ExitCode"] != _KILLED):
                 break
@@ -377,15 +367,31 @@ class Daemon:
         )
 
     @contextmanager
-    def _asking(self, what: str, remedy: str = _START) -> Generator[None]:
+    def _asking(self, what: str, remedy: str = START) -> Generator[None]:
         from docker.errors import DockerException
 
         try:
             yield
         except (DockerException, OSError) as error:
             raise SandboxUnavailable(
-                f"The Docker daemon could not {what} ({_reason(error)})", remedy
+                f"The Docker daemon could not {what} ({reason(error)})", remedy
             ) from error
+
+
+def sdk() -> Any:
+    """The module ``docker``.
+
+    Raises:
+        SandboxUnavailable: it is not installed.
+    """
+    try:
+        import docker
+    except ImportError:
+        raise SandboxUnavailable(
+            "The Docker SDK for Python is not installed",
+            "Install it: `pip install 'supdist-engine[docker]'`.",
+        ) from None
+    return docker
 
 
 def _check_version(served: dict[str, Any]) -> None:
@@ -432,7 +438,7 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """An error's own words on one line; the SDK wraps what matters in several layers."""
     explanation = getattr(error, "explanation", None)
     return " ".join(str(explanation or error).split())[:300]
