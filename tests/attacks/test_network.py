@@ -103,7 +103,8 @@ for port in {ports} + list(range(1, 1000)):
 print(open_ports)
 """
         async with arena.open() as sandbox:
-            result = await timed(sandbox, code)
+            slowness = arena.machine.slowness
+            result = await timed(sandbox, code, timeout=2 * slowness, within=4 * slowness)
         assert result.stdout == "[]\n"
         assert [listener.count() for listener in listeners] == [0] * 30
 
