@@ -53,6 +53,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what says of itself, with a reason, that it cannot hold over the chosen backend."""
+    chosen = config.getoption("--backend")
+    without = [item for item in items if any(chosen in mark.args for mark in item.iter_markers("not_over"))]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]
+
+
 @pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What of a sandbox's config says what it is made of; the contract suite runs over each backend."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from supdist.engine import Outcome, SandboxConfig, SandboxFileError, SandboxLost
 from support import Open, echo
 
 pytestmark = pytest.mark.anyio
+
+
+def _refused(backend: dict[str, Any]) -> Outcome:
+    """How a cell ends that came up against the limit on processes. gVisor tells nobody but the guest."""
+    return Outcome.USER_ERROR if backend.get("runtime") == "runsc" else Outcome.RESOURCE_LIMIT
 
 
 async def test_one_large_allocation_is_an_error_that_keeps_the_state(small: Open) -> None:
@@ -20,6 +27,10 @@ async def test_one_large_allocation_is_an_error_that_keeps_the_state(small: Open
     assert after.stdout == "1\n"
 
 
+@pytest.mark.not_over(
+    "docker-runsc",
+    reason="CI's runsc is configured with --ignore-cgroups, so that nothing is limited or counted",
+)
 async def test_a_tree_that_needs_too_much_together_is_oom(small: Open) -> None:
     """Eight children of 64 MiB each: every one is below the limit of 256 MiB, all of them are not."""
     code = """
@@ -50,20 +61,20 @@ async def test_a_child_that_is_killed_for_memory_is_oom_and_a_kill_of_ones_own_i
     assert (own.outcome, own.stdout) == (Outcome.OK, "-9\n")
 
 
-async def test_a_fork_bomb_meets_its_limit_and_says_so(small: Open) -> None:
+async def test_a_fork_bomb_meets_its_limit_and_says_so(small: Open, backend: dict[str, Any]) -> None:
     code = "import os, time\nwhile True:\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)"
     async with small(pids=16) as sandbox:
         result = await sandbox.execute(code)
-    assert result.outcome is Outcome.RESOURCE_LIMIT
+    assert result.outcome is _refused(backend)
     assert result.error is not None
     assert result.error.type == "BlockingIOError"
 
 
-async def test_a_thread_bomb_meets_it_too(small: Open) -> None:
+async def test_a_thread_bomb_meets_it_too(small: Open, backend: dict[str, Any]) -> None:
     code = "import threading\nstop = threading.Event()\nwhile True: threading.Thread(target=stop.wait, daemon=True).start()"
     async with small(pids=16) as sandbox:
         result = await sandbox.execute(code)
-    assert result.outcome is Outcome.RESOURCE_LIMIT
+    assert result.outcome is _refused(backend)
 
 
 async def test_processor_time_is_limited_and_told(small: Open) -> None:
@@ -72,11 +83,15 @@ async def test_processor_time_is_limited_and_told(small: Open) -> None:
             "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
         )
         over = await sandbox.execute("while True: x = 1")
-    assert 0.2 < busy.usage.cpu_seconds < 0.6
+    assert 0.2 < busy.usage.cpu_seconds < 0.6 or busy.usage.source == "none"
     assert over.outcome in (Outcome.RESOURCE_LIMIT, Outcome.KILLED)
     assert "SIGXCPU" in over.detail or "SIGKILL" in over.detail
 
 
+@pytest.mark.not_over(
+    "docker-runsc",
+    reason="CI's runsc is configured with --ignore-cgroups, so that nothing is limited or counted",
+)
 async def test_use_is_counted_and_labelled(small: Open) -> None:
     async with small() as sandbox:
         result = await sandbox.execute("x = bytearray(50 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1")
@@ -86,6 +101,9 @@ async def test_use_is_counted_and_labelled(small: Open) -> None:
     assert idle.usage.cpu_seconds < 0.05
 
 
+@pytest.mark.not_over(
+    "docker-runsc", reason="gVisor counts no files of a scratch; attack FS9 fills it with bytes"
+)
 async def test_scratch_space_ends_and_the_session_does_not(small: Open) -> None:
     code = """
 written = 0

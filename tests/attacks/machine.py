@@ -36,6 +36,10 @@ class Machine:
         most_starts: how many at once are a crowd.
         dead_devices: what is there, too, and can neither be opened nor listed nor written to.
         scratch_part: bytes of a scratch folder, of what all of them have together.
+        protects_init: whether a guest can neither kill its init nor write to its descriptors.
+        counts_refusals: whether the kernel tells the host of processes that it refused.
+        tells_walls: whether a guest's /proc tells of its filter.
+        orphans: how many its kernel makes in a second or two.
         own_paths: paths of which a guest has its own, where the host's are meant.
     """
 
@@ -47,6 +51,10 @@ class Machine:
     dead_devices: frozenset[str] = frozenset()
     scratch_part = 1 / 2
     most_starts = 100
+    protects_init = True
+    counts_refusals = os.geteuid() == 0
+    tells_walls = True
+    orphans = 200
     own_paths: frozenset[str] = frozenset()
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -116,6 +124,7 @@ class DockerMachine(Machine):
     start_seconds = 0.8
     hides_init = False
     has_own_users = False
+    counts_refusals = True
     dead_devices = frozenset({"mqueue", "tty", "ptmx"})
     scratch_part = 1 / 4
     own_paths = frozenset(
@@ -194,6 +203,10 @@ class GvisorMachine(DockerMachine):
     has_host_processes = False
     devices = frozenset({"net", "net/tun", "fuse", "tty", "ptmx"})
     most_starts = 30  # each has both processors for a second
+    protects_init = False
+    counts_refusals = False
+    tells_walls = False
+    orphans = 60
 
     def marked(self, word: str, before: set[int]) -> list[int]:
         """See ``Machine.marked``: what runs all of a sandbox's processes is all that this machine has of them."""

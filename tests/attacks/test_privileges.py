@@ -87,7 +87,7 @@ async def test_sy1_no_privilege_is_held_or_to_be_had(arena: Arena) -> None:
     code = """
 import os, stat, subprocess
 with open("/proc/self/status") as file: status = dict(line.rstrip("\\n").split(":\\t", 1) for line in file if ":\\t" in line)
-print({name: status[name] for name in ("NoNewPrivs", "Seccomp", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")})
+print({name: status[name] for name in ("NoNewPrivs", "Seccomp", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if name in status})
 print(os.getresuid(), os.getresgid(), os.getgroups())
 gained = []
 for folder in ("/bin", "/usr/bin", "/usr/sbin", "/usr/lib/openssh", "/usr/libexec"):
@@ -108,10 +108,8 @@ for action in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.s
         result = await timed(sandbox, code)
     status, ids, *rest = result.stdout.splitlines()
     none = "0" * 16
-    assert status == str(
-        {"NoNewPrivs": "1", "Seccomp": "2"}
-        | dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), none)
-    )
+    walls = {"NoNewPrivs": "1", "Seccomp": "2"} if arena.machine.tells_walls else {}
+    assert status == str(walls | dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), none))
     assert ids.startswith("(65534, 65534, 65534) (65534, 65534, 65534)")
     assert rest == []
 

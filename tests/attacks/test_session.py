@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 
 import psutil
 import pytest
@@ -181,23 +182,17 @@ async def test_se11_an_interrupt_never_hits_the_next_cell(arena: Arena) -> None:
 async def test_se12_a_reset_leaves_no_process_of_the_old_session(arena: Arena) -> None:
     code = """
 import os, subprocess, threading, time
-subprocess.Popen(["sleep", "600"])
+subprocess.Popen(["sh", "-c", "sleep 600; :", "WORD"])
 threading.Thread(target=time.sleep, args=(600,)).start()
 if os.fork() == 0:
     os.setsid()
     time.sleep(600)
 """
+    word, before = "sleeper" + secrets.token_hex(8), set(arena.machine.inits())
     async with arena.open() as sandbox:
-        others = arena.machine.inits()
-        await timed(sandbox, "1")
-        await timed(sandbox, code)
-        trees = {
-            pid
-            for init in others
-            for pid in [init, *(c.pid for c in psutil.Process(init).children(recursive=True))]
-        }
-        sleepers = {pid for pid in trees if psutil.Process(pid).name() == "sleep"}
-        assert len(sleepers) == 1
+        await timed(sandbox, code.replace("WORD", word))
+        sleepers = arena.machine.marked(word, before)
+        assert sleepers
         await sandbox.reset()
         assert await comes_true(lambda: not any(map(psutil.pid_exists, sleepers)))
         seen = await timed(
