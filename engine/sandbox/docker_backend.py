@@ -113,6 +113,7 @@ class DockerBackend(Backend):
             load = await self._bring(context, place)
             guest = DockerGuest(self, self._zygote, place, load, receiver)
             guest.walls = GVISOR if image.is_gvisor else "docker"
+            guest.limited = bool(place.container.groups) or not self._daemon.shares_files
             guest.attach(config.limits(len(toolbox.host)))
         except BaseException:
             self.throw_away(place)
