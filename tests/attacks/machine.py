@@ -28,7 +28,7 @@ class Machine:
 
     Attributes:
         config: what of a sandbox's config says the backend.
-        start_seconds: what a start takes at most where many are measured with what they are for.
+        start_seconds: what a start, or a removal, takes at most of a daemon's time where it is measured with something else.
         has_host_processes: whether a guest's processes are processes of this kernel.
         hides_init: whether a guest sees its own processes alone in /proc, and not even init.
         has_own_users: whether each sandbox has a user of this machine for itself, where the engine is root.

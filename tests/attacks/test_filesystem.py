@@ -324,7 +324,7 @@ async def test_fs12_a_monstrous_tree_is_torn_down_in_time(arena: Arena, code: st
         assert result.outcome is OK, result
         started = time.monotonic()
         await sandbox.close()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 2 + arena.machine.start_seconds
 
 
 async def test_fs14_no_hard_link_reaches_a_protected_file(arena: Arena) -> None:

@@ -210,7 +210,7 @@ async def test_pr10_forking_faster_than_one_can_kill_does_not_help(arena: Arena)
         assert arena.machine.marked(word, before)
         started = time.monotonic()
         await sandbox.close()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 2 + arena.machine.start_seconds
     assert await comes_true(lambda: arena.machine.marked(word, before) == [])
 
 
