@@ -39,6 +39,7 @@ class Machine:
         protects_init: whether a guest can neither kill its init nor write to its descriptors.
         counts_refusals: whether the kernel tells the host of processes that it refused.
         tells_walls: whether a guest's /proc tells of its filter.
+        slowness: how much longer thousands of system calls take.
         orphans: how many its kernel makes in a second or two.
         own_paths: paths of which a guest has its own, where the host's are meant.
     """
@@ -54,6 +55,7 @@ class Machine:
     protects_init = True
     counts_refusals = os.geteuid() == 0
     tells_walls = True
+    slowness = 1
     orphans = 200
     own_paths: frozenset[str] = frozenset()
 
@@ -206,6 +208,7 @@ class GvisorMachine(DockerMachine):
     protects_init = False
     counts_refusals = False
     tells_walls = False
+    slowness = 3  # each is caught by ptrace, where there is no better way for it
     orphans = 60
 
     def marked(self, word: str, before: set[int]) -> list[int]:
