@@ -11,7 +11,6 @@ import io
 import json
 import os
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
@@ -21,6 +20,7 @@ from .broker_cli import app as broker_app
 from .image_cli import app as image_app
 from .mcp_cli import HttpMayBeBare
 from .mcp_cli import serve as serve_mcp
+from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, sandbox_config
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
     from .taskfile import TaskFile
 
 T = TypeVar("T")
-
-
-class Backend(Enum):
-    """As in ``SandboxConfig``."""
-
-    PROCESS = "process"
-    DOCKER = "docker"
 
 
 ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
@@ -128,7 +121,7 @@ def run(
     log_dir: Annotated[Path | None, typer.Option(help="A folder for the logs.")] = None,
     max_iterations: Annotated[int | None, typer.Option(min=1, help="Turns of the supervisor.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="What the sandbox's walls are made of: process.")
+        Backend | None, typer.Option(help="What the sandbox's walls are made of, whatever the task says.")
     ] = None,
     broker: Annotated[
         str | None,
@@ -158,18 +151,18 @@ def run(
 
 
 def _override(
-    task: TaskFile, log_dir: Path | None, max_iterations: int | None, backend: str | None
+    task: TaskFile, log_dir: Path | None, max_iterations: int | None, backend: Backend | None
 ) -> TaskFile:
     """The task with what the command line says instead."""
-    from .errors import TaskError
-
     changes: dict[str, object] = {}
     if log_dir is not None:
         changes["log_dir"] = str(log_dir)
     if max_iterations is not None:
         changes["limits"] = task.limits.model_copy(update={"max_iterations": max_iterations})
-    if backend is not None and backend != "process":
-        raise TaskError(f"--backend: there is no backend {backend!r}; there is process")
+    if backend is not None:
+        changes["sandbox"] = sandbox_config(
+            **task.sandbox.model_dump(exclude_unset=True) | {"backend": backend}
+        )
     return task.model_copy(update=changes)
 
 
@@ -255,27 +248,22 @@ def execute(
     context_file: Annotated[
         Path | None, typer.Option(help="A text file; the code sees it as `context`.")
     ] = None,
-    packages: Annotated[
-        str | None,
-        typer.Option(help="A folder made by `pip install --target`, which the code can import from."),
-    ] = None,
+    packages: WhatPackages = None,
+    backend: WhatBackend = Backend.PROCESS,
+    image: WhatImage = None,
+    runtime: WhatRuntime = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print outcome, output, values and error as JSON.")
     ] = False,
 ) -> None:
     """Run code in a fresh sandbox: its output, the value of a last expression, and an exit status as in a shell."""
-    from pydantic import ValidationError
-
     from .errors import TaskError
-    from .sandbox import SandboxConfig, as_data, open_sandbox
+    from .sandbox import as_data, open_sandbox
 
     source = sys.stdin.read() if code is None or code == "-" else code
+    config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
     try:
-        config = SandboxConfig.model_validate({"memory": memory, "packages": packages})
         context = context_file.read_text(encoding="utf-8") if context_file else ""
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise TaskError(f"--{problem['loc'][0]}: {problem['msg']}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"--context-file: {error}") from error
 
@@ -333,18 +321,16 @@ def _exit_status(result: CellResult) -> int:
 @app.command()
 def doctor(
     *,
-    backend: Annotated[Backend, typer.Option(help="What the walls are made of.")] = Backend.PROCESS,
-    image: Annotated[str | None, typer.Option(help="docker: the sandbox image.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="docker: the runtime, such as runsc (gVisor).")] = None,
+    backend: WhatBackend = Backend.PROCESS,
+    image: WhatImage = None,
+    runtime: WhatRuntime = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Try, from inside a sandbox, what its walls stop on this machine. Exit 0 where the default level holds."""
     from .display import report
-    from .errors import TaskError
     from .sandbox.doctor import examine
 
-    if backend is not Backend.DOCKER and (image or runtime):
-        raise TaskError("--image and --runtime are for containers: add --backend docker")
+    sandbox_config(backend=backend, image=image, runtime=runtime)  # which says what does not go together
     findings = _await(examine(backend.value, image, runtime))
     if not report(backend.value, findings, as_json=as_json):
         raise typer.Exit(NO_SANDBOX)

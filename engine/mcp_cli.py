@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, sandbox_config
+
 if TYPE_CHECKING:
     import socket
 
@@ -45,11 +47,13 @@ def serve(
     output_limit: Annotated[
         int, typer.Option(min=100, help="Characters of each text in a result; longer ones are cut.")
     ] = 30_000,
-    packages: Annotated[
-        str | None,
-        typer.Option(help="A folder made by `pip install --target`, which the code can import from."),
-    ] = None,
-    backend: Annotated[str, typer.Option(help="What the sandbox's walls are made of: process.")] = "process",
+    packages: WhatPackages = None,
+    backend: WhatBackend = Backend.PROCESS,
+    image: WhatImage = None,
+    runtime: WhatRuntime = None,
+    warm: Annotated[
+        int, typer.Option(min=0, help="docker: containers that are kept started ahead, for --http.")
+    ] = 0,
     http: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +82,17 @@ def serve(
 
     if find_spec("mcp") is None:
         raise TaskError("`supdist-engine mcp` needs the SDK of MCP: pip install 'supdist-engine[mcp]'")
-    config = _config(timeout=timeout, memory=memory, output=output, packages=packages, backend=backend)
+    config = sandbox_config(
+        timeout=timeout,
+        wall=max(3600.0, timeout),
+        memory=memory,
+        output=output,
+        packages=packages,
+        backend=backend,
+        image=image,
+        runtime=runtime,
+        warm=warm,
+    )
     importable = f" and what lies in {Path(packages).name}" if packages else ""
     settings = Settings(
         timeout=timeout,
@@ -96,19 +110,6 @@ def serve(
     else:
         serving = _over_stdio(config, settings)
     raise typer.Exit(asyncio.run(serving))
-
-
-def _config(**wanted: Any) -> SandboxConfig:
-    from pydantic import ValidationError
-
-    from .errors import TaskError
-    from .sandbox import SandboxConfig
-
-    try:
-        return SandboxConfig.model_validate({**wanted, "wall": max(3600.0, wanted["timeout"])})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise TaskError(f"--{problem['loc'][0]}: {problem['msg']}") from None
 
 
 async def _over_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:

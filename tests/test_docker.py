@@ -312,6 +312,19 @@ async def test_an_image_or_a_runtime_that_is_not_there_is_named(docker: Any) -> 
                 pass
 
 
+async def test_a_runtime_that_ignores_the_limits_is_refused(docker: Any) -> None:
+    runsc = docker.info()["Runtimes"].get("runsc", {})
+    if "--ignore-cgroups" not in runsc.get("runtimeArgs", []):
+        pytest.skip("the daemon has no runsc with --ignore-cgroups")
+    config = DOCKER.model_copy(update={"runtime": "runsc"})
+    with pytest.raises(SandboxUnavailable, match="ignores control groups"):
+        async with open_sandbox(config):
+            pass
+    async with open_sandbox(config.model_copy(update={"isolation": "best_effort"})) as sandbox:
+        assert not sandbox.isolation.limited
+        assert (await sandbox.execute("print(1)")).stdout == "1\n"
+
+
 @pytest.mark.parametrize("option", [{"image": "x"}, {"runtime": "runsc"}, {"warm": 1}])
 def test_what_is_for_containers_is_refused_elsewhere(option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="is for containers"):

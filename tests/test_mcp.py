@@ -400,7 +400,7 @@ async def test_the_images_server_refuses_to_run_where_nothing_is_around_it() -> 
     [
         (["--memory", "1KiB"], "--memory: "),
         (["--output", "x"], "--output: "),
-        (["--backend", "chroot"], "--backend: "),
+        (["--backend", "chroot"], "--backend"),
         (["--packages", "/nowhere"], "/nowhere"),
         (["--timeout", "0"], "--timeout"),
         (["--http", "0.0.0.0:8000"], "127.0.0.1 only"),

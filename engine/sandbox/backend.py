@@ -15,11 +15,12 @@ class Guest:
     """One guest and its shim, until ``discard``. What the shim says goes to the receiver that it was opened with.
 
     Attributes:
-        walls: as ``Isolation.backend`` has it.
+        walls, limited: as ``Isolation.backend`` and ``Isolation.limited`` have it.
         load: how the guest gets its context.
     """
 
     walls = "process"
+    limited = True
 
     def __init__(self, zygote: Zygote, session: bytes, load: protocol.Load) -> None:
         self._zygote = zygote

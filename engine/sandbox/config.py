@@ -61,7 +61,8 @@ class SandboxConfig(BaseModel):
         description="docker: containers that are kept started ahead, each for one sandbox",
     )
     isolation: Literal["strict", "best_effort"] = Field(
-        default="strict", description="best_effort takes a sandbox without a filter of system calls, too"
+        default="strict",
+        description="best_effort takes a sandbox without a filter of system calls, or in a container without limits, too",
     )
     timeout: float = Field(
         default=120.0, gt=0, le=86_400, description="seconds for a cell, not counting its waits for workers"
@@ -157,6 +158,8 @@ class Isolation:
         no_new_privs: whether no program inside can gain rights by being executed.
         seccomp: whether system calls are filtered.
         root_writable: whether the system's files can be changed.
+        limited: whether memory, processes and processor time of all its processes together are limited. A runtime that
+            ignores control groups limits them for none; of a daemon on another machine it is not known, and not said.
     """
 
     backend: str
@@ -166,9 +169,12 @@ class Isolation:
     no_new_privs: bool
     seccomp: bool
     root_writable: bool
+    limited: bool
 
     @classmethod
-    def from_facts(cls, backend: str, facts: protocol.Facts, host: dict[str, int]) -> Isolation:
+    def from_facts(
+        cls, backend: str, facts: protocol.Facts, host: dict[str, int], *, limited: bool
+    ) -> Isolation:
         """Compare the guest's facts with the host's namespaces."""
         own = sorted(name for name, inode in facts.namespaces.items() if host.get(name) != inode)
         return cls(
@@ -179,6 +185,7 @@ class Isolation:
             no_new_privs=facts.no_new_privs,
             seccomp=facts.seccomp,
             root_writable=facts.root_writable,
+            limited=limited,
         )
 
     def shared_namespaces(self) -> list[str]:
@@ -198,6 +205,7 @@ class Isolation:
             "no_new_privs": self.no_new_privs or self.backend == GVISOR,
             "a system-call filter (is libseccomp installed?)": self.seccomp or self.backend == GVISOR,
             "a read-only root": not self.root_writable,
+            "limits on memory and processes (the container's runtime ignores control groups)": self.limited,
         }
         return gaps + [name for name, holds in checks.items() if not holds]
 

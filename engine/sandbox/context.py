@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import io
@@ -80,35 +79,6 @@ class ContextMemory:
         if self._text is not None:
             os.close(self._fd)
             self._text = None
-
-
-class ContextFiles:
-    """Encodes contexts into files of a folder. A text that is asked for again is not written again.
-
-    Args:
-        folder: on one file system with the places where the files are wanted.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._kept = os.path.join(folder, "kept")
-        self._text: str | None = None
-
-    def put(self, context: object, file: str) -> Literal["text", "object"]:
-        """Have a file with the encoded context, that everybody may read; its kind."""
-        if self._text is not None and context is self._text:
-            os.link(self._kept, file)
-            return "text"
-        encoded = encode_context(context)
-        with open(file, "xb") as stream:
-            stream.write(encoded.data)
-        os.chmod(file, 0o444)
-        if isinstance(context, str):  # which cannot change: see ContextMemory
-            self._text = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._kept)
-            os.link(file, self._kept)
-            self._text = context
-        return encoded.kind
 
 
 def write_sealed(data: bytes) -> int:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -22,13 +19,14 @@ from msgspec import structs
 from ...sandbox_image import protocol
 from ...sandbox_image.image import default_tag
 from ...sandbox_image.protocol import CellEnd, Exit, Outcome, ShimExit
-from ..errors import SandboxError, SandboxLost, TaskError
+from ..errors import SandboxLost, SandboxUnavailable, TaskError
 from ..tools import Toolbox
 from .backend import Backend, Guest
 from .config import GVISOR, SandboxConfig
-from .containers import Container, Daemon, Image
-from .context import ContextFiles, encode_context
-from .lease import has_ended, own_lease
+from .containers import Daemon, Image
+from .context import encode_context
+from .context_files import ContextFiles, make_folder
+from .pool import Place, Pool, make_place
 from .zygote import Receiver, Zygote
 
 T = TypeVar("T")
@@ -38,10 +36,6 @@ _THREADS = 16
 _ASK_SECONDS = 8.0
 _REMOVE_SECONDS = 30.0
 _MOST_IN_A_FRAME = protocol.MAX_FRAME_BYTES - 1024
-_FOLDER = "supdist-contexts-"
-_LEASE = "lease"
-_MEMORY = "/dev/shm"
-_ENOUGH_BYTES = 1 << 30
 
 
 class DockerBackend(Backend):
@@ -49,7 +43,7 @@ class DockerBackend(Backend):
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._pools: dict[SandboxConfig, _Pool] = {}
+        self._pools: dict[SandboxConfig, Pool] = {}
         self._images: dict[tuple[str, str | None], Image] = {}
         self._writing = asyncio.Lock()
         self._requests, self._removals = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
@@ -65,16 +59,16 @@ class DockerBackend(Backend):
         Raises:
             SandboxUnavailable: there is no daemon that will do.
         """
-        self._daemon = await self._in_thread(Daemon.connect)
-        await self._in_thread(self._daemon.sweep)
-        self._folder = await to_thread.run_sync(_make_folder)
-        self._contexts = ContextFiles(self._folder)
-        self._zygote = Zygote(contexts=self._folder)
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            self._daemon = await self._in_thread(Daemon.connect)
+            undo.callback(self._daemon.close)
+            await self._in_thread(self._daemon.sweep)
+            self._folder = await to_thread.run_sync(make_folder)
+            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._contexts = ContextFiles(self._folder)
+            self._zygote = Zygote(contexts=self._folder)
             await self._zygote.start()
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
+            undo.pop_all()
 
     async def close(self) -> None:
         """Remove the containers that nobody took, and end the shims."""
@@ -100,7 +94,7 @@ class DockerBackend(Backend):
             image = await self._in_thread(partial(self._daemon.look_at, name, config.runtime))
             self._images[name, config.runtime] = image
         if config.warm and config not in self._pools:
-            pool = self._pools[config] = _Pool(
+            pool = self._pools[config] = Pool(
                 partial(self._make, config, image), self.throw_away, config.warm
             )
             pool.fill()
@@ -119,6 +113,7 @@ class DockerBackend(Backend):
             load = await self._bring(context, place)
             guest = DockerGuest(self, self._zygote, place, load, receiver)
             guest.walls = GVISOR if image.is_gvisor else "docker"
+            guest.limited = bool(place.container.groups) or not self._daemon.shares_files
             guest.attach(config.limits(len(toolbox.host)))
         except BaseException:
             self.throw_away(place)
@@ -168,15 +163,20 @@ class DockerBackend(Backend):
                     f"{_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
                 )
             return protocol.Load(encoded.kind, "frame", encoded.data)
-        async with self._writing:
-            kind = await to_thread.run_sync(self._contexts.put, context, _context_in(place.folder))
+        try:
+            async with self._writing:
+                kind = await to_thread.run_sync(self._contexts.put, context, place.context_file)
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"The context cannot be written to {self._folder} ({error.strerror})", "Make room there."
+            ) from error
         return protocol.Load(kind, "file", b"")
 
     async def _make(self, config: SandboxConfig, image: Image) -> Place:
         """A container that runs. One whose making was given up is removed once it is there."""
         making = self._keep(
             asyncio.ensure_future(
-                self._in_thread(partial(_make_place, self._daemon, self._folder, config, image))
+                self._in_thread(partial(make_place, self._daemon, self._folder, config, image))
             )
         )
         try:
@@ -261,130 +261,3 @@ class DockerGuest(Guest):
 
 _BY_ITSELF = (Outcome.CRASHED, Outcome.KILLED)
 """How a cell ends whose guest died; any other end is the shim's own verdict."""
-
-
-class _Pool:
-    """Containers that run and that nobody has used."""
-
-    def __init__(
-        self,
-        make: Callable[[], Awaitable[Place]],
-        throw_away: Callable[[Place], object],
-        size: int,
-    ) -> None:
-        self._make = make
-        self._throw_away = throw_away
-        self._size = size
-        self._ready: list[Place] = []
-        self._making: set[asyncio.Task[None]] = set()
-        self._waiting = 0
-
-    async def take(self) -> Place | None:
-        """One that is alive, now or as soon as it is made; None where others wait for all that are being made."""
-        place = None
-        while place is None:
-            while self._ready and place is None:
-                place = self._ready.pop(0)
-                if not place.container.is_alive:
-                    self._throw_away(place)
-                    place = None
-            if place is None:
-                if self._waiting >= len(self._making):
-                    break
-                self._waiting += 1
-                try:
-                    await asyncio.wait(list(self._making), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    self._waiting -= 1
-        self.fill()
-        return place
-
-    def fill(self) -> None:
-        """Begin to make what is missing."""
-        for _ in range(self._size - len(self._ready) - len(self._making)):
-            task = asyncio.ensure_future(self._add())
-            self._making.add(task)
-            task.add_done_callback(self._making.discard)
-
-    async def close(self) -> None:
-        """Throw all of them away."""
-        for task in list(self._making):
-            task.cancel()
-        if self._making:
-            await asyncio.wait(list(self._making))
-        for place in self._ready:
-            self._throw_away(place)
-        self._ready.clear()
-
-    async def _add(self) -> None:
-        try:
-            self._ready.append(await self._make())
-        except SandboxError:
-            return  # the next sandbox makes its own, and says what is wrong
-
-
-class Place:
-    """A container, and the folder of this machine that it sees; None where the daemon is on another."""
-
-    def __init__(self, container: Container, folder: str | None) -> None:
-        self.container = container
-        self.folder = folder
-
-    def hide_context(self) -> None:
-        """Take away the file that the guest has read: others may have the same one, and a lock on it would tell them."""
-        if self.folder is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(_context_in(self.folder))
-
-    def remove(self, daemon: Daemon) -> None:
-        """Kill and remove it, with the folder. Blocks."""
-        self.container.stream.close()
-        daemon.remove(self.container.id)
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image) -> Place:
-    folder = tempfile.mkdtemp(dir=parent) if daemon.shares_files else None
-    try:
-        if folder is not None:
-            os.chmod(folder, 0o755)  # noqa: S103 - the guest is another user; on the host, its parent is closed
-        return Place(daemon.start(image, config, folder), folder)
-    except BaseException:
-        if folder is not None:
-            os.rmdir(folder)
-        raise
-
-
-def _context_in(folder: str) -> str:
-    return os.path.join(folder, os.path.basename(protocol.CONTEXT_FILE))
-
-
-def _make_folder() -> str:
-    """A folder for contexts, with this process's lease; those of dead processes are removed.
-
-    A guest can read the part of its path that lies below its file system's root, so that a memory file system tells
-    nothing of the host.
-    """
-    for other in (path for place in _places() for path in Path(place).glob(f"{_FOLDER}*")):
-        if _is_left_over(other):
-            shutil.rmtree(other, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=_FOLDER, dir=_places()[0])
-    Path(folder, _LEASE).write_text(own_lease())
-    return folder
-
-
-def _places() -> list[str]:
-    """Where such folders can be, the best first."""
-    places = [tempfile.gettempdir()]
-    if os.access(_MEMORY, os.W_OK) and os.path.ismount(_MEMORY):
-        room = os.statvfs(_MEMORY)
-        places.insert(0 if room.f_bavail * room.f_frsize >= _ENOUGH_BYTES else 1, _MEMORY)
-    return places
-
-
-def _is_left_over(folder: Path) -> bool:
-    try:
-        return folder.lstat().st_uid == os.geteuid() and has_ended((folder / _LEASE).read_text())
-    except OSError:  # no folder, or one that is being made
-        return False

@@ -340,7 +340,10 @@ class Sandbox:
             return
         elif isinstance(message, protocol.Ready):
             self._lost = None
-            self._ready.set_result(Isolation.from_facts(self._live.walls, message.facts, self._host))
+            guest, facts = self._live, message.facts
+            self._ready.set_result(
+                Isolation.from_facts(guest.walls, facts, self._host, limited=guest.limited)
+            )
         else:
             self._ready.set_exception(failure(message.step, message.errno, self._config.packages))
 

@@ -1,0 +1,119 @@
+"""Containers that run: one for a sandbox with the folder that it sees, and some that are kept ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+
+from ...sandbox_image import protocol
+from ..errors import SandboxError
+from .config import SandboxConfig
+from .containers import Container, Daemon, Image
+
+
+class Place:
+    """A container, and the folder of this machine that it sees; None where the daemon is on another."""
+
+    def __init__(self, container: Container, folder: str | None) -> None:
+        self.container = container
+        self.folder = folder
+
+    @property
+    def context_file(self) -> str:
+        """Where its guest's context is put."""
+        assert self.folder is not None
+        return os.path.join(self.folder, os.path.basename(protocol.CONTEXT_FILE))
+
+    def hide_context(self) -> None:
+        """Take away the file that the guest has read: others may have the same one, and a lock on it would tell them."""
+        if self.folder is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.context_file)
+
+    def remove(self, daemon: Daemon) -> None:
+        """Kill and remove it, with the folder. Blocks."""
+        self.container.stream.close()
+        daemon.remove(self.container.id)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image) -> Place:
+    """A container that runs, with a folder of its own below ``parent``. Blocks.
+
+    Raises:
+        SandboxUnavailable: the daemon refuses it.
+    """
+    folder = tempfile.mkdtemp(dir=parent) if daemon.shares_files else None
+    try:
+        if folder is not None:
+            os.chmod(folder, 0o755)  # noqa: S103 - the guest is another user; on the host, its parent is closed
+        return Place(daemon.start(image, config, folder), folder)
+    except BaseException:
+        if folder is not None:
+            os.rmdir(folder)
+        raise
+
+
+class Pool:
+    """Containers that run and that nobody has used."""
+
+    def __init__(
+        self,
+        make: Callable[[], Awaitable[Place]],
+        throw_away: Callable[[Place], object],
+        size: int,
+    ) -> None:
+        self._make = make
+        self._throw_away = throw_away
+        self._size = size
+        self._ready: list[Place] = []
+        self._making: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+
+    async def take(self) -> Place | None:
+        """One that is alive, now or as soon as it is made; None where others wait for all that are being made."""
+        place = None
+        while place is None:
+            while self._ready and place is None:
+                place = self._ready.pop(0)
+                if not place.container.is_alive:
+                    self._throw_away(place)
+                    place = None
+            if place is None:
+                if self._waiting >= len(self._making):
+                    break
+                self._waiting += 1
+                try:
+                    await asyncio.wait(list(self._making), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self._waiting -= 1
+        self.fill()
+        return place
+
+    def fill(self) -> None:
+        """Begin to make what is missing."""
+        for _ in range(self._size - len(self._ready) - len(self._making)):
+            task = asyncio.ensure_future(self._add())
+            self._making.add(task)
+            task.add_done_callback(self._making.discard)
+
+    async def close(self) -> None:
+        """Throw all of them away."""
+        for task in list(self._making):
+            task.cancel()
+        if self._making:
+            await asyncio.wait(list(self._making))
+        for place in self._ready:
+            self._throw_away(place)
+        self._ready.clear()
+
+    async def _add(self) -> None:
+        try:
+            self._ready.append(await self._make())
+        except SandboxError:
+            return  # the next sandbox makes its own, and says what is wrong
