@@ -1,0 +1,101 @@
+"""What is kept of an experiment, and where: the folder that ``bench`` writes and that all else reads.
+
+::
+
+    logs/<task>/<timestamp>/
+    ├── config.json        every setting, versions, seeds, the data's hash; models without their keys
+    ├── results.jsonl      a ``Record`` a line, appended and flushed as examples end, in the order in which they end
+    ├── results.csv        the same as a table, in the order of the sample, rewritten whole
+    ├── cache.sqlite       answers that were paid for
+    └── examples/<id>/     supervisor.jsonl, worker.jsonl, repl.jsonl
+
+``results.jsonl`` is the authority. A last line that is cut off is an example that has not ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CONFIG, RECORDS, TABLE, CACHE, EXAMPLES = (
+    "config.json", "results.jsonl", "results.csv", "cache.sqlite", "examples",
+)  # fmt: skip
+
+Arm = Literal["supervisor", "no-worker", "direct", "builtin"]
+"""The full loop; the loop without workers; one call, the document cut to the window; the loop with the builtin pair."""
+
+
+class Failure(BaseModel):
+    """Why an example has no score. ``stage`` is what failed: the run, or the judging of an answer that is there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: Literal["run", "score"]
+    type: str
+    message: str
+
+
+class Tokens(BaseModel):
+    """What one role's calls took, over an example."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls: int = 0
+    input: int = 0
+    output: int = 0
+    cached: int = Field(default=0, description="answers that came from the cache")
+    cost_usd: float | None = Field(default=0.0, description="dollars; None where a price is unknown")
+
+
+class Record(BaseModel):
+    """One example that ended. ``seconds`` and the costs apart, a repetition gives the same where the models do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int = Field(ge=0, description="its place in the sample")
+    example: str = Field(description="the example's id")
+    document: str = ""
+    kind: str = ""
+    arm: Arm
+    query: str
+    references: list[str]
+    answer: str | None
+    score: float | None = Field(description="the task's main figure, 0 to 1; None where there is no score")
+    correct: bool | None
+    metrics: dict[str, float] = Field(default_factory=dict[str, float])
+    note: str = ""
+    steps: int = Field(description="turns of the supervisor; 1 of a direct call")
+    stop_reason: str | None = Field(description="why the run ended; None where it failed")
+    context_chars: int = Field(description="characters of the document, as text")
+    supervisor_model: str = ""
+    worker_model: str = ""
+    judge_model: str = ""
+    supervisor: Tokens = Tokens()
+    worker: Tokens = Tokens()
+    judge: Tokens = Tokens()
+    seconds: float
+    run_id: str = ""
+    error: Failure | None = None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a run's folder in the order of the sample, the last one of each example.
+
+    What cannot be read is left out: the last line of a run that is going on, or of one that was killed.
+    """
+    found = {record.example: record for record in _records(folder / RECORDS)}
+    return sorted(found.values(), key=lambda record: record.index)
+
+
+def _records(path: Path) -> Iterator[Record]:
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                yield Record.model_validate_json(line)
+            except ValidationError:
+                continue
