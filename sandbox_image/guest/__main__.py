@@ -39,7 +39,7 @@ def main() -> NoReturn:
     sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # The first process of a namespace gets no signal that it has no handler for, and Python has one for this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Init(Stream(reader, writer), None, _LINGER_SECONDS).serve()
+    Init(Stream(reader, writer), None, linger=_LINGER_SECONDS).serve()
     os._exit(0)
 
 

@@ -27,6 +27,7 @@ from .linux import die_first, set_dumpable, set_process_name
 
 CHANNEL_FD = 3
 CONTEXT_FD = 4
+CALLS_FD = 5
 
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 18
@@ -38,7 +39,7 @@ _FILES = {6, 7, 12}
 
 def main() -> NoReturn:
     """Run the sandbox until its repl has ended. Never returns."""
-    Init(Stream(CHANNEL_FD, CHANNEL_FD), CONTEXT_FD).serve()
+    Init(Stream(CHANNEL_FD, CHANNEL_FD), CONTEXT_FD, CALLS_FD).serve()
     os._exit(0)
 
 
@@ -72,12 +73,16 @@ class Stream:
 class Init:
     """The relay between the shim's stream, the repl's stream and the pipes of its output.
 
-    ``linger`` is for how many seconds it stays after its last words, unless the shim closes the stream first.
+    Where there is a stream for calls, the repl has it, and calls of workers and tools pass init by. ``linger`` is for
+    how many seconds it stays after its last words, unless the shim closes the stream first.
     """
 
-    def __init__(self, shim: Stream, context_fd: int | None, linger: float = 0.0) -> None:
+    def __init__(
+        self, shim: Stream, context_fd: int | None, calls_fd: int | None = None, *, linger: float = 0.0
+    ) -> None:
         self._shim = shim
         self._context_fd = context_fd
+        self._calls_fd = calls_fd
         self._linger = linger
         self._from_shim = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._from_repl = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
@@ -107,10 +112,12 @@ class Init:
             for fd in (1, 2):  # init's may lead outside
                 os.dup2(0, fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-            repl.main(repls, self._context_fd, self._target)
+            calls = None if self._calls_fd is None else socket.socket(fileno=self._calls_fd)
+            repl.main(repls, calls, self._context_fd, self._target)
         repls.close()
-        if self._context_fd is not None:
-            os.close(self._context_fd)
+        for fd in (self._context_fd, self._calls_fd):
+            if fd is not None:
+                os.close(fd)
         set_process_name("supdist-init")
         mine.setblocking(False)
         self._repl = mine

@@ -22,7 +22,7 @@ from ..guest import init
 from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
 from . import syscalls as sc
 from . import walls
-from .attached import Attached
+from .attached import Attached, AttachedStream
 from .guard import Guard, death
 from .meter import meter_of
 from .steps import StepFailed
@@ -109,6 +109,65 @@ def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
         raise
 
 
+class Lane:
+    """One of a guest's streams: whole frames in and out, without blocking.
+
+    Attributes:
+        is_open: whether the guest's end is.
+        waiting: bytes that the guest has not read yet.
+    """
+
+    def __init__(self, stream: socket.socket | AttachedStream, frame_bytes: int) -> None:
+        stream.setblocking(False)
+        self._stream = stream
+        self._frames = protocol.FrameBuffer(frame_bytes)
+        self._out: deque[memoryview] = deque()
+        self.is_open = True
+        self.waiting = 0
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._stream.fileno()
+
+    def send(self, payload: bytes) -> None:
+        """Write a frame, as much of it as there is room for now."""
+        data = memoryview(protocol.frame(payload))
+        self._out.append(data)
+        self.waiting += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as there is room."""
+        try:
+            while self._out:
+                sent = self._stream.send(self._out[0])
+                self.waiting -= sent
+                if sent == len(self._out[0]):
+                    self._out.popleft()
+                else:
+                    self._out[0] = self._out[0][sent:]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            self._out.clear()  # its death is seen, with its reason, where the main stream is read
+            self.waiting = 0
+
+    def receive(self) -> list[bytes]:
+        """The frames that are complete now.
+
+        Raises:
+            Violation: a frame's length is one that cannot be.
+        """
+        try:
+            data = self._stream.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        except ConnectionResetError:
+            data = b""
+        self.is_open = bool(data)
+        return self._frames.feed(data)
+
+
 class Shim:
     """The loop: engine's socket, guest's stream, and the clock of the running cell."""
 
@@ -118,12 +177,11 @@ class Shim:
         self._limits = limits
         self._engine = engine
         self._box = box
-        self._stream = box.stream
+        self._main = Lane(box.stream, limits.frame_bytes)
+        self._calls = self._main if box.calls is None else Lane(box.calls, limits.frame_bytes)
         self._guard = Guard(limits)
         self._meter = meter_of(box, limits)
-        self._frames = protocol.FrameBuffer(limits.frame_bytes)
-        self._heard: deque[bytes] = deque()
-        self._to_guest: deque[memoryview] = deque()
+        self._heard: deque[tuple[Lane, bytes]] = deque()
         self._to_engine: deque[bytes] = deque()
         self._bytes_to_engine = 0
         self._over: Exit | None = None
@@ -131,8 +189,7 @@ class Shim:
 
     def serve(self) -> None:
         """Carry messages both ways until the guest is dead; then kill what is left and report."""
-        stream, engine = self._stream.fileno(), self._engine
-        self._stream.setblocking(False)
+        engine, lanes = self._engine, {lane.fileno(): lane for lane in (self._main, self._calls)}
         poller = zmq.Poller()
         sync = self._box.sync
         if sync >= 0:
@@ -141,8 +198,9 @@ class Shim:
             self._judge_what_was_heard()
             if self._over is not None:
                 break
-            wanted = (0 if self._must_be_quiet() else zmq.POLLIN) | (zmq.POLLOUT if self._to_guest else 0)
-            poller.register(stream, wanted)
+            listening = 0 if self._must_be_quiet() else zmq.POLLIN
+            for fd, lane in lanes.items():
+                poller.register(fd, (listening if lane.is_open else 0) | (zmq.POLLOUT if lane.waiting else 0))
             poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
             ready = dict(poller.poll(self._timeout_ms()))
             if sync in ready:
@@ -152,10 +210,11 @@ class Shim:
             if ready.get(engine, 0):
                 self._flush_to_engine()
                 self._read_engine()
-            if ready.get(stream, 0) & zmq.POLLOUT:
-                self._flush_to_guest()
-            if ready.get(stream, 0) & ~zmq.POLLOUT:
-                self._read_guest()
+            for fd in ready.keys() & lanes.keys():
+                if ready[fd] & zmq.POLLOUT:
+                    lanes[fd].flush()
+                if ready[fd] & ~zmq.POLLOUT:
+                    self._read_guest(lanes[fd])
             self._keep_time()
         self._bury()
 
@@ -171,7 +230,8 @@ class Shim:
             or self._guard.has_enough_pending
             or len(self._to_engine) >= _QUEUE_TO_ENGINE
             or self._bytes_to_engine >= _QUEUED_BYTES
-            or sum(map(len, self._to_guest)) >= _QUEUED_BYTES
+            or self._main.waiting >= _QUEUED_BYTES
+            or self._calls.waiting >= _QUEUED_BYTES
         )
 
     # Engine to guest
@@ -191,66 +251,46 @@ class Shim:
                 case Execute():
                     self._guard.execute(message.cell, message.timeout, now)
                     self._meter.begin()
-                    self._send_guest(payload)
+                    self._main.send(payload)
                 case protocol.PutFile() | protocol.GetFile() | protocol.ListFiles():
                     self._guard.ask(message)
-                    self._send_guest(payload)
+                    self._main.send(payload)
                 case Reply() | protocol.ToolReply():
                     if self._guard.reply(message, now):
-                        self._send_guest(payload)
+                        self._calls.send(payload)
                 case Interrupt():
                     if self._guard.cell is not None and self._guard.cell.number == message.cell:
                         self._interrupt(Outcome.KILLED, now)
                 case _:
-                    self._send_guest(payload)
-
-    def _send_guest(self, payload: bytes) -> None:
-        self._to_guest.append(memoryview(protocol.frame(payload)))
-        self._flush_to_guest()
-
-    def _flush_to_guest(self) -> None:
-        try:
-            while self._to_guest:
-                sent = self._stream.send(self._to_guest[0])
-                if sent == len(self._to_guest[0]):
-                    self._to_guest.popleft()
-                else:
-                    self._to_guest[0] = self._to_guest[0][sent:]
-        except BlockingIOError:
-            pass
-        except (BrokenPipeError, ConnectionResetError):
-            self._to_guest.clear()  # its death is seen, with its reason, where the stream is read
+                    self._main.send(payload)
 
     # Guest to engine
 
-    def _read_guest(self) -> None:
+    def _read_guest(self, lane: Lane) -> None:
         try:
-            data = self._stream.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            self._end(*self._how_the_guest_died(None))
-            return
-        try:
-            self._heard.extend(self._frames.feed(data))
+            payloads = lane.receive()
         except Violation as error:
             self._end(Outcome.PROTOCOL_VIOLATION, str(error))
             return
+        if lane is self._main and not lane.is_open:
+            self._end(*self._how_the_guest_died(None))
+            return
+        self._heard.extend((lane, payload) for payload in payloads)
         self._judge_what_was_heard()
 
     def _judge_what_was_heard(self) -> None:
         """Message by message, as long as the guest may speak: one read may hold thousands."""
         try:
             while self._heard and self._over is None and not self._must_be_quiet():
-                self._judge(self._heard.popleft(), time.monotonic())
+                self._judge(*self._heard.popleft(), time.monotonic())
         except (Violation, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             detail = str(error) if isinstance(error, Violation) else "a frame that is no message"
             self._end(Outcome.PROTOCOL_VIOLATION, detail)
 
-    def _judge(self, payload: bytes, now: float) -> None:
+    def _judge(self, lane: Lane, payload: bytes, now: float) -> None:
         message = protocol.decode_from_guest(payload)
+        if lane is not self._main and not isinstance(message, protocol.Call | protocol.ToolCall):
+            raise Violation("a message that is no call where only calls go")
         if isinstance(message, ReplExit):
             self._end(*self._how_the_guest_died(message))
             return
@@ -267,7 +307,7 @@ class Shim:
             # What was only checked goes on as it came: encoding it again would cost and say nothing new.
             self._send_engine(payload if verdict is message else protocol.encode(verdict))
         if refusal is not None:
-            self._send_guest(protocol.encode(refusal))
+            self._calls.send(protocol.encode(refusal))
         if self._guard.output_exceeded:
             self._interrupt(Outcome.OUTPUT_LIMIT, now)
 
@@ -315,7 +355,7 @@ class Shim:
         if cell is None or cell.interrupted is not None:
             return
         self._guard.interrupt(outcome, now)
-        self._send_guest(protocol.encode(Interrupt(cell.number)))
+        self._main.send(protocol.encode(Interrupt(cell.number)))
 
     # The end
 

@@ -27,13 +27,13 @@ from typing import NoReturn
 import msgspec
 
 from .. import protocol
-from ..guest.init import CHANNEL_FD, CONTEXT_FD
+from ..guest.init import CALLS_FD, CHANNEL_FD, CONTEXT_FD
 from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
 from .steps import StepFailed, step
 
-_SYNC_FD = 5
+_SYNC_FD = 6
 
 _BUILD_SECONDS = 10.0
 _PACKET_BYTES = 4096
@@ -81,9 +81,17 @@ class Kit:
 class Walls:
     """A sandbox in the making: built without limits, so that it can wait for its user, then furnished with them."""
 
-    def __init__(self, pid: int, sync: socket.socket, stream: socket.socket, cgroup: Cgroup | None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        sync: socket.socket,
+        stream: socket.socket,
+        calls: socket.socket,
+        cgroup: Cgroup | None,
+    ) -> None:
         self.pid = pid
         self.stream = stream
+        self.calls = calls
         self.cgroup = cgroup
         self._sync = sync
 
@@ -117,6 +125,7 @@ class Walls:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         self.stream.close()
+        self.calls.close()
 
     def remove(self) -> None:
         """Remove what is left of it when it has been killed and nobody asks any more what it used."""
@@ -127,22 +136,24 @@ class Walls:
 def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
     """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it is furnished.
 
-    It finds its stream and its context at the two ``*_FD``.
+    It finds its streams and its context at ``CHANNEL_FD``, ``CALLS_FD`` and ``CONTEXT_FD``.
 
     Raises:
         StepFailed: a wall cannot be built. Nothing is left of it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    stream, guests = socket.socketpair()
+    stream, guests_stream = socket.socketpair()
+    calls, guests_calls = socket.socketpair()
     ours.settimeout(_BUILD_SECONDS)
     cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
     first = os.fork()
     if first == 0:
         ours.close()
         stream.close()
-        _first_child(kit, guests.detach(), theirs.detach(), run)
-    theirs.close()
-    guests.close()
+        calls.close()
+        _first_child(kit, (guests_stream.detach(), guests_calls.detach(), theirs.detach()), run)
+    for sock in (theirs, guests_stream, guests_calls):
+        sock.close()
     try:
         if cgroup is not None:
             with step("cgroup"):
@@ -160,7 +171,7 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
             cgroup.remove()
         raise
     os.waitpid(first, 0)
-    return Walls(pid, ours, stream, cgroup)
+    return Walls(pid, ours, stream, calls, cgroup)
 
 
 def _failure(text: str) -> StepFailed:
@@ -189,7 +200,8 @@ def _is_the_hosts_root() -> bool:
     return os.geteuid() == 0 and int(Path("/proc/self/uid_map").read_text().split()[2]) > 1
 
 
-def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) -> NoReturn:
+def _first_child(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[], NoReturn]) -> NoReturn:
+    sync = descriptors[-1]
     try:
         if os.read(sync, 16) != b"placed":
             os._exit(1)
@@ -207,7 +219,7 @@ def _first_child(kit: Kit, stream: int, sync: int, run: Callable[[], NoReturn]) 
         if child:
             os.write(sync, b"pid %d" % child)
             os._exit(0)
-        sync = _arrange_descriptors(stream, sync)
+        sync = _arrange_descriptors(descriptors)
         _build(kit.folders)
         _be_furnished(kit, sync)
         os.close(sync)
@@ -285,12 +297,12 @@ def _offer_packages(limits: protocol.Limits) -> None:
     os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
 
 
-def _arrange_descriptors(stream: int, sync: int) -> int:
-    """Keep these two, at their numbers, and nothing else: first out of the way, then into place."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SYNC_FD + 1) for fd in (stream, sync)]
-    for fd, number in zip(high, (CHANNEL_FD, _SYNC_FD), strict=True):
+def _arrange_descriptors(descriptors: tuple[int, int, int]) -> int:
+    """Keep these three, at their numbers, and nothing else: first out of the way, then into place."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SYNC_FD + 1) for fd in descriptors]
+    for fd, number in zip(high, (CHANNEL_FD, CALLS_FD, _SYNC_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
-    os.closerange(CONTEXT_FD, _SYNC_FD)
+    os.closerange(CONTEXT_FD, CALLS_FD)
     os.closerange(_SYNC_FD + 1, 1 << 20)
     return _SYNC_FD
 

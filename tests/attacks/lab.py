@@ -43,14 +43,17 @@ import os, sys
 protocol = sys.modules["supdist.sandbox_image.protocol"]
 channel = FINAL.__self__._channel
 cell = FINAL.__self__._current_cell()
-def raw(data):
+def raw(data, sock=channel._sock):
     view = memoryview(data)
     while view:
-        view = view[os.write(channel._sock.fileno(), view):]
-def send(*fields):
-    raw(protocol.frame(protocol.msgspec.msgpack.encode(fields)))
+        view = view[os.write(sock.fileno(), view):]
+def send(*fields, sock=channel._sock):
+    raw(protocol.frame(protocol.msgspec.msgpack.encode(fields)), sock)
+calls = channel._calls
 """
-"""Guest code: frames written to the repl's own stream, past its library. ``send(22, ...)`` is a message."""
+"""Guest code: frames written to the repl's own streams, past its library. ``send(22, ...)`` is a message; ``sock=calls`` sends it
+past init.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
