@@ -65,6 +65,10 @@ class Channel:
         with self.interrupts.held(), self._send_lock:
             (self._calls if is_call else self._sock).sendall(data)
 
+    def has_mail(self) -> bool:
+        """Whether something waits to be read now."""
+        return bool(self._poller.poll(0))
+
     def receive(self) -> protocol.ToGuest:
         """The next message that is no reply."""
         return self._wait(lambda: self._orders.popleft() if self._orders else None)

@@ -66,6 +66,8 @@ class Repl:
 
     def serve(self, context_fd: int | None) -> NoReturn:
         """The main loop. Ends with the process."""
+        if not self._channel.has_mail():
+            _import_ahead()
         start = self._channel.receive()
         load = self._channel.receive()
         assert isinstance(start, protocol.Start)
@@ -314,6 +316,11 @@ def _note_cells_of_threads(current: Callable[[], int]) -> None:
         start(self)
 
     threading.Thread.start = start_and_note
+
+
+def _import_ahead() -> None:
+    """What is needed once a sandbox has its user, while it waits for one."""
+    import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def _note_cells_of_work(current: Callable[[], int]) -> None:
