@@ -5,43 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from typing import Any
 
-import pytest
-from supdist.engine import SandboxUnavailable
-from supdist.engine.sandbox.containers import Daemon
 from supdist.engine.sandbox.lease import own_lease
-from supdist.sandbox_image.image import default_tag
 
 LEASE = "supdist.lease"
 
 _SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
-
-
-@contextlib.contextmanager
-def client() -> Generator[Any]:
-    """The Docker SDK's client of the daemon that the environment names, with the sandbox image.
-
-    Where there is none the test is skipped, unless SUPDIST_REQUIRE_DOCKER says that there must be one.
-    """
-    try:
-        daemon = Daemon.connect()
-        try:
-            daemon.look_at(default_tag(), None)
-        finally:
-            daemon.close()
-    except SandboxUnavailable as error:
-        if os.environ.get("SUPDIST_REQUIRE_DOCKER"):
-            raise
-        pytest.skip(f"no Docker daemon with the sandbox image: {error}")
-    import docker
-
-    client = docker.from_env()
-    try:
-        yield client
-    finally:
-        client.close()
 
 
 def containers(docker: Any, lease: str | None = None) -> set[str]:

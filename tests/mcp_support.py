@@ -17,6 +17,7 @@ import psutil
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
+from supdist.sandbox_image.image import default_tag
 from support import heed_interrupts
 
 ENGINE = (sys.executable, "-m", "supdist.engine")
@@ -41,28 +42,13 @@ class Server:
     local: bool = True
 
 
-_IMAGE = os.environ.get("SUPDIST_TEST_IMAGE")
+_CONTAINER = ("docker", "run", "-i", "--rm", "--network", "none", "--pids-limit", "128", "-m", "512m")
 
 SERVERS = [
     Server("guest", (sys.executable, "-I", "-m", "supdist.sandbox_image.mcp", "--no-wall"), keeps_files=True),
     Server("sandbox", (*ENGINE, "mcp"), keeps_files=False),
+    Server("container", (*_CONTAINER, default_tag(), "mcp"), keeps_files=True, local=False),
 ]
-if _IMAGE:
-    docker = (
-        "docker",
-        "run",
-        "-i",
-        "--rm",
-        "--network",
-        "none",
-        "--pids-limit",
-        "128",
-        "-m",
-        "512m",
-        _IMAGE,
-        "mcp",
-    )
-    SERVERS.append(Server("container", docker, keeps_files=True, local=False))
 
 
 @asynccontextmanager

@@ -11,13 +11,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from docker_support import Relay, client, containers
+from docker_support import Relay, containers
 from pydantic import ValidationError
 from supdist.engine import (
     Engine,
@@ -37,12 +36,6 @@ from support import SMALL, block, descendants
 pytestmark = pytest.mark.anyio
 
 DOCKER = SandboxConfig.model_validate({"backend": "docker", **SMALL})
-
-
-@pytest.fixture
-def docker() -> Generator[Any]:
-    with client() as docker:
-        yield docker
 
 
 def folders(lease: str | None = None) -> set[Path]:

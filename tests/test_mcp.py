@@ -42,7 +42,10 @@ CONTAINERS = [server for server in SERVERS if not server.local]
 
 @pytest.fixture(params=SERVERS, ids=lambda server: server.name)
 def server(request: pytest.FixtureRequest) -> Server:
-    return request.param
+    server: Server = request.param
+    if not server.local:
+        request.getfixturevalue("docker")
+    return server
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
@@ -134,7 +137,7 @@ async def test_what_a_session_has_started_ends_with_it(server: Server) -> None:
     await eventually(lambda: not running("sleep", seconds[1]), 20)
 
 
-@pytest.mark.parametrize("server", CONTAINERS, ids=lambda server: server.name)
+@pytest.mark.parametrize("server", CONTAINERS, indirect=True, ids=lambda server: server.name)
 async def test_a_fork_bomb_ends_with_its_interpreter(server: Server) -> None:
     """A sandbox has attacks of its own for that; without a container nothing bounds it."""
     async with connected(server, "--timeout", "2") as client:
@@ -144,7 +147,7 @@ async def test_a_fork_bomb_ends_with_its_interpreter(server: Server) -> None:
         assert int(await printed(client, count)) <= 3
 
 
-@pytest.mark.parametrize("server", CONTAINERS, ids=lambda server: server.name)
+@pytest.mark.parametrize("server", CONTAINERS, indirect=True, ids=lambda server: server.name)
 async def test_memory_that_a_container_does_not_have_is_told_as_such(server: Server) -> None:
     async with connected(server) as client:
         killed = await python(client, "x = [bytearray(1 << 20) for _ in range(10_000)]")
@@ -324,7 +327,7 @@ async def test_its_tools_are_described_for_models(server: Server) -> None:
     assert tools["python"].output_schema is None, "clients that see structured content show no images"
 
 
-@pytest.mark.parametrize("server", LOCAL, ids=lambda server: server.name)
+@pytest.mark.parametrize("server", LOCAL, indirect=True, ids=lambda server: server.name)
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (None, 0)], ids=["int", "term", "eof"]
 )
@@ -350,7 +353,7 @@ async def test_it_ends_when_it_is_asked_and_leaves_nothing(
         await eventually(lambda: not alive(below), 20)
 
 
-@pytest.mark.parametrize("server", LOCAL, ids=lambda server: server.name)
+@pytest.mark.parametrize("server", LOCAL, indirect=True, ids=lambda server: server.name)
 async def test_a_client_that_is_killed_leaves_nothing(server: Server) -> None:
     client = """
 import asyncio, json, sys
