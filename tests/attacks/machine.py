@@ -42,6 +42,8 @@ class Machine:
         slowness: how much longer thousands of system calls take.
         orphans: how many its kernel makes in a second or two.
         own_paths: paths of which a guest has its own, where the host's are meant.
+        missing: walls that a sandbox says it lacks.
+        guards_priority: whether a guest cannot raise its own priority.
     """
 
     start_seconds = 0.0
@@ -58,6 +60,8 @@ class Machine:
     slowness = 1
     orphans = 200
     own_paths: frozenset[str] = frozenset()
+    missing: tuple[str, ...] = ()
+    guards_priority = True
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -210,6 +214,8 @@ class GvisorMachine(DockerMachine):
     tells_walls = False
     slowness = 3  # each is caught by ptrace, where there is no better way for it
     orphans = 60
+    missing = ("limits on memory and processes (the container's runtime ignores control groups)",)
+    guards_priority = False  # a number of its own kernel's, which no scheduler of the host's reads
 
     def marked(self, word: str, before: set[int]) -> list[int]:
         """See ``Machine.marked``: what runs all of a sandbox's processes is all that this machine has of them."""

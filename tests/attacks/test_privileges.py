@@ -101,9 +101,11 @@ for folder in ("/bin", "/usr/bin", "/usr/sbin", "/usr/lib/openssh", "/usr/libexe
 for path in gained:
     if os.statvfs(path).f_flag & os.ST_NOSUID == 0: print("honoured", path)
 for action in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgid(0), lambda: os.setgroups([0]),
-               lambda: os.chown("/work", 0, 0), lambda: os.nice(-5)):
+               lambda: os.chown("/work", 0, 0)):
     try: action(); print("did")
     except OSError: pass
+try: os.nice(-5); print("hurried")
+except OSError: pass
 """
     async with arena.open() as sandbox:
         result = await timed(sandbox, code)
@@ -116,7 +118,7 @@ for action in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.s
     assert told.keys() >= {"CapInh", "CapPrm", "CapEff", "CapBnd"}
     assert {value for name, value in told.items() if name not in walls} == {"0" * 16}
     assert ids.startswith("(65534, 65534, 65534) (65534, 65534, 65534)")
-    assert rest == []
+    assert rest == ([] if arena.machine.guards_priority else ["hurried"])
 
 
 async def test_sy1_the_outer_user_is_not_the_engines(arena: Arena) -> None:

@@ -155,8 +155,8 @@ INITS = {attack.code for attack in AGENT if attack.id in ("PR3-kill-init", "PR3-
 @pytest.mark.parametrize("attack", AGENT, ids=name)
 async def test_the_verdict_is_in_time_and_true(arena: Arena, attack: Attack) -> None:
     if attack.id == "PR8-plain" and not arena.machine.counts_refusals:
-        # The kernel tells nobody but the guest, whose word is no verdict.
-        attack = replace(attack, expect=(Outcome.RESOURCE_LIMIT, Outcome.USER_ERROR))
+        # The kernel tells nobody but the guest, whose word is no verdict; and where forks are slow its time ends first.
+        attack = replace(attack, expect=(Outcome.RESOURCE_LIMIT, Outcome.USER_ERROR, Outcome.TIMEOUT))
     if attack.code in INITS and not arena.machine.protects_init:
         attack = replace(attack, expect=(*DEATHS, Outcome.TIMEOUT), lost=True)  # its own loss, and told
     await arena.carry_out(attack)
