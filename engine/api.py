@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 from anyio.from_thread import start_blocking_portal
@@ -22,7 +20,7 @@ from .cache import ResponseCache
 from .conversation import Conversation
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
-from .log import RunLogger
+from .log import RunLogger, new_run_id
 from .loop import Research, Task
 from .prompts import Prompts
 from .result import RunResult
@@ -97,7 +95,7 @@ async def arun(
         )  # or it would be shown what is left of them
     toolbox = Toolbox.of(tools)
     emit = on_event or _ignore
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
+    run_id = new_run_id()
     task = Task(
         query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds,
         toolbox.describe(), has_worker=worker is not None,

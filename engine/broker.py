@@ -84,7 +84,8 @@ class Model:
         self._input_tokens, self._output_tokens, self._calls = 0, 0, 0
         self.cost_usd: float | None = 0.0
         self.cached, self._retries = 0, 0
-        self._earlier, self._earlier_cost = Usage(), 0.0
+        self._earlier = Usage()
+        self._earlier_cost: float | None = 0.0
         self._queue_seconds, self._model_seconds = 0.0, 0.0
 
     @property
@@ -111,7 +112,7 @@ class Model:
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls
-        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+        self.cost_usd = _sum(self.cost_usd, cost)
         self._retries += completion.retries
         self._queue_seconds += queued
         self._model_seconds += worked
@@ -122,7 +123,7 @@ class Model:
         self.cached += 1
         if earlier:
             self._earlier += completion.usage
-            self._earlier_cost += self.price(completion.usage) or 0.0
+            self._earlier_cost = _sum(self._earlier_cost, self.price(completion.usage))
         return replace(completion, usage=Usage()), Numbers(cached=True)
 
 
@@ -190,8 +191,7 @@ class Broker:
     @property
     def cost_usd(self) -> float | None:
         """Dollars spent; None where a price is unknown."""
-        costs = self.supervisor.cost_usd, self.worker.cost_usd
-        return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
+        return _sum(self.supervisor.cost_usd, self.worker.cost_usd)
 
     def metrics(self) -> Metrics:
         """How things stand now."""
@@ -592,6 +592,10 @@ class _Store:
             self._new.pop(key, None)
         if self._new:
             self._task = asyncio.get_running_loop().create_task(self._write())
+
+
+def _sum(dollars: float | None, more: float | None) -> float | None:
+    return None if dollars is None or more is None else dollars + more
 
 
 def _call_error(error: Exception) -> CallError:

@@ -22,7 +22,7 @@ class CallTotals:
         queue_seconds, model_seconds: sums over all answers.
         earlier: what answers from a cache that outlives runs took when another run paid for them, each once:
             with what this run paid for, it is what the run would have taken by itself.
-        earlier_cost_usd: the same in dollars.
+        earlier_cost_usd: the same in dollars; None once something of unknown price is among it.
     """
 
     cost_usd: float | None = 0.0
@@ -31,7 +31,7 @@ class CallTotals:
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
     earlier: Usage = field(default_factory=Usage)
-    earlier_cost_usd: float = 0.0
+    earlier_cost_usd: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)
