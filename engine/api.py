@@ -25,6 +25,7 @@ from .loop import Research, Task
 from .prompts import Prompts
 from .result import RunResult
 from .sandbox import SandboxConfig, open_sandbox
+from .sandbox.packages import importable
 from .tools import Tool, Toolbox
 
 P = ParamSpec("P")
@@ -98,7 +99,7 @@ async def arun(
     run_id = new_run_id()
     task = Task(
         query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds,
-        toolbox.describe(), has_worker=worker is not None,
+        toolbox.describe(), _packages(sandbox), has_worker=worker is not None,
     )  # fmt: skip
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
@@ -151,6 +152,15 @@ async def arun(
         log.end(**as_data(result))
         emit(RunEnded(run_id, "result", result))
         return result
+
+
+def _packages(sandbox: SandboxConfig | None) -> list[str]:
+    """The names that code can import besides; a folder that cannot be read is the sandbox's to complain of."""
+    if sandbox is None or sandbox.packages is None:
+        return []
+    with contextlib.suppress(OSError):
+        return importable(sandbox.packages)
+    return []
 
 
 async def _open_cache(

@@ -48,6 +48,7 @@ class Task:
     max_seconds: float | None
     final_seconds: float
     tools: str = ""
+    packages: Sequence[str] = ()
     has_worker: bool = True
 
 
@@ -110,6 +111,7 @@ class Research:
             "query": task.query,
             "context_facts": context_facts(task.context),
             "max_iterations": task.max_iterations,
+            "importable": " and ".join(filter(None, ("The standard library", ", ".join(task.packages)))),
         }
         text = self.prompts.system if task.has_worker else self.prompts.system_alone
         system = fill(text, **values)

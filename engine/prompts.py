@@ -57,7 +57,7 @@ _REST = """\
 - `history(start=0, stop=None) -> list`: the messages of this conversation, also those that were cut from it.
 - `FINAL(answer)`: gives the answer and ends the research. Only a call that is executed counts.
 
-Assigning to one of these names lasts until the end of the block. The standard library can be imported; there is no \
+Assigning to one of these names lasts until the end of the block. $importable can be imported; there is no \
 network and no file but your own under /work.
 """
 
@@ -129,7 +129,7 @@ class Prompts:
     """The texts, by when they are used.
 
     Attributes:
-        system: the supervisor's instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind``.
+        system: the supervisor's instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
         system_alone: the same where there is no worker.
         first: the question. ``$query $context_facts $max_iterations``.
         no_code: after a message without a block.

@@ -17,8 +17,9 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from supdist.engine import Engine, Outcome, Sandbox, SandboxConfig, TaskError, open_sandbox
+from supdist.engine import Engine, Outcome, Sandbox, SandboxConfig, TaskError, arun, open_sandbox
 from supdist.engine.sandbox.zygote import Zygote
+from supdist.handlers import ScriptedHandler
 from support import REPOSITORY, SMALL, Open, scan_memory_for, zygotes
 
 pytestmark = pytest.mark.anyio
@@ -220,6 +221,19 @@ print(subprocess.run([sys.executable, "-c", "import greeting; print(greeting.VAL
     async with small(packages=folder) as sandbox:
         result = await sandbox.execute(code)
     assert result.stdout == "hello /opt/packages/greeting.py /opt/packages\nhello\n\n", result
+
+
+async def test_a_supervisor_is_told_what_it_can_import(tmp_path: Path) -> None:
+    folder = Path(folder_with(tmp_path / "packages", greeting="VALUE = 'hello'", _private=""))
+    (folder / "drawing").mkdir()
+    (folder / "greeting-1.0.dist-info").mkdir()
+    (folder / "compiled.cpython-311-x86_64-linux-gnu.so").touch()
+    script = ["```repl\nimport greeting; FINAL(history(0, 1)[0]['content'])\n```"]
+    result = await arun(
+        query="q", context="c", supervisor=ScriptedHandler(script), worker=None,
+        sandbox=SandboxConfig(packages=str(folder)),
+    )  # fmt: skip
+    assert "The standard library and compiled, drawing, greeting can be imported" in (result.answer or "")
 
 
 async def test_the_folder_is_read_only_and_gives_no_rights(small: Open, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from ..errors import TaskError
 
+_MOST_NAMES = 40
+
 _REMEDY = "make it with `pip install --target DIR PACKAGE ...`, and a pip of the engine's own Python"
 
 
@@ -39,3 +41,19 @@ def find_packages(folder: str) -> Packages:
     except (OSError, ValueError) as error:
         raise TaskError(f"packages: {folder!r} cannot be read ({error}); {_REMEDY}") from error
     return Packages(path, found.st_dev, found.st_ino, found.st_ctime_ns)
+
+
+def importable(folder: str) -> list[str]:
+    """The names of the modules that lie in a folder of packages, the first forty of them by the alphabet.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names: set[str] = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name.partition(".")[0]
+            is_module = (entry.is_dir() and "." not in entry.name) or entry.name.endswith((".py", ".so"))
+            if is_module and name.isidentifier() and not name.startswith("_"):
+                names.add(name)
+    return sorted(names)[:_MOST_NAMES]
