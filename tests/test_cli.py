@@ -272,10 +272,13 @@ def test_every_paper_gets_an_answer(tmp_path: Path, papers: list[dict[str, Any]]
         assert result["worker_usage"]["calls"] >= 2
 
 
-def test_basic_qa_runs_without_a_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program", [["-m", "supdist.tools.basic_qa"], [str(REPOSITORY / "tools/basic_qa.py")]]
+)
+def test_basic_qa_runs_without_a_key(tmp_path: Path, program: list[str]) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in KEYS}
     done = subprocess.run(
-        [sys.executable, "-m", "supdist.tools.basic_qa"],
+        [sys.executable, *program],
         check=False,
         cwd=tmp_path,
         capture_output=True,

@@ -1,6 +1,6 @@
 """The smallest program that uses the engine: one question about one document.
 
-    python -m supdist.tools.basic_qa [FILE] [QUESTION]
+    python tools/basic_qa.py [FILE] [QUESTION]        or: python -m supdist.tools.basic_qa
 
 Environment: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL, WORKER_MODEL, BASE_URL, and LOG_DIR
 (logs/basic_qa by default). Without a key it uses the builtin pair, which is no language model.
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from dotenv import find_dotenv, load_dotenv
 
-from ..engine import run
-from ..engine.models import from_environment
-from ..handlers import BuiltinSupervisor, BuiltinWorker
-from ..handlers.builtin import NOTICE
+# A file that is run by its path belongs to no package, so that relative imports fail.
+from supdist.engine import run
+from supdist.engine.models import from_environment
+from supdist.handlers import BuiltinSupervisor, BuiltinWorker
+from supdist.handlers.builtin import NOTICE
 
 _DOCUMENT = Path(__file__).resolve().parent.parent / "tasks/examples/quickstart/report.md"
 _QUESTION = "How long must the new deck last, and what may it weigh?"
