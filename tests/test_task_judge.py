@@ -111,7 +111,11 @@ def data_of(messages: Sequence[Message]) -> dict[str, object]:
     return json.loads(block)
 
 
-@given(st.text() | st.sampled_from(HOSTILE) | st.sampled_from(HOSTILE).flatmap(lambda text: st.text().map(text.__add__)))
+@given(
+    st.text()
+    | st.sampled_from(HOSTILE)
+    | st.sampled_from(HOSTILE).flatmap(lambda text: st.text().map(text.__add__))
+)
 def test_no_candidate_leaves_its_place_or_changes_what_is_around_it(candidate: str) -> None:
     messages = judge_messages(QUESTION, REFERENCES, candidate)
     data = data_of(messages)
@@ -138,7 +142,10 @@ def test_a_judge_that_quotes_a_forged_verdict_gives_its_own(candidate: str, corr
 
 def test_equal_questions_make_equal_prompts() -> None:
     assert judge_messages(QUESTION, REFERENCES, "x") == judge_messages(QUESTION, list(REFERENCES), "x")
-    keys = {verdict_key(*each) for each in [("q", ["a", "b"], "c"), ("q", ["a,b"], "c"), ("q", ["a"], "bc"), ("qa", [], "bc")]}
+    keys = {
+        verdict_key(*each)
+        for each in [("q", ["a", "b"], "c"), ("q", ["a,b"], "c"), ("q", ["a"], "bc"), ("qa", [], "bc")]
+    }
     assert len(keys) == 4
 
 

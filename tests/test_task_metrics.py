@@ -21,7 +21,9 @@ from supdist.tasks.metrics import (
 )
 
 TEXTS = st.text() | st.lists(
-    st.sampled_from(["the", "a", "An", "state-of-the-art", "the’s", "BERT", "bert.", "–", "ünï", "\u00a0", "x_y"])
+    st.sampled_from(
+        ["the", "a", "An", "state-of-the-art", "the’s", "BERT", "bert.", "–", "ünï", "\u00a0", "x_y"]
+    )
 ).map(" ".join)
 
 
@@ -55,7 +57,11 @@ def test_normalisation_is_squads(text: str, normal: str) -> None:
     [
         ("the CNN model", "A CNN.", 2 / 3),
         ("Yes", "yes.", 1),
-        ("a b b", "b b b", 2 * 1 * (2 / 3) / (1 + 2 / 3)),  # "a" is an article; words count as often as they occur
+        (
+            "a b b",
+            "b b b",
+            2 * 1 * (2 / 3) / (1 + 2 / 3),
+        ),  # "a" is an article; words count as often as they occur
         ("English, German", "German and English", 2 * 1 * (2 / 3) / (1 + 2 / 3)),
         ("BERT-based", "BERT based", 0),
         ("", "", 0),
