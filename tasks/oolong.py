@@ -119,11 +119,7 @@ def _ask(random: Random, kind: Kind, mailbox: Mailbox) -> _Question:
         return _within_dates(random, mailbox, first)
     if kind == "user-count":
         return _of_user(random, mailbox)
-    users = _most(
-        [user for matter, user in zip(mailbox.matters, mailbox.users, strict=True) if matter == first]
-    )
-    question = f"Which user wrote most of the messages about {first}? If several did, name any one of them. Answer with the user's number alone."
-    return _Question(question, users)
+    return _top_user(mailbox, random.choice(mailbox.matters))
 
 
 def _number(question: str, count: int) -> _Question:
@@ -161,6 +157,12 @@ def _of_user(random: Random, mailbox: Mailbox) -> _Question:
     own = [matter for matter, owner in zip(mailbox.matters, mailbox.users, strict=True) if owner == user]
     matter = random.choice(own)
     return _number(f"How many of the messages by user {user} are about {matter}?", own.count(matter))
+
+
+def _top_user(mailbox: Mailbox, matter: str) -> _Question:
+    question = f"Which user wrote most of the messages about {matter}? If several did, name any one of them."
+    users = [user for user, what in zip(mailbox.users, mailbox.matters, strict=True) if what == matter]
+    return _Question(f"{question} Answer with the user's number alone.", _most(users))
 
 
 def _number_score(answer: str, example: Example) -> float:

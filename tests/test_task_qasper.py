@@ -169,29 +169,29 @@ def test_importing_the_task_imports_no_heavy_library() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", "{", "is no JSON"),
-        ("a.json", "[]", "neither papers by id"),
-        ("a.json", "3", "neither papers by id"),
-        ("a.json", {"p": {"qas": [{"question": "?"}]}}, "paper 1 is not as QASPER has it: qas.0.question_id"),
-        ("a.json", {"id": ["a"], "qas": []}, "differ in length"),
-        ("a.json", [{"id": "p", "qas": []}] * 2, "the id of another"),
-        ("a.json", {"p": paper(0, question("q", answer()))}, "'q' has an annotation without answer"),
-        ("a.json", {"p": paper(0, question("q"))}, "'q' has no answer"),
-        ("a.json", {"p": paper(0, question("../q", YES))}, "can name no folder"),
-        ("a.json", {"p": paper(0, question("q", YES), question("q", YES))}, "'q' is there twice"),
-        (
-            "a.json",
-            {"p": paper(0, {**question("q"), "answers": {"answer": [1, 2], "worker_id": [1]}})},
-            "differ in length",
-        ),
-    ],
-)
-def test_what_is_no_qasper_is_told(tmp_path: Path, name: str, content: object, message: str) -> None:
+WRONG: list[tuple[object, str]] = [
+    ("{", "is no JSON"),
+    ("[]", "neither papers by id"),
+    ("3", "neither papers by id"),
+    ({"p": {"qas": [{"question": "?"}]}}, "paper 1 is not as QASPER has it: qas.0.question_id"),
+    ({"id": ["a"], "qas": []}, "differ in length"),
+    ([{"id": "p", "qas": []}] * 2, "the id of another"),
+    ({"p": paper(0, question("q", answer()))}, "'q' has an annotation without answer"),
+    ({"p": paper(0, question("q"))}, "'q' has no answer"),
+    ({"p": paper(0, question("../q", YES))}, "can name no folder"),
+    ({"p": paper(0, question("q", YES), question("q", YES))}, "'q' is there twice"),
+    (
+        "a.json",
+        {"p": paper(0, {**question("q"), "answers": {"answer": [1, 2], "worker_id": [1]}})},
+        "differ in length",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG)
+def test_what_is_no_qasper_is_told(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(TaskDataError, match=message):
-        Qasper(path=write(tmp_path / name, content)).examples()
+        Qasper(path=write(tmp_path / "a.json", content)).examples()
 
 
 def test_a_folder_needs_one_file_of_the_split(tmp_path: Path, official: Path) -> None:
@@ -307,7 +307,7 @@ def test_evidence_f1_by_hand(predicted: list[str], gold: list[str], f1: float) -
 def test_a_file_of_predictions_by_hand(
     tmp_path: Path, official: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"question_id": "q0", "predicted_answer": "the English", "predicted_evidence": ["P1"]},
         {"question_id": "q1", "predicted_answer": None, "predicted_evidence": None},
         {"question_id": "q2", "predicted_answer": "German", "predicted_evidence": []},
