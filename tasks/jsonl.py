@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,17 +32,18 @@ Metric = Literal["exact", "f1", "contains", "judge"]
 _TEXT, _JSON = (".txt", ".md"), ".json"
 _F1_CORRECT = 0.5
 _MOST_PROBLEMS = 10
+_Answer = Annotated[str, Field(coerce_numbers_to_str=True)]
 _Context = str | list[Any] | dict[str, Any]
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid")
 
     query: str
     context: _Context | None = None
     context_file: str | None = None
-    answer: str | None = None
-    answers: list[str] | None = None
+    answer: _Answer | None = None
+    answers: list[_Answer] | None = None
     id: str | None = None
     document: str | None = None
     kind: str = ""
@@ -191,7 +192,7 @@ class Jsonl(TaskWithOptions):
 
 
 def _parse(raw: bytes) -> _Line:
-    text = decode(raw, "the line")
+    text = decode(raw, "the line").strip()
     try:
         return _Line.model_validate(json.loads(text))
     except RecursionError:

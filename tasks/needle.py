@@ -49,7 +49,7 @@ class Needle(TaskWithOptions):
 
     name: ClassVar[str] = "needle"
 
-    variant: Variant | Literal["all"] = Field(
+    variant: Literal[Variant, "all"] = Field(
         default="single", description="what is hidden; all takes each in turn"
     )
     length: Length = Field(

@@ -48,7 +48,7 @@ class Oolong(TaskWithOptions):
 
     name: ClassVar[str] = "oolong"
 
-    kind: Kind | Literal["all"] = Field(
+    kind: Literal[Kind, "all"] = Field(
         default="all", description="of question; all asks six of each text, one of each kind"
     )
     length: Length = Field(

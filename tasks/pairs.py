@@ -56,7 +56,7 @@ class Pairs(TaskWithOptions):
 
     name: ClassVar[str] = "pairs"
 
-    kind: Kind | Literal["all"] = Field(
+    kind: Literal[Kind, "all"] = Field(
         default="all", description="of condition; all asks three of each text, one of each kind"
     )
     length: Length = Field(

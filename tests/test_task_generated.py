@@ -133,7 +133,10 @@ def solve_needle(example: Example, text: str) -> str:
     """Reads the text alone."""
     if example.kind == "variable-tracking":
         holds: dict[str, str] = {}
-        for name, source in re.findall(r"variable ([A-Z]+) is set to (?:the value of variable )?(\w+)", text):
+        found: list[tuple[str, str]] = re.findall(
+            r"variable ([A-Z]+) is set to (?:the value of variable )?(\w+)", text
+        )
+        for name, source in found:
             holds[name] = holds.get(source, source)
         wanted = re.findall(r"\d{7}", example.query)[0]
         return ", ".join(name for name, value in holds.items() if value == wanted)

@@ -36,13 +36,7 @@ pytestmark = pytest.mark.anyio
 
 
 def answer(**given: Any) -> dict[str, Any]:
-    empty = {
-        "unanswerable": False,
-        "extractive_spans": [],
-        "yes_no": None,
-        "free_form_answer": "",
-        "evidence": [],
-    }
+    empty: Any = dict.fromkeys(["unanswerable", "extractive_spans", "yes_no", "free_form_answer", "evidence"])
     return {"answer": {**empty, "highlighted_evidence": [], **given}, "annotation_id": "a", "worker_id": "w"}
 
 
@@ -169,7 +163,7 @@ def test_importing_the_task_imports_no_heavy_library() -> None:
     assert done.stdout == "[]\n"
 
 
-WRONG: list[tuple[object, str]] = [
+WRONG: list[tuple[Any, str]] = [
     ("{", "is no JSON"),
     ("[]", "neither papers by id"),
     ("3", "neither papers by id"),
@@ -181,7 +175,6 @@ WRONG: list[tuple[object, str]] = [
     ({"p": paper(0, question("../q", YES))}, "can name no folder"),
     ({"p": paper(0, question("q", YES), question("q", YES))}, "'q' is there twice"),
     (
-        "a.json",
         {"p": paper(0, {**question("q"), "answers": {"answer": [1, 2], "worker_id": [1]}})},
         "differ in length",
     ),
