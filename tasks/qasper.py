@@ -97,7 +97,9 @@ class Qasper(TaskWithOptions):
     def context(self, example: Example) -> str:
         """The paper, among others where ``distractors`` says so; which and in what order, seed and example decide."""
         papers = self._papers()
-        target = papers[example.document]
+        target = papers.get(example.document)
+        if target is None:
+            raise TaskDataError(f"{self._source()} has no paper {example.document!r} any more; start again")
         random = Random(f"{self.name}:{self.seed}:{example.id}")  # noqa: S311 - anybody can draw it again
         shown = [
             target,

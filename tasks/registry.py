@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
@@ -132,6 +132,8 @@ def _load(name: str) -> type[Task]:
 
 
 def _load_other(point: EntryPoint) -> type[Task]:
+    from pydantic import BaseModel
+
     try:
         found: object = point.load()
     except Exception as error:
@@ -140,6 +142,10 @@ def _load_other(point: EntryPoint) -> type[Task]:
         ) from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise TaskDataError(f"task {point.name!r} of {_package(point)}: {point.value} is no subclass of Task")
+    if not (issubclass(found, BaseModel) or is_dataclass(found)):
+        raise TaskDataError(
+            f"task {point.name!r} of {_package(point)}: {point.value} is neither a pydantic model nor a dataclass"
+        )
     return found
 
 

@@ -202,6 +202,10 @@ def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
     before = Qasper(path=path).data_hash()
     write(path, {"p": paper(0, question("longer", YES))})
     assert Qasper(path=path).data_hash() != before
+    (example,) = Qasper(path=path).examples()
+    write(path, {"another": paper(0, question("q", YES))})
+    with pytest.raises(TaskDataError, match="no paper 'p' any more"):
+        Qasper(path=path).context(example)
 
 
 def test_an_example_is_a_question_of_its_papers_majority(official: Path) -> None:

@@ -50,11 +50,14 @@ class Contracts(Task):
 
     def data_hash(self) -> str:
         return str(self.pages)
+
+class Plain(Task):
+    pass
 """
     )
     (tmp_path / "broken_tasks.py").write_text("import no_such_module")
     for package, points in {
-        "other": "contracts = other_tasks:Contracts\nneedle = other_tasks:Contracts\nno-task = other_tasks:Path",
+        "other": "contracts = other_tasks:Contracts\nneedle = other_tasks:Contracts\nno-task = other_tasks:Path\nplain = other_tasks:Plain",
         "broken": "broken = broken_tasks:X\ntwice = other_tasks:Contracts",
         "again": "twice = other_tasks:Contracts",
     }.items():
@@ -149,6 +152,8 @@ def test_a_package_cannot_take_a_name_that_ships_and_its_faults_are_its_own() ->
         create("broken")
     with pytest.raises(TaskDataError, match=r"'no-task' of other: .* is no subclass of Task"):
         create("no-task")
+    with pytest.raises(TaskDataError, match=r"'plain' of other: .* neither a pydantic model nor a dataclass"):
+        create("plain")
     with pytest.raises(TaskDataError, match="more than once, by again and broken"):
         create("twice")
 
