@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from datetime import date
 from itertools import combinations
@@ -124,6 +125,33 @@ def test_texts_are_as_long_as_asked_for(length: int) -> None:
         assert len(task.context(task.examples()[0])) == pytest.approx(
             4 * length, rel=0.1 if length < 5_000 else 0.03
         )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_memory_is_bounded_by_the_text(name: str) -> None:
+    task = create(name, {"length": "300k", "n": 1})
+    (example,) = task.examples()
+    tracemalloc.start()
+    try:
+        text = task.context(example)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * len(text), "its parts, what is drawn of it, and the whole"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+async def test_ten_million_tokens_can_be_made_and_answered(name: str) -> None:
+    task = create(name, {"length": "10M", "n": 1})
+    (example,) = task.examples()
+    text = str(task.context(example))
+    assert len(text) == pytest.approx(40_000_000, rel=0.03)
+    if name == "needle":
+        assert (await task.score(example, solve_needle(example, text))).correct
+    else:
+        last = text[text.rindex("\n") + 1 :]
+        assert int(last[1 : last.index(" ")]) == text.count("\n"), "each record has its number"
 
 
 # --- needle
