@@ -78,8 +78,10 @@ class Task(ABC):
 
     name: ClassVar[str]
 
-    wants_judge: ClassVar[bool] = False
-    """Whether ``score`` is worth more with a judge."""
+    @property
+    def wants_judge(self) -> bool:
+        """Whether ``score`` is worth more with a judge, as these options have it."""
+        return False
 
     @abstractmethod
     def examples(self) -> Sequence[Example]:

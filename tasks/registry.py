@@ -1,38 +1,190 @@
-"""Which tasks there are: those that register under ``supdist_engine.tasks``."""
+"""Tasks by name: those that ship, and those of other packages.
+
+A sample example::
+
+    task = create("needle", {"variant": "multi-key", "length": "128k"})
+
+Another package adds its own in its ``pyproject.toml``; the class is a frozen pydantic model or dataclass of its options::
+
+    [project.entry-points."supdist_engine.tasks"]
+    contracts = "my_package.tasks:Contracts"
+
+A name that ships cannot be taken over. Listing imports no task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .base import Task, TaskDataError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 GROUP = "supdist_engine.tasks"
+
+_BUILT_IN = {
+    "jsonl": "jsonl:Jsonl",
+    "needle": "needle:Needle",
+    "oolong": "oolong:Oolong",
+    "pairs": "pairs:Pairs",
+    "qasper": "qasper:Qasper",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of a task, for help texts.
+
+    Attributes:
+        name: as it is given, ``-T name=value``.
+        type: ``int``, ``text``, ``yes|no``, ``a|b|c``.
+        default: as JSON; None where the option must be given.
+        help: what it does.
+    """
+
+    name: str
+    type: str
+    default: str | None
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a task is, in a line, and its options."""
+
+    name: str
+    summary: str
+    options: tuple[Option, ...]
 
 
 def names() -> list[str]:
-    """The names of all tasks."""
-    return sorted(_known())
+    """All tasks, in order."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
-def create(name: str, options: Mapping[str, Any]) -> Task:
-    """A task with its options.
+def create(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """A task with these options; texts, as they come from a command line, are understood as what each option needs.
 
     Raises:
-        TaskDataError: there is no such task, it cannot be imported, or does not take these options.
+        TaskDataError: there is no such task or option, or a value does not fit it.
     """
-    known = _known()
-    if name not in known:
-        raise TaskDataError(f"there is no task {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+    from pydantic import ValidationError
+
+    adapter = _adapter(name)
+    given = dict(options or {})
+    _check_names(name, given, _schema(adapter))
     try:
-        task: object = known[name].load()(**options)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise TaskDataError(f"task {name}: {error}") from error
-    if not isinstance(task, Task):
-        raise TaskDataError(f"task {name}: {known[name].value} makes no Task")
-    return task
+        return adapter.validate_python(given)
+    except ValidationError as error:
+        problems = [_problem(each["loc"], each["msg"]) for each in error.errors()]
+        raise TaskDataError(f"task {name}: " + "; ".join(problems)) from None
 
 
-def _known() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+def describe(name: str) -> Description:
+    """What ``create`` takes for a task.
+
+    Raises:
+        TaskDataError: there is no such task.
+    """
+    adapter = _adapter(name)
+    schema = _schema(adapter)
+    properties = cast("dict[str, dict[str, Any]]", schema.get("properties", {}))
+    required = cast("Sequence[str]", schema.get("required", ()))
+    options = tuple(
+        Option(
+            name=key,
+            type=_type(field, schema),
+            default=None if key in required else json.dumps(field.get("default")),
+            help=field.get("description", ""),
+        )
+        for key, field in properties.items()
+    )
+    summary = (schema.get("description") or "").strip().splitlines()
+    return Description(name, summary[0] if summary else "", options)
+
+
+def _adapter(name: str) -> TypeAdapter[Task]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_load(name))
+
+
+def _load(name: str) -> type[Task]:
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return getattr(import_module(f".{module}", __package__), attribute)
+    points = list(entry_points(group=GROUP, name=name))
+    if not points:
+        raise TaskDataError(f"there is no task {name!r}; {_nearest(name, names())}")
+    if len(points) > 1:
+        packages = " and ".join(sorted(_package(point) for point in points))
+        raise TaskDataError(
+            f"task {name!r} is registered more than once, by {packages}; uninstall all but one"
+        )
+    return _load_other(points[0])
+
+
+def _load_other(point: EntryPoint) -> type[Task]:
+    from pydantic import BaseModel
+
+    try:
+        found: object = point.load()
+    except Exception as error:
+        raise TaskDataError(
+            f"task {point.name!r} of {_package(point)} cannot be imported: {error!r}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TaskDataError(f"task {point.name!r} of {_package(point)}: {point.value} is no subclass of Task")
+    if not (issubclass(found, BaseModel) or is_dataclass(found)):
+        raise TaskDataError(
+            f"task {point.name!r} of {_package(point)}: {point.value} is neither a pydantic model nor a dataclass"
+        )
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
+def _check_names(name: str, given: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    known = list(schema.get("properties", {}))
+    for key in given:
+        if key not in known:
+            raise TaskDataError(f"task {name} has no option {key!r}; {_nearest(key, known)}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+
+
+def _schema(adapter: TypeAdapter[Task]) -> dict[str, Any]:
+    return adapter.json_schema()
+
+
+def _problem(where: tuple[int | str, ...], message: str) -> str:
+    return ": ".join(
+        [".".join(map(str, where)), message.removeprefix("Value error, ")] if where else [message]
+    )
+
+
+_TYPES = {"integer": "int", "number": "number", "string": "text", "boolean": "yes|no", "null": "none"}
+
+
+def _type(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    if "$ref" in field:
+        return _type(schema["$defs"][field["$ref"].rpartition("/")[2]], schema)
+    if "enum" in field or "const" in field:
+        return "|".join(map(str, field.get("enum", [field.get("const")])))
+    if "anyOf" in field:
+        return "|".join(_type(each, schema) for each in field["anyOf"] if each.get("type") != "null")
+    if field.get("format") == "path":
+        return "path"
+    return _TYPES.get(field.get("type", ""), "JSON")

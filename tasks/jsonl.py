@@ -1,0 +1,251 @@
+"""A benchmark from a file of your own: one question a line, JSON Lines.
+
+A sample example::
+
+    {"context_file": "report.md", "query": "What was the deck made of?", "answers": ["fibre-reinforced polymer", "FRP"]}
+
+A line has ``query``; ``context`` (a text, list or object) or ``context_file`` (.txt or .md as text, .json parsed; relative
+to the file); ``answer`` or ``answers``, of which each is right; and may have ``id``, ``document`` and ``kind``.
+
+Score, by ``metric``, the best over the answers: ``exact`` (equal once normalised), ``f1`` (token F1; correct from 0.5 on),
+``contains`` (an answer's normalised words in a row), all as in ``metrics``; or ``judge``, a language model's verdict (F1, and nothing that
+is correct, where no judge is asked). The cheap three are among the figures in any case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .base import Ask, Example, Score, TaskDataError
+from .judge import judge_answer
+from .metrics import best, contains, exact_match, token_f1
+from .options import TaskWithOptions, check_unique, decode, valid_id
+
+Metric = Literal["exact", "f1", "contains", "judge"]
+
+_TEXT, _JSON = (".txt", ".md"), ".json"
+_F1_CORRECT = 0.5
+_MOST_PROBLEMS = 10
+_Answer = Annotated[str, Field(coerce_numbers_to_str=True)]
+_Context = str | list[Any] | dict[str, Any]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    query: str
+    context: _Context | None = None
+    context_file: str | None = None
+    answer: _Answer | None = None
+    answers: list[_Answer] | None = None
+    id: str | None = None
+    document: str | None = None
+    kind: str = ""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> _Line:
+        if not self.query.strip():
+            raise ValueError('"query" is empty; ask something')
+        if (self.context is None) == (self.context_file is None):
+            raise ValueError('give either "context" or "context_file"')
+        if (self.answer is None) == (self.answers is None):
+            raise ValueError('give either "answer" (a text) or "answers" (a list of texts)')
+        if not all(answer.strip() for answer in self.references()):
+            raise ValueError("an answer is empty; give what counts as right")
+        if self.id is not None and not valid_id(self.id):
+            raise ValueError(
+                f'"id" {self.id!r} can name no folder; use letters, digits, ".", "_" and "-", 128 at most'
+            )
+        return self
+
+    def references(self) -> tuple[str, ...]:
+        return tuple(self.answers or ("",)) if self.answer is None else (self.answer,)
+
+
+class Jsonl(TaskWithOptions):
+    """Questions of your own, from a JSON Lines file of contexts, queries and answers."""
+
+    name: ClassVar[str] = "jsonl"
+
+    path: Path = Field(
+        description="the file: one question a line, with query, context or context_file, answer or answers"
+    )
+    metric: Metric = Field(default="f1", description="what the main figure is, and so what counts as correct")
+
+    @property
+    def wants_judge(self) -> bool:
+        """Just where a judge decides."""
+        return self.metric == "judge"
+
+    def examples(self) -> list[Example]:
+        """One a line; contexts are read only to be checked, and read again when they are asked for."""
+        found, problems, hashes = list[Example](), list[str](), dict[Path, str]()
+        for number, offset, raw in self._lines():
+            try:
+                found.append(self._example(number, offset, raw, hashes))
+            except TaskDataError as error:
+                problems.append(f"line {number}: {error}")
+        if problems:
+            more = len(problems) - _MOST_PROBLEMS
+            raise TaskDataError(
+                "\n".join(
+                    [
+                        f"{self.path} cannot be used:",
+                        *(f"  {problem}" for problem in problems[:_MOST_PROBLEMS]),
+                    ]
+                    + ([f"  and {more} more lines"] if more > 0 else [])
+                )
+            )
+        if not found:
+            raise TaskDataError(f"{self.path} holds no question; write one a line")
+        return check_unique(found, self.path)
+
+    def context(self, example: Example) -> _Context:
+        """The line's context, or the content of its file.
+
+        Raises:
+            TaskDataError: the file is not what it was when the examples were read.
+        """
+        data = example.data
+        if "context_file" in data:
+            path = self.path.parent / data["context_file"]
+            raw = _bytes(path)
+            _check_same(raw, data["sha256"], path)
+            return _content(path, raw)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(data["offset"])
+                raw = file.read(data["size"])
+        except OSError as error:
+            raise TaskDataError(f"cannot read {self.path}: {error.strerror}") from error
+        _check_same(raw, data["sha256"], self.path)
+        context = _parse(raw).context
+        assert context is not None
+        return context
+
+    async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
+        """By the chosen metric; the judge is asked just where it decides."""
+        text = answer or ""
+        metrics = {
+            "exact": best(exact_match, text, example.references),
+            "f1": best(token_f1, text, example.references),
+            "contains": best(contains, text, example.references),
+        }
+        if self.metric != "judge":
+            value = metrics[self.metric]
+            return Score(value, value >= (_F1_CORRECT if self.metric == "f1" else 1.0), metrics)
+        if judge is None:
+            return Score(metrics["f1"], None, metrics)
+        verdict = await judge_answer(judge, example.query, example.references, text)
+        metrics["judge"] = float(verdict.correct)
+        return Score(metrics["judge"], verdict.correct, metrics, note=verdict.reason)
+
+    def data_hash(self) -> str:
+        """Of the questions, their contexts and the metric; where the files lie does not matter."""
+        examples = [
+            [each.id, each.query, each.references, each.document, each.kind, each.data["sha256"]]
+            for each in self.examples()
+        ]
+        return self.hash_of(self.metric, examples)
+
+    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Number, place and bytes of each line that is not blank."""
+        offset = 0
+        try:
+            with open(self.path, "rb") as file:
+                for number, raw in enumerate(file, 1):
+                    if raw.strip():
+                        yield number, offset, raw
+                    offset += len(raw)
+        except OSError as error:
+            raise TaskDataError(
+                f"cannot read {self.path}: {error.strerror}; give path= a JSON Lines file"
+            ) from error
+
+    def _example(self, number: int, offset: int, raw: bytes, hashes: dict[Path, str]) -> Example:
+        line = _parse(raw)
+        if line.context_file is None:
+            sha256 = hashlib.sha256(raw).hexdigest()
+            data: dict[str, Any] = {"offset": offset, "size": len(raw), "sha256": sha256}
+            context = json.dumps(line.context, sort_keys=True).encode()
+            document = f"context-{hashlib.sha256(context).hexdigest()[:12]}"
+        else:
+            path = self.path.parent / line.context_file
+            if path not in hashes:
+                hashes[path] = _checked_hash(path)
+            data = {"context_file": line.context_file, "sha256": hashes[path]}
+            document = line.context_file
+        return Example(
+            id=line.id or f"line-{number:04d}",
+            query=line.query,
+            references=line.references(),
+            document=line.document or document,
+            kind=line.kind,
+            data=data,
+        )
+
+
+def _parse(raw: bytes) -> _Line:
+    text = decode(raw, "the line").strip()
+    try:
+        return _Line.model_validate(json.loads(text))
+    except RecursionError:
+        raise TaskDataError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise TaskDataError(
+            f"no JSON: {error.msg} at character {error.pos + 1}; write one object a line"
+        ) from None
+    except ValidationError as error:
+        raise TaskDataError(
+            "; ".join(_problem(each["loc"], each["msg"]) for each in error.errors())
+        ) from None
+
+
+def _problem(where: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if message == "Extra inputs are not permitted":
+        message = f"unknown; known are {', '.join(_Line.model_fields)}"
+    return f'"{where[0]}": {message}' if where else message
+
+
+def _checked_hash(path: Path) -> str:
+    raw = _bytes(path)
+    _content(path, raw)
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    if path.suffix not in (*_TEXT, _JSON):
+        raise TaskDataError(f"{path}: context_file must be a .txt, .md or .json file; save it as one of them")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TaskDataError(
+            f"cannot read {path}: {error.strerror}; context_file is relative to the JSON Lines file"
+        ) from error
+
+
+def _content(path: Path, raw: bytes) -> _Context:
+    text = decode(raw, path)
+    if path.suffix in _TEXT:
+        return text
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TaskDataError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, (str, list, dict)):
+        raise TaskDataError(
+            f"{path} holds a {type(value).__name__}; a context is a text, a list or an object"
+        )
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _check_same(raw: bytes, sha256: str, path: Path) -> None:
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise TaskDataError(f"{path} has changed since its questions were read; start again")

@@ -1,0 +1,219 @@
+"""The files that QASPER comes in: the official JSON, and the hub's rows and columns.
+
+A sample example, official::
+
+    {"1912.01214": {"title": "...", "abstract": "...", "full_text": [{"section_name": "Introduction", "paragraphs": ["..."]}],
+     "qas": [{"question": "...", "question_id": "...", "answers": [{"answer": {"unanswerable": false, "extractive_spans": [],
+     "yes_no": null, "free_form_answer": "...", "evidence": ["..."], "highlighted_evidence": ["..."]}}]}]}}
+
+The hub has a row a paper, with its ``id``, in which every list of objects is an object of lists. Source: see ``qasper``.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+from .base import TaskDataError
+from .options import read_text
+
+
+class Reference(NamedTuple):
+    """One annotator's answer: its text, its type, and the paragraphs that it rests on."""
+
+    text: str
+    kind: str
+    evidence: tuple[str, ...] = ()
+
+
+def _rows(value: object) -> object:
+    """Rows of columns: ``{"a": [1, 2], "b": [3, 4]}`` is ``[{"a": 1, "b": 3}, {"a": 2, "b": 4}]``; all else as it is."""
+    if not isinstance(value, dict):
+        return value
+    if not all(isinstance(column, list) for column in cast("dict[str, object]", value).values()):
+        return cast("object", value)
+    lists = cast("dict[str, list[object]]", value)
+    if len({len(column) for column in lists.values()}) > 1:
+        raise ValueError(f"the columns {', '.join(lists)} differ in length")
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+Rows = BeforeValidator(_rows)
+Texts = Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+
+
+class _Answer(BaseModel):
+    unanswerable: bool | None = None
+    extractive_spans: Texts = []
+    free_form_answer: Text = ""
+    yes_no: bool | None = None
+    evidence: Texts = []
+
+    def reference(self) -> Reference | None:
+        """As the official evaluator reads it; None where there is no answer in it."""
+        if self.unanswerable:
+            return Reference("Unanswerable", "none")
+        evidence = tuple(self.evidence)
+        if self.extractive_spans:
+            return Reference(", ".join(self.extractive_spans), "extractive", evidence)
+        if self.free_form_answer:
+            return Reference(self.free_form_answer, "abstractive", evidence)
+        if self.yes_no is None:
+            return None
+        return Reference("Yes" if self.yes_no else "No", "boolean", evidence)
+
+
+class _Annotation(BaseModel):
+    answer: _Answer
+
+
+class _Section(BaseModel):
+    section_name: str | None = None
+    paragraphs: Texts = []
+
+
+class Question(BaseModel):
+    """A question of a paper."""
+
+    question: str
+    question_id: str
+    answers: Annotated[list[_Annotation], Rows]
+
+    def references(self) -> tuple[Reference, ...]:
+        """One an annotator.
+
+        Raises:
+            TaskDataError: there is none, or one has no answer in it.
+        """
+        found = [annotation.answer.reference() for annotation in self.answers]
+        if not found or None in found:
+            raise TaskDataError(
+                f"question {self.question_id!r} has {'an annotation without' if found else 'no'} answer; leave it out of the file"
+            )
+        return tuple(reference for reference in found if reference)
+
+
+class Paper(BaseModel):
+    """A paper with its questions, in the form of the official files."""
+
+    id: str
+    title: Text = ""
+    abstract: Text = ""
+    full_text: Annotated[list[_Section], Rows] = []
+    qas: Annotated[list[Question], Rows]
+
+    def text(self) -> str:
+        """Title, abstract and sections, their paragraphs word by word, as evidence has them."""
+        parts = [f"# {self.title}"] if self.title else []
+        if self.abstract:
+            parts += ["## Abstract", self.abstract]
+        for section in self.full_text:
+            parts += [f"## {section.section_name}"] if section.section_name else []
+            parts += [paragraph for paragraph in section.paragraphs if paragraph]
+        return "\n\n".join(parts)
+
+
+def read_papers(path: Path) -> dict[str, Paper]:
+    """Papers by id: an official file, ``{id: paper}``, or the hub's rows, as a JSON list, columns, or JSON Lines.
+
+    Raises:
+        TaskDataError: it cannot be read, or is something else.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise TaskDataError(f"cannot read {path}: {error.strerror}; give path= the file of QASPER") from error
+    return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _modified: int, _size: int) -> dict[str, Paper]:
+    """Kept, because contexts are asked for one by one; a file that has changed is read anew."""
+    text = read_text(path)
+    try:
+        data: object = (
+            [json.loads(line) for line in text.split("\n") if line.strip()]
+            if path.suffix == ".jsonl"
+            else json.loads(text)
+        )
+    except ValueError as error:
+        raise TaskDataError(f"{path} is no JSON: {error}; files of rows are called .jsonl") from error
+    return _papers_of(data, path)
+
+
+def _papers_of(data: object, source: object) -> dict[str, Paper]:
+    if isinstance(data, dict) and all(
+        isinstance(value, dict) for value in cast("dict[str, object]", data).values()
+    ):
+        data = [{**paper, "id": key} for key, paper in cast("dict[str, dict[str, object]]", data).items()]
+    try:
+        rows = _rows(cast("object", data))
+    except ValueError as error:
+        raise TaskDataError(f"{source}: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        raise TaskDataError(
+            f"{source}: neither papers by id, nor rows or columns of papers, as QASPER's files have them"
+        )
+    papers = [_paper(row, number, source) for number, row in enumerate(cast("list[object]", rows), 1)]
+    by_id = {paper.id: paper for paper in papers}
+    if len(by_id) < len(papers):
+        raise TaskDataError(
+            f"{source}: {len(papers) - len(by_id)} papers have the id of another; keep one of each"
+        )
+    return by_id
+
+
+def _paper(row: object, number: int, source: object) -> Paper:
+    try:
+        return Paper.model_validate(row)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise TaskDataError(
+            f"{source}: paper {number} is not as QASPER has it: {where}: {problem['msg']}"
+        ) from None
+
+
+def file_of_split(folder: Path, split: str) -> Path:
+    """The one JSON file of a folder that has the split in its name; the official files call validation "dev".
+
+    Raises:
+        TaskDataError: there is none, or more than one.
+    """
+    words = {"validation": ("validation", "dev")}.get(split, (split,))
+    found = [path for path in sorted(folder.glob("*.json*")) if any(word in path.name for word in words)]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise TaskDataError(
+            f"{folder}: one JSON file with {split!r} in its name is needed, {names} found; name the file itself"
+        )
+    return found[0]
+
+
+@lru_cache(maxsize=2)
+def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
+    """Papers by id, through the library ``datasets``: from the hub, or from a folder that the library reads.
+
+    Raises:
+        TaskDataError: the library is not there, or cannot load it.
+    """
+    try:
+        import datasets  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise TaskDataError(
+            "QASPER comes from the Hugging Face hub: pip install 'supdist-engine[datasets]', or give path= a file of it"
+        ) from error
+    load = cast("Any", datasets).load_dataset
+    try:
+        local = Path(dataset).exists()
+        rows = list(load(dataset, split=split) if local else load(dataset, split=split, revision=revision))
+    except Exception as error:  # the hub's client raises those of three HTTP libraries, besides its own
+        raise TaskDataError(
+            f"cannot load {dataset} ({split}): {error}; give path= a file of QASPER instead"
+        ) from error
+    return _papers_of(rows, dataset)
