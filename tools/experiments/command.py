@@ -31,6 +31,7 @@ from .summary import Summary
 T = TypeVar("T")
 
 SOME_FAILED = 1
+_BUILTIN = "Arm builtin: it answers by word statistics and is not a language model."
 _ROLES: tuple[Role, ...] = ("supervisor", "worker")
 
 
@@ -71,7 +72,7 @@ def bench_with(
     try:
         with progress(quiet=as_json) as screen:
             if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
-                screen.note(NOTICE)
+                screen.note(NOTICE if config.arm != "builtin" else _BUILTIN)
             work = run_experiment(
                 config, folder, resume=place.resume is not None, retry_failed=retry_failed, observer=screen
             )
