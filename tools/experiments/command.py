@@ -25,6 +25,7 @@ from ...tasks.base import TaskDataError
 from .config import ExperimentConfig, differences, judge_spec, read_config, resolve
 from .folder import Folder
 from .progress import as_data, progress, result_table
+from .records import CONFIG
 from .runner import run_experiment
 from .summary import Summary
 
@@ -78,7 +79,8 @@ def bench_with(
             )
             summary = _until_a_signal(work)
     except Stopped as stopped:
-        print(f"supdist-engine: interrupted; go on with --resume {folder}", file=sys.stderr)
+        left = f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was begun"
+        print(f"supdist-engine: interrupted; {left}", file=sys.stderr)
         return 128 + stopped.number
     except TaskDataError as error:
         raise TaskError(str(error)) from error
