@@ -21,7 +21,7 @@ from supdist.tools.experiments.runner import run_experiment
 from supdist.tools.fake_openai import FakeOpenAI, Request, Text
 from support import REPOSITORY, heed_interrupts
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine", "bare_environment")]
+pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.usefixtures("engine", "bare_environment")]
 
 EXAMPLES_IN_ALL = 20
 CALLS = 4  # of an example: two turns, a worker call, a verdict
