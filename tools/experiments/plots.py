@@ -1,0 +1,245 @@
+"""Plots of runs as PNG and SVG: accuracy against cost, against steps, against the context's length.
+
+A run has a colour and a marker of its own, and both are in the legend: colours are those that M. Okabe and K. Ito
+chose to be told apart by colour-blind people (2008), and the marker tells what the colour does not. Bars are 95 %
+intervals: Wilson's of accuracies, BCa of means.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .analysis import Analysis, Summary
+from .columns import model_name
+from .records import Record
+from .stats import Interval, bootstrap, mean, wilson
+from .tables import one_line
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+_MARKERS = "osD^vP*X<>"
+_LONGEST = 44
+_FEWEST_IN_BIN, _BINS = 5, 5
+
+
+# Axes and figures are Any: matplotlib's own annotations leave its keywords open.
+
+
+class MissingLibrary(Exception):
+    """matplotlib is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A mark with its bars; x may have none."""
+
+    x: float
+    y: float
+    across: Interval
+    up: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The marks of a run, in the order of x."""
+
+    label: str
+    points: Sequence[Point]
+
+
+def plot(found: Analysis, folder: Path) -> list[str]:
+    """Write ``accuracy-cost``, ``accuracy-steps`` and ``accuracy-context``; a line for each: what was written, or why not.
+
+    Raises:
+        MissingLibrary: the extra ``plots`` is not installed.
+        OSError: the folder cannot be written.
+    """
+    matplotlib = _library()
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = _labels(found.summaries)
+    worth = _worth(found)
+    wanted = (
+        ("accuracy-cost", "Dollars an example, supervisor and worker", _over(_cost)),
+        ("accuracy-steps", "Steps an example", _over(lambda record: record.steps)),
+        ("accuracy-context", "Context, characters", _by_context),
+    )
+    lines: list[str] = []
+    for name, title, points_of in wanted:
+        series = [
+            Series(label, points)
+            for label, run in zip(labels, found.runs, strict=True)
+            if (points := points_of(run.records, worth))
+        ]
+        if series:
+            _write(matplotlib, _figure(series, title, worth), folder / name)
+            lines.append(f"{folder / name}.png and .svg: {len(series)} of {len(labels)} runs")
+        else:
+            lines.append(f"{folder / name}: nothing to draw, no run has the figures for it")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What y is: accuracy, or the mean score where some run has no verdicts."""
+
+    title: str
+    of: Callable[[Record], float | None]
+    interval: Callable[[Sequence[float]], Interval]
+
+
+def _worth(found: Analysis) -> Worth:
+    if all(summary.accuracy for summary in found.summaries if summary.examples):
+        return Worth(
+            "Accuracy", lambda record: record.correct, lambda values: wilson(round(sum(values)), len(values))
+        )
+    return Worth("Mean score", lambda record: record.score, bootstrap)
+
+
+PointsOf = Callable[[Sequence[Record], Worth], Sequence[Point]]
+
+
+def _over(figure: Callable[[Record], float | None]) -> PointsOf:
+    """One mark a run, at the mean of a figure; none where an example's figure is unknown."""
+
+    def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
+        values = [value for record in records if (value := worth.of(record)) is not None]
+        figures = [figure(record) for record in records]
+        known = [value for value in figures if value is not None]
+        if not values or len(known) < len(figures):
+            return []
+        return [Point(mean(known), mean(values), bootstrap(known), worth.interval(values))]
+
+    return points
+
+
+def _cost(record: Record) -> float | None:
+    supervisor, worker = record.supervisor.cost_usd, record.worker.cost_usd
+    return None if supervisor is None or worker is None else supervisor + worker
+
+
+def _by_context(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
+    """A mark for each fifth of the examples by length, or fewer where they are few; equal lengths stay together."""
+    pairs = sorted(
+        (record.context_chars, value) for record in records if (value := worth.of(record)) is not None
+    )
+    return [
+        Point(
+            mean([length for length, _ in group]),
+            mean([value for _, value in group]),
+            Interval(group[0][0], group[-1][0]),
+            worth.interval([value for _, value in group]),
+        )
+        for group in _groups(pairs)
+    ]
+
+
+def _groups(pairs: Sequence[tuple[int, float]]) -> Iterator[Sequence[tuple[int, float]]]:
+    size = max(_FEWEST_IN_BIN, -(-len(pairs) // _BINS))
+    start = 0
+    while start < len(pairs):
+        end = min(start + size, len(pairs))
+        while end < len(pairs) and pairs[end][0] == pairs[end - 1][0]:
+            end += 1
+        if len(pairs) - end < _FEWEST_IN_BIN and pairs[start][0] != pairs[end - 1][0]:
+            end = len(pairs)
+        yield pairs[start:end]
+        start = end
+
+
+def _labels(summaries: Sequence[Summary]) -> list[str]:
+    """Models and arm, numbered as in the table where that does not tell two runs apart."""
+    labels = [_label(summary) for summary in summaries]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({_shortened(summary.run)})"
+        for label, summary in zip(labels, summaries, strict=True)
+    ]
+
+
+def _label(summary: Summary) -> str:
+    models = [model for model in (summary.supervisor_model, summary.worker_model) if model]
+    names = " + ".join(_shortened(model_name(model)) for model in models)
+    return ", ".join(part for part in (names, summary.arm) if part) or "unknown"
+
+
+def _shortened(name: str) -> str:
+    name = one_line(name)
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+
+
+def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure: Any = Figure(figsize=(7.5, 4.5 + 0.24 * len(series)), layout="constrained")
+    axes = figure.add_subplot()
+    for index, each in enumerate(series):
+        _draw(axes, each, index)
+    axes.set_xlabel(title)
+    axes.set_ylabel(worth.title)
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _scale(axes, series)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Below the axes, a line a run: names are long, and lie on no mark there.
+    legend = figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _draw(axes: Any, series: Series, index: int) -> None:
+    points = series.points
+    xs, ys = [point.x for point in points], [point.y for point in points]
+    axes.errorbar(
+        xs,
+        ys,
+        xerr=_bars(xs, [point.across for point in points]),
+        yerr=_bars(ys, [point.up for point in points]),
+        # A label that begins with an underscore would be left out of the legend.
+        label=f" {series.label}" if series.label.startswith("_") else series.label,
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        markersize=7,
+        linestyle="-" if len(points) > 1 else "none",
+        linewidth=1.2,
+        elinewidth=1,
+        capsize=3,
+        alpha=0.9,
+    )
+
+
+def _bars(centres: Sequence[float], intervals: Sequence[Interval]) -> list[list[float]]:
+    pairs = list(zip(centres, intervals, strict=True))
+    return [[max(0.0, x - bar.low) for x, bar in pairs], [max(0.0, bar.high - x) for x, bar in pairs]]
+
+
+def _scale(axes: Any, series: Sequence[Series]) -> None:
+    """From zero, or by powers of ten where the marks are far apart."""
+    xs = [point.x for each in series for point in each.points]
+    if min(xs) > 0 and max(xs) > 20 * min(xs):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0, right=None if max(xs) > 0 else 1)
+
+
+def _library() -> Any:
+    try:
+        return import_module("matplotlib")
+    except ImportError as error:
+        raise MissingLibrary(
+            "matplotlib is not installed; pip install 'supdist-engine[plots]' brings it"
+        ) from error
+
+
+def _write(matplotlib: Any, figure: Any, path: Path) -> None:
+    # Text stays text in the SVG, and equal runs give equal files.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "supdist"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it is drawn as a box
+        figure.savefig(path.with_suffix(".png"), dpi=160)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
