@@ -46,7 +46,7 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Figures:
     """The figures of a run. Figures that nothing can be said of are None.
 
     Attributes:
@@ -126,7 +126,7 @@ class Analysis:
     """Runs, their figures in the same order, their differences, and what there is to say besides, a line each."""
 
     runs: Sequence[Run]
-    summaries: Sequence[Summary]
+    figures: Sequence[Figures]
     pairs: Sequence[Pair]
     notes: Sequence[str]
 
@@ -134,13 +134,13 @@ class Analysis:
 def analyse(places: Sequence[Path]) -> Analysis:
     """All runs in folders that are runs, or lie above runs."""
     runs, notes = read_runs(places)
-    summaries = [summarise(run) for run in runs]
-    for run, summary in zip(runs, summaries, strict=True):
-        notes += [f"{run.name}: {note}" for note in (*run.notes, *_remarks(run, summary))]
-    return Analysis(runs, summaries, list(_pairs(runs, summaries)), notes)
+    figures = [figures_of(run) for run in runs]
+    for run, each in zip(runs, figures, strict=True):
+        notes += [f"{run.name}: {note}" for note in (*run.notes, *_remarks(run, each))]
+    return Analysis(runs, figures, list(_pairs(runs, figures)), notes)
 
 
-def summarise(run: Run) -> Summary:
+def figures_of(run: Run) -> Figures:
     """The figures of a run, as far as it has come."""
     records, config = run.records, run.config
     tokens = [
@@ -151,7 +151,7 @@ def summarise(run: Run) -> Summary:
     seed = config.get("seed")
     provenance = _table(config, "provenance")
     sample = provenance.get("sample")
-    return Summary(
+    return Figures(
         run=run.name,
         folder=str(run.folder),
         task=_text(config, "task"),
@@ -175,7 +175,7 @@ def summarise(run: Run) -> Summary:
         judge=judge,
         cost_usd=_add([supervisor.cost_usd, worker.cost_usd]),
         judge_cost_usd=judge.cost_usd,
-        cached=sum(role.cached for role in tokens),
+        cached=supervisor.cached + worker.cached,
         seconds=sum(record.seconds for record in records),
         stop_reasons=dict(
             Counter(record.stop_reason for record in records if record.stop_reason).most_common()
@@ -184,26 +184,26 @@ def summarise(run: Run) -> Summary:
     )
 
 
-def _remarks(run: Run, summary: Summary) -> Iterator[str]:
-    if summary.examples < (summary.planned or 1) or run.begun:
-        planned = "" if summary.planned is None else f" of {summary.planned}"
+def _remarks(run: Run, figures: Figures) -> Iterator[str]:
+    if figures.examples < (figures.planned or 1) or run.begun:
+        planned = "" if figures.planned is None else f" of {figures.planned}"
         begun = f", {run.begun} more are begun and count when they have ended" if run.begun else ""
-        yield f"{summary.examples}{planned} examples have ended{begun}"
-    if summary.failed:
+        yield f"{figures.examples}{planned} examples have ended{begun}"
+    if figures.failed:
         errors = Counter(
             f"{record.error.stage}: {record.error.type}" for record in run.records if record.error
         )
-        yield f"{summary.failed} failed, and are in no score ({', '.join(_counted(errors))})"
-    if summary.cached:
-        yield f"{summary.cached} answers came from the cache: its tokens and dollars are those of the others alone"
+        yield f"{figures.failed} failed, and are in no score ({', '.join(_counted(errors))})"
+    if figures.cached:
+        yield f"{figures.cached} answers came from the cache: its tokens and dollars are those of the others alone"
 
 
 def _counted(things: Counter[str]) -> list[str]:
     return [f"{name} {count}" for name, count in things.most_common()]
 
 
-def _pairs(runs: Sequence[Run], summaries: Sequence[Summary]) -> Iterator[Pair]:
-    for (one, first), (other, second) in combinations(zip(runs, summaries, strict=True), 2):
+def _pairs(runs: Sequence[Run], figures: Sequence[Figures]) -> Iterator[Pair]:
+    for (one, first), (other, second) in combinations(zip(runs, figures, strict=True), 2):
         if (first.task, first.data_hash) == (second.task, second.data_hash):
             shared = list(_shared(one.records, other.records))
             if shared:

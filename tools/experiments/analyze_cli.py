@@ -44,7 +44,7 @@ def analyze(
 ) -> None:
     """Compare runs, finished or not: a table of their figures, and one of their differences over the same examples."""
     from .analysis import analyse
-    from .tables import one_line
+    from .layout import one_line
 
     if sum((as_csv, as_json, as_markdown)) > 1:
         raise typer.BadParameter("--csv, --json and --markdown exclude each other")
@@ -68,15 +68,15 @@ def tables(found: Analysis, *, short: bool = False, pairs: bool = False, markdow
     import shutil
 
     from .columns import PAIRS, RUNS, SHORT
-    from .tables import Table, as_markdown, as_text, table
+    from .layout import Table, as_markdown, as_text, table
 
     def form(what: Table) -> str:
         return as_markdown(what) if markdown else as_text(what, width)
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if short:
-        return [form(table(SHORT, found.summaries))]
-    printed = [] if pairs else [form(table(RUNS, found.summaries, key="Run"))]
+        return [form(table(SHORT, found.figures))]
+    printed = [] if pairs else [form(table(RUNS, found.figures, key="Run"))]
     if found.pairs:
         printed.append(form(table(PAIRS, found.pairs)))
     elif pairs:
@@ -90,7 +90,7 @@ def _json(found: Analysis) -> str:
     from .columns import pair_fields, run_fields
 
     whole = {
-        "runs": [run_fields(summary) for summary in found.summaries],
+        "runs": [run_fields(each) for each in found.figures],
         "pairs": [pair_fields(pair) for pair in found.pairs],
         "notes": list(found.notes),
     }
@@ -99,21 +99,18 @@ def _json(found: Analysis) -> str:
 
 def _csv(found: Analysis, *, pairs: bool) -> str:
     from .columns import counted, pair_fields, run_fields
-    from .tables import as_csv
+    from .layout import as_csv
 
     if pairs:
         return as_csv([pair_fields(pair) for pair in found.pairs])
     return as_csv(
-        [
-            {**run_fields(summary), "stop_reasons": counted(summary.stop_reasons)}
-            for summary in found.summaries
-        ]
+        [{**run_fields(each), "stop_reasons": counted(each.stop_reasons)} for each in found.figures]
     )
 
 
 def _plot(found: Analysis, folder: Path) -> None:
+    from .layout import one_line
     from .plots import MissingLibrary, plot
-    from .tables import one_line
 
     try:
         written = plot(found, folder)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .analysis import Mean, Pair, Share, Summary
+from .analysis import Figures, Mean, Pair, Share
+from .layout import Column
 from .stats import Difference, Interval
-from .tables import Column
 
 _NOTHING = "-"
 
@@ -17,7 +17,7 @@ def model_name(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1] or _NOTHING
 
 
-SHORT: tuple[Column[Summary], ...] = (
+SHORT: tuple[Column[Figures], ...] = (
     Column("Supervisor", lambda run: model_name(run.supervisor_model), left=True),
     Column("Worker", lambda run: model_name(run.worker_model), left=True),
     Column("Accuracy", lambda run: _share(run.accuracy)),
@@ -29,7 +29,7 @@ SHORT: tuple[Column[Summary], ...] = (
     Column("Wrk Out", lambda run: f"{run.worker.output:,}"),
 )
 
-RUNS: tuple[Column[Summary], ...] = (
+RUNS: tuple[Column[Figures], ...] = (
     *SHORT,
     Column("Arm", lambda run: run.arm or _NOTHING, left=True),
     Column("Accuracy 95%", lambda run: _interval(run.accuracy, ".0%")),
@@ -58,7 +58,7 @@ PAIRS: tuple[Column[Pair], ...] = (
 )
 
 
-def run_fields(run: Summary) -> dict[str, Any]:
+def run_fields(run: Figures) -> dict[str, Any]:
     """All of a run's figures, for CSV and JSON: shares and scores from 0 to 1, seconds, dollars."""
     accuracy, judged = run.accuracy, run.judged
     return {

@@ -8,22 +8,25 @@ intervals: Wilson's of accuracies, BCa of means.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .analysis import Analysis, Summary
+from .analysis import Analysis, Figures
 from .columns import model_name
+from .layout import one_line
 from .records import Record
 from .stats import Interval, bootstrap, mean, wilson
-from .tables import one_line
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 _MARKERS = "osD^vP*X<>"
 _LONGEST = 44
-_FEWEST_IN_BIN, _BINS = 5, 5
+_ASIDE = 5.0
+_BINS = 5
 
 
 # Axes and figures are Any: matplotlib's own annotations leave its keywords open.
@@ -35,11 +38,11 @@ class MissingLibrary(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A mark with its bars; x may have none."""
+    """A mark with its bars: ``across`` along x, where it has one, ``up`` along y."""
 
     x: float
     y: float
-    across: Interval
+    across: Interval | None
     up: Interval
 
 
@@ -60,12 +63,13 @@ def plot(found: Analysis, folder: Path) -> list[str]:
     """
     matplotlib = _library()
     folder.mkdir(parents=True, exist_ok=True)
-    labels = _labels(found.summaries)
+    labels = _labels(found.figures)
     worth = _worth(found)
+    by_context = _by_context([record.context_chars for run in found.runs for record in run.records])
     wanted = (
         ("accuracy-cost", "Dollars an example, supervisor and worker", _over(_cost)),
         ("accuracy-steps", "Steps an example", _over(lambda record: record.steps)),
-        ("accuracy-context", "Context, characters", _by_context),
+        ("accuracy-context", "Characters of the context", by_context),
     )
     lines: list[str] = []
     for name, title, points_of in wanted:
@@ -92,7 +96,7 @@ class Worth:
 
 
 def _worth(found: Analysis) -> Worth:
-    if all(summary.accuracy for summary in found.summaries if summary.examples):
+    if all(run.accuracy for run in found.figures if run.examples):
         return Worth(
             "Accuracy", lambda record: record.correct, lambda values: wilson(round(sum(values)), len(values))
         )
@@ -121,48 +125,43 @@ def _cost(record: Record) -> float | None:
     return None if supervisor is None or worker is None else supervisor + worker
 
 
-def _by_context(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
-    """A mark for each fifth of the examples by length, or fewer where they are few; equal lengths stay together."""
-    pairs = sorted(
-        (record.context_chars, value) for record in records if (value := worth.of(record)) is not None
+def _by_context(lengths: Sequence[int]) -> PointsOf:
+    """A mark for each fifth of all lengths, the same of every run; fewer marks where lengths are few or equal."""
+    ordered = sorted(lengths)
+    ends = sorted(
+        {ordered[-(-len(ordered) * part // _BINS) - 1] for part in range(1, _BINS + 1)} if ordered else ()
     )
-    return [
-        Point(
-            mean([length for length, _ in group]),
-            mean([value for _, value in group]),
-            Interval(group[0][0], group[-1][0]),
-            worth.interval([value for _, value in group]),
-        )
-        for group in _groups(pairs)
-    ]
+
+    def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
+        groups: dict[int, list[tuple[int, float]]] = {}
+        for record in records:
+            if (value := worth.of(record)) is not None:
+                groups.setdefault(bisect_left(ends, record.context_chars), []).append(
+                    (record.context_chars, value)
+                )
+        return [_group(groups[place], worth) for place in sorted(groups)]
+
+    return points
 
 
-def _groups(pairs: Sequence[tuple[int, float]]) -> Iterator[Sequence[tuple[int, float]]]:
-    size = max(_FEWEST_IN_BIN, -(-len(pairs) // _BINS))
-    start = 0
-    while start < len(pairs):
-        end = min(start + size, len(pairs))
-        while end < len(pairs) and pairs[end][0] == pairs[end - 1][0]:
-            end += 1
-        if len(pairs) - end < _FEWEST_IN_BIN and pairs[start][0] != pairs[end - 1][0]:
-            end = len(pairs)
-        yield pairs[start:end]
-        start = end
+def _group(pairs: Sequence[tuple[int, float]], worth: Worth) -> Point:
+    values = [value for _, value in pairs]
+    return Point(mean([length for length, _ in pairs]), mean(values), None, worth.interval(values))
 
 
-def _labels(summaries: Sequence[Summary]) -> list[str]:
+def _labels(figures: Sequence[Figures]) -> list[str]:
     """Models and arm, numbered as in the table where that does not tell two runs apart."""
-    labels = [_label(summary) for summary in summaries]
+    labels = [_label(run) for run in figures]
     return [
-        label if labels.count(label) == 1 else f"{label} ({_shortened(summary.run)})"
-        for label, summary in zip(labels, summaries, strict=True)
+        label if labels.count(label) == 1 else f"{label} ({_shortened(run.run)})"
+        for label, run in zip(labels, figures, strict=True)
     ]
 
 
-def _label(summary: Summary) -> str:
-    models = [model for model in (summary.supervisor_model, summary.worker_model) if model]
+def _label(run: Figures) -> str:
+    models = [model for model in (run.supervisor_model, run.worker_model) if model]
     names = " + ".join(_shortened(model_name(model)) for model in models)
-    return ", ".join(part for part in (names, summary.arm) if part) or "unknown"
+    return ", ".join(part for part in (names, run.arm) if part) or "unknown"
 
 
 def _shortened(name: str) -> str:
@@ -176,8 +175,7 @@ def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
 
     figure: Any = Figure(figsize=(7.5, 4.5 + 0.24 * len(series)), layout="constrained")
     axes = figure.add_subplot()
-    for index, each in enumerate(series):
-        _draw(axes, each, index)
+    marks = [_draw(axes, each, index, len(series)) for index, each in enumerate(series)]
     axes.set_xlabel(title)
     axes.set_ylabel(worth.title)
     axes.set_ylim(-0.03, 1.03)
@@ -185,23 +183,30 @@ def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
     _scale(axes, series)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    # Below the axes, a line a run: names are long, and lie on no mark there.
-    legend = figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize="small")
+    # Below the axes, a line a run: names are long, and lie on no mark there. One that began with an underscore
+    # would be left out.
+    labels = [f" {each.label}" if each.label.startswith("_") else each.label for each in series]
+    legend = figure.legend(marks, labels, loc="outside lower left", ncols=1, frameon=False, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
 
 
-def _draw(axes: Any, series: Series, index: int) -> None:
+def _draw(axes: Any, series: Series, index: int, count: int) -> Any:
+    """Draw a run's marks; the handle for the legend."""
+    from matplotlib.transforms import ScaledTranslation
+
     points = series.points
     xs, ys = [point.x for point in points], [point.y for point in points]
-    axes.errorbar(
+    across = [point.across for point in points if point.across]
+    # Marks of one place in x stand beside each other, by points on paper, so that each bar is seen.
+    aside = 0.0 if across else _ASIDE * (index - (count - 1) / 2) / 72
+    drawn = axes.errorbar(
         xs,
         ys,
-        xerr=_bars(xs, [point.across for point in points]),
+        xerr=_bars(xs, across) if across else None,
         yerr=_bars(ys, [point.up for point in points]),
-        # A label that begins with an underscore would be left out of the legend.
-        label=f" {series.label}" if series.label.startswith("_") else series.label,
+        transform=axes.transData + ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans),
         color=_COLOURS[index % len(_COLOURS)],
         marker=_MARKERS[index % len(_MARKERS)],
         markersize=7,
@@ -211,6 +216,10 @@ def _draw(axes: Any, series: Series, index: int) -> None:
         capsize=3,
         alpha=0.9,
     )
+    # What is moved aside does not count for the limits by itself.
+    axes.update_datalim([(x, 0.5) for x in (*xs, *chain.from_iterable(across))])
+    axes.autoscale_view(scaley=False)
+    return drawn[0]
 
 
 def _bars(centres: Sequence[float], intervals: Sequence[Interval]) -> list[list[float]]:
@@ -220,11 +229,16 @@ def _bars(centres: Sequence[float], intervals: Sequence[Interval]) -> list[list[
 
 def _scale(axes: Any, series: Sequence[Series]) -> None:
     """From zero, or by powers of ten where the marks are far apart."""
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
     xs = [point.x for each in series for point in each.points]
     if min(xs) > 0 and max(xs) > 20 * min(xs):
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(left=0, right=None if max(xs) > 0 else 1)
+    if max(xs) >= 1000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _library() -> Any:
