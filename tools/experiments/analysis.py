@@ -55,6 +55,8 @@ class Figures:
         examples: of them, those that have ended.
         failed: of these, those without a score because something broke.
         score: the task's main figure.
+        metrics: the means of all figures of the task, by name.
+        kinds: the mean scores of the examples of a kind, by kind.
         cost_usd: dollars of supervisor and worker; None where a price is unknown.
         judge_cost_usd: those of the judge, which are no cost of the strategy.
         cached: answers that came from the cache, and so are not in tokens and dollars.
@@ -77,6 +79,8 @@ class Figures:
     accuracy: Share | None
     score: Mean | None
     f1: Mean | None
+    metrics: Mapping[str, float]
+    kinds: Mapping[str, float]
     steps: int
     supervisor: Tokens
     worker: Tokens
@@ -168,7 +172,9 @@ def figures_of(run: Run) -> Figures:
         if verdicts
         else None,
         score=_mean([record.score for record in records if record.score is not None]),
-        f1=_mean([record.metrics["f1"] for record in records if "f1" in record.metrics]),
+        f1=_mean([value for record in records if (value := _f1(record)) is not None]),
+        metrics=_metrics(records),
+        kinds=_kinds(records),
         steps=sum(record.steps for record in records),
         supervisor=supervisor,
         worker=worker,
@@ -234,10 +240,29 @@ def _mean(values: Sequence[float]) -> Mean | None:
 
 
 def _judged(records: Sequence[Record]) -> Agreement | None:
-    both = [record.metrics for record in records if {"judge", "f1"} <= record.metrics.keys()]
-    if not both:
-        return None
-    return agreement([metrics["judge"] >= 0.5 for metrics in both], [metrics["f1"] for metrics in both])
+    verdicts = [(record.metrics.get("judge"), _f1(record)) for record in records]
+    both = [(verdict, f1) for verdict, f1 in verdicts if verdict is not None and f1 is not None]
+    return agreement([verdict >= 0.5 for verdict, _ in both], [f1 for _, f1 in both]) if both else None
+
+
+def _f1(record: Record) -> float | None:
+    """Of the answer: a task that scores evidence, too, says which is which."""
+    return record.metrics.get("answer_f1", record.metrics.get("f1"))
+
+
+def _metrics(records: Sequence[Record]) -> dict[str, float]:
+    names = dict.fromkeys(name for record in records for name in record.metrics)
+    return {
+        name: mean([record.metrics[name] for record in records if name in record.metrics]) for name in names
+    }
+
+
+def _kinds(records: Sequence[Record]) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record.kind and record.score is not None:
+            scores.setdefault(record.kind, []).append(record.score)
+    return {kind: mean(scores[kind]) for kind in sorted(scores)}
 
 
 def _sum(tokens: Sequence[Tokens]) -> Tokens:

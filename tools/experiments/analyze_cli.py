@@ -98,14 +98,12 @@ def _json(found: Analysis) -> str:
 
 
 def _csv(found: Analysis, *, pairs: bool) -> str:
-    from .columns import counted, pair_fields, run_fields
+    from .columns import pair_fields, run_fields
     from .layout import as_csv
 
     if pairs:
         return as_csv([pair_fields(pair) for pair in found.pairs])
-    return as_csv(
-        [{**run_fields(each), "stop_reasons": counted(each.stop_reasons)} for each in found.figures]
-    )
+    return as_csv([run_fields(each) for each in found.figures])
 
 
 def _plot(found: Analysis, folder: Path) -> None:

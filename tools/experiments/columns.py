@@ -79,6 +79,8 @@ def run_fields(run: Figures) -> dict[str, Any]:
         **_estimate("accuracy", accuracy),
         **_estimate("score", run.score),
         **_estimate("f1", run.f1),
+        "metrics": dict(run.metrics),
+        "kinds": dict(run.kinds),
         "steps": run.steps,
         "steps_mean": run.steps_mean,
         **{
@@ -108,9 +110,9 @@ def pair_fields(pair: Pair) -> dict[str, Any]:
     }
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[str, float]) -> str:
     """As ``final 18, timeout 2``."""
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    return ", ".join(f"{name} {count:.6g}" for name, count in counts.items())
 
 
 def _estimate(name: str, figure: Share | Mean | None) -> dict[str, float | None]:

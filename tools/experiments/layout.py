@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def as_markdown(what: Table) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of the same keys. Text that a spreadsheet would compute is quoted with an apostrophe."""
+    """Rows of the same keys; what has parts is JSON. Text that a spreadsheet would compute begins with an apostrophe."""
     if not rows:
         return ""
     out = io.StringIO()
@@ -125,6 +126,8 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _inert(value: object) -> object:
+    if isinstance(value, dict):
+        value = json.dumps(value)
     if not isinstance(value, str):
         return value
     text = one_line(value)

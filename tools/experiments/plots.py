@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
@@ -63,27 +63,42 @@ def plot(found: Analysis, folder: Path) -> list[str]:
     """
     matplotlib = _library()
     folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for drawing in drawn(found):
+        path = folder / drawing.name
+        if drawing.figure is None:
+            lines.append(f"{path}: nothing to draw, no run has the figures for it")
+        else:
+            _write(matplotlib, drawing.figure, path)
+            lines.append(f"{path}.png and .svg: {len(drawing.series)} of {len(found.runs)} runs")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot before it is written; its ``figure`` is matplotlib's, None where no run has marks."""
+
+    name: str
+    series: Sequence[Series]
+    figure: Any
+
+
+def drawn(found: Analysis) -> Iterator[Drawing]:
+    """The plots."""
     labels = _labels(found.figures)
     worth = _worth(found)
     by_context = _by_context([record.context_chars for run in found.runs for record in run.records])
-    wanted = (
+    for name, title, points_of in (
         ("accuracy-cost", "Dollars an example, supervisor and worker", _over(_cost)),
         ("accuracy-steps", "Steps an example", _over(lambda record: record.steps)),
         ("accuracy-context", "Characters of the context", by_context),
-    )
-    lines: list[str] = []
-    for name, title, points_of in wanted:
+    ):
         series = [
             Series(label, points)
             for label, run in zip(labels, found.runs, strict=True)
             if (points := points_of(run.records, worth))
         ]
-        if series:
-            _write(matplotlib, _figure(series, title, worth), folder / name)
-            lines.append(f"{folder / name}.png and .svg: {len(series)} of {len(labels)} runs")
-        else:
-            lines.append(f"{folder / name}: nothing to draw, no run has the figures for it")
-    return lines
+        yield Drawing(name, series, _figure(series, title, worth) if series else None)
 
 
 @dataclass(frozen=True, slots=True)
