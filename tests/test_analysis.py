@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from experiment_support import failed, record, write_run
+from results_support import failed, record, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.tools.experiments import analyze_cli
