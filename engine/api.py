@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 from anyio.from_thread import start_blocking_portal
@@ -22,7 +20,7 @@ from .cache import ResponseCache
 from .conversation import Conversation
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
-from .log import RunLogger
+from .log import RunLogger, new_run_id
 from .loop import Research, Task
 from .prompts import Prompts
 from .result import RunResult
@@ -47,7 +45,7 @@ async def arun(
     query: str,
     context: object,
     supervisor: ModelHandler,
-    worker: ModelHandler,
+    worker: ModelHandler | None,
     max_iterations: int = 15,
     log_dir: str | os.PathLike[str] | None = None,
     output_limit: int = 2000,
@@ -66,7 +64,8 @@ async def arun(
         query: the question.
         context: the document: a str, or a list or dict of plain data.
         supervisor: the model that writes code.
-        worker: the model that the code asks.
+        worker: the model that the code asks; where None the supervisor is told of none, and a call raises
+            ``WorkerError`` in its code.
         max_iterations: turns of the supervisor; then it is asked once for its best answer.
         log_dir: a folder for supervisor.jsonl, worker.jsonl and repl.jsonl; nothing is logged where None.
         output_limit: characters of a block's output that the supervisor is shown. The log keeps all.
@@ -90,12 +89,16 @@ async def arun(
     """
     _check(query, max_iterations, output_limit, worker_ctx_k)
     limits = limits or RunLimits()
+    if worker is None:
+        limits = limits.model_copy(
+            update={"max_worker_calls": None}
+        )  # or it would be shown what is left of them
     toolbox = Toolbox.of(tools)
     emit = on_event or _ignore
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
+    run_id = new_run_id()
     task = Task(
         query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds,
-        toolbox.describe(),
+        toolbox.describe(), has_worker=worker is not None,
     )  # fmt: skip
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
@@ -104,7 +107,8 @@ async def arun(
         log.start(query, context, {**settings, "tools": toolbox.kinds()})
         try:
             for handler in (supervisor, worker):
-                await stack.enter_async_context(handler)
+                if handler is not None:
+                    await stack.enter_async_context(handler)
             rules = CallRules(await _open_cache(stack, cache), cache_sampled, limits.call_seconds)
             broker = Broker(supervisor, worker, log, emit, budget=Budget(limits), rules=rules)
             await stack.enter_async_context(broker)
@@ -113,7 +117,7 @@ async def arun(
                 sandbox,
                 context=context,
                 query=query,
-                on_call=broker.answer,
+                on_call=None if worker is None else broker.answer,
                 tools=toolbox.with_own(_own_tools(broker, conversation)),
                 on_tool=log.tool,
             )
@@ -211,11 +215,11 @@ def as_data(result: RunResult) -> dict[str, Any]:
 
 
 def _settings(
-    task: Task, supervisor: ModelHandler, worker: ModelHandler, sandbox: SandboxConfig
+    task: Task, supervisor: ModelHandler, worker: ModelHandler | None, sandbox: SandboxConfig
 ) -> dict[str, Any]:
     return {
         "supervisor_model": supervisor.model,
-        "worker_model": worker.model,
+        "worker_model": None if worker is None else worker.model,
         "max_iterations": task.max_iterations,
         "output_limit": task.output_limit,
         "worker_ctx_k": task.worker_ctx_k,

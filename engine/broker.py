@@ -17,7 +17,17 @@ from types import TracebackType
 
 from anyio import to_thread
 
-from ..handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler, Unavailable, Usage
+from ..handlers import (
+    Completion,
+    ContextTooLong,
+    HandlerError,
+    Message,
+    ModelHandler,
+    Price,
+    Rejected,
+    Unavailable,
+    Usage,
+)
 from .budget import Budget, BudgetExceeded, Cost, Reservation
 from .cache import ResponseCache, cache_key
 from .dispatch import Admission, CallTimeout, Dispatcher, Request
@@ -74,6 +84,8 @@ class Model:
         self._input_tokens, self._output_tokens, self._calls = 0, 0, 0
         self.cost_usd: float | None = 0.0
         self.cached, self._retries = 0, 0
+        self._earlier = Usage()
+        self._earlier_cost: float | None = 0.0
         self._queue_seconds, self._model_seconds = 0.0, 0.0
 
     @property
@@ -84,7 +96,10 @@ class Model:
     @property
     def totals(self) -> CallTotals:
         """What its calls took besides."""
-        return CallTotals(self.cost_usd, self.cached, self._retries, self._queue_seconds, self._model_seconds)
+        return CallTotals(
+            self.cost_usd, self.cached, self._retries, self._queue_seconds, self._model_seconds,
+            self._earlier, self._earlier_cost,
+        )  # fmt: skip
 
     def price(self, usage: Usage) -> float | None:
         """Dollars; None where the price is unknown."""
@@ -97,16 +112,29 @@ class Model:
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls
-        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+        self.cost_usd = _sum(self.cost_usd, cost)
         self._retries += completion.retries
         self._queue_seconds += queued
         self._model_seconds += worked
         return Numbers(usage, cost, queued, worked, completion.retries)
 
-    def hit(self, completion: Completion) -> tuple[Completion, Numbers]:
-        """Count an answer that costs nothing."""
+    def hit(self, completion: Completion, *, earlier: bool = False) -> tuple[Completion, Numbers]:
+        """Count an answer that costs nothing, since it was paid for in this run, or ``earlier``, in another."""
         self.cached += 1
+        if earlier:
+            self._earlier += completion.usage
+            self._earlier_cost = _sum(self._earlier_cost, self.price(completion.usage))
         return replace(completion, usage=Usage()), Numbers(cached=True)
+
+
+class _Nobody(ModelHandler):
+    """The worker of a run that has none: the sandbox itself answers for it, and it is not asked."""
+
+    model = ""
+    price = Price(0, 0)
+
+    def chat(self, messages: Sequence[Message]) -> Completion:
+        raise Rejected("this run has no worker")
 
 
 class Broker:
@@ -115,7 +143,7 @@ class Broker:
     def __init__(
         self,
         supervisor: ModelHandler,
-        worker: ModelHandler,
+        worker: ModelHandler | None,
         log: RunLogger,
         on_metrics: Callable[[Metrics], None],
         *,
@@ -124,13 +152,14 @@ class Broker:
     ) -> None:
         self.budget = budget or Budget()
         self.supervisor = Model(supervisor)
-        self.worker = Model(worker)
+        self.worker = Model(worker or _Nobody())
         self._log = log
         self._on_metrics = on_metrics
         self._is_limited = self.budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
         self._rules = rules or CallRules()
         self._store = None if self._rules.cache is None else _Store(self._rules.cache)
         self._shared: dict[bytes, _Ask] = {}
+        self._own: set[bytes] = set()
         self._done = 0
         self._failed = 0
         self._conversation: tuple[list[Message], int] = ([], 0)
@@ -162,8 +191,7 @@ class Broker:
     @property
     def cost_usd(self) -> float | None:
         """Dollars spent; None where a price is unknown."""
-        costs = self.supervisor.cost_usd, self.worker.cost_usd
-        return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
+        return _sum(self.supervisor.cost_usd, self.worker.cost_usd)
 
     def metrics(self) -> Metrics:
         """How things stand now."""
@@ -197,7 +225,7 @@ class Broker:
         key = self._key(model, messages)
         if key is not None and self._store is not None and (found := await self._store.find([key])):
             on_text(found[key].text)
-            return model.hit(found[key])
+            return model.hit(found[key], earlier=self._is_first(key))
         reservation = await self._supervisors_share(messages, best_answer=best_answer)
         with reservation or nullcontext():
             started = time.monotonic()
@@ -211,9 +239,16 @@ class Broker:
             spoken = completion.usage.input_tokens + completion.usage.output_tokens
             self._conversation = ([*messages, answer], spoken)
         if key is not None and self._store is not None:
+            self._own.add(key)
             self._store.keep(key, completion)
             await self._store.flushed()
         return completion, numbers
+
+    def _is_first(self, key: bytes) -> bool:
+        """Whether this run had nothing of that key so far."""
+        is_first = key not in self._own
+        self._own.add(key)
+        return is_first
 
     def supervisor_has_room(self, messages: Sequence[Message]) -> bool:
         """Whether a turn with these messages stays clear of the end of the supervisor's window, as far as is known."""
@@ -306,7 +341,8 @@ class Broker:
             if ask.key is None:
                 rest.append(ask)
             elif ask.key in found:
-                completion, numbers = self.worker.hit(found[ask.key])
+                earlier = self._is_first(ask.key)
+                completion, numbers = self.worker.hit(found[ask.key], earlier=earlier)
                 self._deliver(ask, completion.text, numbers, completion)
             elif ask.key in self._shared:
                 self._shared[ask.key].joined[ask] = None
@@ -363,6 +399,7 @@ class Broker:
         if ask.reservation is not None:
             ask.reservation.settle(numbers.usage, numbers.cost_usd)
         if ask.key is not None and self._store is not None:
+            self._own.add(ask.key)
             self._store.keep(ask.key, answer)
         result = _REFUSED if answer.finish_reason == "refusal" else answer.text
         self._deliver(ask, result, numbers, answer)
@@ -555,6 +592,10 @@ class _Store:
             self._new.pop(key, None)
         if self._new:
             self._task = asyncio.get_running_loop().create_task(self._write())
+
+
+def _sum(dollars: float | None, more: float | None) -> float | None:
+    return None if dollars is None or more is None else dollars + more
 
 
 def _call_error(error: Exception) -> CallError:

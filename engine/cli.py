@@ -54,7 +54,12 @@ app.add_typer(image_app, name="image")
 
 
 def main() -> None:
-    """The console script: every failure of ours as a line and a code; a traceback is a bug."""
+    """The console script."""
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run commands: every failure of ours as a line and a code; a traceback is a bug."""
     from .errors import CacheError, LogError, SandboxError, TaskError
 
     for stream in (sys.stdout, sys.stderr):

@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TextIO
@@ -45,6 +47,11 @@ class Numbers(NamedTuple):
 
 Stream = Literal["supervisor", "worker", "repl"]
 STREAMS: tuple[Stream, ...] = ("supervisor", "worker", "repl")
+
+
+def new_run_id() -> str:
+    """A name for a run: when it began (UTC), and what no other has."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 class RunLogger:

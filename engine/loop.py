@@ -48,6 +48,7 @@ class Task:
     max_seconds: float | None
     final_seconds: float
     tools: str = ""
+    has_worker: bool = True
 
 
 @dataclass(slots=True)
@@ -110,7 +111,8 @@ class Research:
             "context_facts": context_facts(task.context),
             "max_iterations": task.max_iterations,
         }
-        system = fill(self.prompts.system, **values)
+        text = self.prompts.system if task.has_worker else self.prompts.system_alone
+        system = fill(text, **values)
         if task.tools:
             system += "\n" + fill(self.prompts.tools, tools=task.tools)
         self._say("system", system)

@@ -167,7 +167,20 @@ def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
 
 
 def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | None:
-    """The endpoint that the environment configures; None where it configures none.
+    """The endpoint that ``specified_by`` the environment; None where there is none.
+
+    Raises:
+        TaskError: ``BASE_URL`` without the model's name.
+    """
+    spec = specified_by(environ, role)
+    if spec is None:
+        return None
+    key = environ[spec.api_key_env] if spec.api_key_env else None
+    return OpenAIHandler(spec.model, base_url=spec.base_url, api_key=key, **_SAMPLING[role])
+
+
+def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
+    """What the environment says of a role's model, without the key; None where it configures no endpoint.
 
     ``TOGETHER_API_KEY`` means Together, else ``OPENAI_API_KEY`` OpenAI; ``BASE_URL`` names another endpoint,
     ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` other models.
@@ -177,13 +190,15 @@ def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | 
     """
     base_url, model = environ.get("BASE_URL"), environ.get(f"{role.upper()}_MODEL")
     if environ.get("TOGETHER_API_KEY"):
-        key, url, default = environ["TOGETHER_API_KEY"], TOGETHER_URL, _TOGETHER[role]
+        key, url, default = "TOGETHER_API_KEY", TOGETHER_URL, _TOGETHER[role]
     elif environ.get("OPENAI_API_KEY"):
-        key, url, default = environ["OPENAI_API_KEY"], None, _OPENAI[role]
+        key, url, default = "OPENAI_API_KEY", None, _OPENAI[role]
     elif base_url:
-        key, url, default = None, None, None
+        key, url, default = None, None, ""
     else:
         return None
     if base_url and not model and base_url.rstrip("/") != (url or ""):
         raise TaskError(f"BASE_URL is set, but {role.upper()}_MODEL is not: name the model to use there")
-    return OpenAIHandler(model or default or "", base_url=base_url or url, api_key=key, **_SAMPLING[role])
+    return OpenAISpec(
+        handler="openai", model=model or default, base_url=base_url or url, api_key_env=key, **_SAMPLING[role]
+    )

@@ -13,11 +13,18 @@ from string import Template
 from .budget import Left
 from .errors import TaskError
 
-_SYSTEM = """\
+_WITH_WORKER = """\
 You answer a question about a document that is too long to read at once. You never see the document itself: \
 you write Python that reads it, and a smaller language model, the worker, reads the pieces that your code hands to it. \
 Your code is the research strategy.
+"""
 
+_ALONE = """\
+You answer a question about a document that is too long to read at once. You see of the document only what the Python \
+that you write prints of it. Your code is the research strategy.
+"""
+
+_BLOCKS = """
 Write code in fenced blocks marked `repl`:
 
 ```repl
@@ -30,6 +37,9 @@ characters, or the traceback of the block that failed; the blocks after a failed
 
 - `context`: the document ($context_kind).
 - `query`: the question.
+"""
+
+_WORKER = """\
 - `worker(prompt) -> str`: asks the worker one thing. It sees only the prompt: put the text into it, and say what you \
 want to know. Its window is about $worker_ctx_k thousand tokens, prompt and answer together: keep a prompt below \
 about $worker_chars characters.
@@ -37,12 +47,21 @@ about $worker_chars characters.
 than a loop over `worker`. If some calls fail it raises `WorkerBatchError`, whose `.results` holds the answers that \
 came and the errors of the others; with `return_errors=True` it returns that list instead.
 - `budget() -> dict`: what is left of the run's worker calls, tokens, dollars and seconds; None where there is no limit.
+"""
+
+_BUDGET_ALONE = """\
+- `budget() -> dict`: what is left of the run's tokens, dollars and seconds; None where there is no limit.
+"""
+
+_REST = """\
 - `history(start=0, stop=None) -> list`: the messages of this conversation, also those that were cut from it.
 - `FINAL(answer)`: gives the answer and ends the research. Only a call that is executed counts.
 
 Assigning to one of these names lasts until the end of the block. The standard library can be imported; there is no \
 network and no file but your own under /work.
+"""
 
+_STRATEGY = """
 A strategy that works:
 1. Look first: print the kind, the size and the beginning of `context`. Do not guess its structure.
 2. Split it into chunks that fit the worker, at natural borders (headings, paragraphs, items). Where a search for \
@@ -52,6 +71,18 @@ the worker say so when a chunk holds nothing.
 4. Aggregate: print what came back, compare it, ask the worker again about what is unclear or contradictory.
 5. Call `FINAL(answer)` with a short, direct answer once the evidence supports it. Print and read the evidence first.
 """
+
+_STRATEGY_ALONE = """
+A strategy that works:
+1. Look first: print the kind, the size and the beginning of `context`. Do not guess its structure.
+2. Search it for words of the question, their synonyms and names, with regular expressions, and print the passages \
+around what you find, a few at a time: you are shown about $output_limit characters of a block.
+3. Read what is printed, and search again with what you learnt. Where all of it counts, go through it piece by piece.
+4. Call `FINAL(answer)` with a short, direct answer once the evidence supports it.
+"""
+
+_SYSTEM = _WITH_WORKER + _BLOCKS + _WORKER + _REST + _STRATEGY
+_SYSTEM_ALONE = _ALONE + _BLOCKS + _BUDGET_ALONE + _REST + _STRATEGY_ALONE
 
 _FIRST = """\
 Question: $query
@@ -99,6 +130,7 @@ class Prompts:
 
     Attributes:
         system: the supervisor's instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind``.
+        system_alone: the same where there is no worker.
         first: the question. ``$query $context_facts $max_iterations``.
         no_code: after a message without a block.
         nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
@@ -110,6 +142,7 @@ class Prompts:
     """
 
     system: str = _SYSTEM
+    system_alone: str = _SYSTEM_ALONE
     first: str = _FIRST
     no_code: str = _NO_CODE
     nudge_early: str = _NUDGE_EARLY

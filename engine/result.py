@@ -20,6 +20,9 @@ class CallTotals:
         cached: answers that came from the cache, or with an equal request under way.
         retries: attempts that failed before an answer came.
         queue_seconds, model_seconds: sums over all answers.
+        earlier: what answers from a cache that outlives runs took when another run paid for them, each once:
+            with what this run paid for, it is what the run would have taken by itself.
+        earlier_cost_usd: the same in dollars; None once something of unknown price is among it.
     """
 
     cost_usd: float | None = 0.0
@@ -27,6 +30,8 @@ class CallTotals:
     retries: int = 0
     queue_seconds: float = 0.0
     model_seconds: float = 0.0
+    earlier: Usage = field(default_factory=Usage)
+    earlier_cost_usd: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def read_task(path: Path) -> TaskFile:
     Raises:
         TaskError: every mistake, a line each; an unknown key with the nearest known one.
     """
-    return _read_as(TaskFile, path, "task")
+    return read_as(TaskFile, path, "task")
 
 
 def read_models(path: Path) -> ModelsFile:
@@ -153,7 +153,7 @@ def read_models(path: Path) -> ModelsFile:
     Raises:
         TaskError: as ``read_task``.
     """
-    return _read_as(ModelsFile, path, "models")
+    return read_as(ModelsFile, path, "models")
 
 
 def json_schema() -> dict[str, Any]:
@@ -161,14 +161,27 @@ def json_schema() -> dict[str, Any]:
     return TaskFile.model_json_schema(by_alias=True)
 
 
-def _read_as(model: type[T], path: Path, what: str) -> T:
+def read_as(model: type[T], path: Path, what: str) -> T:
+    """A file, JSON or TOML by its name, as such a model.
+
+    Raises:
+        TaskError: as ``read_task``.
+    """
     value = _parse(_read(path, f"cannot read the {what} file"), path)
+    return checked(model, value, f"{path} is no {what} file")
+
+
+def checked(model: type[T], value: object, complaint: str) -> T:
+    """A value as such a model.
+
+    Raises:
+        TaskError: the complaint, and every mistake on a line of its own.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise TaskError(
-            "\n".join([f"{path} is no {what} file:", *(f"  {line}" for line in _explain(error, model))])
-        ) from None
+        lines = [f"{complaint}:", *(f"  {line}" for line in _explain(error, model))]
+        raise TaskError("\n".join(lines)) from None
 
 
 def _read(path: Path, complaint: str) -> str:

@@ -16,7 +16,7 @@ from .base import (
     call_chat_batch,
 )
 from .builtin import BuiltinSupervisor, BuiltinWorker
-from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
+from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
 from .openai import OpenAIHandler
 from .scripted import ScriptedHandler
 from .vllm import VLLMHandler
@@ -31,6 +31,7 @@ __all__ = [
     "HandlerError",
     "Message",
     "ModelHandler",
+    "NoAccess",
     "OpenAIHandler",
     "Price",
     "Rejected",

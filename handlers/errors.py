@@ -4,7 +4,8 @@
 
     HandlerError
     ├── Unavailable       retry later (rate limit, 5xx, connection); may know ``retry_after``
-    ├── Rejected          do not retry (bad request, authentication, refused)
+    ├── Rejected          do not retry (bad request, refused)
+    │   └── NoAccess      nor anything else there: no key or a wrong one, no credit, no such model
     └── ContextTooLong    the caller may shorten the messages
 """
 
@@ -25,6 +26,10 @@ class Unavailable(HandlerError):
 
 class Rejected(HandlerError):
     """Not this request, however often it is sent."""
+
+
+class NoAccess(Rejected):
+    """Not this request nor any other to this model: the key, the account or the model's name is wrong."""
 
 
 class ContextTooLong(HandlerError):

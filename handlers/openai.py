@@ -29,7 +29,7 @@ from anyio import to_thread
 
 from .base import Completion, Message, ModelHandler, PerLoop, Price
 from .endpoints import Endpoints
-from .errors import HandlerError, Rejected, Unavailable
+from .errors import HandlerError, NoAccess, Rejected, Unavailable
 from .openai_http import bounded_client, http_library, load
 from .openai_replies import Answer, BrokenStream, translate, whole
 from .rates import RateLimit, Use, admit
@@ -277,7 +277,7 @@ class OpenAIHandler(ModelHandler):
         wanted = _is_at(url, "together.xyz", "openai.com") and "Authorization" not in self._extra_headers
         if self._api_key_env is None and not wanted:
             return "none"  # an endpoint of one's own mostly wants no key, but the SDK wants one to send
-        raise Rejected(f"no API key for {urlsplit(url).hostname}: set {' or '.join(names)}")
+        raise NoAccess(f"no API key for {urlsplit(url).hostname}: set {' or '.join(names)}")
 
 
 class _Shared:

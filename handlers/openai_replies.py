@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from .base import Completion, FinishReason, Usage
-from .errors import ContextTooLong, HandlerError, Rejected, Unavailable
+from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAIError
@@ -27,6 +27,10 @@ _MAX_MESSAGE = 2000
 _TOO_LONG_CODE = "context_length_exceeded"  # OpenAI, and those that copy its codes
 _TOO_LONG_TYPE = "exceed_context_size_error"  # llama.cpp's server
 _TOO_LONG_PARAMS = ("input_tokens", "input_text")  # vLLM's server: BadRequestError for one of these
+
+
+_NO_ACCESS = (401, 402, 404)
+"""No key or a wrong one, no credit, no such model. 403 is left out: some say it of a single text that they flag."""
 
 
 class BrokenStream(Unavailable):
@@ -168,8 +172,8 @@ def _translate(error: APIError, status: int, message: str, headers: Mapping[str,
         return ContextTooLong(message)
     if status == 400 and error.param in _TOO_LONG_PARAMS:
         return ContextTooLong(message)
-    if error.code == "insufficient_quota":
-        return Rejected(message)
+    if error.code == "insufficient_quota" or status in _NO_ACCESS:
+        return NoAccess(message)
     if status in (408, 409, 429) or status >= 500:
         return Unavailable(message, retry_after=retry_after(headers))
     return Rejected(message)

@@ -18,6 +18,7 @@ from supdist.handlers import (
     Completion,
     ContextTooLong,
     HandlerError,
+    NoAccess,
     Rejected,
     Unavailable,
     Usage,
@@ -235,9 +236,9 @@ def sdk_exceptions() -> list[type[openai.OpenAIError]]:
 
 STATUS: dict[type[openai.OpenAIError], tuple[int, type[HandlerError]]] = {
     openai.BadRequestError: (400, Rejected),
-    openai.AuthenticationError: (401, Rejected),
+    openai.AuthenticationError: (401, NoAccess),
     openai.PermissionDeniedError: (403, Rejected),
-    openai.NotFoundError: (404, Rejected),
+    openai.NotFoundError: (404, NoAccess),
     openai.ConflictError: (409, Unavailable),
     openai.UnprocessableEntityError: (422, Rejected),
     openai.RateLimitError: (429, Unavailable),
@@ -288,7 +289,7 @@ async def test_every_exception_of_the_sdk_is_translated(
         error = kind.__new__(kind, "why")  # as much of it as is read
     assert type(translate(error)) is expected
     if isinstance(error, openai.APIStatusError):
-        for name, ours in (("context_length_exceeded", ContextTooLong), ("insufficient_quota", Rejected)):
+        for name, ours in (("context_length_exceeded", ContextTooLong), ("insufficient_quota", NoAccess)):
             error.code = name
             assert type(translate(error)) is ours
 

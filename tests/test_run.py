@@ -472,3 +472,54 @@ async def test_keys_reach_neither_logs_nor_guest(tmp_path: Path, monkeypatch: py
     await answer(block(code), block("FINAL(1)"), log_dir=tmp_path)
     for file in tmp_path.iterdir():
         assert b"canary" not in file.read_bytes()
+
+
+async def test_without_a_worker_the_code_is_told_of_none_and_a_call_raises(tmp_path: Path) -> None:
+    code = "try:\n    worker('a')\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    supervisor = ScriptedHandler([block(code), block("print(budget())"), block("FINAL('alone')")])
+    result = await arun(
+        query="why?",
+        context="the document",
+        supervisor=supervisor,
+        worker=None,
+        sandbox=SMALL,
+        limits=RunLimits(max_worker_calls=5),
+        log_dir=tmp_path,
+    )
+    assert (result.answer, result.worker_usage, result.cost_usd) == ("alone", Usage(), 0)
+    system, outputs = supervisor.calls[0][0]["content"], [call[-1]["content"] for call in supervisor.calls]
+    assert "worker" not in system
+    assert "`FINAL(answer)`" in system
+    assert "WorkerError unavailable: this sandbox has no worker" in outputs[1]
+    assert "worker calls" not in outputs[1], "there are none left to tell of"
+    assert "'worker_calls': None" in outputs[2]
+    start = events(tmp_path, "supervisor")[0]
+    assert (start["supervisor_model"], start["worker_model"]) == ("scripted", None)
+    assert [event["event"] for event in events(tmp_path, "worker")] == ["run_start"]
+
+
+class Kept(ScriptedHandler):
+    """Its answers can be kept."""
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+
+async def test_what_another_run_paid_for_is_told_apart_from_what_this_one_did(tmp_path: Path) -> None:
+    async def ask() -> RunResult:
+        return await arun(
+            query="why?",
+            context="the document",
+            supervisor=Kept([block("FINAL(worker_batch(['a', 'b b']) + [worker('a')])")], model="big"),
+            worker=Kept(lambda messages: messages[-1]["content"].upper(), model="small"),
+            sandbox=SMALL,
+            cache=tmp_path / "answers.sqlite",
+            cache_sampled=True,
+        )
+
+    first, second = await ask(), await ask()
+    assert first.worker_usage == second.worker.earlier == Usage(3, 3, 2)
+    assert first.supervisor_usage == second.supervisor.earlier
+    assert first.worker.earlier == second.worker_usage == second.supervisor_usage == Usage()
+    assert (first.worker.cached, second.worker.cached) == (1, 3), "an answer counts as earlier once"
+    assert first.answer == second.answer

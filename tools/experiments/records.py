@@ -39,7 +39,11 @@ class Failure(BaseModel):
 
 
 class Tokens(BaseModel):
-    """What one role's calls took, over an example."""
+    """What one role's calls took, over an example.
+
+    An answer that was paid for before, by an attempt that was interrupted or for another example, counts as it did
+    then, once; so the numbers do not depend on interruptions and on what else was run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

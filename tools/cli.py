@@ -1,0 +1,16 @@
+"""The console script ``supdist-engine``: the engine's commands, and those of the tools.
+
+A command's module may import typer alone, and the rest within its body: ``--help`` loads them all.
+"""
+
+from __future__ import annotations
+
+from ..engine.cli import app, run_app
+from .experiments.cli import EXIT_CODES, bench
+
+app.command(epilog=EXIT_CODES)(bench)
+
+
+def main() -> None:
+    """The console script."""
+    run_app(app)
