@@ -1,8 +1,6 @@
-"""The results table of runs: ``python tools/analysis.py DIR…``, or ``python -m supdist.tools.analysis DIR…``.
+"""The results table of runs: ``python tools/analysis.py DIR…``, or ``python -m supdist.tools.analysis DIR…``."""
 
-Its import is absolute, because a file that is run by its path is in no package.
-"""
-
+# A file that is run by its path belongs to no package, so that relative imports fail.
 from supdist.tools.experiments.analyze_cli import main
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from .records import Record, Tokens
-from .runs import Run, read_runs
+from .runs import Run, read_runs, table_in
 from .stats import Agreement, Difference, Interval, agreement, bootstrap, mean, paired, wilson
+from .summary import total
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,6 @@ class Figures:
         kinds: the mean scores of the examples of a kind, by kind.
         cost_usd: dollars of supervisor and worker; None where a price is unknown.
         judge_cost_usd: those of the judge, which are no cost of the strategy.
-        cached: answers that came from the cache, and so are not in tokens and dollars.
         judged: the judge's verdicts beside F1.
         stop_reasons: how many runs of the engine ended for each.
     """
@@ -87,7 +87,6 @@ class Figures:
     judge: Tokens
     cost_usd: float | None
     judge_cost_usd: float | None
-    cached: int
     seconds: float
     stop_reasons: Mapping[str, int]
     judged: Agreement | None
@@ -147,14 +146,11 @@ def analyse(places: Sequence[Path]) -> Analysis:
 def figures_of(run: Run) -> Figures:
     """The figures of a run, as far as it has come."""
     records, config = run.records, run.config
-    tokens = [
-        _sum([getattr(record, role) for record in records]) for role in ("supervisor", "worker", "judge")
-    ]
-    supervisor, worker, judge = tokens
+    supervisor, worker, judge = (
+        total(getattr(record, role) for record in records) for role in ("supervisor", "worker", "judge")
+    )
     verdicts = [record.correct for record in records if record.correct is not None]
     seed = config.get("seed")
-    provenance = _table(config, "provenance")
-    sample = provenance.get("sample")
     return Figures(
         run=run.name,
         folder=str(run.folder),
@@ -164,8 +160,8 @@ def figures_of(run: Run) -> Figures:
         worker_model=_model(run, "worker"),
         judge_model=_model(run, "judge"),
         seed=seed if isinstance(seed, int) else None,
-        data_hash=_text(provenance, "data_hash"),
-        planned=len(cast("list[object]", sample)) if isinstance(sample, list) else None,
+        data_hash=_text(run.provenance, "data_hash"),
+        planned=run.planned,
         examples=len(records),
         failed=sum(record.error is not None for record in records),
         accuracy=Share(sum(verdicts), len(verdicts), wilson(sum(verdicts), len(verdicts)))
@@ -179,9 +175,8 @@ def figures_of(run: Run) -> Figures:
         supervisor=supervisor,
         worker=worker,
         judge=judge,
-        cost_usd=_add([supervisor.cost_usd, worker.cost_usd]),
+        cost_usd=total((supervisor, worker)).cost_usd,
         judge_cost_usd=judge.cost_usd,
-        cached=supervisor.cached + worker.cached,
         seconds=sum(record.seconds for record in records),
         stop_reasons=dict(
             Counter(record.stop_reason for record in records if record.stop_reason).most_common()
@@ -200,8 +195,6 @@ def _remarks(run: Run, figures: Figures) -> Iterator[str]:
             f"{record.error.stage}: {record.error.type}" for record in run.records if record.error
         )
         yield f"{figures.failed} failed, and are in no score ({', '.join(_counted(errors))})"
-    if figures.cached:
-        yield f"{figures.cached} answers came from the cache: its tokens and dollars are those of the others alone"
 
 
 def _counted(things: Counter[str]) -> list[str]:
@@ -265,37 +258,16 @@ def _kinds(records: Sequence[Record]) -> dict[str, float]:
     return {kind: mean(scores[kind]) for kind in sorted(scores)}
 
 
-def _sum(tokens: Sequence[Tokens]) -> Tokens:
-    return Tokens(
-        calls=sum(each.calls for each in tokens),
-        input=sum(each.input for each in tokens),
-        output=sum(each.output for each in tokens),
-        cached=sum(each.cached for each in tokens),
-        cost_usd=_add([each.cost_usd for each in tokens]),
-    )
-
-
-def _add(costs: Sequence[float | None]) -> float | None:
-    """A sum of which a part is unknown is unknown."""
-    known = [cost for cost in costs if cost is not None]
-    return sum(known) if len(known) == len(costs) else None
-
-
 def _model(run: Run, role: str) -> str:
     """From the records; from the settings where no example has ended."""
     recorded = _common([getattr(record, f"{role}_model") for record in run.records])
-    spec = _table(run.config, role)
+    spec = table_in(run.config, role)
     return recorded or ("" if run.records else _text(spec, "model") or _text(spec, "handler"))
 
 
 def _common(values: Sequence[str]) -> str:
     """Mostly there is one."""
     return " + ".join(value for value in dict.fromkeys(values) if value)
-
-
-def _table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value: object = config.get(key)
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,12 +14,11 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """The program of its own."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    from ...engine.cli import run_app
+
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(analyze)
-    app()
+    run_app(app)
 
 
 def analyze(
@@ -44,26 +42,41 @@ def analyze(
 ) -> None:
     """Compare runs, finished or not: a table of their figures, and one of their differences over the same examples."""
     from .analysis import analyse
-    from .layout import one_line
 
     if sum((as_csv, as_json, as_markdown)) > 1:
         raise typer.BadParameter("--csv, --json and --markdown exclude each other")
     found = analyse(runs)
-    for note in found.notes:
-        print(one_line(note), file=sys.stderr)
-    if not found.runs:
-        raise typer.BadParameter("there is no run; a run's folder holds config.json and results.jsonl")
-    if as_json:
-        print(_json(found))
-    elif as_csv:
-        print(_csv(found, pairs=pairs), end="")
+    if as_json or as_csv:
+        _tell(found)
+        print(_json(found) if as_json else _csv(found, pairs=pairs).rstrip("\n"))
     else:
-        print("\n\n".join(tables(found, short=short, pairs=pairs, markdown=as_markdown)))
+        show(found, short=short, pairs=pairs, markdown=as_markdown)
     if plots is not None:
         _plot(found, plots)
 
 
-def tables(found: Analysis, *, short: bool = False, pairs: bool = False, markdown: bool = False) -> list[str]:
+def show(found: Analysis, *, short: bool = False, pairs: bool = False, markdown: bool = False) -> None:
+    """Print the tables, and on stderr what there is to say besides.
+
+    Raises:
+        typer.BadParameter: there is no run.
+    """
+    _tell(found)
+    print("\n\n".join(_tables(found, short=short, pairs=pairs, markdown=markdown)))
+
+
+def _tell(found: Analysis) -> None:
+    from .layout import one_line
+
+    for note in found.notes:
+        print(one_line(note), file=sys.stderr)
+    if not found.runs:
+        raise typer.BadParameter("there is no run; a run's folder holds config.json and results.jsonl")
+
+
+def _tables(
+    found: Analysis, *, short: bool = False, pairs: bool = False, markdown: bool = False
+) -> list[str]:
     """The tables that are wanted, as wide as the terminal where stdout is one."""
     import shutil
 

@@ -33,6 +33,23 @@ class Run:
     begun: int
     notes: Sequence[str] = ()
 
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the settings say of versions, data and sample."""
+        return table_in(self.config, "provenance")
+
+    @property
+    def planned(self) -> int | None:
+        """Examples in its sample; None where that is not known."""
+        sample: object = self.provenance.get("sample")
+        return len(cast("list[object]", sample)) if isinstance(sample, list) else None
+
+
+def table_in(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A table among settings that nobody has checked; empty where there is none."""
+    value: object = config.get(key)
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
 
 def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """The runs in folders, each a run or above runs, and what there is to say of places that are neither."""
