@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 from .sandbox import CellResult, Outcome
 
+_WORTH_TELLING = 10.0
+"""Seconds of its own that a block's time is told from: quicker ones, run again with the same answers of the worker, give
+the same text, so that what the supervisor said to it is found in the cache.
+"""
+
 
 def shorten(text: str, limit: int) -> str:
     """At most about ``limit`` characters: the head, the tail, and how much lies between."""
@@ -55,16 +60,21 @@ def _output(result: CellResult) -> str:
     return "\n".join(filter(None, parts))
 
 
+def _seconds(result: CellResult) -> str:
+    own = result.elapsed - result.worker_wait
+    return f" ({own:.0f} s)" if own >= _WORTH_TELLING else ""
+
+
 def _verdict(result: CellResult) -> str:
-    seconds = f"{result.elapsed:.1f} s"
+    seconds = _seconds(result)
     match result.outcome:
         case Outcome.OK:
-            return f"ran ({seconds})."
+            return f"ran{seconds}."
         case Outcome.USER_ERROR:
-            return f"raised an exception ({seconds}); the variables that were set before it are kept."
+            return f"raised an exception{seconds}; the variables that were set before it are kept."
         case Outcome.TIMEOUT if not result.state_lost:
-            return f"was interrupted: it took too long ({seconds}); the variables are kept."
+            return f"was interrupted: it took too long{seconds}; the variables are kept."
         case Outcome.OUTPUT_LIMIT if not result.state_lost:
-            return f"was interrupted: it printed too much ({seconds}); the variables are kept."
+            return f"was interrupted: it printed too much{seconds}; the variables are kept."
         case _:
             return f"ended the interpreter ({result.outcome.value}: {result.detail})."

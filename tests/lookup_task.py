@@ -67,7 +67,7 @@ class Lookup(Task):
 def entry_point(folder: Path) -> Path:
     """A folder that, on the path, registers the task as an installed package does."""
     info = folder / "lookup_task-1.dist-info"
-    info.mkdir(parents=True)
+    info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lookup-task\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[supdist_engine.tasks]\nlookup = lookup_task:Lookup\n")
     return folder

@@ -77,3 +77,10 @@ def test_context_facts_tell_kind_and_size_and_not_the_text() -> None:
     assert context_facts(["x", 1]) == "a list of 2 items (int, str)."
     assert context_facts({"k" * 100: 1}).startswith("a dict of 1 keys: 'kkk")
     assert "secret" not in context_facts({"title": "secret", "body": "secret"})
+
+
+def test_the_time_of_a_block_is_told_where_it_is_long_and_its_own() -> None:
+    """What differs from one run to the next would part their conversations."""
+    assert show_results([result(elapsed=0.1)], 1, 100) == show_results([result(elapsed=9.0)], 1, 100)
+    assert show_results([result(elapsed=99.0, worker_wait=98.0)], 1, 100).startswith("The block ran.")
+    assert show_results([result(elapsed=12.4)], 1, 100).startswith("The block ran (12 s).")

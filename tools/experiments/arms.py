@@ -65,15 +65,12 @@ class Loop:
         )
 
 
-async def open_arm(
-    config: ExperimentConfig, cache: Path | None, store: ResponseCache | None, stack: AsyncExitStack
-) -> Loop | Direct:
+async def open_arm(config: ExperimentConfig, cache: Path | None, stack: AsyncExitStack) -> Loop | Direct:
     """What answers the examples. Models and, for the loop, the sandboxes' zygote stay open as long as the stack.
 
     Args:
         config: with its models filled in.
-        cache: the file of answers; None keeps them for a run of the loop alone.
-        store: the same, open.
+        cache: the file of answers; None keeps none.
         stack: what to close in the end.
 
     Raises:
@@ -84,12 +81,18 @@ async def open_arm(
     if config.arm == "direct":
         handler = await _entered(_direct_model(config), stack)
         window = await _window(config, handler)
+        store = await open_cache(cache, stack)
         return Direct(handler, window, config.limits, store, config.cache_sampled)
     prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
     supervisor = await _entered(build(config.supervisor, "supervisor", config), stack)
     worker = config.worker and await _entered(build(config.worker, "worker", config), stack)
     await stack.enter_async_context(Engine(config.sandbox))
     return Loop(config, supervisor, worker, cache or "off", prompts)
+
+
+async def open_cache(path: Path | None, stack: AsyncExitStack) -> ResponseCache | None:
+    """The answers of a file."""
+    return None if path is None else await stack.enter_async_context(ResponseCache(path))
 
 
 async def open_judge(config: ExperimentConfig, stack: AsyncExitStack) -> ModelHandler | None:

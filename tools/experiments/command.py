@@ -25,12 +25,14 @@ from ...tasks.base import TaskDataError
 from .config import ExperimentConfig, differences, judge_spec, read_config, resolve
 from .folder import Folder
 from .progress import as_data, progress, result_table
+from .records import CONFIG
 from .runner import run_experiment
 from .summary import Summary
 
 T = TypeVar("T")
 
 SOME_FAILED = 1
+_BUILTIN = "Arm builtin: it answers by word statistics and is not a language model."
 _ROLES: tuple[Role, ...] = ("supervisor", "worker")
 
 
@@ -73,7 +75,8 @@ def bench_with(
             config, folder, resume=place.resume is not None, retry_failed=retry_failed, quiet=as_json
         )
     except Stopped as stopped:
-        print(f"supdist-engine: interrupted; go on with --resume {folder}", file=sys.stderr)
+        left = f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was begun"
+        print(f"supdist-engine: interrupted; {left}", file=sys.stderr)
         return 128 + stopped.number
     except TaskDataError as error:
         raise TaskError(str(error)) from error
@@ -94,7 +97,7 @@ def run_shown(
     """
     with progress(quiet=quiet) as screen:
         if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
-            screen.note(NOTICE)
+            screen.note(NOTICE if config.arm != "builtin" else _BUILTIN)
         work = run_experiment(config, folder, resume=resume, retry_failed=retry_failed, observer=screen)
         return until_a_signal(work)
 

@@ -13,11 +13,10 @@ from typing import Any, Literal, Protocol
 
 from anyio import to_thread
 
-from ...engine.cache import ResponseCache
 from ...engine.errors import CacheError, LogError, SandboxUnavailable, TaskError
 from ...handlers import ModelHandler, NoAccess
 from ...tasks.base import Example, Score, Task, TaskDataError
-from .arms import open_arm, open_judge
+from .arms import open_arm, open_cache, open_judge
 from .calls import opened_judge
 from .config import ExperimentConfig
 from .direct import Run, as_text
@@ -86,11 +85,9 @@ class LocalExecutor:
 
     async def __aenter__(self) -> LocalExecutor:
         async with AsyncExitStack() as stack:
-            cache = self._cache
-            self._store = None if cache is None else await stack.enter_async_context(ResponseCache(cache))
-            self._arm = await open_arm(self._config, cache, self._store, stack)
-            wants_judge = self._task.wants_judge
-            self._judge = await open_judge(self._config, stack) if wants_judge else None
+            self._arm = await open_arm(self._config, self._cache, stack)
+            self._judge = await open_judge(self._config, stack) if self._task.wants_judge else None
+            self._store = await open_cache(self._cache, stack) if self._judge is not None else None
             self._stack = stack.pop_all()
         return self
 
