@@ -71,13 +71,9 @@ def bench_with(
     else:
         config, folder = _resumed(flags, file, place.out, place.resume), place.resume
     try:
-        with progress(quiet=as_json) as screen:
-            if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
-                screen.note(NOTICE if config.arm != "builtin" else _BUILTIN)
-            work = run_experiment(
-                config, folder, resume=place.resume is not None, retry_failed=retry_failed, observer=screen
-            )
-            summary = _until_a_signal(work)
+        summary = run_shown(
+            config, folder, resume=place.resume is not None, retry_failed=retry_failed, quiet=as_json
+        )
     except Stopped as stopped:
         left = f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was begun"
         print(f"supdist-engine: interrupted; {left}", file=sys.stderr)
@@ -89,6 +85,21 @@ def bench_with(
             folder.rmdir()  # where nothing was begun it is empty
     _print(summary, folder, as_json=as_json)
     return SOME_FAILED if summary.failed else 0
+
+
+def run_shown(
+    config: ExperimentConfig, folder: Path, *, resume: bool, retry_failed: bool, quiet: bool
+) -> Summary:
+    """``run_experiment`` to its end, with its progress on stderr.
+
+    Raises:
+        Stopped: by a signal; what ended is kept.
+    """
+    with progress(quiet=quiet) as screen:
+        if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
+            screen.note(NOTICE if config.arm != "builtin" else _BUILTIN)
+        work = run_experiment(config, folder, resume=resume, retry_failed=retry_failed, observer=screen)
+        return until_a_signal(work)
 
 
 def _settings(flags: Mapping[str, Any], base: ExperimentConfig | None) -> ExperimentConfig:
@@ -105,7 +116,7 @@ def _settings(flags: Mapping[str, Any], base: ExperimentConfig | None) -> Experi
         found["sandbox"]["backend"] = flags["backend"]
     for role in _ROLES:
         if (model := flags.get(f"{role}_model")) is not None:
-            found[role] = _model(role, model, getattr(settings, role)).model_dump(mode="json")
+            found[role] = named_model(role, model, getattr(settings, role)).model_dump(mode="json")
     if (model := flags.get("judge_model")) is not None:
         spec = judge_spec(model, os.environ)
         found["judge"] = spec if spec == "none" else spec.model_dump(mode="json")
@@ -123,8 +134,12 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _model(role: Role, model: str, before: ModelSpec | None) -> ModelSpec:
-    """A model by its name: where the settings name an endpoint, there, else at the environment's."""
+def named_model(role: Role, model: str, before: ModelSpec | None) -> ModelSpec:
+    """A model by its name: where the settings name an endpoint, there, else at the environment's.
+
+    Raises:
+        TaskError: the environment configures no endpoint.
+    """
     if model == "builtin":
         return BuiltinSpec(handler="builtin")
     if before is not None and hasattr(before, "model"):
@@ -169,7 +184,7 @@ def _new_folder(task: str) -> Path:
     raise AssertionError
 
 
-def _until_a_signal(work: Coroutine[Any, Any, T]) -> T:
+def until_a_signal(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end, or to Ctrl-C or SIGTERM: then what was begun is cancelled and closed first; a second one kills.
 
     Raises:

@@ -21,7 +21,7 @@ from .records import Arm
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-_FREE = frozenset({"concurrency", "executor", "ray_address"})
+FREE = frozenset({"concurrency", "executor", "ray_address"})
 """Settings that decide how fast it goes, and not what comes out."""
 
 _JUDGE = "Qwen/Qwen3-235B-A22B-Instruct-2507-tput"
@@ -184,7 +184,7 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
     return [
         f"{name}: {old[name]!r} before, {new[name]!r} now"
         for name in ExperimentConfig.model_fields
-        if name not in _FREE and old[name] != new[name]
+        if name not in FREE and old[name] != new[name]
     ]
 
 
