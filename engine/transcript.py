@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .sandbox import CellResult, Outcome
+
+_SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*\()\d+\.\d s\)", re.MULTILINE)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -30,6 +33,11 @@ def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) 
         skipped = blocks - len(results)
         parts.append(f"[{skipped} further block{'s' if skipped > 1 else ''} not executed]")
     return "\n\n".join(parts)
+
+
+def without_seconds(shown: str) -> str:
+    """The same outputs without the time that the blocks took, which is another one each time."""
+    return _SECONDS.sub(r"\1s)", shown)
 
 
 def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:

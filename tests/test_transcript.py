@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import CellResult, Outcome
 from supdist.engine.prompts import Prompts, context_facts, fill, nudge
 from supdist.engine.sandbox.config import ErrorInfo, Usage
-from supdist.engine.transcript import shorten, show_results
+from supdist.engine.transcript import shorten, show_results, without_seconds
 
 
 def result(**changes: Any) -> CellResult:
@@ -77,3 +78,13 @@ def test_context_facts_tell_kind_and_size_and_not_the_text() -> None:
     assert context_facts(["x", 1]) == "a list of 2 items (int, str)."
     assert context_facts({"k" * 100: 1}).startswith("a dict of 1 keys: 'kkk")
     assert "secret" not in context_facts({"title": "secret", "body": "secret"})
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.USER_ERROR, Outcome.TIMEOUT])
+def test_the_time_that_blocks_took_can_be_left_out(outcome: Outcome) -> None:
+    def shown(seconds: float) -> str:
+        results = [result(elapsed=seconds, outcome=outcome, stdout="took (1.5 s)"), result(elapsed=seconds)]
+        return without_seconds(show_results(results, 2, 1000))
+
+    assert shown(0.1) == shown(123.4)
+    assert "took (1.5 s)" in shown(0.1)
