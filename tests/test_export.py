@@ -405,7 +405,7 @@ async def test_a_place_that_cannot_be_written_is_said(experiment: Experiment) ->
     await experiment.run("a", [LOOK, ANSWER])
     blocked = experiment.folder / "results.jsonl"
     out = blocked / "out"  # below a file
-    with pytest.raises(TaskError, match="cannot write"):
+    with pytest.raises(TaskError, match=r"results\.jsonl"):
         export([experiment.folder], out, sft())
     assert {each.name for each in experiment.folder.iterdir()} == {"examples", "results.jsonl"}
 

@@ -165,6 +165,30 @@ async def test_a_line_that_was_tampered_with_differs(
     change(experiment.folder.parent / "out" / "train.jsonl", tamper)
     (report,) = await replayed(experiment)
     assert report.count("different") == 1
+    assert report.is_changed
+
+
+async def test_lines_may_be_shuffled_or_be_gone_but_not_shortened(experiment: Experiment) -> None:
+    for number in range(3):
+        await experiment.run(f"{number}", [block(f"print({number})"), block("FINAL(1)")], query=f"{number}")
+    await replayed(experiment)
+    path = experiment.folder.parent / "out" / "train.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True)[1:])))
+    for report in await replayed(experiment):
+        assert [turn.verdict for turn in report.turns] == ["equal", "equal"]
+        assert not report.is_changed
+    change(path, lambda line: line["messages"].pop())
+    assert [report.is_changed for report in await replayed(experiment)] == [True, False]
+
+
+async def test_no_log_says_how_tight_the_walls_are(experiment: Experiment) -> None:
+    await experiment.run("a", [block("FINAL(1)")])
+    log = experiment.logs("a") / "supervisor.jsonl"
+    change(log, lambda event: event["sandbox"].update(isolation="none at all"))
+    assert await verdicts(experiment) == ["equal"]
+    change(log, lambda event: event["sandbox"].update(timeout="none at all"))
+    (report,) = await replayed(experiment)
+    assert "timeout" in report.skipped
 
 
 async def test_logs_that_were_tampered_with_differ(experiment: Experiment) -> None:

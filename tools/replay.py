@@ -2,7 +2,7 @@
 
     python -m supdist.tools.replay distillation
 
-Exit codes: 0 all that was replayed is equal, 1 something differs, 2 wrong argument, or nothing could be replayed, 4 no
+Exit codes: 0 all that was replayed is equal, 1 something differs, or a line is not as it was exported, 2 wrong argument, or nothing could be replayed, 4 no
 sandbox to be had.
 """
 
@@ -14,6 +14,7 @@ import difflib
 import itertools
 import sys
 from pathlib import Path
+from typing import Literal
 
 from ..engine.errors import SandboxError, TaskError
 from ..engine.terminal import printable
@@ -32,9 +33,13 @@ def main() -> None:
     )
     parser.add_argument("path", type=Path, help="the folder of an sft export, or its train.jsonl")
     parser.add_argument("-n", type=int, help="so many lines of each file at most")
+    parser.add_argument(
+        "--best-effort", action="store_true", help="in sandboxes without a filter of system calls, too"
+    )
     options = parser.parse_args()
+    isolation = "best_effort" if options.best_effort else "strict"
     try:
-        sys.exit(asyncio.run(_replay(options.path, options.n)))
+        sys.exit(asyncio.run(_replay(options.path, options.n, isolation)))
     except TaskError as error:
         _fail(USAGE, error)
     except SandboxError as error:
@@ -46,9 +51,9 @@ def _fail(code: int, error: Exception) -> None:
     sys.exit(code)
 
 
-async def _replay(path: Path, most: int | None) -> int:
+async def _replay(path: Path, most: int | None, isolation: Literal["strict", "best_effort"]) -> int:
     reports: list[LineReport] = []
-    async for report in replay(path, most):
+    async for report in replay(path, most, isolation):
         reports.append(report)
         _show(report)
     verdicts = ("equal", "different", "unknown")
@@ -58,13 +63,15 @@ async def _replay(path: Path, most: int | None) -> int:
         f"{len(reports) - skipped} lines replayed, {skipped} not; turns: "
         + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     )
-    if counts["different"]:
+    if counts["different"] or any(report.is_changed for report in reports):
         return DIFFERENT
     return EQUAL if counts["equal"] else USAGE
 
 
 def _show(report: LineReport) -> None:
     place = f"{report.file}:{report.line}"
+    if report.is_changed:
+        print(f"{place}: this line is not as it was exported")
     if report.skipped:
         print(f"{place}: not replayed: {printable(report.skipped)}", flush=True)
         return

@@ -30,7 +30,7 @@ from typing import Any, Literal, TextIO
 from ...engine.errors import TaskError
 from .card import CARD, README, Card, SplitFacts, facts_of
 from .conversations import NoConversation
-from .lines import REPEATED, Line, pairs, run_lines, turn_lines, worker_lines
+from .lines import REPEATED, Line, as_text, pairs, run_lines, sha256_of, turn_lines, worker_lines
 from .selection import Filters, Run, Selection, select
 from .split import SIDES, Side, documents, split
 
@@ -78,13 +78,13 @@ def export(folders: Iterable[Path], out: Path, wanted: Wanted, *, force: bool = 
         force: whether an export that is there is replaced.
 
     Raises:
-        TaskError: a folder holds no experiment, there is something at ``out``, or it cannot be written.
+        TaskError: a folder holds no experiment, there is something at ``out``, or a file cannot be read or written.
     """
     try:
         with appearing(out, force=force) as folder:
             return _write(select(folders, wanted.filters), folder, out, wanted)
     except OSError as error:
-        raise TaskError(f"cannot write {out}: {error.strerror or error}") from error
+        raise TaskError(f"{error.filename or out}: {error.strerror or error}") from error
 
 
 def _write(selection: Selection, folder: Path, out: Path, wanted: Wanted) -> Card:
@@ -128,12 +128,11 @@ def _deal(spool: Path, places: Sequence[tuple[Side, str]], folder: Path) -> dict
                 files[side] = stack.enter_context(open(folder / f"{side}.jsonl", "w", encoding="ascii"))
                 hashes[side] = hashlib.sha256()
             content, source = json.loads(line)
-            # ASCII with escapes: what some readers take for the end of a line is none here.
-            text = json.dumps(content) + "\n"
+            text = as_text(content)
             files[side].write(text)
             hashes[side].update(text.encode())
             counts[side] += 1
-            place = {"split": side, "line": counts[side], "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            place = {"split": side, "line": counts[side], "sha256": sha256_of(content)}
             sources.write(json.dumps({**place, **source}) + "\n")
     of_side = Counter(side for side, _ in set(places))
     return {

@@ -12,9 +12,11 @@ where it comes from stands in ``sources.jsonl``.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +125,16 @@ def _pair(better: tuple[Run, Conversation], worse: tuple[Run, Conversation]) -> 
     source = {"chosen": _source(better[0]), "rejected": _source(worse[0])}
     document = [*better[0].document, *worse[0].document]
     return Line(content, source, document, digest([_timeless(chosen), _timeless(rejected)]))
+
+
+def as_text(content: Mapping[str, Sequence[Message]]) -> str:
+    """A line as it is written: ASCII with escapes, since some readers take more than a line feed for a line's end."""
+    return json.dumps(content) + "\n"
+
+
+def sha256_of(content: Mapping[str, Sequence[Message]]) -> str:
+    """The hash of a line's text, in hexadecimal."""
+    return hashlib.sha256(as_text(content).encode()).hexdigest()
 
 
 def _source(run: Run) -> dict[str, Any]:

@@ -10,6 +10,7 @@ What depends on chance or time (the order of a set of texts, an address, a clock
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from .conversations import (
     worker_answers,
 )
 from .export import SOURCES
+from .lines import sha256_of
 from .split import SIDES
 
 _NO_ANSWER = CallError("unavailable", "the log has no answer to this prompt")
@@ -69,12 +71,19 @@ class TurnReport:
 
 @dataclass(frozen=True, slots=True)
 class LineReport:
-    """A line that was replayed, or why it was not."""
+    """A line that was replayed, or why it was not.
+
+    Attributes:
+        turns: those that could be replayed.
+        skipped: why none was.
+        is_changed: whether the line is not as it was exported, be it but shorter.
+    """
 
     file: str
     line: int
     turns: tuple[TurnReport, ...] = ()
     skipped: str = ""
+    is_changed: bool = False
 
     def count(self, verdict: str) -> int:
         """How many turns have that verdict."""
@@ -85,28 +94,31 @@ class NoReplay(Exception):
     """This line cannot be replayed; the text says why."""
 
 
-async def replay(path: Path, most: int | None = None) -> AsyncIterator[LineReport]:
-    """Replay the conversations of an export, one after another.
+async def replay(
+    path: Path, most: int | None = None, isolation: Literal["strict", "best_effort"] = "strict"
+) -> AsyncIterator[LineReport]:
+    """Replay the conversations of an export, one after another. Its lines may have been shuffled, or thinned out.
 
     Args:
         path: its folder, or one of its files.
         most: so many lines of each file at most.
+        isolation: as in ``SandboxConfig``. All else of the sandbox is as in the log.
 
     Raises:
         TaskError: it is no export of whole conversations.
         SandboxUnavailable: there is no sandbox to be had here.
     """
     for file in _files(path):
-        sources = _sources(file)
-        for number, messages in enumerate(_lines(file), 1):
-            if most is not None and number > most:
-                break
+        sources = _Sources(file)
+        for number, messages in enumerate(itertools.islice(_lines(file), most), 1):
+            source, is_changed = sources.find(number, messages)
+            turns: list[TurnReport] = []
+            skipped = ""
             try:
-                turns = await _replay(messages, sources.get(number), file.parent)
+                turns = await _replay(messages, source, file.parent, isolation)
             except NoReplay as reason:
-                yield LineReport(file.name, number, skipped=str(reason))
-            else:
-                yield LineReport(file.name, number, tuple(turns))
+                skipped = str(reason)
+            yield LineReport(file.name, number, tuple(turns), skipped, is_changed)
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -114,6 +126,7 @@ class _Source(msgspec.Struct, frozen=True):
 
     split: str
     line: int
+    sha256: str
     run: str
     run_id: str
     left_out: list[int]
@@ -131,18 +144,27 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _sources(file: Path) -> dict[int, _Source]:
-    path = file.parent / SOURCES
-    if not path.is_file():
-        raise TaskError(f"{path} is missing: it tells in which logs the answers of the worker are")
-    try:
-        with open(path, encoding="utf-8") as lines:
-            rows = [msgspec.json.decode(line, type=_Source) for line in lines]
-    except ValueError:
-        raise TaskError(
-            f"{path} tells of no supervisor's conversations; only an export of them can be replayed"
-        ) from None
-    return {row.line: row for row in rows if row.split == file.stem}
+class _Sources:
+    """Where the lines of a file come from."""
+
+    def __init__(self, file: Path) -> None:
+        path = file.parent / SOURCES
+        if not path.is_file():
+            raise TaskError(f"{path} is missing: it tells in which logs the answers of the worker are")
+        try:
+            with open(path, encoding="utf-8") as lines:
+                rows = [msgspec.json.decode(line, type=_Source) for line in lines]
+        except ValueError:
+            raise TaskError(
+                f"{path} tells of no supervisor's conversations; only an export of them can be replayed"
+            ) from None
+        self._by_hash = {row.sha256: row for row in rows}
+        self._by_line = {row.line: row for row in rows if row.split == file.stem}
+
+    def find(self, number: int, messages: Sequence[Message]) -> tuple[_Source | None, bool]:
+        """The source of a line, by its content, else by its place; and whether its content has changed."""
+        found = self._by_hash.get(sha256_of({"messages": messages}))
+        return (found, False) if found else (self._by_line.get(number), True)
 
 
 def _lines(file: Path) -> Iterator[list[Message]]:
@@ -156,7 +178,9 @@ def _lines(file: Path) -> Iterator[list[Message]]:
                 ) from None
 
 
-async def _replay(messages: Sequence[Message], source: _Source | None, base: Path) -> list[TurnReport]:
+async def _replay(
+    messages: Sequence[Message], source: _Source | None, base: Path, isolation: str
+) -> list[TurnReport]:
     if source is None:
         raise NoReplay(f"{SOURCES} does not tell where it comes from")
     folder = base / source.run
@@ -173,7 +197,7 @@ async def _replay(messages: Sequence[Message], source: _Source | None, base: Pat
         raise NoReplay(f"its log: {error}") from error
     if told.start.tools:
         raise NoReplay(f"its code had tools that no log keeps: {', '.join(sorted(told.start.tools))}")
-    context, config = _context(folder, told), _config(told)
+    context, config = _context(folder, told), _config(told, isolation)
     talk = Talk()
     opened = open_sandbox(
         config,
@@ -203,9 +227,10 @@ def _own_tools(talk: Talk, budgets: deque[Any]) -> dict[str, Any]:
     return {"budget": budget, "history": history}
 
 
-def _config(told: Conversation) -> SandboxConfig:
+def _config(told: Conversation, isolation: str) -> SandboxConfig:
+    """The sandbox's settings of then; how tight its walls have to be is no log's to say."""
     try:
-        return SandboxConfig.model_validate(told.start.sandbox)
+        return SandboxConfig.model_validate({**told.start.sandbox, "isolation": isolation})
     except ValueError as error:
         raise NoReplay(f"the log's settings of the sandbox: {error}") from error
 
