@@ -423,8 +423,7 @@ class Broker:
         """Log why there is no answer, and tell the guest what kind of reason it is."""
         failure = _call_error(error)
         for each in (ask, *self._part(ask)):
-            why = {"error": failure.code, "message": f"{type(error).__name__}: {error}"}
-            self._deliver(each, failure, Numbers(), None, **why)
+            self._deliver(each, failure, Numbers(), None, message=f"{type(error).__name__}: {error}")
 
     def _deliver(
         self,
@@ -436,6 +435,8 @@ class Broker:
     ) -> None:
         """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
         if self._log.is_on:
+            if isinstance(result, CallError):
+                why |= {"error": result.code, "told": result.message}
             try:
                 self._log.worker(self.worker.handler.model, numbers, completion, **ask.facts(), **why)
             except LogError as error:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,8 +74,11 @@ class RunLogger:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for name in STREAMS:
-                    file = open(self._folder / f"{name}.jsonl", "a", encoding="ascii")
-                    self._files[name] = self._stack.enter_context(file)
+                    path = self._folder / f"{name}.jsonl"
+                    file = self._stack.enter_context(open(path, "a", encoding="ascii"))
+                    if _is_cut_off(path):
+                        file.write("\n")
+                    self._files[name] = file
             except OSError as error:
                 self._stack.close()
                 raise _log_error(self._folder, error) from error
@@ -129,7 +132,9 @@ class RunLogger:
     def worker(
         self, model: str, numbers: Numbers, completion: Completion | None = None, **facts: object
     ) -> None:
-        """A worker call that ended: with an answer, or with an ``error`` among the facts."""
+        """A worker call that ended: with an answer, or with an ``error`` among the facts, and with what was ``told``
+        of it to the code.
+        """
         answer = {} if completion is None else _answer(completion)
         self._write("worker", "worker", model=model, **facts, **answer, **_numbers(numbers))
 
@@ -153,9 +158,11 @@ class RunLogger:
             detail=result.detail,
         )
 
-    def left_out(self, numbers: Sequence[int]) -> None:
-        """Messages of the conversation that the supervisor is not sent any more; this log has them."""
-        self._write("supervisor", "left_out", messages=list(numbers))
+    def left_out(self, notes: Mapping[int, str]) -> None:
+        """Messages of the conversation, by their numbers, that the supervisor is not sent any more, and what it is
+        sent in their place; this log has them.
+        """
+        self._write("supervisor", "left_out", messages=list(notes), notes=list(notes.values()))
 
     def tool(self, use: ToolUse) -> None:
         """A call of a host tool that ended: with ``result``, or with ``error`` and a message."""
@@ -202,6 +209,15 @@ class RunLogger:
             part.unlink(missing_ok=True)
             raise _log_error(self._folder, error) from error
         return name
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether the last line has no end: its run was killed while it wrote. The next one begins a line of its own."""
+    with open(path, "rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _readable(encoded: EncodedContext, context: object) -> tuple[str, bytes]:

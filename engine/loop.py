@@ -32,6 +32,11 @@ _REASONS: dict[StopReason, str] = {
 }
 
 
+def is_last(result: CellResult) -> bool:
+    """Whether the blocks after this one are not run: it answered, or went wrong."""
+    return result.final is not None or result.outcome is not Outcome.OK
+
+
 class _TimeIsUp(Exception):
     """The run's seconds are used."""
 
@@ -129,7 +134,7 @@ class Research:
             self.log.repl(code, result)
             self.emit(BlockEnded(step, result))
             results.append(result)
-            if result.final is not None or result.outcome is not Outcome.OK:
+            if is_last(result):
                 break
         return results
 
@@ -233,7 +238,7 @@ class Research:
     def _leave_out(self, fits: Callable[[Sequence[Message]], bool]) -> bool:
         left_out = self.conversation.leave_out(fits, self.prompts.left_out)
         if left_out:
-            self.log.left_out(left_out)
+            self.log.left_out({number: self.conversation.sent[number]["content"] for number in left_out})
         return bool(left_out)
 
     def _hear(self, text: str) -> None:

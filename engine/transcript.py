@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .sandbox import CellResult, Outcome
@@ -10,6 +11,8 @@ _WORTH_TELLING = 10.0
 """Seconds of its own that a block's time is told from: quicker ones, run again with the same answers of the worker, give
 the same text, so that what the supervisor said to it is found in the cache.
 """
+
+_SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -35,6 +38,11 @@ def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) 
         skipped = blocks - len(results)
         parts.append(f"[{skipped} further block{'s' if skipped > 1 else ''} not executed]")
     return "\n\n".join(parts)
+
+
+def without_seconds(shown: str) -> str:
+    """The same outputs without the time that long blocks took, which is another one each time."""
+    return _SECONDS.sub(r"\1", shown)
 
 
 def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:

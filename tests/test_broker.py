@@ -377,7 +377,7 @@ async def test_code_and_supervisor_are_told_what_is_left() -> None:
     assert "Left of the budget: 6 worker calls." in seen[1]
 
 
-async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_history() -> None:
+async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_history(tmp_path: Path) -> None:
     sent: list[int] = []
 
     def play(messages: Sequence[Message]) -> str:
@@ -394,7 +394,12 @@ async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_histo
     supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]
     supervisor.max_tokens = 1000
     result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL,
-                        output_limit=4000)  # fmt: skip
+                        output_limit=4000, log_dir=tmp_path)  # fmt: skip
+    log = [json.loads(line) for line in (tmp_path / "supervisor.jsonl").read_text().splitlines()]
+    noted: list[tuple[int, str]] = [pair for event in log if event["event"] == "left_out"
+             for pair in zip(event["messages"], event["notes"], strict=True)]  # fmt: skip
+    assert noted
+    assert all(supervisor.calls[-1][number]["content"] == note for number, note in noted)
     count, length = json.loads(result.answer or "")
     assert count >= 1900
     assert length == 27

@@ -263,7 +263,20 @@ async def test_a_failing_worker_is_an_error_in_the_block_that_tells_no_host_secr
     assert "WorkerError: unavailable" in shown
     assert "secret" not in shown
     assert result.answer == "went on"
-    assert "RuntimeError: /host/secret" in events(tmp_path, "worker")[-1]["message"]
+    logged = events(tmp_path, "worker")[-1]
+    assert "RuntimeError: /host/secret" in logged["message"]
+    assert f"WorkerError: {logged['error']}: {logged['told']}" in shown
+
+
+async def test_a_log_that_a_kill_cut_off_is_gone_on_with_on_a_line_of_its_own(tmp_path: Path) -> None:
+    for name in ("supervisor", "worker"):
+        (tmp_path / f"{name}.jsonl").write_text('{"event": "run_st')
+    await answer(block("FINAL(worker('x'))"), log_dir=tmp_path)
+    for name in ("supervisor", "worker"):
+        cut, *lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert cut == '{"event": "run_st'
+        assert json.loads(lines[0])["event"] == "run_start"
+    assert (tmp_path / "repl.jsonl").read_text().startswith("{")
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "sync_batch", "async_batch"])

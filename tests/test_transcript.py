@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import CellResult, Outcome
 from supdist.engine.prompts import Prompts, context_facts, fill, nudge
 from supdist.engine.sandbox.config import ErrorInfo, Usage
-from supdist.engine.transcript import shorten, show_results
+from supdist.engine.transcript import shorten, show_results, without_seconds
 
 
 def result(**changes: Any) -> CellResult:
@@ -84,3 +85,13 @@ def test_the_time_of_a_block_is_told_where_it_is_long_and_its_own() -> None:
     assert show_results([result(elapsed=0.1)], 1, 100) == show_results([result(elapsed=9.0)], 1, 100)
     assert show_results([result(elapsed=99.0, worker_wait=98.0)], 1, 100).startswith("The block ran.")
     assert show_results([result(elapsed=12.4)], 1, 100).startswith("The block ran (12 s).")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.USER_ERROR, Outcome.TIMEOUT])
+def test_the_time_that_blocks_took_can_be_left_out(outcome: Outcome) -> None:
+    def shown(seconds: float) -> str:
+        results = [result(elapsed=seconds, outcome=outcome, stdout="took (1.5 s)"), result(elapsed=seconds)]
+        return without_seconds(show_results(results, 2, 1000))
+
+    assert shown(0.1) == shown(123.4)
+    assert "took (1.5 s)" in shown(0.1)

@@ -1,0 +1,88 @@
+"""Experiments of real runs with scripted models, in the folders that the tools read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from supdist.engine import RunResult, SandboxConfig, arun
+from supdist.handlers import HandlerError, ModelHandler, ScriptedHandler
+from supdist.tools.experiments.records import EXAMPLES, RECORDS, Failure, Record, Tokens
+from support import SMALL
+
+CONFIG = SandboxConfig.model_validate({**SMALL, "memory": "512MiB"})
+
+
+def shouting() -> ScriptedHandler:
+    return ScriptedHandler(lambda messages: messages[-1]["content"].upper(), model="shouting")
+
+
+class Experiment:
+    """A folder as ``bench`` writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True)
+        self._index = 0
+
+    def logs(self, example: str) -> Path:
+        return self.folder / EXAMPLES / example
+
+    async def run(
+        self,
+        example: str,
+        replies: Iterable[str | HandlerError] | ScriptedHandler,
+        *,
+        worker: ModelHandler | None = None,
+        score: float | None = 1.0,
+        document: str = "",
+        cost_usd: float | None = 0.0,
+        **options: Any,
+    ) -> RunResult:
+        """A real run, recorded."""
+        supervisor = replies if isinstance(replies, ScriptedHandler) else ScriptedHandler(replies)
+        options = {"query": "why?", "context": "the document", "sandbox": CONFIG, "cache": "off", **options}
+        result = await arun(
+            supervisor=supervisor, worker=worker or shouting(), log_dir=self.logs(example), **options
+        )
+        self.record(
+            example,
+            document=document,
+            score=score,
+            answer=result.answer,
+            steps=result.iterations,
+            stop_reason=result.stop_reason,
+            run_id=result.run_id,
+            supervisor=Tokens(cost_usd=cost_usd),
+            query=options["query"].encode("utf-8", "replace").decode(),
+        )
+        return result
+
+    def record(self, example: str, **facts: Any) -> None:
+        """A line of results.jsonl."""
+        score = facts.get("score")
+        fields: dict[str, Any] = {
+            "index": self._index, "example": example, "arm": "supervisor", "query": "why?", "references": [],
+            "answer": None, "score": None, "correct": None if score is None else score >= 0.5, "steps": 0,
+            "stop_reason": None, "context_chars": 0, "supervisor_model": "scripted", "worker_model": "shouting",
+            "seconds": 0.0, **facts,
+        }  # fmt: skip
+        self._index += 1
+        with open(self.folder / RECORDS, "a", encoding="utf-8") as file:
+            file.write(Record(**fields).model_dump_json() + "\n")
+
+    def failed(self, example: str) -> None:
+        """The record of an example whose run failed."""
+        self.record(example, error=Failure(stage="run", type="Rejected", message="no such model"))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The lines of a JSONL file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def both(folder: Path) -> list[Any]:
+    """The lines of both sides of an export."""
+    return [line for side in ("train", "validation") for line in read_lines(folder / f"{side}.jsonl")]

@@ -1,0 +1,29 @@
+"""Data sets for distillation, made of the logs of experiments: ``python -m supdist.tools.export --help``.
+
+Exit codes: 0 written, 2 wrong argument, no experiment, or a folder that is there already.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..engine.errors import TaskError
+from ..engine.terminal import printable
+from .experiments.export_cli import export
+
+
+def main() -> None:
+    """Run the command, and say a failure of ours in a line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(export)
+    try:
+        app()
+    except TaskError as error:
+        print(f"export: {printable(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
