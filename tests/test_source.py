@@ -38,6 +38,7 @@ def shows_a_value(source: str) -> bool:
 @example("print(\n  1,\n)")
 @example("if x:\n  1\nelse:\n  2")
 @example("x = 1\n\fx")
+@example("x = 1\nfrom __future__ import annotations")
 def test_a_block_is_cut_where_its_syntax_tree_says(source: str) -> None:
     try:
         compile(source, "cell", "exec", dont_inherit=True)

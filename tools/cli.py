@@ -6,9 +6,15 @@ A command's module may import typer alone, and the rest within its body: ``--hel
 from __future__ import annotations
 
 from ..engine.cli import app, run_app
+from .experiments.analyze_cli import analyze
 from .experiments.cli import EXIT_CODES, bench
+from .experiments.export_cli import export
+from .experiments.grid_cli import grid
 
 app.command(epilog=EXIT_CODES)(bench)
+app.command()(grid)
+app.command()(analyze)
+app.command()(export)
 
 
 def main() -> None:

@@ -33,7 +33,10 @@ _API = "1.41"
 """The first version that knows ``CgroupnsMode``: Docker 20.10."""
 _LEASE = "supdist.lease"
 _LEFT_SECONDS = 600.0
-_END_SECONDS = 1.0
+_END_SECONDS = 5.0
+"""Longer than a guest's init may stay after its last words (2 s): where its input is full of what it never read, it does
+not learn that the shim has hung up.
+"""
 _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
 _PODMAN = "Podman Engine"

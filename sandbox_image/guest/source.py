@@ -31,7 +31,7 @@ def split(source: str, name: str) -> tuple[list[CodeType], CodeType | None]:
         try:
             return [before], compile(tail, name, "eval", flags, dont_inherit=True)
         except SyntaxError:
-            if ";" not in tail:
+            if ";" not in tail and "__future__" not in tail:  # which may stand at the beginning alone
                 return [before, compile(tail, name, "exec", flags, dont_inherit=True)], None
     except Exception:  # noqa: S110 - cut in the wrong place, or wrong as a whole, which is told below
         pass
