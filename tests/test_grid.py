@@ -310,3 +310,9 @@ def test_the_reference_grid_is_two_by_two_and_passes_its_arguments_on(tmp_path: 
         names = [Path(line.split()[1]).name.split("_")[:2] for line in lines]
         assert names[0] == ["qwen3-235b-a22b-instruct-2507-tput", "meta-llama-3.1-8b-instruct-turbo"]
         assert names[3] == ["llama-3.3-70b-instruct-turbo", "qwen2.5-7b-instruct-turbo"]
+
+
+def test_the_example_of_the_readme_is_a_grid(tmp_path: Path) -> None:
+    readme = (REPOSITORY / "tools/README.md").read_text(encoding="utf-8")
+    _, _, text = readme.partition("```toml\n")
+    assert len(combinations(tmp_path, text.partition("```")[0])) == 8
