@@ -54,6 +54,7 @@ async def arun(
     limits: RunLimits | None = None,
     cache: str | os.PathLike[str] = "run",
     cache_sampled: bool = False,
+    cache_counts: bool = False,
     on_event: Callable[[Event], None] | None = None,
     prompts: Prompts | None = None,
     tools: Mapping[str, Tool] | None = None,
@@ -75,6 +76,8 @@ async def arun(
         cache: where finished answers are kept, so that none is paid for twice: ``run`` for this run, ``off``,
             or a file, which runs and processes may share.
         cache_sampled: whether answers that are drawn at random (temperature above 0) are kept, too.
+        cache_counts: whether an answer that another run paid for takes from the limits what it took there, so that
+            a run that was interrupted can be begun again as it was.
         on_event: called with each ``Event``, in the event loop; it must not block.
         prompts: other texts for the supervisor.
         tools: more functions for the supervisor's code, by their names: one that is given as it is goes into the
@@ -109,7 +112,8 @@ async def arun(
             for handler in (supervisor, worker):
                 if handler is not None:
                     await stack.enter_async_context(handler)
-            rules = CallRules(await _open_cache(stack, cache), cache_sampled, limits.call_seconds)
+            store = await _open_cache(stack, cache)
+            rules = CallRules(store, cache_sampled, limits.call_seconds, cache_counts)
             broker = Broker(supervisor, worker, log, emit, budget=Budget(limits), rules=rules)
             await stack.enter_async_context(broker)
             conversation = Conversation()

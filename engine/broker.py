@@ -60,11 +60,14 @@ class CallRules:
         cache_sampled: whether answers that were drawn at random are kept, too. Equal prompts of one batch then
             have an answer each.
         call_seconds: a worker call's deadline, from the moment it goes to its model.
+        cache_counts: whether an answer that another run paid for takes from the budget what it took there. A run
+            that was interrupted is then begun again as it was: its supervisor is told of the same budget.
     """
 
     cache: ResponseCache | None = None
     cache_sampled: bool = False
     call_seconds: float | None = None
+    cache_counts: bool = False
 
 
 class Model:
@@ -225,7 +228,8 @@ class Broker:
         key = self._key(model, messages)
         if key is not None and self._store is not None and (found := await self._store.find([key])):
             on_text(found[key].text)
-            return model.hit(found[key], earlier=self._is_first(key))
+            self._remember(messages, found[key])
+            return self._hit(model, key, found[key], worker_calls=0)
         reservation = await self._supervisors_share(messages, best_answer=best_answer)
         with reservation or nullcontext():
             started = time.monotonic()
@@ -234,21 +238,29 @@ class Broker:
             if reservation is not None:
                 reservation.settle(numbers.usage, numbers.cost_usd)
         self._queue.look_again()  # less may have been paid than was set aside
-        answer: Message = {"role": "assistant", "content": completion.text}
-        if completion.usage.input_tokens:  # some endpoints do not say
-            spoken = completion.usage.input_tokens + completion.usage.output_tokens
-            self._conversation = ([*messages, answer], spoken)
+        self._remember(messages, completion)
         if key is not None and self._store is not None:
             self._own.add(key)
             self._store.keep(key, completion)
             await self._store.flushed()
         return completion, numbers
 
-    def _is_first(self, key: bytes) -> bool:
-        """Whether this run had nothing of that key so far."""
-        is_first = key not in self._own
+    def _remember(self, messages: Sequence[Message], completion: Completion) -> None:
+        """How many tokens the conversation is so far."""
+        if completion.usage.input_tokens:  # some endpoints do not say
+            answer: Message = {"role": "assistant", "content": completion.text}
+            spoken = completion.usage.input_tokens + completion.usage.output_tokens
+            self._conversation = ([*messages, answer], spoken)
+
+    def _hit(
+        self, model: Model, key: bytes, completion: Completion, *, worker_calls: int
+    ) -> tuple[Completion, Numbers]:
+        """Count an answer from the cache: the first of its key, if this run did not pay for it, as another's."""
+        earlier = key not in self._own
         self._own.add(key)
-        return is_first
+        if earlier and self._rules.cache_counts:
+            self.budget.charge(self._cost(model, completion.usage, worker_calls=worker_calls))
+        return model.hit(completion, earlier=earlier)
 
     def supervisor_has_room(self, messages: Sequence[Message]) -> bool:
         """Whether a turn with these messages stays clear of the end of the supervisor's window, as far as is known."""
@@ -341,8 +353,7 @@ class Broker:
             if ask.key is None:
                 rest.append(ask)
             elif ask.key in found:
-                earlier = self._is_first(ask.key)
-                completion, numbers = self.worker.hit(found[ask.key], earlier=earlier)
+                completion, numbers = self._hit(self.worker, ask.key, found[ask.key], worker_calls=1)
                 self._deliver(ask, completion.text, numbers, completion)
             elif ask.key in self._shared:
                 self._shared[ask.key].joined[ask] = None

@@ -173,6 +173,10 @@ class Budget:
         except TimeoutError:
             raise BudgetExceeded("max_seconds", for_good=True) from None
 
+    def charge(self, cost: Cost) -> None:
+        """Take what was paid for elsewhere, whether it fits or not."""
+        self._end(cost)
+
     def limits(self, *names: Limit) -> bool:
         """Whether any of these is limited."""
         return any(name in self._limits for name in names)

@@ -523,3 +523,25 @@ async def test_what_another_run_paid_for_is_told_apart_from_what_this_one_did(tm
     assert first.worker.earlier == second.worker_usage == second.supervisor_usage == Usage()
     assert (first.worker.cached, second.worker.cached) == (1, 3), "an answer counts as earlier once"
     assert first.answer == second.answer
+
+
+async def test_a_run_that_is_begun_again_is_told_of_the_same_budget_and_pays_nothing(tmp_path: Path) -> None:
+    turns = [block(f"print(worker('x{turn}'), budget())") for turn in range(3)] + [block("FINAL(budget())")]
+
+    async def ask(cache_counts: bool) -> RunResult:
+        return await arun(
+            query="why?",
+            context="the document",
+            supervisor=Kept(turns, model="big"),
+            worker=Kept(lambda messages: messages[-1]["content"].upper(), model="small"),
+            sandbox=SMALL,
+            limits=RunLimits(max_tokens=100_000, max_worker_calls=10),
+            cache=tmp_path / "answers.sqlite",
+            cache_sampled=True,
+            cache_counts=cache_counts,
+        )
+
+    first, again = await ask(True), await ask(True)
+    assert again.answer == first.answer
+    assert again.supervisor_usage == again.worker_usage == Usage()
+    assert (await ask(False)).supervisor_usage.calls > 0, "what is free leaves more to tell of"

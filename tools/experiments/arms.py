@@ -53,6 +53,7 @@ class Loop:
             limits=limits,
             cache=self.cache,
             cache_sampled=self.config.cache_sampled,
+            cache_counts=True,
             prompts=self.prompts,
         )
         return Run(

@@ -63,7 +63,7 @@ async def one_model(
     cache_sampled: bool = True,
 ) -> AsyncGenerator[Broker]:
     """A broker whose supervisor is the model, and which has no worker."""
-    rules = CallRules(cache, cache_sampled)
+    rules = CallRules(cache, cache_sampled, cache_counts=True)
     async with Broker(handler, None, log, _ignore, budget=Budget(limits), rules=rules) as broker:
         yield broker
 
