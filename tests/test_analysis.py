@@ -103,7 +103,7 @@ def test_the_whole_table_begins_with_the_short_one(tmp_path: Path) -> None:
     two_runs(tmp_path)
     whole, pairs = command(tmp_path).stdout.rstrip("\n").split("\n\n")
     assert [line[: len(TABLE.splitlines()[0])] for line in whole.splitlines()[2:]] == TABLE.splitlines()[2:]
-    assert "20260211-163519 minus 20260211-170952" in pairs
+    assert "\n20260211-163519 | 20260211-170952 |" in pairs
 
 
 def test_named_runs_are_shown_once_and_in_their_order(tmp_path: Path) -> None:
@@ -167,10 +167,21 @@ def test_a_difference_is_over_the_shared_examples_alone(tmp_path: Path) -> None:
     found = analyse([tmp_path])
     (pair,) = found.pairs
     row = dict(zip(table(PAIRS, found.pairs).titles, table(PAIRS, found.pairs).rows[0], strict=True))
-    assert (row["Pair"], row["Shared"]) == ("a minus b", "7")
+    assert (row["Run"], row["Minus"], row["Shared"]) == ("a", "b", "7")
     assert (row["Accuracy"], row["Right Alone"], row["McNemar p"]) == ("+71%", "5 : 0", "0.062")
     assert pair.accuracy is not None
     assert pair.accuracy.interval.low > 0
+
+
+def test_values_that_are_all_equal_have_no_interval(tmp_path: Path) -> None:
+    """Resampling would give one of no width, out of a single example even."""
+    for name in "ab":
+        write_run(tmp_path / name, [record(0)])
+    found = analyse([tmp_path])
+    assert (cell(found, "Score"), cell(found, "Score 95%")) == ("1.000", "-")
+    assert cell(found, "Accuracy 95%") == "21% to 100%"
+    assert table(PAIRS, found.pairs).rows[0][3:5] == ["+0%", "-"]
+    assert run_fields(found.figures[0])["score_low"] is None
 
 
 @pytest.mark.parametrize(
@@ -373,14 +384,15 @@ words = st.text(st.characters(exclude_categories=["C", "Z", "Mn", "Me"]), min_si
         )
     ),
     st.none() | st.integers(1, 120),
+    st.integers(1, 2),
 )
 def test_columns_align_and_fit_whatever_is_in_them(
-    cells: tuple[list[str], list[list[str]], list[bool]], width: int | None
+    cells: tuple[list[str], list[list[str]], list[bool]], width: int | None, keys: int
 ) -> None:
     from rich.cells import cell_len
 
     titles, rows, left = cells
-    bands = as_text(Table(titles, left, rows), width).split("\n\n")
+    bands = as_text(Table(titles, left, rows, range(min(keys, len(titles)))), width).split("\n\n")
     for band in bands:
         lines = band.split("\n")
         rule = cell_len(lines[1])
@@ -391,7 +403,7 @@ def test_columns_align_and_fit_whatever_is_in_them(
 
 def test_a_narrow_terminal_gets_the_columns_below_each_other_with_the_run(tmp_path: Path) -> None:
     two_runs(tmp_path)
-    whole = table(RUNS, analyse([tmp_path]).figures, key="Run")
+    whole = table(RUNS, analyse([tmp_path]).figures, ["Run"])
     bands = as_text(whole, 80).split("\n\n")
     assert all(band.startswith("Run ") and band.count("20260211-170952") == 1 for band in bands)
     shown = [title.strip() for band in bands for title in band.splitlines()[0].split(" | ")[1:]]

@@ -89,9 +89,9 @@ def _tables(
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if short:
         return [form(table(SHORT, found.figures))]
-    printed = [] if pairs else [form(table(RUNS, found.figures, key="Run"))]
+    printed = [] if pairs else [form(table(RUNS, found.figures, ["Run"]))]
     if found.pairs:
-        printed.append(form(table(PAIRS, found.pairs)))
+        printed.append(form(table(PAIRS, found.pairs, ["Run", "Minus"])))
     elif pairs:
         printed.append("no two of the runs are over the same examples of a task")
     return printed

@@ -46,7 +46,8 @@ RUNS: tuple[Column[Figures], ...] = (
 )
 
 PAIRS: tuple[Column[Pair], ...] = (
-    Column("Pair", lambda pair: f"{pair.first} minus {pair.second}", left=True),
+    Column("Run", lambda pair: pair.first, left=True),
+    Column("Minus", lambda pair: pair.second, left=True),
     Column("Shared", lambda pair: f"{pair.shared:,}"),
     Column("Accuracy", lambda pair: _percent(pair.accuracy)),
     Column("95%", lambda pair: _interval(pair.accuracy, "+.0%")),
@@ -116,23 +117,30 @@ def counted(counts: Mapping[str, float]) -> str:
 
 
 def _estimate(name: str, figure: Share | Mean | None) -> dict[str, float | None]:
-    return {
-        name: figure and figure.value,
-        f"{name}_low": figure and figure.interval.low,
-        f"{name}_high": figure and figure.interval.high,
-    }
+    return {name: figure and figure.value, **_ends(name, figure)}
 
 
 def _difference(name: str, found: Difference | None) -> dict[str, float | None]:
     return {
         f"{name}_pairs": found.n if found else 0,
         f"{name}_difference": found and found.mean,
-        f"{name}_low": found and found.interval.low,
-        f"{name}_high": found and found.interval.high,
+        **_ends(name, found),
         f"{name}_more": found and found.more,
         f"{name}_less": found and found.less,
         f"{name}_p": found and found.p,
     }
+
+
+def _ends(name: str, figure: Share | Mean | Difference | None) -> dict[str, float | None]:
+    interval = _known(figure)
+    return {f"{name}_low": interval and interval.low, f"{name}_high": interval and interval.high}
+
+
+def _known(figure: Share | Mean | Difference | None) -> Interval | None:
+    """The interval, if there is one: values that are all equal tell resampling nothing of how far the mean may be off."""
+    if figure is None or figure.interval.low == figure.interval.high:
+        return None
+    return figure.interval
 
 
 def _share(share: Share | None) -> str:
@@ -148,10 +156,8 @@ def _number(value: float | None, form: str, unknown: str = _NOTHING) -> str:
 
 
 def _interval(figure: Share | Mean | Difference | None, form: str) -> str:
-    if figure is None:
-        return _NOTHING
-    interval: Interval = figure.interval
-    return f"{interval.low:{form}} to {interval.high:{form}}"
+    interval = _known(figure)
+    return f"{interval.low:{form}} to {interval.high:{form}}" if interval else _NOTHING
 
 
 def _percent(found: Difference | None) -> str:

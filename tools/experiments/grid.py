@@ -28,9 +28,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -39,7 +40,8 @@ from ...engine.errors import TaskError
 from ...engine.models import BuiltinSpec, ModelSpec, OpenAISpec, Role
 from ...engine.taskfile import checked
 from ...tasks.base import TaskDataError
-from .config import FREE, ExperimentConfig
+from ...tasks.registry import create
+from .config import FREE, ExperimentConfig, resolve
 from .runs import read_run
 
 _ROLES: tuple[Role, ...] = get_args(Role)
@@ -113,17 +115,12 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
     return list(found.values())
 
 
-def check(combinations: Sequence[Combination], by_name: ByName) -> list[ExperimentConfig]:
-    """Their settings with models and tasks that can be had; nothing is run, no data are read.
+def check(combinations: Iterable[Combination], by_name: ByName) -> list[ExperimentConfig]:
+    """Their settings, with models and tasks that can be had; nothing is run, no data are read.
 
     Raises:
         TaskError: one of them could not be run as things are.
     """
-    import os
-
-    from ...tasks.registry import create
-    from .config import resolve
-
     configs = [resolve(each.config(by_name), os.environ) for each in combinations]
     for config in configs:
         try:
@@ -135,42 +132,27 @@ def check(combinations: Sequence[Combination], by_name: ByName) -> list[Experime
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a combination went: ``finished`` before, ``ended`` now, or ``failed`` with an error.
-
-    ``failed_examples`` are those of an experiment that ended now.
-    """
+    """How a combination went: so many of its examples failed, or an ``error`` stopped it."""
 
     folder: Path
-    state: str
-    failed_examples: int = 0
+    failed: int = 0
     error: str = ""
 
 
 def run_grid(
-    combinations: Sequence[Combination],
-    configs: Sequence[ExperimentConfig],
-    run: Callable[[ExperimentConfig, Path], int],
-    *,
-    again: bool = False,
+    experiments: Iterable[tuple[ExperimentConfig, Path]], run: Callable[[ExperimentConfig, Path], int]
 ) -> Iterator[Outcome]:
-    """Run what is not finished, one after another; one that fails stops no other.
+    """Run experiments one after another; one that fails stops no other.
 
     Args:
-        combinations: what ``read_grid`` found.
-        configs: their settings, in the same order.
-        run: runs an experiment to its end in a folder, going on with what is there; how many examples failed.
-        again: whether finished ones are run, too, so that their failed examples are tried again.
+        experiments: settings and folder of each.
+        run: runs one to its end, going on with what is in the folder; how many examples failed.
     """
-    for each, config in zip(combinations, configs, strict=True):
-        if each.is_finished and not again:
-            yield Outcome(each.folder, "finished")
-            continue
+    for config, folder in experiments:
         try:
-            failed = run(config, each.folder)
-        except Exception as error:
-            yield Outcome(each.folder, "failed", error=f"{type(error).__name__}: {error}")
-        else:
-            yield Outcome(each.folder, "ended", failed)
+            yield Outcome(folder, run(config, folder))
+        except Exception as error:  # whatever befell one, the others are worth having
+            yield Outcome(folder, error=f"{type(error).__name__}: {error}")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -56,14 +56,27 @@ def grid(
     combinations = read_grid(file, out, **{name: value for name, value in flags.items() if value is not None})
     if dry_run:
         for each in combinations:
-            print(f"{'finished' if each.is_finished else _begun(each)} {each.folder}")
+            print(f"{_state(each):<8}  {each.folder}")
         return
-    configs = check(combinations, _by_name)
-    raise typer.Exit(_run(combinations, configs, retry_failed=retry_failed))
+    # What is finished needs no key any more.
+    waiting = [each for each in combinations if retry_failed or not each.is_finished]
+    configs = check(waiting, _by_name)
+    for each in combinations:
+        if each not in waiting:
+            _note(f"{each.folder}: finished before")
+    experiments = [(config, each.folder) for config, each in zip(configs, waiting, strict=True)]
+    folders = [each.folder for each in combinations]
+    raise typer.Exit(_run(experiments, folders, retry_failed=retry_failed))
 
 
-def _begun(combination: Combination) -> str:
-    return "begun   " if combination.folder.exists() else "new     "
+def _state(combination: Combination) -> str:
+    return "finished" if combination.is_finished else "begun" if combination.folder.exists() else "new"
+
+
+def _note(text: str) -> None:
+    from .layout import one_line
+
+    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def _by_name(role: Role, name: str) -> ModelSpec:
@@ -78,28 +91,31 @@ def _by_name(role: Role, name: str) -> ModelSpec:
 
 
 def _run(
-    combinations: Sequence[Combination], configs: Sequence[ExperimentConfig], *, retry_failed: bool
+    experiments: Sequence[tuple[ExperimentConfig, Path]], folders: Sequence[Path], *, retry_failed: bool
 ) -> int:
+    """Run them, and show what is in all folders then; the exit code."""
     from .command import Stopped, run_shown
     from .grid import run_grid
-    from .layout import one_line
 
     def run(config: ExperimentConfig, folder: Path) -> int:
-        print(f"== {one_line(str(folder))}", file=sys.stderr, flush=True)
+        _note(f"{folder}:")
         return run_shown(config, folder, resume=True, retry_failed=retry_failed, quiet=False).failed
 
-    failed = 0
+    failed: list[str] = []
     try:
-        for outcome in run_grid(combinations, configs, run, again=retry_failed):
-            failed += bool(outcome.error or outcome.failed_examples)
-            told = f"{outcome.folder}: {outcome.state}"
-            told += f", {outcome.failed_examples} examples failed" if outcome.failed_examples else ""
-            told += f": {outcome.error}" if outcome.error else ""
-            print(one_line(told), file=sys.stderr, flush=True)
+        for outcome in run_grid(experiments, run):
+            if outcome.error:
+                failed.append(f"{outcome.folder} failed: {outcome.error}")
+            elif outcome.failed:
+                failed.append(
+                    f"{outcome.folder}: {outcome.failed} examples failed; --retry-failed tries again"
+                )
     except Stopped as stopped:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        _note("interrupted; the same command goes on")
         return 128 + stopped.number
-    _show([each.folder for each in combinations if each.folder.exists()])
+    _show([folder for folder in folders if folder.exists()])
+    for each in failed:
+        _note(each)
     return SOME_FAILED if failed else 0
 
 
@@ -107,5 +123,6 @@ def _show(folders: Sequence[Path]) -> None:
     from .analysis import analyse
     from .analyze_cli import show
 
-    if folders:
-        show(analyse(folders))
+    found = analyse(folders)
+    if found.runs:
+        show(found)

@@ -28,22 +28,22 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells that can be printed; the column ``key`` names the row."""
+    """Cells that can be printed; the columns ``keys`` name the row."""
 
     titles: Sequence[str]
     left: Sequence[bool]
     rows: Sequence[Sequence[str]]
-    key: int = 0
+    keys: Sequence[int] = (0,)
 
 
-def table(columns: Sequence[Column[T]], rows: Sequence[T], key: str = "") -> Table:
+def table(columns: Sequence[Column[T]], rows: Sequence[T], keys: Sequence[str] = ()) -> Table:
     """The rows' cells, made harmless: no control character, no line end."""
     titles = [column.title for column in columns]
     return Table(
         titles,
         [column.left for column in columns],
         [[one_line(column.show(row)) for column in columns] for row in rows],
-        titles.index(key) if key else 0,
+        [titles.index(key) for key in keys] or (0,),
     )
 
 
@@ -53,17 +53,18 @@ def one_line(text: str) -> str:
 
 
 def as_text(what: Table, width: int | None = None) -> str:
-    """Aligned columns; where they do not fit into ``width``, several tables below each other, each with the key."""
+    """Aligned columns; where they do not fit into ``width``, several tables below each other, each with the keys."""
     from rich.cells import cell_len, set_cell_size
 
     columns = list(zip(what.titles, *what.rows, strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
     bands = [list(range(len(columns)))]
     if width is not None and sum(widths) + 3 * len(widths) - 3 > width:
-        most = (max(width, _NARROWEST) - 3) // 2
+        width = max(width, _NARROWEST)
+        most = (width - 3 * len(what.keys)) // (len(what.keys) + 1)
         columns = [[_clip(cell, most) for cell in column] for column in columns]
         widths = [min(each, most) for each in widths]
-        bands = _bands(widths, max(width, _NARROWEST), what.key)
+        bands = _bands(widths, width, what.keys)
 
     def cell(column: int, row: int) -> str:
         text, wide = columns[column][row], widths[column]
@@ -85,20 +86,23 @@ def as_text(what: Table, width: int | None = None) -> str:
 
 
 def _clip(cell: str, most: int) -> str:
+    """Without its middle, where it is too long: names often differ at the end."""
     from rich.cells import cell_len, set_cell_size
 
-    return cell if cell_len(cell) <= most else set_cell_size(cell, most - 1) + "…"
+    if cell_len(cell) <= most:
+        return cell
+    head = set_cell_size(cell, most // 2)
+    tail = cell[::-1]
+    return head + "…" + set_cell_size(tail, most - 1 - most // 2)[::-1]
 
 
-def _bands(widths: Sequence[int], width: int, key: int) -> list[list[int]]:
-    bands = [[key]]
-    room = width - widths[key]
-    for column in range(len(widths)):
-        if column == key:
-            continue
+def _bands(widths: Sequence[int], width: int, keys: Sequence[int]) -> list[list[int]]:
+    free = width - sum(widths[key] for key in keys) - 3 * (len(keys) - 1)
+    bands, room = [list(keys)], free
+    for column in (each for each in range(len(widths)) if each not in keys):
         if room < widths[column] + 3:
-            bands.append([key])
-            room = width - widths[key]
+            bands.append(list(keys))
+            room = free
         bands[-1].append(column)
         room -= widths[column] + 3
     return bands

@@ -25,7 +25,7 @@ from .stats import Interval, bootstrap, mean, wilson
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 _MARKERS = "osD^vP*X<>"
 _LONGEST = 44
-_ASIDE = 5.0
+_ASIDE, _ASIDE_ALL = 5.0, 40.0  # points, of one and of all
 _BINS = 5
 
 
@@ -195,6 +195,7 @@ def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
     axes.set_ylabel(worth.title)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.margins(x=0.08)
     _scale(axes, series)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -215,7 +216,7 @@ def _draw(axes: Any, series: Series, index: int, count: int) -> Any:
     xs, ys = [point.x for point in points], [point.y for point in points]
     across = [point.across for point in points if point.across]
     # Marks of one place in x stand beside each other, by points on paper, so that each bar is seen.
-    aside = 0.0 if across else _ASIDE * (index - (count - 1) / 2) / 72
+    aside = 0.0 if across else min(_ASIDE, _ASIDE_ALL / count) * (index - (count - 1) / 2) / 72
     drawn = axes.errorbar(
         xs,
         ys,
