@@ -88,7 +88,8 @@ async def open_arm(config: ExperimentConfig, cache: Path | None, stack: AsyncExi
     supervisor = await _entered(build(config.supervisor, "supervisor", config), stack)
     worker = config.worker and await _entered(build(config.worker, "worker", config), stack)
     await stack.enter_async_context(Engine(config.sandbox))
-    return Loop(config, supervisor, worker, cache or "off", prompts)
+    kept = "off" if config.cache == "off" else cache or "run"
+    return Loop(config, supervisor, worker, kept, prompts)
 
 
 async def open_cache(path: Path | None, stack: AsyncExitStack) -> ResponseCache | None:

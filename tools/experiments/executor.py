@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from anyio import to_thread
 
 from ...engine.errors import CacheError, LogError, SandboxUnavailable, TaskError
-from ...handlers import ModelHandler, NoAccess
+from ...handlers import NoAccess
 from ...tasks.base import Example, Score, Task, TaskDataError
 from .arms import open_arm, open_cache, open_judge
 from .calls import opened_judge
@@ -102,14 +102,14 @@ class LocalExecutor:
         if job.answered is not None:
             return await self._score(job.example, job.answered.model_copy(update={"error": None}))
         context = await to_thread.run_sync(self._task.context, job.example)
-        record = _unanswered(self._config, job, self._judge, context)
+        record = unanswered(self._config, job, context, judge=self._judge is not None)
         try:
             run = await self._arm.run(job.example.query, context, logs)
         except FATAL:
             raise
         except Exception as error:  # whatever it is, it is this example's alone
             seconds = time.monotonic() - started
-            failed = {**_spent(logs), "seconds": seconds, "error": _failure("run", error)}
+            failed = {**_spent(logs), "seconds": seconds, "error": failure("run", error)}
             return Ended(record.model_copy(update=failed))
         record = record.model_copy(update=_of_run(run, time.monotonic() - started))
         return await self._score(job.example, record)
@@ -123,14 +123,15 @@ class LocalExecutor:
             try:
                 score = _checked(await self._task.score(example, record.answer, judge))
             except Exception as error:  # of a judge, or of a task that somebody else wrote
-                failed = {"error": _failure("score", error), "judge": judge.tokens if judge else Tokens()}
+                failed = {"error": failure("score", error), "judge": judge.tokens if judge else Tokens()}
                 fatal = error if isinstance(error, FATAL) else None
                 return Ended(record.model_copy(update=failed), fatal)
             found = {"judge": judge.tokens if judge else Tokens(), **_of_score(score, record)}
             return Ended(record.model_copy(update=found))
 
 
-def _unanswered(config: ExperimentConfig, job: Job, judge: ModelHandler | None, context: object) -> Record:
+def unanswered(config: ExperimentConfig, job: Job, context: object, *, judge: bool) -> Record:
+    """An example's record before it is run; ``judge`` is whether one will be asked."""
     example = job.example
     supervisor, worker, judge_model = config.models
     return Record(
@@ -149,7 +150,7 @@ def _unanswered(config: ExperimentConfig, job: Job, judge: ModelHandler | None, 
         context_chars=len(as_text(context)),
         supervisor_model=supervisor,
         worker_model=worker,
-        judge_model=judge_model if judge is not None else "",
+        judge_model=judge_model if judge else "",
         seconds=0.0,
     )
 
@@ -188,7 +189,8 @@ def _checked(score: Score) -> Score:
     return score
 
 
-def _failure(stage: Literal["run", "score"], error: Exception) -> Failure:
+def failure(stage: Literal["run", "score"], error: Exception) -> Failure:
+    """An error, as it is recorded."""
     return Failure(stage=stage, type=type(error).__name__, message=clean(str(error)))
 
 

@@ -18,6 +18,7 @@ from ...tasks.registry import create
 from .config import ExperimentConfig, Manifest, differences, provenance, resolve
 from .executor import Executor, Job, LocalExecutor
 from .folder import Folder
+from .ray_executor import RayExecutor
 from .records import Record
 from .summary import Summary
 
@@ -128,10 +129,11 @@ def _left(sample: Sequence[Example], place: Folder, *, retry_failed: bool) -> li
 
 
 def _executor(config: ExperimentConfig, task: Task, place: Folder) -> Executor:
-    cache = (
-        None if config.cache == "off" else place.cache if config.cache == "experiment" else Path(config.cache)
-    )
-    return LocalExecutor(config, task, cache)
+    if config.executor == "ray":
+        return RayExecutor(config, task)
+    if config.cache == "experiment":
+        return LocalExecutor(config, task, place.cache)
+    return LocalExecutor(config, task, None if config.cache == "off" else Path(config.cache))
 
 
 def _sample(task: Task, config: ExperimentConfig) -> list[Example]:
