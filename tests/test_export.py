@@ -172,7 +172,7 @@ async def test_runs_that_failed_or_go_on_or_were_killed_are_counted_and_left_out
     lines, card = exported(experiment, sft())
     assert len(lines) == 1
     assert card.runs_left_out == {
-        "cut off": 1, "failed": 1, "no conversation": 1, "not ended": 1, "unreadable": 1,
+        "cut off": 1, "direct call": 1, "failed": 1, "not ended": 1, "unreadable": 1,
     }  # fmt: skip
 
 

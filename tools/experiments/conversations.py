@@ -19,7 +19,7 @@ from ...engine.log import Stream
 from ...engine.sandbox.config import CallCode
 from ...handlers import Message
 
-Unusable = Literal["no conversation", "failed", "cut off", "unreadable"]
+Unusable = Literal["no conversation", "direct call", "failed", "cut off", "unreadable"]
 
 
 class NoConversation(Exception):

@@ -148,6 +148,8 @@ def _look(run: Run, filters: Filters) -> Run:
     record = run.record
     if not _FOLDER.fullmatch(record.example):
         raise NoConversation("unreadable", run.experiment)
+    if record.arm == "direct":
+        raise NoConversation("direct call", run.folder)
     if record.error is not None and record.error.stage == "run":
         raise NoConversation("failed", run.folder)
     conversation = run.read()
