@@ -252,7 +252,10 @@ def _scale(axes: Any, series: Sequence[Series]) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_xlim(left=0, right=None if max(xs) > 0 else 1)
+        widest = max(xs) or 1.0
+        axes.set_xlim(
+            -0.03 * widest, 1.08 * widest
+        )  # marks at 0, of models that cost nothing, stand clear of the axis
     if max(xs) >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
