@@ -18,11 +18,10 @@ import pytest
 from broker_support import eventually
 from supdist.engine.service import RemoteHandler, make_client_keys, make_server_keys
 from supdist.tools.fake_openai import FakeOpenAI, Reply, Request, Text
-from support import heed_interrupts
+from support import KEYS, heed_interrupts
 
 pytestmark = pytest.mark.slow
 
-KEYS = ("TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL")
 TCP = "tcp://127.0.0.1:*"
 
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 from supdist.engine.terminal import printable
-from support import REPOSITORY, descendants, heed_interrupts
+from support import KEYS, REPOSITORY, descendants, heed_interrupts
 
 COMMAND = [sys.executable, "-m", "supdist.engine"]
 QUICKSTART = REPOSITORY / "tasks/examples/quickstart/task.json"
-KEYS = ("TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL")
 
 
 def supdist(

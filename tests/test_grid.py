@@ -17,9 +17,7 @@ from supdist.tools.experiments.command import Stopped
 from supdist.tools.experiments.config import ExperimentConfig
 from supdist.tools.experiments.grid import Combination, check, read_grid, run_grid
 from supdist.tools.experiments.records import RECORDS, read_records
-from support import REPOSITORY
-
-KEYS = ("TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL")
+from support import KEYS, REPOSITORY
 
 TWO_BY_TWO = """
 supervisor = ["maker/Large A", "maker/large-b"]

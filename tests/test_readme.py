@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -10,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import KEYS, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-SET_UP, RUN, BROKER = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+SET_UP, RUN, MEASURE, BROKER = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
 
 def test_ci_runs_the_two_commands_as_they_stand() -> None:
@@ -38,6 +39,23 @@ def test_every_other_command_works(command: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.slow
+def test_the_measured_table_is_what_comes_out(tmp_path: Path) -> None:
+    """Figure by figure: the texts, the sample and the builtin pair are the same on every machine."""
+    (table,) = re.findall(r"```\n(Supervisor .*?)```", README, re.DOTALL)
+    environment = {name: value for name, value in os.environ.items() if name not in KEYS}
+    shown: list[str] = []
+    for command in MEASURE.strip().splitlines():
+        arguments = shlex.split(command)[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "supdist.tools.cli", *arguments],
+            check=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment,
+        )  # fmt: skip
+        if arguments[0] == "analyze":
+            shown.append(done.stdout)
+    assert "\n".join(shown) == table
 
 
 @pytest.mark.slow

@@ -20,3 +20,7 @@ app.command()(export)
 def main() -> None:
     """The console script."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()
