@@ -1,7 +1,7 @@
 """The machine's floor: what it costs to wake another process and be woken by it, whatever the two have to say.
 
-An idle virtual processor sleeps, and its waking up is most of a short round trip. A worker call is two such round trips
-and an execution one, so that no engine in two processes gets below these figures.
+An idle virtual processor sleeps, and its waking up is most of a short round trip. A worker call is one over each, from the
+repl to the shim and from there to the engine, so that it cannot take less than both together.
 """
 
 from __future__ import annotations

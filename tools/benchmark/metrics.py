@@ -24,7 +24,7 @@ class Goal:
     variant: str
     bound: float
     peer: str = ""
-    than: str = ""
+    than: str | None = None
     at_least: bool = False
 
     def is_met(self, figure: float) -> bool:
@@ -59,13 +59,13 @@ METRICS = (
     Metric("open", "open to first output", "ms", 25, 3, (Goal("", 15), Goal("", 1.0, peer=BWRAP))),
     Metric("execute", "execute", "ms", 25, 3, (Goal("", 0.5), Goal("", 1 / 8, peer=IPYKERNEL))),
     Metric("worker", "worker call", "ms", 25, 3, (Goal("", 0.5), Goal("", 1.1, peer=RLM))),
-    Metric("batch", "worker_batch of", "ms", 15, 2, (Goal("200", 1.5), Goal("200", 0.25, peer=RLM))),
+    Metric("batch", "worker_batch of", "ms", 15, 1, (Goal("200", 1.5), Goal("200", 0.25, peer=RLM))),
     Metric(
         "context",
         "more at open, with a context of",
         "ms",
         9,
-        2,
+        1,
         (
             Goal("str, 10 MB", 17),
             Goal("str, 10 MB", 0.5, peer=RLM),
@@ -76,11 +76,11 @@ METRICS = (
         ),
     ),
     Metric("beside", "execute beside a context of", "ms", 25, 3, (Goal("100 MB", 1.1, than="0 MB"),)),
-    Metric("output", "execute that prints", "ms", 9, 2),
+    Metric("output", "execute that prints", "ms", 9, 1),
     Metric("cycle", "open, run, close", "/s", 9, 1, (Goal("as many at once as cores", 80, at_least=True),)),
     Metric("memory", "PSS of an idle session", "MiB", 5, 1, (Goal("", 10), Goal("", 0.2, peer=IPYKERNEL))),
     Metric("density", "sessions live in a GiB", "/GiB", 5, 1),
-    Metric("stop", "from the end of its time to the result", "ms", 9, 2, (Goal("killed", 50),)),
+    Metric("stop", "order or deadline to the result of a cell that is", "ms", 9, 2, (Goal("killed", 50),)),
     Metric(
         "live",
         "execute, of so many sandboxes at once",
@@ -89,10 +89,10 @@ METRICS = (
         1,
         (Goal(live(200, "one", "p95"), 2.0, than=live(1, "one", "p95")),),
     ),
-    Metric("cpu", "processor time", "µs", 9, 2),
+    Metric("cpu", "processor time of", "µs", 9, 2),
     Metric(
         "cli",
-        "start of a program",
+        "start to end of",
         "s",
         9,
         2,

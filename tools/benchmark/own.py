@@ -23,12 +23,7 @@ from .ours import CONFIG, Many, Ours, checked, execute_times, open_seconds, proc
 from .subjects import Figures, Scale, Trial, processor_ns, pss
 
 _FOREVER = "while True: pass"
-_DEAF = """\
-while True:
-    try:
-        while True: pass
-    except KeyboardInterrupt: pass
-"""
+_DEAF = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{_FOREVER}"
 _SECONDS = 0.1
 _CORES = os.cpu_count() or 1
 
@@ -126,7 +121,7 @@ def _mib_of_one(ours: Ours, count: int) -> float:
 def _stopping(ours: Ours, scale: Scale) -> Generator[Trial]:
     yield lambda: {
         "interrupted": ours.wait(_interrupt_seconds()) * 1e3,
-        "its time was up": ours.wait(_overtime(_FOREVER, 0.0)) * 1e3,
+        "timed out": ours.wait(_overtime(_FOREVER, 0.0)) * 1e3,
         "killed": ours.wait(_overtime(_DEAF, _SECONDS)) * 1e3,
     }
 
@@ -158,7 +153,8 @@ async def _overtime(code: str, grace: float) -> float:
         start = time.perf_counter()
         result = await sandbox.execute(code, timeout=_SECONDS)
         took = time.perf_counter() - start
-    checked(result, Outcome.TIMEOUT)
+    if checked(result, Outcome.TIMEOUT).state_lost != (grace > 0):
+        raise RuntimeError("a cell that hears of interrupts was killed, or one that does not was not")
     return took - _SECONDS - grace
 
 
@@ -208,7 +204,7 @@ def _processor_us(work: Callable[[], object], pids: dict[str, int], count: int, 
     before = {name: processor_ns(pid) for name, pid in processes.items()}
     work()
     return {
-        f"{what}, {name}": (processor_ns(pid) - before[name]) / count / 1e3 for name, pid in processes.items()
+        f"{what}: {name}": (processor_ns(pid) - before[name]) / count / 1e3 for name, pid in processes.items()
     }
 
 

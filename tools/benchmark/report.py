@@ -75,11 +75,11 @@ def _row(metric: Metric, series: Series, records: Records) -> Row:
     goal = goals[0] if goals else None
     own, middle = records[series], spread(records[series])
     compared: float | None = None
-    if is_ours and goal is not None and goal.than:
+    if is_ours and goal is not None and goal.than is not None:
         compared = ratio(own, records.get(series._replace(variant=goal.than), ()))
     elif not is_ours:
         compared = ratio(records.get(series._replace(subject=OURS), ()), own)
-    figure = compared if goal is not None and (goal.peer or goal.than) else middle.median
+    figure = compared if goal is not None and (goal.peer or goal.than is not None) else middle.median
     met = None if goal is None or figure is None else goal.is_met(figure)
     return Row(series, metric.unit, middle, compared, "" if goal is None else _words(goal, metric.unit), met)
 
@@ -88,7 +88,7 @@ def _words(goal: Goal, unit: str) -> str:
     sign = "≥" if goal.at_least else "≤"
     if goal.peer:
         return f"{sign} {goal.bound:g} of it"
-    if goal.than:
+    if goal.than is not None:
         return f"{sign} {goal.bound:g} of {goal.than!r}"
     return f"{sign} {goal.bound:g} {unit}"
 
