@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
 import socket
 import threading
 from collections import Counter
@@ -219,3 +220,32 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
         assert await tasks_of(direct, "x = 1") == 0
         assert await tasks_of(direct, "for _ in range(50): worker('x')") == 50
         assert await tasks_of(broker.answer, "for _ in range(50): worker('x')") == 100
+
+
+class Turns(selectors.DefaultSelector):
+    """Counts how often its event loop looks for work."""
+
+    turns = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.turns += 1
+        return super().select(timeout)
+
+
+def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:
+    """Each is a system call, and looks at everything that is due. Calls that come together share turns."""
+    selector, calls = Turns(), 200
+
+    async def turns() -> int:
+        async with (
+            Broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker,
+            open_sandbox(on_call=broker.answer) as sandbox,
+        ):
+            before = selector.turns
+            result = await sandbox.execute(f"for _ in range({calls}): worker('x')")
+            assert result.error is None
+            return selector.turns - before
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        took = runner.run(turns())
+    assert took <= 7 * calls
