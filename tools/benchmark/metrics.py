@@ -83,7 +83,7 @@ METRICS = (
     Metric("stop", "order or deadline to the result of a cell that is", "ms", 9, 2, (Goal("killed", 50),)),
     Metric(
         "live",
-        "execute, of so many sandboxes at once",
+        "execute, with sandboxes live:",
         "ms",
         5,
         1,

@@ -136,7 +136,7 @@ async def _interrupt_seconds() -> float:
 
     async with open_sandbox(CONFIG, on_call=answer) as sandbox:
         cell = asyncio.ensure_future(sandbox.execute(f"worker('begun')\n{_FOREVER}"))
-        await begun.wait()
+        await asyncio.wait_for(begun.wait(), CONFIG.start_timeout)
         await asyncio.sleep(_SECONDS)  # into its loop
         start = time.perf_counter()
         await sandbox.interrupt()

@@ -6,6 +6,7 @@ Their models, too, answer at once and in this process; nothing here uses a netwo
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,8 @@ class Bare(Program):
         with subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stderr is not None
+            if not select.select([process.stdout], [], [], _SECONDS)[0]:
+                process.kill()
             said = process.stdout.readline()
             took = time.perf_counter() - start
             if said != b"1\n":
