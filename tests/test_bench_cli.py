@@ -71,7 +71,7 @@ def test_every_way_to_it_has_the_same_flags(program: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--task", "nope"], "there is no task 'nope'; there are lookup"),
+        (["--task", "nope"], "there is no task 'nope'"),
         (["--task", "lookup", "-T", "sise=1"], "sise"),
         (["--task", "lookup", "-T", "size"], "KEY=VALUE"),
         (["--task", "lookup", "--arm", "no-worker"], "no-worker"),

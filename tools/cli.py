@@ -6,6 +6,7 @@ A command's module may import typer alone, and the rest within its body: ``--hel
 from __future__ import annotations
 
 from ..engine.cli import app, run_app
+from .benchmark.command import benchmark
 from .experiments.analyze_cli import analyze
 from .experiments.cli import EXIT_CODES, bench
 from .experiments.export_cli import export
@@ -15,6 +16,7 @@ app.command(epilog=EXIT_CODES)(bench)
 app.command()(grid)
 app.command()(analyze)
 app.command()(export)
+app.command()(benchmark)
 
 
 def main() -> None:

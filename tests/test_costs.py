@@ -1,0 +1,251 @@
+"""What things cost in counts that no machine changes: frames, messages, system calls, bytes, processes, tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import socket
+import threading
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+from supdist.engine import Engine, SandboxConfig, open_sandbox
+from supdist.engine.broker import Broker
+from supdist.engine.log import RunLogger
+from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.engine.sandbox.context import ContextMemory
+from supdist.engine.sandbox.zygote import Zygote
+from supdist.handlers import Completion, Message, ModelHandler, Price
+from supdist.sandbox_image import protocol
+from supdist.sandbox_image.guest.channel import Channel
+from supdist.sandbox_image.guest.primitives import Primitives
+from supdist.sandbox_image.jail.shim import Lane
+from support import Open, echo, of_running_guests
+
+START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, [], [])
+
+
+class Counting(socket.socket):
+    """A socket that counts what is asked of the kernel."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.asked: Counter[str] = Counter()
+
+    def sendall(self, *arguments: Any) -> None:
+        self.asked["send"] += 1
+        super().sendall(*arguments)
+
+    def send(self, *arguments: Any) -> int:
+        self.asked["send"] += 1
+        return super().send(*arguments)
+
+    def recv(self, *arguments: Any) -> bytes:
+        self.asked["receive"] += 1
+        return super().recv(*arguments)
+
+    def recvmsg(self, *arguments: Any) -> Any:
+        self.asked["receive"] += 1
+        return super().recvmsg(*arguments)
+
+
+@contextmanager
+def pair() -> Generator[tuple[Counting, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    with Counting(ours) as counting, theirs:
+        yield counting, theirs
+
+
+def answer_calls(sock: socket.socket, heard: list[protocol.Call]) -> None:
+    """A host that answers every call, until the guest hangs up."""
+    frames = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
+    while data := sock.recv(1 << 20):
+        for payload in frames.feed(data):
+            call = protocol.decode_from_guest(payload)
+            assert isinstance(call, protocol.Call)
+            heard.append(call)
+            reply = protocol.Reply(call.call, ["y"] * len(call.prompts))
+            sock.sendall(protocol.frame(protocol.encode(reply)))
+
+
+@pytest.mark.parametrize(("prompts", "frames"), [(1, 1), (200, 1), (256, 1), (257, 2), (10_000, 40)])
+def test_in_the_guest_a_call_is_a_frame_and_a_system_call_each_way(prompts: int, frames: int) -> None:
+    heard: list[protocol.Call] = []
+    with pair() as (main, _), pair() as (calls, host):
+        primitives = Primitives(Channel(main, calls), START, lambda: 1)
+        answering = threading.Thread(target=answer_calls, args=(host, heard))
+        answering.start()
+        assert primitives.worker_batch(["x"] * prompts) == ["y"] * prompts
+        calls.shutdown(socket.SHUT_WR)
+        answering.join(10)
+        assert len(heard) == frames
+        assert calls.asked["send"] == frames
+        assert calls.asked["receive"] <= frames
+        assert not main.asked
+
+
+def test_in_the_shim_a_frame_is_a_system_call() -> None:
+    with pair() as (ours, guest):
+        lane = Lane(ours, 1 << 20)
+        guest.sendall(protocol.frame(b"call"))
+        assert lane.receive() == [b"call"]
+        lane.send(b"reply")
+        assert ours.asked == {"send": 1, "receive": 1}
+        assert lane.waiting == 0
+
+
+async def talk(zygote: Zygote, code: str) -> Counter[str]:
+    """Run a cell in a sandbox of its own, every call answered; the messages from its shim since the cell's order."""
+    said: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
+    fd, kind = zygote.contexts.descriptor("")
+    session = zygote.spawn(said.put_nowait, SandboxConfig().limits(), fd)
+    os.close(fd)
+    heard: Counter[str] = Counter()
+    async with asyncio.timeout(30):
+        while not isinstance(message := await said.get(), protocol.CellEnd):
+            match message:
+                case protocol.Hello():
+                    zygote.send(session, START)
+                    zygote.send(session, protocol.Load(kind, "descriptor", b""))
+                case protocol.Ready():
+                    zygote.send(session, protocol.Execute(1, code, 30.0))
+                case protocol.Call():
+                    heard["call"] += 1
+                    zygote.send(session, protocol.Reply(message.call, ["y"] * len(message.prompts)))
+                case _:
+                    heard["more"] += 1
+        heard["end"] += 1
+        assert message.error is None
+        zygote.send(session, protocol.Kill())
+        while not isinstance(message, protocol.Exit):
+            message = await said.get()
+    return heard
+
+
+async def test_a_call_is_a_message_of_zeromq_each_way_and_a_cell_two() -> None:
+    zygote = Zygote()
+    await zygote.start()
+    try:
+        assert await talk(zygote, "1 + 1") == {"more": 1, "end": 1}, "the value that it shows, and its end"
+        assert await talk(zygote, "x = 1") == {"end": 1}
+        assert await talk(zygote, "for _ in range(10): worker('x')") == {"call": 10, "end": 1}
+        assert await talk(zygote, "worker_batch(['x'] * 200); None") == {"call": 1, "end": 1}
+    finally:
+        await zygote.close()
+
+
+def written() -> int:
+    """Bytes that this process has handed to write(2), to files of memory too (proc(5), io)."""
+    with open("/proc/self/io", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("wchar:"))
+
+
+def test_a_text_is_written_once_however_often_it_is_opened() -> None:
+    text, contexts = "x" * 4_000_000, ContextMemory()
+    before = written()
+    first, _ = contexts.descriptor(text)
+    once = written() - before
+    again, _ = contexts.descriptor(text)
+    twice = written() - before
+    try:
+        assert len(text) <= once < 1.1 * len(text)
+        assert twice - once < 1000
+        assert os.fstat(first).st_ino == os.fstat(again).st_ino, "the same memory, not a copy"
+    finally:
+        os.close(first)
+        os.close(again)
+        contexts.close()
+
+
+@pytest.mark.not_over("docker", "docker-runsc", reason="processes of the host's are counted")
+async def test_sandboxes_of_one_text_share_what_was_written_and_have_three_processes_each(
+    small: Open,
+) -> None:
+    text = "x" * 4_000_000
+    before = written()
+    async with small(context=text) as first, small(context=text) as second:
+        for sandbox in (first, second):
+            assert (await sandbox.execute("print(len(context))")).stdout == "4000000\n"
+        # What goes over sockets is not counted.
+        assert len(text) <= written() - before < 1.2 * len(text)
+        shims = of_running_guests("supdist-shim")
+        assert len(shims) == 2
+        for shim in shims:
+            below = psutil.Process(shim).children(recursive=True)
+            assert sorted(child.name() for child in below) == ["python", "supdist-init"]
+
+
+class Null(ModelHandler):
+    """Answers at once."""
+
+    model = "null"
+    price = Price(0, 0)
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        return Completion("y")
+
+
+async def tasks_of(on_call: Any, code: str) -> int:
+    """How many tasks the event loop began while a cell ran."""
+    loop, begun = asyncio.get_running_loop(), 0
+
+    def begin(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal begun
+        begun += 1
+        return asyncio.Task(work, loop=loop, **options)
+
+    async with open_sandbox(on_call=on_call) as sandbox:
+        loop.set_task_factory(begin)
+        try:
+            result = await sandbox.execute(code)
+        finally:
+            loop.set_task_factory(None)
+    assert result.error is None
+    return begun
+
+
+async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_none() -> None:
+    """One that answers the guest, and one that asks the model."""
+
+    async def direct(call: WorkerCall) -> Sequence[str | CallError]:
+        return await echo(call)
+
+    async with Engine(), Broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker:
+        assert await tasks_of(direct, "x = 1") == 0
+        assert await tasks_of(direct, "for _ in range(50): worker('x')") == 50
+        assert await tasks_of(broker.answer, "for _ in range(50): worker('x')") == 100
+
+
+class Turns(selectors.DefaultSelector):
+    """Counts how often its event loop looks for work."""
+
+    turns = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.turns += 1
+        return super().select(timeout)
+
+
+def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:
+    """Each is a system call, and looks at everything that is due. Calls that come together share turns."""
+    selector, calls = Turns(), 200
+
+    async def turns() -> int:
+        async with (
+            Broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker,
+            open_sandbox(on_call=broker.answer) as sandbox,
+        ):
+            before = selector.turns
+            result = await sandbox.execute(f"for _ in range({calls}): worker('x')")
+            assert result.error is None
+            return selector.turns - before
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        took = runner.run(turns())
+    assert took <= 7 * calls
