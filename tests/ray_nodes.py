@@ -17,10 +17,12 @@ def main() -> None:
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=small)
     others = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
     cluster.wait_for_nodes()
-    print(cluster.address, flush=True)
+    sys.stdout.write(f"{cluster.address}\n")
+    sys.stdout.flush()
     for _ in sys.stdin:
         cluster.remove_node(others.pop(), allow_graceful=False)
-        print("killed", flush=True)
+        sys.stdout.write("killed\n")
+        sys.stdout.flush()
     cluster.shutdown()
 
 

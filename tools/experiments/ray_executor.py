@@ -9,8 +9,10 @@ in its own environment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from importlib import import_module
@@ -31,8 +33,8 @@ _RETRIES = 3
 """Times that an example is begun anew where its node or its process died."""
 
 _LOCALHOST_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, it has Ray listen on 127.0.0.1 alone on any system; it turns an address that init() is given into the
-machine's own, and listens on all.
+"""Set to 0, it keeps Ray on 127.0.0.1, on any system. Otherwise Ray takes the machine's own address in its place, also where
+init() is given this one, and listens on all.
 """
 
 Reply = tuple[str | None, tuple[str, tuple[str, ...]] | None, dict[str, bytes]]
@@ -46,6 +48,8 @@ class RayExecutor:
         """Nothing is opened yet."""
         self._config = config
         self._task = task
+        # Ray's threads print what befalls nodes to stdout, which is the result's.
+        self._printing = contextlib.redirect_stdout(sys.stderr)
 
     async def __aenter__(self) -> RayExecutor:
         options = _options(self._config.ray_address)
@@ -55,9 +59,11 @@ class RayExecutor:
             raise TaskError(
                 f"--executor ray: {error}; install the extra: pip install 'supdist-engine[ray]'"
             ) from error
+        self._printing.__enter__()
         try:
             self._ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
+            self._printing.__exit__(None, None, None)
             raise TaskError(f"--executor ray: no cluster can be had: {error}") from error
         self._run = self._ray.remote(max_retries=_RETRIES, num_cpus=1)(run_here)
         return self
@@ -66,6 +72,7 @@ class RayExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ray.shutdown()
+        self._printing.__exit__(None, None, None)
 
     async def run(self, job: Job, logs: Path) -> Ended:
         """See ``Executor.run``."""
@@ -128,11 +135,11 @@ async def _run_one(config: ExperimentConfig, task: Task, job: Job, logs: Path) -
 
 def _options(address: str | None) -> dict[str, Any]:
     """Without a cluster one is started here. Ray is imported after this."""
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("local", "127.")):
+        os.environ.setdefault(_LOCALHOST_ONLY, "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    if address is not None or "RAY_ADDRESS" in os.environ:
-        return {"address": address, **quiet}
-    os.environ.setdefault(_LOCALHOST_ONLY, "0")
-    return {"address": "local", "include_dashboard": False, **quiet}
+    return {"address": address, **({"include_dashboard": False} if address == "local" else {}), **quiet}
 
 
 def _told(error: Exception) -> tuple[str, tuple[str, ...]]:
