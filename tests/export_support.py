@@ -36,16 +36,20 @@ class Experiment:
         replies: Iterable[str | HandlerError] | ScriptedHandler,
         *,
         worker: ModelHandler | None = None,
+        alone: bool = False,
         score: float | None = 1.0,
         document: str = "",
         cost_usd: float | None = 0.0,
         **options: Any,
     ) -> RunResult:
-        """A real run, recorded."""
+        """A real run, recorded; ``alone`` has no worker."""
         supervisor = replies if isinstance(replies, ScriptedHandler) else ScriptedHandler(replies)
         options = {"query": "why?", "context": "the document", "sandbox": CONFIG, "cache": "off", **options}
         result = await arun(
-            supervisor=supervisor, worker=worker or shouting(), log_dir=self.logs(example), **options
+            supervisor=supervisor,
+            worker=None if alone else worker or shouting(),
+            log_dir=self.logs(example),
+            **options,
         )
         self.record(
             example,

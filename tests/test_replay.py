@@ -113,6 +113,12 @@ async def test_answers_that_the_cache_gave_and_refusals_are_given_again(
         assert [turn.verdict for turn in report.turns] == ["equal", "equal"]
 
 
+async def test_a_run_without_a_worker_is_exported_and_replayed_without_one(experiment: Experiment) -> None:
+    code = "try: worker('x')\nexcept WorkerError as error: print(error)"
+    await experiment.run("a", [block(code), block("FINAL('done')")], alone=True)
+    assert await verdicts(experiment) == ["equal", "equal"]
+
+
 async def test_each_stretch_of_a_conversation_is_replayed_from_its_start(experiment: Experiment) -> None:
     def play(messages: Any) -> str:
         turn = sum(message["role"] == "assistant" for message in messages)

@@ -47,7 +47,7 @@ class Start(_Event, frozen=True, tag="run_start"):
     query: str
     context: ContextFacts
     supervisor_model: str
-    worker_model: str
+    worker_model: str | None
     output_limit: int
     sandbox: dict[str, Any]
     tools: dict[str, str]

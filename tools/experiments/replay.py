@@ -203,7 +203,7 @@ async def _replay(
         config,
         context=context,
         query=told.start.query,
-        on_call=answers.answer,
+        on_call=None if told.start.worker_model is None else answers.answer,
         tools=Toolbox().with_own(_own_tools(talk, budgets)),
     )
     try:
