@@ -9,21 +9,19 @@ The verdict is read from a mark alone whose key is a hash of question, reference
 candidate would have to hold a hash of itself. What no parser can prevent is that a judge believes what a candidate says;
 the prompt tells it not to. Equal questions make equal prompts, so that their verdicts can be cached.
 
-Whether judges agree with F1 is for each benchmark to show: ``agreement`` measures it.
+Whether a judge agrees with F1 is told by the analysis of a benchmark's results.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..handlers import Completion, Message
 from .base import Ask, JudgeError
-from .metrics import mean
 
 MOST_CHARACTERS = 20_000
 """Of a candidate; what is longer is cut there, and the judge is told."""
@@ -61,27 +59,6 @@ class Verdict:
 
     correct: bool
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How far a judge and F1 say the same, over ``n`` answers.
-
-    Attributes:
-        n: answers that have both.
-        judged_correct: their share that the judge accepts.
-        mean_f1: their mean F1.
-        agreement: their share where the judge accepts just when F1 reaches the threshold; None of no answers.
-        kappa: Cohen's kappa of the two; None where chance alone would agree everywhere.
-        point_biserial: the correlation of the verdict with F1; None where one of them does not vary.
-    """
-
-    n: int
-    judged_correct: float
-    mean_f1: float
-    agreement: float | None
-    kappa: float | None
-    point_biserial: float | None
 
 
 async def judge_answer(ask: Ask, question: str, references: Sequence[str], candidate: str) -> Verdict:
@@ -151,35 +128,6 @@ def verdict_reply(messages: Sequence[Message], *, correct: bool) -> str:
         raise ValueError("these messages ask for no verdict")
     word = "correct" if correct else "incorrect"
     return f"<verdict-{asked[-1][1]}>{word}</verdict-{asked[-1][1]}>"
-
-
-def agreement(pairs: Sequence[tuple[bool, float]], threshold: float = 0.5) -> Agreement:
-    """How a judge's verdicts and F1 scores of the same answers agree; F1 accepts where it reaches the threshold."""
-    n = len(pairs)
-    if n == 0:
-        return Agreement(0, 0.0, 0.0, None, None, None)
-    verdicts, scores = [float(verdict) for verdict, _ in pairs], [score for _, score in pairs]
-    accepted = [float(score >= threshold) for score in scores]
-    same = mean([float(verdict == accept) for verdict, accept in zip(verdicts, accepted, strict=True)])
-    judged, passed = mean(verdicts), mean(accepted)
-    chance = judged * passed + (1 - judged) * (1 - passed)
-    return Agreement(
-        n=n,
-        judged_correct=judged,
-        mean_f1=mean(scores),
-        agreement=same,
-        kappa=None if math.isclose(chance, 1.0) else (same - chance) / (1 - chance),
-        point_biserial=_correlation(verdicts, scores),
-    )
-
-
-def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    if len(set(xs)) < 2 or len(set(ys)) < 2:
-        return None
-    x0, y0 = mean(xs), mean(ys)
-    dx, dy = [x - x0 for x in xs], [y - y0 for y in ys]
-    spread = math.hypot(*dx) * math.hypot(*dy)
-    return max(-1.0, min(1.0, sum(x * y for x, y in zip(dx, dy, strict=True)) / spread)) if spread else None
 
 
 def _escaped(value: object) -> str:

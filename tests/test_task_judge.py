@@ -13,7 +13,6 @@ from supdist.handlers import Completion, Message, ScriptedHandler, Unavailable
 from supdist.tasks.base import JudgeError
 from supdist.tasks.judge import (
     MOST_CHARACTERS,
-    agreement,
     judge_answer,
     judge_messages,
     read_verdict,
@@ -150,30 +149,3 @@ def test_equal_questions_make_equal_prompts() -> None:
     ]
     keys = {verdict_key(*each) for each in asked}
     assert len(keys) == 4
-
-
-def test_agreement_by_hand() -> None:
-    """Of ten: the judge accepts six, F1 five of them and none of the other four."""
-    pairs = [(True, 1.0)] * 5 + [(True, 0.2)] + [(False, 0.0)] * 4
-    found = agreement(pairs)
-    assert (found.n, found.judged_correct, found.mean_f1) == (10, 0.6, pytest.approx(0.52))
-    assert found.agreement == pytest.approx(0.9)
-    assert found.kappa == pytest.approx((0.9 - 0.5) / 0.5)  # by chance: 0.6 x 0.5 + 0.4 x 0.5
-    # (mean of the accepted - mean of the others) / population deviation x sqrt(0.6 x 0.4)
-    deviation = (5 * 0.48**2 + 0.32**2 + 4 * 0.52**2) / 10
-    assert found.point_biserial == pytest.approx((5.2 / 6 - 0) / deviation**0.5 * 0.24**0.5)
-
-
-def test_agreement_says_what_cannot_be_known() -> None:
-    nothing, same = agreement([]), agreement([(True, 0.9), (True, 0.9)])
-    assert (nothing.n, nothing.agreement, nothing.kappa, nothing.point_biserial) == (0, None, None, None)
-    assert (same.agreement, same.kappa, same.point_biserial) == (1.0, None, None)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1))
-def test_agreement_stays_within_its_bounds_in_any_order(pairs: list[tuple[bool, float]]) -> None:
-    found, again = agreement(pairs), agreement(list(reversed(pairs)))
-    for figure in ("agreement", "kappa", "point_biserial"):
-        value = getattr(found, figure)
-        assert value is None or -1 <= value <= 1
-        assert value == pytest.approx(getattr(again, figure))
