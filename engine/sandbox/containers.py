@@ -37,6 +37,8 @@ _END_SECONDS = 5.0
 """Longer than a guest's init may stay after its last words (2 s): where its input is full of what it never read, it does
 not learn that the shim has hung up.
 """
+_REASON_SECONDS = 1.0
+"""That the kernel killed a container for want of memory is told by another event than its end, which may come later."""
 _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
 _PODMAN = "Podman Engine"
@@ -270,16 +272,18 @@ class Daemon:
         """
         from docker.errors import DockerException
 
-        deadline = time.monotonic() + _END_SECONDS
+        deadline, was_over = time.monotonic() + _END_SECONDS, False
         state: dict[str, Any] = {"Running": True}
         while time.monotonic() < deadline:
             try:
                 state = self._client.inspect_container(container)["State"]
             except (DockerException, OSError) as error:
                 raise SandboxLost(f"the Docker daemon cannot tell how it ended ({reason(error)})") from error
-            # That the kernel killed it for want of memory is told by another event, which may come later.
-            if not state["Running"] and (state["OOMKilled"] or state["ExitCode"] != _KILLED):
-                break
+            if not state["Running"]:
+                if state["OOMKilled"] or state["ExitCode"] != _KILLED:
+                    break
+                if not was_over:
+                    was_over, deadline = True, time.monotonic() + _REASON_SECONDS
             time.sleep(_LOOK_SECONDS)
         if state["Running"]:
             raise SandboxLost("its container does not end")
