@@ -23,7 +23,7 @@ from support import Open
 
 _HERE = Path(__file__).parent
 _LAG_SECONDS = 0.25
-_HANG_SECONDS = 90
+_HANG_SECONDS = 240  # a hundred containers at once may take more than 90 where others use the machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -34,6 +34,7 @@ class Machine:
         has_own_users: whether each sandbox has a user of this machine for itself, where the engine is root.
         devices: what a guest's /dev has besides what every one has.
         most_starts: how many at once are a crowd.
+        soak: how many one after another show what each leaves.
         dead_devices: what is there, too, and can neither be opened nor listed nor written to.
         scratch_part: bytes of a scratch folder, of what all of them have together.
         protects_init: whether a guest can neither kill its init nor write to its descriptors.
@@ -54,6 +55,7 @@ class Machine:
     dead_devices: frozenset[str] = frozenset()
     scratch_part = 1 / 2
     most_starts = 100
+    soak = 60
     protects_init = True
     counts_refusals = os.geteuid() == 0
     tells_walls = True
@@ -128,6 +130,7 @@ class DockerMachine(Machine):
     """The daemon's: containers with the engine's lease, which run below the daemon, and folders with their contexts."""
 
     start_seconds = 0.8
+    soak = 20  # a start and a removal take a daemon half a second, or a whole one
     hides_init = False
     has_own_users = False
     counts_refusals = True

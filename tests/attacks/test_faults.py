@@ -67,12 +67,13 @@ def _parts(arena: Arena, name: str) -> list[int]:
 
 
 async def test_lc1_a_guest_that_destroys_its_own_programs_gets_a_result(arena: Arena) -> None:
+    arena.most_seconds = 30
     async with arena.open() as sandbox:
         await timed(
             sandbox,
             "import subprocess; subprocess.run('rm -rf /bin /usr /lib /work /tmp /dev/shm', shell=True)",
-            timeout=2 * arena.machine.slowness,
-            within=4 * arena.machine.slowness,
+            timeout=20,  # to walk through /usr is slow on a busy machine, and not what is judged
+            within=22,
         )
         await timed(
             sandbox,
@@ -124,7 +125,7 @@ async def test_lc4_a_hundred_starts_at_once(arena: Arena) -> None:
     arena.most_growth = 256 << 20
 
     async def one(number: int) -> str:
-        async with arena.open(start_timeout=60.0, memory="64MiB") as sandbox:
+        async with arena.open(start_timeout=120.0, memory="64MiB") as sandbox:
             return (await sandbox.execute(f"print({number})", timeout=30)).stdout
 
     count = arena.machine.most_starts
@@ -268,7 +269,7 @@ async def test_lc13_sandboxes_by_the_dozen_leave_everything_flat(arena: Arena) -
     await cycle(10)
     held = await settled(arena.machine)
     memory, theirs, fds = psutil.Process().memory_info().rss, zygote.memory_info().rss, zygote.num_fds()
-    await cycle(arena.machine.most_starts * 3 // 5)
+    await cycle(arena.machine.soak)
     assert await comes_true(lambda: not Held.now(arena.machine).more_than(held))
     assert psutil.Process().memory_info().rss - memory < 4 << 20
     assert zygote.memory_info().rss - theirs < 2 << 20
