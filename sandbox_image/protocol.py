@@ -488,6 +488,10 @@ class FrameBuffer:
         self._limit = limit
         self._data = bytearray()
 
+    def frame(self, payload: bytes) -> bytes:
+        """See the function of that name."""
+        return frame(payload)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that are complete now.
 

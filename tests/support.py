@@ -51,7 +51,7 @@ def heed_interrupts() -> None:
 
 
 def processes_named(name: str) -> set[int]:
-    """Processes below this one with that short name: supdist-zygote, supdist-shim, supdist-init."""
+    """Processes below this one with that short name: supdist-zygote, supdist-shim (supdist-spare, before it has a user), supdist-init."""
     return {child.pid for child in _below() if _name(child) == name}
 
 

@@ -24,7 +24,7 @@ from supdist.handlers import Completion, Message, ModelHandler, Price
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.channel import Channel
 from supdist.sandbox_image.guest.primitives import Primitives
-from supdist.sandbox_image.jail.shim import Lane
+from supdist.sandbox_image.jail.lane import Lane
 from support import Open, echo, of_running_guests
 
 START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, [], [])
@@ -92,7 +92,7 @@ def test_in_the_guest_a_call_is_a_frame_and_a_system_call_each_way(prompts: int,
 
 def test_in_the_shim_a_frame_is_a_system_call() -> None:
     with pair() as (ours, guest):
-        lane = Lane(ours, 1 << 20)
+        lane = Lane(ours, protocol.FrameBuffer(1 << 20))
         guest.sendall(protocol.frame(b"call"))
         assert lane.receive() == [b"call"]
         lane.send(b"reply")

@@ -30,6 +30,7 @@ _LAST_WORDS_OF_KILLED_SECONDS = 0.1
 _MESSAGES_A_TURN = 256
 _SOCKET_PATH_CHARS = 90
 _CONTROL_BUFFER = 4 << 20
+_BACKLOG = 1024  # shims that connect at once
 _READABLE = int(zmq.POLLIN)
 
 
@@ -211,6 +212,7 @@ class Zygote:
             zmq.SNDHWM, 0
         )  # bounded by what guests may have pending; dropping would lose a reply
         self._router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
+        self._router.setsockopt(zmq.BACKLOG, _BACKLOG)
         self._router.bind(f"ipc://{path}")
         self._loop.add_reader(self._router_fd(), self._read_router)
 

@@ -1,37 +1,41 @@
 """The shim: one per sandbox, outside the walls. It owns the guest's byte stream and says how things ended.
 
 Between the engine (trusted, ZeroMQ) and the guest (hostile, frames) it checks every frame, counts, keeps
-the clocks, and kills. Single-threaded apart from libzmq; it waits in one place and blocks nowhere else.
+the clocks, and kills. Single-threaded; it waits in one place and blocks nowhere else.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
+import struct
 import time
 import traceback
 from collections import deque
 from typing import NoReturn
 
 import msgspec
-import zmq
 
 from .. import protocol
 from ..guest import init
 from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
 from . import syscalls as sc
 from . import walls
-from .attached import Attached, AttachedStream
+from .attached import Attached
 from .guard import Guard, death
+from .lane import Lane, Waits
 from .meter import meter_of
 from .steps import StepFailed
+from .zmtp import Dealer
 
-_READ_BYTES = 1 << 18
 _PACKET_BYTES = 64 << 10
 _QUEUE_TO_ENGINE = 4096
 """Messages that may wait for a slow engine; above it the guest is not read."""
 _QUEUED_BYTES = 8 << 20
+_CONNECT_SECONDS = 5
+_LAST_WORDS_SECONDS = 5.0
 
 
 def main(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, zygote_pid: int) -> NoReturn:
@@ -44,7 +48,7 @@ def main(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, zygot
         if os.getppid() != zygote_pid:  # it died before it could be tied to this process
             os._exit(0)
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
-        sc.set_name("supdist-shim")
+        sc.set_name("supdist-spare")
         _run(orders, kit, engine_socket, f"{zygote_pid}-{os.getpid()}")
     except BaseException:
         traceback.print_exc()
@@ -65,22 +69,33 @@ def _run(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, name:
         os._exit(0)  # the zygote is gone, and this process about to be killed
     order = protocol.decode_to_zygote(packet)
     assert not isinstance(order, protocol.Abandon)
+    sc.set_name("supdist-shim")
     box = _take(order, descriptors[0], built)
-    # ZeroMQ starts threads, so it comes after the last fork.
-    zeromq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    engine = zeromq.socket(zmq.DEALER)
-    engine.setsockopt(zmq.LINGER, 5000)
-    engine.setsockopt(zmq.ROUTING_ID, order.session)
-    engine.setsockopt(zmq.SNDTIMEO, 5000)
-    engine.connect(f"ipc://{engine_socket}")
+    engine = _connect(engine_socket, order.session)
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
     engine.send(protocol.encode(protocol.Hello(namespaces)))
     if isinstance(box, StepFailed):
         engine.send(protocol.encode(protocol.SetupFailed(box.step, box.errno)))
     else:
         Shim(order.limits, engine, box).serve()
-    engine.close()
-    zeromq.term()
+    engine.drain(_LAST_WORDS_SECONDS)
+
+
+def _connect(path: str, session: bytes) -> Lane:
+    """A DEALER of that name, connected to the engine's ROUTER."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Where many come at once it waits for its turn, as a socket with Python's own timeout would not.
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
+    stream.connect(path)
+    dealer = Dealer(session, protocol.MAX_FRAME_BYTES)
+    stream.sendall(dealer.opening)
+    while not dealer.is_ready:
+        data = stream.recv(_PACKET_BYTES)
+        if not data:
+            raise ConnectionError("the engine closed its socket")
+        dealer.feed(data)
+    return Lane(stream, dealer)
 
 
 def _take(
@@ -109,112 +124,50 @@ def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
         raise
 
 
-class Lane:
-    """One of a guest's streams: whole frames in and out, without blocking.
-
-    Attributes:
-        is_open: whether the guest's end is.
-        waiting: bytes that the guest has not read yet.
-    """
-
-    def __init__(self, stream: socket.socket | AttachedStream, frame_bytes: int) -> None:
-        stream.setblocking(False)
-        self._stream = stream
-        self._frames = protocol.FrameBuffer(frame_bytes)
-        self._out: deque[memoryview] = deque()
-        self.is_open = True
-        self.waiting = 0
-
-    def fileno(self) -> int:
-        """The descriptor to wait on."""
-        return self._stream.fileno()
-
-    def send(self, payload: bytes) -> None:
-        """Write a frame, as much of it as there is room for now."""
-        data = memoryview(protocol.frame(payload))
-        self._out.append(data)
-        self.waiting += len(data)
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what waits, as far as there is room."""
-        try:
-            while self._out:
-                sent = self._stream.send(self._out[0])
-                self.waiting -= sent
-                if sent == len(self._out[0]):
-                    self._out.popleft()
-                else:
-                    self._out[0] = self._out[0][sent:]
-        except BlockingIOError:
-            pass
-        except (BrokenPipeError, ConnectionResetError):
-            self._out.clear()  # its death is seen, with its reason, where the main stream is read
-            self.waiting = 0
-
-    def receive(self) -> list[bytes]:
-        """The frames that are complete now.
-
-        Raises:
-            Violation: a frame's length is one that cannot be.
-        """
-        try:
-            data = self._stream.recv(_READ_BYTES)
-        except BlockingIOError:
-            return []
-        except ConnectionResetError:
-            data = b""
-        self.is_open = bool(data)
-        return self._frames.feed(data)
-
-
 class Shim:
     """The loop: engine's socket, guest's stream, and the clock of the running cell."""
 
-    def __init__(
-        self, limits: protocol.Limits, engine: zmq.Socket[bytes], box: walls.Walls | Attached
-    ) -> None:
+    def __init__(self, limits: protocol.Limits, engine: Lane, box: walls.Walls | Attached) -> None:
         self._limits = limits
         self._engine = engine
         self._box = box
-        self._main = Lane(box.stream, limits.frame_bytes)
-        self._calls = self._main if box.calls is None else Lane(box.calls, limits.frame_bytes)
+        self._main = Lane(box.stream, protocol.FrameBuffer(limits.frame_bytes))
+        self._calls = (
+            self._main if box.calls is None else Lane(box.calls, protocol.FrameBuffer(limits.frame_bytes))
+        )
         self._guard = Guard(limits)
         self._meter = meter_of(box, limits)
         self._heard: deque[tuple[Lane, bytes]] = deque()
-        self._to_engine: deque[bytes] = deque()
-        self._bytes_to_engine = 0
         self._over: Exit | None = None
         self._quiet_until: float | None = None
 
     def serve(self) -> None:
         """Carry messages both ways until the guest is dead; then kill what is left and report."""
-        engine, lanes = self._engine, {lane.fileno(): lane for lane in (self._main, self._calls)}
-        poller = zmq.Poller()
-        sync = self._box.sync
+        guests = {lane.fileno(): lane for lane in (self._main, self._calls)}
+        engine, sync, waits = self._engine.fileno(), self._box.sync, Waits()
         if sync >= 0:
-            poller.register(sync, zmq.POLLIN)
+            waits.on(sync, select.POLLIN)
         while self._over is None:
             self._judge_what_was_heard()
             if self._over is not None:
                 break
-            listening = 0 if self._must_be_quiet() else zmq.POLLIN
-            for fd, lane in lanes.items():
-                poller.register(fd, (listening if lane.is_open else 0) | (zmq.POLLOUT if lane.waiting else 0))
-            poller.register(engine, zmq.POLLIN | (zmq.POLLOUT if self._to_engine else 0))
-            ready = dict(poller.poll(self._timeout_ms()))
+            listening = 0 if self._must_be_quiet() else select.POLLIN
+            for fd, lane in guests.items():
+                waits.on(fd, (listening if lane.is_open else 0) | (select.POLLOUT if lane.waiting else 0))
+            waits.on(engine, select.POLLIN | (select.POLLOUT if self._engine.waiting else 0))
+            ready = waits.wait(self._timeout_ms())
             if sync in ready:
-                poller.unregister(sync)
+                waits.on(sync, 0)
                 sync = -1
                 self._walls_stand_or_not()
-            if ready.get(engine, 0):
-                self._flush_to_engine()
+            if engine in ready:
+                self._engine.flush()
                 self._read_engine()
-            for fd in ready.keys() & lanes.keys():
-                if ready[fd] & zmq.POLLOUT:
-                    lanes[fd].flush()
-                if ready[fd] & ~zmq.POLLOUT:
-                    self._read_guest(lanes[fd])
+            for fd in ready.keys() & guests.keys():
+                if ready[fd] & select.POLLOUT:
+                    guests[fd].flush()
+                if ready[fd] & ~select.POLLOUT:
+                    self._read_guest(guests[fd])
             self._keep_time()
         self._bury()
 
@@ -228,8 +181,8 @@ class Shim:
         return (
             self._quiet_until is not None
             or self._guard.has_enough_pending
-            or len(self._to_engine) >= _QUEUE_TO_ENGINE
-            or self._bytes_to_engine >= _QUEUED_BYTES
+            or len(self._engine) >= _QUEUE_TO_ENGINE
+            or self._engine.waiting >= _QUEUED_BYTES
             or self._main.waiting >= _QUEUED_BYTES
             or self._calls.waiting >= _QUEUED_BYTES
         )
@@ -237,11 +190,11 @@ class Shim:
     # Engine to guest
 
     def _read_engine(self) -> None:
-        while True:
-            try:
-                payload = self._engine.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        payloads = self._engine.receive()
+        if not self._engine.is_open:
+            self._end(Outcome.KILLED, "the engine is gone")
+            return
+        for payload in payloads:
             message = protocol.decode_to_shim(payload)
             now = time.monotonic()
             match message:
@@ -305,24 +258,11 @@ class Shim:
             for_engine, refusal = self._guard.accept(message, now)
         for verdict in for_engine:
             # What was only checked goes on as it came: encoding it again would cost and say nothing new.
-            self._send_engine(payload if verdict is message else protocol.encode(verdict))
+            self._engine.send(payload if verdict is message else protocol.encode(verdict))
         if refusal is not None:
             self._calls.send(protocol.encode(refusal))
         if self._guard.output_exceeded:
             self._interrupt(Outcome.OUTPUT_LIMIT, now)
-
-    def _send_engine(self, payload: bytes) -> None:
-        self._to_engine.append(payload)
-        self._bytes_to_engine += len(payload)
-        self._flush_to_engine()
-
-    def _flush_to_engine(self) -> None:
-        try:
-            while self._to_engine:
-                self._engine.send(self._to_engine[0], zmq.DONTWAIT)
-                self._bytes_to_engine -= len(self._to_engine.popleft())
-        except zmq.Again:
-            pass
 
     # Clocks
 
@@ -362,7 +302,7 @@ class Shim:
     def _walls_stand_or_not(self) -> None:
         failed = self._box.failure()
         if failed is not None:
-            self._send_engine(protocol.encode(protocol.SetupFailed(failed.step, failed.errno)))
+            self._engine.send(protocol.encode(protocol.SetupFailed(failed.step, failed.errno)))
             self._end(Outcome.KILLED, "the walls could not be built")
 
     def _how_the_guest_died(self, last: ReplExit | None) -> tuple[Outcome, str]:
@@ -385,8 +325,6 @@ class Shim:
             verdict = self._guard.end_cell(
                 self._over.outcome, None, time.monotonic(), usage, died=self._over.detail
             )
-            self._to_engine.append(protocol.encode(verdict))
+            self._engine.send(protocol.encode(verdict))
         self._box.remove()
-        self._to_engine.append(protocol.encode(self._over))
-        for payload in self._to_engine:
-            self._engine.send(payload)
+        self._engine.send(protocol.encode(self._over))

@@ -33,7 +33,7 @@ from .steps import StepFailed, step
 
 PACKAGES = "/opt/packages"
 """Where sandboxes find the third-party packages that their user chose."""
-HOST_MODULES = ("msgspec", "cloudpickle", "zmq", "psutil", "pyseccomp")
+HOST_MODULES = ("msgspec", "cloudpickle", "psutil", "pyseccomp")
 ENGINE_SOCKET = "/run/engine"
 
 _PYTHON = "/opt/python"

@@ -57,11 +57,7 @@ def _parts(arena: Arena, name: str) -> list[int]:
     if name == "supdist-init" and not arena.machine.has_host_processes:
         return arena.machine.inits()
     running = [process for process in arena.machine.processes() if process.name() == name]
-    if name == "supdist-shim":
-        return [
-            process.pid for process in running if process.num_threads() > 1
-        ]  # ZeroMQ's, once it has an engine
-    if name == "python":
+    if name in ("supdist-shim", "python"):
         return [process.pid for process in running]
     return [process.pid for process in running if "python" in {child.name() for child in process.children()}]
 

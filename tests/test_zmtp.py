@@ -1,0 +1,113 @@
+"""What a shim says to the engine's ROUTER, which is libzmq's."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+from supdist.sandbox_image.jail.lane import Lane
+from supdist.sandbox_image.jail.zmtp import Dealer
+from supdist.sandbox_image.protocol import Violation
+
+LIMIT = 1 << 20
+READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER"
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL".ljust(55, b"\0")
+SIZES = [0, 1, 255, 256, 70_000, LIMIT]
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Generator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.RCVTIMEO, 5000),
+            (zmq.SNDTIMEO, 5000),
+            (zmq.ROUTER_MANDATORY, 1),
+        ):
+            router.setsockopt(option, value)
+        router.bind(f"ipc://{tmp_path}/engine")
+        yield router
+
+
+def connect(path: Path, name: bytes) -> tuple[socket.socket, Dealer]:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(5)
+    sock.connect(f"{path}/engine")
+    dealer = Dealer(name, LIMIT)
+    sock.sendall(dealer.opening)
+    while not dealer.is_ready:
+        assert dealer.feed(sock.recv(7)) == []
+    return sock, dealer
+
+
+def test_libzmq_takes_what_it_says_and_is_understood(router: zmq.Socket[bytes], tmp_path: Path) -> None:
+    sock, dealer = connect(tmp_path, b"one")
+    other, other_dealer = connect(tmp_path, b"two")
+    with sock, other:
+        payloads = [bytes([size % 251]) * size for size in SIZES]
+        for payload in payloads:
+            sock.sendall(dealer.frame(payload))
+        assert [router.recv_multipart() for _ in payloads] == [[b"one", payload] for payload in payloads]
+        for payload in payloads:
+            router.send_multipart([b"one", payload])
+        router.send_multipart([b"two", b"for the other"])
+        heard: list[bytes] = []
+        while len(heard) < len(payloads):
+            heard += dealer.feed(sock.recv(LIMIT))
+        assert heard == payloads
+        assert other_dealer.feed(other.recv(LIMIT)) == [b"for the other"]
+
+
+@given(st.lists(st.binary(max_size=600), max_size=8), st.integers(1, 700))
+def test_messages_come_whole_however_their_bytes_arrive(payloads: list[bytes], piece: int) -> None:
+    dealer, heard = Dealer(b"x", LIMIT), list[bytes]()
+    stream = GREETING + READY + b"".join(map(dealer.frame, payloads))
+    for start in range(0, len(stream), piece):
+        heard += dealer.feed(stream[start : start + piece])
+    assert dealer.is_ready
+    assert heard == payloads
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 400 Bad Request".ljust(64),
+        GREETING.replace(b"\x7f\x03", b"\x7f\x01"),
+        GREETING.replace(b"NULL", b"PLAIN"),
+        GREETING + READY + b"\x01\x01x",
+        GREETING + READY + struct.pack(">BQ", 2, LIMIT + 1),
+    ],
+    ids=["http", "old", "mechanism", "frames", "large"],
+)
+def test_what_no_engine_says_ends_it(said: bytes) -> None:
+    with pytest.raises(Violation):
+        Dealer(b"x", LIMIT).feed(said)
+
+
+def test_what_waits_is_written_when_there_is_room_and_given_up_in_time() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lane = Lane(ours, Dealer(b"x", LIMIT))
+        payload = bytes(LIMIT)
+        lane.send(payload)
+        lane.send(b"last")
+        assert (len(lane), lane.waiting > LIMIT // 2) == (2, True)
+        lane.drain(0.01)
+        assert len(lane) == 2, "nobody reads"
+        heard = b""
+        while lane.waiting:
+            heard += theirs.recv(LIMIT)
+            lane.flush()
+        theirs.setblocking(False)
+        heard += theirs.recv(LIMIT)
+        assert heard[-4:] == b"last"
+        assert len(heard) == LIMIT + 9 + 4 + 2
+        theirs.close()
+        lane.send(b"to nobody")
+        assert lane.waiting == 0
