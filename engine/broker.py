@@ -366,6 +366,8 @@ class Broker:
     async def _weigh(self, asks: list[_Ask]) -> None:
         """Count what the requests need to be judged by: in a thread, where that takes long."""
         handler, is_limited = self.worker.handler, self._is_limited
+        if handler.window is None and not is_limited:
+            return
 
         def count() -> None:
             for ask in asks:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
@@ -78,7 +78,7 @@ class Completion:
     """
 
     text: str
-    usage: Usage = field(default_factory=lambda: Usage(calls=1))
+    usage: Usage = Usage(calls=1)
     finish_reason: FinishReason = "stop"
     reasoning: str = ""
     retries: int = 0
