@@ -31,6 +31,9 @@ VERSION = 3
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
 """No configuration may allow a larger frame."""
+READ_BYTES = 64 << 10
+"""What is read at once. Memory for 128 KiB and more malloc maps for itself (mallopt(3), M_MMAP_THRESHOLD): that would be
+three system calls more for every message."""
 
 ROOT = "/guest"
 """Where the zygote keeps the tree that becomes a sandbox's root (in its own mount namespace)."""

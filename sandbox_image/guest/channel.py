@@ -19,8 +19,6 @@ from .. import protocol
 
 T = TypeVar("T")
 
-_READ_BYTES = 1 << 18
-
 
 class Channel:
     """Frames over sockets that other threads, and an interrupt's handler, use too.
@@ -115,7 +113,7 @@ class Channel:
                         self._orders.append(message)
 
     def _read(self, sock: socket.socket, frames: protocol.FrameBuffer) -> list[bytes]:
-        data, ancillary, _, _ = sock.recvmsg(_READ_BYTES, socket.CMSG_SPACE(8))
+        data, ancillary, _, _ = sock.recvmsg(protocol.READ_BYTES, socket.CMSG_SPACE(8))
         for level, kind, packed in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors.extend(array.array("i", packed))

@@ -29,7 +29,6 @@ CHANNEL_FD = 3
 CONTEXT_FD = 4
 CALLS_FD = 5
 
-_READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 18
 _OLD_PIPES = 16
 _DYING_SECONDS = 0.2
@@ -146,7 +145,7 @@ class Init:
             self._pump(fd)
 
     def _read_shim(self) -> None:
-        data = self._shim.recv(_READ_BYTES)
+        data = self._shim.recv(protocol.READ_BYTES)
         if not data:
             os._exit(1)
         for payload in self._from_shim.feed(data):
@@ -189,7 +188,7 @@ class Init:
 
     def _read_repl(self) -> None:
         try:
-            data = self._repl.recv(_READ_BYTES)
+            data = self._repl.recv(protocol.READ_BYTES)
         except BlockingIOError:
             return
         except ConnectionResetError:
@@ -229,7 +228,8 @@ class Init:
     def _retire_pipes(self) -> None:
         """Send what the cell's pipes hold, and from now on throw away what comes."""
         for fd in list(self._pipes):
-            for _ in range(_PIPE_BYTES // _READ_BYTES + 1):  # a flood must not hold the cell's end back
+            # So often and no more: a flood must not hold the cell's end back.
+            for _ in range(_PIPE_BYTES // protocol.READ_BYTES + 1):
                 if not self._pump(fd):
                     break
             if self._pipes.pop(fd, None) is not None:
@@ -240,7 +240,7 @@ class Init:
     def _pump(self, fd: int) -> bool:
         """Move one piece of output; False where there is none now."""
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, protocol.READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
@@ -291,7 +291,7 @@ class Init:
         """Pass on what the repl said before it died, and its death; the namespace dies with this process."""
         deadline = time.monotonic() + self._linger
         with contextlib.suppress(OSError):
-            while data := self._repl.recv(_READ_BYTES):
+            while data := self._repl.recv(protocol.READ_BYTES):
                 self._relay(data)
         with contextlib.suppress(OSError):
             self._retire_pipes()

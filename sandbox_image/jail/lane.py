@@ -8,9 +8,8 @@ import time
 from collections import deque
 from typing import Protocol
 
+from ..protocol import READ_BYTES
 from .attached import AttachedStream
-
-_READ_BYTES = 1 << 18
 
 
 class Framing(Protocol):
@@ -91,7 +90,7 @@ class Lane:
             Violation: what came cannot be.
         """
         try:
-            data = self._stream.recv(_READ_BYTES)
+            data = self._stream.recv(READ_BYTES)
         except BlockingIOError:
             return []
         except ConnectionResetError:
