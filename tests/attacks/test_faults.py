@@ -56,10 +56,16 @@ def _parts(arena: Arena, name: str) -> list[int]:
     """Processes of this kind that serve sandboxes in use: not of one that is built ahead."""
     if name == "supdist-init" and not arena.machine.has_host_processes:
         return arena.machine.inits()
-    running = [process for process in arena.machine.processes() if process.name() == name]
-    if name in ("supdist-shim", "python"):
-        return [process.pid for process in running]
-    return [process.pid for process in running if "python" in {child.name() for child in process.children()}]
+    found: list[int] = []
+    for process in arena.machine.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # one of the sandbox before may be on its way out
+            if process.name() == name and (name != "supdist-init" or _has_a_repl(process)):
+                found.append(process.pid)
+    return found
+
+
+def _has_a_repl(init: psutil.Process) -> bool:
+    return "python" in {child.name() for child in init.children()}
 
 
 async def test_lc1_a_guest_that_destroys_its_own_programs_gets_a_result(arena: Arena) -> None:
