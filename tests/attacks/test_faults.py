@@ -127,7 +127,7 @@ async def test_lc4_a_hundred_starts_at_once(arena: Arena) -> None:
     arena.most_growth = 256 << 20
 
     async def one(number: int) -> str:
-        async with arena.open(start_timeout=120.0, memory="64MiB") as sandbox:
+        async with arena.open(start_timeout=60.0, memory="64MiB") as sandbox:
             return (await sandbox.execute(f"print({number})", timeout=30)).stdout
 
     count = arena.machine.most_starts
