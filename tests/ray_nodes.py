@@ -1,13 +1,17 @@
 """A Ray cluster of three nodes on this machine, as a program: it prints its address, and kills a node for each line that it
-reads.
+reads. A machine that dies takes all its processes with it: ``remove_node`` ends Ray's own alone, whose workers go on until they
+have noticed, and may still answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
 from typing import Any
+
+import psutil
 
 
 def main() -> None:
@@ -20,7 +24,15 @@ def main() -> None:
     sys.stdout.write(f"{cluster.address}\n")
     sys.stdout.flush()
     for _ in sys.stdin:
-        cluster.remove_node(others.pop(), allow_graceful=False)
+        node = others.pop()
+        own = [psutil.Process(info.process.pid) for infos in node.all_processes.values() for info in infos]
+        started = [child for process in own for child in process.children(recursive=True)]
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        cluster.remove_node(node, allow_graceful=False)
+        _, alive = psutil.wait_procs(started, timeout=30)
+        assert not alive, f"still there: {alive}"
         sys.stdout.write("killed\n")
         sys.stdout.flush()
     cluster.shutdown()
