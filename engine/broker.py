@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 from anyio import to_thread
 
@@ -110,7 +111,8 @@ class Model:
 
     def count(self, completion: Completion, waited: float, elapsed: float) -> Numbers:
         """Count a call that was paid for. Seconds: in the broker's queue, and with the handler."""
-        usage, cost = completion.usage, self.price(completion.usage)
+        usage = completion.usage
+        cost = None if self.rate is None else self.rate.of(usage)
         queued, worked = waited + completion.queued, max(0.0, elapsed - completion.queued)
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
@@ -225,7 +227,8 @@ class Broker:
             HandlerError: the model failed for good.
         """
         model = self.supervisor
-        key = self._key(model, messages)
+        identity = self._identity(model)
+        key = None if identity is None else cache_key(identity, messages)
         if key is not None and self._store is not None and (found := await self._store.find([key])):
             on_text(found[key].text)
             self._remember(messages, found[key])
@@ -327,7 +330,7 @@ class Broker:
         seconds = self._rules.call_seconds
         asks = [_Ask(self, batch, index, prompt, seconds) for index, prompt in enumerate(call.prompts)]
         try:
-            to_ask = asks if self._store is None else await self._spare(self._store, asks)
+            to_ask = await self._spare(asks)
             await self._weigh(to_ask)
             self._queue.put([ask for ask in to_ask if not self._refuse_too_long(ask)])
             self._on_metrics(self.metrics())
@@ -340,26 +343,28 @@ class Broker:
                 self._abandon(asks)
             self._on_metrics(self.metrics())
 
-    async def _spare(self, store: _Store, asks: list[_Ask]) -> list[_Ask]:
+    async def _spare(self, asks: list[_Ask]) -> list[_Ask]:
         """Answer what need not be asked, from the cache or together with an equal request; the rest, in order."""
+        identity = self._identity(self.worker)
+        if self._store is None or identity is None:
+            return asks
         copies = Counter[str]()
+        keys: dict[_Ask, bytes] = {}
         for ask in asks:
             copy = copies[ask.prompt] if self.worker.handler.samples else 0
-            ask.key = self._key(self.worker, ask.messages, copy)
+            keys[ask] = ask.key = cache_key(identity, ask.messages, copy)
             copies[ask.prompt] += 1
-        found = await store.find(ask.key for ask in asks if ask.key is not None)
+        found = await self._store.find(keys.values())
         rest: list[_Ask] = []
-        for ask in asks:
-            if ask.key is None:
-                rest.append(ask)
-            elif ask.key in found:
-                completion, numbers = self._hit(self.worker, ask.key, found[ask.key], worker_calls=1)
+        for ask, key in keys.items():
+            if key in found:
+                completion, numbers = self._hit(self.worker, key, found[key], worker_calls=1)
                 self._deliver(ask, completion.text, numbers, completion)
-            elif ask.key in self._shared:
-                self._shared[ask.key].joined[ask] = None
-                ask.leader = self._shared[ask.key]
+            elif key in self._shared:
+                self._shared[key].joined[ask] = None
+                ask.leader = self._shared[key]
             else:
-                self._shared[ask.key] = ask
+                self._shared[key] = ask
                 rest.append(ask)
         return rest
 
@@ -425,7 +430,7 @@ class Broker:
         """Log why there is no answer, and tell the guest what kind of reason it is."""
         failure = _call_error(error)
         for each in (ask, *self._part(ask)):
-            self._deliver(each, failure, Numbers(), None, message=f"{type(error).__name__}: {error}")
+            self._deliver(each, failure, Numbers(), None, f"{type(error).__name__}: {error}")
 
     def _deliver(
         self,
@@ -433,19 +438,23 @@ class Broker:
         result: str | CallError,
         numbers: Numbers,
         completion: Completion | None,
-        **why: object,
+        message: str = "",
     ) -> None:
         """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
         if self._log.is_on:
+            why: dict[str, object] = {}
             if isinstance(result, CallError):
-                why |= {"error": result.code, "told": result.message}
+                why = {"error": result.code, "told": result.message}
+                if message:
+                    why["message"] = message
             try:
                 self._log.worker(self.worker.handler.model, numbers, completion, **ask.facts(), **why)
             except LogError as error:
                 ask.batch.fail(error)
                 return
         self._done += 1
-        self._failed += not isinstance(result, str)
+        if not isinstance(result, str):
+            self._failed += 1
         ask.batch.put(ask.index, result)
 
     def _part(self, ask: _Ask) -> list[_Ask]:
@@ -476,12 +485,11 @@ class Broker:
     def _cost(self, model: Model, usage: Usage, *, worker_calls: int) -> Cost:
         return Cost(worker_calls, usage.input_tokens + usage.output_tokens, model.price(usage))
 
-    def _key(self, model: Model, messages: Sequence[Message], copy: int = 0) -> bytes | None:
-        """What an answer is kept under; None where it is not kept."""
+    def _identity(self, model: Model) -> Mapping[str, Any] | None:
+        """What its answers are kept under; None where they are not kept."""
         if self._store is None or (model.handler.samples and not self._rules.cache_sampled):
             return None
-        identity = model.handler.identity()
-        return None if identity is None else cache_key(identity, messages, copy)
+        return model.handler.identity()
 
 
 class _Ask(Request):
@@ -508,7 +516,7 @@ class _Ask(Request):
 
     def admit(self) -> Admission:
         """See ``Request.admit``."""
-        return self._broker.admit(self)
+        return "now" if self.cost is None else self._broker.admit(self)
 
     def finish(self, answer: Completion | Exception) -> None:
         """See ``Request.finish``."""

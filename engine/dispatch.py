@@ -13,9 +13,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 from weakref import WeakValueDictionary
 
 from anyio.lowlevel import RunVar
@@ -66,7 +65,7 @@ class Queue:
     def __init__(self, lane: _Lane) -> None:
         self._lane = lane
         self._waiting: OrderedDict[Request, None] = OrderedDict()
-        self._running: dict[Request, _Sent] = {}
+        self._running: dict[Request, _Call | None] = {}  # None: taken, and not with the handler yet
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -86,9 +85,9 @@ class Queue:
         """Forget requests: those that wait do not start, those under way are cancelled. None is finished."""
         for request in requests:
             self._waiting.pop(request, None)
-            sent = self._running.pop(request, None)
-            if sent is not None:
-                sent.drop_one()
+            call = self._running.pop(request, None)
+            if call is not None:
+                call.drop_one()
         self._lane.pump()
 
     def look_again(self) -> None:
@@ -105,13 +104,17 @@ class Queue:
                 break
             self._waiting.pop(request, None)
             if admission == "now":
+                self._running[request] = None
                 taken.append(request)
         return taken
 
-    def start(self, request: Request, sent: _Sent, now: float) -> None:
-        """A request goes to the handler; for the lane."""
+    def begin(self, request: Request, call: _Call, now: float) -> bool:
+        """A request goes to the handler, unless it was cancelled since it was taken; for the lane."""
+        if request not in self._running:
+            return False
+        self._running[request] = call
         request.started = now
-        self._running[request] = sent
+        return True
 
     def finish(self, request: Request, answer: Completion | Exception) -> None:
         """A request has its answer; for the lane."""
@@ -123,44 +126,63 @@ _Taken = tuple[Queue, Request]
 _Answers = Sequence[Completion | Exception]
 
 
-class _Sent:
-    """Requests that are with the handler in one task, which is cancelled with the last of them, or when it is late."""
+class _Call:
+    """A task that asks the handler, and the requests that it has there now: it is cancelled with the last of them, or when
+    they are late.
+    """
 
-    __slots__ = ("_late", "_wanted", "deadline", "taken", "task")
+    __slots__ = ("_late", "_task", "_wanted", "deadline", "is_stopped", "taken")
 
-    def __init__(self, taken: list[_Taken], asking: Coroutine[Any, Any, _Answers]) -> None:
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        self.taken = taken
-        self.task = loop.create_task(asking)
-        seconds = max([_NEVER if request.seconds is None else request.seconds for _, request in taken])
-        self.deadline = loop.time() + seconds
-        self._wanted = len(taken)
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._wanted = 0
         self._late: CallTimeout | None = None
-        for queue, request in taken:
-            queue.start(request, self, now)
+        self.taken: list[_Taken] = []
+        self.deadline = 0.0
+        self.is_stopped = False
+
+    def begin(self, each: _Taken) -> bool:
+        """A request goes to the handler, if it is still wanted."""
+        queue, request = each
+        now = time.monotonic()
+        if not queue.begin(request, self, now):
+            return False
+        self.taken.append(each)
+        self._wanted += 1
+        if request.seconds is None:
+            self.deadline = _NEVER
+        else:
+            self.deadline = max(self.deadline, now + request.seconds)
+        return True
 
     def drop_one(self) -> None:
         """One of them is not wanted any more."""
         self._wanted -= 1
         if not self._wanted:
-            self.task.cancel()
+            self._stop()
 
     def end_late(self) -> None:
-        """Its time is up."""
+        """Their time is up."""
         self.deadline = _NEVER
         seconds = max(request.seconds or 0.0 for _, request in self.taken)
         self._late = CallTimeout(f"no answer within {seconds:g} s")
-        self.task.cancel()
+        self._stop()
 
-    def finish(self) -> None:
-        """The task has ended: hand over what it brought."""
-        answers: _Answers
-        if self.task.cancelled():
-            answers = [self._late or Unavailable("the handler broke the request off")] * len(self.taken)
-        else:
-            answers = self.task.result()
-        for (queue, request), answer in zip(self.taken, answers, strict=True):
+    def _stop(self) -> None:
+        self.is_stopped = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def finish(self, answers: _Answers) -> None:
+        """Hand over what the handler gave."""
+        taken, self.taken = self.taken, []
+        self._wanted, self.deadline = 0, 0.0
+        for (queue, request), answer in zip(taken, answers, strict=True):
             queue.finish(request, answer)
+
+    def lose(self) -> None:
+        """They were broken off."""
+        self.finish([self._late or Unavailable("the handler broke the request off")] * len(self.taken))
 
 
 class Dispatcher:
@@ -197,11 +219,12 @@ class _Lane(ABC):
     def __init__(self, handler: ModelHandler) -> None:
         self._handler = handler
         self._ring: deque[Queue] = deque()
-        self._sent: set[_Sent] = set()
+        self._calls: set[_Call] = set()
         self._busy = 0
         self._pumping = False
         self._pump_due = False
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = _NEVER
 
     def enter(self, queue: Queue) -> None:
         """A queue wants a turn."""
@@ -244,20 +267,25 @@ class _Lane(ABC):
             not_now = 0 if requests else not_now + 1
         return taken
 
-    def _send(self, taken: list[_Taken], asking: Coroutine[Any, Any, _Answers]) -> None:
-        sent = _Sent(taken, asking)
-        self._sent.add(sent)
-        self._watch(sent)
-        sent.task.add_done_callback(partial(self._ended, sent))
+    def _open(self) -> _Call:
+        """The current task is about to ask the handler."""
+        call = _Call()
+        self._calls.add(call)
+        return call
 
-    def _ended(self, sent: _Sent, _: asyncio.Task[_Answers]) -> None:
-        self._busy -= len(sent.taken)
-        self._sent.discard(sent)
-        if not self._sent and self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        sent.finish()
-        if self._ring and not self._pump_due:  # once for all that end in this turn of the event loop
+    def _close(self, call: _Call) -> None:
+        """The task is about to end, by itself or cancelled."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._silence()
+        self._free(len(call.taken))
+        call.lose()
+
+    def _free(self, slots: int) -> None:
+        self._busy -= slots
+        if (
+            slots and self._ring and not self._pump_due
+        ):  # once for all that end in this turn of the event loop
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self._pump_when_due)
 
@@ -265,37 +293,77 @@ class _Lane(ABC):
         self._pump_due = False
         self.pump()
 
-    def _watch(self, sent: _Sent) -> None:
+    def _watch(self, call: _Call) -> None:
         """One timer watches over all: one for each would be a fifth of what a request costs."""
-        if sent.deadline < (_NEVER if self._alarm is None else self._alarm.when()):
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = asyncio.get_running_loop().call_at(sent.deadline, self._end_late)
+        if call.deadline < self._alarm_at:
+            self._silence()
+            self._alarm_at = call.deadline
+            wait = max(0.0, call.deadline - time.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(wait, self._end_late)
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm, self._alarm_at = None, _NEVER
 
     def _end_late(self) -> None:
-        self._alarm = None
-        now = asyncio.get_running_loop().time()
-        for sent in self._sent:
-            if sent.deadline <= now:
-                sent.end_late()
-            self._watch(sent)
+        self._silence()
+        now = time.monotonic()
+        for call in self._calls:
+            if call.deadline <= now:
+                call.end_late()
+            self._watch(call)
 
 
 class _Singles(_Lane):
-    """A handler that is asked one conversation at a time, many at once."""
+    """A handler that is asked one conversation at a time, many at once.
+
+    A task for each would be most of what a request costs where the handler has its answer without waiting (a cache, a
+    script, a model in this process). So the first task asks for one after another. The second has its turn as soon as the
+    first waits, and has all that are left asked at once.
+    """
+
+    def __init__(self, handler: ModelHandler) -> None:
+        super().__init__(handler)
+        self._ready: deque[_Taken] = deque()
 
     def _room(self) -> int:
         return self._handler.max_concurrency - self._busy
 
     def _start(self, taken: list[_Taken]) -> None:
-        for each in taken:
-            self._send([each], self._ask(each[1].messages))
+        self._ready += taken
+        spawn = asyncio.get_running_loop().create_task
+        spawn(self._ask_in_turn())
+        if len(taken) > 1:
+            spawn(self._ask_at_once())
 
-    async def _ask(self, messages: Sequence[Message]) -> _Answers:
+    async def _ask_at_once(self) -> None:
+        for _ in range(1, len(self._ready)):
+            asyncio.get_running_loop().create_task(self._ask_in_turn())
+        await self._ask_in_turn()
+
+    async def _ask_in_turn(self) -> None:
+        call = self._open()
         try:
-            return [await call_chat(self._handler, messages)]
+            while (
+                self._ready and not call.is_stopped
+            ):  # where it is, a handler has caught its task's cancellation
+                each = self._ready.popleft()
+                if call.begin(each):
+                    self._watch(call)
+                    answer = await self._answer(each[1].messages)
+                    self._free(1)
+                    call.finish((answer,))
+                else:
+                    self._free(1)
+        finally:
+            self._close(call)
+
+    async def _answer(self, messages: Sequence[Message]) -> Completion | Exception:
+        try:
+            return await call_chat(self._handler, messages)
         except Exception as error:
-            return [error]
+            return error
 
 
 class _Batches(_Lane):
@@ -330,9 +398,21 @@ class _Batches(_Lane):
         return min(self._handler.batch_size, self._handler.max_concurrency - self._busy)
 
     def _start(self, taken: list[_Taken]) -> None:
-        self._send(taken, self._ask([request.messages for _, request in taken]))
+        asyncio.get_running_loop().create_task(self._ask_together(taken))
 
-    async def _ask(self, conversations: list[Sequence[Message]]) -> _Answers:
+    async def _ask_together(self, taken: list[_Taken]) -> None:
+        call = self._open()
+        try:
+            self._free(sum([not call.begin(each) for each in taken]))
+            if call.taken:
+                self._watch(call)
+                answers = await self._answers([request.messages for _, request in call.taken])
+                self._free(len(call.taken))
+                call.finish(answers)
+        finally:
+            self._close(call)
+
+    async def _answers(self, conversations: list[Sequence[Message]]) -> _Answers:
         try:
             answers = await call_chat_batch(self._handler, conversations)
             if len(answers) != len(conversations):

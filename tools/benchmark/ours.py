@@ -28,6 +28,9 @@ CONFIG = SandboxConfig.model_validate({"output": "64MiB"})
 """The defaults, but for a cell that prints 50 MB."""
 
 
+_ANSWER = Completion("y")
+
+
 class One(ModelHandler):
     """Answers each conversation for itself."""
 
@@ -36,7 +39,7 @@ class One(ModelHandler):
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
         """Next to nothing, at once."""
-        return Completion("y")
+        return _ANSWER
 
 
 class Many(One):
@@ -44,7 +47,7 @@ class Many(One):
 
     async def chat_batch(self, message_batches: Sequence[Sequence[Message]]) -> Sequence[Completion]:
         """Next to nothing, at once."""
-        return [Completion("y")] * len(message_batches)
+        return [_ANSWER] * len(message_batches)
 
 
 class OurSession(Session):
