@@ -349,21 +349,19 @@ class _Singles(_Lane):
                 self._ready and not call.is_stopped
             ):  # where it is, a handler has caught its task's cancellation
                 each = self._ready.popleft()
-                if call.begin(each):
-                    self._watch(call)
-                    answer = await self._answer(each[1].messages)
+                if not call.begin(each):
                     self._free(1)
-                    call.finish((answer,))
-                else:
-                    self._free(1)
+                    continue
+                self._watch(call)
+                answer: Completion | Exception
+                try:
+                    answer = await call_chat(self._handler, each[1].messages)
+                except Exception as error:
+                    answer = error
+                self._free(1)
+                call.finish((answer,))
         finally:
             self._close(call)
-
-    async def _answer(self, messages: Sequence[Message]) -> Completion | Exception:
-        try:
-            return await call_chat(self._handler, messages)
-        except Exception as error:
-            return error
 
 
 class _Batches(_Lane):

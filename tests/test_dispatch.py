@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from supdist.engine.dispatch import Admission, CallTimeout, Dispatcher, Queue, Request
 from supdist.handlers import BatchItem, Completion, Message, ModelHandler, Unavailable
 
@@ -288,3 +292,121 @@ async def test_a_lane_is_forgotten_with_its_last_queue(kind: type[ModelHandler])
     assert len(dispatcher._lanes) == 1  # pyright: ignore[reportPrivateUsage]
     del queue
     assert len(dispatcher._lanes) == 0  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_handler_that_does_not_wait_costs_no_task_for_each() -> None:
+    tasks = set[object]()
+
+    class AtOnce(ModelHandler):
+        async def chat(self, messages: Sequence[Message]) -> Completion:
+            tasks.add(asyncio.current_task())
+            return Completion(messages[0]["content"])
+
+    handler = AtOnce()
+    texts = [str(number) for number in range(3 * handler.max_concurrency)]
+    requests = put(Dispatcher().queue(handler), *texts)
+    assert [await request.answer for request in requests] == texts
+    assert len(tasks) == 3, "one for as many as there are slots"
+
+
+async def test_one_cancelled_before_a_batch_began_is_not_in_it() -> None:
+    handler = Batching()
+    handler.let.set()
+    queue = Dispatcher().queue(handler)
+    first, second = put(queue, "a", "b")
+    queue.cancel([first])
+    assert await second.answer == "B"
+    assert handler.batches == [["b"]]
+
+
+class Moody(Gate):
+    """What a conversation begins with says how it is dealt with."""
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        match messages[0]["content"].split():
+            case ["at-once", *_]:
+                return Completion(messages[0]["content"])
+            case ["raises", *_]:
+                raise ValueError("as it was told")
+            case ["breaks-off", *_]:
+                raise asyncio.CancelledError
+            case ["stubborn", *_]:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await super().chat(messages)
+                return Completion(messages[0]["content"])
+            case _:
+                return await super().chat(messages)
+
+
+_MOODS = st.sampled_from(["at-once", "raises", "breaks-off", "stubborn", "waits"])
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 1), st.lists(_MOODS, min_size=1, max_size=9)),
+        st.tuples(st.just("cancel"), st.integers(0, 40)),
+        st.tuples(st.just("let"), st.integers(0, 40)),
+        st.tuples(st.just("turns"), st.integers(1, 3)),
+    ),
+    max_size=25,
+)
+
+
+@given(st.integers(1, 5), _STEPS)
+@settings(deadline=None, max_examples=200)
+def test_each_request_ends_once_and_gives_its_slot_back(slots: int, steps: list[tuple[Any, ...]]) -> None:
+    asyncio.run(_play(slots, steps))
+
+
+class Play:
+    """Two queues of one handler, and what is to become of each request."""
+
+    def __init__(self, slots: int) -> None:
+        self.gate = Moody(slots)
+        dispatcher = Dispatcher()
+        self.queues = [dispatcher.queue(self.gate), dispatcher.queue(self.gate)]
+        self.sent: list[tuple[Queue, str, Asked]] = []
+        self.dropped = set[Asked]()
+
+    async def step(self, step: tuple[Any, ...]) -> None:
+        match step:
+            case "put", int(which), moods:
+                queue, first = self.queues[which], len(self.sent)
+                texts = [f"{mood} {first + place}" for place, mood in enumerate(moods)]
+                self.sent += zip([queue] * len(texts), texts, put(queue, *texts), strict=True)
+            case "cancel", int(place) if place < len(self.sent):
+                queue, _, request = self.sent[place]
+                if not request.answer.done():
+                    self.dropped.add(request)
+                queue.cancel([request])
+            case "let", int(place) if place < len(self.sent):
+                self.gate.let(self.sent[place][1])
+            case "turns", int(count):
+                await turns(count)
+            case _:
+                pass
+
+    async def end(self) -> None:
+        """Let all through, and look whether each ended as it should."""
+        self.gate.let(*(text for _, text, _ in self.sent))
+        for _, text, request in self.sent:
+            if request not in self.dropped:
+                answer = await asyncio.wait_for(request.answer, 10)
+                failures = {"raises": ValueError, "breaks-off": Unavailable}
+                assert type(answer) is failures.get(text.split()[0], str)
+                assert answer == text or not isinstance(answer, str)
+        await turns()
+        assert not any(request.answer.done() for request in self.dropped)
+        assert [(len(queue), queue.running) for queue in self.queues] == [(0, 0), (0, 0)]
+
+
+async def _play(slots: int, steps: list[tuple[Any, ...]]) -> None:
+    play = Play(slots)
+    for step in steps:
+        await play.step(step)
+        assert play.gate.inside <= slots
+    await play.end()
+    last = [f"waits {slots} {place}" for place in range(slots)]
+    requests = put(play.queues[0], *last)
+    await turns()
+    assert play.gate.inside == slots, "a slot was lost"
+    play.gate.let(*last)
+    assert [await request.answer for request in requests] == last
