@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from attacks.machine import Machine, below, names
 from supdist.engine import CellResult, Outcome, Sandbox
-from support import Open
+from support import SMALL, Open
 
 OK = Outcome.OK
 DEATHS = (Outcome.CRASHED, Outcome.KILLED)
@@ -109,7 +109,7 @@ class Arena:
     def open(self, **options: Any) -> AbstractAsyncContextManager[Sandbox]:
         """A sandbox with small limits; see the fixture ``small``."""
         self.opened += 1
-        return self.open_sandbox(**options)
+        return self.open_sandbox(**{"grace": SMALL["grace"] * self.machine.slowness, **options})
 
     @property
     def starts(self) -> float:
@@ -119,7 +119,8 @@ class Arena:
     async def carry_out(self, attack: Attack) -> CellResult:
         """Run a row in a sandbox of its own and judge what the host can judge."""
         async with self.open(**attack.limits) as sandbox:
-            result = await timed(sandbox, attack.code, attack.timeout, attack.within)
+            within = attack.within * self.machine.slowness
+            result = await timed(sandbox, attack.code, attack.timeout, within)
             assert result.outcome in attack.expect, result
             assert attack.lost is None or result.state_lost is attack.lost, result
             assert attack.says in result.stdout, result

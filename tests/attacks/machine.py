@@ -40,7 +40,7 @@ class Machine:
         protects_init: whether a guest can neither kill its init nor write to its descriptors.
         counts_refusals: whether the kernel tells the host of processes that it refused.
         tells_walls: whether a guest's /proc tells of its filter.
-        slowness: how much longer thousands of system calls take.
+        slowness: how much longer it takes until an interrupt is heard, or thousands of system calls are made.
         orphans: how many its kernel makes in a second or two.
         own_paths: paths of which a guest has its own, where the host's are meant.
         missing: walls that a sandbox says it lacks.
