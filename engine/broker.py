@@ -46,6 +46,11 @@ _NEAR = 0.9
 _IN_PASSING = 16_384
 """Characters whose tokens may be counted in the event loop; a tokenizer takes some 20 ms for them."""
 
+_AT_ONCE = 4
+"""Calls that are looked at together, before their prompts are queued. Of thousands that come at once the event loop would
+otherwise see to all, and to nobody else meanwhile.
+"""
+
 _TOKENS_A_CHARACTER = 0.4
 """Before the first answer tells: code and numbers, the worst of what supervisors read, have about so many."""
 
@@ -165,6 +170,7 @@ class Broker:
         self._store = None if self._rules.cache is None else _Store(self._rules.cache)
         self._shared: dict[bytes, _Ask] = {}
         self._own: set[bytes] = set()
+        self._entrance = asyncio.Semaphore(_AT_ONCE)
         self._done = 0
         self._failed = 0
         self._conversation: tuple[list[Message], int] = ([], 0)
@@ -330,9 +336,10 @@ class Broker:
         seconds = self._rules.call_seconds
         asks = [_Ask(self, batch, index, prompt, seconds) for index, prompt in enumerate(call.prompts)]
         try:
-            to_ask = await self._spare(asks)
-            await self._weigh(to_ask)
-            self._queue.put([ask for ask in to_ask if not self._refuse_too_long(ask)])
+            async with self._entrance:
+                to_ask = await self._spare(asks)
+                await self._weigh(to_ask)
+                self._queue.put([ask for ask in to_ask if not self._refuse_too_long(ask)])
             self._on_metrics(self.metrics())
             results = await batch.results()
             if self._store is not None:

@@ -25,6 +25,9 @@ Admission = Literal["now", "later", "never"]
 
 _NEVER = math.inf
 
+_DROPPED_AT_ONCE = 64
+"""To tell whoever asked takes time, too, of which a flood that is refused shall not have all at once."""
+
 
 class CallTimeout(Unavailable):
     """A request that was not answered by its deadline."""
@@ -97,6 +100,7 @@ class Queue:
     def take(self, most: int) -> list[Request]:
         """The next requests, as far as they may go now; for the lane."""
         taken: list[Request] = []
+        dropped = 0
         while self._waiting and len(taken) < most:
             request = next(iter(self._waiting))
             admission = request.admit()
@@ -106,6 +110,11 @@ class Queue:
             if admission == "now":
                 self._running[request] = None
                 taken.append(request)
+                continue
+            dropped += 1
+            if dropped == _DROPPED_AT_ONCE:
+                self._lane.pump_soon()
+                break
         return taken
 
     def begin(self, request: Request, call: _Call, now: float) -> bool:
@@ -283,9 +292,12 @@ class _Lane(ABC):
 
     def _free(self, slots: int) -> None:
         self._busy -= slots
-        if (
-            slots and self._ring and not self._pump_due
-        ):  # once for all that end in this turn of the event loop
+        if slots and self._ring:
+            self.pump_soon()
+
+    def pump_soon(self) -> None:
+        """Look at the queues in the event loop's next turn: once for all that ask for it in this one."""
+        if not self._pump_due:
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self._pump_when_due)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,26 @@ class Tokenizing(Model):
     def count_tokens(self, messages: Sequence[Message]) -> int:
         self.threads.add(threading.get_ident())
         return sum(len(message["content"]) for message in messages)
+
+
+async def test_of_calls_by_the_hundred_a_few_are_looked_up_at_once() -> None:
+    """When a look ends, what follows holds the event loop: for a few of them, not for all."""
+    looking, most = 0, 0
+
+    class Looked(ResponseCache):
+        async def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
+            nonlocal looking, most
+            looking += 1
+            most = max(most, looking)
+            try:
+                return await super().get_many(keys)
+            finally:
+                looking -= 1
+
+    async with Looked() as cache, broker(Model(), cache=cache) as own:
+        answers = await asyncio.gather(*(own.answer(call(f"a{number}")) for number in range(200)))
+    assert answers == [[f"A{number}"] for number in range(200)]
+    assert most == 4
 
 
 async def test_long_prompts_are_counted_outside_of_the_loops_thread_and_refused_to_the_token() -> None:

@@ -220,6 +220,8 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
         assert await tasks_of(direct, "x = 1") == 0
         assert await tasks_of(direct, "for _ in range(50): worker('x')") == 50
         assert await tasks_of(broker.answer, "for _ in range(50): worker('x')") == 100
+        rounds = 4  # of 64 that are with the handler at once, each asked by one task, and one that has nothing to do
+        assert await tasks_of(broker.answer, "worker_batch(['x'] * 200); None") == 1 + 2 * rounds
 
 
 class Turns(selectors.DefaultSelector):
@@ -249,3 +251,35 @@ def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         took = runner.run(turns())
     assert took <= 7 * calls
+
+
+FLOOD = """
+protocol = __import__("sys").modules["supdist.sandbox_image.protocol"]
+channel = worker.__self__._channel
+frames = b"".join(protocol.frame(protocol.encode(protocol.Call(call, 1, ["x"]))) for call in range(1, 1001))
+channel._calls.sendall(frames)
+for call in range(1, 1001): channel.reply(call)
+"""
+
+
+async def test_of_a_flood_of_calls_the_event_loop_sees_to_a_few_in_a_turn() -> None:
+    """So that what else is due waits for these few, and not for all of them."""
+    loop, over = asyncio.get_running_loop(), False
+    begun = [0]
+
+    def turn() -> None:
+        begun.append(0)
+        if not over:
+            loop.call_soon(turn)
+
+    async def on_call(call: WorkerCall) -> Sequence[str | CallError]:
+        begun[-1] += 1
+        return ["y"]
+
+    async with open_sandbox(SandboxConfig(calls_per_second=100_000), on_call=on_call) as sandbox:
+        turn()
+        result = await sandbox.execute(FLOOD)
+        over = True
+    assert result.error is None
+    assert sum(begun) == 1000
+    assert max(begun) <= 16

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -203,6 +204,25 @@ async def test_one_that_is_never_admitted_is_dropped() -> None:
     queue.put([refused, after])
     assert await after.answer == "after"
     assert gate.arrived == ["after"]
+
+
+async def test_a_flood_that_is_refused_has_not_the_event_loop_all_to_itself() -> None:
+    asked = 0
+
+    class Refused(Request):
+        def admit(self) -> Admission:
+            nonlocal asked
+            asked += 1
+            return "never"
+
+    queue = Dispatcher().queue(Gate(1))
+    queue.put([Refused([]) for _ in range(1000)])
+    seen = [asked]
+    while len(queue):
+        await turns(1)
+        seen.append(asked)
+    assert max(after - before for before, after in pairwise([0, *seen])) <= 64
+    assert asked == 1000
 
 
 class Batching(ModelHandler):

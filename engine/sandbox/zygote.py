@@ -27,7 +27,7 @@ _STOP_SECONDS = 5.0
 _PACKET_BYTES = 64 << 10
 _LAST_WORDS_SECONDS = 2.0
 _LAST_WORDS_OF_KILLED_SECONDS = 0.1
-_MESSAGES_A_TURN = 256
+_MESSAGES_A_TURN = 16
 _SOCKET_PATH_CHARS = 90
 _CONTROL_BUFFER = 4 << 20
 _BACKLOG = 1024  # shims that connect at once
@@ -50,6 +50,7 @@ class Zygote:
         self._receivers: dict[bytes, Receiver] = {}
         self._ready: asyncio.Future[None] | None = None
         self._alive = False
+        self._reading_soon = False
 
     @property
     def alive(self) -> bool:
@@ -167,7 +168,7 @@ class Zygote:
             if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                 raise
         if self._has_mail():  # sending may have consumed the edge by which the loop learns of it
-            self._loop.call_soon(self._read_router)
+            self._read_soon()
 
     def abandon(self, session: bytes) -> None:
         """Have a shim killed that does not do as it is told; its end will be told as any other."""
@@ -250,7 +251,17 @@ class Zygote:
             receiver = self._receivers.get(session)
             if receiver is not None:
                 receiver(protocol.decode_from_shim(payload))
-        self._loop.call_soon(self._read_router)
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        """In the loop's next turn, and once: each of those who ask for it would go on reading as long as there is mail."""
+        if not self._reading_soon:
+            self._reading_soon = True
+            self._loop.call_soon(self._read_when_due)
+
+    def _read_when_due(self) -> None:
+        self._reading_soon = False
+        self._read_router()
 
     def _read_control(self) -> None:
         try:
