@@ -12,7 +12,7 @@ import inspect
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -24,6 +24,9 @@ from ..handlers import Completion, Message, ModelHandler, Unavailable, call_chat
 Admission = Literal["now", "later", "never"]
 
 _NEVER = math.inf
+
+_TURN_SECONDS = 0.005
+"""For so long a task asks for one after another: others have their turn between them."""
 
 _DROPPED_AT_ONCE = 64
 """To tell whoever asked takes time, too, of which a flood that is refused shall not have all at once."""
@@ -41,15 +44,21 @@ class Request:
         seconds: its deadline, counted from the moment it goes to the handler; None where there is none.
         queued: when it was put into its queue, on the monotonic clock.
         started: when it went to the handler; None as long as it waits.
+        queue: whose it is; None once it has ended or was cancelled. This and what follows is the dispatcher's.
+        is_taken: whether it has a slot.
+        call: what it is with the handler in.
     """
 
-    __slots__ = ("messages", "queued", "seconds", "started")
+    __slots__ = ("call", "is_taken", "messages", "queue", "queued", "seconds", "started")
 
     def __init__(self, messages: Sequence[Message], seconds: float | None = None) -> None:
         self.messages = messages
         self.seconds = seconds
         self.queued = time.monotonic()
         self.started: float | None = None
+        self.queue: Queue | None = None
+        self.is_taken = False
+        self.call: _Call | None = None
 
     def admit(self) -> Admission:
         """Whether it may go now; asked when a slot is free. ``never`` drops it: whoever says so has dealt with it.
@@ -63,34 +72,44 @@ class Request:
 
 
 class Queue:
-    """The requests of one run for one handler, first come, first served."""
+    """The requests of one run for one handler, first come, first served.
+
+    Attributes:
+        running: how many of its requests are with the handler.
+    """
 
     def __init__(self, lane: _Lane) -> None:
         self._lane = lane
-        self._waiting: OrderedDict[Request, None] = OrderedDict()
-        self._running: dict[Request, _Call | None] = {}  # None: taken, and not with the handler yet
+        self._waiting: deque[Request] = deque()
+        self._cancelled = 0  # of those that wait: they are passed over when their turn comes
+        self.running = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def running(self) -> int:
-        """How many of its requests are with the handler."""
-        return len(self._running)
+        return len(self._waiting) - self._cancelled
 
     def put(self, requests: Sequence[Request]) -> None:
         """Queue requests; those for which there is room start at once."""
-        self._waiting.update(dict.fromkeys(requests))
+        for request in requests:
+            request.queue = self
+        self._waiting.extend(requests)
         self._lane.enter(self)
         self._lane.pump()
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Forget requests: those that wait do not start, those under way are cancelled. None is finished."""
         for request in requests:
-            self._waiting.pop(request, None)
-            call = self._running.pop(request, None)
-            if call is not None:
-                call.drop_one()
+            if request.queue is None:
+                continue
+            request.queue = None
+            if not request.is_taken:
+                self._cancelled += 1
+                continue
+            self.running -= 1
+            if request.call is not None:
+                request.call.drop_one()
+        if self._cancelled > len(self):
+            self._waiting = deque(request for request in self._waiting if request.queue is not None)
+            self._cancelled = 0
         self._lane.pump()
 
     def look_again(self) -> None:
@@ -102,36 +121,27 @@ class Queue:
         taken: list[Request] = []
         dropped = 0
         while self._waiting and len(taken) < most:
-            request = next(iter(self._waiting))
+            request = self._waiting.popleft()
+            if request.queue is None:
+                self._cancelled -= 1
+                continue
             admission = request.admit()
-            if admission == "later":
-                break
-            self._waiting.pop(request, None)
             if admission == "now":
-                self._running[request] = None
+                request.is_taken = True
                 taken.append(request)
                 continue
+            if admission == "later":
+                self._waiting.appendleft(request)
+                break
+            request.queue = None
             dropped += 1
             if dropped == _DROPPED_AT_ONCE:
                 self._lane.pump_soon()
                 break
+        self.running += len(taken)
         return taken
 
-    def begin(self, request: Request, call: _Call, now: float) -> bool:
-        """A request goes to the handler, unless it was cancelled since it was taken; for the lane."""
-        if request not in self._running:
-            return False
-        self._running[request] = call
-        request.started = now
-        return True
 
-    def finish(self, request: Request, answer: Completion | Exception) -> None:
-        """A request has its answer; for the lane."""
-        if self._running.pop(request, None) is not None:  # else it was cancelled
-            request.finish(answer)
-
-
-_Taken = tuple[Queue, Request]
 _Answers = Sequence[Completion | Exception]
 
 
@@ -146,22 +156,22 @@ class _Call:
         self._task = asyncio.current_task()
         self._wanted = 0
         self._late: CallTimeout | None = None
-        self.taken: list[_Taken] = []
+        self.taken: list[Request] = []
         self.deadline = 0.0
         self.is_stopped = False
 
-    def begin(self, each: _Taken) -> bool:
-        """A request goes to the handler, if it is still wanted."""
-        queue, request = each
-        now = time.monotonic()
-        if not queue.begin(request, self, now):
+    def begin(self, request: Request) -> bool:
+        """A request goes to the handler, unless it was cancelled since it was taken."""
+        if request.queue is None:
             return False
-        self.taken.append(each)
+        request.call = self
+        request.started = time.monotonic()
+        self.taken.append(request)
         self._wanted += 1
         if request.seconds is None:
             self.deadline = _NEVER
         else:
-            self.deadline = max(self.deadline, now + request.seconds)
+            self.deadline = max(self.deadline, request.started + request.seconds)
         return True
 
     def drop_one(self) -> None:
@@ -173,7 +183,7 @@ class _Call:
     def end_late(self) -> None:
         """Their time is up."""
         self.deadline = _NEVER
-        seconds = max(request.seconds or 0.0 for _, request in self.taken)
+        seconds = max(request.seconds or 0.0 for request in self.taken)
         self._late = CallTimeout(f"no answer within {seconds:g} s")
         self._stop()
 
@@ -186,8 +196,12 @@ class _Call:
         """Hand over what the handler gave."""
         taken, self.taken = self.taken, []
         self._wanted, self.deadline = 0, 0.0
-        for (queue, request), answer in zip(taken, answers, strict=True):
-            queue.finish(request, answer)
+        for request, answer in zip(taken, answers, strict=True):
+            queue = request.queue
+            if queue is not None:  # else it was cancelled
+                request.queue = None
+                queue.running -= 1
+                request.finish(answer)
 
     def lose(self) -> None:
         """They were broken off."""
@@ -230,7 +244,7 @@ class _Lane(ABC):
         self._ring: deque[Queue] = deque()
         self._calls: set[_Call] = set()
         self._busy = 0
-        self._pumping = False
+        self._taking = False
         self._pump_due = False
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = _NEVER
@@ -242,33 +256,41 @@ class _Lane(ABC):
 
     def pump(self) -> None:
         """Start what may start."""
-        if self._pumping:  # somebody who was asked for admission put more in; that is seen to below
-            return
-        self._pumping = True
+        while taken := self._next():
+            self._start(taken)
+
+    def _next(self) -> list[Request]:
+        """What may start now; it has its slots."""
+        if (
+            self._taking
+        ):  # somebody who is asked for admission has put more in: whoever asks comes back for it
+            return []
+        self._taking = True
         try:
-            while (room := self._room()) > 0 and (taken := self._take(room)):
-                self._busy += len(taken)
-                self._start(taken)
+            room = self._room()
+            taken = self._take(room) if room > 0 else []
         finally:
-            self._pumping = False
+            self._taking = False
+        self._busy += len(taken)
+        return taken
 
     @abstractmethod
     def _room(self) -> int:
         """How many requests may be taken now."""
 
     @abstractmethod
-    def _start(self, taken: list[_Taken]) -> None:
+    def _start(self, taken: list[Request]) -> None:
         """Send these to the handler."""
 
-    def _take(self, most: int) -> list[_Taken]:
+    def _take(self, most: int) -> list[Request]:
         """As many of each queue, round after round."""
-        taken: list[_Taken] = []
+        taken: list[Request] = []
         share = max(1, most // max(1, len(self._ring)))
         not_now = 0
         while self._ring and len(taken) < most and not_now < len(self._ring):
             queue = self._ring[0]
             requests = queue.take(min(share, most - len(taken)))
-            taken += [(queue, request) for request in requests]
+            taken += requests
             if not len(queue):
                 self._ring.popleft()
                 continue
@@ -331,23 +353,25 @@ class _Singles(_Lane):
     """A handler that is asked one conversation at a time, many at once.
 
     A task for each would be most of what a request costs where the handler has its answer without waiting (a cache, a
-    script, a model in this process). So the first task asks for one after another. The second has its turn as soon as the
-    first waits, and has all that are left asked at once.
+    script, a model in this process). So one task asks for one after another. The one behind it has its turn as soon as it
+    waits, and has all that are left asked at once.
     """
 
     def __init__(self, handler: ModelHandler) -> None:
         super().__init__(handler)
-        self._ready: deque[_Taken] = deque()
+        self._ready: deque[Request] = deque()
 
     def _room(self) -> int:
         return self._handler.max_concurrency - self._busy
 
-    def _start(self, taken: list[_Taken]) -> None:
+    def _start(self, taken: list[Request]) -> None:
+        asyncio.get_running_loop().create_task(self._ask_in_turn())
+        self._make_ready(taken)
+
+    def _make_ready(self, taken: list[Request]) -> None:
         self._ready += taken
-        spawn = asyncio.get_running_loop().create_task
-        spawn(self._ask_in_turn())
         if len(taken) > 1:
-            spawn(self._ask_at_once())
+            asyncio.get_running_loop().create_task(self._ask_at_once())
 
     async def _ask_at_once(self) -> None:
         for _ in range(1, len(self._ready)):
@@ -355,23 +379,26 @@ class _Singles(_Lane):
         await self._ask_in_turn()
 
     async def _ask_in_turn(self) -> None:
-        call = self._open()
+        call, began = self._open(), time.monotonic()
         try:
-            while (
-                self._ready and not call.is_stopped
-            ):  # where it is, a handler has caught its task's cancellation
-                each = self._ready.popleft()
-                if not call.begin(each):
+            while self._ready:
+                request = self._ready.popleft()
+                if not call.begin(request):
                     self._free(1)
                     continue
                 self._watch(call)
                 answer: Completion | Exception
                 try:
-                    answer = await call_chat(self._handler, each[1].messages)
+                    answer = await call_chat(self._handler, request.messages)
                 except Exception as error:
                     answer = error
                 self._free(1)
                 call.finish((answer,))
+                # Stopped, where the handler has caught its task's cancellation.
+                if call.is_stopped or time.monotonic() - began > _TURN_SECONDS:
+                    return
+                if not self._ready and self._ring:
+                    self._make_ready(self._next())
         finally:
             self._close(call)
 
@@ -407,16 +434,16 @@ class _Batches(_Lane):
             return 0
         return min(self._handler.batch_size, self._handler.max_concurrency - self._busy)
 
-    def _start(self, taken: list[_Taken]) -> None:
+    def _start(self, taken: list[Request]) -> None:
         asyncio.get_running_loop().create_task(self._ask_together(taken))
 
-    async def _ask_together(self, taken: list[_Taken]) -> None:
+    async def _ask_together(self, taken: list[Request]) -> None:
         call = self._open()
         try:
-            self._free(sum([not call.begin(each) for each in taken]))
+            self._free(sum([not call.begin(request) for request in taken]))
             if call.taken:
                 self._watch(call)
-                answers = await self._answers([request.messages for _, request in call.taken])
+                answers = await self._answers([request.messages for request in call.taken])
                 self._free(len(call.taken))
                 call.finish(answers)
         finally:

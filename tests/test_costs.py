@@ -220,8 +220,8 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
         assert await tasks_of(direct, "x = 1") == 0
         assert await tasks_of(direct, "for _ in range(50): worker('x')") == 50
         assert await tasks_of(broker.answer, "for _ in range(50): worker('x')") == 100
-        rounds = 4  # of 64 that are with the handler at once, each asked by one task, and one that has nothing to do
-        assert await tasks_of(broker.answer, "worker_batch(['x'] * 200); None") == 1 + 2 * rounds
+        # One that asks for all 200, and one behind it for each 64, in case that the handler waits.
+        assert await tasks_of(broker.answer, "worker_batch(['x'] * 200); None") <= 1 + 1 + 4
 
 
 class Turns(selectors.DefaultSelector):
