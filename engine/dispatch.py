@@ -70,6 +70,14 @@ class Request:
     def finish(self, answer: Completion | Exception) -> None:
         """It has ended. Called once, unless it was cancelled before."""
 
+    def end(self, answer: Completion | Exception) -> None:
+        """The handler gave this; for the dispatcher."""
+        queue = self.queue
+        if queue is not None:  # else it was cancelled
+            self.queue = None
+            queue.running -= 1
+            self.finish(answer)
+
 
 class Queue:
     """The requests of one run for one handler, first come, first served.
@@ -160,18 +168,18 @@ class _Call:
         self.deadline = 0.0
         self.is_stopped = False
 
-    def begin(self, request: Request) -> bool:
+    def begin(self, request: Request, now: float) -> bool:
         """A request goes to the handler, unless it was cancelled since it was taken."""
         if request.queue is None:
             return False
         request.call = self
-        request.started = time.monotonic()
+        request.started = now
         self.taken.append(request)
         self._wanted += 1
         if request.seconds is None:
             self.deadline = _NEVER
-        else:
-            self.deadline = max(self.deadline, request.started + request.seconds)
+        elif now + request.seconds > self.deadline:
+            self.deadline = now + request.seconds
         return True
 
     def drop_one(self) -> None:
@@ -197,11 +205,7 @@ class _Call:
         taken, self.taken = self.taken, []
         self._wanted, self.deadline = 0, 0.0
         for request, answer in zip(taken, answers, strict=True):
-            queue = request.queue
-            if queue is not None:  # else it was cancelled
-                request.queue = None
-                queue.running -= 1
-                request.finish(answer)
+            request.end(answer)
 
     def lose(self) -> None:
         """They were broken off."""
@@ -243,7 +247,7 @@ class _Lane(ABC):
         self._handler = handler
         self._ring: deque[Queue] = deque()
         self._calls: set[_Call] = set()
-        self._busy = 0
+        self._busy: int = 0
         self._taking = False
         self._pump_due = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -309,12 +313,9 @@ class _Lane(ABC):
         self._calls.discard(call)
         if not self._calls:
             self._silence()
-        self._free(len(call.taken))
+        self._busy -= len(call.taken)
         call.lose()
-
-    def _free(self, slots: int) -> None:
-        self._busy -= slots
-        if slots and self._ring:
+        if self._ring:
             self.pump_soon()
 
     def pump_soon(self) -> None:
@@ -329,11 +330,12 @@ class _Lane(ABC):
 
     def _watch(self, call: _Call) -> None:
         """One timer watches over all: one for each would be a fifth of what a request costs."""
-        if call.deadline < self._alarm_at:
-            self._silence()
-            self._alarm_at = call.deadline
-            wait = max(0.0, call.deadline - time.monotonic())
-            self._alarm = asyncio.get_running_loop().call_later(wait, self._end_late)
+        if call.deadline >= self._alarm_at:
+            return
+        self._silence()
+        self._alarm_at = call.deadline
+        wait = max(0.0, call.deadline - time.monotonic())
+        self._alarm = asyncio.get_running_loop().call_later(wait, self._end_late)
 
     def _silence(self) -> None:
         if self._alarm is not None:
@@ -379,23 +381,23 @@ class _Singles(_Lane):
         await self._ask_in_turn()
 
     async def _ask_in_turn(self) -> None:
-        call, began = self._open(), time.monotonic()
+        call, now = self._open(), time.monotonic()
+        end = now + _TURN_SECONDS
         try:
             while self._ready:
                 request = self._ready.popleft()
-                if not call.begin(request):
-                    self._free(1)
-                    continue
-                self._watch(call)
-                answer: Completion | Exception
-                try:
-                    answer = await call_chat(self._handler, request.messages)
-                except Exception as error:
-                    answer = error
-                self._free(1)
-                call.finish((answer,))
+                if call.begin(request, now):
+                    self._watch(call)
+                    answer: Completion | Exception
+                    try:
+                        answer = await call_chat(self._handler, request.messages)
+                    except Exception as error:
+                        answer = error
+                    call.finish((answer,))
+                self._busy -= 1
+                now = time.monotonic()
                 # Stopped, where the handler has caught its task's cancellation.
-                if call.is_stopped or time.monotonic() - began > _TURN_SECONDS:
+                if call.is_stopped or now > end:
                     return
                 if not self._ready and self._ring:
                     self._make_ready(self._next())
@@ -440,11 +442,12 @@ class _Batches(_Lane):
     async def _ask_together(self, taken: list[Request]) -> None:
         call = self._open()
         try:
-            self._free(sum([not call.begin(request) for request in taken]))
+            now = time.monotonic()
+            self._busy -= sum([not call.begin(request, now) for request in taken])
             if call.taken:
                 self._watch(call)
                 answers = await self._answers([request.messages for request in call.taken])
-                self._free(len(call.taken))
+                self._busy -= len(call.taken)
                 call.finish(answers)
         finally:
             self._close(call)
