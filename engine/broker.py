@@ -359,7 +359,7 @@ class Broker:
         keys: dict[_Ask, bytes] = {}
         for ask in asks:
             copy = copies[ask.prompt] if self.worker.handler.samples else 0
-            keys[ask] = ask.key = cache_key(identity, ask.messages, copy)
+            keys[ask] = ask.key = cache_key(identity, ask.conversation(), copy)
             copies[ask.prompt] += 1
         found = await self._store.find(keys.values())
         rest: list[_Ask] = []
@@ -368,8 +368,7 @@ class Broker:
                 completion, numbers = self._hit(self.worker, key, found[key], worker_calls=1)
                 self._deliver(ask, completion.text, numbers, completion)
             elif key in self._shared:
-                self._shared[key].joined[ask] = None
-                ask.leader = self._shared[key]
+                self._shared[key].lead(ask)
             else:
                 self._shared[key] = ask
                 rest.append(ask)
@@ -384,9 +383,11 @@ class Broker:
         def count() -> None:
             for ask in asks:
                 if handler.window is not None:
-                    ask.is_too_long = not fits(handler, ask.messages, handler.window)
+                    ask.is_too_long = not fits(handler, ask.conversation(), handler.window)
                 if is_limited and not ask.is_too_long:
-                    ask.cost = self._cost(self.worker, most_usage(handler, ask.messages), worker_calls=1)
+                    ask.cost = self._cost(
+                        self.worker, most_usage(handler, ask.conversation()), worker_calls=1
+                    )
 
         if sum(len(ask.prompt) for ask in asks) <= _IN_PASSING:
             count()
@@ -468,7 +469,7 @@ class Broker:
         """Those that joined a request which has ended."""
         if ask.key is not None and self._shared.get(ask.key) is ask:
             del self._shared[ask.key]
-        joined, ask.joined = list(ask.joined), {}
+        joined, ask.joined = list(ask.joined or ()), None
         return joined
 
     def _abandon(self, asks: list[_Ask]) -> None:
@@ -477,7 +478,8 @@ class Broker:
         for ask in asks:
             ask.wanted = False
             leader = ask.leader or ask
-            leader.joined.pop(ask, None)
+            if leader.joined is not None:
+                leader.joined.pop(ask, None)
             if not leader.wanted and not leader.joined:
                 unwanted.append(leader)
         for ask in unwanted:
@@ -508,7 +510,7 @@ class _Ask(Request):
     )  # fmt: skip
 
     def __init__(self, broker: Broker, batch: _Batch, index: int, prompt: str, seconds: float | None) -> None:
-        super().__init__([{"role": "user", "content": prompt}], seconds)
+        super().__init__(seconds)
         self.prompt = prompt
         self._broker = broker
         self.batch = batch
@@ -519,7 +521,11 @@ class _Ask(Request):
         self.reservation: Reservation | None = None
         self.wanted = True
         self.leader: _Ask | None = None
-        self.joined: dict[_Ask, None] = {}
+        self.joined: dict[_Ask, None] | None = None
+
+    def conversation(self) -> Sequence[Message]:
+        """See ``Request.conversation``."""
+        return [{"role": "user", "content": self.prompt}]
 
     def admit(self) -> Admission:
         """See ``Request.admit``."""
@@ -528,6 +534,12 @@ class _Ask(Request):
     def finish(self, answer: Completion | Exception) -> None:
         """See ``Request.finish``."""
         self._broker.settle(self, answer)
+
+    def lead(self, other: _Ask) -> None:
+        """Another one, for the same, takes its answer from this one's."""
+        other.leader = self
+        self.joined = self.joined or {}
+        self.joined[other] = None
 
     def release(self) -> None:
         """Nothing was paid for it."""

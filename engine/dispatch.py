@@ -36,11 +36,10 @@ class CallTimeout(Unavailable):
     """A request that was not answered by its deadline."""
 
 
-class Request:
+class Request(ABC):
     """A conversation that a model is to answer. Override what it should know of its own fate.
 
     Attributes:
-        messages: the conversation.
         seconds: its deadline, counted from the moment it goes to the handler; None where there is none.
         queued: when it was put into its queue, on the monotonic clock.
         started: when it went to the handler; None as long as it waits.
@@ -49,16 +48,19 @@ class Request:
         call: what it is with the handler in.
     """
 
-    __slots__ = ("call", "is_taken", "messages", "queue", "queued", "seconds", "started")
+    __slots__ = ("call", "is_taken", "queue", "queued", "seconds", "started")
 
-    def __init__(self, messages: Sequence[Message], seconds: float | None = None) -> None:
-        self.messages = messages
+    def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
         self.queued = time.monotonic()
         self.started: float | None = None
         self.queue: Queue | None = None
         self.is_taken = False
         self.call: _Call | None = None
+
+    @abstractmethod
+    def conversation(self) -> Sequence[Message]:
+        """What is asked. Made when it is needed: of thousands that wait, none needs it."""
 
     def admit(self) -> Admission:
         """Whether it may go now; asked when a slot is free. ``never`` drops it: whoever says so has dealt with it.
@@ -67,6 +69,7 @@ class Request:
         """
         return "now"
 
+    @abstractmethod
     def finish(self, answer: Completion | Exception) -> None:
         """It has ended. Called once, unless it was cancelled before."""
 
@@ -390,7 +393,7 @@ class _Singles(_Lane):
                     self._watch(call)
                     answer: Completion | Exception
                     try:
-                        answer = await call_chat(self._handler, request.messages)
+                        answer = await call_chat(self._handler, request.conversation())
                     except Exception as error:
                         answer = error
                     call.finish((answer,))
@@ -446,7 +449,7 @@ class _Batches(_Lane):
             self._busy -= sum([not call.begin(request, now) for request in taken])
             if call.taken:
                 self._watch(call)
-                answers = await self._answers([request.messages for request in call.taken])
+                answers = await self._answers([request.conversation() for request in call.taken])
                 self._busy -= len(call.taken)
                 call.finish(answers)
         finally:

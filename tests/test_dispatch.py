@@ -20,9 +20,13 @@ class Asked(Request):
     """A request whose answer can be awaited."""
 
     def __init__(self, text: str, *, admission: Admission = "now", seconds: float | None = None) -> None:
-        super().__init__([{"role": "user", "content": text}], seconds)
+        super().__init__(seconds)
+        self.text = text
         self.admission: Admission = admission
         self.answer: asyncio.Future[str | Exception] = asyncio.get_running_loop().create_future()
+
+    def conversation(self) -> Sequence[Message]:
+        return [{"role": "user", "content": self.text}]
 
     def admit(self) -> Admission:
         return self.admission
@@ -209,14 +213,14 @@ async def test_one_that_is_never_admitted_is_dropped() -> None:
 async def test_a_flood_that_is_refused_has_not_the_event_loop_all_to_itself() -> None:
     asked = 0
 
-    class Refused(Request):
+    class Refused(Asked):
         def admit(self) -> Admission:
             nonlocal asked
             asked += 1
             return "never"
 
     queue = Dispatcher().queue(Gate(1))
-    queue.put([Refused([]) for _ in range(1000)])
+    queue.put([Refused("") for _ in range(1000)])
     seen = [asked]
     while len(queue):
         await turns(1)

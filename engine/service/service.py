@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -230,7 +230,7 @@ class Service:
                 engine, protocol.failure(ask.request, Rejected("the service has no model of this role"))
             )
             return
-        asked = _Asked(self, engine, queue, ask, cost)
+        asked = _Asked(self, engine, ask, cost)
         engine.pending[ask.request] = asked
         engine.room -= cost
         queue.put([asked])
@@ -302,15 +302,19 @@ class Service:
 class _Asked(Request):
     """A request of an engine."""
 
-    __slots__ = ("_engine", "_service", "cost", "number", "queue")
+    __slots__ = ("_engine", "_messages", "_service", "cost", "number")
 
-    def __init__(self, service: Service, engine: _Engine, queue: Queue, ask: Ask, cost: int) -> None:
-        super().__init__([Message(role=role, content=content) for role, content in ask.messages])
+    def __init__(self, service: Service, engine: _Engine, ask: Ask, cost: int) -> None:
+        super().__init__()
+        self._messages = [Message(role=role, content=content) for role, content in ask.messages]
         self.number = ask.request
-        self.queue = queue
         self.cost = cost
         self._service = service
         self._engine = engine
+
+    def conversation(self) -> Sequence[Message]:
+        """See ``Request.conversation``."""
+        return self._messages
 
     def finish(self, answer: Completion | Exception) -> None:
         """See ``Request.finish``."""
