@@ -268,9 +268,7 @@ class _Lane(ABC):
 
     def _next(self) -> list[Request]:
         """What may start now; it has its slots."""
-        if (
-            self._taking
-        ):  # somebody who is asked for admission has put more in: whoever asks comes back for it
+        if self._taking:  # by somebody who is asked for admission: whoever asks comes back for it
             return []
         self._taking = True
         try:
