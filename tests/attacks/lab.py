@@ -119,8 +119,9 @@ class Arena:
     async def carry_out(self, attack: Attack) -> CellResult:
         """Run a row in a sandbox of its own and judge what the host can judge."""
         async with self.open(**attack.limits) as sandbox:
-            within = attack.within * self.machine.slowness
-            result = await timed(sandbox, attack.code, attack.timeout, within)
+            slowness = self.machine.slowness
+            timeout = attack.timeout * (1 if Outcome.TIMEOUT in attack.expect else slowness)
+            result = await timed(sandbox, attack.code, timeout, attack.within * slowness)
             assert result.outcome in attack.expect, result
             assert attack.lost is None or result.state_lost is attack.lost, result
             assert attack.says in result.stdout, result
