@@ -116,8 +116,7 @@ class Model:
 
     def count(self, completion: Completion, waited: float, elapsed: float) -> Numbers:
         """Count a call that was paid for. Seconds: in the broker's queue, and with the handler."""
-        usage = completion.usage
-        cost = None if self.rate is None else self.rate.of(usage)
+        usage, cost = completion.usage, self.price(completion.usage)
         queued, worked = waited + completion.queued, max(0.0, elapsed - completion.queued)
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
@@ -461,8 +460,7 @@ class Broker:
                 ask.batch.fail(error)
                 return
         self._done += 1
-        if not isinstance(result, str):
-            self._failed += 1
+        self._failed += not isinstance(result, str)
         ask.batch.put(ask.index, result)
 
     def _part(self, ask: _Ask) -> list[_Ask]:
@@ -529,7 +527,7 @@ class _Ask(Request):
 
     def admit(self) -> Admission:
         """See ``Request.admit``."""
-        return "now" if self.cost is None else self._broker.admit(self)
+        return self._broker.admit(self)
 
     def finish(self, answer: Completion | Exception) -> None:
         """See ``Request.finish``."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from attacks.lab import RAW
+from attacks.machine import Machine
 from supdist.engine import RunLimits, RunResult, SandboxConfig, arun
 from supdist.handlers import Completion, Message, ModelHandler, ScriptedHandler, Usage
 from support import block
@@ -50,7 +51,7 @@ async def attempt(code: str, worker: ModelHandler, box: SandboxConfig, **options
 
 
 FLOODS = {
-    "BR1-loop": "for i in range(200):\n  try: worker(str(i))\n  except WorkerError as error: code = error.code",
+    "BR1-loop": "for i in range(1000):\n  try: worker(str(i))\n  except WorkerError as error: code = error.code",
     "BR1-batch": "code = worker_batch([str(i) for i in range(10_000)], return_errors=True)[-1].code",
     "BR1-forged": RAW
     + "for call in range(1, 2001): send(22, call, cell, [f'{call}-{i}' for i in range(5)])\n"
@@ -80,10 +81,13 @@ code = "budget_exceeded" if sum(isinstance(r, str) for r in results) == 10 else 
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-async def test_the_model_is_asked_as_often_as_the_budget_allows(limits: SandboxConfig, flood: str) -> None:
+async def test_the_model_is_asked_as_often_as_the_budget_allows(
+    limits: SandboxConfig, machine: Machine, flood: str
+) -> None:
     worker = Served()
     ends = FLOODS[flood] + "\nFINAL(code)"
-    result = await attempt(ends, worker, limits, limits=RunLimits(max_worker_calls=10), cache="off")
+    box = limits.model_copy(update={"timeout": limits.timeout * machine.slowness})
+    result = await attempt(ends, worker, box, limits=RunLimits(max_worker_calls=10), cache="off")
     assert result.answer == "budget_exceeded"
     assert len(worker.asked) == result.worker_usage.calls == 10
 
