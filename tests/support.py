@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import selectors
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -33,6 +34,16 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "docker-runsc": {"backend": "docker", "runtime": "runsc", "isolation": "best_effort"},
 }
 """What the contract suite and the attacks can be run over: ``pytest --backend NAME``."""
+
+
+class Turns(selectors.DefaultSelector):
+    """Counts how often its event loop looks for work."""
+
+    turns = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.turns += 1
+        return super().select(timeout)
 
 
 async def echo(call: WorkerCall) -> list[str | CallError]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import selectors
 import socket
 import threading
 from collections import Counter
@@ -25,7 +24,7 @@ from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.channel import Channel
 from supdist.sandbox_image.guest.primitives import Primitives
 from supdist.sandbox_image.jail.lane import Lane
-from support import Open, echo, of_running_guests
+from support import Open, Turns, echo, of_running_guests
 
 START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, [], [])
 
@@ -128,7 +127,7 @@ async def talk(zygote: Zygote, code: str) -> Counter[str]:
     return heard
 
 
-async def test_a_call_is_a_message_of_zeromq_each_way_and_a_cell_two() -> None:
+async def test_a_call_is_a_message_each_way_and_a_cell_two() -> None:
     zygote = Zygote()
     await zygote.start()
     try:
@@ -222,16 +221,6 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
         assert await tasks_of(broker.answer, "for _ in range(50): worker('x')") == 100
         # One that asks for all 200, and one behind it for each 64, in case that the handler waits.
         assert await tasks_of(broker.answer, "worker_batch(['x'] * 200); None") <= 1 + 1 + 4
-
-
-class Turns(selectors.DefaultSelector):
-    """Counts how often its event loop looks for work."""
-
-    turns = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.turns += 1
-        return super().select(timeout)
 
 
 def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:

@@ -1,4 +1,4 @@
-"""What a shim says to the engine's ROUTER, which is libzmq's."""
+"""What shims and the engine say to each other, each of them to libzmq, and what neither takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.sandbox_image.jail.lane import Lane
-from supdist.sandbox_image.jail.zmtp import Dealer
+from supdist.sandbox_image.jail.zmtp import Peer
 from supdist.sandbox_image.protocol import Violation
 
 LIMIT = 1 << 20
@@ -35,18 +35,20 @@ def router(tmp_path: Path) -> Generator[zmq.Socket[bytes]]:
         yield router
 
 
-def connect(path: Path, name: bytes) -> tuple[socket.socket, Dealer]:
+def connect(path: Path, name: bytes) -> tuple[socket.socket, Peer]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(5)
     sock.connect(f"{path}/engine")
-    dealer = Dealer(name, LIMIT)
+    dealer = Peer(b"DEALER", LIMIT, name)
     sock.sendall(dealer.opening)
     while not dealer.is_ready:
         assert dealer.feed(sock.recv(7)) == []
     return sock, dealer
 
 
-def test_libzmq_takes_what_it_says_and_is_understood(router: zmq.Socket[bytes], tmp_path: Path) -> None:
+def test_libzmqs_router_takes_what_a_shim_says_and_is_understood(
+    router: zmq.Socket[bytes], tmp_path: Path
+) -> None:
     sock, dealer = connect(tmp_path, b"one")
     other, other_dealer = connect(tmp_path, b"two")
     with sock, other:
@@ -66,7 +68,7 @@ def test_libzmq_takes_what_it_says_and_is_understood(router: zmq.Socket[bytes], 
 
 @given(st.lists(st.binary(max_size=600), max_size=8), st.integers(1, 700))
 def test_messages_come_whole_however_their_bytes_arrive(payloads: list[bytes], piece: int) -> None:
-    dealer, heard = Dealer(b"x", LIMIT), list[bytes]()
+    dealer, heard = Peer(b"DEALER", LIMIT), list[bytes]()
     stream = GREETING + READY + b"".join(map(dealer.frame, payloads))
     for start in range(0, len(stream), piece):
         heard += dealer.feed(stream[start : start + piece])
@@ -80,20 +82,23 @@ def test_messages_come_whole_however_their_bytes_arrive(payloads: list[bytes], p
         b"HTTP/1.1 400 Bad Request".ljust(64),
         GREETING.replace(b"\x7f\x03", b"\x7f\x01"),
         GREETING.replace(b"NULL", b"PLAIN"),
+        GREETING + READY.replace(b"ROUTER", b"DEALER"),
+        GREETING + READY[:-7] + b"\xff" + READY[-6:],
+        GREETING + b"\x00\x01x",
         GREETING + READY + b"\x01\x01x",
         GREETING + READY + struct.pack(">BQ", 2, LIMIT + 1),
     ],
-    ids=["http", "old", "mechanism", "frames", "large"],
+    ids=["http", "old", "mechanism", "kind", "property", "early", "frames", "large"],
 )
 def test_what_no_engine_says_ends_it(said: bytes) -> None:
     with pytest.raises(Violation):
-        Dealer(b"x", LIMIT).feed(said)
+        Peer(b"DEALER", LIMIT).feed(said)
 
 
 def test_what_waits_is_written_when_there_is_room_and_given_up_in_time() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        lane = Lane(ours, Dealer(b"x", LIMIT))
+        lane = Lane(ours, Peer(b"DEALER", LIMIT))
         payload = bytes(LIMIT)
         lane.send(payload)
         lane.send(b"last")

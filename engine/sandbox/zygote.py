@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
-
-import zmq
+from dataclasses import dataclass
 
 from ...sandbox_image import protocol
 from ...sandbox_image.jail import view
 from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
 from .context import ContextMemory
 from .remedies import failure
+from .router import Router
 
 Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
 
@@ -27,11 +26,8 @@ _STOP_SECONDS = 5.0
 _PACKET_BYTES = 64 << 10
 _LAST_WORDS_SECONDS = 2.0
 _LAST_WORDS_OF_KILLED_SECONDS = 0.1
-_MESSAGES_A_TURN = 16
 _SOCKET_PATH_CHARS = 90
 _CONTROL_BUFFER = 4 << 20
-_BACKLOG = 1024  # shims that connect at once
-_READABLE = int(zmq.POLLIN)
 
 
 class Zygote:
@@ -47,10 +43,9 @@ class Zygote:
         self._packages = packages
         self._contexts = contexts
         self.contexts = ContextMemory()
-        self._receivers: dict[bytes, Receiver] = {}
+        self._sessions: dict[bytes, _Session] = {}
         self._ready: asyncio.Future[None] | None = None
         self._alive = False
-        self._reading_soon = False
 
     @property
     def alive(self) -> bool:
@@ -60,7 +55,7 @@ class Zygote:
     @property
     def idle(self) -> bool:
         """Whether no sandbox of it is in use."""
-        return not self._receivers
+        return not self._sessions
 
     async def start(self) -> None:
         """Start the process and wait until it takes orders.
@@ -77,8 +72,9 @@ class Zygote:
                 os.rmdir(folder)
                 folder = tempfile.mkdtemp(prefix="supdist-", dir="/tmp")
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            self._open_router(f"{folder}/engine")
-            undo.callback(self._close_router)
+            self._router = Router(f"{folder}/engine", self._hear, self._lose)
+            self._router.open()
+            undo.callback(self._router.close)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._close_control)
             self._control.setblocking(False)
@@ -140,11 +136,11 @@ class Zygote:
         self, receiver: Receiver, order: Callable[[bytes], protocol.Spawn | protocol.Attach], fd: int
     ) -> bytes:
         session = b"s" + os.urandom(12)
-        self._receivers[session] = receiver
+        self._sessions[session] = _Session(receiver)
         try:
             socket.send_fds(self._control, [protocol.encode(order(session))], [fd])
         except OSError as error:
-            del self._receivers[session]
+            del self._sessions[session]
             raise SandboxLost("the process that forks sandboxes is gone") from error
         return session
 
@@ -162,13 +158,7 @@ class Zygote:
             raise LocalProtocolError(
                 f"a message of {len(payload)} bytes; at most {protocol.MAX_FRAME_BYTES} can be sent"
             )
-        try:
-            self._router.send_multipart([session, payload], zmq.DONTWAIT)
-        except zmq.ZMQError as error:
-            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
-                raise
-        if self._has_mail():  # sending may have consumed the edge by which the loop learns of it
-            self._read_soon()
+        self._router.send(session, payload)
 
     def abandon(self, session: bytes) -> None:
         """Have a shim killed that does not do as it is told; its end will be told as any other."""
@@ -177,7 +167,7 @@ class Zygote:
 
     def forget(self, session: bytes) -> None:
         """Deliver nothing more of this session."""
-        self._receivers.pop(session, None)
+        self._sessions.pop(session, None)
 
     async def close(self) -> None:
         """End the process, and with it every sandbox that is left; wait for it."""
@@ -186,7 +176,7 @@ class Zygote:
         if not await self._ends_within(_STOP_SECONDS):
             self._process.kill()
             await self._ends_within(_STOP_SECONDS)
-        self._close_router()
+        self._router.close()
         self.contexts.close()
 
     async def _ends_within(self, seconds: float) -> bool:
@@ -204,34 +194,6 @@ class Zygote:
         self._process.wait()
         return True
 
-    def _open_router(self, path: str) -> None:
-        self._context = zmq.Context()
-        self._router = self._context.socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.LINGER, 0)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._router.setsockopt(
-            zmq.SNDHWM, 0
-        )  # bounded by what guests may have pending; dropping would lose a reply
-        self._router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_FRAME_BYTES)
-        self._router.setsockopt(zmq.BACKLOG, _BACKLOG)
-        self._router.bind(f"ipc://{path}")
-        self._loop.add_reader(self._router_fd(), self._read_router)
-
-    def _close_router(self) -> None:
-        self._loop.remove_reader(self._router_fd())
-        self._router.close()
-        self._context.term()
-
-    def _router_fd(self) -> int:
-        """Readable when the socket's state has changed, not whenever a message waits."""
-        fd = self._router.getsockopt(zmq.FD)
-        assert isinstance(fd, int)
-        return fd
-
-    def _has_mail(self) -> bool:
-        """Whether a message waits; to ask takes a third of what an attempt to receive in vain does."""
-        return bool(int(self._router.get(zmq.EVENTS)) & _READABLE)
-
     def _close_control(self) -> None:
         if self._control.fileno() >= 0:
             self._loop.remove_reader(self._control)
@@ -241,27 +203,18 @@ class Zygote:
         self._process.kill()
         self._process.wait()
 
-    def _read_router(self) -> None:
-        if self._router.closed:
+    def _hear(self, session: bytes, payload: bytes) -> None:
+        known = self._sessions.get(session)
+        if known is not None:
+            known.receiver(protocol.decode_from_shim(payload))
+
+    def _lose(self, session: bytes) -> None:
+        known = self._sessions.get(session)
+        if known is None:
             return
-        for _ in range(_MESSAGES_A_TURN):
-            if not self._has_mail():
-                return
-            session, payload = self._router.recv_multipart(zmq.DONTWAIT)
-            receiver = self._receivers.get(session)
-            if receiver is not None:
-                receiver(protocol.decode_from_shim(payload))
-        self._read_soon()
-
-    def _read_soon(self) -> None:
-        """In the loop's next turn, and once: each of those who ask for it would go on reading as long as there is mail."""
-        if not self._reading_soon:
-            self._reading_soon = True
-            self._loop.call_soon(self._read_when_due)
-
-    def _read_when_due(self) -> None:
-        self._reading_soon = False
-        self._read_router()
+        known.has_hung_up = True
+        if known.end is not None:
+            self._tell_end(known.end)
 
     def _read_control(self) -> None:
         try:
@@ -283,16 +236,25 @@ class Zygote:
                     self._ready.set_result(None)
             case protocol.SetupFailed(name, code):
                 self._fail(failure(name, code, self._packages))
-            case protocol.ShimExit() as ended:
-                # What the shim said last says more than its wait status, and may still be on its way through
-                # ZeroMQ's own thread. One that ended by itself has said something.
-                patience = _LAST_WORDS_SECONDS if ended.status == 0 else _LAST_WORDS_OF_KILLED_SECONDS
-                self._loop.call_later(patience, self._tell_end, ended)
+            case protocol.ShimExit() as end:
+                self._shim_ended(end)
 
-    def _tell_end(self, ended: protocol.ShimExit) -> None:
-        receiver = self._receivers.pop(ended.session, None)
-        if receiver is not None:
-            receiver(ended)
+    def _shim_ended(self, end: protocol.ShimExit) -> None:
+        """What it said last says more than its wait status, and is heard before its hanging up is."""
+        session = self._sessions.get(end.session)
+        if session is None:
+            return
+        session.end = end
+        if session.has_hung_up:
+            self._tell_end(end)
+        else:  # one that ended by itself has said something; one that was killed may never have come
+            patience = _LAST_WORDS_SECONDS if end.status == 0 else _LAST_WORDS_OF_KILLED_SECONDS
+            self._loop.call_later(patience, self._tell_end, end)
+
+    def _tell_end(self, end: protocol.ShimExit) -> None:
+        session = self._sessions.pop(end.session, None)
+        if session is not None:
+            session.receiver(end)
 
     def _fail(self, error: Exception) -> None:
         if self._ready is not None and not self._ready.done():
@@ -303,6 +265,20 @@ class Zygote:
         self._alive = False
         self._close_control()
         self._fail(SandboxLost("the process that forks sandboxes ended"))
-        receivers, self._receivers = self._receivers, {}
-        for session, receiver in receivers.items():
-            receiver(protocol.ShimExit(session, 9))
+        sessions, self._sessions = self._sessions, {}
+        for name, session in sessions.items():
+            session.receiver(protocol.ShimExit(name, 9))
+
+
+@dataclass(slots=True)
+class _Session:
+    """A shim that was asked for.
+
+    Attributes:
+        has_hung_up: whether all that it said has been heard.
+        end: how it ended.
+    """
+
+    receiver: Receiver
+    has_hung_up: bool = False
+    end: protocol.ShimExit | None = None

@@ -54,7 +54,11 @@ class Lane:
 
     def send(self, payload: bytes) -> None:
         """Write a message, as much of it as there is room for now."""
-        data = memoryview(self._framing.frame(payload))
+        self.begin(self._framing.frame(payload))
+
+    def begin(self, opening: bytes) -> None:
+        """Write what is no message, but what the framing begins with."""
+        data = memoryview(opening)
         self._out.append(data)
         self.waiting += len(data)
         self.flush()
@@ -97,6 +101,10 @@ class Lane:
             data = b""
         self.is_open = bool(data)
         return self._framing.feed(data)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._stream.close()
 
 
 class Waits:

@@ -28,7 +28,7 @@ from .guard import Guard, death
 from .lane import Lane, Waits
 from .meter import meter_of
 from .steps import StepFailed
-from .zmtp import Dealer
+from .zmtp import Peer
 
 _PACKET_BYTES = 64 << 10
 _QUEUE_TO_ENGINE = 4096
@@ -88,7 +88,7 @@ def _connect(path: str, session: bytes) -> Lane:
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
     stream.connect(path)
-    dealer = Dealer(session, protocol.MAX_FRAME_BYTES)
+    dealer = Peer(b"DEALER", protocol.MAX_FRAME_BYTES, session)
     stream.sendall(dealer.opening)
     while not dealer.is_ready:
         data = stream.recv(_PACKET_BYTES)

@@ -1,0 +1,237 @@
+"""The engine's ROUTER, with DEALERs of libzmq and with sockets that say what they like."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+from supdist.engine.sandbox.router import Router
+from supdist.sandbox_image.jail.zmtp import Peer
+from support import Turns
+
+SIZES = [0, 1, 255, 256, 70_000, 5 << 20]
+GREETING = Peer(b"DEALER", 1).opening[:64]
+
+
+class Engine:
+    """A router, and what it told. Whoever sets ``on_message`` is called with each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = f"{path}/engine"
+        self.told: asyncio.Queue[tuple[bytes, bytes | None]] = asyncio.Queue()
+        self.on_message: Callable[[bytes], None] = lambda _: None
+        self.router = Router(self.path, self._hear, lambda name: self.told.put_nowait((name, None)))
+
+    def _hear(self, name: bytes, payload: bytes) -> None:
+        self.told.put_nowait((name, payload))
+        self.on_message(payload)
+
+    async def next(self) -> tuple[bytes, bytes | None]:
+        """What it tells next; a peer that is gone has None for a message."""
+        async with asyncio.timeout(10):
+            return await self.told.get()
+
+    def dial(self) -> socket.socket:
+        """A socket that has connected, and said nothing."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(self.path)
+        sock.setblocking(False)
+        return sock
+
+    async def peer(self, name: bytes) -> tuple[socket.socket, Peer]:
+        """One that has shaken hands."""
+        sock, peer = self.dial(), Peer(b"DEALER", 64 << 20, name)
+        sock.send(peer.opening)
+        while not peer.is_ready:
+            peer.feed(await received(sock))
+        return sock, peer
+
+
+async def received(sock: socket.socket) -> bytes:
+    """Bytes, or none at its end."""
+    async with asyncio.timeout(10):
+        return await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncGenerator[Engine]:
+    engine = Engine(tmp_path)
+    engine.router.open()
+    yield engine
+    engine.router.close()
+
+
+@contextmanager
+def dealer(engine: Engine, name: bytes) -> Generator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        for option, value in ((zmq.LINGER, 5000), (zmq.RCVTIMEO, 10_000), (zmq.ROUTING_ID, name)):
+            dealer.setsockopt(option, value)
+        dealer.connect(f"ipc://{engine.path}")
+        yield dealer
+
+
+async def test_libzmqs_dealers_are_heard_and_answered_each_by_its_name(engine: Engine) -> None:
+    payloads = [bytes([size % 251]) * size for size in SIZES]
+
+    def talk(name: bytes) -> list[bytes]:
+        with dealer(engine, name) as sock:
+            for payload in payloads:
+                sock.send(payload)
+            return [sock.recv() for _ in payloads]
+
+    talking = [asyncio.create_task(asyncio.to_thread(talk, name)) for name in (b"one", b"two")]
+    heard: dict[bytes, list[bytes | None]] = {b"one": [], b"two": []}
+    while sum(len(messages) for messages in heard.values()) < 2 * (len(SIZES) + 1):
+        name, payload = await engine.next()
+        heard[name].append(payload)
+        if payload is not None:
+            engine.router.send(name, name + payload)
+    assert heard == {name: [*payloads, None] for name in heard}
+    for name, task in zip(heard, talking, strict=True):
+        assert await task == [name + payload for payload in payloads]
+
+
+async def test_to_those_who_are_gone_or_never_came_nothing_is_sent(engine: Engine) -> None:
+    engine.router.send(b"nobody", b"x")
+    sock, peer = await engine.peer(b"one")
+    sock.send(peer.frame(b"last words"))
+    sock.close()
+    assert [await engine.next(), await engine.next()] == [(b"one", b"last words"), (b"one", None)]
+    engine.router.send(b"one", b"x")
+    with (await engine.peer(b"one"))[0]:  # the name is free again
+        pass
+
+
+async def test_a_peer_that_does_not_read_delays_none_and_loses_nothing(engine: Engine) -> None:
+    (slow, slows), (quick, quicks) = await engine.peer(b"slow"), await engine.peer(b"quick")
+    with slow, quick:
+        for _ in range(20):
+            engine.router.send(b"slow", bytes(1 << 20))
+        engine.router.send(b"quick", b"at once")
+        assert quicks.feed(await received(quick)) == [b"at once"]
+        heard: list[bytes] = []
+        while len(heard) < 20:
+            heard += slows.feed(await received(slow))
+        assert heard == [bytes(1 << 20)] * 20
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n".ljust(64),
+        GREETING.replace(b"NULL", b"PLAIN"),
+        Peer(b"ROUTER", 1, b"a router").opening,
+        Peer(b"DEALER", 1).opening,
+        Peer(b"DEALER", 1, b"taken").opening,
+        GREETING + b"\x00\x01x",
+        Peer(b"DEALER", 1, b"new").opening + b"\x01\x01x",
+        Peer(b"DEALER", 1, b"new").opening + b"\x02" + (65 << 20).to_bytes(8, "big"),
+    ],
+    ids=["http", "mechanism", "kind", "nameless", "taken", "early", "frames", "large"],
+)
+async def test_who_is_no_shim_is_hung_up_on_and_others_stay(engine: Engine, said: bytes) -> None:
+    ours, peer = await engine.peer(b"taken")
+    with ours, engine.dial() as theirs:
+        theirs.send(said)
+        try:
+            while await received(theirs):
+                pass
+        except ConnectionResetError:
+            pass
+        ours.send(peer.frame(b"still here"))
+        assert await engine.next() == (b"taken", b"still here")
+        assert engine.told.empty()
+
+
+async def test_a_flood_is_heard_in_turns_with_what_others_say_between(engine: Engine) -> None:
+    loop, begun, over = asyncio.get_running_loop(), [0], False
+
+    def turn() -> None:
+        begun.append(0)
+        if not over:
+            loop.call_soon(turn)
+
+    def count(_: bytes) -> None:
+        begun[-1] += 1
+
+    engine.on_message = count
+    (flooding, peer), (quiet, quiets) = await engine.peer(b"flood"), await engine.peer(b"quiet")
+    with flooding, quiet:
+        frames = b"".join(peer.frame(b"%d" % number) for number in range(5000))
+        sending = asyncio.create_task(loop.sock_sendall(flooding, frames))
+        quiet.send(quiets.frame(b"a word"))
+        turn()
+        heard = [await engine.next() for _ in range(5001)]
+        over = True
+        await sending
+    assert max(begun) <= 16
+    assert [payload for name, payload in heard if name == b"flood"] == [
+        b"%d" % number for number in range(5000)
+    ]
+    assert heard.index((b"quiet", b"a word")) < 200
+
+
+async def test_what_a_receiver_raises_loses_no_message(engine: Engine) -> None:
+    raised: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+
+    def fail(payload: bytes) -> None:
+        if int(payload) % 2:
+            raise LookupError
+
+    engine.on_message = fail
+    sock, peer = await engine.peer(b"one")
+    with sock:
+        sock.send(b"".join(peer.frame(b"%d" % number) for number in range(50)))
+        assert [await engine.next() for _ in range(50)] == [(b"one", b"%d" % number) for number in range(50)]
+    assert await engine.next() == (b"one", None)
+    assert [type(error) for error in raised] == [LookupError] * 25
+
+
+@contextmanager
+def no_descriptors_left() -> Generator[Callable[[], None]]:
+    """Until it is called."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = os.open("/", os.O_RDONLY)
+    os.close(highest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_path: Path) -> None:
+    selector = Turns()
+
+    async def wait_and_come() -> int:
+        engine, peer = Engine(tmp_path), Peer(b"DEALER", 1024, b"late")
+        engine.router.open()
+        sock = engine.dial()
+        with sock, no_descriptors_left() as let_there_be_some:
+            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                os.dup(0)
+            sock.send(peer.opening)
+            before = selector.turns
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await engine.told.get()
+            turns = selector.turns - before
+            let_there_be_some()
+            while not peer.is_ready:
+                peer.feed(await received(sock))
+            sock.send(peer.frame(b"here"))
+            assert await engine.next() == (b"late", b"here")
+        engine.router.close()
+        return turns
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        assert runner.run(wait_and_come()) < 30
