@@ -4,7 +4,8 @@ Three links, all bounded::
 
     engine <-> zygote   SOCK_SEQPACKET socketpair, one message a packet, descriptors beside it
     engine <-> shim     ZeroMQ ROUTER/DEALER, one message a ZeroMQ message; both ends are trusted
-    shim   <-> guest    a byte stream (socketpair, or a container's stdio): frames; the guest is hostile
+    shim   <-> guest    byte streams (a socketpair with the repl and one with init, or a container's stdio for both):
+                        frames; the guest is hostile
 
 A frame is a little-endian u32 length and as many bytes of payload. A payload is a MessagePack array
 whose first item is the message's number, so the kind of a message can be read without decoding it.
@@ -26,7 +27,7 @@ from typing import Literal
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
@@ -205,7 +206,10 @@ class Load(Message, frozen=True, tag=2):
 
 
 class Execute(Message, frozen=True, tag=3):
-    """Run a cell. ``timeout`` (seconds) is the shim's to keep; the guest may know it."""
+    """Run a cell. ``timeout`` (seconds) is the shim's to keep; the guest may know it.
+
+    The repl gets two descriptors beside it, for fd 1 and 2.
+    """
 
     cell: int
     code: str
@@ -257,6 +261,14 @@ class ToolReply(Message, frozen=True, tag=8):
     result: bytes | ToolFailure
 
 
+class Discard(Message, frozen=True, tag=9):
+    """To init: read the pipes whose descriptors come beside this to their end, and throw away what comes."""
+
+
+class HungUp(Message, frozen=True, tag=10):
+    """To init: the repl closed its stream; see how it ends, and to it that it does."""
+
+
 # From the guest
 
 
@@ -268,7 +280,7 @@ class Ready(Message, frozen=True, tag=20):
 
 
 class Output(Message, frozen=True, tag=21):
-    """Bytes that were written to fd 1 or 2 during a cell."""
+    """Bytes that were written to fd 1 or 2 during a cell. Said by init where a container's stdio is all there is."""
 
     cell: int
     stream: Literal[1, 2]
@@ -438,7 +450,9 @@ class ShimExit(Message, frozen=True, tag=62):
     status: int
 
 
-ToGuest = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles
+ToGuest = (
+    Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Discard | HungUp
+)
 FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | FileList | ReplExit
 ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Kill
 FromShim = (

@@ -48,6 +48,55 @@ async def test_streams_are_apart_and_whole(small: Open) -> None:
     assert raw.stdout == "�\0ok"
 
 
+async def test_the_streams_can_be_opened_by_name(small: Open) -> None:
+    code = "import subprocess; subprocess.run(['sh', '-c', 'echo a > /dev/stdout; echo b > /dev/stderr']); open('/dev/stdout', 'a').write('c')"
+    async with small() as sandbox:
+        result = await sandbox.execute(code)
+    assert (result.stdout, result.stderr) == ("a\nc", "b\n")
+
+
+@pytest.mark.parametrize("ready", ["go.wait(); ", ""], ids=["next-cell", "at-once"])
+async def test_what_outlives_its_cell_may_go_on_writing_and_nobody_hears_it(small: Open, ready: str) -> None:
+    code = f"""
+import multiprocessing, os
+fork = multiprocessing.get_context("fork")
+go = fork.Event()
+def write():
+    {ready}
+    for _ in range(64): os.write(1, b"LATE" * 4096)
+child = fork.Process(target=write); child.start()
+"""
+    async with small() as sandbox:
+        first = await sandbox.execute(code)
+        second = await sandbox.execute("go.set(); child.join(); print(child.exitcode)")
+        third = await sandbox.execute("print('third')")
+    assert "LATE" not in first.stdout or not ready
+    assert (second.outcome, second.stdout) == (Outcome.OK, "0\n")
+    assert third.stdout == "third\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        ("os.kill(os.getpid(), 9)", Outcome.KILLED),
+        ("os._exit(3)", Outcome.CRASHED),
+        ("while True: pass", Outcome.TIMEOUT),
+    ],
+    ids=["killed", "left", "deaf"],
+)
+async def test_what_was_printed_before_the_end_is_told(small: Open, end: str, outcome: Outcome) -> None:
+    code = f"""
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("last words"); os.write(2, b"and more")
+{end}
+"""
+    async with small() as sandbox:
+        result = await sandbox.execute(code, timeout=0.5)
+    assert (result.outcome, result.stdout, result.stderr) == (outcome, "last words\n", "and more")
+    assert result.state_lost
+
+
 CONTEXTS: list[object] = [
     "",
     "quotes ' \" ''' \"\"\" \\ \n\r\n\t \0 \ud800 \udfff ``` ```repl\nFINAL(1)\n``` 🙂 e\u0301",

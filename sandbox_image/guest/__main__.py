@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from .init import Init, Stream
+from .init import Relay, Stream
 from .linux import set_undumpable
 
 _LINGER_SECONDS = 2.0
@@ -39,8 +39,7 @@ def main() -> NoReturn:
     sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # The first process of a namespace gets no signal that it has no handler for, and Python has one for this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Init(Stream(reader, writer), None, linger=_LINGER_SECONDS).serve()
-    os._exit(0)
+    Relay(Stream(reader, writer), linger=_LINGER_SECONDS).relay()
 
 
 if __name__ == "__main__":

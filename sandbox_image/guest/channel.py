@@ -1,4 +1,4 @@
-"""The repl's ends of its streams: frames out from any thread, frames in to whoever waits for them.
+"""The repl's end of its stream: frames out from any thread, frames in to whoever waits for them.
 
 There is no reader thread. Whoever waits first reads for all (the leader) and hands over to the next
 when its own message has come; a single-threaded cell thus reads its reply itself, without a switch.
@@ -21,22 +21,13 @@ T = TypeVar("T")
 
 
 class Channel:
-    """Frames over sockets that other threads, and an interrupt's handler, use too.
+    """Frames over a socket that other threads, and an interrupt's handler, use too."""
 
-    ``calls``, where there is one, is a way to the shim of its own for calls and their replies: on a call's way there and
-    back init would be two more processes to wake.
-    """
-
-    def __init__(self, sock: socket.socket, calls: socket.socket | None = None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._calls = calls or sock
-        self._incoming = {
-            each.fileno(): (each, protocol.FrameBuffer(protocol.MAX_FRAME_BYTES))
-            for each in (sock, self._calls)
-        }
+        self._frames = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._poller = select.poll()
-        for fd in self._incoming:
-            self._poller.register(fd, select.POLLIN)
+        self._poller.register(sock, select.POLLIN)
         self._send_lock = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._leading = False
@@ -59,9 +50,8 @@ class Channel:
                 "worker, worker_batch, FINAL and tools of the host work only in the process of the cell, not in its children"
             )
         data = protocol.frame(protocol.encode(message))
-        is_call = isinstance(message, protocol.Call | protocol.ToolCall)
         with self.interrupts.held(), self._send_lock:
-            (self._calls if is_call else self._sock).sendall(data)
+            self._sock.sendall(data)
 
     def has_mail(self) -> bool:
         """Whether something waits to be read now."""
@@ -97,8 +87,8 @@ class Channel:
                 self._changed.release()
                 try:
                     with self.interrupts.let_in():
-                        ready = self._poller.poll()
-                    payloads = [payload for fd, _ in ready for payload in self._read(*self._incoming[fd])]
+                        self._poller.poll()
+                    payloads = self._read()
                 finally:
                     self._changed.acquire()
                     self._leading = False
@@ -112,14 +102,14 @@ class Channel:
                     else:
                         self._orders.append(message)
 
-    def _read(self, sock: socket.socket, frames: protocol.FrameBuffer) -> list[bytes]:
-        data, ancillary, _, _ = sock.recvmsg(protocol.READ_BYTES, socket.CMSG_SPACE(8))
+    def _read(self) -> list[bytes]:
+        data, ancillary, _, _ = self._sock.recvmsg(protocol.READ_BYTES, socket.CMSG_SPACE(8))
         for level, kind, packed in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors.extend(array.array("i", packed))
         if not data:
             os._exit(0)
-        return frames.feed(data)
+        return self._frames.feed(data)
 
 
 class Interrupts:

@@ -45,11 +45,9 @@ _BLOCKED = {
 }
 
 
-def main(
-    sock: socket.socket, calls: socket.socket | None, context_fd: int | None, target: mmap.mmap
-) -> NoReturn:
+def main(sock: socket.socket, context_fd: int | None, target: mmap.mmap) -> NoReturn:
     """Load the context, say that all is ready, run cells until the process is killed."""
-    Repl(Channel(sock, calls), target).serve(context_fd)
+    Repl(Channel(sock), target).serve(context_fd)
 
 
 class Repl:

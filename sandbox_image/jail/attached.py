@@ -83,7 +83,7 @@ class Attached:
 
     pid = None
     sync = -1
-    calls = None
+    repl = None
 
     def __init__(self, sock: socket.socket, groups: dict[str, str]) -> None:
         self.stream = AttachedStream(sock)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
 from collections import deque
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from ..protocol import READ_BYTES
@@ -40,7 +42,7 @@ class Lane:
         stream.setblocking(False)
         self._stream = stream
         self._framing = framing
-        self._out: deque[memoryview] = deque()
+        self._out: deque[tuple[memoryview, list[int]]] = deque()
         self.is_open = True
         self.waiting = 0
 
@@ -52,14 +54,14 @@ class Lane:
         """The descriptor to wait on."""
         return self._stream.fileno()
 
-    def send(self, payload: bytes) -> None:
-        """Write a message, as much of it as there is room for now."""
-        self.begin(self._framing.frame(payload))
+    def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Write a message, as much of it as there is room for now; beside it go descriptors, which are closed here then."""
+        self.begin(self._framing.frame(payload), descriptors)
 
-    def begin(self, opening: bytes) -> None:
+    def begin(self, opening: bytes, descriptors: Sequence[int] = ()) -> None:
         """Write what is no message, but what the framing begins with."""
         data = memoryview(opening)
-        self._out.append(data)
+        self._out.append((data, list(descriptors)))
         self.waiting += len(data)
         self.flush()
 
@@ -67,17 +69,32 @@ class Lane:
         """Write what waits, as far as there is room."""
         try:
             while self._out:
-                sent = self._stream.send(self._out[0])
+                data, descriptors = self._out[0]
+                sent = self._stream.send(data) if not descriptors else self._send_along(data, descriptors)
                 self.waiting -= sent
-                if sent == len(self._out[0]):
+                if sent == len(data):
                     self._out.popleft()
                 else:
-                    self._out[0] = self._out[0][sent:]
+                    self._out[0] = data[sent:], []
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self._out.clear()  # its death is seen, with its reason, where the main stream is read
-            self.waiting = 0
+            self.forget()  # its death is seen, with its reason, where init's stream is read
+
+    def forget(self) -> None:
+        """Give up what waits."""
+        for _, descriptors in self._out:
+            for fd in descriptors:
+                os.close(fd)
+        self._out.clear()
+        self.waiting = 0
+
+    def _send_along(self, data: memoryview, descriptors: list[int]) -> int:
+        assert isinstance(self._stream, socket.socket)
+        sent = socket.send_fds(self._stream, [data], descriptors)
+        while descriptors:
+            os.close(descriptors.pop())
+        return sent
 
     def drain(self, seconds: float) -> None:
         """Write all that waits, or what of it the other end reads within that time."""
@@ -104,6 +121,7 @@ class Lane:
 
     def close(self) -> None:
         """Close this end."""
+        self.forget()
         self._stream.close()
 
 
@@ -113,6 +131,7 @@ class Waits:
     def __init__(self) -> None:
         self._poller = select.poll()
         self._events: dict[int, int] = {}
+        self._these: set[int] = set()
 
     def on(self, fd: int, events: int) -> None:
         """Wait for these from now on; for none, not even for its end."""
@@ -124,6 +143,14 @@ class Waits:
             self._poller.unregister(fd)
         else:
             self._poller.register(fd, events)
+
+    def these(self, fds: Collection[int], events: int) -> None:
+        """Wait for these events on these, and no longer on those that were named here before."""
+        for fd in self._these.difference(fds):
+            self.on(fd, 0)
+        for fd in fds:
+            self.on(fd, events)
+        self._these = set(fds)
 
     def wait(self, milliseconds: int | None) -> dict[int, int]:
         """What has come true, once something has or the time is over."""

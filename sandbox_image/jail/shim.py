@@ -1,12 +1,16 @@
-"""The shim: one per sandbox, outside the walls. It owns the guest's byte stream and says how things ended.
+"""The shim: one per sandbox, outside the walls. It owns the guest's byte streams and says how things ended.
 
 Between the engine (trusted, ZeroMQ) and the guest (hostile, frames) it checks every frame, counts, keeps
 the clocks, and kills. Single-threaded; it waits in one place and blocks nowhere else.
+
+A guest of ours has a stream of its repl, one of its init, and for each cell pipes, which are read here: neither a call
+nor a cell has to wake init. A container's has its stdio alone, and its init carries all of that.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,13 +24,14 @@ import msgspec
 
 from .. import protocol
 from ..guest import init
-from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, ReplExit, Reply, Violation
+from ..protocol import Done, Execute, Exit, Interrupt, Kill, Outcome, Ready, ReplExit, Reply, Violation
 from . import syscalls as sc
 from . import walls
 from .attached import Attached
 from .guard import Guard, death
 from .lane import Lane, Waits
 from .meter import meter_of
+from .output import Piece, output_of
 from .steps import StepFailed
 from .zmtp import Peer
 
@@ -36,6 +41,10 @@ _QUEUE_TO_ENGINE = 4096
 _QUEUED_BYTES = 8 << 20
 _CONNECT_SECONDS = 5
 _LAST_WORDS_SECONDS = 5.0
+_READS_OF_THE_REPL = 8
+"""More than a socket holds."""
+_OF_INIT = (protocol.FileData, protocol.FileList, protocol.Output, ReplExit)
+_HUNG_UP = protocol.encode(protocol.HungUp())
 
 
 def main(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, zygote_pid: int) -> NoReturn:
@@ -77,6 +86,10 @@ def _run(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, name:
     if isinstance(box, StepFailed):
         engine.send(protocol.encode(protocol.SetupFailed(box.step, box.errno)))
     else:
+        # Of the cells' pipes, each of which passes through a socket. A guest must not be able to use up what there may
+        # be of such of its user, so that only guests' own limit is low.
+        _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
         Shim(order.limits, engine, box).serve()
     engine.drain(_LAST_WORDS_SECONDS)
 
@@ -125,16 +138,18 @@ def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
 
 
 class Shim:
-    """The loop: engine's socket, guest's stream, and the clock of the running cell."""
+    """The loop: engine's socket, guest's streams, what its cells print, and the clock of the running cell."""
 
     def __init__(self, limits: protocol.Limits, engine: Lane, box: walls.Walls | Attached) -> None:
         self._limits = limits
         self._engine = engine
         self._box = box
-        self._main = Lane(box.stream, protocol.FrameBuffer(limits.frame_bytes))
-        self._calls = (
-            self._main if box.calls is None else Lane(box.calls, protocol.FrameBuffer(limits.frame_bytes))
+        self._init = Lane(box.stream, protocol.FrameBuffer(limits.frame_bytes))
+        self._repl = (
+            self._init if box.repl is None else Lane(box.repl, protocol.FrameBuffer(limits.frame_bytes))
         )
+        self._output = output_of(box, self._init)
+        self._sync = box.sync
         self._guard = Guard(limits)
         self._meter = meter_of(box, limits)
         self._heard: deque[tuple[Lane, bytes]] = deque()
@@ -143,33 +158,40 @@ class Shim:
 
     def serve(self) -> None:
         """Carry messages both ways until the guest is dead; then kill what is left and report."""
-        guests = {lane.fileno(): lane for lane in (self._main, self._calls)}
-        engine, sync, waits = self._engine.fileno(), self._box.sync, Waits()
-        if sync >= 0:
-            waits.on(sync, select.POLLIN)
+        waits = Waits()
+        if self._sync >= 0:
+            waits.on(self._sync, select.POLLIN)
         while self._over is None:
             self._judge_what_was_heard()
             if self._over is not None:
                 break
             listening = 0 if self._must_be_quiet() else select.POLLIN
-            for fd, lane in guests.items():
-                waits.on(fd, (listening if lane.is_open else 0) | (select.POLLOUT if lane.waiting else 0))
-            waits.on(engine, select.POLLIN | (select.POLLOUT if self._engine.waiting else 0))
+            for lane in (self._init, self._repl):
+                events = (listening if lane.is_open else 0) | (select.POLLOUT if lane.waiting else 0)
+                waits.on(lane.fileno(), events)
+            waits.on(self._engine.fileno(), select.POLLIN | (select.POLLOUT if self._engine.waiting else 0))
+            waits.these(self._output.readable(), listening)
             ready = waits.wait(self._timeout_ms())
-            if sync in ready:
-                waits.on(sync, 0)
-                sync = -1
+            if self._sync in ready:
+                waits.on(self._sync, 0)
+                self._sync = -1
                 self._walls_stand_or_not()
-            if engine in ready:
-                self._engine.flush()
-                self._read_engine()
-            for fd in ready.keys() & guests.keys():
-                if ready[fd] & select.POLLOUT:
-                    guests[fd].flush()
-                if ready[fd] & ~select.POLLOUT:
-                    self._read_guest(guests[fd])
+            self._attend(ready)
             self._keep_time()
         self._bury()
+
+    def _attend(self, ready: dict[int, int]) -> None:
+        if self._engine.fileno() in ready:
+            self._engine.flush()
+            self._read_engine()
+        for lane in dict.fromkeys((self._repl, self._init)):
+            events = ready.get(lane.fileno(), 0)
+            if events & select.POLLOUT:
+                lane.flush()
+            if events & ~select.POLLOUT:
+                self._read_guest(lane)
+        for fd in ready.keys() & self._output.readable():
+            self._hear_output(self._output.read(fd))
 
     def _must_be_quiet(self) -> bool:
         """Whether the guest is not listened to now.
@@ -183,8 +205,8 @@ class Shim:
             or self._guard.has_enough_pending
             or len(self._engine) >= _QUEUE_TO_ENGINE
             or self._engine.waiting >= _QUEUED_BYTES
-            or self._main.waiting >= _QUEUED_BYTES
-            or self._calls.waiting >= _QUEUED_BYTES
+            or self._init.waiting >= _QUEUED_BYTES
+            or self._repl.waiting >= _QUEUED_BYTES
         )
 
     # Engine to guest
@@ -204,32 +226,59 @@ class Shim:
                 case Execute():
                     self._guard.execute(message.cell, message.timeout, now)
                     self._meter.begin()
-                    self._main.send(payload)
+                    self._repl.send(payload, self._output.begin(now))
                 case protocol.PutFile() | protocol.GetFile() | protocol.ListFiles():
                     self._guard.ask(message)
-                    self._main.send(payload)
+                    self._init.send(payload)
                 case Reply() | protocol.ToolReply():
                     if self._guard.reply(message, now):
-                        self._calls.send(payload)
+                        self._repl.send(payload)
                 case Interrupt():
                     if self._guard.cell is not None and self._guard.cell.number == message.cell:
                         self._interrupt(Outcome.KILLED, now)
                 case _:
-                    self._main.send(payload)
+                    self._repl.send(payload)
 
     # Guest to engine
 
     def _read_guest(self, lane: Lane) -> None:
+        if lane is self._init is not self._repl:
+            # What the repl said comes first, though init may have been read before it: that may be its death.
+            for _ in range(_READS_OF_THE_REPL):
+                if not self._read_lane(self._repl):
+                    break
+        self._read_lane(lane)
+        if self._over is None and lane is self._init and not lane.is_open:
+            self._end(*self._how_the_guest_died(None))
+            return
+        self._judge_what_was_heard()
+
+    def _read_lane(self, lane: Lane) -> bool:
+        """Whether there was something."""
+        if not lane.is_open or self._over is not None:
+            return False
         try:
             payloads = lane.receive()
         except Violation as error:
             self._end(Outcome.PROTOCOL_VIOLATION, str(error))
-            return
-        if lane is self._main and not lane.is_open:
-            self._end(*self._how_the_guest_died(None))
-            return
+            return False
         self._heard.extend((lane, payload) for payload in payloads)
-        self._judge_what_was_heard()
+        if not lane.is_open and lane is not self._init:
+            self._init.send(_HUNG_UP)
+        return bool(payloads)
+
+    def _hear_output(self, piece: Piece | None) -> None:
+        cell = self._guard.cell
+        if cell is not None and piece is not None:
+            now = time.monotonic()
+            for_engine, _ = self._guard.accept(protocol.Output(cell.number, *piece), now)
+            for part in for_engine:
+                self._engine.send(protocol.encode(part))
+            self._keep_output_short(now)
+
+    def _keep_output_short(self, now: float) -> None:
+        if self._guard.output_exceeded and self._over is None:
+            self._interrupt(Outcome.OUTPUT_LIMIT, now)
 
     def _judge_what_was_heard(self) -> None:
         """Message by message, as long as the guest may speak: one read may hold thousands."""
@@ -242,12 +291,13 @@ class Shim:
 
     def _judge(self, lane: Lane, payload: bytes, now: float) -> None:
         message = protocol.decode_from_guest(payload)
-        if lane is not self._main and not isinstance(message, protocol.Call | protocol.ToolCall):
-            raise Violation("a message that is no call where only calls go")
+        if self._init is not self._repl and isinstance(message, _OF_INIT) != (lane is self._init):
+            raise Violation("a message of init that the repl sent, or one of the repl from init")
         if isinstance(message, ReplExit):
             self._end(*self._how_the_guest_died(message))
             return
         if isinstance(message, Done):
+            self._hear_the_last_output()
             used, refused = self._meter.usage(), self._meter.was_refused_a_process()
             exceeded = self._meter.exceeded()
             if exceeded is not None:
@@ -260,9 +310,15 @@ class Shim:
             # What was only checked goes on as it came: encoding it again would cost and say nothing new.
             self._engine.send(payload if verdict is message else protocol.encode(verdict))
         if refusal is not None:
-            self._calls.send(protocol.encode(refusal))
-        if self._guard.output_exceeded:
-            self._interrupt(Outcome.OUTPUT_LIMIT, now)
+            self._repl.send(protocol.encode(refusal))
+        self._keep_output_short(now)
+        if isinstance(message, Done | Ready):  # and not when a cell is waited for
+            self._output.end()
+            self._output.prepare()
+
+    def _hear_the_last_output(self) -> None:
+        for piece in self._output.drain():
+            self._hear_output(piece)
 
     # Clocks
 
@@ -270,7 +326,7 @@ class Shim:
         cell, now = self._guard.cell, time.monotonic()
         clocks = (self._quiet_until,)
         if cell is not None:
-            clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until)
+            clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until, self._output.look_at)
         times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 
@@ -279,6 +335,7 @@ class Shim:
         if self._over is not None or cell is None:
             return
         now = time.monotonic()
+        self._output.look(now)
         exceeded = self._meter.look(now)
         if exceeded is not None:
             self._end(*exceeded)
@@ -295,7 +352,7 @@ class Shim:
         if cell is None or cell.interrupted is not None:
             return
         self._guard.interrupt(outcome, now)
-        self._main.send(protocol.encode(Interrupt(cell.number)))
+        self._init.send(protocol.encode(Interrupt(cell.number)))
 
     # The end
 
@@ -320,6 +377,7 @@ class Shim:
         """Kill what is left of the guest, wait until it is gone, then tell the engine."""
         assert self._over is not None
         self._box.kill()
+        self._hear_the_last_output()
         if self._guard.cell is not None:
             usage = self._meter.usage()
             verdict = self._guard.end_cell(

@@ -27,7 +27,7 @@ from typing import NoReturn
 import msgspec
 
 from .. import protocol
-from ..guest.init import CALLS_FD, CHANNEL_FD, CONTEXT_FD
+from ..guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD
 from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
@@ -79,20 +79,28 @@ class Kit:
 
 
 class Walls:
-    """A sandbox in the making: built without limits, so that it can wait for its user, then furnished with them."""
+    """A sandbox in the making: built without limits, so that it can wait for its user, then furnished with them.
+
+    Attributes:
+        stream, repl: the streams of its init and of its repl.
+        owner: the id outside of whoever it is inside.
+    """
 
     def __init__(
         self,
         pid: int,
         sync: socket.socket,
+        *,
         stream: socket.socket,
-        calls: socket.socket,
+        repl: socket.socket,
         cgroup: Cgroup | None,
+        owner: int,
     ) -> None:
         self.pid = pid
         self.stream = stream
-        self.calls = calls
+        self.repl = repl
         self.cgroup = cgroup
+        self.owner = owner
         self._sync = sync
 
     @property
@@ -125,7 +133,7 @@ class Walls:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         self.stream.close()
-        self.calls.close()
+        self.repl.close()
 
     def remove(self) -> None:
         """Remove what is left of it when it has been killed and nobody asks any more what it used."""
@@ -136,23 +144,23 @@ class Walls:
 def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
     """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it is furnished.
 
-    It finds its streams and its context at ``CHANNEL_FD``, ``CALLS_FD`` and ``CONTEXT_FD``.
+    It finds its streams and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
 
     Raises:
         StepFailed: a wall cannot be built. Nothing is left of it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stream, guests_stream = socket.socketpair()
-    calls, guests_calls = socket.socketpair()
+    repl, guests_repl = socket.socketpair()
     ours.settimeout(_BUILD_SECONDS)
     cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
     first = os.fork()
     if first == 0:
         ours.close()
         stream.close()
-        calls.close()
-        _first_child(kit, (guests_stream.detach(), guests_calls.detach(), theirs.detach()), run)
-    for sock in (theirs, guests_stream, guests_calls):
+        repl.close()
+        _first_child(kit, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
+    for sock in (theirs, guests_stream, guests_repl):
         sock.close()
     try:
         if cgroup is not None:
@@ -161,7 +169,7 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
         ours.send(b"placed")
         _expect(ours, b"unshared")
         with step("id_map"):
-            _map_ids(first)
+            owner = _map_ids(first)
         ours.send(b"mapped")
         pid = int(_expect(ours, b"pid "))
     except BaseException:
@@ -171,7 +179,7 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
             cgroup.remove()
         raise
     os.waitpid(first, 0)
-    return Walls(pid, ours, stream, calls, cgroup)
+    return Walls(pid, ours, stream=stream, repl=repl, cgroup=cgroup, owner=owner)
 
 
 def _failure(text: str) -> StepFailed:
@@ -189,10 +197,12 @@ def _expect(sync: socket.socket, prefix: bytes) -> bytes:
     return message.removeprefix(prefix)
 
 
-def _map_ids(pid: int) -> None:
+def _map_ids(pid: int) -> int:
+    """Map the id that it has inside; its id outside."""
     outside = random.SystemRandom().choice(_OUTSIDE_IDS) if _is_the_hosts_root() else 0
     Path(f"/proc/{pid}/uid_map").write_text(f"{INSIDE_ID} {outside} 1")
     Path(f"/proc/{pid}/gid_map").write_text(f"{INSIDE_ID} {outside} 1")
+    return outside
 
 
 def _is_the_hosts_root() -> bool:
@@ -300,9 +310,9 @@ def _offer_packages(limits: protocol.Limits) -> None:
 def _arrange_descriptors(descriptors: tuple[int, int, int]) -> int:
     """Keep these three, at their numbers, and nothing else: first out of the way, then into place."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SYNC_FD + 1) for fd in descriptors]
-    for fd, number in zip(high, (CHANNEL_FD, CALLS_FD, _SYNC_FD), strict=True):
+    for fd, number in zip(high, (CHANNEL_FD, REPL_FD, _SYNC_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
-    os.closerange(CONTEXT_FD, CALLS_FD)
+    os.closerange(CONTEXT_FD, REPL_FD)
     os.closerange(_SYNC_FD + 1, 1 << 20)
     return _SYNC_FD
 

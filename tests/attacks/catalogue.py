@@ -37,14 +37,6 @@ _DAEMONS_OWN = (
     "the daemon makes the namespaces; test_daemon.py has it fail at each step that the engine asks for"
 )
 
-_ONE_STREAM = "calls and all else share the container's stdio"
-_CALLS_APART = {
-    f"test_a_breach_ends_the_session_at_once[{case}]": _ONE_STREAM
-    for case in (
-        "RP13-calls-output", "RP13-calls-final", "RP13-calls-done", "RP13-calls-repl-exit",
-    )
-} | {"test_rp2_a_guest_that_hangs_up_on_calls_loses_calls_alone": _ONE_STREAM}  # fmt: skip
-
 # A case by its function's name, with or without what is in brackets, or a whole row.
 NOT_HERE: dict[str, dict[str, str]] = {
     "process": {
@@ -53,11 +45,9 @@ NOT_HERE: dict[str, dict[str, str]] = {
     },
     "docker": {
         "test_a_start_that_fails_half_way_says_where_and_leaves_nothing": _DAEMONS_OWN,
-        **_CALLS_APART,
     },
     "docker-runsc": {
         "test_a_start_that_fails_half_way_says_where_and_leaves_nothing": _DAEMONS_OWN,
-        **_CALLS_APART,
         # What gVisor's kernel does for its guests it does behind its own walls: it makes some 70 system calls of the host's
         # and has no network. The filter that keeps Linux's guests from Linux is not applied between a guest and gVisor.
         **dict.fromkeys(

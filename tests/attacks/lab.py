@@ -43,17 +43,14 @@ import os, sys
 protocol = sys.modules["supdist.sandbox_image.protocol"]
 channel = FINAL.__self__._channel
 cell = FINAL.__self__._current_cell()
-def raw(data, sock=channel._sock):
+def raw(data):
     view = memoryview(data)
     while view:
-        view = view[os.write(sock.fileno(), view):]
-def send(*fields, sock=channel._sock):
-    raw(protocol.frame(protocol.msgspec.msgpack.encode(fields)), sock)
-calls = channel._calls
+        view = view[os.write(channel._sock.fileno(), view):]
+def send(*fields):
+    raw(protocol.frame(protocol.msgspec.msgpack.encode(fields)))
 """
-"""Guest code: frames written to the repl's own streams, past its library. ``send(22, ...)`` is a message; ``sock=calls`` sends it
-past init.
-"""
+"""Guest code: frames written to the repl's own stream, past its library. ``send(22, ...)`` is a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +78,15 @@ class Attack:
     timeout: float = 2.0
     within: float = 4.0
     limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def cpu_of_shims() -> float:
+    """Seconds of processor time that all shims have used."""
+    used = 0.0
+    for pid in below("supdist-shim"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += sum(psutil.Process(pid).cpu_times()[:2])
+    return used
 
 
 def name(attack: Attack) -> str:

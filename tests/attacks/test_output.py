@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, name, timed
+from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, cpu_of_shims, name, timed
 from supdist.engine import Outcome, SandboxLost
 
 LIMIT = 256 << 10
@@ -137,6 +137,17 @@ def late(write):
         for turn in range(4):
             result = await timed(sandbox, f"import time; time.sleep(0.1); print({turn})")
             assert (result.stdout, result.stderr) == (f"{turn}\n", "")
+
+
+async def test_ou7_what_floods_after_its_cell_costs_nobody_outside(arena: Arena) -> None:
+    code = "import os\nif os.fork() == 0:\n    while True: os.write(1, b'x' * 65536)"
+    async with arena.open() as sandbox:
+        await timed(sandbox, code)
+        await timed(sandbox, "import time; time.sleep(0.2)")
+        used = cpu_of_shims()
+        result = await timed(sandbox, "import time; time.sleep(1); print('quiet')")
+        assert cpu_of_shims() - used < 0.2
+        assert (result.outcome, result.stdout) == (OK, "quiet\n")
 
 
 async def test_ou8_no_text_is_a_sentinel(arena: Arena) -> None:
