@@ -97,6 +97,12 @@ print("last words"); os.write(2, b"and more")
     assert result.state_lost
 
 
+async def test_an_answer_is_told_though_the_interpreter_died_of_it(small: Open) -> None:
+    async with small() as sandbox:
+        result = await sandbox.execute("FINAL('x' * 1_000_000); import os; os.kill(os.getpid(), 9)")
+    assert (result.outcome, result.final) == (Outcome.KILLED, "x" * 1_000_000)
+
+
 CONTEXTS: list[object] = [
     "",
     "quotes ' \" ''' \"\"\" \\ \n\r\n\t \0 \ud800 \udfff ``` ```repl\nFINAL(1)\n``` 🙂 e\u0301",

@@ -111,7 +111,7 @@ class Router:
 
     def _read(self, connection: _Connection) -> None:
         try:
-            messages = connection.lane.receive()
+            messages = connection.lane.receive() or []
             if connection.peer.is_ready and not connection.name:
                 self._name(connection)
         except (protocol.Violation, OSError):  # none of ours

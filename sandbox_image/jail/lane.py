@@ -104,8 +104,8 @@ class Lane:
             poller.poll(left * 1000)
             self.flush()
 
-    def receive(self) -> list[bytes]:
-        """The messages that are complete now.
+    def receive(self) -> list[bytes] | None:
+        """The messages that are complete now; None where nothing has come.
 
         Raises:
             Violation: what came cannot be.
@@ -113,7 +113,7 @@ class Lane:
         try:
             data = self._stream.recv(READ_BYTES)
         except BlockingIOError:
-            return []
+            return None
         except ConnectionResetError:
             data = b""
         self.is_open = bool(data)

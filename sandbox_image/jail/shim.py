@@ -43,7 +43,7 @@ _CONNECT_SECONDS = 5
 _LAST_WORDS_SECONDS = 5.0
 _READS_OF_THE_REPL = 8
 """More than a socket holds."""
-_OF_INIT = (protocol.FileData, protocol.FileList, protocol.Output, ReplExit)
+_OF_INIT = (protocol.FileData, protocol.FileList, ReplExit)
 _HUNG_UP = protocol.encode(protocol.HungUp())
 
 
@@ -216,7 +216,7 @@ class Shim:
         if not self._engine.is_open:
             self._end(Outcome.KILLED, "the engine is gone")
             return
-        for payload in payloads:
+        for payload in payloads or ():
             message = protocol.decode_to_shim(payload)
             now = time.monotonic()
             match message:
@@ -254,7 +254,7 @@ class Shim:
         self._judge_what_was_heard()
 
     def _read_lane(self, lane: Lane) -> bool:
-        """Whether there was something."""
+        """Whether there was something, if only a part of a message."""
         if not lane.is_open or self._over is not None:
             return False
         try:
@@ -262,10 +262,10 @@ class Shim:
         except Violation as error:
             self._end(Outcome.PROTOCOL_VIOLATION, str(error))
             return False
-        self._heard.extend((lane, payload) for payload in payloads)
+        self._heard.extend((lane, payload) for payload in payloads or ())
         if not lane.is_open and lane is not self._init:
             self._init.send(_HUNG_UP)
-        return bool(payloads)
+        return payloads is not None
 
     def _hear_output(self, piece: Piece | None) -> None:
         cell = self._guard.cell
@@ -312,7 +312,7 @@ class Shim:
         if refusal is not None:
             self._repl.send(protocol.encode(refusal))
         self._keep_output_short(now)
-        if isinstance(message, Done | Ready):  # and not when a cell is waited for
+        if isinstance(message, Done | Ready):  # the engine has been told, and does not wait for this
             self._output.end()
             self._output.prepare()
 
