@@ -18,7 +18,6 @@ import signal
 import socket
 import stat
 import sys
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -352,7 +351,7 @@ def _mount(folders: tuple[str, ...]) -> None:
     for path in folders:
         _lay(view.LOWER + path, protocol.ROOT + path)
     os.chdir(protocol.ROOT)
-    packages = f".{sysconfig.get_path('stdlib')}/site-packages"
+    packages = f".{os.path.dirname(os.__file__)}/site-packages"
     if os.path.isdir(packages):  # the base interpreter's own, with the host's paths in its records
         sc.mount(view.EMPTY, packages, None, sc.MS_BIND)
         sc.protect(packages, sc.ATTR_RDONLY)

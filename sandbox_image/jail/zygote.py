@@ -37,7 +37,7 @@ _ENDS = (signal.SIGTERM, signal.SIGHUP)
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
 _GUESTS_USE = (
-    "asyncio", "collections", "concurrent.futures", "copy", "csv", "dataclasses", "datetime", "difflib",
+    "asyncio", "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
     "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
     "statistics", "string", "subprocess", "textwrap", "time", "typing", "unicodedata",
 )  # fmt: skip
