@@ -180,9 +180,10 @@ class _Service(NamedTuple):
     async def handlers(self) -> Mapping[str, ModelHandler]:
         """Its models, by role."""
         from .errors import TaskError
-        from .service import handlers_at
 
         if self.address is not None:
+            from .service import handlers_at
+
             return await handlers_at(self.address, curve_keys=self.curve_keys)
         if self.curve_keys is not None:
             raise TaskError("--curve-keys are for a broker service: name it with --broker")
