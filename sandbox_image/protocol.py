@@ -280,7 +280,7 @@ class Ready(Message, frozen=True, tag=20):
 
 
 class Output(Message, frozen=True, tag=21):
-    """Bytes that were written to fd 1 or 2 during a cell. Said by init where a container's stdio is all there is."""
+    """Bytes that were written to fd 1 or 2 during a cell. Said to the shim by a container's init, and to the engine."""
 
     cell: int
     stream: Literal[1, 2]

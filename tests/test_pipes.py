@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 from collections.abc import Generator
@@ -174,3 +175,32 @@ def test_an_init_that_does_not_read_is_given_no_more(init: tuple[Lane, socket.so
     with pytest.raises(BrokenPipeError):
         os.write(held[28], b"x")
     close_all([*held, *mine, *output.readable()])
+
+
+def test_an_order_goes_without_its_pipes_where_too_many_are_on_their_way() -> None:
+    """The kernel counts by user, and against the limit of who sends; root is exempt."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = send_with_too_many_on_their_way()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def send_with_too_many_on_their_way() -> int:
+    if os.geteuid() == 0:
+        os.setresuid(65533, 65533, 65533)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 200), hard))
+    null = os.open("/dev/null", os.O_RDONLY)
+    full, (ours, theirs) = socket.socketpair(), socket.socketpair()
+    lane = Lane(ours, protocol.FrameBuffer(1 << 16))
+    with suppress(OSError):
+        while True:
+            socket.send_fds(full[0], [b"x"], [null])
+    lane.send(b"order", [null])
+    data, descriptors, _, _ = socket.recv_fds(theirs, 100, 4)
+    told = protocol.FrameBuffer(100).feed(data) == [b"order"] and not lane.waiting
+    return 0 if told and not descriptors and is_closed(null) else 2

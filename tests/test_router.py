@@ -190,10 +190,14 @@ async def test_what_a_receiver_raises_loses_no_message(engine: Engine) -> None:
     engine.on_message = fail
     sock, peer = await engine.peer(b"one")
     with sock:
-        sock.send(b"".join(peer.frame(b"%d" % number) for number in range(50)))
-        assert [await engine.next() for _ in range(50)] == [(b"one", b"%d" % number) for number in range(50)]
+        frames = b"".join(peer.frame(b"%0200d" % number) for number in range(1, 1001))  # of several reads
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, frames))
+        heard = [await engine.next() for _ in range(1000)]
+        assert heard == [(b"one", b"%0200d" % number) for number in range(1, 1001)]
+        await sending
     assert await engine.next() == (b"one", None)
-    assert [type(error) for error in raised] == [LookupError] * 25
+    assert [type(error) for error in raised] == [LookupError] * 500
+    assert engine.told.empty()
 
 
 @contextmanager

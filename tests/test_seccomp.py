@@ -42,7 +42,7 @@ FORBIDDEN = """
     io_uring_setup io_uring_enter io_uring_register kexec_load kexec_file_load init_module finit_module
     delete_module reboot swapon swapoff syslog acct quotactl iopl ioperm nfsservctl lookup_dcookie
     vhangup settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname shmget semget
-    msgget mq_open memfd_secret seccomp fanotify_init modify_ldt clone3
+    msgget mq_open memfd_secret seccomp fanotify_init modify_ldt clone3 splice sendfile vmsplice tee
 """.split()  # noqa: SIM905 - sixty quoted names are not easier to read
 
 

@@ -123,11 +123,14 @@ class Router:
                 self._drop(connection)
                 return
             connection.heard.append(None)
-        if connection.heard:
-            self._turn.append(connection)
+        if not connection.heard:
+            return
+        self._turn.append(connection)
+        try:
             self._deliver()
-        if connection.heard or not connection.lane.is_open:
-            self._listen_no_more(connection)
+        finally:  # whatever those who hear may raise
+            if connection.heard or not connection.lane.is_open:
+                self._listen_no_more(connection)
 
     def _name(self, connection: _Connection) -> None:
         name = connection.peer.routing_id
@@ -142,6 +145,8 @@ class Router:
             while self._turn and self._left:
                 self._left -= 1
                 connection = self._turn.popleft()
+                if not connection.heard:  # it was dropped meanwhile
+                    continue
                 message = connection.heard.popleft()
                 if connection.heard:
                     self._turn.append(connection)
@@ -152,7 +157,7 @@ class Router:
                     self._lose(connection.name)
                 else:
                     self._hear(connection.name, message)
-        finally:  # whatever those who hear may raise
+        finally:  # as above
             if (self._turn or not self._left) and not self._next_turn_is_due:
                 self._next_turn_is_due = True
                 self._loop.call_soon(self._begin_turn)
@@ -178,9 +183,11 @@ class Router:
     def _drop(self, connection: _Connection) -> None:
         self._listen_no_more(connection)
         if connection.is_written:
+            connection.is_written = False
             self._loop.remove_writer(connection.fd)
         self._peers.discard(connection)
         self._named.pop(connection.name, None)
+        connection.heard.clear()
         connection.lane.close()
 
 

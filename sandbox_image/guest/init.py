@@ -103,7 +103,7 @@ class Init:
     def serve(self, repls: socket.socket) -> NoReturn:
         """Start the repl, with this end of its stream, and see to it until it or the shim is gone."""
         # A guest may have so many descriptors in flight between sockets that its limit allows no more to anybody
-        # of its uid, which on an ordinary user's machine is every sandbox. Those of cells must still pass.
+        # of its uid. A relay must still be able to pass a cell's pipes on.
         most_files, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
         self._repl_pid = os.fork()

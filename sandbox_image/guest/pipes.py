@@ -32,17 +32,26 @@ class Pipes:
         self.streams: dict[int, Literal[1, 2]] = {}
 
     def make(self) -> list[int]:
-        """New pipes; their writing ends, which are the caller's to close. There must be no others now."""
+        """New pipes; their writing ends, which are the caller's to close. There must be no others now.
+
+        Raises:
+            OSError: no pipe can be had. None is left.
+        """
         assert not self.streams
         writers: list[int] = []
-        for stream in (1, 2):
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(reader, False)
-            if self._owner is not None:
-                os.fchown(reader, self._owner, self._owner)
-            self.streams[reader] = stream
-            self._small.add(reader)
-            writers.append(writer)
+        try:
+            for stream in (1, 2):
+                reader, writer = os.pipe2(os.O_CLOEXEC)
+                writers.append(writer)
+                self.streams[reader] = stream
+                os.set_blocking(reader, False)
+                if self._owner is not None:
+                    os.fchown(reader, self._owner, self._owner)
+        except OSError:
+            for fd in (*writers, *self.retire()):
+                os.close(fd)
+            raise
+        self._small = set(self.streams)
         return writers
 
     def read(self, fd: int) -> bytes | None:

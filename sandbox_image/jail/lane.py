@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -59,7 +60,7 @@ class Lane:
         self.begin(self._framing.frame(payload), descriptors)
 
     def begin(self, opening: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Write what is no message, but what the framing begins with."""
+        """Write bytes that are framed already, as what the framing begins with is."""
         data = memoryview(opening)
         self._out.append((data, list(descriptors)))
         self.waiting += len(data)
@@ -79,7 +80,7 @@ class Lane:
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self.forget()  # its death is seen, with its reason, where init's stream is read
+            self.forget()  # that the other end is gone is seen where it is read
 
     def forget(self) -> None:
         """Give up what waits."""
@@ -91,7 +92,13 @@ class Lane:
 
     def _send_along(self, data: memoryview, descriptors: list[int]) -> int:
         assert isinstance(self._stream, socket.socket)
-        sent = socket.send_fds(self._stream, [data], descriptors)
+        try:
+            sent = socket.send_fds(self._stream, [data], descriptors)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # Others of this user's have too many on their way. Whoever needed these says so, or dies of it.
+            sent = self._stream.send(data)
         while descriptors:
             os.close(descriptors.pop())
         return sent
@@ -121,6 +128,7 @@ class Lane:
 
     def close(self) -> None:
         """Close this end."""
+        self.is_open = False
         self.forget()
         self._stream.close()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal
 
 from .. import protocol
 from ..guest.pipes import Pipes, read
@@ -20,49 +21,48 @@ Piece = tuple[Literal[1, 2], bytes]
 """Of which stream, and what."""
 
 
-class CellOutput(Protocol):
-    """What of the running cell's output is read here.
+class CellOutput:
+    """What of the running cell's output is read here: nothing, where a container's init reads it, and sends it as frames."""
 
-    Attributes:
-        look_at: when ``look`` is due.
-    """
-
-    look_at: float | None
+    look_at: float | None = None
+    """When ``look`` is due."""
 
     def prepare(self) -> None:
-        """Have pipes ready before there is a cell that waits for them."""
-        ...
+        """Have pipes ready before there is a cell that waits for them, if they can be had."""
 
     def begin(self, now: float) -> list[int]:
-        """A cell begins; the writing ends of its pipes, for the repl."""
-        ...
+        """A cell begins; the writing ends of its pipes, for the repl.
+
+        Raises:
+            OSError: no pipes can be had.
+        """
+        return []
 
     def readable(self) -> list[int]:
         """What to wait on: what the running cell prints; where none runs, what something may still print."""
-        ...
+        return []
 
     def read(self, fd: int) -> Piece | None:
         """A piece of what the running cell printed."""
-        ...
 
     def drain(self) -> Iterable[Piece]:
         """What of the running cell has not been read."""
-        ...
+        return ()
 
     def end(self) -> None:
         """The cell has ended."""
-        ...
 
     def look(self, now: float) -> None:
         """See whether the repl has put the running cell's pipes in the place of the last one's."""
-        ...
 
 
-class Piped:
+class Piped(CellOutput):
     """The pipes of the running cell, those that are ready for the next, and those of the last.
 
-    The last cell's stay here as long as the repl itself has their other ends, until the next cell. Where something else
-    does, which may write for ever, they go to init, whose time is the sandbox's, and which throws away what comes.
+    The last cell's stay here until something is written to them, or the next cell has its own: when the repl alone had
+    their other ends they come to their end then. Where something else has them, which may write for ever, they go to
+    init, whose time is the sandbox's, and which throws away what comes. In a new cell they are looked at once, a moment
+    later, or at its end: to wait on them would be two more wake-ups of every cell.
 
     Args:
         owner: the guest's id outside.
@@ -75,16 +75,15 @@ class Piped:
         self._writers: list[int] = []
         self._last: list[int] = []
         self._runs = False
-        self.look_at: float | None = None
 
     def prepare(self) -> None:
         """See ``CellOutput.prepare``."""
-        if not self._pipes.streams:
-            self._writers = self._pipes.make()
+        with contextlib.suppress(OSError):
+            self._make()
 
     def begin(self, now: float) -> list[int]:
         """See ``CellOutput.begin``."""
-        self.prepare()
+        self._make()
         self._runs = True
         if self._last:
             self.look_at = now + _NEW_PIPES_SECONDS
@@ -120,6 +119,10 @@ class Piped:
         if self.look_at is not None and now >= self.look_at:
             self._let_the_last_go()
 
+    def _make(self) -> None:
+        if not self._pipes.streams:
+            self._writers = self._pipes.make()
+
     def _let_the_last_go(self) -> None:
         self.look_at = None
         for fd in list(self._last):
@@ -135,36 +138,6 @@ class Piped:
             os.close(fd)
 
 
-class _Framed:
-    """There is none: a container's init reads its pipes, and sends what they hold as frames."""
-
-    look_at: float | None = None
-
-    def prepare(self) -> None:
-        """See ``CellOutput.prepare``."""
-
-    def begin(self, now: float) -> list[int]:
-        """See ``CellOutput.begin``."""
-        return []
-
-    def readable(self) -> list[int]:
-        """See ``CellOutput.readable``."""
-        return []
-
-    def read(self, fd: int) -> Piece | None:
-        """See ``CellOutput.read``."""
-
-    def drain(self) -> Iterable[Piece]:
-        """See ``CellOutput.drain``."""
-        return ()
-
-    def end(self) -> None:
-        """See ``CellOutput.end``."""
-
-    def look(self, now: float) -> None:
-        """See ``CellOutput.look``."""
-
-
 def output_of(box: Walls | Attached, init: Lane) -> CellOutput:
     """As the guest has it; ``init`` is the stream of its init."""
-    return Piped(box.owner, init) if isinstance(box, Walls) else _Framed()
+    return Piped(box.owner, init) if isinstance(box, Walls) else CellOutput()

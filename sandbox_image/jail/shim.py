@@ -1,7 +1,8 @@
 """The shim: one per sandbox, outside the walls. It owns the guest's byte streams and says how things ended.
 
 Between the engine (trusted, ZeroMQ) and the guest (hostile, frames) it checks every frame, counts, keeps
-the clocks, and kills. Single-threaded; it waits in one place and blocks nowhere else.
+the clocks, and kills. Single-threaded; it waits in one place and blocks nowhere else: what could hold a pipe's lock
+while it waits for something is refused to the guest (``seccomp.json``).
 
 A guest of ours has a stream of its repl, one of its init, and for each cell pipes, which are read here: neither a call
 nor a cell has to wake init. A container's has its stdio alone, and its init carries all of that.
@@ -41,8 +42,6 @@ _QUEUE_TO_ENGINE = 4096
 _QUEUED_BYTES = 8 << 20
 _CONNECT_SECONDS = 5
 _LAST_WORDS_SECONDS = 5.0
-_READS_OF_THE_REPL = 8
-"""More than a socket holds."""
 _OF_INIT = (protocol.FileData, protocol.FileList, ReplExit)
 _HUNG_UP = protocol.encode(protocol.HungUp())
 
@@ -86,8 +85,8 @@ def _run(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, name:
     if isinstance(box, StepFailed):
         engine.send(protocol.encode(protocol.SetupFailed(box.step, box.errno)))
     else:
-        # Of the cells' pipes, each of which passes through a socket. A guest must not be able to use up what there may
-        # be of such of its user, so that only guests' own limit is low.
+        # Cells' pipes pass through a socket, and how many descriptors of a user's may do that at once is a limit of
+        # whoever sends one more: guests' own are lower.
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
         Shim(order.limits, engine, box).serve()
@@ -147,6 +146,12 @@ class Shim:
         self._init = Lane(box.stream, protocol.FrameBuffer(limits.frame_bytes))
         self._repl = (
             self._init if box.repl is None else Lane(box.repl, protocol.FrameBuffer(limits.frame_bytes))
+        )
+        # More than its socket holds: as much as what is sent there may take.
+        self._reads_of_the_repl = 2 + (
+            0
+            if box.repl is None
+            else box.repl.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // protocol.READ_BYTES
         )
         self._output = output_of(box, self._init)
         self._sync = box.sync
@@ -225,8 +230,7 @@ class Shim:
                     return
                 case Execute():
                     self._guard.execute(message.cell, message.timeout, now)
-                    self._meter.begin()
-                    self._repl.send(payload, self._output.begin(now))
+                    self._begin_cell(payload, now)
                 case protocol.PutFile() | protocol.GetFile() | protocol.ListFiles():
                     self._guard.ask(message)
                     self._init.send(payload)
@@ -239,19 +243,27 @@ class Shim:
                 case _:
                     self._repl.send(payload)
 
+    def _begin_cell(self, order: bytes, now: float) -> None:
+        self._meter.begin()
+        try:
+            pipes = self._output.begin(now)
+        except OSError as error:
+            self._end(Outcome.RESOURCE_LIMIT, f"no pipes for the cell: {error.strerror}")
+        else:
+            self._repl.send(order, pipes)
+
     # Guest to engine
 
     def _read_guest(self, lane: Lane) -> None:
         if lane is self._init is not self._repl:
             # What the repl said comes first, though init may have been read before it: that may be its death.
-            for _ in range(_READS_OF_THE_REPL):
+            for _ in range(self._reads_of_the_repl):
                 if not self._read_lane(self._repl):
                     break
         self._read_lane(lane)
+        self._judge_what_was_heard()
         if self._over is None and lane is self._init and not lane.is_open:
             self._end(*self._how_the_guest_died(None))
-            return
-        self._judge_what_was_heard()
 
     def _read_lane(self, lane: Lane) -> bool:
         """Whether there was something, if only a part of a message."""

@@ -30,6 +30,8 @@ ATTR_RDONLY = 1
 ATTR_NOSUID = 2
 ATTR_NODEV = 4
 
+SO_PASSRIGHTS = 83  # include/uapi/asm-generic/socket.h
+
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15

@@ -151,6 +151,11 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stream, guests_stream = socket.socketpair()
     repl, guests_repl = socket.socketpair()
+    for sock in (stream, repl):
+        with contextlib.suppress(
+            OSError
+        ):  # before Linux 6.16 what a guest sends along is closed by whoever reads
+            sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
     ours.settimeout(_BUILD_SECONDS)
     cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
     first = os.fork()
@@ -395,6 +400,7 @@ def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:
         _, ceiling = resource.getrlimit(kind)
         held = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(kind, (held, held))
-    # Only the soft limit: init makes it the guest's hard one, and stays above it itself.
+    # Only the soft limit: init makes it the guest's hard one, and stays above it itself. Descriptors on their way through
+    # sockets are counted by user, against the limit of whoever sends one more: so the shim's must be well above guests'.
     _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits.open_files, ceiling), ceiling))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits.open_files, ceiling // 2), ceiling))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, cpu_of_shims, name, timed
+from attacks.lab import DEATHS, OK, RAW, Arena, Attack, assert_alive, cpu_of_shims, name, timed
 from supdist.engine import Outcome, SandboxLost
 
 LIMIT = 256 << 10
@@ -148,6 +148,54 @@ async def test_ou7_what_floods_after_its_cell_costs_nobody_outside(arena: Arena)
         result = await timed(sandbox, "import time; time.sleep(1); print('quiet')")
         assert cpu_of_shims() - used < 0.2
         assert (result.outcome, result.stdout) == (OK, "quiet\n")
+
+
+HOLD = {"splice": "os.splice(a.fileno(), {}, 1)", "sendfile": "os.sendfile({}, a.fileno(), None, 1)"}
+"""What may wait for a socket with a pipe's lock held. A reader of the pipe, blocking or not, waits with it."""
+
+
+@pytest.mark.parametrize("hold", HOLD.values(), ids=HOLD)
+async def test_ou6_who_holds_the_lock_of_a_pipe_holds_nobody_up(arena: Arena, hold: str) -> None:
+    code = f"""
+import os, socket, time
+a, b = socket.socketpair()
+for fd in (1, 2):
+    if os.fork() == 0:
+        try: {hold.format("fd")}
+        finally: os._exit(0)
+time.sleep(0.2)
+print("over")
+"""
+    async with arena.open() as sandbox:
+        result = await timed(sandbox, code)
+        assert (result.outcome, result.stdout) == (OK, "over\n")
+        await assert_alive(sandbox)
+
+
+@pytest.mark.parametrize("hold", HOLD.values(), ids=HOLD)
+async def test_ou6_nor_does_a_pipe_that_is_sent_along(arena: Arena, hold: str) -> None:
+    """Whom a descriptor is sent to has the last of it, and closes it."""
+    code = f"""
+{RAW}
+import array, socket, time
+a, b = socket.socketpair()
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.close(reader)
+    try: {hold.format("writer")}
+    finally: os._exit(0)
+time.sleep(0.2)
+os.close(writer)
+try: channel._sock.sendmsg([protocol.frame(protocol.encode(protocol.Output(cell, 1, b"x")))],
+                           [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [reader]))])
+except PermissionError: pass
+os.close(reader)
+print("over")
+"""
+    async with arena.open() as sandbox:
+        result = await timed(sandbox, code)
+        assert (result.outcome, result.stdout[-5:]) == (OK, "over\n")
+        await assert_alive(sandbox)
 
 
 async def test_ou8_no_text_is_a_sentinel(arena: Arena) -> None:
