@@ -28,7 +28,6 @@ class Pipes:
 
     def __init__(self, owner: int | None = None) -> None:
         self._owner = owner
-        self._small: set[int] = set()
         self.streams: dict[int, Literal[1, 2]] = {}
 
     def make(self) -> list[int]:
@@ -45,13 +44,15 @@ class Pipes:
                 writers.append(writer)
                 self.streams[reader] = stream
                 os.set_blocking(reader, False)
+                with contextlib.suppress(OSError):
+                    # A user has so many pages for pipes; a small one works too.
+                    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 if self._owner is not None:
                     os.fchown(reader, self._owner, self._owner)
         except OSError:
             for fd in (*writers, *self.retire()):
                 os.close(fd)
             raise
-        self._small = set(self.streams)
         return writers
 
     def read(self, fd: int) -> bytes | None:
@@ -59,11 +60,6 @@ class Pipes:
         data = read(fd)
         if data == b"":
             del self.streams[fd]
-            self._small.discard(fd)
-        elif fd in self._small and data is not None and len(data) == protocol.READ_BYTES:  # it was full
-            self._small.remove(fd)
-            with contextlib.suppress(OSError):  # a user has so many pages for pipes; a small one works too
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return data
 
     def drain(self) -> Generator[tuple[Literal[1, 2], bytes]]:
@@ -78,7 +74,6 @@ class Pipes:
     def retire(self) -> list[int]:
         """Those of them that have not come to their end, which are the caller's now."""
         readers, self.streams = list(self.streams), {}
-        self._small.clear()
         return readers
 
 
