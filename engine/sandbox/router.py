@@ -157,7 +157,7 @@ class Router:
                     self._lose(connection.name)
                 else:
                     self._hear(connection.name, message)
-        finally:  # as above
+        finally:  # whatever those who hear may raise
             if (self._turn or not self._left) and not self._next_turn_is_due:
                 self._next_turn_is_due = True
                 self._loop.call_soon(self._begin_turn)

@@ -147,12 +147,6 @@ class Shim:
         self._repl = (
             self._init if box.repl is None else Lane(box.repl, protocol.FrameBuffer(limits.frame_bytes))
         )
-        # More than its socket holds: as much as what is sent there may take.
-        self._reads_of_the_repl = 2 + (
-            0
-            if box.repl is None
-            else box.repl.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // protocol.READ_BYTES
-        )
         self._output = output_of(box, self._init)
         self._sync = box.sync
         self._guard = Guard(limits)
@@ -255,15 +249,21 @@ class Shim:
     # Guest to engine
 
     def _read_guest(self, lane: Lane) -> None:
-        if lane is self._init is not self._repl:
-            # What the repl said comes first, though init may have been read before it: that may be its death.
-            for _ in range(self._reads_of_the_repl):
-                if not self._read_lane(self._repl):
-                    break
+        if lane is self._init:
+            self._read_the_repl_first()
         self._read_lane(lane)
         self._judge_what_was_heard()
         if self._over is None and lane is self._init and not lane.is_open:
             self._end(*self._how_the_guest_died(None))
+
+    def _read_the_repl_first(self) -> None:
+        """All that its socket may hold: what init says next may be its death."""
+        if self._box.repl is None:
+            return
+        room = self._box.repl.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        for _ in range(room // protocol.READ_BYTES + 2):
+            if not self._read_lane(self._repl):
+                return
 
     def _read_lane(self, lane: Lane) -> bool:
         """Whether there was something, if only a part of a message."""

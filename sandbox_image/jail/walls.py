@@ -152,9 +152,8 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
     stream, guests_stream = socket.socketpair()
     repl, guests_repl = socket.socketpair()
     for sock in (stream, repl):
-        with contextlib.suppress(
-            OSError
-        ):  # before Linux 6.16 what a guest sends along is closed by whoever reads
+        # Before Linux 6.16 they cannot refuse descriptors, which are closed by whoever reads then.
+        with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
     ours.settimeout(_BUILD_SECONDS)
     cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
