@@ -11,17 +11,18 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
 
 from ..handlers import Completion, Message, Usage
 from .errors import LogError
 from .sandbox import CellResult, Display
-from .sandbox.context import EncodedContext, encode_context
+from .sandbox.context import encode_context
 from .tools import ToolUse
 
 
@@ -103,12 +104,12 @@ class RunLogger:
         """The first event: the question, the settings, and the context by its hash. All three files are tried."""
         if self._folder is None:
             return
-        encoded = encode_context(context)
-        name = self._store(encoded, context)
+        encoded = _Digest()
+        encode_context(context, encoded)
         facts = {
-            "file": name,
+            "file": self._store(encoded.sha256, context),
             "sha256": encoded.sha256,
-            "bytes": len(encoded.data),
+            "bytes": encoded.size,
             "type": type(context).__name__,
         }
         self._write("supervisor", "run_start", query=query, context=facts, **settings)
@@ -194,16 +195,17 @@ class RunLogger:
         except OSError as error:
             raise _log_error(self._folder, error) from error
 
-    def _store(self, encoded: EncodedContext, context: object) -> str:
+    def _store(self, sha256: str, context: object) -> str:
         """Write the context, unless it is there; the file's name."""
         assert self._folder is not None
-        suffix, data = _readable(encoded, context)
-        name = f"context-{encoded.sha256[:16]}.{suffix}"
+        suffix, write = _readable(context)
+        name = f"context-{sha256[:16]}.{suffix}"
         path = self._folder / name
         part = self._folder / f".{name}.{self._run_id}.part"
         try:
             if not path.exists():
-                part.write_bytes(data)
+                with part.open("wb") as file:
+                    write(file)
                 part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -220,14 +222,33 @@ def _is_cut_off(path: Path) -> bool:
         return file.read() != b"\n"
 
 
-def _readable(encoded: EncodedContext, context: object) -> tuple[str, bytes]:
-    """A context as a person would keep it: text as it is, data as JSON, or as its repr where it is no JSON."""
-    if encoded.kind == "text":
-        return "txt", encoded.data
+class _Digest:
+    """Counts and hashes what is written into it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self.size += len(data)
+        self._hash.update(data)
+
+
+def _readable(context: object) -> tuple[str, Callable[[BinaryIO], object]]:
+    """A context as a person would keep it: text as it is, data as JSON, or as its repr where it is no JSON. The
+    file's suffix, and what writes it.
+    """
+    if isinstance(context, str):
+        return "txt", partial(encode_context, context)
     try:
-        return "json", json.dumps(context, indent=1).encode()
+        suffix, data = "json", json.dumps(context, indent=1).encode()
     except (TypeError, ValueError):
-        return "repr.txt", repr(context).encode("utf-8", "surrogatepass")
+        suffix, data = "repr.txt", repr(context).encode("utf-8", "surrogatepass")
+    return suffix, lambda file: file.write(data)
 
 
 def _display(shown: Display) -> dict[str, object]:

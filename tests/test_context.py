@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import TaskError
-from supdist.engine.sandbox.context import ContextMemory, encode_context, write_sealed
+from supdist.engine.sandbox.context import ContextMemory, encode_context, new_memory, write_sealed
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.repl import load_context
 
@@ -20,16 +21,37 @@ PLAIN = st.recursive(
 
 @given(TEXTS | st.lists(PLAIN, max_size=5) | st.dictionaries(TEXTS, PLAIN, max_size=5))
 def test_every_context_arrives_equal(context: object) -> None:
-    encoded = encode_context(context)
-    arrived = load_context(protocol.Load(encoded.kind, "descriptor", b""), write_sealed(encoded.data))
+    kind = write_sealed(fd := new_memory(), context)
+    arrived = load_context(protocol.Load(kind, "descriptor", b""), fd)
     assert arrived == context
     assert type(arrived) is type(context)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("letter", ["a", "é", "語", "\N{GRINNING FACE}", "\ud800"])
+def test_a_text_arrives_equal_wherever_its_pieces_are_cut(letter: str, more: int) -> None:
+    text = "ab" + letter * ((2 << 20) + more)
+    kind = write_sealed(fd := new_memory(), text)
+    assert os.pread(fd, 10, 0) == text[:10].encode("utf-8", "surrogatepass")[:10]
+    assert load_context(protocol.Load(kind, "descriptor", b""), fd) == text
+
+
+def test_a_text_is_encoded_a_piece_at_a_time() -> None:
+    largest = 0
+
+    class Sink:
+        def write(self, data: bytes | memoryview, /) -> None:
+            nonlocal largest
+            largest = max(largest, len(data))
+
+    encode_context("é" * 10_000_000, Sink())
+    assert largest <= 4 << 20
 
 
 @pytest.mark.parametrize("thing", [object(), print, int, range(3), [open]])
 def test_an_object_of_a_class_is_refused_by_name(thing: object) -> None:
     with pytest.raises(TaskError, match="the context holds an object of type"):
-        encode_context({"deep": [thing]})
+        encode_context({"deep": [thing]}, io.BytesIO())
 
 
 def test_no_pickle_of_a_context_names_anything_to_import() -> None:
@@ -40,8 +62,9 @@ def test_no_pickle_of_a_context_names_anything_to_import() -> None:
             return (os.getcwd, ())
 
     with pytest.raises(TaskError):
-        encode_context([Evil("x")])
-    assert pickle.loads(encode_context([1, "a", {"b": (2,)}]).data) == [1, "a", {"b": (2,)}]
+        encode_context([Evil("x")], io.BytesIO())
+    encode_context([1, "a", {"b": (2,)}], plain := io.BytesIO())
+    assert pickle.loads(plain.getvalue()) == [1, "a", {"b": (2,)}]
 
 
 def test_a_context_that_is_nested_too_deeply_is_an_error() -> None:
@@ -49,11 +72,11 @@ def test_a_context_that_is_nested_too_deeply_is_an_error() -> None:
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(TaskError, match="nested too deeply"):
-        encode_context(deep)
+        encode_context(deep, io.BytesIO())
 
 
 def test_sealed_memory_cannot_be_changed() -> None:
-    fd = write_sealed(b"abc")
+    write_sealed(fd := new_memory(), "abc")
     try:
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
@@ -65,12 +88,22 @@ def test_sealed_memory_cannot_be_changed() -> None:
 
 def test_the_same_text_is_written_once() -> None:
     memory, text = ContextMemory(), "x" * 1000
-    first, kind = memory.descriptor(text)
-    second, _ = memory.descriptor(text)
-    other, _ = memory.descriptor(text + "y")
-    inodes = [os.fstat(fd).st_ino for fd in (first, second, other)]
-    assert kind == "text"
+    fds = [memory.descriptor(text)]
+    assert memory.write(fds[0], text) == "text"
+    fds.append(memory.descriptor(text))
+    assert os.pread(fds[1], 10, 0) == b"x" * 10
+    fds.append(memory.descriptor(text + "y"))
+    assert memory.write(fds[1], text) == memory.write(fds[2], text + "y") == "text"
+    inodes = [os.fstat(fd).st_ino for fd in fds]
     assert inodes[0] == inodes[1] != inodes[2]
-    for fd in (first, second, other):
+    assert os.fstat(fds[2]).st_size == 1001
+    for fd in fds:
         os.close(fd)
     memory.close()
+
+
+def test_none_is_a_context_and_no_text_that_is_kept() -> None:
+    memory = ContextMemory()
+    fd = memory.descriptor(None)
+    assert memory.write(fd, None) == "object"
+    assert load_context(protocol.Load("object", "descriptor", b""), fd) is None

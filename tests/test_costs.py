@@ -101,8 +101,9 @@ def test_in_the_shim_a_frame_is_a_system_call() -> None:
 async def talk(zygote: Zygote, code: str) -> Counter[str]:
     """Run a cell in a sandbox of its own, every call answered; the messages from its shim since the cell's order."""
     said: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
-    fd, kind = zygote.contexts.descriptor("")
+    fd = zygote.contexts.descriptor("")
     session = zygote.spawn(said.put_nowait, SandboxConfig().limits(), fd)
+    kind = zygote.contexts.write(fd, "")
     os.close(fd)
     heard: Counter[str] = Counter()
     async with asyncio.timeout(30):
@@ -147,9 +148,11 @@ def written() -> int:
 def test_a_text_is_written_once_however_often_it_is_opened() -> None:
     text, contexts = "x" * 4_000_000, ContextMemory()
     before = written()
-    first, _ = contexts.descriptor(text)
+    first = contexts.descriptor(text)
+    contexts.write(first, text)
     once = written() - before
-    again, _ = contexts.descriptor(text)
+    again = contexts.descriptor(text)
+    contexts.write(again, text)
     twice = written() - before
     try:
         assert len(text) <= once < 1.1 * len(text)

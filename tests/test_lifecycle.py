@@ -14,7 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from supdist.engine import Engine, SandboxConfig, SandboxLost, SandboxUnavailable, SyncSandbox, open_sandbox
+from supdist.engine import (
+    Engine,
+    SandboxConfig,
+    SandboxLost,
+    SandboxUnavailable,
+    SyncSandbox,
+    TaskError,
+    open_sandbox,
+)
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.remedies import unavailable
 from supdist.sandbox_image.jail.cgroups import CgroupBase
@@ -205,6 +213,16 @@ async def test_a_shim_that_does_not_keep_its_time_is_killed() -> None:
         assert not psutil.pid_exists(target)
         await sandbox.reset()
         assert (await sandbox.execute("print('back')")).stdout == "back\n"
+
+
+async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: Engine) -> None:
+    before, descriptors = of_running_guests("supdist-shim"), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(TaskError, match="object of type"):
+            async with open_sandbox(context=["x" * 100_000, object()]):
+                pass
+    assert await comes_true(lambda: of_running_guests("supdist-shim") <= before)
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 async def test_all_sandboxes_of_a_loop_share_one_zygote() -> None:

@@ -68,9 +68,17 @@ class ProcessBackend(Backend):
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
         """See ``Backend.open``."""
-        fd, kind = self._zygote.contexts.descriptor(context)
+        zygote, contexts = self._zygote, self._zygote.contexts
+        fd = contexts.descriptor(context)
         try:
-            session = self._zygote.spawn(receiver, config.limits(len(toolbox.host)), fd)
+            session = zygote.spawn(receiver, config.limits(len(toolbox.host)), fd)
+            # While the guest gets its limits: it looks into the memory when it is told that it may, see ``Guest.load``.
+            try:
+                kind = contexts.write(fd, context)
+            except BaseException:
+                zygote.forget(session)
+                zygote.abandon(session)
+                raise
         finally:
             os.close(fd)
-        return Guest(self._zygote, session, protocol.Load(kind, "descriptor", b""))
+        return Guest(zygote, session, protocol.Load(kind, "descriptor", b""))

@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
 import os
 import pickle
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 from ..errors import TaskError
 
+Kind: TypeAlias = Literal["text", "object"]
+"""The protocol's: UTF-8 text, or a pickle of plain data.
 
-@dataclass(frozen=True, slots=True)
-class EncodedContext:
-    """A context as bytes. ``kind`` is the protocol's: UTF-8 text, or a pickle of plain data.
+A pickle, since it keeps what JSON does not: key types, tuples, lone surrogates. The host writes it and
+only guests read it; no pickle travels the other way.
+"""
 
-    A pickle, since it keeps what JSON does not: key types, tuples, lone surrogates. The host writes it and
-    only guests read it; no pickle travels the other way.
-    """
-
-    kind: Literal["text", "object"]
-    data: bytes
-
-    @property
-    def sha256(self) -> str:
-        """The hash of the bytes, in hex."""
-        return hashlib.sha256(self.data).hexdigest()
+_PIECE_CHARS = 1 << 20
 
 
-def encode_context(context: object) -> EncodedContext:
-    """Encode a str, list, dict or other plain data.
+class Sink(Protocol):
+    """Where an encoded context goes: a file in binary mode, or what is like one. It takes all that it is given."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Take the next piece; it may be changed afterwards."""
+        ...
+
+
+def encode_context(context: object, sink: Sink) -> Kind:
+    """Write a str, list, dict or other plain data into ``sink``, a piece at a time, and say how it is written.
+
+    In pieces, since memory for all of it would be fresh from the kernel, which takes longer than to encode it.
 
     Raises:
-        TaskError: there is something in it that is no plain data (an object of a class, a function).
+        TaskError: there is something in it that is no plain data (an object of a class, a function). The sink may
+            have got the part before it.
+        OSError: the sink's.
     """
     if type(context) is str:
-        return EncodedContext("text", context.encode("utf-8", "surrogatepass"))
-    buffer = io.BytesIO()
+        for start in range(0, len(context), _PIECE_CHARS):
+            sink.write(context[start : start + _PIECE_CHARS].encode("utf-8", "surrogatepass"))
+        return "text"
     try:
-        _PlainPickler(buffer, protocol=5).dump(context)
+        _PlainPickler(sink, protocol=5).dump(context)
     except RecursionError:
         raise TaskError("the context is nested too deeply; at most about 300 levels") from None
-    return EncodedContext("object", buffer.getvalue())
+    return "object"
 
 
 class _PlainPickler(pickle.Pickler):
@@ -56,23 +58,36 @@ class _PlainPickler(pickle.Pickler):
 
 
 class ContextMemory:
-    """Encodes contexts into sealed memory. A text that is asked for again is not written again."""
+    """Encodes contexts into sealed memory. A text that is asked for again is not written again.
+
+    In two steps, so that whoever is to read it can be on its way while it is written.
+    """
 
     def __init__(self) -> None:
         self._text: str | None = None
         self._fd = -1
 
-    def descriptor(self, context: object) -> tuple[int, Literal["text", "object"]]:
-        """A descriptor of the encoded context, which the caller closes, and its kind."""
-        if self._text is None or context is not self._text:
-            encoded = encode_context(context)
-            fd = write_sealed(encoded.data)
-            # Only a text is kept: it cannot change, so that being the same object is being equal.
-            if not isinstance(context, str):
-                return fd, encoded.kind
+    def descriptor(self, context: object) -> int:
+        """A descriptor, which the caller closes, of memory for the context. It holds nothing before ``write``."""
+        return os.dup(self._fd) if self._holds(context) else new_memory()
+
+    def write(self, fd: int, context: object) -> Kind:
+        """Write the context into the memory that ``descriptor`` has just given for it, unless it is there; its kind.
+
+        Raises:
+            TaskError, OSError: as ``encode_context`` does.
+        """
+        if self._holds(context):
+            return "text"
+        kind = write_sealed(fd, context)
+        # Only a text is kept: it cannot change, so that being the same object is being equal.
+        if isinstance(context, str):
             self.close()
-            self._text, self._fd = context, fd
-        return os.dup(self._fd), "text"
+            self._text, self._fd = context, os.dup(fd)
+        return kind
+
+    def _holds(self, context: object) -> bool:
+        return self._text is not None and context is self._text
 
     def close(self) -> None:
         """Give the memory back; sandboxes that have it keep it."""
@@ -81,16 +96,19 @@ class ContextMemory:
             self._text = None
 
 
-def write_sealed(data: bytes) -> int:
-    """A memory file that holds ``data`` and that nobody can change any more."""
-    fd = os.memfd_create("context", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+def new_memory() -> int:
+    """A memory file that can be sealed; nothing is in it."""
+    return os.memfd_create("context", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def write_sealed(fd: int, context: object) -> Kind:
+    """Write the encoded context into new memory, so that nobody can change it any more; its kind.
+
+    Raises:
+        TaskError, OSError: as ``encode_context`` does.
+    """
+    with open(fd, "wb", closefd=False) as file:
+        kind = encode_context(context, file)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return kind

@@ -7,9 +7,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Literal
 
-from .context import encode_context
+from .context import Kind, encode_context
 from .lease import has_ended, own_lease
 
 _FOLDER = "supdist-contexts-"
@@ -29,14 +28,17 @@ class ContextFiles:
         self._kept = os.path.join(folder, "kept")
         self._text: str | None = None
 
-    def put(self, context: object, file: str) -> Literal["text", "object"]:
-        """Have a file with the encoded context, that everybody may read; its kind."""
+    def put(self, context: object, file: str) -> Kind:
+        """Have a file with the encoded context, that everybody may read; its kind.
+
+        Raises:
+            TaskError, OSError: as ``encode_context`` does. The file may hold a part of it.
+        """
         if self._text is not None and context is self._text:
             os.link(self._kept, file)
             return "text"
-        encoded = encode_context(context)
         with open(file, "xb") as stream:
-            stream.write(encoded.data)
+            kind = encode_context(context, stream)
         os.chmod(file, 0o444)
         if isinstance(context, str):  # which cannot change: see ContextMemory
             self._text = None
@@ -44,7 +46,7 @@ class ContextFiles:
                 os.unlink(self._kept)
             os.link(file, self._kept)
             self._text = context
-        return encoded.kind
+        return kind
 
 
 def make_folder() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -156,13 +157,13 @@ class DockerBackend(Backend):
 
     async def _bring(self, context: object, place: Place) -> protocol.Load:
         if place.folder is None:
-            encoded = encode_context(context)
-            if len(encoded.data) > _MOST_IN_A_FRAME:
+            kind = encode_context(context, buffer := io.BytesIO())
+            if buffer.tell() > _MOST_IN_A_FRAME:
                 raise TaskError(
-                    f"the context has {len(encoded.data)} bytes; a Docker daemon on another machine can be sent at most "
+                    f"the context has {buffer.tell()} bytes; a Docker daemon on another machine can be sent at most "
                     f"{_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
                 )
-            return protocol.Load(encoded.kind, "frame", encoded.data)
+            return protocol.Load(kind, "frame", buffer.getvalue())
         try:
             async with self._writing:
                 kind = await to_thread.run_sync(self._contexts.put, context, place.context_file)

@@ -14,7 +14,7 @@ import pytest
 from attacks.lab import ATTEMPT, OK, REFUSALS, Arena, assert_alive, number, outside, timed
 from supdist.engine import Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
-from supdist.engine.sandbox.context import write_sealed
+from supdist.engine.sandbox.context import new_memory, write_sealed
 from support import REPOSITORY
 
 READ = """
@@ -372,7 +372,8 @@ context = "EVIL" + context
         assert (await timed(second, check)).stdout.strip() == wanted
         async with arena.open(context=context) as third:
             assert (await timed(third, check)).stdout.strip() == wanted
-    sealed, unsealed = write_sealed(b"same"), os.memfd_create("unsealed")
+    sealed, unsealed = new_memory(), os.memfd_create("unsealed")
+    write_sealed(sealed, "same")
     os.write(unsealed, b"same")
     try:
         for fd, allowed in ((sealed, False), (unsealed, True)):
