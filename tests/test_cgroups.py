@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from supdist.engine import SandboxConfig
+from supdist.sandbox_image.jail import cgroups
 from supdist.sandbox_image.jail.cgroups import MOUNT, CgroupBase, CgroupV2
 from support import cgroups_of
 
@@ -29,34 +30,40 @@ def like_the_kernel(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     A folder below one that hands memory down is born with files, a process is in one group alone, and a group with
     processes hands no memory down.
     """
-    made, wrote = Path.mkdir, Path.write_text
+    made = os.mkdir
 
-    def mkdir(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        made(self, mode, parents, exist_ok)
-        wrote(self / "cgroup.procs", "")
-        control = self.parent / "cgroup.subtree_control"
+    def mkdir(path: str | Path, mode: int = 0o777) -> None:
+        made(path, mode)
+        folder = Path(path)
+        put(folder / "cgroup.procs", "")
+        control = folder.parent / "cgroup.subtree_control"
         if control.exists() and "+memory" in control.read_text():
             for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"):
-                wrote(self / name, "")
-            wrote(self / "memory.events", "low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\n")
-            wrote(self / "pids.events", "max 4\n")
-            wrote(self / "cpu.stat", "usage_usec 1500000\nuser_usec 1\n")
+                put(folder / name, "")
+            put(folder / "memory.events", "low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\n")
+            put(folder / "pids.events", "max 4\n")
+            put(folder / "cpu.stat", "usage_usec 1500000\nuser_usec 1\n")
 
-    def write_text(self: Path, data: str) -> int:
-        if self.name == "cgroup.procs":
+    def write(path: str, data: str) -> None:
+        file = Path(path)
+        if file.name == "cgroup.procs":
             for group in root.rglob("cgroup.procs"):
-                wrote(group, "".join(f"{pid}\n" for pid in group.read_text().split() if pid != data))
-        elif self.name == "cgroup.subtree_control":
-            processes = self.with_name("cgroup.procs")
+                put(group, "".join(f"{pid}\n" for pid in group.read_text().split() if pid != data))
+        elif file.name == "cgroup.subtree_control":
+            processes = file.with_name("cgroup.procs")
             if "+memory" in data and processes.exists() and processes.read_text():
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         else:
-            return wrote(self, data)
-        return wrote(self, (self.read_text() if self.exists() else "") + f"{data}\n")
+            return put(file, data)
+        return put(file, (file.read_text() if file.exists() else "") + f"{data}\n")
 
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    monkeypatch.setattr(Path, "write_text", write_text)
-    monkeypatch.setattr(Path, "rmdir", Path.exists)
+    def put(file: Path, data: str) -> None:
+        with open(file, "w") as stream:
+            stream.write(data)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(os, "rmdir", os.stat)  # the kernel removes its files with a group
+    monkeypatch.setattr(cgroups, "write", write)
 
 
 def delegate(monkeypatch: pytest.MonkeyPatch, group: Path) -> None:

@@ -7,7 +7,6 @@ guest's init, too.
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 from .cgroups import Cgroup, CgroupV1, CgroupV2
 from .steps import StepFailed
@@ -104,5 +103,4 @@ class Attached:
 def _cgroup(groups: dict[str, str]) -> Cgroup | None:
     if not groups:
         return None
-    folders = {controller: Path(folder) for controller, folder in groups.items()}
-    return CgroupV1(folders) if "cpuacct" in folders else CgroupV2(folders)
+    return CgroupV1(groups) if "cpuacct" in groups else CgroupV2(groups)

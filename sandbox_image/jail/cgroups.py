@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..protocol import Limits
+from .small_files import read_from, write
 
 MOUNT = Path("/sys/fs/cgroup")
 PREFIX = "supdist-"
@@ -21,14 +22,13 @@ _LEAF = f"{PREFIX}engine"
 _ROUNDS = 10
 """How often a group is looked through for processes that were forked while others were moved."""
 _PERIOD_US = 100_000
-_FILE_BYTES = 4096
 _V1 = ("memory", "pids", "cpu", "cpuacct")
 
 
 class Cgroup(ABC):
     """One sandbox's control group, from ``add`` to ``remove``."""
 
-    def __init__(self, folders: dict[str, Path]) -> None:
+    def __init__(self, folders: dict[str, str]) -> None:
         self._folders = folders
         self._books: dict[str, int] = {}
 
@@ -39,7 +39,7 @@ class Cgroup(ABC):
             OSError: it is not allowed here.
         """
         for folder in set(self._folders.values()):
-            (folder / "cgroup.procs").write_text(str(pid))
+            write(f"{folder}/cgroup.procs", str(pid))
 
     @abstractmethod
     def limit(self, limits: Limits) -> None:
@@ -69,8 +69,10 @@ class Cgroup(ABC):
         """A file as it is now. It stays open: to open one takes longer than to read it, and each cell reads six."""
         fd = self._books.get(name)
         if fd is None:
-            fd = self._books[name] = os.open(self._folders[controller] / name, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(fd, _FILE_BYTES, 0).decode("ascii")
+            fd = self._books[name] = os.open(
+                f"{self._folders[controller]}/{name}", os.O_RDONLY | os.O_CLOEXEC
+            )
+        return read_from(fd)
 
     def remove(self) -> None:
         """Remove the group; its processes must have ended."""
@@ -78,7 +80,7 @@ class Cgroup(ABC):
             os.close(self._books.popitem()[1])
         for folder in set(self._folders.values()):
             with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+                os.rmdir(folder)
 
 
 class CgroupV1(Cgroup):
@@ -87,14 +89,14 @@ class CgroupV1(Cgroup):
     def limit(self, limits: Limits) -> None:
         """See ``Cgroup.limit``."""
         memory = self._folders["memory"]
-        (memory / "memory.limit_in_bytes").write_text(str(limits.memory_bytes))
+        write(f"{memory}/memory.limit_in_bytes", str(limits.memory_bytes))
         with contextlib.suppress(FileNotFoundError):  # swap is counted only where the kernel was built for it
-            (memory / "memory.memsw.limit_in_bytes").write_text(str(limits.memory_bytes))
-        (memory / "memory.swappiness").write_text("0")
-        (self._folders["pids"] / "pids.max").write_text(str(limits.pids + 1))  # init is not the user's
+            write(f"{memory}/memory.memsw.limit_in_bytes", str(limits.memory_bytes))
+        write(f"{memory}/memory.swappiness", "0")
+        write(f"{self._folders['pids']}/pids.max", str(limits.pids + 1))  # init is not the user's
         cpu = self._folders["cpu"]
-        (cpu / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
-        (cpu / "cpu.cfs_quota_us").write_text(str(int(limits.cpus * _PERIOD_US)))
+        write(f"{cpu}/cpu.cfs_period_us", str(_PERIOD_US))
+        write(f"{cpu}/cpu.cfs_quota_us", str(int(limits.cpus * _PERIOD_US)))
 
     def oom_kills(self) -> int:
         """See ``Cgroup.oom_kills``."""
@@ -115,13 +117,13 @@ class CgroupV2(Cgroup):
     def limit(self, limits: Limits) -> None:
         """See ``Cgroup.limit``."""
         folder = self._folders["memory"]
-        (folder / "memory.max").write_text(str(limits.memory_bytes))
+        write(f"{folder}/memory.max", str(limits.memory_bytes))
         with contextlib.suppress(FileNotFoundError):
-            (folder / "memory.swap.max").write_text("0")
-        (folder / "memory.oom.group").write_text("1")
-        (folder / "pids.max").write_text(str(limits.pids + 1))
+            write(f"{folder}/memory.swap.max", "0")
+        write(f"{folder}/memory.oom.group", "1")
+        write(f"{folder}/pids.max", str(limits.pids + 1))
         with contextlib.suppress(FileNotFoundError):  # systemd may hand no cpu down to a user
-            (folder / "cpu.max").write_text(f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
+            write(f"{folder}/cpu.max", f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
 
     def oom_kills(self) -> int:
         """See ``Cgroup.oom_kills``."""
@@ -163,13 +165,14 @@ class CgroupBase:
 
     def create(self, name: str) -> Cgroup | None:
         """A new group; None where it cannot be made, or lacks a file that a limit is written to."""
-        folders = {controller: parent / f"{PREFIX}{name}" for controller, parent in self._parents.items()}
+        folders = {controller: f"{parent}/{PREFIX}{name}" for controller, parent in self._parents.items()}
         group = CgroupV1(folders) if self.version == 1 else CgroupV2(folders)
         try:
             for folder in set(folders.values()):
-                folder.mkdir(exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder)
             needed = ("memory.limit_in_bytes", "memory.oom_control") if self.version == 1 else ("memory.max",)
-            files = [folders["memory"] / file for file in needed] + [folders["pids"] / "pids.max"]
+            files = [f"{folders['memory']}/{file}" for file in needed] + [f"{folders['pids']}/pids.max"]
             if all(os.access(file, os.W_OK) for file in files):
                 return group
         except OSError:
@@ -177,18 +180,27 @@ class CgroupBase:
         group.remove()
         return None
 
-    def sweep(self, pattern: str) -> bool:
-        """Remove the groups of sandboxes that were killed, by name; whether any is left, not empty yet."""
+    def sweep(self, name: str) -> bool:
+        """Remove the group of a sandbox that was killed; whether any of it is left, not empty yet."""
         left = False
         for parent in set(self._parents.values()):
-            for folder in parent.glob(f"{PREFIX}{pattern}"):
-                try:
-                    folder.rmdir()
-                except FileNotFoundError:
-                    continue
-                except OSError:
-                    left = True
+            try:
+                os.rmdir(f"{parent}/{PREFIX}{name}")
+            except FileNotFoundError:
+                continue
+            except OSError:
+                left = True
         return left
+
+    def sweep_all(self, owner: int) -> bool:
+        """The same for all that this zygote has made."""
+        names = {
+            folder.name.removeprefix(PREFIX)
+            for parent in set(self._parents.values())
+            for folder in parent.glob(f"{PREFIX}{owner}-*")
+        }
+        left = [name for name in names if self.sweep(name)]
+        return bool(left)
 
     def sweep_the_dead(self) -> None:
         """Remove the empty groups of zygotes that are gone."""
@@ -263,7 +275,7 @@ def _vacate(group: Path) -> bool:
                 return True
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
-                    (leaf / "cgroup.procs").write_text(pid)
+                    write(f"{leaf}/cgroup.procs", pid)
     except OSError:
         with contextlib.suppress(OSError):
             leaf.rmdir()
@@ -277,8 +289,8 @@ def _enable(parent: Path) -> None:
     below which no ordinary group can be used: so these two go together.
     """
     with contextlib.suppress(OSError):
-        (parent / "cgroup.subtree_control").write_text("+memory +pids")
-        (parent / "cgroup.subtree_control").write_text("+cpu")
+        write(f"{parent}/cgroup.subtree_control", "+memory +pids")
+        write(f"{parent}/cgroup.subtree_control", "+cpu")
 
 
 def _field(text: str, name: str) -> int:

@@ -55,7 +55,6 @@ def main(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, zygot
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != zygote_pid:  # it died before it could be tied to this process
             os._exit(0)
-        sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
         sc.set_name("supdist-spare")
         _run(orders, kit, engine_socket, f"{zygote_pid}-{os.getpid()}")
     except BaseException:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc_of_this_thread = ctypes.PyDLL(None, use_errno=True)
+"""The same; the interpreter's lock is kept over its calls."""
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -36,15 +39,14 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # The numbers of calls that libc has no wrapper for.
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "capget": 125},
-    "aarch64": {"pivot_root": 41, "capset": 91, "capget": 90},
+    "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126},
+    "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91},
 }
 _MOUNT_SETATTR = 442  # the same on every architecture
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
@@ -68,6 +70,26 @@ def _number(name: str) -> int:
 def unshare(flags: int) -> None:
     """Leave the namespaces that ``flags`` name for new ones."""
     _check(_libc.unshare(flags))
+
+
+def fork_into(flags: int) -> int:
+    """``os.fork`` into the new namespaces that ``flags`` name, by clone(2). The child is PID 1 if that is one of them.
+
+    ``unshare`` puts a process's children into a new PID namespace, and not the process: it would take two forks. Python
+    is told of it as its documentation asks of whatever "clones the current process" (C API, PyOS_BeforeFork). What
+    libc notes of a thread's id is the parent's until the child forks: for processes of one thread.
+    """
+    number = _number("clone")
+    ctypes.pythonapi.PyOS_BeforeFork()
+    # No stack, no ids to be written, no thread's area: as fork does, and zero in whatever order a processor has them.
+    pid: int = _libc_of_this_thread.syscall(
+        ctypes.c_long(number), ctypes.c_ulong(flags | signal.SIGCHLD), *(ctypes.c_ulong(0),) * 4
+    )
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    else:
+        ctypes.pythonapi.PyOS_AfterFork_Parent()
+    return _check(pid)
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, options: str = "") -> None:

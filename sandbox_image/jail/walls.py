@@ -1,8 +1,7 @@
 """Build the walls of one sandbox around a fork of the shim, and leave init running inside as PID 1.
 
-Two forks: the first child leaves the host's namespaces and waits for its ids to be mapped; its own child
-is the first process of the new PID namespace. The first child then exits, and the shim, a subreaper,
-becomes the parent of init.
+One fork: the child is in new namespaces, and PID 1 of its own, from its first moment; it waits there until it has a
+control group and its ids are mapped.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -30,6 +28,7 @@ from ..guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD
 from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
+from .small_files import read, write
 from .steps import StepFailed, step
 
 _SYNC_FD = 6
@@ -49,13 +48,9 @@ _HIDDEN_IN_PROC = (
     "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list", "vmallocinfo",
 )  # fmt: skip
 
+# The one that is left is of control groups: its root is the group in which a process is that asks for it.
 _NAMESPACES = (
-    sc.CLONE_NEWNS
-    | sc.CLONE_NEWPID
-    | sc.CLONE_NEWNET
-    | sc.CLONE_NEWIPC
-    | sc.CLONE_NEWUTS
-    | sc.CLONE_NEWCGROUP
+    sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 )
 _ENVIRONMENT = {
     "HOME": protocol.WORK,
@@ -157,32 +152,54 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
             sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
     ours.settimeout(_BUILD_SECONDS)
     cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
-    first = os.fork()
-    if first == 0:
-        ours.close()
-        stream.close()
-        repl.close()
-        _first_child(kit, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
-    for sock in (theirs, guests_stream, guests_repl):
-        sock.close()
     try:
-        if cgroup is not None:
-            with step("cgroup"):
-                cgroup.add(first)
-        ours.send(b"placed")
-        _expect(ours, b"unshared")
-        with step("id_map"):
-            owner = _map_ids(first)
-        ours.send(b"mapped")
-        pid = int(_expect(ours, b"pid "))
+        owner = 0  # what an ordinary user is in the view
+        if _is_the_hosts_root():
+            owner = random.SystemRandom().choice(_OUTSIDE_IDS)
+            with step("mounts"):
+                _make_devices()
+        pid = _fork_inside()
     except BaseException:
-        os.kill(first, signal.SIGKILL)
-        os.waitpid(first, 0)
         if cgroup is not None:
             cgroup.remove()
         raise
-    os.waitpid(first, 0)
-    return Walls(pid, ours, stream=stream, repl=repl, cgroup=cgroup, owner=owner)
+    if pid == 0:
+        ours.close()
+        stream.close()
+        repl.close()
+        _inside(kit, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
+    for sock in (theirs, guests_stream, guests_repl):
+        sock.close()
+    built = Walls(pid, ours, stream=stream, repl=repl, cgroup=cgroup, owner=owner)
+    try:
+        if cgroup is not None:
+            with step("cgroup"):
+                cgroup.add(pid)
+        with step("id_map"):
+            _map_ids(pid, owner)
+        with step("namespaces"):
+            ours.send(b"placed")
+    except BaseException:
+        built.kill()
+        built.remove()
+        raise
+    return built
+
+
+def _fork_inside() -> int:
+    """fork(2) into new namespaces; 0 in the child.
+
+    Raises:
+        StepFailed: the kernel refuses them, and which.
+    """
+    try:
+        return sc.fork_into(_NAMESPACES)
+    except OSError as refused:
+        with step("user_namespace"):
+            if (probe := sc.fork_into(sc.CLONE_NEWUSER)) == 0:
+                os._exit(0)
+        os.waitpid(probe, 0)
+        raise StepFailed("namespaces", refused.errno or 0) from refused
 
 
 def _failure(text: str) -> StepFailed:
@@ -190,48 +207,24 @@ def _failure(text: str) -> StepFailed:
     return StepFailed(name, int(errno))  # pyright: ignore[reportArgumentType]
 
 
-def _expect(sync: socket.socket, prefix: bytes) -> bytes:
-    with step("namespaces"):
-        message = sync.recv(256)
-    if message.startswith(b"FAILED"):
-        raise _failure(message.decode())
-    if not message.startswith(prefix):
-        raise StepFailed("namespaces", 0)
-    return message.removeprefix(prefix)
-
-
-def _map_ids(pid: int) -> int:
-    """Map the id that it has inside; its id outside."""
-    outside = random.SystemRandom().choice(_OUTSIDE_IDS) if _is_the_hosts_root() else 0
-    Path(f"/proc/{pid}/uid_map").write_text(f"{INSIDE_ID} {outside} 1")
-    Path(f"/proc/{pid}/gid_map").write_text(f"{INSIDE_ID} {outside} 1")
-    return outside
+def _map_ids(pid: int, outside: int) -> None:
+    """Map the id that it has inside to one outside."""
+    for name in ("uid_map", "gid_map"):
+        write(f"/proc/{pid}/{name}", f"{INSIDE_ID} {outside} 1")
 
 
 def _is_the_hosts_root() -> bool:
     """Whether this process may map any id, not only the one that its user namespace was given."""
-    return os.geteuid() == 0 and int(Path("/proc/self/uid_map").read_text().split()[2]) > 1
+    return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
 
 
-def _first_child(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[], NoReturn]) -> NoReturn:
+def _inside(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[], NoReturn]) -> NoReturn:
     sync = descriptors[-1]
     try:
         if os.read(sync, 16) != b"placed":
             os._exit(1)
-        if _is_the_hosts_root():
-            with step("mounts"):
-                _make_devices()
-        with step("user_namespace"):
-            sc.unshare(sc.CLONE_NEWUSER)
         with step("namespaces"):
-            sc.unshare(_NAMESPACES)
-        os.write(sync, b"unshared")
-        if os.read(sync, 16) != b"mapped":
-            os._exit(1)
-        child = os.fork()
-        if child:
-            os.write(sync, b"pid %d" % child)
-            os._exit(0)
+            sc.unshare(sc.CLONE_NEWCGROUP)
         sync = _arrange_descriptors(descriptors)
         _build(kit.folders)
         _be_furnished(kit, sync)
@@ -248,7 +241,8 @@ def _first_child(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[], 
 def _make_devices() -> None:
     """Nodes of its own, which only the host's root can make: a lock on one is not seen through another.
 
-    Everybody else, and a root that may not make any, shares the host's.
+    They are made in mounts that are the shim's, of which the guest's begin as a copy. Everybody else, and a root that
+    may not make any, shares the host's.
     """
     numbers = {name: os.stat(f"/dev/{name}").st_rdev for name in view.DEVICES}
     sc.unshare(sc.CLONE_NEWNS)
@@ -279,7 +273,7 @@ def _be_furnished(kit: Kit, sync: int) -> None:
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.drop_capabilities()
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
-        # The first child has ended: the shim is the parent now, and with it this process ends.
+        # With the shim, its parent, it ends. A change of its ids or capabilities would undo this (prctl(2)).
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if view.PACKAGES in kit.folders:
         with step("packages"):
@@ -346,7 +340,7 @@ def _build(folders: tuple[str, ...]) -> None:
 
 def _mount(folders: tuple[str, ...]) -> None:
     # A file system mounted by an id that the user namespace does not map could hold no file.
-    if Path("/proc/self/setgroups").read_text().strip() == "allow":
+    if read("/proc/self/setgroups").strip() == "allow":
         os.setgroups([])
     os.setresgid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
     os.setresuid(INSIDE_ID, INSIDE_ID, INSIDE_ID)

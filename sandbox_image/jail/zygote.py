@@ -197,7 +197,7 @@ class Zygote:
                 os.waitpid(-1, 0)
         if self._cgroups is not None:
             deadline = time.monotonic() + _SWEEP_SECONDS
-            while self._cgroups.sweep(f"{os.getpid()}-*") and time.monotonic() < deadline:
+            while self._cgroups.sweep_all(os.getpid()) and time.monotonic() < deadline:
                 time.sleep(0.01)  # a killed guest is dead a moment before its group is empty
         if self._contexts is not None:
             shutil.rmtree(self._contexts, ignore_errors=True)
