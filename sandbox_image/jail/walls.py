@@ -146,23 +146,13 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stream, guests_stream = socket.socketpair()
     repl, guests_repl = socket.socketpair()
-    for sock in (stream, repl):
-        # Before Linux 6.16 they cannot refuse descriptors, which are closed by whoever reads then.
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
-    ours.settimeout(_BUILD_SECONDS)
-    cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
-    try:
-        owner = 0  # what an ordinary user is in the view
-        if _is_the_hosts_root():
-            owner = random.SystemRandom().choice(_OUTSIDE_IDS)
-            with step("mounts"):
-                _make_devices()
-        pid = _fork_inside()
-    except BaseException:
-        if cgroup is not None:
-            cgroup.remove()
-        raise
+    owner = 0  # what an ordinary user is in the view
+    if _is_the_hosts_root():
+        owner = random.SystemRandom().choice(_OUTSIDE_IDS)
+        with step("mounts"):
+            _make_devices()
+    # As early as can be: of every page that is written before, there is a copy to be made again by whoever writes it next.
+    pid = _fork_inside()
     if pid == 0:
         ours.close()
         stream.close()
@@ -170,6 +160,12 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
         _inside(kit, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
     for sock in (theirs, guests_stream, guests_repl):
         sock.close()
+    ours.settimeout(_BUILD_SECONDS)
+    for sock in (stream, repl):
+        # Before Linux 6.16 they cannot refuse descriptors, which are closed by whoever reads then.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
+    cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
     built = Walls(pid, ours, stream=stream, repl=repl, cgroup=cgroup, owner=owner)
     try:
         if cgroup is not None:
