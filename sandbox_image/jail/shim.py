@@ -31,7 +31,7 @@ from . import walls
 from .attached import Attached
 from .guard import Guard, death
 from .lane import Lane, Waits
-from .meter import meter_of
+from .meter import CgroupMeter, Meter, NoMeter
 from .output import Piece, output_of
 from .steps import StepFailed
 from .zmtp import Peer
@@ -135,6 +135,17 @@ def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
         raise
 
 
+def _meter_of(box: walls.Walls | Attached, limits: protocol.Limits) -> Meter:
+    """The meter that this sandbox allows."""
+    if box.cgroup is not None:
+        return CgroupMeter(box.cgroup)
+    if box.pid is None:
+        return NoMeter()
+    from .watchdog import Watchdog
+
+    return Watchdog(box.pid, limits)
+
+
 class Shim:
     """The loop: engine's socket, guest's streams, what its cells print, and the clock of the running cell."""
 
@@ -149,7 +160,7 @@ class Shim:
         self._output = output_of(box, self._init)
         self._sync = box.sync
         self._guard = Guard(limits)
-        self._meter = meter_of(box, limits)
+        self._meter = _meter_of(box, limits)
         self._heard: deque[tuple[Lane, bytes]] = deque()
         self._over: Exit | None = None
         self._quiet_until: float | None = None

@@ -36,8 +36,10 @@ _ENDS = (signal.SIGTERM, signal.SIGHUP)
 """A unit that is stopped sends these to all its processes; the groups beside it are nobody's to remove but ours."""
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
+# What is small or that code uses often: each sandbox has a part of its memory and forks it three times. asyncio, with
+# TLS, is 2.5 MB; a cell that wants it waits 30 ms.
 _GUESTS_USE = (
-    "asyncio", "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
+    "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
     "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
     "statistics", "string", "subprocess", "textwrap", "time", "typing", "unicodedata",
 )  # fmt: skip
@@ -76,6 +78,8 @@ def _kit(folders: tuple[str, ...]) -> walls.Kit:
     cgroups = CgroupBase.find()
     if cgroups is not None:
         cgroups.sweep_the_dead()
+    else:
+        from . import watchdog  # noqa: F401  # pyright: ignore[reportUnusedImport] - for the shims
     return walls.Kit(_compile_filter(_UNCOUNTED if cgroups is None else frozenset()), cgroups, folders)
 
 
