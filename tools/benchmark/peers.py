@@ -191,7 +191,9 @@ class Environment(Session):
         with ExitStack() as stack:
             handler = stack.enter_context(import_module("rlm.core.lm_handler").LMHandler(Null()))
             chosen = {"lm_handler_address": handler.address, "context_payload": context, **options}
-            self._environment = import_module("rlm.environments").get_environment(kind, chosen)
+            environments = import_module("rlm.environments")
+            with _quiet_children():
+                self._environment = environments.get_environment(kind, chosen)
             stack.callback(self._environment.cleanup)
             self._stack = stack.pop_all()
 
@@ -205,6 +207,19 @@ class Environment(Session):
     def close(self) -> None:
         """See ``Session.close``."""
         self._stack.close()
+
+
+@contextmanager
+def _quiet_children() -> Generator[None]:
+    """Processes that are started here say nothing on stderr: a kernel warns of its own defaults at each start."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class RlmLocal(Library):
