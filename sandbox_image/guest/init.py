@@ -21,7 +21,7 @@ from collections import deque
 from typing import NoReturn
 
 from .. import protocol
-from . import files, repl
+from . import files, fork_hooks, repl
 from .linux import die_first, set_dumpable, set_process_name
 from .pipes import OldPipes, Pipes
 
@@ -108,6 +108,7 @@ class Init:
         resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
         self._repl_pid = os.fork()
         if self._repl_pid == 0:
+            fork_hooks.hand_over()
             self._close_in_the_repl()
             set_dumpable()
             set_process_name("python")

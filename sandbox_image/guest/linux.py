@@ -10,17 +10,17 @@ import resource
 
 _ARENA = 64 << 20
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None)["prctl"]  # looked up once, and not by each process that is forked
 
 
 def set_dumpable() -> None:
     """Let this process read its own /proc, which the change of ids has closed to it."""
-    _libc.prctl(4, ctypes.c_ulong(1), 0, 0, 0)
+    _prctl(4, ctypes.c_ulong(1), 0, 0, 0)
 
 
 def set_undumpable() -> None:
     """Close this process's /proc, and so its descriptors, to others of its user."""
-    _libc.prctl(4, ctypes.c_ulong(0), 0, 0, 0)
+    _prctl(4, ctypes.c_ulong(0), 0, 0, 0)
 
 
 def die_first() -> None:
@@ -31,7 +31,7 @@ def die_first() -> None:
 
 def set_process_name(name: str) -> None:
     """The name that ``ps`` shows, at most 15 bytes."""
-    _libc.prctl(15, name.encode(), 0, 0, 0)
+    _prctl(15, name.encode(), 0, 0, 0)
 
 
 def insist_on_limits() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from . import syscalls as sc
+
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 
@@ -39,9 +41,9 @@ def restrict(*, read: tuple[str, ...], write: tuple[str, ...]) -> int:
     Raises:
         OSError: the kernel has it and refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    version: int = libc.syscall(_CREATE, None, ctypes.c_size_t(0), _VERSION_FLAG)
-    if version < 1:
+    try:
+        version = sc.syscall(_CREATE, None, 0, _VERSION_FLAG)
+    except OSError:  # not built into this kernel, switched off, or refused by a filter around this process
         return 0
     known = _FS_ALL[min(version, 5)]
     rules = _Ruleset(
@@ -50,29 +52,22 @@ def restrict(*, read: tuple[str, ...], write: tuple[str, ...]) -> int:
         _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0,
     )
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = _check(libc.syscall(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0))
+    ruleset = sc.syscall(_CREATE, ctypes.byref(rules), size, 0)
     try:
         for path in read:
-            _allow(libc, ruleset, path, _EXECUTE | _READ_FILE | _READ_DIR)
+            _allow(ruleset, path, _EXECUTE | _READ_FILE | _READ_DIR)
         for path in write:
-            _allow(libc, ruleset, path, known & ~(_MAKE_CHAR | _MAKE_BLOCK))
-        _check(libc.syscall(_RESTRICT, ruleset, 0))
+            _allow(ruleset, path, known & ~(_MAKE_CHAR | _MAKE_BLOCK))
+        sc.syscall(_RESTRICT, ruleset, 0)
     finally:
         os.close(ruleset)
     return version
 
 
-def _allow(libc: ctypes.CDLL, ruleset: int, path: str, access: int) -> None:
+def _allow(ruleset: int, path: str, access: int) -> None:
     folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         rule = _Beneath(access, folder)
-        _check(libc.syscall(_ADD, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0))
+        sc.syscall(_ADD, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(folder)
-
-
-def _check(result: int) -> int:
-    if result == -1:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from . import syscalls as sc
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -147,11 +149,8 @@ def install(program: bytes) -> None:
     Raises:
         OSError: the kernel refuses it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     head = _Program(len(program) // _INSTRUCTION_BYTES, program)
-    if libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(head), 0, 0) == -1:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    sc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(head))
 
 
 class _Program(ctypes.Structure):

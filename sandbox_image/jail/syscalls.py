@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import signal
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc_of_this_thread = ctypes.PyDLL(None, use_errno=True)
-"""The same; the interpreter's lock is kept over its calls."""
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from typing import Any
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -52,24 +49,56 @@ _MOUNT_SETATTR = 442  # the same on every architecture
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _CAPABILITY_VERSION_3 = 0x20080522
 
+# Looked up here, once: a process that is forked does not have to, nor to write the pages where it is noted.
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc["syscall"]
+_forking_syscall = ctypes.PyDLL(None, use_errno=True)["syscall"]  # with the interpreter's lock kept
+_before_fork = ctypes.pythonapi["PyOS_BeforeFork"]
+_after_fork_in_child = ctypes.pythonapi["PyOS_AfterFork_Child"]
+_after_fork_in_parent = ctypes.pythonapi["PyOS_AfterFork_Parent"]
 
-def _check(result: int) -> int:
+
+def _function(name: str, *arguments: type[Any]) -> Any:
+    function = _libc[name]
+    function.argtypes = arguments
+    function.errcheck = _check
+    return function
+
+
+def _check(result: int, *_: object) -> int:
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
 
 
+_unshare = _function("unshare", c_int)
+_mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
+_umount2 = _function("umount2", c_char_p, c_int)
+_prctl = _function("prctl", c_int, c_ulong, c_void_p, c_ulong, c_ulong)
+_set_name = _function("prctl", c_int, c_char_p)
+_sethostname = _function("sethostname", c_char_p, c_size_t)
+
+
 def _number(name: str) -> int:
     try:
-        return _NUMBERS[platform.machine()][name]
+        return _NUMBERS[os.uname().machine][name]
     except KeyError:
         raise OSError(38, f"supdist-engine does not know the call {name} of this processor") from None
 
 
+def syscall(number: int, *arguments: object) -> int:
+    """syscall(2). A number is passed as a long; a pointer is what ctypes takes for one.
+
+    Raises:
+        OSError: the kernel's answer.
+    """
+    return _check(_syscall(c_long(number), *(c_long(a) if isinstance(a, int) else a for a in arguments)))
+
+
 def unshare(flags: int) -> None:
     """Leave the namespaces that ``flags`` name for new ones."""
-    _check(_libc.unshare(flags))
+    _unshare(flags)
 
 
 def fork_into(flags: int) -> int:
@@ -80,34 +109,25 @@ def fork_into(flags: int) -> int:
     libc notes of a thread's id is the parent's until the child forks: for processes of one thread.
     """
     number = _number("clone")
-    ctypes.pythonapi.PyOS_BeforeFork()
+    _before_fork()
     # No stack, no ids to be written, no thread's area: as fork does, and zero in whatever order a processor has them.
-    pid: int = _libc_of_this_thread.syscall(
-        ctypes.c_long(number), ctypes.c_ulong(flags | signal.SIGCHLD), *(ctypes.c_ulong(0),) * 4
-    )
+    pid: int = _forking_syscall(c_long(number), c_ulong(flags | signal.SIGCHLD), *(c_ulong(0),) * 4)
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        _after_fork_in_child()
     else:
-        ctypes.pythonapi.PyOS_AfterFork_Parent()
+        _after_fork_in_parent()
     return _check(pid)
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, options: str = "") -> None:
     """mount(2). A read-only bind needs a second call with ``MS_REMOUNT``."""
-    _check(
-        _libc.mount(
-            os.fsencode(source),
-            os.fsencode(target),
-            fstype.encode() if fstype else None,
-            ctypes.c_ulong(flags),
-            options.encode() or None,
-        )
-    )
+    kind = fstype.encode() if fstype else None
+    _mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode() or None)
 
 
 def umount(target: str) -> None:
     """Detach a mount from the tree at once; it ends when its last user does."""
-    _check(_libc.umount2(target.encode(), MNT_DETACH))
+    _umount2(target.encode(), MNT_DETACH)
 
 
 class _MountAttr(ctypes.Structure):
@@ -120,15 +140,14 @@ def protect(target: str, attributes: int) -> None:
     Unlike a remount it leaves the flags alone that an outer user namespace has locked.
     """
     value = _MountAttr(attributes, 0, 0, 0)
-    size = ctypes.c_size_t(ctypes.sizeof(value))
-    _check(
-        _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, ctypes.byref(value), size)
+    syscall(
+        _MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, ctypes.byref(value), ctypes.sizeof(value)
     )
 
 
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2)."""
-    _check(_libc.syscall(_number("pivot_root"), new.encode(), old.encode()))
+    syscall(_number("pivot_root"), new.encode(), old.encode())
 
 
 def pivot_root_here() -> None:
@@ -141,19 +160,19 @@ def pivot_root_here() -> None:
     os.chdir("/")
 
 
-def prctl(option: int, argument: int = 0) -> None:
-    """prctl(2) with a number as argument."""
-    _check(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
+def prctl(option: int, argument: int = 0, pointer: object = None) -> None:
+    """prctl(2) with a number as argument, and perhaps a pointer as ctypes takes one."""
+    _prctl(option, argument, pointer, 0, 0)
 
 
 def set_name(name: str) -> None:
     """The name that ``ps`` shows, at most 15 bytes."""
-    _check(_libc.prctl(PR_SET_NAME, name.encode(), 0, 0, 0))
+    _set_name(PR_SET_NAME, name.encode())
 
 
 def sethostname(name: str) -> None:
     """Name this UTS namespace."""
-    _check(_libc.sethostname(name.encode(), len(name.encode())))
+    _sethostname(name.encode(), len(name.encode()))
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -169,4 +188,4 @@ def drop_capabilities() -> None:
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
-    _check(_libc.syscall(_number("capset"), ctypes.byref(header), ctypes.byref(nothing)))
+    syscall(_number("capset"), ctypes.byref(header), ctypes.byref(nothing))

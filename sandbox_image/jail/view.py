@@ -138,7 +138,7 @@ def command_without_view(control_fd: int, socket_file: str, contexts: str) -> li
     """
     package = Path(__file__).resolve().parent.parent
     path = sorted({str(_module_files(module)[0].parent) for module in HOST_MODULES})
-    boot = BOOT.format(path=path, root=str(package.parent), module="zygote")
+    boot = BOOT.format(path=path, root=str(package.parent), module="start")
     return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), socket_file, json.dumps(contexts)]
 
 
@@ -160,7 +160,7 @@ def main() -> None:
             folders = [target for _, target in order["binds"]] + [
                 os.path.dirname(to) for _, to in order["copies"]
             ]
-            boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="zygote")
+            boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="start")
             arguments = [
                 order["python"],
                 "-I",
