@@ -39,8 +39,27 @@ class Guest:
 
     def run(self, code: str) -> tuple[str, Done | ReplExit]:
         """Run a cell: its stdout, and how it ended."""
+        self.begin(code)
+        return self.end()
+
+    def begin(self, code: str) -> None:
+        """Have it run a cell."""
         self._cell += 1
         self._send(Execute(self._cell, code, _SECONDS))
+
+    def flood(self, data: bytes, *, whole: bool = False) -> int:
+        """Send as much as is taken, or all; how much that was. What is not taken within a second is not."""
+        fd, sent = self._in.fileno(), 0
+        os.set_blocking(fd, False)
+        with selectors.DefaultSelector() as writable:
+            writable.register(fd, selectors.EVENT_WRITE)
+            while sent < len(data) and writable.select(_SECONDS if whole else 1):
+                sent += os.write(fd, data[sent : sent + (1 << 16)])
+        os.set_blocking(fd, True)
+        return sent
+
+    def end(self) -> tuple[str, Done | ReplExit]:
+        """What the cell printed, and how it ended."""
         text = b""
         while not isinstance(message := self.hear(), (Done, ReplExit)):
             if isinstance(message, Output) and message.stream == 1:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from guest_support import Guest, guest
+from supdist.sandbox_image import protocol
 from supdist.sandbox_image.protocol import VERSION, Done, Load, ReplExit
 
 COMMAND = [sys.executable, "-I", "-m", "supdist.sandbox_image.guest"]
@@ -51,6 +53,22 @@ def test_it_outlives_its_repl_until_the_host_hangs_up() -> None:
         speaker.hang_up()
         assert speaker.hear() is None
         assert speaker.process.wait(30) == 0
+
+
+def test_it_keeps_no_more_for_its_repl_than_a_bound(tmp_path: Path) -> None:
+    """Where its memory is not limited, as with a gVisor that may make no control groups, nothing else would end that."""
+    enough = tmp_path / "enough"
+    reply = protocol.frame(protocol.encode(protocol.ToolReply(1, b"x" * (1 << 20))))
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        speaker.begin(
+            f"import os, time\nwhile not os.path.exists({str(enough)!r}): time.sleep(0.01)\nprint('read on')"
+        )
+        sent = speaker.flood(reply * 200)
+        assert sent < 40 << 20, f"{sent >> 20} MiB"
+        enough.touch()
+        speaker.flood(reply[sent % len(reply) :], whole=True)
+        assert speaker.end() == ("read on\n", Done(1, None))
 
 
 @pytest.mark.slow

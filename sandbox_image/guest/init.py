@@ -30,6 +30,7 @@ CONTEXT_FD = 4
 REPL_FD = 5
 
 _DYING_SECONDS = 0.2
+_WAITING_BYTES = 32 << 20
 _EXECUTE, _INTERRUPT, _DISCARD, _HUNG_UP, _DONE = 3, 5, 9, 10, 24  # tags, read without decoding
 _FILES = {6, 7, 12}
 
@@ -223,12 +224,17 @@ class Init:
 
 
 class Relay(Init):
-    """An init that carries the repl's frames, and pumps what its cells print: to the shim there is one stream."""
+    """An init that carries the repl's frames, and pumps what its cells print: to the shim there is one stream.
+
+    What the repl does not read is kept up to a bound; from there on the shim is not read, and has a bound of its own. An
+    interrupt that comes then is not heard, and the cell is ended by the shim's clock.
+    """
 
     def __init__(self, shim: Stream, *, linger: float = 0.0) -> None:
         super().__init__(shim, None, linger=linger)
         self._from_repl = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._to_repl: deque[tuple[memoryview, list[int]]] = deque()
+        self._waiting = 0
         self._pipes = Pipes()
         self._cell = 0
 
@@ -266,7 +272,9 @@ class Relay(Init):
             writers = self._pipes.make()
             for fd in self._pipes.streams:
                 self._poller.register(fd, select.POLLIN)
-        self._to_repl.append((memoryview(protocol.frame(payload)), writers))
+        frame = memoryview(protocol.frame(payload))
+        self._to_repl.append((frame, writers))
+        self._waiting += len(frame)
         self._flush_to_repl()
 
     def _flush_to_repl(self) -> None:
@@ -276,6 +284,7 @@ class Relay(Init):
                 sent = socket.send_fds(self._repl, [data], writers) if writers else self._repl.send(data)
                 for fd in writers:
                     os.close(fd)
+                self._waiting -= sent
                 if sent == len(data):
                     self._to_repl.popleft()
                 else:
@@ -284,7 +293,9 @@ class Relay(Init):
             pass
         except (BrokenPipeError, ConnectionResetError):
             self._to_repl.clear()
+            self._waiting = 0
         self._poller.modify(self._repl, select.POLLIN | (select.POLLOUT if self._to_repl else 0))
+        self._poller.modify(self._shim.fileno(), select.POLLIN if self._waiting < _WAITING_BYTES else 0)
 
     def _read_repl(self) -> None:
         try:
