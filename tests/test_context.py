@@ -102,6 +102,20 @@ def test_the_same_text_is_written_once() -> None:
     memory.close()
 
 
+def test_what_was_asked_for_twice_before_it_was_written_is_written_twice() -> None:
+    """Nobody gets memory that is empty, or that can be changed."""
+    memory, text = ContextMemory(), "x" * 1000
+    fds = [memory.descriptor(text), memory.descriptor(text)]
+    for fd in fds:
+        assert memory.write(fd, text) == "text"
+    for fd in fds:
+        assert os.pread(fd, 2000, 0) == text.encode()
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"y", 0)
+        os.close(fd)
+    memory.close()
+
+
 def test_none_is_a_context_and_no_text_that_is_kept() -> None:
     memory = ContextMemory()
     fd = memory.descriptor(None)

@@ -69,7 +69,8 @@ class ContextMemory:
 
     def descriptor(self, context: object) -> int:
         """A descriptor, which the caller closes, of memory for the context. It holds nothing before ``write``."""
-        return os.dup(self._fd) if self._holds(context) else new_memory()
+        is_held = self._text is not None and context is self._text
+        return os.dup(self._fd) if is_held else new_memory()
 
     def write(self, fd: int, context: object) -> Kind:
         """Write the context into the memory that ``descriptor`` has just given for it, unless it is there; its kind.
@@ -77,7 +78,7 @@ class ContextMemory:
         Raises:
             TaskError, OSError: as ``encode_context`` does.
         """
-        if self._holds(context):
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
             return "text"
         kind = write_sealed(fd, context)
         # Only a text is kept: it cannot change, so that being the same object is being equal.
@@ -85,9 +86,6 @@ class ContextMemory:
             self.close()
             self._text, self._fd = context, os.dup(fd)
         return kind
-
-    def _holds(self, context: object) -> bool:
-        return self._text is not None and context is self._text
 
     def close(self) -> None:
         """Give the memory back; sandboxes that have it keep it."""
