@@ -443,6 +443,13 @@ class ZygoteReady(Message, frozen=True, tag=61):
     version: int
 
 
+class NotForked(Message, frozen=True, tag=65):
+    """There is no shim for this session: ``errno`` is what the kernel said to fork(2)."""
+
+    session: bytes
+    errno: int
+
+
 class ShimExit(Message, frozen=True, tag=62):
     """A shim's process ended with this wait status; its guest died with it."""
 
@@ -470,7 +477,7 @@ FromShim = (
     | SetupFailed
 )
 ToZygote = Spawn | Attach | Abandon
-FromZygote = ZygoteReady | ShimExit | SetupFailed
+FromZygote = ZygoteReady | ShimExit | NotForked
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_guest: Callable[[bytes], ToGuest] = msgspec.msgpack.Decoder(ToGuest).decode

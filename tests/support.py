@@ -87,9 +87,9 @@ def descendants(pid: int) -> set[int]:
     return {child.pid for child in psutil.Process(pid).children(recursive=True)}
 
 
-def zygotes() -> int:
-    """How many zygotes this process has. A shim bears its parent's name for a moment; it is no direct child."""
-    return sum(child.name() == "supdist-zygote" for child in psutil.Process().children())
+def zygotes() -> set[int]:
+    """This process's zygotes. A shim bears its parent's name for a moment; it is no direct child."""
+    return {child.pid for child in psutil.Process().children() if _name(child) == "supdist-zygote"}
 
 
 _SCAN = """

@@ -24,7 +24,15 @@ def unified(root: Path, path: str) -> Path:
     return group
 
 
-def like_the_kernel(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+BORN_WITH = {
+    **dict.fromkeys(("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"), ""),
+    "memory.events": "low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\n",
+    "pids.events": "max 4\n",
+    "cpu.stat": "usage_usec 1500000\nuser_usec 1\n",
+}
+
+
+def like_the_kernel(monkeypatch: pytest.MonkeyPatch, root: Path, *, lacking: str = "") -> None:
     """The rules of cgroups(7) that matter here.
 
     A folder below one that hands memory down is born with files, a process is in one group alone, and a group with
@@ -38,32 +46,36 @@ def like_the_kernel(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         put(folder / "cgroup.procs", "")
         control = folder.parent / "cgroup.subtree_control"
         if control.exists() and "+memory" in control.read_text():
-            for name in ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"):
-                put(folder / name, "")
-            put(folder / "memory.events", "low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\n")
-            put(folder / "pids.events", "max 4\n")
-            put(folder / "cpu.stat", "usage_usec 1500000\nuser_usec 1\n")
+            for name, data in BORN_WITH.items():
+                if name != lacking:
+                    put(folder / name, data)
 
     def write(path: str, data: str) -> None:
         file = Path(path)
         if file.name == "cgroup.procs":
-            for group in root.rglob("cgroup.procs"):
-                put(group, "".join(f"{pid}\n" for pid in group.read_text().split() if pid != data))
+            leave(root, data)
         elif file.name == "cgroup.subtree_control":
             processes = file.with_name("cgroup.procs")
             if "+memory" in data and processes.exists() and processes.read_text():
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         else:
+            if not file.exists():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             return put(file, data)
         return put(file, (file.read_text() if file.exists() else "") + f"{data}\n")
-
-    def put(file: Path, data: str) -> None:
-        with open(file, "w") as stream:
-            stream.write(data)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     monkeypatch.setattr(os, "rmdir", os.stat)  # the kernel removes its files with a group
     monkeypatch.setattr(cgroups, "write", write)
+
+
+def put(file: Path, data: str) -> None:
+    file.write_text(data)
+
+
+def leave(root: Path, pid: str) -> None:
+    for group in root.rglob("cgroup.procs"):
+        put(group, "".join(f"{each}\n" for each in group.read_text().split() if each != pid))
 
 
 def delegate(monkeypatch: pytest.MonkeyPatch, group: Path) -> None:
@@ -102,6 +114,44 @@ def test_version_2_is_used_beside_the_engines_own_group(
     )
 
 
+@pytest.mark.parametrize("lacking", ["cpu.max", "memory.swap.max"])
+def test_a_limit_that_the_kernel_may_lack_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    group = unified(tmp_path, "user.slice/app.slice/run.scope")
+    like_the_kernel(monkeypatch, tmp_path, lacking=lacking)
+    base = CgroupBase.find(tmp_path, tmp_path / "membership")
+    assert base is not None
+    base.create("1-2").limit(LIMITS)
+    assert (group.parent / "supdist-1-2" / "pids.max").read_text() == "9"
+    assert not (group.parent / "supdist-1-2" / lacking).exists()
+
+
+def test_a_tree_that_is_read_only_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers have it. Even to remove what is not there is refused by its file system, not for being missing."""
+
+    def refuse(path: str | Path, mode: int = 0) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    unified(tmp_path, "session")
+    for name in ("mkdir", "rmdir"):
+        monkeypatch.setattr(os, name, refuse)
+    assert CgroupBase.find(tmp_path, tmp_path / "membership") is None
+
+
+def test_a_group_that_is_to_be_had_but_not_now_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never a sandbox without it."""
+    unified(tmp_path, "user.slice/app.slice/run.scope")
+    like_the_kernel(monkeypatch, tmp_path)
+    base = CgroupBase.find(tmp_path, tmp_path / "membership")
+    assert base is not None
+    (tmp_path / "user.slice/app.slice/cgroup.subtree_control").write_text("")
+    with pytest.raises(FileNotFoundError):
+        base.create("1-2")
+
+
 def test_a_delegated_group_holds_the_sandboxes_once_its_processes_are_in_a_leaf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +165,7 @@ def test_a_delegated_group_holds_the_sandboxes_once_its_processes_are_in_a_leaf(
         (tmp_path / "membership").write_text(f"0::/{membership}\n")
         base = CgroupBase.find(tmp_path, tmp_path / "membership")
         assert base is not None
-        assert base.create(f"{len(membership)}-2") is not None
+        base.create(f"{len(membership)}-2")
         assert (group / f"supdist-{len(membership)}-2").is_dir()
     assert (group / "supdist-engine" / "cgroup.procs").read_text() == "11\n12\n"
     assert [path.parent for path in tmp_path.rglob("cgroup.subtree_control")] == [group]
@@ -128,7 +178,7 @@ def test_a_containers_root_is_its_own_to_divide(tmp_path: Path, monkeypatch: pyt
     like_the_kernel(monkeypatch, tmp_path)
     base = CgroupBase.find(tmp_path, tmp_path / "membership")
     assert base is not None
-    assert base.create("1-2") is not None
+    base.create("1-2")
     assert (tmp_path / "supdist-engine" / "cgroup.procs").read_text() == "1\n"
 
 
@@ -160,7 +210,6 @@ def test_a_real_group_is_made_limited_and_removed() -> None:
     if base is None:
         pytest.skip("this machine gives out no control groups")
     group = base.create(f"{os.getpid()}-test")
-    assert group is not None
     try:
         group.limit(LIMITS)
         assert group.oom_kills() == 0

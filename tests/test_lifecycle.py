@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from supdist.engine import (
@@ -216,20 +217,89 @@ async def test_a_shim_that_does_not_keep_its_time_is_killed() -> None:
 
 
 async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: Engine) -> None:
-    before, descriptors = of_running_guests("supdist-shim"), len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
+    async def refused() -> None:
         with pytest.raises(TaskError, match="object of type"):
             async with open_sandbox(context=["x" * 100_000, object()]):
                 pass
-    assert await comes_true(lambda: of_running_guests("supdist-shim") <= before)
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+    async with open_sandbox():
+        pass
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        await refused()
+    async with open_sandbox():  # the zygote takes orders in turn: those are forked, and told to end
+        assert await comes_true(lambda: len(processes_named("supdist-shim")) == 1)
+        assert await comes_true(lambda: len(processes_named("supdist-init")) <= 1)
+    assert await comes_true(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+
+
+@pytest.mark.parametrize("room", [1, 2], ids=["no shim", "no init"])
+def test_where_no_process_is_to_be_had_an_open_says_so_and_the_engine_goes_on(room: int) -> None:
+    """In a loop of its own, with whose end the zygote ends and leaves the group."""
+    groups, name = CgroupBase.find(), f"{os.getpid()}-narrow"
+    if groups is None:
+        pytest.skip("this machine gives out no control groups")
+    roomy = SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).limits()
+    group = groups.create(name)
+
+    async def use() -> None:
+        async with open_sandbox() as sandbox:
+            (zygote,) = zygotes() - before
+            group.limit(
+                msgspec.structs.replace(roomy, pids=room - 1)
+            )  # beside those there is room for an init
+            group.add(zygote)
+            async with open_sandbox():  # was built ahead, outside of the group
+                for _ in range(3):
+                    with pytest.raises(SandboxUnavailable, match="A process for the sandbox") as refused:
+                        async with open_sandbox():
+                            pass
+                    assert "ulimit -u" in refused.value.remedy
+            group.limit(roomy)
+            async with open_sandbox() as another:
+                assert (await another.execute("print('back')")).stdout == "back\n"
+            assert (await sandbox.execute("print('still here')")).stdout == "still here\n"
+
+    before = zygotes()
+    try:
+        asyncio.run(use())
+    finally:
+        assert not wait_until_gone(zygotes() - before, 5)
+        group.remove()
+
+
+async def test_a_guest_forks_as_any_process_does_and_shares_no_chance_with_another() -> None:
+    """What modules do after a fork, the zygote keeps for the repl."""
+    code = """
+import os, random, threading
+enough = threading.Event()
+threading.Thread(target=enough.wait).start()
+assert threading.active_count() == 2
+if (child := os.fork()) == 0:
+    os._exit(threading.active_count())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+enough.set()
+heard = []
+os.register_at_fork(before=lambda: heard.append("before"), after_in_parent=lambda: heard.append("after"))
+if (child := os.fork()) == 0: os._exit(0)
+os.waitpid(child, 0)
+print(heard, random.random())
+"""
+    said: list[str] = []
+    for _ in range(2):
+        async with open_sandbox() as sandbox:
+            result = await sandbox.execute(code)
+            assert result.error is None
+            said.append(result.stdout)
+    assert all(each.startswith("['before', 'after'] ") for each in said)
+    assert said[0] != said[1]
 
 
 async def test_all_sandboxes_of_a_loop_share_one_zygote() -> None:
     async def one() -> int:
         async with open_sandbox() as sandbox:
             await sandbox.execute("print(1)")
-            return zygotes()
+            return len(zygotes())
 
     assert set(await asyncio.gather(*(one() for _ in range(10)))) == {1}
 
@@ -289,6 +359,10 @@ def test_remedies_name_the_capability_and_the_mend() -> None:
     assert "user.max_user_namespaces" in unavailable("user_namespace", errno.ENOSPC).remedy
     assert "Linux 5.12" in unavailable("host_view", errno.ENOSYS).remedy
     assert "chroot" in unavailable("host_view", errno.EINVAL).remedy
+    assert "user.max_.*_namespaces" in unavailable("namespaces", errno.ENOSPC).remedy
+    assert "ulimit -u" in unavailable("fork", errno.EAGAIN).remedy
+    assert "memory" in unavailable("fork", errno.ENOMEM).remedy
+    assert "aarch64" in unavailable("processor", errno.ENOSYS).remedy
     assert unavailable("user_namespace", errno.EPERM).capability.startswith(
         "User namespaces cannot be created"
     )

@@ -61,7 +61,6 @@ class Place:
             self._sync[0],
             stream=self.init.shims,
             repl=self.repl.shims,
-            cgroup=None,
             owner=os.geteuid(),
         )
         lane = Lane(self.engine.shims, protocol.FrameBuffer(protocol.MAX_FRAME_BYTES))

@@ -9,6 +9,8 @@ from pathlib import Path
 from ..errors import EngineError, SandboxUnavailable, TaskError
 
 _STEPS = {
+    "processor": "The system calls of this processor are not known",
+    "fork": "A process for the sandbox cannot be started",
     "user_namespace": "User namespaces cannot be created",
     "namespaces": "Mount, pid, network, ipc, uts and cgroup namespaces cannot be created",
     "id_map": "User ids cannot be mapped into a user namespace",
@@ -44,10 +46,36 @@ def unavailable(step: str, code: int) -> SandboxUnavailable:
 
 
 def _remedy(step: str, code: int) -> str:
-    if code == errno.ENOSYS:
-        return "The kernel is too old: Linux 5.12 or newer is needed."
-    if step in ("user_namespace", "namespaces") and code == errno.ENOSPC:
-        return "The limit on namespaces is reached: raise it with `sysctl -w user.max_user_namespaces=10000`."
+    match step, code:
+        case "processor", _:
+            return "Run on x86_64 or aarch64."
+        case "fork", errno.ENOMEM:
+            return "The machine has no memory left for one more: close other sandboxes, or other programs."
+        case "fork", _:
+            return (
+                "No more processes are allowed here: close other sandboxes, or raise the limit of the user "
+                "(`ulimit -u`), of the unit (`TasksMax=`) or of the container (`--pids-limit`)."
+            )
+        case _, errno.ENOSYS:
+            return "The kernel is too old: Linux 5.12 or newer is needed."
+        case "user_namespace", errno.ENOSPC:
+            return "The limit on namespaces is reached: raise it with `sysctl -w user.max_user_namespaces=10000`."
+        case "namespaces" | "host_view", errno.ENOSPC:
+            return (
+                "A limit on namespaces is reached: `sysctl -a --pattern user.max_.*_namespaces` shows them all; "
+                "raise the one that is low."
+            )
+        case "host_view", errno.EINVAL:
+            return (
+                "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
+                "(`unshare --mount`, a container, or systemd-nspawn)."
+            )
+        case _:
+            return _remedy_here()
+
+
+def _remedy_here() -> str:
+    """Where the kernel only says that it may not be: what this machine is known to forbid."""
     if _is_one("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
         return (
             "AppArmor keeps ordinary users from them: allow it with "
@@ -58,11 +86,6 @@ def _remedy(step: str, code: int) -> str:
     ):
         return (
             "They are switched off for ordinary users: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
-        )
-    if step == "host_view" and code == errno.EINVAL:
-        return (
-            "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
-            "(`unshare --mount`, a container, or systemd-nspawn)."
         )
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
         return (

@@ -234,8 +234,11 @@ class Zygote:
             case protocol.ZygoteReady():
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
-            case protocol.SetupFailed(name, code):
-                self._fail(failure(name, code, self._packages))
+            case protocol.NotForked(session, code):
+                known = self._sessions.pop(session, None)
+                if known is not None:
+                    known.receiver(protocol.SetupFailed("fork", code))
+                    known.receiver(protocol.ShimExit(session, 0))
             case protocol.ShimExit() as end:
                 self._shim_ended(end)
 

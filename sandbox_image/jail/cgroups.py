@@ -7,6 +7,7 @@ neither is writable, limits per process and a watchdog are what is left, and the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -157,28 +158,33 @@ class CgroupBase:
 
     def works(self) -> bool:
         """Whether a group with its limits' files can be made here. The probe is removed."""
-        probe = self.create(f"{os.getpid()}-probe")
-        if probe is None:
+        try:
+            self.create(f"{os.getpid()}-probe").remove()
+        except OSError:
             return False
-        probe.remove()
         return True
 
-    def create(self, name: str) -> Cgroup | None:
-        """A new group; None where it cannot be made, or lacks a file that a limit is written to."""
+    def create(self, name: str) -> Cgroup:
+        """A new group.
+
+        Raises:
+            OSError: it cannot be made, or lacks a file that a limit is written to. Nothing is left of it.
+        """
         folders = {controller: f"{parent}/{PREFIX}{name}" for controller, parent in self._parents.items()}
         group = CgroupV1(folders) if self.version == 1 else CgroupV2(folders)
+        needed = ("memory.limit_in_bytes", "memory.oom_control") if self.version == 1 else ("memory.max",)
         try:
             for folder in set(folders.values()):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder)
-            needed = ("memory.limit_in_bytes", "memory.oom_control") if self.version == 1 else ("memory.max",)
-            files = [f"{folders['memory']}/{file}" for file in needed] + [f"{folders['pids']}/pids.max"]
-            if all(os.access(file, os.W_OK) for file in files):
-                return group
+            for file in (*(f"{folders['memory']}/{file}" for file in needed), f"{folders['pids']}/pids.max"):
+                if not os.access(file, os.W_OK):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
         except OSError:
-            pass
-        group.remove()
-        return None
+            with contextlib.suppress(OSError):  # a tree that is read-only says so of what is not there, too
+                group.remove()
+            raise
+        return group
 
     def sweep(self, name: str) -> bool:
         """Remove the group of a sandbox that was killed; whether any of it is left, not empty yet."""

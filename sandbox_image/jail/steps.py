@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 Step = Literal[
+    "processor",
+    "fork",
     "user_namespace",
     "namespaces",
     "id_map",

@@ -1,12 +1,18 @@
-"""The Linux calls that Python 3.11 does not offer, through libc. Each raises OSError with its errno."""
+"""The Linux calls that Python 3.11 does not offer, through libc. Each raises OSError with its errno.
+
+What libc has no wrapper for has a number, which is known for two processors; on others it is ``StepFailed`` that is raised.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from typing import Any
+
+from .steps import StepFailed
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -59,7 +65,7 @@ _after_fork_in_parent = ctypes.pythonapi["PyOS_AfterFork_Parent"]
 
 
 def _function(name: str, *arguments: type[Any]) -> Any:
-    function = _libc[name]
+    function: Any = _libc[name]
     function.argtypes = arguments
     function.errcheck = _check
     return function
@@ -84,7 +90,7 @@ def _number(name: str) -> int:
     try:
         return _NUMBERS[os.uname().machine][name]
     except KeyError:
-        raise OSError(38, f"supdist-engine does not know the call {name} of this processor") from None
+        raise StepFailed("processor", errno.ENOSYS) from None
 
 
 def syscall(number: int, *arguments: object) -> int:
@@ -108,10 +114,10 @@ def fork_into(flags: int) -> int:
     is told of it as its documentation asks of whatever "clones the current process" (C API, PyOS_BeforeFork). What
     libc notes of a thread's id is the parent's until the child forks: for processes of one thread.
     """
-    number = _number("clone")
-    _before_fork()
     # No stack, no ids to be written, no thread's area: as fork does, and zero in whatever order a processor has them.
-    pid: int = _forking_syscall(c_long(number), c_ulong(flags | signal.SIGCHLD), *(c_ulong(0),) * 4)
+    arguments = (c_long(_number("clone")), c_ulong(flags | signal.SIGCHLD), *(c_ulong(0),) * 4)
+    _before_fork()  # the interpreter holds locks from here on: nothing that could fail
+    pid: int = _forking_syscall(*arguments)
     if pid == 0:
         _after_fork_in_child()
     else:

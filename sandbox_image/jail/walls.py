@@ -29,11 +29,10 @@ from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
 from .small_files import read, write
-from .steps import StepFailed, step
+from .steps import Step, StepFailed, step
 
 _SYNC_FD = 6
 
-_BUILD_SECONDS = 10.0
 _PACKET_BYTES = 4096
 
 INSIDE_ID = 65534
@@ -78,6 +77,7 @@ class Walls:
     Attributes:
         stream, repl: the streams of its init and of its repl.
         owner: the id outside of whoever it is inside.
+        cgroup: its group, once it has one.
     """
 
     def __init__(
@@ -87,13 +87,12 @@ class Walls:
         *,
         stream: socket.socket,
         repl: socket.socket,
-        cgroup: Cgroup | None,
         owner: int,
     ) -> None:
         self.pid = pid
         self.stream = stream
         self.repl = repl
-        self.cgroup = cgroup
+        self.cgroup: Cgroup | None = None
         self.owner = owner
         self._sync = sync
 
@@ -111,12 +110,17 @@ class Walls:
         if self.cgroup is not None:
             with step("cgroup"):
                 self.cgroup.limit(limits)
-        with step("namespaces"):
+        try:
             socket.send_fds(self._sync, [protocol.encode(limits)], [context])
+        except OSError as error:  # it has ended, while it was built; what it said of that lies there
+            raise self.failure() or StepFailed("namespaces", error.errno or 0) from error
 
     def failure(self) -> StepFailed | None:
         """After ``sync`` became readable: None where the walls stand, else the step that failed. Asked once."""
-        text = self._sync.recv(256).decode()
+        try:
+            text = self._sync.recv(256).decode()
+        except ConnectionResetError:  # it has ended without reading its limits; what it said comes after that
+            text = self._sync.recv(256).decode()
         self._sync.close()
         return _failure(text) if text else None
 
@@ -160,17 +164,16 @@ def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
         _inside(kit, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
     for sock in (theirs, guests_stream, guests_repl):
         sock.close()
-    ours.settimeout(_BUILD_SECONDS)
     for sock in (stream, repl):
         # Before Linux 6.16 they cannot refuse descriptors, which are closed by whoever reads then.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
-    cgroup = kit.cgroups.create(name) if kit.cgroups is not None else None
-    built = Walls(pid, ours, stream=stream, repl=repl, cgroup=cgroup, owner=owner)
+    built = Walls(pid, ours, stream=stream, repl=repl, owner=owner)
     try:
-        if cgroup is not None:
+        if kit.cgroups is not None:
             with step("cgroup"):
-                cgroup.add(pid)
+                built.cgroup = kit.cgroups.create(name)
+                built.cgroup.add(pid)
         with step("id_map"):
             _map_ids(pid, owner)
         with step("namespaces"):
@@ -189,13 +192,21 @@ def _fork_inside() -> int:
         StepFailed: the kernel refuses them, and which.
     """
     try:
-        return sc.fork_into(_NAMESPACES)
-    except OSError as refused:
-        with step("user_namespace"):
-            if (probe := sc.fork_into(sc.CLONE_NEWUSER)) == 0:
+        return _fork("namespaces", _NAMESPACES)
+    except StepFailed as refused:
+        if refused.step == "namespaces":
+            if (probe := _fork("user_namespace", sc.CLONE_NEWUSER)) == 0:
                 os._exit(0)
-        os.waitpid(probe, 0)
-        raise StepFailed("namespaces", refused.errno or 0) from refused
+            os.waitpid(probe, 0)
+        raise
+
+
+def _fork(name: Step, flags: int) -> int:
+    try:
+        return sc.fork_into(flags)
+    except OSError as error:
+        no_room = error.errno in (errno.EAGAIN, errno.ENOMEM)
+        raise StepFailed("fork" if no_room else name, error.errno or 0) from error
 
 
 def _failure(text: str) -> StepFailed:
@@ -269,7 +280,7 @@ def _be_furnished(kit: Kit, sync: int) -> None:
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.drop_capabilities()
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
-        # With the shim, its parent, it ends. A change of its ids or capabilities would undo this (prctl(2)).
+        # With the shim, its parent, it ends. A change of its ids would undo this (prctl(2)).
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if view.PACKAGES in kit.folders:
         with step("packages"):

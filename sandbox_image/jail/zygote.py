@@ -117,7 +117,7 @@ class Zygote:
         # The engine's end of the control socket may outlive it, in a child that it forked; this cannot.
         engine = os.pidfd_open(os.getppid())
         poller.register(engine, select.POLLIN)
-        self._spare = self._fork()
+        self._build_ahead()
         while True:
             ready = {fd for fd, _ in poller.poll(_SWEEP_AGAIN_MS if self._to_sweep else None)}
             self._sweep()
@@ -140,19 +140,35 @@ class Zygote:
 
     def _spawn(self, order: protocol.Spawn | protocol.Attach, descriptors: list[int]) -> None:
         """Give the waiting sandbox to its user, and build the next."""
-        pid, orders = self._spare or self._fork()
-        self._spare = None
-        self._sessions[pid] = order.session
-        with orders, contextlib.suppress(BrokenPipeError):  # it has just died; that is told when it is reaped
-            socket.send_fds(orders, [protocol.encode(order)], descriptors)
+        try:
+            pid, orders = self._spare or self._fork()
+        except OSError as error:
+            self._tell(protocol.NotForked(order.session, error.errno or 0))
+        else:
+            self._spare = None
+            self._sessions[pid] = order.session
+            with (
+                orders,
+                contextlib.suppress(BrokenPipeError),
+            ):  # it has just died; that is told when it is reaped
+                socket.send_fds(orders, [protocol.encode(order)], descriptors)
         for fd in descriptors:
             os.close(fd)
-        self._spare = self._fork()
+        self._build_ahead()
+
+    def _build_ahead(self) -> None:
+        with contextlib.suppress(OSError):  # told to the next user, where it is no better then
+            self._spare = self._spare or self._fork()
 
     def _fork(self) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *_ENDS):
@@ -179,10 +195,13 @@ class Zygote:
             self._to_sweep.add(f"{os.getpid()}-{pid}")
             session = self._sessions.pop(pid, None)
             if session is not None:
-                try:
-                    self._control.send(protocol.encode(protocol.ShimExit(session, status)))
-                except (BrokenPipeError, ConnectionResetError):
-                    self._end()
+                self._tell(protocol.ShimExit(session, status))
+
+    def _tell(self, message: protocol.FromZygote) -> None:
+        try:
+            self._control.send(protocol.encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            self._end()
 
     def _sweep(self) -> None:
         """Remove the groups that shims left. A guest is dead a moment after its shim, so it may take a few tries."""
