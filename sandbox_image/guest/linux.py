@@ -8,6 +8,8 @@ import mmap
 import os
 import resource
 
+from .small_files import read, write
+
 _ARENA = 64 << 20
 
 _prctl = ctypes.CDLL(None)["prctl"]  # looked up once, and not by each process that is forked
@@ -25,8 +27,8 @@ def set_undumpable() -> None:
 
 def die_first() -> None:
     """Where memory runs out, let the kernel take this process and its children before any other."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("1000")
+    with contextlib.suppress(OSError):
+        write("/proc/self/oom_score_adj", "1000")
 
 
 def set_process_name(name: str) -> None:
@@ -48,8 +50,9 @@ def insist_on_limits() -> None:
         mmap.mmap(-1, most + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except OSError:
         return
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        fields = dict(line.split(":", 1) for line in file if line.startswith("Vm"))
+    fields = dict(
+        line.split(":", 1) for line in read("/proc/self/status").splitlines() if line.startswith("Vm")
+    )
     size, data = (int(fields[name].split()[0]) << 10 for name in ("VmSize", "VmData"))
     # Of a thread's arena, glibc reserves this much that counts here alone (malloc(3): at most 8 for a processor).
     threads = min(

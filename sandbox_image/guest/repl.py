@@ -27,6 +27,7 @@ from .channel import Channel
 from .display import Displays
 from .linux import insist_on_limits
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
+from .small_files import read
 
 _MESSAGE_CHARS = 4_000
 _TRACEBACK_CHARS = 24_000
@@ -220,7 +221,7 @@ def _decode(kind: str, data: bytes | memoryview) -> object:
 
 def measure() -> protocol.Facts:
     """What holds of the walls, seen from inside. What this kernel does not tell counts as not held."""
-    status = dict(line.split(":", 1) for line in _lines("/proc/self/status") if ":" in line)
+    status = dict(line.split(":", 1) for line in read("/proc/self/status").splitlines() if ":" in line)
     return protocol.Facts(
         namespaces=_namespaces(),
         uid=os.getuid(),
@@ -236,18 +237,13 @@ def _root_is_read_only() -> bool:
     """gVisor tells it of a mount in mountinfo alone (proc(5): fields 5 and 6 are the place and its options)."""
     if os.statvfs("/").f_flag & os.ST_RDONLY:
         return True
-    mounts = (line.split() for line in _lines("/proc/self/mountinfo"))
+    mounts = (line.split() for line in read("/proc/self/mountinfo").splitlines())
     return [fields[5].split(",")[0] for fields in mounts if fields[4] == "/"][-1:] == ["ro"]
-
-
-def _lines(path: str) -> list[str]:
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.readlines()
 
 
 def _interfaces() -> list[str]:
     try:
-        return [line.split(":")[0].strip() for line in _lines("/proc/self/net/dev") if ":" in line]
+        return [line.split(":")[0].strip() for line in read("/proc/self/net/dev").splitlines() if ":" in line]
     except OSError:
         return ["unknown"]
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from ..guest.small_files import read_from, write
 from ..protocol import Limits
-from .small_files import read_from, write
 
 MOUNT = Path("/sys/fs/cgroup")
 PREFIX = "supdist-"

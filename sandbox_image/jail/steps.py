@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Literal
 
 Step = Literal[
@@ -36,10 +34,20 @@ class StepFailed(Exception):
         self.errno = errno
 
 
-@contextmanager
-def step(name: Step) -> Generator[None]:
-    """Name what is being done; an OSError inside becomes ``StepFailed``."""
-    try:
-        yield
-    except OSError as error:
-        raise StepFailed(name, error.errno or 0) from error
+class step:  # noqa: N801 - it reads as a statement
+    """Name what is being done; an OSError inside becomes ``StepFailed``.
+
+    A class and not a generator, which every sandbox would have to go through twenty times.
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: Step) -> None:
+        self._name: Step = name
+
+    def __enter__(self) -> None:
+        """Nothing is to be done before."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StepFailed(self._name, error.errno or 0) from error

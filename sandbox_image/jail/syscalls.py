@@ -12,6 +12,7 @@ import signal
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from typing import Any
 
+from ..guest.small_files import read
 from .steps import StepFailed
 
 CLONE_NEWNS = 0x00020000
@@ -67,11 +68,10 @@ _after_fork_in_parent = ctypes.pythonapi["PyOS_AfterFork_Parent"]
 def _function(name: str, *arguments: type[Any]) -> Any:
     function: Any = _libc[name]
     function.argtypes = arguments
-    function.errcheck = _check
     return function
 
 
-def _check(result: int, *_: object) -> int:
+def _check(result: int) -> int:
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -104,7 +104,7 @@ def syscall(number: int, *arguments: object) -> int:
 
 def unshare(flags: int) -> None:
     """Leave the namespaces that ``flags`` name for new ones."""
-    _unshare(flags)
+    _check(_unshare(flags))
 
 
 def fork_into(flags: int) -> int:
@@ -128,12 +128,12 @@ def fork_into(flags: int) -> int:
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, options: str = "") -> None:
     """mount(2). A read-only bind needs a second call with ``MS_REMOUNT``."""
     kind = fstype.encode() if fstype else None
-    _mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode() or None)
+    _check(_mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode() or None))
 
 
 def umount(target: str) -> None:
     """Detach a mount from the tree at once; it ends when its last user does."""
-    _umount2(target.encode(), MNT_DETACH)
+    _check(_umount2(target.encode(), MNT_DETACH))
 
 
 class _MountAttr(ctypes.Structure):
@@ -168,17 +168,17 @@ def pivot_root_here() -> None:
 
 def prctl(option: int, argument: int = 0, pointer: object = None) -> None:
     """prctl(2) with a number as argument, and perhaps a pointer as ctypes takes one."""
-    _prctl(option, argument, pointer, 0, 0)
+    _check(_prctl(option, argument, pointer, 0, 0))
 
 
 def set_name(name: str) -> None:
     """The name that ``ps`` shows, at most 15 bytes."""
-    _set_name(PR_SET_NAME, name.encode())
+    _check(_set_name(PR_SET_NAME, name.encode()))
 
 
 def sethostname(name: str) -> None:
     """Name this UTS namespace."""
-    _sethostname(name.encode(), len(name.encode()))
+    _check(_sethostname(name.encode(), len(name.encode())))
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -187,9 +187,7 @@ class _CapabilityHeader(ctypes.Structure):
 
 def drop_capabilities() -> None:
     """Give up every capability, for this process and for all that it will ever start."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        last = int(file.read())
-    for capability in range(last + 1):
+    for capability in range(int(read("/proc/sys/kernel/cap_last_cap")) + 1):
         prctl(PR_CAPBSET_DROP, capability)
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)

@@ -25,10 +25,10 @@ import msgspec
 
 from .. import protocol
 from ..guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD
+from ..guest.small_files import read, write
 from . import landlock, seccomp, view
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
-from .small_files import read, write
 from .steps import Step, StepFailed, step
 
 _SYNC_FD = 6

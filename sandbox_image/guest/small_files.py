@@ -15,15 +15,17 @@ def read(path: str) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd, text = os.open(path, os.O_RDONLY | os.O_CLOEXEC), b""
     try:
-        return read_from(fd)
+        while piece := os.read(fd, _BYTES):
+            text += piece
     finally:
         os.close(fd)
+    return text.decode("ascii", "replace")
 
 
 def read_from(fd: int) -> str:
-    """The text of a file that is open, as it is now."""
+    """The first page of a file that is open, as it is now."""
     return os.pread(fd, _BYTES, 0).decode("ascii")
 
 
