@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import subprocess
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from supdist.sandbox_image import protocol
-from supdist.sandbox_image.protocol import Done, Execute, FromGuest, Load, Output, Ready, ReplExit, Start
+from supdist.sandbox_image.protocol import (
+    Call,
+    CallError,
+    Done,
+    Execute,
+    FromGuest,
+    Load,
+    Output,
+    Ready,
+    ReplExit,
+    Reply,
+    Start,
+)
 
 _SECONDS = 60.0
 
@@ -57,6 +70,35 @@ class Guest:
                 sent += os.write(fd, data[sent : sent + (1 << 16)])
         os.set_blocking(fd, True)
         return sent
+
+    def serve(
+        self, code: str, answer: Callable[[Call], list[str | CallError]], *, after: bytes, quiet_bytes: int
+    ) -> tuple[str, Done | ReplExit]:
+        """Run a cell and answer its calls once it has printed this, and listen only while less than so much waits for it."""
+        self.begin(code)
+        waiting, text, held = bytearray(), b"", bytearray()
+        os.set_blocking(self._in.fileno(), False)
+        while True:
+            poller = select.poll()
+            poller.register(self._in, select.POLLOUT if waiting else 0)
+            poller.register(self._out, select.POLLIN if len(waiting) < quiet_bytes else 0)
+            ready = dict(poller.poll(_SECONDS * 1000))
+            assert ready, "neither side has anything to do"
+            if self._in.fileno() in ready:
+                del waiting[: os.write(self._in.fileno(), waiting[: 1 << 16])]
+            if self._out.fileno() not in ready:
+                continue
+            for payload in self._frames.feed(os.read(self._out.fileno(), 1 << 16)):
+                message = protocol.decode_from_guest(payload)
+                if isinstance(message, Call):
+                    held += protocol.frame(protocol.encode(Reply(message.call, answer(message))))
+                elif isinstance(message, Output):
+                    text += message.data
+                elif isinstance(message, (Done, ReplExit)):
+                    os.set_blocking(self._in.fileno(), True)
+                    return text.decode(), message
+            if after in text:
+                waiting, held = waiting + held, bytearray()
 
     def end(self) -> tuple[str, Done | ReplExit]:
         """What the cell printed, and how it ended."""

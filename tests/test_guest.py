@@ -71,6 +71,28 @@ def test_it_keeps_no_more_for_its_repl_than_a_bound(tmp_path: Path) -> None:
         assert speaker.end() == ("read on\n", Done(1, None))
 
 
+def test_a_host_that_listens_to_nobody_who_does_not_read_is_read() -> None:
+    """As a shim does with 8 MiB waiting. Threads wait for large answers while the cell holds them up, and prints."""
+    code = (
+        "import time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(6) as pool:\n"
+        "    asked = [pool.submit(worker_batch, ['p'] * 256) for _ in range(6)]\n"
+        "    time.sleep(0.3)\n"  # they ask
+        "    print('asked')\n"
+        "    sum(range(60_000_000))\n"  # holds the interpreter's lock
+        "    print('x' * 1_000_000)\n"
+        "print(sum(map(len, asked[0].result())))\n"
+    )
+    with guest(COMMAND) as speaker:
+        speaker.start(CONTEXT)
+        text, end = speaker.serve(
+            code, lambda call: ["y" * 36_000] * len(call.prompts), after=b"asked", quiet_bytes=8 << 20
+        )
+        assert end == Done(1, None)
+        assert text == f"asked\n{'x' * 1_000_000}\n{256 * 36_000}\n"
+
+
 @pytest.mark.slow
 def test_it_does_not_wait_for_ever_for_the_host_to_hang_up() -> None:
     with guest(COMMAND) as speaker:

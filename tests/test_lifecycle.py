@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 from supdist.engine import (
@@ -233,38 +233,49 @@ async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: Eng
     assert await comes_true(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
 
-@pytest.mark.parametrize("room", [1, 2], ids=["no shim", "no init"])
-def test_where_no_process_is_to_be_had_an_open_says_so_and_the_engine_goes_on(room: int) -> None:
-    """In a loop of its own, with whose end the zygote ends and leaves the group."""
-    groups, name = CgroupBase.find(), f"{os.getpid()}-narrow"
+NARROW = """
+import asyncio, json, os, psutil, sys
+from supdist.engine import Engine, SandboxUnavailable, open_sandbox
+pids, said = sys.argv[1], []
+def inits(): return sum(process.name() == "supdist-init" for process in psutil.Process().children(recursive=True))
+async def main():
+    async with Engine(), open_sandbox() as kept:
+        with open(pids + "/pids.current") as file: now = int(file.read())
+        for room in range(12):
+            with open(pids + "/pids.max", "w") as file: file.write(str(now + room))
+            try:
+                async with open_sandbox() as sandbox: said.append((await sandbox.execute("print('here')")).stdout)
+            except SandboxUnavailable as error: said.append([error.capability, error.remedy])
+        said.append((await kept.execute("print('still here')")).stdout)
+asyncio.run(main())
+print(json.dumps(said))
+"""
+
+
+def test_where_no_process_is_to_be_had_an_open_says_so_and_the_engine_goes_on() -> None:
+    """Whichever of the three it is: there is room for one more with each try, until there is enough."""
+    groups = CgroupBase.find()
     if groups is None:
         pytest.skip("this machine gives out no control groups")
-    roomy = SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).limits()
-    group = groups.create(name)
-
-    async def use() -> None:
-        async with open_sandbox() as sandbox:
-            (zygote,) = zygotes() - before
-            group.limit(
-                msgspec.structs.replace(roomy, pids=room - 1)
-            )  # beside those there is room for an init
-            group.add(zygote)
-            async with open_sandbox():  # was built ahead, outside of the group
-                for _ in range(3):
-                    with pytest.raises(SandboxUnavailable, match="A process for the sandbox") as refused:
-                        async with open_sandbox():
-                            pass
-                    assert "ulimit -u" in refused.value.remedy
-            group.limit(roomy)
-            async with open_sandbox() as another:
-                assert (await another.execute("print('back')")).stdout == "back\n"
-            assert (await sandbox.execute("print('still here')")).stdout == "still here\n"
-
-    before = zygotes()
+    group = groups.create(f"{os.getpid()}-narrow")
+    group.limit(SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).limits())
+    pids = group._folders["pids"]  # pyright: ignore[reportPrivateUsage]
     try:
-        asyncio.run(use())
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"input()\n{NARROW}", pids],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        group.add(process.pid)
+        output, _ = process.communicate("\n", timeout=60)
+        *said, kept = json.loads(output)
+        refused = [each for each in said if each != "here\n"]
+        assert said[-1] == "here\n"
+        assert kept == "still here\n"
+        assert refused
+        for capability, remedy in refused:
+            assert "A process for the sandbox cannot be started" in capability
+            assert "ulimit -u" in remedy
     finally:
-        assert not wait_until_gone(zygotes() - before, 5)
         group.remove()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from supdist.engine import Outcome, SandboxConfig, SandboxFileError, SandboxLost
+from supdist.engine.sandbox import CallError, WorkerCall
 from support import Open, echo
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +134,21 @@ async def test_too_many_open_files_are_the_cells_error(small: Open) -> None:
     assert result.error is not None
     assert result.error.type == "OSError"
     assert after.stdout == "ALIVE\n"
+
+
+async def test_a_batch_is_sent_to_its_end_while_the_first_answers_come(small: Open) -> None:
+    """The shim listens no more once enough waits for the guest, which must so read while it has no room to send."""
+    asked = 0
+
+    async def at_length_at_first(call: WorkerCall) -> list[str | CallError]:
+        nonlocal asked
+        asked += 1
+        return ["y" * (36_000 if asked <= 2 else 1)] * len(call.prompts)
+
+    async with small(on_call=at_length_at_first, memory="1GiB") as sandbox:
+        result = await sandbox.execute("print(len(worker_batch(['p' * 4000] * 256 * 31)))", timeout=60)
+    assert result.stdout == f"{256 * 31}\n", result
+    assert asked == 31
 
 
 async def test_a_guest_that_calls_too_often_is_slowed_down_and_not_refused(small: Open) -> None:

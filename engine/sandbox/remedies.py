@@ -49,8 +49,10 @@ def _remedy(step: str, code: int) -> str:
     match step, code:
         case "processor", _:
             return "Run on x86_64 or aarch64."
-        case "fork", errno.ENOMEM:
+        case _, errno.ENOMEM:
             return "The machine has no memory left for one more: close other sandboxes, or other programs."
+        case _, errno.EMFILE | errno.ENFILE:
+            return "No more files can be opened here: raise the limit (`ulimit -n`, or `sysctl fs.file-max`)."
         case "fork", _:
             return (
                 "No more processes are allowed here: close other sandboxes, or raise the limit of the user "
@@ -69,6 +71,11 @@ def _remedy(step: str, code: int) -> str:
             return (
                 "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
                 "(`unshare --mount`, a container, or systemd-nspawn)."
+            )
+        case "cgroup", _:
+            return (
+                "The engine found control groups when it started, and cannot make or set one now: does another program "
+                "change them?"
             )
         case _:
             return _remedy_here()

@@ -19,6 +19,9 @@ from .. import protocol
 
 T = TypeVar("T")
 
+_LEADER_MS = 50
+"""So long a thread that has no room to send trusts in another that reads, which may be done before."""
+
 
 class Channel:
     """Frames over a socket that other threads, and an interrupt's handler, use too."""
@@ -40,7 +43,7 @@ class Channel:
         self.interrupts = Interrupts()
 
     def send(self, message: protocol.FromGuest) -> None:
-        """Write one frame, whole.
+        """Write one frame, whole. Where there is no room for it, read meanwhile: the shim listens to nobody who does not.
 
         Raises:
             RuntimeError: this is a child process of the cell; only the cell's own process may speak.
@@ -49,9 +52,13 @@ class Channel:
             raise RuntimeError(
                 "worker, worker_batch, FINAL and tools of the host work only in the process of the cell, not in its children"
             )
-        data = protocol.frame(protocol.encode(message))
+        data = memoryview(protocol.frame(protocol.encode(message)))
         with self.interrupts.held(), self._send_lock:
-            self._sock.sendall(data)
+            while data:
+                try:
+                    data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    self._wait_for_room()
 
     def has_mail(self) -> bool:
         """Whether something waits to be read now."""
@@ -93,14 +100,38 @@ class Channel:
                     self._changed.acquire()
                     self._leading = False
                     self._changed.notify_all()
-                for payload in payloads:
-                    message = protocol.decode_to_guest(payload)
-                    if isinstance(message, protocol.Reply):
-                        self._replies[message.call] = message.results
-                    elif isinstance(message, protocol.ToolReply):
-                        self._tool_replies[message.call] = message.result
-                    else:
-                        self._orders.append(message)
+                self._sort(payloads)
+
+    def _wait_for_room(self) -> None:
+        """Until more may be sent. Whoever waits for a message reads as ever; else this thread does."""
+        poller = select.poll()
+        with self._changed:
+            leads = not self._leading
+            self._leading = True
+        if not leads:
+            poller.register(self._sock, select.POLLOUT)
+            poller.poll(_LEADER_MS)
+            return
+        payloads: list[bytes] = []
+        try:
+            poller.register(self._sock, select.POLLIN | select.POLLOUT)
+            if any(events & ~select.POLLOUT for _, events in poller.poll()):
+                payloads = self._read()
+        finally:
+            with self._changed:
+                self._leading = False
+                self._sort(payloads)
+                self._changed.notify_all()
+
+    def _sort(self, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            message = protocol.decode_to_guest(payload)
+            if isinstance(message, protocol.Reply):
+                self._replies[message.call] = message.results
+            elif isinstance(message, protocol.ToolReply):
+                self._tool_replies[message.call] = message.result
+            else:
+                self._orders.append(message)
 
     def _read(self) -> list[bytes]:
         data, ancillary, _, _ = self._sock.recvmsg(protocol.READ_BYTES, socket.CMSG_SPACE(8))

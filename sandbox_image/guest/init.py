@@ -35,17 +35,21 @@ _EXECUTE, _INTERRUPT, _DISCARD, _HUNG_UP, _DONE = 3, 5, 9, 10, 24  # tags, read 
 _FILES = {6, 7, 12}
 
 
-def main() -> NoReturn:
-    """Run the sandbox until its repl has ended. Never returns."""
-    Init(SocketStream(CHANNEL_FD), CONTEXT_FD).serve(socket.socket(fileno=REPL_FD))
+def main(sync: int) -> NoReturn:
+    """Run the sandbox until its repl has ended. ``sync`` is closed once there is a repl. Never returns."""
+    Init(SocketStream(CHANNEL_FD), CONTEXT_FD, sync=sync).serve(socket.socket(fileno=REPL_FD))
 
 
 class Stream:
-    """A byte stream over two blocking descriptors, one for each direction."""
+    """A byte stream over two blocking descriptors, one for each direction.
+
+    Attributes:
+        writer: the descriptor of what goes out.
+    """
 
     def __init__(self, reader: int, writer: int) -> None:
         self._reader = reader
-        self._writer = writer
+        self.writer = writer
 
     def fileno(self) -> int:
         """The descriptor that becomes readable."""
@@ -59,11 +63,11 @@ class Stream:
         """Write everything."""
         view = memoryview(data)
         while view:
-            view = view[os.write(self._writer, view) :]
+            view = view[os.write(self.writer, view) :]
 
     def close(self) -> None:
         """Close both directions."""
-        for fd in {self._reader, self._writer}:
+        for fd in {self._reader, self.writer}:
             os.close(fd)
 
 
@@ -88,10 +92,14 @@ class Init:
     """The parent of the repl.
 
     ``linger`` is for how many seconds it stays after its last words, unless the shim closes the stream first.
+    ``sync`` is a descriptor on which someone waits for the repl to be there.
     """
 
-    def __init__(self, shim: Stream, context_fd: int | None, *, linger: float = 0.0) -> None:
+    def __init__(
+        self, shim: Stream, context_fd: int | None, *, sync: int | None = None, linger: float = 0.0
+    ) -> None:
         self._shim = shim
+        self._sync = sync
         self._context_fd = context_fd
         self._linger = linger
         self._from_shim = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
@@ -108,6 +116,8 @@ class Init:
         most_files, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
         self._repl_pid = os.fork()
+        if self._sync is not None:
+            os.close(self._sync)
         if self._repl_pid == 0:
             fork_hooks.hand_over()
             self._close_in_the_repl()
@@ -167,7 +177,10 @@ class Init:
             assert number == _DISCARD
 
     def _say(self, message: protocol.FromGuest) -> None:
-        self._shim.sendall(protocol.frame(protocol.encode(message)))
+        self._send(protocol.frame(protocol.encode(message)))
+
+    def _send(self, data: bytes) -> None:
+        self._shim.sendall(data)
 
     def _keep_old(self, fd: int) -> None:
         closed = self._old.add(fd)
@@ -226,8 +239,9 @@ class Init:
 class Relay(Init):
     """An init that carries the repl's frames, and pumps what its cells print: to the shim there is one stream.
 
-    What the repl does not read is kept up to a bound; from there on the shim is not read, and has a bound of its own. An
-    interrupt that comes then is not heard, and the cell is ended by the shim's clock.
+    It waits in one place, and writes to neither side more than is taken. While something waits for the shim, the guest is
+    not read. Where more than a bound waits for the repl, the shim is not read, and has a bound of its own: an interrupt that
+    comes then is not heard, and the cell is ended by the shim's clock.
     """
 
     def __init__(self, shim: Stream, *, linger: float = 0.0) -> None:
@@ -235,6 +249,7 @@ class Relay(Init):
         self._from_repl = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._to_repl: deque[tuple[memoryview, list[int]]] = deque()
         self._waiting = 0
+        self._to_shim: deque[memoryview] = deque()
         self._pipes = Pipes()
         self._cell = 0
 
@@ -242,7 +257,9 @@ class Relay(Init):
         """See ``serve``."""
         self._repl, repls = socket.socketpair()
         self._repl.setblocking(False)
+        os.set_blocking(self._shim.writer, False)
         self._poller.register(self._repl, select.POLLIN)
+        self._poller.register(self._shim.writer, 0)
         self.serve(repls)
 
     def _close_in_the_repl(self) -> None:
@@ -257,8 +274,35 @@ class Relay(Init):
                 self._read_repl()
         elif fd in self._pipes.streams:
             self._pump(fd)
+        elif fd == self._shim.writer:
+            if not events & select.POLLOUT:
+                os._exit(1)
+            self._flush_to_shim()
         else:
             super()._attend(fd, events)
+
+    def _listen(self) -> None:
+        """To whom there is something to hear from now."""
+        guest = 0 if self._to_shim else select.POLLIN
+        self._poller.modify(self._repl, guest | (select.POLLOUT if self._to_repl else 0))
+        for fd in self._pipes.streams:
+            self._poller.modify(fd, guest)
+        self._poller.modify(self._shim.fileno(), select.POLLIN if self._waiting < _WAITING_BYTES else 0)
+        self._poller.modify(self._shim.writer, select.POLLOUT if self._to_shim else 0)
+
+    def _send(self, data: bytes) -> None:
+        self._to_shim.append(memoryview(data))
+        self._flush_to_shim()
+
+    def _flush_to_shim(self) -> None:
+        """Send what is taken now. Raises BrokenPipeError, and so ends this process, where the shim is gone."""
+        with contextlib.suppress(BlockingIOError):
+            while self._to_shim:
+                sent = os.write(self._shim.writer, self._to_shim[0])
+                self._to_shim[0] = self._to_shim[0][sent:]
+                if not self._to_shim[0]:
+                    self._to_shim.popleft()
+        self._listen()
 
     def _obey(self, number: int, payload: bytes) -> None:
         if number in _FILES or number == _INTERRUPT:
@@ -294,8 +338,7 @@ class Relay(Init):
         except (BrokenPipeError, ConnectionResetError):
             self._to_repl.clear()
             self._waiting = 0
-        self._poller.modify(self._repl, select.POLLIN | (select.POLLOUT if self._to_repl else 0))
-        self._poller.modify(self._shim.fileno(), select.POLLIN if self._waiting < _WAITING_BYTES else 0)
+        self._listen()
 
     def _read_repl(self) -> None:
         try:
@@ -307,7 +350,6 @@ class Relay(Init):
         if data:
             self._relay(data)
         else:
-            self._poller.unregister(self._repl)
             self._bury_silent_repl()
 
     def _relay(self, data: bytes) -> None:
@@ -315,10 +357,10 @@ class Relay(Init):
             for payload in self._from_repl.feed(data):
                 if protocol.kind(payload) == _DONE:
                     self._retire_pipes()
-                self._shim.sendall(protocol.frame(payload))
+                self._send(protocol.frame(payload))
         except protocol.Violation:
             # The shim's limit is no higher than ours: shown the same bytes it comes to the same verdict.
-            self._shim.sendall(data)
+            self._send(data)
 
     def _pump(self, fd: int) -> None:
         stream = self._pipes.streams[fd]
@@ -330,10 +372,11 @@ class Relay(Init):
 
     def _retire_pipes(self) -> None:
         """Send what the cell's pipes hold, and from now on throw away what comes."""
-        for fd in self._pipes.streams:
-            self._poller.unregister(fd)
+        pipes = list(self._pipes.streams)
         for stream, data in self._pipes.drain():
             self._say(protocol.Output(self._cell, stream, data))
+        for fd in pipes:
+            self._poller.unregister(fd)
         for fd in self._pipes.retire():
             self._keep_old(fd)
 
@@ -342,6 +385,20 @@ class Relay(Init):
             while data := self._repl.recv(protocol.READ_BYTES):
                 self._relay(data)
         self._retire_pipes()
+
+    def _wait_for_the_shim(self, deadline: float) -> None:
+        """The same; and it gets what is left, for which it may first have to get rid of what it has for the repl."""
+        ends = select.poll()
+        ends.register(self._shim.fileno(), select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0 or self._to_shim:
+            ends.register(self._shim.writer, select.POLLOUT if self._to_shim else 0)
+            for fd, _ in ends.poll(None if self._to_shim else left * 1000):
+                if fd == self._shim.writer:
+                    if not self._to_shim:
+                        return
+                    self._flush_to_shim()
+                elif not self._shim.recv(protocol.READ_BYTES)[0]:
+                    return
 
 
 def _wake(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Files of the kernel, a line or a page each, by system calls alone: every sandbox writes some twenty of them, and what
+"""Files of the kernel, mostly a line or a page, by system calls alone: every sandbox writes some twenty of them, and what
 ``open`` and ``pathlib`` would do around it takes ten times as long.
 """
 

@@ -181,8 +181,11 @@ class CgroupBase:
                 if not os.access(file, os.W_OK):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
         except OSError:
-            with contextlib.suppress(OSError):  # a tree that is read-only says so of what is not there, too
-                group.remove()
+            for folder in set(folders.values()):
+                with contextlib.suppress(
+                    OSError
+                ):  # a tree that is read-only says so of what is not there, too
+                    os.rmdir(folder)
             raise
         return group
 

@@ -10,6 +10,7 @@ nor a cell has to wake init. A container's has its stdio alone, and its init car
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -64,12 +65,10 @@ def main(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, zygot
 
 
 def _run(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, name: str) -> None:
-    built: walls.Walls | StepFailed | None = None
+    built = None
     if kit is not None:
-        try:
+        with contextlib.suppress(StepFailed):  # told to its user, where it is no better then
             built = walls.build(kit, name, init.main)
-        except StepFailed as failed:
-            built = failed
     packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 1)
     orders.close()
     if not packet or not descriptors:
@@ -77,7 +76,12 @@ def _run(orders: socket.socket, kit: walls.Kit | None, engine_socket: str, name:
     order = protocol.decode_to_zygote(packet)
     assert not isinstance(order, protocol.Abandon)
     sc.set_name("supdist-shim")
-    box = _take(order, descriptors[0], built)
+    if isinstance(order, protocol.Attach):
+        box = Attached(socket.socket(fileno=descriptors[0]), order.groups)
+    else:
+        assert kit is not None
+        box = _furnished(kit, name, built, order.limits, descriptors[0])
+        os.close(descriptors[0])
     engine = _connect(engine_socket, order.session)
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
     engine.send(protocol.encode(protocol.Hello(namespaces)))
@@ -109,30 +113,27 @@ def _connect(path: str, session: bytes) -> Lane:
     return Lane(stream, dealer)
 
 
-def _take(
-    order: protocol.Spawn | protocol.Attach, descriptor: int, built: walls.Walls | StepFailed | None
-) -> walls.Walls | Attached | StepFailed:
-    """The guest that the order is about, with what came beside it: its context, or its stream."""
-    if isinstance(order, protocol.Attach):
-        return Attached(socket.socket(fileno=descriptor), order.groups)
-    assert built is not None
+def _furnished(
+    kit: walls.Kit, name: str, built: walls.Walls | None, limits: protocol.Limits, context: int
+) -> walls.Walls | StepFailed:
+    """A sandbox with these limits. What was built ahead may have failed since, or may have failed then: it is tried again."""
+    if built is not None:
+        with contextlib.suppress(StepFailed):
+            return _furnish(built, limits, context)
     try:
-        if isinstance(built, walls.Walls):
-            _furnish(built, order.limits, descriptor)
+        return _furnish(walls.build(kit, name, init.main), limits, context)
     except StepFailed as failed:
         return failed
-    finally:
-        os.close(descriptor)
-    return built
 
 
-def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> None:
+def _furnish(built: walls.Walls, limits: protocol.Limits, context: int) -> walls.Walls:
     try:
         built.furnish(limits, context)
     except StepFailed:
         built.kill()
         built.remove()
         raise
+    return built
 
 
 def _meter_of(box: walls.Walls | Attached, limits: protocol.Limits) -> Meter:

@@ -112,8 +112,10 @@ class Walls:
                 self.cgroup.limit(limits)
         try:
             socket.send_fds(self._sync, [protocol.encode(limits)], [context])
-        except OSError as error:  # it has ended, while it was built; what it said of that lies there
-            raise self.failure() or StepFailed("namespaces", error.errno or 0) from error
+        except BrokenPipeError as error:  # it has ended, while it was built; what it said of that lies there
+            raise self.failure() or StepFailed("namespaces", errno.EPIPE) from error
+        except OSError as error:
+            raise StepFailed("namespaces", error.errno or 0) from error
 
     def failure(self) -> StepFailed | None:
         """After ``sync`` became readable: None where the walls stand, else the step that failed. Asked once."""
@@ -139,10 +141,10 @@ class Walls:
             self.cgroup.remove()
 
 
-def build(kit: Kit, name: str, run: Callable[[], NoReturn]) -> Walls:
+def build(kit: Kit, name: str, run: Callable[[int], NoReturn]) -> Walls:
     """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it is furnished.
 
-    It finds its streams and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
+    ``run`` is given a descriptor, to be closed when all is there that an OSError could have kept from being there. It finds its streams and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
 
     Raises:
         StepFailed: a wall cannot be built. Nothing is left of it.
@@ -205,8 +207,12 @@ def _fork(name: Step, flags: int) -> int:
     try:
         return sc.fork_into(flags)
     except OSError as error:
-        no_room = error.errno in (errno.EAGAIN, errno.ENOMEM)
-        raise StepFailed("fork" if no_room else name, error.errno or 0) from error
+        raise StepFailed(_fork_or(name, error), error.errno or 0) from error
+
+
+def _fork_or(name: Step, error: OSError) -> Step:
+    """Room for a process is what lacks where the kernel says that it may be there another time."""
+    return "fork" if error.errno in (errno.EAGAIN, errno.ENOMEM) else name
 
 
 def _failure(text: str) -> StepFailed:
@@ -225,7 +231,7 @@ def _is_the_hosts_root() -> bool:
     return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
 
 
-def _inside(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[], NoReturn]) -> NoReturn:
+def _inside(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[int], NoReturn]) -> NoReturn:
     sync = descriptors[-1]
     try:
         if os.read(sync, 16) != b"placed":
@@ -235,12 +241,11 @@ def _inside(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[], NoRet
         sync = _arrange_descriptors(descriptors)
         _build(kit.folders)
         _be_furnished(kit, sync)
-        os.close(sync)
-        run()
+        run(sync)
     except StepFailed as failure:
         os.write(sync, f"FAILED {failure.step} {failure.errno}".encode())
     except OSError as error:
-        os.write(sync, f"FAILED namespaces {error.errno or 0}".encode())
+        os.write(sync, f"FAILED {_fork_or('namespaces', error)} {error.errno or 0}".encode())
     finally:
         os._exit(1)
 

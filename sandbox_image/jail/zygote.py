@@ -147,11 +147,11 @@ class Zygote:
         else:
             self._spare = None
             self._sessions[pid] = order.session
-            with (
-                orders,
-                contextlib.suppress(BrokenPipeError),
-            ):  # it has just died; that is told when it is reaped
-                socket.send_fds(orders, [protocol.encode(order)], descriptors)
+            with orders:
+                try:
+                    socket.send_fds(orders, [protocol.encode(order)], descriptors)
+                except OSError:  # it has just died, or must: that is told when it is reaped
+                    os.kill(pid, signal.SIGKILL)
         for fd in descriptors:
             os.close(fd)
         self._build_ahead()
