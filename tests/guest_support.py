@@ -84,11 +84,13 @@ class Guest:
             poller.register(self._out, select.POLLIN if len(waiting) < quiet_bytes else 0)
             ready = dict(poller.poll(_SECONDS * 1000))
             assert ready, "neither side has anything to do"
-            if self._in.fileno() in ready:
+            if waiting and self._in.fileno() in ready:
                 del waiting[: os.write(self._in.fileno(), waiting[: 1 << 16])]
             if self._out.fileno() not in ready:
                 continue
-            for payload in self._frames.feed(os.read(self._out.fileno(), 1 << 16)):
+            data = os.read(self._out.fileno(), 1 << 16)
+            assert data, "the guest has ended"
+            for payload in self._frames.feed(data):
                 message = protocol.decode_from_guest(payload)
                 if isinstance(message, Call):
                     held += protocol.frame(protocol.encode(Reply(message.call, answer(message))))

@@ -234,12 +234,18 @@ async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: Eng
 
 
 NARROW = """
-import asyncio, json, os, psutil, sys
+import asyncio, json, os, psutil, sys, time
 from supdist.engine import Engine, SandboxUnavailable, open_sandbox
 pids, said = sys.argv[1], []
-def inits(): return sum(process.name() == "supdist-init" for process in psutil.Process().children(recursive=True))
+def waits():  # the next sandbox, for its user: shim and init sleep, and both are called so
+    spares = [process for process in psutil.Process().children(recursive=True) if process.name() == "supdist-spare"]
+    return len(spares) == 2 and all(process.status() == "sleeping" for process in spares)
 async def main():
     async with Engine(), open_sandbox() as kept:
+        deadline = time.monotonic() + 10
+        while not waits():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
         with open(pids + "/pids.current") as file: now = int(file.read())
         for room in range(12):
             with open(pids + "/pids.max", "w") as file: file.write(str(now + room))
@@ -260,22 +266,24 @@ def test_where_no_process_is_to_be_had_an_open_says_so_and_the_engine_goes_on() 
     group = groups.create(f"{os.getpid()}-narrow")
     group.limit(SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).limits())
     pids = group._folders["pids"]  # pyright: ignore[reportPrivateUsage]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{NARROW}", pids],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"input()\n{NARROW}", pids],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
         group.add(process.pid)
         output, _ = process.communicate("\n", timeout=60)
         *said, kept = json.loads(output)
         refused = [each for each in said if each != "here\n"]
         assert said[-1] == "here\n"
         assert kept == "still here\n"
-        assert refused
+        assert said[0] in refused
         for capability, remedy in refused:
             assert "A process for the sandbox cannot be started" in capability
             assert "ulimit -u" in remedy
     finally:
+        process.kill()
+        process.wait()
         group.remove()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from supdist.engine import Outcome, SandboxConfig, SandboxFileError, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.sandbox_image import protocol
 from support import Open, echo
 
 pytestmark = pytest.mark.anyio
@@ -149,6 +151,28 @@ async def test_a_batch_is_sent_to_its_end_while_the_first_answers_come(small: Op
         result = await sandbox.execute("print(len(worker_batch(['p' * 4000] * 256 * 31)))", timeout=60)
     assert result.stdout == f"{256 * 31}\n", result
     assert asked == 31
+
+
+async def test_files_that_are_asked_for_all_at_once_go_one_after_another(
+    small: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More would wait for init than the shim listens with, or for the shim than a container's init has memory for."""
+    piece, most = bytes(1 << 20), 0
+
+    def counted(message: protocol.ToShim) -> None:
+        nonlocal most
+        most = max(most, len(sandbox._files))  # pyright: ignore[reportPrivateUsage]
+        send(message)
+
+    async with small(scratch="64MiB") as sandbox:
+        await sandbox.put("large", piece)
+        send = sandbox._send  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(sandbox, "_send", counted)
+        puts = [sandbox.put(f"{number}", piece) for number in range(24)]
+        arrived = await asyncio.gather(*(sandbox.get("large") for _ in range(24)), sandbox.list(), *puts)
+        assert (await sandbox.execute("print('alive')")).stdout == "alive\n"
+    assert arrived[:24] == [piece] * 24
+    assert most == 1
 
 
 async def test_a_guest_that_calls_too_often_is_slowed_down_and_not_refused(small: Open) -> None:

@@ -39,7 +39,7 @@ class Sandbox:
         self._config = config
         self._context = context
         self._query = query.encode("utf-8", "replace").decode()
-        self._changing = asyncio.Lock()
+        self._changing, self._filing = asyncio.Lock(), asyncio.Lock()
         self._on_call = on_call
         self._tools = tools
         self._cell = 0
@@ -211,13 +211,21 @@ class Sandbox:
     async def _ask(
         self, path: str, message: Callable[[int], protocol.PutFile | protocol.GetFile | protocol.ListFiles]
     ) -> protocol.FileData | protocol.FileList:
-        """One question about files, and its answer."""
+        """One question about files, and its answer: one after another, however many are asked, so that neither side has more
+        of them waiting than it sends on.
+        """
+        if "\0" in path or len(path) > _PATH_CHARS or any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise SandboxFileError("outside", path)
+        async with self._filing:
+            return await self._ask_now(path, message)
+
+    async def _ask_now(
+        self, path: str, message: Callable[[int], protocol.PutFile | protocol.GetFile | protocol.ListFiles]
+    ) -> protocol.FileData | protocol.FileList:
         if self._closed:
             raise SandboxError("this sandbox is closed")
         if self._lost is not None:
             raise SandboxLost(f"{self._lost}. Call reset() for a fresh start")
-        if "\0" in path or len(path) > _PATH_CHARS or any("\ud800" <= letter <= "\udfff" for letter in path):
-            raise SandboxFileError("outside", path)
         self._file_number += 1
         number, answer = self._file_number, asyncio.get_running_loop().create_future()
         self._files[number] = answer

@@ -263,8 +263,10 @@ def _make_devices() -> None:
         for name, number in numbers.items():
             os.mknod(f"/dev/{name}", stat.S_IFCHR, number)
             os.chmod(f"/dev/{name}", 0o666)  # noqa: S103 - as every /dev has them
-    except PermissionError:
+    except OSError as error:
         sc.umount("/dev")
+        if not isinstance(error, PermissionError):
+            raise
 
 
 def _be_furnished(kit: Kit, sync: int) -> None:

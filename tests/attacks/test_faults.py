@@ -163,7 +163,9 @@ async def main():
         for _ in range(3):
             said.append(await say())
             deadline = time.monotonic() + 5  # the next was built ahead, and its init has ended
-            while "FAULT" == "cgroup" and time.monotonic() < deadline and not any(map(is_dead, below())): await asyncio.sleep(0.01)
+            while "FAULT" == "cgroup" and not any(map(is_dead, below())):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
         if "FAULT" not in ("none", "mnt"):  # of which the zygote itself needs one
             open(limit % "FAULT", "w").write("1000")
             said.append(await say())
