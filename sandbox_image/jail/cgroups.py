@@ -182,9 +182,8 @@ class CgroupBase:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
         except OSError:
             for folder in set(folders.values()):
-                with contextlib.suppress(
-                    OSError
-                ):  # a tree that is read-only says so of what is not there, too
+                # A tree that is read-only says so of what is not there, too.
+                with contextlib.suppress(OSError):
                     os.rmdir(folder)
             raise
         return group
