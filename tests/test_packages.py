@@ -443,9 +443,8 @@ def test_few_zygotes_are_kept_for_folders_that_nobody_uses(tmp_path: Path) -> No
                 async with opened(str(number)) as other:
                     assert (await other.execute("print(1)")).stdout == "1\n"
             assert (await used.execute("print(1)")).stdout == "1\n"
-            assert (
-                len(zygotes() - before) == 1 + 1 + 4
-            )  # without packages, in use, and the last that were used
+            # Without packages, in use, and the last that were used.
+            assert len(zygotes() - before) == 1 + 1 + 4
 
     asyncio.run(use_many())
     assert zygotes() == before

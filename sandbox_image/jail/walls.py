@@ -144,7 +144,8 @@ class Walls:
 def build(kit: Kit, name: str, run: Callable[[int], NoReturn]) -> Walls:
     """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it is furnished.
 
-    ``run`` is given a descriptor, to be closed when all is there that an OSError could have kept from being there. It finds its streams and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
+    ``run`` is given a descriptor, which it closes when it has all that the kernel could have refused it. It finds its streams
+    and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
 
     Raises:
         StepFailed: a wall cannot be built. Nothing is left of it.
