@@ -14,6 +14,9 @@ from typing import Any
 
 from .errors import TaskError
 
+_FILENAME = 10
+"""The position of ``co_filename`` among the arguments of ``types.CodeType``, in CPython 3.11 to 3.14."""
+
 _registry = threading.Lock()
 """cloudpickle's list of modules that travel by value is the whole process's."""
 
@@ -45,7 +48,9 @@ def _pickler(name: str) -> Any:
     known: Any = base.dispatch_table
 
     def reduce_code(code: types.CodeType) -> Any:
-        return known[types.CodeType](code.replace(co_filename=f"<tool {name}>"))
+        # cloudpickle 3.1.3 names every code object <dynamic-code>; earlier versions keep the file's path.
+        make_code, arguments = known[types.CodeType](code)
+        return make_code, (*arguments[:_FILENAME], f"<tool {name}>", *arguments[_FILENAME + 1 :])
 
     def reduce_module(module: types.ModuleType) -> Any:
         return importlib.import_module, (module.__name__,)

@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import importlib
 import math
+import pickle
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -117,6 +119,26 @@ def test_what_travels_names_no_path_and_no_module_by_value() -> None:
     assert str(REPOSITORY).encode() not in sent
     assert __file__.encode() not in sent
     assert (pytest.__file__ or "").encode() not in sent
+
+
+def test_all_code_of_a_tool_is_named_after_the_tool() -> None:
+    """Whatever file name the installed cloudpickle gives to code objects."""
+
+    def outer() -> list[str]:
+        def inner() -> str:
+            return "inner"
+
+        return [inner() for _ in range(1)]
+
+    (tool,) = Toolbox.of({"outer": outer}).guest
+    sent = pickle.loads(tool.pickle)
+    codes = [sent.__code__, *(part for part in sent.__code__.co_consts if isinstance(part, types.CodeType))]
+    assert len(codes) > 1
+    assert {code.co_filename for code in codes} == {"<tool outer>"}
+    assert [code.co_firstlineno for code in codes] == [
+        code.co_firstlineno
+        for code in (outer.__code__, *(c for c in outer.__code__.co_consts if isinstance(c, types.CodeType)))
+    ]
 
 
 def test_nothing_stays_registered_that_was_not_before() -> None:
@@ -480,6 +502,7 @@ async def test_a_close_during_a_call_ends_it(small: Open) -> None:
 async def test_a_late_thread_calls_for_no_later_cell(small: Open) -> None:
     code = """
 import threading
+import types
 go, said = threading.Event(), []
 def late():
     go.wait()
@@ -541,6 +564,7 @@ def test_the_same_without_an_event_loop() -> None:
 def test_a_function_that_never_returns_does_not_keep_the_interpreter_from_its_end() -> None:
     code = """
 import threading
+import types
 from supdist.engine import HostTool, SyncSandbox
 with SyncSandbox(tools={"hang": HostTool(threading.Event().wait, timeout=0.1)}) as sandbox:
     print(sandbox.execute("hang()").error.message)
