@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+from warnings import warn
 
 if TYPE_CHECKING:
     from .api import RunLimits, arun, run
@@ -23,27 +24,29 @@ if TYPE_CHECKING:
         SandboxUnavailable,
         TaskError,
     )
-    from .prompts import Prompts
     from .result import RunResult
     from .sandbox import (
         CellResult,
         Display,
-        Engine,
         Isolation,
         Outcome,
         Sandbox,
         SandboxConfig,
+        SandboxRuntime,
         SyncSandbox,
         open_sandbox,
     )
     from .service import RemoteHandler
-    from .tools import HostTool
+    from .supervisor.prompts import Prompts
+    from .toolbox.toolbox import HostTool
+
+    Engine = SandboxRuntime  # its old name
+    __version__: str
 
 __all__ = [
     "CacheError",
     "CellResult",
     "Display",
-    "Engine",
     "EngineError",
     "HostTool",
     "Isolation",
@@ -61,6 +64,7 @@ __all__ = [
     "SandboxError",
     "SandboxFileError",
     "SandboxLost",
+    "SandboxRuntime",
     "SandboxUnavailable",
     "SyncSandbox",
     "TaskError",
@@ -71,21 +75,35 @@ __all__ = [
 
 _HOMES = {
     "api": ("RunLimits", "arun", "run"),
-    "prompts": ("Prompts",),
     "result": ("RunResult",),
     "sandbox": (
-        "CellResult", "Display", "Engine", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SyncSandbox",
+        "CellResult", "Display", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SandboxRuntime", "SyncSandbox",
         "open_sandbox",
     ),
     "service": ("RemoteHandler",),
-    "tools": ("HostTool",),
+    "supervisor.prompts": ("Prompts",),
+    "toolbox.toolbox": ("HostTool",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_RENAMED = {"Engine": "SandboxRuntime"}
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
-    globals()[name] = value
-    return value
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("supdist-engine")
+        if name in _RENAMED:
+            warn(f"supdist.engine.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+            return globals().get(_RENAMED[name]) or __getattr__(_RENAMED[name])
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+        globals()[name] = value
+        return value

@@ -14,19 +14,19 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import Field
 
 from ..handlers import ModelHandler
-from .broker import Broker, CallRules
-from .budget import Budget, BudgetLimits
-from .cache import ResponseCache
-from .conversation import Conversation
+from .broker.broker import Broker, CallRules
+from .broker.budget import Budget, BudgetLimits
+from .broker.cache import ResponseCache
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
-from .log import RunLogger, new_run_id
-from .loop import Research, Task
-from .prompts import Prompts
 from .result import RunResult
+from .runlog.log import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
 from .sandbox.packages import importable
-from .tools import Tool, Toolbox
+from .supervisor.conversation import Conversation
+from .supervisor.loop import Research, Task
+from .supervisor.prompts import Prompts
+from .toolbox.toolbox import Tool, Toolbox
 
 P = ParamSpec("P")
 T = TypeVar("T")

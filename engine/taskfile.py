@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from .api import RunLimits
 from .errors import TaskError
-from .models import ModelSpec
+from .model_specs import ModelSpec
 from .sandbox import SandboxConfig
-from .tools import Tool, load_tool
+from .toolbox.toolbox import Tool, load_tool
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -403,7 +403,7 @@ class Exit(Message, frozen=True, tag=42):
 
 
 class SetupFailed(Message, frozen=True, tag=43):
-    """A wall could not be built: ``step`` names it (see ``jail/steps.py``), ``errno`` says why."""
+    """A wall could not be built: ``step`` names it (see ``engine/jail/setup_errors.py``), ``errno`` says why."""
 
     step: str
     errno: int
@@ -422,7 +422,7 @@ class Spawn(Message, frozen=True, tag=60):
 class Attach(Message, frozen=True, tag=64):
     """Fork a shim for a guest that a container daemon runs; the stream that the daemon attached comes beside the packet.
 
-    ``groups`` are the container's control groups, folders by controller (``jail/cgroups.py``); empty where they
+    ``groups`` are the container's control groups, folders by controller (``engine/jail/cgroups.py``); empty where they
     cannot be seen from here.
     """
 

@@ -13,8 +13,8 @@ import pytest
 from audit import deserialised
 from broker_support import Place, ipc_place, tcp_place
 from hypothesis import HealthCheck, settings
-from supdist.engine import Engine, SandboxConfig, SandboxUnavailable, open_sandbox
-from supdist.engine.image import daemon
+from supdist.engine import SandboxConfig, SandboxRuntime, SandboxUnavailable, open_sandbox
+from supdist.engine.sandbox.image import daemon
 from supdist.sandbox_image.image import default_tag
 from support import BACKENDS, SHARED, SMALL, Open
 
@@ -68,9 +68,9 @@ def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def engine(anyio_backend: str, backend: dict[str, Any]) -> AsyncGenerator[Engine]:
+async def engine(anyio_backend: str, backend: dict[str, Any]) -> AsyncGenerator[SandboxRuntime]:
     """What makes sandboxes, for the module's tests."""
-    async with Engine(SandboxConfig.model_validate(backend)) as engine:
+    async with SandboxRuntime(SandboxConfig.model_validate(backend)) as engine:
         yield engine
 
 
@@ -81,7 +81,7 @@ def limits(backend: dict[str, Any]) -> SandboxConfig:
 
 
 @pytest.fixture
-def small(engine: Engine, backend: dict[str, Any]) -> Open:
+def small(engine: SandboxRuntime, backend: dict[str, Any]) -> Open:
     """Opens sandboxes with small limits; keyword arguments change the limits."""
 
     def open_small(

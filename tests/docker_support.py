@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from supdist.engine.sandbox.lease import own_lease
+from supdist.engine.sandbox.owner import own_lease
 
 LEASE = "supdist.lease"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from supdist.engine import RunResult, SandboxConfig, arun
 from supdist.handlers import HandlerError, ModelHandler, ScriptedHandler
-from supdist.tools.experiments.records import EXAMPLES, RECORDS, Failure, Record, Tokens
+from supdist.tools.evals.records import EXAMPLES, RECORDS, Failure, Record, Tokens
 from support import SMALL
 
 CONFIG = SandboxConfig.model_validate({**SMALL, "memory": "512MiB"})

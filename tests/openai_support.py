@@ -13,7 +13,7 @@ from supdist.handlers import (
     Message,
     OpenAIHandler,
 )
-from supdist.tools.fake_openai import (
+from supdist.tools.testing.fake_openai import (
     FakeOpenAI,
     Reply,
     Shape,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from supdist.tools.experiments.records import CONFIG, RECORDS, Record, Tokens
+from supdist.tools.evals.records import CONFIG, RECORDS, Record, Tokens
 
 
 def record(index: int, *, right: bool | None = True, score: float | None = None, **fields: Any) -> Record:

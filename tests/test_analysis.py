@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from results_support import failed, record, write_run
-from supdist.tools.experiments import analyze_cli
-from supdist.tools.experiments.analysis import Analysis, analyse
-from supdist.tools.experiments.columns import PAIRS, RUNS, SHORT, run_fields
-from supdist.tools.experiments.layout import Table, as_csv, as_markdown, as_text, one_line, table
-from supdist.tools.experiments.records import EXAMPLES, RECORDS, Record, Tokens
+from supdist.tools.evals import analyze_cli
+from supdist.tools.evals.analysis import Analysis, analyse
+from supdist.tools.evals.layout import Table, as_csv, as_markdown, as_text, one_line, table
+from supdist.tools.evals.records import EXAMPLES, RECORDS, Record, Tokens
+from supdist.tools.evals.report_columns import PAIRS, RUNS, SHORT, run_fields
 from support import REPOSITORY
 
 TABLE = """\
@@ -415,7 +415,7 @@ def test_a_narrow_terminal_gets_the_columns_below_each_other_with_the_run(tmp_pa
 
 
 def plotted(folder: Path, runs: Path) -> list[str]:
-    from supdist.tools.experiments.plots import plot
+    from supdist.tools.evals.plots import plot
 
     return plot(analyse([runs]), folder)
 
@@ -448,7 +448,7 @@ def test_plots_have_their_marks_axes_and_legends(tmp_path: Path) -> None:
 
 def test_marks_lie_within_the_axes(tmp_path: Path) -> None:
     """Ten million characters beside a thousand, and dollars that differ a hundredfold."""
-    from supdist.tools.experiments.plots import drawn
+    from supdist.tools.evals.plots import drawn
 
     for number, scale in enumerate((1, 100)):
         cost = Tokens(cost_usd=0.001 * scale)
@@ -490,7 +490,7 @@ def test_equal_runs_give_equal_files(tmp_path: Path) -> None:
 def test_without_matplotlib_the_remedy_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [record(0)])
     code = (
-        "import sys; sys.modules['matplotlib'] = None; from supdist.tools.experiments.analyze_cli import main;"
+        "import sys; sys.modules['matplotlib'] = None; from supdist.tools.evals.analyze_cli import main;"
         f"sys.argv = ['analysis', {str(run)!r}, '--plots', 'plots']; main()"
     )
     done = subprocess.run(

@@ -5,7 +5,7 @@ import ast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from supdist.engine.blocks import code_blocks
+from supdist.engine.supervisor.blocks import code_blocks
 
 
 def test_blocks_come_in_order_with_the_text_between_left_out() -> None:

@@ -20,14 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from supdist.engine import LogError, RunLimits, SandboxConfig, TaskError, arun
-from supdist.engine.broker import Broker, CallRules
-from supdist.engine.budget import Budget, BudgetLimits
-from supdist.engine.cache import ResponseCache
+from supdist.engine.broker.broker import Broker, CallRules
+from supdist.engine.broker.budget import Budget, BudgetLimits
+from supdist.engine.broker.cache import ResponseCache
 from supdist.engine.events import Metrics
-from supdist.engine.log import Numbers, RunLogger
+from supdist.engine.runlog.log import Numbers, RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler, Unavailable, Usage
-from supdist.tools.fake_openai import FakeOpenAI, Reply, Request, Text
+from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
 
 SMALL = SandboxConfig.model_validate({"timeout": 5.0, "grace": 0.2, "memory": "512MiB"})
 

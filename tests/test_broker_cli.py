@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from broker_support import eventually
 from supdist.engine.service import RemoteHandler, make_client_keys, make_server_keys
-from supdist.tools.fake_openai import FakeOpenAI, Reply, Request, Text
+from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
 from support import KEYS, heed_interrupts
 
 pytestmark = pytest.mark.slow

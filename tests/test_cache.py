@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import CacheError
-from supdist.engine.cache import ResponseCache, cache_key
+from supdist.engine.broker.cache import ResponseCache, cache_key
 from supdist.handlers import Completion, FinishReason, Message, Usage
 
 pytestmark = pytest.mark.anyio
@@ -277,9 +277,9 @@ async def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 PROGRAM = """
 import asyncio, os, resource, sys
 from supdist.engine import CacheError
-from supdist.engine.cache import ResponseCache
+from supdist.engine.broker.cache import ResponseCache
 from supdist.handlers import Completion
-from supdist.sandbox_image.jail.syscalls import drop_capabilities
+from supdist.engine.jail.syscalls import drop_capabilities
 def key(*numbers): return repr(numbers).encode()
 async def main(path):
     {body}

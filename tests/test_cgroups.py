@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from supdist.engine import SandboxConfig
-from supdist.sandbox_image.jail import cgroups
-from supdist.sandbox_image.jail.cgroups import MOUNT, CgroupBase, CgroupV2
+from supdist.engine.jail import cgroups
+from supdist.engine.jail.cgroups import MOUNT, CgroupBase, CgroupV2
 from support import cgroups_of
 
 LIMITS = SandboxConfig.model_validate({"memory": "64MiB", "pids": 8, "cpus": 0.5}).limits()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supdist.engine.terminal import printable
+from supdist.engine.cli.terminal import printable
 from support import KEYS, REPOSITORY, descendants, heed_interrupts
 
 COMMAND = [sys.executable, "-m", "supdist.engine"]

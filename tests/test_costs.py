@@ -13,9 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-from supdist.engine import Engine, SandboxConfig, open_sandbox
-from supdist.engine.broker import Broker
-from supdist.engine.log import RunLogger
+from supdist.engine import SandboxConfig, SandboxRuntime, open_sandbox
+from supdist.engine.broker.broker import Broker
+from supdist.engine.jail.message_stream import Lane
+from supdist.engine.runlog.log import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.sandbox.context import ContextMemory
 from supdist.engine.sandbox.zygote import Zygote
@@ -23,7 +24,6 @@ from supdist.handlers import Completion, Message, ModelHandler, Price
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.channel import Channel
 from supdist.sandbox_image.guest.primitives import Primitives
-from supdist.sandbox_image.jail.lane import Lane
 from support import Open, Turns, echo, of_running_guests
 
 START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, [], [])
@@ -217,7 +217,7 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
     async def direct(call: WorkerCall) -> Sequence[str | CallError]:
         return await echo(call)
 
-    async with Engine(), Broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker:
+    async with SandboxRuntime(), Broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker:
         assert await tasks_of(direct, "x = 1") == 0
         assert await tasks_of(direct, "for _ in range(50): worker('x')") == 50
         assert await tasks_of(broker.answer, "for _ in range(50): worker('x')") == 100

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine.api import RunLimits
 from supdist.handlers import Completion, ContextTooLong, Message, ScriptedHandler
-from supdist.tools.experiments.direct import Direct, conversation, most_characters, without_middle
+from supdist.tools.evals.direct import Direct, conversation, most_characters, without_middle
 
 pytestmark = pytest.mark.anyio
 

@@ -19,17 +19,17 @@ import pytest
 from docker_support import Relay, containers
 from pydantic import ValidationError
 from supdist.engine import (
-    Engine,
     Outcome,
     SandboxConfig,
     SandboxLost,
+    SandboxRuntime,
     SandboxUnavailable,
     TaskError,
     arun,
     open_sandbox,
 )
 from supdist.engine.sandbox.containers import Image
-from supdist.engine.sandbox.lease import own_lease
+from supdist.engine.sandbox.owner import own_lease
 from supdist.handlers import ScriptedHandler
 from support import SMALL, block, descendants
 
@@ -74,7 +74,7 @@ async def test_nothing_is_left_of_a_closed_sandbox(docker: Any) -> None:
 ENGINE = """
 import asyncio
 from supdist.engine import SandboxConfig, open_sandbox
-from supdist.engine.sandbox.lease import own_lease
+from supdist.engine.sandbox.owner import own_lease
 async def one(config, started):
     async with open_sandbox(config) as sandbox:
         started.set()
@@ -99,7 +99,7 @@ async def test_the_next_engine_removes_what_a_killed_one_left(docker: Any) -> No
         below = descendants(process.pid)
         assert len(containers(docker, lease)) >= 5
         process.send_signal(signal.SIGKILL)
-    async with Engine(DOCKER):
+    async with SandboxRuntime(DOCKER):
         assert containers(docker, lease) == set()
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
     await until(lambda: folders(lease) == set())
@@ -133,7 +133,7 @@ async def test_memory_that_only_the_kernel_bounds_is_oom(docker: Any) -> None:
 async def test_a_sandbox_from_the_pool_is_a_container_that_was_there_before(docker: Any) -> None:
     before = containers(docker)
     config = DOCKER.model_copy(update={"warm": 2})
-    async with Engine(config):
+    async with SandboxRuntime(config):
         await until(lambda: len(containers(docker) - before) == 2)
         ready = containers(docker) - before  # or about to be
         async with open_sandbox(config) as sandbox:
@@ -146,7 +146,7 @@ async def test_a_sandbox_from_the_pool_is_a_container_that_was_there_before(dock
 async def test_what_died_in_the_pool_is_not_given_to_anybody(docker: Any) -> None:
     before = containers(docker)
     config = DOCKER.model_copy(update={"warm": 1})
-    async with Engine(config):
+    async with SandboxRuntime(config):
         await until(lambda: running(docker) - before)
         (ready,) = running(docker) - before
         docker.containers.get(ready).kill()
@@ -158,7 +158,7 @@ async def test_what_died_in_the_pool_is_not_given_to_anybody(docker: Any) -> Non
 
 async def test_a_start_that_is_given_up_leaves_nothing(docker: Any) -> None:
     before = containers(docker)
-    async with Engine(DOCKER):
+    async with SandboxRuntime(DOCKER):
         for seconds in (0.0, 0.02, 0.1, 0.3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(seconds), open_sandbox(DOCKER):
@@ -204,7 +204,7 @@ async def test_a_daemon_that_dies_under_a_cell_is_an_error_at_once(
             with pytest.raises(SandboxUnavailable):
                 await sandbox.reset()
     monkeypatch.undo()
-    async with Engine(DOCKER):  # what could not be removed then
+    async with SandboxRuntime(DOCKER):  # what could not be removed then
         pass
 
 
@@ -215,7 +215,7 @@ async def test_a_daemon_that_hangs_is_not_waited_for_longer_than_the_start_may_t
     async with relay.served() as host:
         monkeypatch.setenv("DOCKER_HOST", host)
         config = DOCKER.model_copy(update={"start_timeout": 0.5})
-        async with Engine(config):
+        async with SandboxRuntime(config):
             relay.is_silent.set()
             started = time.monotonic()
             with pytest.raises(SandboxUnavailable, match="did not start within"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from supdist.engine.sandbox import doctor, open_sandbox
+from supdist.engine.sandbox.diagnostics import unavailable
 from supdist.engine.sandbox.doctor import Finding, default_level_holds, examine
-from supdist.engine.sandbox.remedies import unavailable
 from test_cli import supdist
 
 pytestmark = pytest.mark.anyio

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import Prompts, RunLimits, TaskError
 from supdist.handlers import Completion, Message, Rejected, ScriptedHandler
-from supdist.tools.experiments.export import Format, Wanted, appearing, export
-from supdist.tools.experiments.selection import Filters
-from supdist.tools.experiments.split import documents, split
+from supdist.tools.distill.export import appearing, export
+from supdist.tools.distill.options import ExportOptions, Format
+from supdist.tools.distill.selection import Filters
+from supdist.tools.distill.split import documents, split
 from support import block
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
@@ -30,11 +31,11 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment(tmp_path / "logs" / "task" / "one")
 
 
-def sft(*, per: Any = "run", role: Any = "supervisor", **filters: Any) -> Wanted:
-    return Wanted("sft", role, per, Filters(**filters))
+def sft(*, per: Any = "run", role: Any = "supervisor", **filters: Any) -> ExportOptions:
+    return ExportOptions("sft", role, per, Filters(**filters))
 
 
-def exported(experiment: Experiment, wanted: Wanted, name: str = "out") -> Any:
+def exported(experiment: Experiment, wanted: ExportOptions, name: str = "out") -> Any:
     """The lines of an export to a new folder, and its card."""
     out = experiment.folder.parent / name
     card = export([experiment.folder], out, wanted)
@@ -232,7 +233,7 @@ async def test_pairs_are_of_one_question_and_the_better_one_is_chosen(
     await experiment.run("text", [LOOK, block("FINAL('good')")], score=1.0)
     await other.run("text", [LOOK, block("FINAL('bad')")], score=0.0, context="the DOCUMENT")
     out = tmp_path / "out"
-    export([tmp_path / "logs"], out, Wanted("preference"))
+    export([tmp_path / "logs"], out, ExportOptions("preference"))
     (line,) = both(out)
     assert [message["role"] for message in line["prompt"]] == ["system", "user"]
     assert [line[side][-1]["content"] for side in ("chosen", "rejected")] == [
@@ -247,16 +248,18 @@ async def test_pairs_of_a_question_are_bounded_and_filters_are_for_the_chosen(tm
         each = Experiment(tmp_path / "logs" / str(number))
         await each.run("a", [LOOK, block(f"FINAL({number})")], score=number / 3)
     for most, wanted in ((2, 2), (9, 6)):
-        export([tmp_path / "logs"], tmp_path / str(most), Wanted("preference", max_pairs=most))
+        export([tmp_path / "logs"], tmp_path / str(most), ExportOptions("preference", max_pairs=most))
         assert len(both(tmp_path / str(most))) == wanted
-    export([tmp_path / "logs"], tmp_path / "best", Wanted("preference", filters=Filters(min_score=0.9)))
+    export(
+        [tmp_path / "logs"], tmp_path / "best", ExportOptions("preference", filters=Filters(min_score=0.9))
+    )
     lines = both(tmp_path / "best")
     assert [line["chosen"][-1]["content"] for line in lines] == [block("FINAL(3)")] * 3
 
 
 def test_pairs_are_of_whole_runs_of_supervisors() -> None:
     with pytest.raises(TaskError, match="whole runs"):
-        Wanted("preference", role="worker")
+        ExportOptions("preference", role="worker")
 
 
 async def test_no_document_is_on_both_sides_and_order_does_not_matter(tmp_path: Path) -> None:
@@ -275,7 +278,7 @@ async def test_no_document_is_on_both_sides_and_order_does_not_matter(tmp_path: 
             )
             await each.run(f"{number}-c", [LOOK], context=document, document=document, query=f"{folder.name} {number}",
                            max_iterations=1, limits=RunLimits(final_seconds=5))  # fmt: skip
-    wanted = Wanted("sft", validation=0.4, seed=3)
+    wanted = ExportOptions("sft", validation=0.4, seed=3)
     export(folders, tmp_path / "there", wanted)
     export([*reversed(folders), *folders], tmp_path / "back", wanted)
     assert (tmp_path / "there" / "train.jsonl").read_bytes() == (
@@ -360,7 +363,7 @@ async def test_the_library_that_trainers_use_reads_it(
             await each.run(str(number), [LOOK, block(f"print({text!r}); FINAL({text!r})")], query=f"{number}", context=f"{number}",
                            score=float(text == "good"))  # fmt: skip
     out = tmp_path / "out"
-    export([tmp_path / "logs"], out, Wanted(form, validation=0.5))
+    export([tmp_path / "logs"], out, ExportOptions(form, validation=0.5))
     files = {side: str(out / f"{side}.jsonl") for side in ("train", "validation")}
     named = datasets.load_dataset("json", data_files=files, cache_dir=str(tmp_path / "cache"))
     whole = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))

@@ -17,7 +17,7 @@ from supdist.handlers import (
     Completion,
     OpenAIHandler,
 )
-from supdist.tools.fake_openai import (
+from supdist.tools.testing.fake_openai import (
     Drop,
     FakeOpenAI,
     Malformed,
@@ -167,7 +167,7 @@ async def test_program_prints_its_url_serves_and_ends_quietly(tmp_path: Path) ->
     path = tmp_path / "replies.jsonl"
     path.write_text('"hello"\n', encoding="utf-8")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "supdist.tools.fake_openai", str(path), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "supdist.tools.testing.fake_openai", str(path), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     async with asyncio.timeout(20):

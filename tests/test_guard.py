@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from supdist.engine import SandboxConfig
 from supdist.sandbox_image import protocol
-from supdist.sandbox_image.jail.guard import Guard
+from supdist.sandbox_image.guard import Guard
 from supdist.sandbox_image.protocol import (
     Call,
     CellEnd,

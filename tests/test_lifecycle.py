@@ -16,17 +16,17 @@ from pathlib import Path
 import psutil
 import pytest
 from supdist.engine import (
-    Engine,
     SandboxConfig,
     SandboxLost,
+    SandboxRuntime,
     SandboxUnavailable,
     SyncSandbox,
     TaskError,
     open_sandbox,
 )
+from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.sandbox import zygote as zygote_module
-from supdist.engine.sandbox.remedies import unavailable
-from supdist.sandbox_image.jail.cgroups import CgroupBase
+from supdist.engine.sandbox.diagnostics import unavailable
 from support import (
     Open,
     cgroups_of,
@@ -216,7 +216,7 @@ async def test_a_shim_that_does_not_keep_its_time_is_killed() -> None:
         assert (await sandbox.execute("print('back')")).stdout == "back\n"
 
 
-async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: Engine) -> None:
+async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: SandboxRuntime) -> None:
     async def refused() -> None:
         with pytest.raises(TaskError, match="object of type"):
             async with open_sandbox(context=["x" * 100_000, object()]):
@@ -235,13 +235,13 @@ async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: Eng
 
 NARROW = """
 import asyncio, json, os, psutil, sys, time
-from supdist.engine import Engine, SandboxUnavailable, open_sandbox
+from supdist.engine import SandboxRuntime, SandboxUnavailable, open_sandbox
 pids, said = sys.argv[1], []
 def waits():  # the next sandbox, for its user: shim and init sleep, and both are called so
     spares = [process for process in psutil.Process().children(recursive=True) if process.name() == "supdist-spare"]
     return len(spares) == 2 and all(process.status() == "sleeping" for process in spares)
 async def main():
-    async with Engine(), open_sandbox() as kept:
+    async with SandboxRuntime(), open_sandbox() as kept:
         deadline = time.monotonic() + 10
         while not waits():
             assert time.monotonic() < deadline
@@ -323,7 +323,7 @@ async def test_all_sandboxes_of_a_loop_share_one_zygote() -> None:
     assert set(await asyncio.gather(*(one() for _ in range(10)))) == {1}
 
 
-async def test_cancelling_a_start_or_a_cell_at_any_moment_leaks_nothing(engine: Engine) -> None:
+async def test_cancelling_a_start_or_a_cell_at_any_moment_leaks_nothing(engine: SandboxRuntime) -> None:
     async def use() -> None:
         async with open_sandbox() as sandbox:
             await sandbox.execute("import time; time.sleep(0.01)")
@@ -363,8 +363,8 @@ def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A real failure: the engine's socket is not where the order says."""
-    real = zygote_module.view.command
-    monkeypatch.setattr(zygote_module.view, "command", lambda fd, _, more: real(fd, "/nowhere", more))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    real = zygote_module.rootfs.command
+    monkeypatch.setattr(zygote_module.rootfs, "command", lambda fd, _, more: real(fd, "/nowhere", more))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     with (
         pytest.raises(SandboxUnavailable, match="A mount namespace for the sandboxes cannot be built"),
         SyncSandbox(),

@@ -10,7 +10,7 @@ import pytest
 from openai_support import ASKED, SOON, handler_of, outcome
 from supdist.handlers import Completion, Message, OpenAIHandler, Rejected, Unavailable
 from supdist.handlers.endpoints import Endpoint, Endpoints
-from supdist.tools.fake_openai import Drop, FakeOpenAI, Reply, Request, Script, Status, Stream, Text
+from supdist.tools.testing.fake_openai import Drop, FakeOpenAI, Reply, Request, Script, Status, Stream, Text
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 

@@ -24,7 +24,7 @@ from supdist.handlers import (
     Usage,
 )
 from supdist.handlers.openai_replies import retry_after, translate
-from supdist.tools.fake_openai import (
+from supdist.tools.testing.fake_openai import (
     FakeOpenAI,
     Malformed,
     Shape,

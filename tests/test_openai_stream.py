@@ -22,7 +22,7 @@ from supdist.handlers import (
     Unavailable,
     Usage,
 )
-from supdist.tools.fake_openai import (
+from supdist.tools.testing.fake_openai import (
     Drop,
     Endless,
     FakeOpenAI,

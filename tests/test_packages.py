@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from supdist.engine import Engine, Outcome, Sandbox, SandboxConfig, TaskError, arun, open_sandbox
+from supdist.engine import Outcome, Sandbox, SandboxConfig, SandboxRuntime, TaskError, arun, open_sandbox
 from supdist.engine.sandbox.zygote import Zygote
 from supdist.handlers import ScriptedHandler
 from support import REPOSITORY, SMALL, Open, scan_memory_for, zygotes
@@ -322,7 +322,9 @@ except BlockingIOError: print("held")
         assert (await other.execute(code)).stdout == "locked\n"
 
 
-async def test_each_sandbox_of_an_engine_has_its_own_folder_or_none(engine: Engine, tmp_path: Path) -> None:
+async def test_each_sandbox_of_an_engine_has_its_own_folder_or_none(
+    engine: SandboxRuntime, tmp_path: Path
+) -> None:
     """All at once, and then again: none is given the one that was built ahead for another."""
     folders = [folder_with(tmp_path / name, **{name: f"VALUE = {name!r}"}) for name in ("one", "two")]
     code = """
@@ -438,7 +440,7 @@ def test_few_zygotes_are_kept_for_folders_that_nobody_uses(tmp_path: Path) -> No
         return open_sandbox(SandboxConfig(packages=folder_with(tmp_path / name)))
 
     async def use_many() -> None:
-        async with Engine(), opened("used") as used:
+        async with SandboxRuntime(), opened("used") as used:
             for number in range(6):
                 async with opened(str(number)) as other:
                     assert (await other.execute("print(1)")).stdout == "1\n"

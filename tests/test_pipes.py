@@ -10,10 +10,10 @@ from collections.abc import Generator
 from contextlib import suppress
 
 import pytest
+from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.output import Piped
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.pipes import OldPipes, Pipes
-from supdist.sandbox_image.jail.lane import Lane
-from supdist.sandbox_image.jail.output import Piped
 
 
 def close_all(fds: list[int]) -> None:

@@ -12,7 +12,7 @@ import genai_prices
 import pytest
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 from genai_prices.types import ClauseEquals, ModelInfo, ModelPrice, Provider, Tier, TieredPrices
-from supdist.engine.prices import TieredPrice, price_of, window_of
+from supdist.engine.broker.prices import TieredPrice, price_of, window_of
 from supdist.handlers import (
     BuiltinSupervisor,
     BuiltinWorker,
@@ -175,7 +175,7 @@ def hook(event, args):
         raise SystemExit(f"{event} {args}")
 sys.addaudithook(hook)
 import threading
-from supdist.engine.prices import price_of
+from supdist.engine.broker.prices import price_of
 from supdist.handlers import OpenAIHandler
 assert price_of(OpenAIHandler("gpt-4.1")) is not None
 assert threading.active_count() == 1

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from experiment_support import play, rows, settings
+from eval_support import play, rows, settings
 from lookup_task import entry_point
-from supdist.tools.experiments.records import EXAMPLES, RECORDS, read_records
-from supdist.tools.fake_openai import FakeOpenAI, Request, Text
+from supdist.tools.evals.records import EXAMPLES, RECORDS, read_records
+from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Text
 from support import REPOSITORY
 
 pytestmark = [

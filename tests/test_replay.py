@@ -14,8 +14,9 @@ import pytest
 from export_support import Experiment, shouting
 from supdist.engine import RunLimits, TaskError
 from supdist.handlers import Completion, Message, Rejected, ScriptedHandler
-from supdist.tools.experiments.export import Wanted, export
-from supdist.tools.experiments.replay import LineReport, replay
+from supdist.tools.distill.export import export
+from supdist.tools.distill.options import ExportOptions
+from supdist.tools.distill.replay import LineReport, replay
 from support import block
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
@@ -29,7 +30,7 @@ def experiment(tmp_path: Path) -> Experiment:
 async def replayed(experiment: Experiment) -> list[LineReport]:
     out = experiment.folder.parent / "out"
     if not out.exists():
-        export([experiment.folder], out, Wanted("sft", validation=0))
+        export([experiment.folder], out, ExportOptions("sft", validation=0))
     return [report async for report in replay(out)]
 
 
@@ -228,8 +229,12 @@ async def test_what_cannot_be_replayed_says_why(experiment: Experiment) -> None:
     assert all("document is not beside" in reason for reason in reasons[1:])
 
 
-@pytest.mark.parametrize("wanted", [Wanted("sft", "worker"), Wanted("sft", per="turn"), Wanted("preference")])
-async def test_other_exports_are_refused(experiment: Experiment, tmp_path: Path, wanted: Wanted) -> None:
+@pytest.mark.parametrize(
+    "wanted", [ExportOptions("sft", "worker"), ExportOptions("sft", per="turn"), ExportOptions("preference")]
+)
+async def test_other_exports_are_refused(
+    experiment: Experiment, tmp_path: Path, wanted: ExportOptions
+) -> None:
     await experiment.run("a", [block("FINAL(worker('x'))")])
     export([experiment.folder], tmp_path / "out", wanted)
     with pytest.raises(TaskError):

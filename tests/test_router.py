@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import zmq
+from supdist.engine.jail.zmtp import Peer
 from supdist.engine.sandbox.router import Router
-from supdist.sandbox_image.jail.zmtp import Peer
 from support import Turns
 
 SIZES = [0, 1, 255, 256, 70_000, 5 << 20]

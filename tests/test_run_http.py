@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from supdist.engine import RunResult, SandboxConfig, arun
 from supdist.handlers import OpenAIHandler, Unavailable
-from supdist.tools.fake_openai import Drop, FakeOpenAI, Malformed, Reply, Request, Status, Text
+from supdist.tools.testing.fake_openai import Drop, FakeOpenAI, Malformed, Reply, Request, Status, Text
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 

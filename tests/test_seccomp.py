@@ -13,14 +13,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from supdist.sandbox_image.jail import seccomp
+from supdist.engine.jail import seccomp
 
 LOW_32_BITS = (1 << 32) - 1
 A_HIGH_BIT = 1 << 32
 
 CONFINE = """
 import sys
-from supdist.sandbox_image.jail import seccomp, syscalls
+from supdist.engine.jail import seccomp, syscalls
 syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 seccomp.install(open(sys.argv[1], "rb").read())
 """

@@ -28,7 +28,7 @@ from broker_support import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from supdist.engine import TaskError
-from supdist.engine.dispatch import CallTimeout
+from supdist.engine.broker.dispatch import CallTimeout
 from supdist.engine.service import (
     RemoteHandler,
     Service,

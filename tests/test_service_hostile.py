@@ -27,7 +27,7 @@ from broker_support import (
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine.errors import RemoteProtocolError
-from supdist.engine.service import RemoteHandler, gate, protocol
+from supdist.engine.service import RemoteHandler, connection_limiter, protocol
 from supdist.engine.service import service as service_module
 from supdist.engine.service.protocol import (
     Ask,
@@ -255,7 +255,8 @@ async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
     ):
         with contextlib.ExitStack() as stack:
             callers = [
-                stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(gate.MAX_CONNECTIONS)
+                stack.enter_context(socket.socket(socket.AF_UNIX))
+                for _ in range(connection_limiter.MAX_CONNECTIONS)
             ]
             for caller in callers:
                 caller.connect(f"{tmp_path}/broker")

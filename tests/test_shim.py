@@ -10,10 +10,10 @@ from collections.abc import Generator
 
 import pytest
 from supdist.engine import Outcome, SandboxConfig
+from supdist.engine.jail.isolated_process import Walls
+from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.shim import Shim
 from supdist.sandbox_image import protocol
-from supdist.sandbox_image.jail.lane import Lane
-from supdist.sandbox_image.jail.shim import Shim
-from supdist.sandbox_image.jail.walls import Walls
 
 LIMITS = SandboxConfig().limits()
 

@@ -8,7 +8,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supdist.tools.experiments.stats import (
+from supdist.tools.evals.stats import (
     Difference,
     Interval,
     agreement,

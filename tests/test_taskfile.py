@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from supdist.engine import TaskError
-from supdist.engine.models import from_environment
+from supdist.engine.model_specs import from_environment
 from supdist.engine.taskfile import json_schema, read_task
 from supdist.handlers import ModelHandler, OpenAIHandler, Price
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supdist.engine.tokens import fits, least_tokens, most_tokens, most_usage
+from supdist.engine.broker.tokens import fits, least_tokens, most_tokens, most_usage
 from supdist.handlers import Message, ScriptedHandler, Usage
 from support import REPOSITORY
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers

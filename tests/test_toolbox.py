@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from supdist.engine import HostTool, SandboxConfig, TaskError, arun
-from supdist.engine.signatures import BadArguments, Parameters, show_doc, show_signature
 from supdist.engine.taskfile import read_task
-from supdist.engine.threads import DaemonThreads
-from supdist.engine.tools import Toolbox
+from supdist.engine.toolbox.signatures import BadArguments, Parameters, show_doc, show_signature
+from supdist.engine.toolbox.threads import DaemonThreads
+from supdist.engine.toolbox.toolbox import Toolbox
 from supdist.handlers import ScriptedHandler
 from support import SMALL, block
 

@@ -20,7 +20,7 @@ import pydantic
 import pytest
 from pydantic import Field
 from supdist.engine import HostTool, Outcome, SandboxLost, SyncSandbox, TaskError, run
-from supdist.engine.tools import Tool, Toolbox, ToolUse
+from supdist.engine.toolbox.toolbox import Tool, Toolbox, ToolUse
 from supdist.handlers import ScriptedHandler
 from support import REPOSITORY, SMALL, Open, block, echo
 

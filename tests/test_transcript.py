@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supdist.engine import CellResult, Outcome
-from supdist.engine.prompts import Prompts, context_facts, fill, nudge
 from supdist.engine.sandbox.config import ErrorInfo, Usage
-from supdist.engine.transcript import shorten, show_results, without_seconds
+from supdist.engine.supervisor.prompts import Prompts, context_facts, fill, nudge
+from supdist.engine.supervisor.transcript import shorten, show_results, without_seconds
 
 
 def result(**changes: Any) -> CellResult:

@@ -11,8 +11,8 @@ import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from supdist.sandbox_image.jail.lane import Lane
-from supdist.sandbox_image.jail.zmtp import Peer
+from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.zmtp import Peer
 from supdist.sandbox_image.protocol import Violation
 
 LIMIT = 1 << 20

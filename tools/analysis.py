@@ -1,7 +1,7 @@
 """The results table of runs: ``python tools/analysis.py DIR…``, or ``python -m supdist.tools.analysis DIR…``."""
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
-from supdist.tools.experiments.analyze_cli import main
+from supdist.tools.evals.analyze_cli import main
 
 if __name__ == "__main__":
     main()

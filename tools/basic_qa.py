@@ -16,7 +16,7 @@ from dotenv import find_dotenv, load_dotenv
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
 from supdist.engine import run
-from supdist.engine.models import from_environment
+from supdist.engine.model_specs import from_environment
 from supdist.handlers import BuiltinSupervisor, BuiltinWorker
 from supdist.handlers.builtin import NOTICE
 

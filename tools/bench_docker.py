@@ -20,7 +20,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 
-from ..engine import Engine, SandboxConfig, open_sandbox
+from ..engine import SandboxConfig, SandboxRuntime, open_sandbox
 from ..sandbox_image.image import default_tag
 
 _CONTEXT = "0123456789" * 1_000_000
@@ -70,12 +70,12 @@ async def measure(image: str, runtime: str | None, trials: int) -> dict[str, flo
         "open to output, 10 MB context": lambda: first_output(fresh, _CONTEXT),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
-    async with Engine(fresh):
+    async with SandboxRuntime(fresh):
         for _ in range(trials):
             for name, way in ways.items():
                 times[name].append(await way())
         times["cell"] = await cells(fresh, 20 * trials)
-    async with Engine(warm):
+    async with SandboxRuntime(warm):
         times["open to output, from the pool"] = []
         for _ in range(trials):
             await asyncio.sleep(1.5)  # the pool fills again in the meantime

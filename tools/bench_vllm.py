@@ -29,8 +29,8 @@ from statistics import median
 from typing import Any
 
 from ..engine import Sandbox, SandboxConfig, open_sandbox
-from ..engine.broker import Broker
-from ..engine.log import RunLogger
+from ..engine.broker.broker import Broker
+from ..engine.runlog.log import RunLogger
 from ..handlers import Message, ScriptedHandler, VLLMHandler
 
 _SANDBOXES, _BATCH, _TURNS, _THREADS = 8, 32, 4, 64

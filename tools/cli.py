@@ -5,12 +5,12 @@ A command's module may import typer alone, and the rest within its body: ``--hel
 
 from __future__ import annotations
 
-from ..engine.cli import app, run_app
+from ..engine.cli.main import app, run_app
 from .benchmark.command import benchmark
-from .experiments.analyze_cli import analyze
-from .experiments.cli import EXIT_CODES, bench
-from .experiments.export_cli import export
-from .experiments.grid_cli import grid
+from .distill.export_cli import export
+from .evals.analyze_cli import analyze
+from .evals.eval_cli import EXIT_CODES, bench
+from .evals.grid_cli import grid
 
 app.command(epilog=EXIT_CODES)(bench)
 app.command()(grid)

@@ -9,9 +9,9 @@ import sys
 
 import typer
 
+from ..engine.cli.terminal import printable
 from ..engine.errors import TaskError
-from ..engine.terminal import printable
-from .experiments.export_cli import export
+from .distill.export_cli import export
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Runs all combinations of a grid file: ``python tools/grid.py grid.toml``, or ``python -m supdist.tools.grid``."""
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
-from supdist.tools.experiments.grid_cli import main
+from supdist.tools.evals.grid_cli import main
 
 if __name__ == "__main__":
     main()

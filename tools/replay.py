@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from ..engine.cli.terminal import printable
 from ..engine.errors import SandboxError, TaskError
-from ..engine.terminal import printable
-from .experiments.replay import LineReport, TurnReport, replay
+from .distill.replay import LineReport, TurnReport, replay
 
 EQUAL, DIFFERENT, USAGE, NO_SANDBOX = 0, 1, 2, 4
 

@@ -1,7 +1,7 @@
 """Runs a benchmark: ``python tools/run_experiment.py --task qasper -n 20``; the same as ``supdist-engine bench``."""
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
-from supdist.tools.experiments.cli import main
+from supdist.tools.evals.eval_cli import main
 
 if __name__ == "__main__":
     main()

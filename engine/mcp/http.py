@@ -31,9 +31,9 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ...sandbox_image.mcp.desk import Desk
 from ...sandbox_image.mcp.server import build
 from ...sandbox_image.mcp.session import Settings
+from ...sandbox_image.mcp.session_queue import Desk
 
 PATH = "/mcp"
 HOST = "127.0.0.1"

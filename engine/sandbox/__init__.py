@@ -23,14 +23,13 @@ from .config import (
     WorkerCall,
     as_data,
 )
-from .opening import Engine, SyncSandbox, open_sandbox
+from .factory import SandboxRuntime, SyncSandbox, open_sandbox
 from .sandbox import Sandbox
 
 __all__ = [
     "CallError",
     "CellResult",
     "Display",
-    "Engine",
     "ErrorInfo",
     "FileEntry",
     "Isolation",
@@ -39,6 +38,7 @@ __all__ = [
     "Outcome",
     "Sandbox",
     "SandboxConfig",
+    "SandboxRuntime",
     "SyncSandbox",
     "Usage",
     "WorkerCall",

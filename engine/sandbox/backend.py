@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 
 from ...sandbox_image import protocol
-from ..tools import Toolbox
+from ..toolbox.toolbox import Toolbox
 from .config import SandboxConfig
 from .zygote import Receiver, Zygote
 

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 from ...sandbox_image import protocol
 from ...sandbox_image.image import PROTOCOL_LABEL, PYTHON_LABEL
-from ...sandbox_image.jail.view import PACKAGES
 from ..errors import SandboxLost, SandboxUnavailable, TaskError
+from ..jail.rootfs import PACKAGES
 from .config import SandboxConfig
-from .lease import has_ended, own_lease
+from .owner import has_ended, own_lease
 
 _REQUEST_SECONDS = 20
 _API = "1.41"

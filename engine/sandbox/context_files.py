@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from .context import Kind, encode_context
-from .lease import has_ended, own_lease
+from .owner import has_ended, own_lease
 
 _FOLDER = "supdist-contexts-"
 _LEASE = "lease"

@@ -21,7 +21,7 @@ from ...sandbox_image import protocol
 from ...sandbox_image.image import default_tag
 from ...sandbox_image.protocol import CellEnd, Exit, Outcome, ShimExit
 from ..errors import SandboxLost, SandboxUnavailable, TaskError
-from ..tools import Toolbox
+from ..toolbox.toolbox import Toolbox
 from .backend import Backend, Guest
 from .config import GVISOR, SandboxConfig
 from .containers import Daemon, Image

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ..errors import SandboxError, SandboxUnavailable
 from .config import GVISOR, CellResult, Outcome, SandboxConfig
-from .opening import open_sandbox
+from .factory import open_sandbox
 from .sandbox import Sandbox
 
 _LIMITS = SandboxConfig.model_validate(

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from ...sandbox_image import protocol
-from ...sandbox_image.jail.lane import Lane
-from ...sandbox_image.jail.zmtp import Peer
+from ..jail.message_stream import Lane
+from ..jail.zmtp import Peer
 
 _BACKLOG = 1024  # shims that connect at once
 _MESSAGES_A_TURN = 16

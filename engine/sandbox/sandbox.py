@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
-from ..tools import ToolCalls
+from ..toolbox.toolbox import ToolCalls
 from .backend import Backend, Guest
 from .config import CellResult, Display, Isolation, Listing, OnCall, SandboxConfig, WorkerCall
-from .remedies import failure
+from .diagnostics import failure
 
 _CLOSE_SECONDS = 10.0
 _FILE_SECONDS = 30.0

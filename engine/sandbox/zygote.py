@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...sandbox_image import protocol
-from ...sandbox_image.jail import view
 from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
+from ..jail import rootfs
 from .context import ContextMemory
-from .remedies import failure
+from .diagnostics import failure
 from .router import Router
 
 Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
@@ -111,8 +111,8 @@ class Zygote:
 
     def _command(self, control_fd: int, socket_file: str) -> list[str]:
         if self._contexts is not None:
-            return view.command_without_view(control_fd, socket_file, self._contexts)
-        return view.command(control_fd, socket_file, self._packages)
+            return rootfs.command_without_view(control_fd, socket_file, self._contexts)
+        return rootfs.command(control_fd, socket_file, self._packages)
 
     def spawn(self, receiver: Receiver, limits: protocol.Limits, context_fd: int) -> bytes:
         """Fork a shim, with a sandbox, whose messages go to ``receiver``; its session.

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from ...handlers import ContextTooLong, HandlerError, Rejected, Unavailable
-from ..dispatch import CallTimeout
+from ..broker.dispatch import CallTimeout
 from ..errors import RemoteProtocolError
 
 T = TypeVar("T")

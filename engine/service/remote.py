@@ -11,7 +11,7 @@ from typing import Any
 from ...handlers import Completion, Message, ModelHandler, Price, Rejected
 from ...handlers.base import PerLoop
 from .address import check_address
-from .link import Line, Peer
+from .connection import Line, Peer
 from .protocol import Offer
 
 

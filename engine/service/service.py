@@ -23,14 +23,14 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from ...handlers import Completion, Message, ModelHandler, Rejected, Unavailable
-from ..dispatch import Dispatcher, Queue, Request
+from ..broker.dispatch import Dispatcher, Queue, Request
 from ..errors import RemoteProtocolError, TaskError
 from . import protocol
 from .address import check_address, ipc_path, private_socket
-from .gate import Gate
+from .connection_limiter import Gate
 from .keys import ServerKeys
 from .protocol import Answer, Ask, Cancel, Hello, Offer, Probe, Refused, Welcome
-from .wire import open_socket, receive, send_now
+from .sockets import open_socket, receive, send_now
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, TypeAlias, cast, get_args
 
 from .. import plain, protocol
-from .bounded import bounded_repr
+from .safe_repr import bounded_repr
 
 _PLAIN_CHARS = 100_000
 _NOTE_CHARS = 500

@@ -8,7 +8,7 @@ import mmap
 import os
 import resource
 
-from .small_files import read, write
+from .procfs import read, write
 
 _ARENA = 64 << 20
 

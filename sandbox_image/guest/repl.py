@@ -22,12 +22,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .. import protocol
-from . import source, tools
+from . import cell_compiler, tools
 from .channel import Channel
 from .display import Displays
 from .linux import insist_on_limits
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
-from .small_files import read
+from .procfs import read
 
 _MESSAGE_CHARS = 4_000
 _TRACEBACK_CHARS = 24_000
@@ -148,7 +148,7 @@ def run_code(
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
         with _Reserve(), displays:
-            statements, last = source.split(code, name)
+            statements, last = cell_compiler.split(code, name)
             for part in statements:
                 exec(part, namespace)  # noqa: S102 - what this process is for
             if last is not None:

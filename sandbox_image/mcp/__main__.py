@@ -17,9 +17,9 @@ from typing import NoReturn
 
 from .. import protocol
 from . import processes
-from .desk import Desk
 from .local import Limits, LocalSession
 from .session import SessionError, Settings
+from .session_queue import Desk
 from .stdio import leave, serve_stdio
 
 USAGE, NO_SESSION = 2, 4

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from .. import protocol
-from ..jail.guard import Guard, death
+from ..guard import Guard, death
 from ..protocol import CallError, CellEnd, Outcome, Violation
 from . import processes
 from .session import FILE_PROBLEMS, Cell, FileRefused, Files, SessionError, SessionLost

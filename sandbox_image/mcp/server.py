@@ -29,8 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..protocol import Outcome
 from . import content
-from .desk import Desk
 from .session import FileRefused, SessionError, Settings
+from .session_queue import Desk
 
 T = TypeVar("T", bound=BaseModel)
 

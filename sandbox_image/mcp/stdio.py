@@ -9,8 +9,8 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from .desk import Desk
 from .session import Settings
+from .session_queue import Desk
 
 INTERRUPTED = 130
 

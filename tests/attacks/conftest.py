@@ -18,7 +18,7 @@ import pytest
 from attacks.catalogue import left_out
 from attacks.lab import Arena, Held, settled
 from attacks.machine import MACHINES, Machine
-from supdist.engine import Engine, Sandbox, SandboxConfig, open_sandbox
+from supdist.engine import Sandbox, SandboxConfig, SandboxRuntime, open_sandbox
 from support import Open
 
 _HERE = Path(__file__).parent
@@ -61,14 +61,14 @@ def machine(request: pytest.FixtureRequest, backend: dict[str, Any]) -> Generato
 @pytest.fixture(scope="module")
 async def engine(
     anyio_backend: str, backend: dict[str, Any], canary: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncGenerator[Engine]:
+) -> AsyncGenerator[SandboxRuntime]:
     """A zygote whose engine has secrets in its environment, and a temporary folder that must be left empty."""
     tmp_path_factory.getbasetemp()
     before, folder = tempfile.tempdir, tempfile.mkdtemp(prefix="sa-")
     tempfile.tempdir = folder
     os.environ["CANARY_API_KEY"] = canary
     try:
-        async with Engine(SandboxConfig.model_validate(backend)) as engine:
+        async with SandboxRuntime(SandboxConfig.model_validate(backend)) as engine:
             yield engine
         assert os.listdir(folder) == []
     finally:
@@ -78,7 +78,7 @@ async def engine(
 
 
 @pytest.fixture(scope="module")
-async def neighbour(engine: Engine, limits: SandboxConfig) -> AsyncGenerator[Sandbox]:
+async def neighbour(engine: SandboxRuntime, limits: SandboxConfig) -> AsyncGenerator[Sandbox]:
     """Another sandbox of the same engine, which no attack may reach or slow."""
     async with open_sandbox(limits) as sandbox:
         yield sandbox

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from supdist.engine.sandbox.lease import own_lease
+from supdist.engine.sandbox.owner import own_lease
 from support import cgroups_of
 
 _CGROUPS = Path("/sys/fs/cgroup")

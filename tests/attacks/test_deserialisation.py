@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from attacks.lab import RAW, Arena, comes_true, outside, timed
 from supdist.engine import SandboxConfig, arun
+from supdist.engine.cli.terminal import printable
 from supdist.engine.sandbox import CallError, WorkerCall
-from supdist.engine.terminal import printable
 from supdist.handlers import ScriptedHandler
 
 PICKLE = """

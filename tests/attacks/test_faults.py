@@ -138,7 +138,7 @@ async def test_lc4_a_hundred_starts_at_once(arena: Arena) -> None:
 # A user namespace whose owner allows no more of one kind: the kernel itself refuses, at that step and no other.
 FAULT = """
 import asyncio, contextlib, json, os, tempfile, time
-from supdist.sandbox_image.jail import syscalls as sc
+from supdist.engine.jail import syscalls as sc
 uid, gid = os.geteuid(), os.getegid()
 sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
 open("/proc/self/setgroups", "w").write("deny")
@@ -147,7 +147,7 @@ open("/proc/self/gid_map", "w").write(f"0 {gid} 1")
 limit = "/proc/sys/user/max_%s_namespaces"
 if "FAULT" != "none": open(limit % "FAULT", "w").write("0")
 import psutil
-from supdist.engine import Engine, SandboxUnavailable, open_sandbox
+from supdist.engine import SandboxRuntime, SandboxUnavailable, open_sandbox
 below = lambda: psutil.Process().children(recursive=True)
 def is_dead(process):
     with contextlib.suppress(psutil.NoSuchProcess): return process.status() == "zombie"
@@ -159,7 +159,7 @@ async def say():
 async def main():
     said = []
     async with contextlib.AsyncExitStack() as stack:
-        with contextlib.suppress(SandboxUnavailable): await stack.enter_async_context(Engine())
+        with contextlib.suppress(SandboxUnavailable): await stack.enter_async_context(SandboxRuntime())
         for _ in range(3):
             said.append(await say())
             deadline = time.monotonic() + 5  # the next was built ahead, and its init has ended

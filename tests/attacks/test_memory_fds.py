@@ -6,8 +6,8 @@ import pytest
 from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, name, number, timed
 from attacks.machine import cgroup_folders
 from supdist.engine import Outcome
+from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.sandbox import CallError, WorkerCall
-from supdist.sandbox_image.jail.cgroups import CgroupBase
 
 OOM = (Outcome.OOM,)
 MIB = 1 << 20

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, outside, settled, timed
 from attacks.machine import below
-from supdist.sandbox_image.jail import view
+from supdist.engine.jail import rootfs
 
 DIAL = """
 import socket, time
@@ -140,7 +140,7 @@ print(tried)
 
 async def test_nw6_no_socket_file_of_the_host_answers(arena: Arena) -> None:
     """One in every folder of the host that a sandbox sees, as far as this user may put one there."""
-    plan = view.plan()
+    plan = rootfs.plan()
     folders = {
         source: target
         for source, target in plan["binds"]

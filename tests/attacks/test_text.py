@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from attacks.lab import OK, Arena, timed
-from supdist.tools.fake_openai import FakeOpenAI, Reply, Request, Text
+from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
 
 NASTY = {
     "LG1-clear": "\x1b[2J\x1b[H", "LG1-title": "\x1b]0;owned\x07", "LG1-clipboard": "\x1b]52;c;cm0gLXJm\x07",

@@ -11,7 +11,7 @@ import pytest
 from attacks.lab import RAW, Arena, Attack, ShimGrowth, assert_alive, name, timed
 from supdist.engine import HostTool, Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
-from supdist.engine.tools import ToolUse
+from supdist.engine.toolbox.toolbox import ToolUse
 from supdist.sandbox_image import protocol
 from support import scan_memory_for
 

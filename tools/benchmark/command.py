@@ -32,7 +32,7 @@ def benchmark(
     from .floor import Floor
     from .machine import load, machine
     from .metrics import chosen
-    from .ours import Ours
+    from .own import Ours
     from .peers import PEERS
     from .report import Series, as_markdown, as_text, rows
     from .rounds import measure, present

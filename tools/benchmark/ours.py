@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psutil
 
-from ...engine import CellResult, Engine, Isolation, Outcome, RunLimits, Sandbox, SandboxConfig, open_sandbox
-from ...engine.broker import Broker, CallRules
-from ...engine.cache import ResponseCache
-from ...engine.log import RunLogger
+from ...engine import (
+    CellResult,
+    Isolation,
+    Outcome,
+    RunLimits,
+    Sandbox,
+    SandboxConfig,
+    SandboxRuntime,
+    open_sandbox,
+)
+from ...engine.broker.broker import Broker, CallRules
+from ...engine.broker.cache import ResponseCache
+from ...engine.runlog.log import RunLogger
 from ...handlers import Completion, Message, ModelHandler, Price
 from .metrics import OURS
-from .subjects import Interactive, Scale, Session, Trial
+from .subjects import Session
+from .trials import Interactive
 
 T = TypeVar("T")
 
@@ -53,7 +63,7 @@ class Many(One):
 class OurSession(Session):
     """A sandbox behind a broker, in the subject's event loop."""
 
-    def __init__(self, ours: Ours, stack: AsyncExitStack, sandbox: Sandbox) -> None:
+    def __init__(self, ours: OurSessions, stack: AsyncExitStack, sandbox: Sandbox) -> None:
         self._ours = ours
         self._stack = stack
         self.sandbox = sandbox
@@ -71,7 +81,7 @@ class OurSession(Session):
         self._ours.wait(self._stack.aclose())
 
 
-class Ours(Interactive, AbstractContextManager["Ours"]):
+class OurSessions(Interactive):
     """Sandboxes of one engine, which is up between ``with`` and its end.
 
     Its event loop runs only while something of ours is measured, so that peers have the process to themselves.
@@ -81,9 +91,9 @@ class Ours(Interactive, AbstractContextManager["Ours"]):
     ask = ("worker", "worker_batch")
     takes_context = True
 
-    def __enter__(self) -> Ours:
+    def __enter__(self) -> Self:
         self._runner = asyncio.Runner()
-        self._engine = Engine(CONFIG)
+        self._engine = SandboxRuntime(CONFIG)
         try:
             self.wait(self._engine.__aenter__())
         except BaseException:
@@ -134,13 +144,6 @@ class Ours(Interactive, AbstractContextManager["Ours"]):
                 return sandbox.isolation
 
         return self.wait(look())
-
-    def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
-        """See ``Subject.trial``."""
-        from . import own
-
-        trials: Mapping[str, Callable[[Ours, Scale], AbstractContextManager[Trial]]] = own.TRIALS
-        return trials[metric](self, scale) if metric in trials else super().trial(metric, scale)
 
 
 def checked(result: CellResult, *expected: Outcome) -> CellResult:

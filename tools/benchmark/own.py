@@ -19,7 +19,7 @@ from ...engine.sandbox import CallError, WorkerCall
 from . import trials
 from .figures import quantile
 from .metrics import live
-from .ours import CONFIG, Many, Ours, checked, execute_times, open_seconds, processes_in_use
+from .ours import CONFIG, Many, OurSessions, checked, execute_times, open_seconds, processes_in_use
 from .subjects import Figures, Scale, Trial, processor_ns, pss
 
 _FOREVER = "while True: pass"
@@ -29,7 +29,7 @@ _CORES = os.cpu_count() or 1
 
 
 @contextmanager
-def _asking_many(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _asking_many(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     """As of every subject, and with a model that takes many conversations at once."""
     count = scale.of(10, 3)
     each = trials.of_sessions(ours, "batch", scale)
@@ -43,7 +43,7 @@ def _asking_many(ours: Ours, scale: Scale) -> Generator[Trial]:
 
 
 @contextmanager
-def _bringing(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _bringing(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     ours.first_output()
     marks = iter(range(10**9))
 
@@ -66,7 +66,7 @@ def _bringing(ours: Ours, scale: Scale) -> Generator[Trial]:
 
 
 @contextmanager
-def _beside(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _beside(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     with closing(ours.start()) as bare, closing(ours.start(trials.text_of(100))) as laden:
         sessions = {"0 MB": bare, "100 MB": laden}
         yield lambda: {
@@ -75,7 +75,7 @@ def _beside(ours: Ours, scale: Scale) -> Generator[Trial]:
 
 
 @contextmanager
-def _cycling(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _cycling(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     count = scale.of(40, 8)
 
     async def rate(at_once: int) -> float:
@@ -94,16 +94,16 @@ def _cycling(ours: Ours, scale: Scale) -> Generator[Trial]:
 
 
 @contextmanager
-def _resting(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _resting(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     yield lambda: {"": _mib_of_one(ours, scale.of(20, 4))}
 
 
 @contextmanager
-def _dense(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _dense(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     yield lambda: {"": 1024 / _mib_of_one(ours, scale.of(20, 4))}
 
 
-def _mib_of_one(ours: Ours, count: int) -> float:
+def _mib_of_one(ours: OurSessions, count: int) -> float:
     """What one of so many idle sandboxes holds in memory: shim, init and repl."""
 
     async def measure() -> float:
@@ -119,7 +119,7 @@ def _mib_of_one(ours: Ours, count: int) -> float:
 
 
 @contextmanager
-def _stopping(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _stopping(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     yield lambda: {
         "interrupted": ours.wait(_interrupt_seconds()) * 1e3,
         "timed out": ours.wait(_overtime(_FOREVER, 0.0)) * 1e3,
@@ -164,7 +164,7 @@ async def _open(stack: AsyncExitStack, count: int) -> list[Sandbox]:
 
 
 @contextmanager
-def _crowding(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _crowding(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     counts = (1, 8) if scale.quick else (1, 8, 64, 200)
     yield lambda: ours.wait(_grow(counts, scale.of(100, 40)))
 
@@ -187,7 +187,7 @@ async def _grow(counts: Sequence[int], cells: int) -> Figures:
 
 
 @contextmanager
-def _working(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _working(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     calls, cells = scale.of(500, 100), scale.of(200, 50)
     with closing(ours.start()) as session:
         (pids,) = processes_in_use()
@@ -210,7 +210,7 @@ def _processor_us(work: Callable[[], object], pids: dict[str, int], count: int, 
 
 
 @contextmanager
-def _starting(ours: Ours, scale: Scale) -> Generator[Trial]:
+def _starting(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     quickstart = Path(tasks.__path__[0], "examples", "quickstart", "task.json")
     engine = ["-m", "supdist.engine"]
     programs = {
@@ -238,7 +238,7 @@ def _starting(ours: Ours, scale: Scale) -> Generator[Trial]:
         yield lambda: {name: seconds(arguments) for name, arguments in programs.items()}
 
 
-TRIALS: dict[str, Callable[[Ours, Scale], AbstractContextManager[Trial]]] = {
+TRIALS: dict[str, Callable[[OurSessions, Scale], AbstractContextManager[Trial]]] = {
     "batch": _asking_many,
     "context": _bringing,
     "beside": _beside,
@@ -250,3 +250,11 @@ TRIALS: dict[str, Callable[[Ours, Scale], AbstractContextManager[Trial]]] = {
     "cpu": _working,
     "cli": _starting,
 }
+
+
+class Ours(OurSessions):
+    """Our sandboxes, with the trials that they alone have."""
+
+    def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
+        """See ``Subject.trial``."""
+        return TRIALS[metric](self, scale) if metric in TRIALS else super().trial(metric, scale)

@@ -23,7 +23,8 @@ import psutil
 from ...sandbox_image.image import default_tag
 from ..bench_docker import docker_run
 from .metrics import BWRAP, IPYKERNEL, RLM
-from .subjects import Interactive, Scale, Session, Subject, Trial
+from .subjects import Scale, Session, Subject, Trial
+from .trials import Interactive
 
 _SECONDS = 60.0
 _PYTHON = os.path.realpath(sys.executable)

@@ -70,41 +70,6 @@ class Session(ABC):
         return []
 
 
-class Interactive(Subject):
-    """A subject with sessions.
-
-    Attributes:
-        ask: how its code asks the worker for one answer and for many, where it can.
-        takes_context: whether it brings a document into the session.
-    """
-
-    ask: tuple[str, str] | None = None
-    takes_context = False
-
-    @abstractmethod
-    def start(self, context: object = "") -> Session:
-        """Open a session; with a context only where it takes one."""
-
-    def first_output(self, context: object = "") -> float:
-        """Seconds from the order for a session to the output of its first piece of code; it is closed thereafter."""
-        start = time.perf_counter()
-        session = self.start(context)
-        try:
-            printed = session.run("print(1)")
-            took = time.perf_counter() - start
-        finally:
-            session.close()
-        if printed.strip() != "1":
-            raise RuntimeError(f"{self.name} printed {printed[:80]!r}")
-        return took
-
-    def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
-        """See ``Subject.trial``."""
-        from . import trials
-
-        return trials.of_sessions(self, metric, scale)
-
-
 def pss(processes: list[int]) -> int:
     """Bytes of memory that processes hold, what is shared counted in parts (``Pss`` of proc(5), smaps_rollup)."""
     total = 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
+from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, contextmanager
 
-from .subjects import Interactive, Scale, Session, Trial, pss
+from .subjects import Scale, Session, Subject, Trial, pss
 
 MB = 10**6
 BATCHES = (1, 10, 200, 10_000)
@@ -21,6 +23,39 @@ for _ in range({count}):
     found.append(time.perf_counter() - start)
 print(json.dumps(found))
 """
+
+
+class Interactive(Subject):
+    """A subject with sessions.
+
+    Attributes:
+        ask: how its code asks the worker for one answer and for many, where it can.
+        takes_context: whether it brings a document into the session.
+    """
+
+    ask: tuple[str, str] | None = None
+    takes_context = False
+
+    @abstractmethod
+    def start(self, context: object = "") -> Session:
+        """Open a session; with a context only where it takes one."""
+
+    def first_output(self, context: object = "") -> float:
+        """Seconds from the order for a session to the output of its first piece of code; it is closed thereafter."""
+        start = time.perf_counter()
+        session = self.start(context)
+        try:
+            printed = session.run("print(1)")
+            took = time.perf_counter() - start
+        finally:
+            session.close()
+        if printed.strip() != "1":
+            raise RuntimeError(f"{self.name} printed {printed[:80]!r}")
+        return took
+
+    def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
+        """See ``Subject.trial``."""
+        return of_sessions(self, metric, scale)
 
 
 def of_sessions(subject: Interactive, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:

@@ -1,0 +1,306 @@
+"""What a run may take, over supervisor and worker together: reserved before a call, settled after it.
+
+Dollars are counted in whole billionths, rounded against the spender, so that no sum drifts past its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import lru_cache
+from types import TracebackType
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...handlers import Usage
+from ..errors import EngineError
+
+Limit = Literal["max_worker_calls", "max_tokens", "max_cost_usd", "max_seconds"]
+
+_COUNTED: tuple[Limit, ...] = ("max_worker_calls", "max_tokens", "max_cost_usd")
+_NANOS = 1_000_000_000
+
+
+class BudgetLimits(BaseModel):
+    """What a run may take; None is no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max_worker_calls: int | None = Field(
+        default=None, gt=0, description="calls of the worker that are paid for"
+    )
+    max_tokens: int | None = Field(
+        default=None, gt=0, description="tokens read and written, of supervisor and worker"
+    )
+    max_cost_usd: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="US dollars, for supervisor and worker"
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="seconds for the whole run"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call takes at most.
+
+    Attributes:
+        worker_calls: 1 for a call of the worker, 0 for one of the supervisor.
+        tokens: read and written.
+        dollars: None where the price is unknown.
+
+    Raises:
+        ValueError: one of them is negative or not finite.
+    """
+
+    worker_calls: int = 0
+    tokens: int = 0
+    dollars: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        for amount in (self.worker_calls, self.tokens, self.dollars or 0):
+            if not 0 <= amount < float("inf"):
+                raise ValueError(f"a cost must be finite and not negative: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a run may still take, what is reserved not counted in; None where there is no limit."""
+
+    worker_calls: int | None
+    tokens: int | None
+    dollars: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a run has taken, settled; dollars are None once something of unknown price is among it."""
+
+    worker_calls: int
+    tokens: int
+    dollars: float | None
+    seconds: float
+
+
+class BudgetExceeded(EngineError):
+    """It does not fit in what is left.
+
+    Attributes:
+        limit: the limit that it would pass.
+        for_good: false where it only has to wait: what is reserved for others may turn out to be too much.
+    """
+
+    def __init__(self, limit: Limit, *, for_good: bool) -> None:
+        super().__init__(f"{limit} is {'reached' if for_good else 'reserved'}")
+        self.limit: Limit = limit
+        self.for_good = for_good
+
+
+class Budget:
+    """The limits of one run, and what was taken of them. For the thread of one event loop.
+
+    At every reservation, what is settled and reserved stays within each limit that it takes from; so what is
+    settled does, as long as no call took more than was reserved for it. One that did is recorded as it was.
+    """
+
+    def __init__(
+        self, limits: BudgetLimits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """The seconds count from here."""
+        self._limits = _whole(limits or BudgetLimits())
+        self._max_seconds = limits.max_seconds if limits else None
+        self._clock = clock
+        self._started = clock()
+        self._settled: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
+        self._reserved: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
+        self._kept: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
+        self._priced = True
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    def reserve(self, cost: Cost) -> Reservation:
+        """Set a cost aside.
+
+        Raises:
+            BudgetExceeded: it does not fit; of a limit that it takes nothing from, it is not asked.
+        """
+        amounts = self._fitting(cost)
+        return Reservation(amounts, self._reserved, self._end)
+
+    def keep(self, cost: Cost) -> Reservation:
+        """Set a cost aside for later, as for a best answer at the run's end; nobody waits for it to be released.
+
+        Raises:
+            BudgetExceeded: it does not fit.
+        """
+        amounts = self._fitting(cost)
+        return Reservation(amounts, self._kept, self._end)
+
+    def reserve_each(self, costs: Iterable[Cost]) -> list[Reservation | BudgetExceeded]:
+        """Set aside those that fit, in their order; in place of another stands why it does not."""
+        results: list[Reservation | BudgetExceeded] = []
+        for cost in costs:
+            try:
+                results.append(self.reserve(cost))
+            except BudgetExceeded as refusal:
+                results.append(refusal)
+        return results
+
+    async def acquire(self, cost: Cost) -> Reservation:
+        """Set a cost aside as soon as it fits: first come, first served, for as long as the run has seconds left.
+
+        What was reserved for calls under way is mostly more than they take; who waits for them gets the rest.
+        Whoever holds a reservation must not wait for another: all could wait for each other.
+
+        Raises:
+            BudgetExceeded: it does not fit for good.
+        """
+        try:
+            async with asyncio.timeout(self.left().seconds), self._turn:
+                while True:
+                    (result,) = self.reserve_each([cost])
+                    if isinstance(result, Reservation):
+                        return result
+                    if result.for_good:
+                        raise result
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise BudgetExceeded("max_seconds", for_good=True) from None
+
+    def charge(self, cost: Cost) -> None:
+        """Take what was paid for elsewhere, whether it fits or not."""
+        self._end(cost)
+
+    def limits(self, *names: Limit) -> bool:
+        """Whether any of these is limited."""
+        return any(name in self._limits for name in names)
+
+    def left(self) -> Left:
+        """What may still be reserved."""
+        nanos = self._free("max_cost_usd")
+        return Left(
+            self._free("max_worker_calls"),
+            self._free("max_tokens"),
+            None if nanos is None else nanos / _NANOS,
+            self._seconds_left(),
+        )
+
+    def spent(self) -> Spent:
+        """What was settled."""
+        calls, tokens, nanos = (self._settled[limit] for limit in _COUNTED)
+        dollars = nanos / _NANOS if self._priced else None
+        return Spent(calls, tokens, dollars, self._clock() - self._started)
+
+    def _free(self, limit: Limit) -> int | None:
+        if limit not in self._limits:
+            return None
+        taken = self._settled[limit] + self._kept[limit] + self._reserved[limit]
+        return max(0, self._limits[limit] - taken)
+
+    def _seconds_left(self) -> float | None:
+        if self._max_seconds is None:
+            return None
+        return max(0.0, self._max_seconds - (self._clock() - self._started))
+
+    def _fitting(self, cost: Cost) -> dict[Limit, int]:
+        """Its amounts, if they fit."""
+        if self._seconds_left() == 0:
+            raise BudgetExceeded("max_seconds", for_good=True)
+        if cost.dollars is None and "max_cost_usd" in self._limits:
+            raise BudgetExceeded("max_cost_usd", for_good=True)  # nobody can say that it fits
+        amounts = _amounts(cost)
+        refusal = None
+        for limit, most in self._limits.items():
+            free = most - self._settled[limit] - self._kept[limit]
+            if 0 < amounts[limit] > free:
+                raise BudgetExceeded(limit, for_good=True)
+            if 0 < amounts[limit] > free - self._reserved[limit]:
+                refusal = BudgetExceeded(limit, for_good=False)
+        if refusal is not None:
+            raise refusal
+        return amounts
+
+    def _end(self, paid: Cost | None) -> None:
+        """A reservation has ended."""
+        if paid is not None:
+            _add(self._settled, _amounts(paid))
+            self._priced = self._priced and paid.dollars is not None
+        self._freed.set()
+
+
+class Reservation:
+    """A part of a budget, set aside for one call.
+
+    The first of ``settle`` and ``release`` counts; what comes after changes nothing. Leaving it as a context
+    manager releases what was not settled.
+    """
+
+    def __init__(
+        self, amounts: dict[Limit, int], aside: dict[Limit, int], end: Callable[[Cost | None], None]
+    ) -> None:
+        self._amounts = amounts
+        self._aside = aside
+        self._end = end
+        self._open = True
+        _add(aside, amounts)
+
+    def settle(self, usage: Usage, dollars: float | None) -> None:
+        """The call was paid for. Its worker calls are those that were reserved.
+
+        Args:
+            usage: its tokens, more or fewer than were reserved.
+            dollars: None where the price is unknown.
+
+        Raises:
+            ValueError: one of them is negative or not finite; it is still reserved.
+        """
+        paid = Cost(self._amounts["max_worker_calls"], usage.input_tokens + usage.output_tokens, dollars)
+        self._close(paid)
+
+    def release(self) -> None:
+        """Nothing was paid."""
+        self._close(None)
+
+    def _close(self, paid: Cost | None) -> None:
+        if self._open:
+            self._open = False
+            _add(self._aside, self._amounts, -1)
+            self._end(paid)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _whole(limits: BudgetLimits) -> dict[Limit, int]:
+    """The limits that there are, seconds left out."""
+    dollars = limits.max_cost_usd
+    nanos = None if dollars is None else _nanos(dollars, ROUND_FLOOR)
+    all_of_them = zip(_COUNTED, (limits.max_worker_calls, limits.max_tokens, nanos), strict=True)
+    return {limit: most for limit, most in all_of_them if most is not None}
+
+
+def _amounts(cost: Cost) -> dict[Limit, int]:
+    nanos = _nanos(cost.dollars or 0.0, ROUND_CEILING)
+    return {"max_worker_calls": cost.worker_calls, "max_tokens": cost.tokens, "max_cost_usd": nanos}
+
+
+def _add(sums: dict[Limit, int], amounts: dict[Limit, int], times: int = 1) -> None:
+    for limit, amount in amounts.items():
+        sums[limit] += times * amount
+
+
+@lru_cache(1024)
+def _nanos(dollars: float, rounding: str) -> int:
+    """Billionths of a dollar, of the number as it is written: 0.1 is a tenth, and not a little more."""
+    return int(Decimal(repr(float(dollars))).scaleb(9).to_integral_value(rounding))

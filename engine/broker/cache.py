@@ -1,0 +1,239 @@
+"""Finished answers by what was asked, in SQLite, so that nothing is paid for twice.
+
+Only whole answers are kept, and those that their length ended: asking again for an error or a refusal costs a
+call, and may be answered. Processes share a file: it is in WAL mode, and each write is one short transaction. A
+process that is killed loses what it had not committed, and nothing else; a machine that loses its power may lose
+the last commits too, but not the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from ...handlers import Completion, Message
+from ..errors import CacheError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_KEPT = ("stop", "length")
+_KEY_VERSION = 1
+_SCHEMA_VERSION = 1
+_APPLICATION = 0x73757064  # "supd": how file(1) and we know the file as ours
+
+_REMEDIES = {
+    sqlite3.SQLITE_NOTADB: "it is no SQLite database; choose another path",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; move it away, and a new one is made",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; choose a path in a folder that can be written",
+    sqlite3.SQLITE_READONLY: "it cannot be written; choose a path in a folder that can be written",
+    sqlite3.SQLITE_PERM: "it cannot be written; choose a path in a folder that can be written",
+    sqlite3.SQLITE_FULL: "the disk is full; make room",
+    sqlite3.SQLITE_IOERR: "the disk fails or is full; make room, or choose another path",
+    sqlite3.SQLITE_BUSY: "another process holds it for too long",
+}
+
+
+def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: int = 0) -> bytes:
+    """What an answer is found by: a SHA-256 of the model's identity and of what it was asked.
+
+    Args:
+        identity: what ``ModelHandler.identity`` gives.
+        messages: the conversation.
+        sample: which of several equal calls of one batch, where each shall have an answer of its own.
+
+    Raises:
+        TypeError, ValueError: the identity holds what is no JSON.
+    """
+    content = json.dumps(
+        [_KEY_VERSION, identity, list(messages), sample],
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+    return hashlib.sha256(content.encode("ascii")).digest()
+
+
+class ResponseCache:
+    """Answers, found by ``cache_key``. Open between ``async with`` and its end; SQLite works in a thread of its own.
+
+    Raises:
+        CacheError: by every method: the file is damaged, another program's, a newer version's, held by another
+            process, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, timeout: float = 5.0) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            path: the file, made where there is none; None is memory, until the end.
+            timeout: seconds for which another process may hold the file.
+        """
+        self._store = _Store(path, timeout)
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def __aenter__(self) -> ResponseCache:
+        if self._thread is not None:
+            raise RuntimeError("this cache is open; another of the same path can be opened beside it")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-cache")
+        try:
+            await self._in_thread(self._store.open)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def get(self, key: bytes) -> Completion | None:
+        """The answer as it was given. Its usage is what it cost then; to have it from here costs nothing."""
+        return (await self.get_many([key])).get(key)
+
+    async def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
+        """The answers that there are."""
+        return await self._in_thread(self._store.read, list(keys))
+
+    async def put(self, key: bytes, completion: Completion) -> None:
+        """Keep an answer, if it is whole or was ended by its length."""
+        await self.put_many({key: completion})
+
+    async def put_many(self, completions: Mapping[bytes, Completion]) -> None:
+        """Keep those that are to be kept, in one transaction. An answer that is there already stays as it is."""
+        kept = {key: each for key, each in completions.items() if each.finish_reason in _KEPT}
+        if kept:
+            await self._in_thread(self._store.write, kept)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._thread is None:
+            raise RuntimeError("the cache is not open: use it within `async with`")
+        task = partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, task)
+
+    async def _end(self) -> None:
+        """Close, after whatever the thread still does, and even where nobody waits for it any more."""
+        if self._thread is not None:
+            closed = self._thread.submit(self._store.close)
+            self._thread.shutdown(wait=False)
+            self._thread = None
+            await asyncio.shield(asyncio.wrap_future(closed))
+
+
+class _Store:
+    """The file, as the one thread that uses it sees it."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, timeout: float) -> None:
+        self._path = None if path is None else Path(path)
+        self._timeout = timeout
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        with self._errors():
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            name = ":memory:" if self._path is None else self._path.absolute()
+            self._connection = sqlite3.connect(name, timeout=self._timeout, isolation_level=None)
+            self._claim(self._connection)
+            self._log_ahead(self._connection)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with self._errors():
+                self._connection.close()
+            self._connection = None
+
+    def read(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
+        assert self._connection is not None
+        found: dict[bytes, Completion] = {}
+        with self._errors():
+            for key in keys:
+                row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    found[key] = self._decode(row[0])
+        return found
+
+    def write(self, completions: Mapping[bytes, Completion]) -> None:
+        assert self._connection is not None
+        rows = [(key, _encode(completion)) for key, completion in completions.items()]
+        with self._errors(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+
+    def _decode(self, answer: Any) -> Completion:
+        try:
+            return msgspec.convert(json.loads(answer), Completion)
+        except (TypeError, ValueError, msgspec.ValidationError) as error:
+            raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}") from error
+
+    def _claim(self, connection: sqlite3.Connection) -> None:
+        """See that the file is ours, or make it so; nothing of another's is changed.
+
+        To begin a write shows here, before anything is spent, whether there can be one.
+        """
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            (owner,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if (owner, version, tables) == (0, 0, 0):
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                connection.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL)")
+            elif owner != _APPLICATION:
+                raise CacheError(f"{self._path}: it is another program's database; choose another path")
+            elif version != _SCHEMA_VERSION:
+                raise CacheError(
+                    f"{self._path}: its version is {version}, and this one knows {_SCHEMA_VERSION}; "
+                    "choose another path"
+                )
+
+    def _log_ahead(self, connection: sqlite3.Connection) -> None:
+        """Turn WAL mode on, where the file system can; SQLite does not wait by itself for others who do the same."""
+        connection.execute("PRAGMA synchronous = NORMAL")
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        """What SQLite and the system say, as ``CacheError``."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            remedy = _REMEDIES.get(_code(error), str(error))
+            raise CacheError(f"{self._path}: {remedy}") from error
+        except OSError as error:
+            raise CacheError(f"{self._path}: {error.strerror}; choose another path") from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where the error is the Python module's own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _encode(completion: Completion) -> str:
+    """The answer, without how long it took; ASCII, so that half a surrogate pair is kept too."""
+    return json.dumps(msgspec.to_builtins(replace(completion, retries=0, queued=0.0)))

@@ -1,0 +1,282 @@
+"""What a run looks like from outside: a live panel on a terminal, plain lines elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Protocol
+
+from ...handlers import Usage
+from ..events import (
+    BlockEnded,
+    BlockStarted,
+    Event,
+    Metrics,
+    RunStarted,
+    SupervisorReplied,
+    SupervisorWrote,
+    TurnStarted,
+)
+from .terminal import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from ..result import RunResult
+    from ..sandbox.doctor import Finding
+    from ..service import Load
+
+_CODE_LINES = 8
+
+
+class Screen(Protocol):
+    """Where a run shows itself."""
+
+    def note(self, text: str) -> None:
+        """A line to keep."""
+        ...
+
+    def on_event(self, event: Event) -> None:
+        """Something happened."""
+        ...
+
+
+@contextmanager
+def display(query: str, *, quiet: bool) -> Generator[Screen]:
+    """The screen that fits: nothing, a live panel where stderr is a terminal, or lines."""
+    if quiet:
+        yield _Silent()
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True, highlight=False)
+        panel = _Panel(query, console.print)
+        with Live(panel, console=console, refresh_per_second=8, transient=True):
+            yield panel
+
+
+class ServiceScreen(Protocol):
+    """Where a broker service shows itself."""
+
+    def note(self, text: str) -> None:
+        """A line to keep."""
+        ...
+
+    def show(self, load: Load) -> None:
+        """What it is doing now."""
+        ...
+
+
+@contextmanager
+def service_screen() -> Generator[ServiceScreen]:
+    """The screen that fits: a line that is drawn anew where stderr is a terminal, else only lines to keep."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True, highlight=False)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            yield _StatusLine(live)
+
+
+def summary(result: RunResult, log_dir: str | None) -> str:
+    """One line about a run that has ended."""
+    ends = {
+        "final": "answered",
+        "max_iterations": "all turns used, best answer",
+        "timeout": "time is up, best answer",
+        "sandbox_lost": "sandbox lost, best answer",
+        "budget": "budget used, best answer",
+        "cancelled": "cancelled",
+    }
+    turns = f"{result.iterations} turn{'s' if result.iterations != 1 else ''}"
+    parts = [
+        f"{ends[result.stop_reason]} in {turns}",
+        f"{result.elapsed:.1f} s",
+        f"supervisor {_tokens(result.supervisor_usage)}",
+        f"worker {_tokens(result.worker_usage)}",
+        *([_dollars(result.cost_usd)] if result.cost_usd != 0 else []),
+        f"{result.isolation.backend} sandbox",
+    ]
+    return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
+
+
+def findings_table(findings: list[Finding]) -> str:
+    """What the doctor found, a line a layer, with the remedies below it."""
+    wide = max(len(finding.layer) for finding in findings)
+    lines: list[str] = []
+    for finding in findings:
+        mark = "ok  " if finding.holds else "FAIL" if finding.required else "--  "
+        if sys.stdout.isatty():
+            colour = 32 if finding.holds else 31 if finding.required else 33
+            mark = f"\x1b[{colour}m{mark}\x1b[0m"
+        lines.append(f"{mark}  {finding.layer:<{wide}}  {printable(finding.measured)}")
+        if finding.remedy:
+            lines.append(f"{'':4}  {'':<{wide}}  → {printable(finding.remedy)}")
+    return "\n".join(lines)
+
+
+def report(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
+    """Print what the doctor found of a backend; whether its default level holds."""
+    from ..sandbox.doctor import default_level_holds
+
+    holds = default_level_holds(findings)
+    if as_json:
+        found = [asdict(finding) for finding in findings]
+        print(json.dumps({"backend": backend, "holds": holds, "findings": found}))
+    else:
+        print(findings_table(findings))
+        print(
+            "The default level holds."
+            if holds
+            else "The default level does not hold: `run` refuses (exit 4)."
+        )
+    return holds
+
+
+def _tokens(usage: Usage) -> str:
+    calls = f"{usage.calls:,} call{'s' if usage.calls != 1 else ''}"
+    return f"{calls} {usage.input_tokens:,} in {usage.output_tokens:,} out"
+
+
+class _Silent:
+    def note(self, text: str) -> None:
+        pass
+
+    def on_event(self, event: Event) -> None:
+        pass
+
+
+class _Lines:
+    """A line when something ended; worker calls are counted with their block."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def show(self, load: Load) -> None:
+        pass
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case SupervisorReplied():
+                self.note(f"turn {event.step}: supervisor {_tokens(event.usage)}, {event.elapsed:.1f} s")
+            case BlockEnded():
+                result = event.result
+                name = f": {printable(result.error.type)}" if result.error else ""
+                output = len(result.stdout) + len(result.stderr)
+                self.note(
+                    f"turn {event.step}: block {result.outcome.value}{name}, {result.elapsed:.1f} s, "
+                    f"{output:,} characters, {self._done} worker calls so far"
+                )
+            case Metrics():
+                self._done = event.done
+            case _:
+                pass
+
+
+def _calls(metrics: Metrics) -> str:
+    counts = {
+        "in flight": metrics.in_flight,
+        "queued": metrics.queued,
+        "failed": metrics.failed,
+        "cached": metrics.cached,
+    }
+    parts = [f"{count:,} {name}" for name, count in counts.items() if count or name == "in flight"]
+    cost = [_dollars(metrics.cost_usd)] if metrics.cost_usd != 0 else []
+    return " · ".join([", ".join(parts), _tokens(metrics.usage), *cost])
+
+
+def _dollars(cost: float | None) -> str:
+    return "price unknown" if cost is None else f"${cost:,.4f}"
+
+
+class _StatusLine:
+    """What a broker service is doing, in a line."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def note(self, text: str) -> None:
+        self._live.console.print(printable(text), markup=False)
+
+    def show(self, load: Load) -> None:
+        from rich.text import Text
+
+        clients = f"{load.engines} client{'s' if load.engines != 1 else ''}"
+        line = f"{clients} · {load.running:,} running · {load.queued:,} queued · {load.done:,} done"
+        self._live.update(Text(line, style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+class _Panel:
+    """The state of the run, drawn anew several times a second."""
+
+    def __init__(self, query: str, print_line: object) -> None:
+        self._query = printable(" ".join(query.split()))
+        self._print = print_line
+        self._started = time.monotonic()
+        self._turn, self._turns = 0, 0
+        self._doing = "starting the sandbox"
+        self._code = ""
+        self._written = 0
+        self._supervisor = Usage()
+        self._workers = Metrics()
+
+    def note(self, text: str) -> None:
+        assert callable(self._print)
+        self._print(text, style="yellow", markup=False)
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self._turns = event.max_iterations
+            case TurnStarted():
+                self._turn, self._doing, self._written = event.step, "the supervisor thinks", 0
+            case SupervisorWrote():
+                self._written += len(event.text)
+                self._doing = f"the supervisor writes, {self._written:,} characters"
+            case SupervisorReplied():
+                self._supervisor += event.usage
+            case BlockStarted():
+                self._code = printable(event.code)
+                self._doing = f"running block {event.block} of {event.blocks}"
+            case BlockEnded():
+                self._doing = f"block ended: {event.result.outcome.value}"
+            case Metrics():
+                self._workers = event
+            case _:
+                pass
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.syntax import Syntax
+        from rich.table import Table
+        from rich.text import Text
+
+        seconds = time.monotonic() - self._started
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="dim", justify="right")
+        facts.add_column(no_wrap=True, overflow="ellipsis")
+        facts.add_row("turn", Text(f"{self._turn} of {self._turns or '?'} · {self._doing} · {seconds:.0f} s"))
+        facts.add_row("supervisor", Text(_tokens(self._supervisor)))
+        facts.add_row("worker", Text(_calls(self._workers)))
+        parts: list[RenderableType] = [facts]
+        if self._code:
+            lines = self._code.strip("\n").splitlines()
+            more = [f"# … {len(lines) - _CODE_LINES} more lines"] if len(lines) > _CODE_LINES else []
+            code = "\n".join(lines[:_CODE_LINES] + more)
+            parts.append(Syntax(code, "python", background_color="default", word_wrap=False))
+        return Panel(Group(*parts), title=Text(self._query[:100]), title_align="left", border_style="cyan")

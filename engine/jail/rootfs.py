@@ -1,0 +1,278 @@
+"""The zygote's view of the machine: a mount namespace of its own that holds little, under neutral names.
+
+``plan`` runs in the engine and only looks. ``main`` runs in a fresh interpreter (standard library
+alone): it builds the view and becomes the zygote. In the view lie
+
+    /lower          what sandboxes see of the host, each folder a bind: system libraries, the interpreter
+    /template       the rest of a sandbox's tree: empty folders to mount on, links, a few files of /etc
+    /usr /lib ...   links into /lower, so that a path means the same here and in a sandbox
+    /hostlib        the modules that zygote and shim import; no sandbox sees it
+    /guest          where a sandbox puts its root together (``isolated_process.py``)
+    /proc           the host's, to watch and to map ids
+    /run/engine     the engine's ZeroMQ socket, a bind of the file itself: the engine unlinks its
+                    directory at once, so that nothing is left on disk whoever is killed
+
+An interpreter under /home or in a virtual environment appears as /opt/python, the user's folder of packages as
+/opt/packages: neither a traceback nor /proc/self/maps in a sandbox names a path of the host. That folder is one more
+bind, made by path: a descriptor of another mount namespace cannot be bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypedDict
+
+from . import syscalls as sc
+from .setup_errors import StepFailed, step
+
+PACKAGES = "/opt/packages"
+"""Where sandboxes find the third-party packages that their user chose."""
+_ROOT = Path(__file__).resolve().parents[2]
+_OUR_MODULES = ("engine/jail", "sandbox_image")
+HOST_MODULES = ("msgspec", "cloudpickle", "psutil", "pyseccomp")
+ENGINE_SOCKET = "/run/engine"
+
+_PYTHON = "/opt/python"
+_SYSTEM = (
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/share/zoneinfo",
+)
+_ROOT_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
+_ETC_COPIES = ("/etc/ld.so.cache",)
+_ETC_FILES = {
+    "passwd": "root:x:0:0:root:/:/bin/sh\nsandbox:x:65534:65534:sandbox:/work:/bin/sh\n",
+    "group": "root:x:0:\nsandbox:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "fonts/fonts.conf": "<fontconfig><cachedir>/tmp/fontconfig</cachedir></fontconfig>\n",  # for matplotlib
+}
+DEVICES = ("null", "zero", "full", "random", "urandom")
+_MOUNT_POINTS = ("proc", "tmp", "work", "dev/shm")
+
+LOWER, TEMPLATE, EMPTY = "/lower", "/template", "/empty"
+
+BOOT = (
+    "import sys, types; sys.path[:0] = {path!r}\n"
+    "for name, folder in (('supdist', {root!r}), ('supdist.engine', {root!r} + '/engine')):\n"
+    "    sys.modules[name] = package = types.ModuleType(name); package.__path__ = [folder]\n"
+    "from supdist.engine.jail.{module} import main; main()"
+)
+"""A program that imports ``jail`` and ``sandbox_image`` from where they lie, installed there or not.
+
+It makes the packages above ``jail`` itself: the view holds no other part of the engine.
+"""
+
+
+class Plan(TypedDict):
+    """What the view is made of. Binds are pairs of the host's path and the view's."""
+
+    binds: list[list[str]]
+    copies: list[list[str]]
+    modules: list[list[str]]
+    python: str
+    environment: dict[str, str]
+    links: dict[str, str]
+
+
+class Order(Plan):
+    """A plan, and the two ends that the engine holds: a descriptor and the path of its ZeroMQ socket."""
+
+    control: int
+    socket: str
+
+
+def plan(packages: str | None = None) -> Plan:
+    """What the view is made of on this host, as data for ``main``; found without importing anything.
+
+    ``packages`` is the real path of a folder that sandboxes see as ``PACKAGES``.
+    """
+    binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
+    executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
+    python, environment = executable, dict[str, str]()
+    copies: list[list[str]] = []
+    if os.path.isdir("/etc/alternatives"):
+        binds.append(["/etc/alternatives", "/etc/alternatives"])
+    if sys.base_prefix != "/usr":
+        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        python = f"{_PYTHON}/bin/{name}"
+        binds.append([os.path.join(sys.base_prefix, "lib"), f"{_PYTHON}/lib"])
+        copies.append([executable, python])
+        if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+            environment["LD_LIBRARY_PATH"] = f"{_PYTHON}/lib"
+    if packages is not None:
+        binds.append([packages, PACKAGES])
+    modules = [[str(_ROOT / part), f"/hostlib/supdist/{part}"] for part in _OUR_MODULES]
+    for module in HOST_MODULES:
+        modules += [[str(source), f"/hostlib/{source.name}"] for source in _module_files(module)]
+    return {
+        "binds": binds
+        + [[path, path] for path in _ROOT_LINKS if os.path.isdir(path) and not os.path.islink(path)],
+        "copies": copies,
+        "modules": modules,
+        "python": python,
+        "environment": environment,
+        "links": {path: os.readlink(path) for path in _ROOT_LINKS if os.path.islink(path)},
+    }
+
+
+def _module_files(name: str) -> list[Path]:
+    """A module's file or folder, and the folder of shared libraries that a wheel puts beside it."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {name!r}; reinstall supdist-engine", name=name)
+    if not spec.submodule_search_locations:
+        return [Path(spec.origin)]
+    folder = Path(spec.origin).parent
+    return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
+
+
+def command_without_view(control_fd: int, socket_file: str, contexts: str) -> list[str]:
+    """The command line of a zygote that builds no walls, and so needs no view: its guests are in containers.
+
+    ``contexts`` is the folder with what they read; it is removed at the end.
+    """
+    path = sorted({str(_module_files(module)[0].parent) for module in HOST_MODULES})
+    boot = BOOT.format(path=path, root=str(_ROOT), module="start")
+    return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), socket_file, json.dumps(contexts)]
+
+
+def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
+    """The command line that becomes the zygote, see ``plan``. ``control_fd`` must be inherited."""
+    boot = BOOT.format(path=[], root=str(_ROOT), module="rootfs")
+    order: Order = {**plan(packages), "control": control_fd, "socket": socket_file}
+    return [sys.executable, "-I", "-S", "-c", boot, json.dumps(order)]
+
+
+def main() -> None:
+    """Build the view and exec the zygote in it. A failure is reported on the control socket by exit status."""
+    order: Order = json.loads(sys.argv[1])
+    os.umask(0o022)  # every uid must be able to walk through what is made here
+    try:
+        _build(order)
+        with step("exec"):
+            folders = [target for _, target in order["binds"]] + [
+                os.path.dirname(to) for _, to in order["copies"]
+            ]
+            boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="start")
+            arguments = [
+                order["python"],
+                "-I",
+                "-S",
+                "-c",
+                boot,
+                str(order["control"]),
+                ENGINE_SOCKET,
+                json.dumps(folders),
+            ]
+            os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
+    except StepFailed as failure:
+        # msgspec is not to be had in this interpreter; the engine reads this one line in its place.
+        os.write(order["control"], f"FAILED {failure.step} {failure.errno}".encode())
+        sys.exit(1)
+
+
+def _build(order: Order) -> None:
+    _leave_the_hosts_mounts()
+    with step("host_view"):
+        # Two pivots: the first puts the host's tree, whole, under /host of an empty tmpfs, so that a
+        # source below the mount point (/tmp) stays in reach; the second forgets it.
+        sc.mount("tmpfs", "/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
+        os.chdir("/tmp")
+        for folder in ("host", "view"):
+            os.mkdir(folder)
+        sc.pivot_root(".", "host")
+        os.chdir("/")
+        sc.mount("tmpfs", "/view", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
+        os.chdir("/view")
+        _fill(order)
+        sc.pivot_root_here()
+
+
+def _leave_the_hosts_mounts() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        with step("host_view"):
+            sc.unshare(sc.CLONE_NEWNS)
+    else:
+        # An ordinary user owns a user namespace instead, as its uid 0: a mapped root keeps its
+        # capabilities over exec, another uid would lose them.
+        with step("user_namespace"):
+            sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
+        with step("id_map"):
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    with step("host_view"):
+        sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
+
+
+def _fill(order: Order) -> None:
+    for folder in ("proc", "dev", "run", "hostlib", "lower", "template", "empty", "guest"):
+        os.mkdir(folder)
+    for source, target in order["binds"]:
+        with step("packages" if target == PACKAGES else "host_view"):
+            _bind(source, f"lower{target}")
+    for _, target in order["binds"]:
+        sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
+    for source, target in order["copies"]:
+        os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
+        shutil.copyfile(f"/host{source}", f"lower{target}")
+        os.chmod(f"lower{target}", 0o555)  # noqa: S103 - an executable for any uid
+    _fill_template(order)
+    links = (
+        {f"/{name}": f"{LOWER}/{name}" for name in os.listdir("lower")}
+        | order["links"]
+        | {"/etc": f"{TEMPLATE}/etc"}
+    )
+    for path, target in links.items():
+        os.symlink(target, path[1:])
+
+    for source, target in order["modules"]:
+        _bind(source, target[1:])
+        sc.protect(target[1:], sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
+    for name in DEVICES:
+        _bind(f"/dev/{name}", f"dev/{name}")
+    sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
+    if os.path.isdir("/host/sys/fs/cgroup"):
+        _bind("/sys/fs/cgroup", "sys/fs/cgroup")
+    _bind(order["socket"], ENGINE_SOCKET[1:])
+
+
+def _fill_template(order: Order) -> None:
+    template = Path("template")
+    folders = [target for _, target in order["binds"]] + [os.path.dirname(to) for _, to in order["copies"]]
+    for folder in ("etc/fonts", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
+        (template / folder).mkdir(parents=True, exist_ok=True)
+    for path, target in order["links"].items():
+        os.symlink(target, template / path[1:])
+    for name, text in _ETC_FILES.items():
+        (template / "etc" / name).write_text(text)
+    for path in _ETC_COPIES:
+        if os.path.exists(f"/host{path}"):
+            shutil.copyfile(f"/host{path}", template / path[1:])
+    for name in DEVICES:
+        (template / "dev" / name).touch()
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", template / "dev" / name)
+    os.symlink("/proc/self/fd", template / "dev/fd")
+
+
+def _bind(source: str, target: str) -> None:
+    """Bind ``source`` of the host to ``target`` of the view, a file to a file and a folder to a folder."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    if os.path.isdir(f"/host{source}"):
+        Path(target).mkdir(exist_ok=True)
+    else:
+        Path(target).touch()
+    sc.mount(f"/host{source}", target, None, sc.MS_BIND | sc.MS_REC)

@@ -1,0 +1,185 @@
+"""The system-call filter: ``seccomp.json`` (OCI format, shared with the docker backend) as a BPF program.
+
+The zygote compiles it once; a sandbox only loads the result, as its last step before the guest's code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ...sandbox_image import protocol
+from . import syscalls as sc
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+PROFILE = Path(protocol.__file__).with_name("seccomp.json")
+
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_INSTRUCTION_BYTES = 8
+_BINARY_TREE = 2
+_NUMBERS_END = 512
+"""Linux 6.18 ends at 470; from here on a call gets the profile's default."""
+
+_RETURNS = {"SCMP_ACT_ALLOW": 0x7FFF0000, "SCMP_ACT_ERRNO": 0x00050000}
+_OPERATORS = {
+    "SCMP_CMP_NE": 1,
+    "SCMP_CMP_LT": 2,
+    "SCMP_CMP_LE": 3,
+    "SCMP_CMP_EQ": 4,
+    "SCMP_CMP_GE": 5,
+    "SCMP_CMP_GT": 6,
+    "SCMP_CMP_MASKED_EQ": 7,
+}
+
+Action = Literal["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"]
+Operator = Literal[
+    "SCMP_CMP_NE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_MASKED_EQ",
+]
+
+
+class SeccompUnavailable(Exception):
+    """This machine has no libseccomp, or a processor for which the profile was not written."""
+
+
+class _Part(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A part of the profile. An unknown key is an error: it could be one that narrows a rule."""
+
+
+class Condition(_Part, frozen=True):
+    """A comparison of one argument. For ``MASKED_EQ``: argument & ``value`` == ``value_two``."""
+
+    index: int
+    op: Operator
+    value: int
+    value_two: int = 0
+
+
+class Rule(_Part, frozen=True):
+    """What happens to calls whose arguments meet every condition. A call's rules are alternatives."""
+
+    names: tuple[str, ...]
+    action: Action
+    errno_ret: int = errno.EPERM
+    args: tuple[Condition, ...] = ()
+    comment: str = ""
+
+
+class Architecture(_Part, frozen=True):
+    """A processor. The ABIs that it runs besides its own stay refused, so their list is empty."""
+
+    architecture: str
+    sub_architectures: tuple[()]
+
+
+class Profile(_Part, frozen=True):
+    """The whole file."""
+
+    default_action: Literal["SCMP_ACT_ERRNO"]
+    default_errno_ret: int
+    arch_map: tuple[Architecture, ...]
+    syscalls: tuple[Rule, ...]
+
+
+def parse_profile(text: bytes) -> Profile:
+    """Read a profile.
+
+    Raises:
+        ValueError: it is no JSON, or holds an action, an operator or a key that is not known here.
+    """
+    try:
+        return msgspec.json.decode(text, type=Profile)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"seccomp profile: {error}") from error
+
+
+def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
+    """The profile as a program for this processor. Milliseconds: to be done once, outside the sandboxes.
+
+    Args:
+        refused: calls that get the profile's default, whatever it says of them.
+
+    Raises:
+        SeccompUnavailable: libseccomp cannot be loaded, or the profile does not name this processor.
+        ValueError: the profile is wrong.
+        OSError: libseccomp refuses a rule.
+    """
+    profile = parse_profile(PROFILE.read_bytes())
+    library = _load_library()
+    known = {getattr(library.Arch, each.architecture.removeprefix("SCMP_ARCH_")) for each in profile.arch_map}
+    if library.system_arch() not in known:
+        raise SeccompUnavailable(f"{PROFILE.name} was not written for {os.uname().machine}")
+    default = _returns(profile.default_action, profile.default_errno_ret)
+    program = library.SyscallFilter(default)
+    program.set_attr(library.Attr.ACT_BADARCH, library.KILL_PROCESS)
+    program.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
+    newest = 0
+    for rule in profile.syscalls:
+        action = _returns(rule.action, rule.errno_ret)
+        conditions = [
+            library.Arg(each.index, _OPERATORS[each.op], each.value, each.value_two) for each in rule.args
+        ]
+        for name in rule.names:
+            number = library.resolve_syscall(library.Arch.NATIVE, name)
+            newest = max(newest, number)
+            # Below zero: unknown to this libseccomp, or a call that this processor does not have.
+            if number >= 0 and action != default and name not in refused:
+                program.add_rule(action, number, *conditions)
+    # Calls that came after this libseccomp: a newer libc tries them, and falls back if they do not exist.
+    for number in range(newest + 1, _NUMBERS_END):
+        program.add_rule(_returns("SCMP_ACT_ERRNO", errno.ENOSYS), number)
+    return _export(program)
+
+
+def install(program: bytes) -> None:
+    """Put this process, and all that it will ever start, under ``program``. It must have no_new_privs.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
+    head = _Program(len(program) // _INSTRUCTION_BYTES, program)
+    sc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(head))
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("instructions", ctypes.c_ushort), ("program", ctypes.c_char_p))
+
+
+def _returns(action: Action, code: int) -> int:
+    return _RETURNS[action] | (code if action == "SCMP_ACT_ERRNO" else 0)
+
+
+def _load_library() -> ModuleType:
+    # pyseccomp looks for its library when it is imported, with the help of ldconfig and compilers. That takes
+    # 30 ms and fails in the zygote's view; the dynamic linker finds the library by its name alone.
+    find_library = ctypes.util.find_library
+    ctypes.util.find_library = {"seccomp": "libseccomp.so.2"}.get
+    try:
+        import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
+    except (ImportError, AttributeError, OSError) as error:
+        raise SeccompUnavailable(f"libseccomp 2.5 or newer is needed: {error}") from error
+    finally:
+        ctypes.util.find_library = find_library
+    return pyseccomp
+
+
+def _export(program: Any) -> bytes:
+    with open(os.memfd_create("seccomp"), "w+b") as file:
+        program.export_bpf(file)
+        file.seek(0)
+        return file.read()

@@ -1,0 +1,112 @@
+"""What a sandbox uses where no control group counts it: a look at its processes now and then.
+
+A module of its own, so that who needs none does not hold psutil in the memory of every sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+from ...sandbox_image.protocol import Limits, Outcome, Usage
+from .meter import Meter
+
+_LOOK_SECONDS = 0.1
+_CHILDREN = Path("/proc/thread-self/children")
+"""There where the kernel lists a thread's children (CONFIG_PROC_CHILDREN), as most do."""
+
+
+class Watchdog(Meter):
+    """A look at the process tree every tenth of a second. A burst between two looks goes unseen."""
+
+    def __init__(self, init_pid: int, limits: Limits) -> None:
+        self._init = psutil.Process(init_pid)
+        self._limits = limits
+        self._due = 0.0
+        self._memory = 0
+        self._peak = 0
+        self._cpu_before = 0.0
+        self._cpu = 0.0
+        self._processes = 0
+
+    def begin(self) -> None:
+        """See ``Meter.begin``."""
+        self._processes = 0
+        self._count()
+        self._cpu_before = self._cpu
+
+    def usage(self) -> Usage:
+        """See ``Meter.usage``."""
+        self._count()
+        return Usage(max(0.0, self._cpu - self._cpu_before), self._peak, "watchdog")
+
+    def exceeded(self) -> tuple[Outcome, str] | None:
+        """See ``Meter.exceeded``."""
+        most = self._limits.memory_bytes
+        if self._memory > most:
+            return Outcome.OOM, f"its processes used {self._memory} bytes; {most} are allowed"
+        return None
+
+    def was_refused_a_process(self) -> bool:
+        """See ``Meter.was_refused_a_process``."""
+        return self._processes >= self._limits.pids
+
+    def next_look(self, now: float) -> float | None:
+        """See ``Meter.next_look``."""
+        return max(now, self._due)
+
+    def look(self, now: float) -> tuple[Outcome, str] | None:
+        """See ``Meter.look``."""
+        if now < self._due:
+            return None
+        self._due = now + _LOOK_SECONDS
+        self._count()
+        return self.exceeded()
+
+    def _count(self) -> None:
+        """Sum over the tree: memory in bytes that lies in no file, processor time, threads."""
+        processes = _tree(self._init)
+        memory, cpu, threads = 0, 0.0, 0
+        for process in processes:
+            with contextlib.suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                memory += _sum_kib(f"/proc/{process.pid}/status", "RssAnon", "RssShmem")
+                cpu += times.user + times.system + times.children_user + times.children_system
+                threads += process.num_threads()
+        if memory > min(self._peak or memory, self._limits.memory_bytes):
+            # So far, pages that a fork shares with its parent were counted in each. This costs more and is exact.
+            memory = sum(
+                _sum_kib(f"/proc/{process.pid}/smaps_rollup", "Pss_Anon", "Pss_Shmem")
+                for process in processes
+            )
+        self._memory, self._peak, self._cpu = memory, max(self._peak, memory), max(self._cpu, cpu)
+        self._processes = max(self._processes, threads)
+
+
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it. psutil would read every process of the machine for it."""
+    if not _CHILDREN.exists():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [root, *root.children(recursive=True)]
+        return []
+    pids = [root.pid]
+    for pid in pids:  # which grows on the way
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids.extend(map(int, (task / "children").read_text().split()))
+    processes = [root]
+    for pid in pids[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    return processes
+
+
+def _sum_kib(path: str, *names: str) -> int:
+    """Bytes that lines such as ``RssAnon:  12 kB`` add up to (proc(5)); 0 once the process has ended."""
+    with contextlib.suppress(OSError):
+        lines = (line.split() for line in Path(path).read_text().splitlines())
+        wanted = {f"{name}:" for name in names}
+        return sum(int(words[1]) << 10 for words in lines if words and words[0] in wanted)
+    return 0

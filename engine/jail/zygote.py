@@ -1,0 +1,251 @@
+"""The zygote: one per engine, single-threaded, no secret, no ZeroMQ context. It forks a shim per sandbox.
+
+It has imported what shim and guest need, so that a sandbox costs forks and not imports. It ends when
+the engine's end of the control socket closes, and every shim dies with it (``PR_SET_PDEATHSIG``).
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from typing import NoReturn
+
+# Imported for the shims and guests that will be forked: see the module's docstring.
+import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
+
+from ...sandbox_image import protocol
+from . import isolated_process, seccomp, shim
+from . import syscalls as sc
+from .cgroups import CgroupBase
+
+_UNCOUNTED = frozenset({"memfd_create"})
+"""Memory that belongs to no process: refused where only a look at the processes bounds it."""
+
+_PACKET_BYTES = 64 << 10
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+"""A unit that is stopped sends these to all its processes; the groups beside it are nobody's to remove but ours."""
+_SWEEP_SECONDS = 2.0
+_SWEEP_AGAIN_MS = 20
+# What is small or that code uses often: each sandbox has a part of its memory and forks it three times. asyncio, with
+# TLS, is 2.5 MB; a cell that wants it waits 30 ms.
+_GUESTS_USE = (
+    "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
+    "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
+    "statistics", "string", "subprocess", "textwrap", "time", "typing", "unicodedata",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Serve the control socket until the engine is gone.
+
+    Arguments: its descriptor, the path of the engine's ZeroMQ socket, and, as JSON, a list of the folders that
+    sandboxes see. A zygote whose shims are for guests of a container daemon is given, instead of the list, the path of
+    the folder with their contexts, and removes it at the end.
+    """
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    sc.set_name("supdist-zygote")
+    for module in _GUESTS_USE:
+        __import__(module)
+    engine_socket, sees = sys.argv[2], json.loads(sys.argv[3])
+    kit = None
+    if isinstance(sees, str):
+        # Nothing is left on disk whoever is killed: the engine unlinks the socket's name, this keeps the file.
+        engine_socket = f"/proc/self/fd/{os.open(engine_socket, os.O_PATH)}"
+    else:
+        kit = _kit(tuple(sees))
+    for number in (signal.SIGCHLD, *_ENDS):
+        signal.signal(number, _wake)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What exists now is never freed in a child: frozen, a child's garbage collector does not touch
+    # (and so does not copy) the pages that it shares with its siblings.
+    gc.collect()
+    gc.freeze()
+    Zygote(control, kit, engine_socket, sees if kit is None else None).serve()
+
+
+def _kit(folders: tuple[str, ...]) -> isolated_process.Kit:
+    cgroups = CgroupBase.find()
+    if cgroups is not None:
+        cgroups.sweep_the_dead()
+    else:
+        from . import watchdog  # noqa: F401  # pyright: ignore[reportUnusedImport] - for the shims
+    return isolated_process.Kit(
+        _compile_filter(_UNCOUNTED if cgroups is None else frozenset()), cgroups, folders
+    )
+
+
+def _compile_filter(refused: frozenset[str]) -> bytes | None:
+    """The system-call filter; None without libseccomp, which the engine then finds out by measuring."""
+    try:
+        return seccomp.compile_filter(refused=refused)
+    except seccomp.SeccompUnavailable:
+        return None
+
+
+class Zygote:
+    """The children, and the one that waits: a shim with its sandbox built, that nobody has used."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        kit: isolated_process.Kit | None,
+        engine_socket: str,
+        contexts: str | None,
+    ) -> None:
+        self._control = control
+        self._contexts = contexts
+        self._kit = kit
+        self._cgroups = kit.cgroups if kit is not None else None
+        self._engine_socket = engine_socket
+        self._reaped, self._signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
+        self._sessions: dict[int, bytes] = {}
+        self._spare: tuple[int, socket.socket] | None = None
+        self._to_sweep: set[str] = set()
+
+    def serve(self) -> None:
+        """Take orders until the engine is gone; then end with everything that was forked."""
+        self._control.send(protocol.encode(protocol.ZygoteReady(protocol.VERSION)))
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._reaped, select.POLLIN)
+        # The engine's end of the control socket may outlive it, in a child that it forked; this cannot.
+        engine = os.pidfd_open(os.getppid())
+        poller.register(engine, select.POLLIN)
+        self._build_ahead()
+        while True:
+            ready = {fd for fd, _ in poller.poll(_SWEEP_AGAIN_MS if self._to_sweep else None)}
+            self._sweep()
+            if self._reaped in ready:
+                with contextlib.suppress(BlockingIOError):
+                    if set(os.read(self._reaped, 4096)) & set(_ENDS):
+                        self._end()
+                self._report_deaths()
+            if engine in ready:
+                self._end()
+            if self._control.fileno() in ready:
+                received = _receive(self._control)
+                if received is None:
+                    self._end()
+                order, descriptors = received
+                if isinstance(order, protocol.Abandon):
+                    self._kill(pid for pid, session in self._sessions.items() if session == order.session)
+                else:
+                    self._spawn(order, descriptors)
+
+    def _spawn(self, order: protocol.Spawn | protocol.Attach, descriptors: list[int]) -> None:
+        """Give the waiting sandbox to its user, and build the next."""
+        try:
+            pid, orders = self._spare or self._fork()
+        except OSError as error:
+            self._tell(protocol.NotForked(order.session, error.errno or 0))
+        else:
+            self._spare = None
+            self._sessions[pid] = order.session
+            with orders:
+                try:
+                    socket.send_fds(orders, [protocol.encode(order)], descriptors)
+                except OSError:  # it has just died, or must: that is told when it is reaped
+                    os.kill(pid, signal.SIGKILL)
+        for fd in descriptors:
+            os.close(fd)
+        self._build_ahead()
+
+    def _build_ahead(self) -> None:
+        with contextlib.suppress(OSError):  # told to the next user, where it is no better then
+            self._spare = self._spare or self._fork()
+
+    def _fork(self) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, *_ENDS):
+                signal.signal(number, signal.SIG_DFL)
+            for fd in (self._reaped, self._signalled):
+                os.close(fd)
+            for unused in (ours, self._control, *([self._spare[1]] if self._spare else [])):
+                unused.close()
+            shim.main(theirs, self._kit, self._engine_socket, parent)
+        theirs.close()
+        return pid, ours
+
+    def _report_deaths(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self._spare is not None and self._spare[0] == pid:
+                self._spare[1].close()
+                self._spare = None  # the next user has one built for itself
+            self._to_sweep.add(f"{os.getpid()}-{pid}")
+            session = self._sessions.pop(pid, None)
+            if session is not None:
+                self._tell(protocol.ShimExit(session, status))
+
+    def _tell(self, message: protocol.FromZygote) -> None:
+        try:
+            self._control.send(protocol.encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            self._end()
+
+    def _sweep(self) -> None:
+        """Remove the groups that shims left. A guest is dead a moment after its shim, so it may take a few tries."""
+        cgroups = self._cgroups
+        self._to_sweep = {name for name in self._to_sweep if cgroups is not None and cgroups.sweep(name)}
+
+    def _kill(self, pids: Iterable[int]) -> None:
+        for pid in list(pids):
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
+
+    def _end(self) -> NoReturn:
+        """The engine is gone: kill the shims (their guests die with them), and remove the groups they leave."""
+        self._kill([*self._sessions, *([self._spare[0]] if self._spare else [])])
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        if self._cgroups is not None:
+            deadline = time.monotonic() + _SWEEP_SECONDS
+            while self._cgroups.sweep_all(os.getpid()) and time.monotonic() < deadline:
+                time.sleep(0.01)  # a killed guest is dead a moment before its group is empty
+        if self._contexts is not None:
+            shutil.rmtree(self._contexts, ignore_errors=True)
+        os._exit(0)
+
+
+def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | None:
+    descriptors = array.array("i")
+    try:
+        packet, ancillary, _, _ = control.recvmsg(_PACKET_BYTES, socket.CMSG_SPACE(4 * descriptors.itemsize))
+    except ConnectionResetError:
+        return None
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    if not packet:
+        return None
+    return protocol.decode_to_zygote(packet), list(descriptors)
+
+
+def _wake(number: int, frame: object) -> None:
+    """A handler must exist for the signal to reach the wake-up descriptor."""

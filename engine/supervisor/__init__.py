@@ -1,0 +1,1 @@
+"""The loop of a run: what the supervisor model is told, what it writes, and what it is shown."""

@@ -1,0 +1,248 @@
+"""The loop: supervisor, code, outputs, supervisor, until FINAL or a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...handlers import Completion, ContextTooLong, HandlerError, Message, Role
+from ..broker.broker import Broker
+from ..broker.budget import BudgetExceeded
+from ..errors import SandboxError, SandboxLost
+from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
+from ..result import StopReason
+from ..runlog.log import Numbers, RunLogger
+from ..sandbox import CellResult, Outcome, Sandbox
+from .blocks import code_blocks
+from .conversation import Conversation
+from .prompts import Prompts, budget_left, context_facts, fill, nudge
+from .transcript import show_results
+
+_ENDS_THE_RUN = frozenset({Outcome.PROTOCOL_VIOLATION})
+"""A guest that attacks its shim gets no second interpreter."""
+
+_REASONS: dict[StopReason, str] = {
+    "max_iterations": "all turns are used",
+    "timeout": "the time is up",
+    "budget": "the budget is used up",
+    "sandbox_lost": "the interpreter was lost",
+}
+
+
+def is_last(result: CellResult) -> bool:
+    """Whether the blocks after this one are not run: it answered, or went wrong."""
+    return result.final is not None or result.outcome is not Outcome.OK
+
+
+class _TimeIsUp(Exception):
+    """The run's seconds are used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be answered, under which limits."""
+
+    query: str
+    context: object
+    max_iterations: int
+    output_limit: int
+    worker_ctx_k: int
+    max_seconds: float | None
+    final_seconds: float
+    tools: str = ""
+    packages: Sequence[str] = ()
+    has_worker: bool = True
+
+
+@dataclass(slots=True)
+class Research:
+    """One run's conversation with its supervisor."""
+
+    task: Task
+    broker: Broker
+    sandbox: Sandbox
+    prompts: Prompts
+    conversation: Conversation
+    log: RunLogger
+    emit: Callable[[Event], None]
+    iterations: int = 0
+    _seen: int = 0
+    _deadline: float | None = None
+
+    async def run(self) -> tuple[str | None, StopReason]:
+        """Answer and reason. Limits are reasons; errors of models and logs are raised."""
+        self._open()
+        if self.task.max_seconds is not None:
+            self._deadline = asyncio.get_running_loop().time() + self.task.max_seconds
+        reason: StopReason = "max_iterations"
+        try:
+            for step in range(1, self.task.max_iterations + 1):
+                answer = await self._turn(step)
+                if answer is not None:
+                    return answer, "final"
+        except _TimeIsUp:
+            reason = "timeout"
+        except BudgetExceeded as exceeded:
+            reason = "timeout" if exceeded.limit == "max_seconds" else "budget"
+        except SandboxError:
+            reason = "sandbox_lost"
+        return await self._best_answer(reason), reason
+
+    async def _turn(self, step: int) -> str | None:
+        """One message of the supervisor and what came of it; the answer, if it gave one."""
+        self.log.step = self.iterations = step
+        self.emit(TurnStarted(step))
+        self._make_room()
+        self.broker.keep_for_best_answer(self.conversation.sent)
+        completion = await self._ask("turn")
+        blocks = code_blocks(completion.text)
+        results = await self._execute(step, blocks)
+        for result in results:
+            if result.final is not None:
+                return result.final
+        await self._report(step, blocks, results)
+        return None
+
+    def _open(self) -> None:
+        task = self.task
+        values = {
+            "output_limit": task.output_limit,
+            "worker_ctx_k": task.worker_ctx_k,
+            "worker_chars": f"{task.worker_ctx_k * 1000 * 3:,}",
+            "context_kind": f"a {type(task.context).__name__}",
+            "query": task.query,
+            "context_facts": context_facts(task.context),
+            "max_iterations": task.max_iterations,
+            "importable": " and ".join(filter(None, ("The standard library", ", ".join(task.packages)))),
+        }
+        text = self.prompts.system if task.has_worker else self.prompts.system_alone
+        system = fill(text, **values)
+        if task.tools:
+            system += "\n" + fill(self.prompts.tools, tools=task.tools)
+        self._say("system", system)
+        self._say("user", fill(self.prompts.first, **values))
+
+    async def _execute(self, step: int, blocks: list[str]) -> list[CellResult]:
+        """Run blocks in order, up to the first that raises, ends the interpreter, or answers."""
+        results: list[CellResult] = []
+        for number, code in enumerate(blocks, 1):
+            self.emit(BlockStarted(step, number, len(blocks), code))
+            result = await self._run_block(code)
+            self.log.repl(code, result)
+            self.emit(BlockEnded(step, result))
+            results.append(result)
+            if is_last(result):
+                break
+        return results
+
+    async def _run_block(self, code: str) -> CellResult:
+        """Run a block; when the time is up it is interrupted, and what it did until then counts."""
+        running = asyncio.ensure_future(self.sandbox.execute(code))
+        try:
+            await asyncio.wait([running], timeout=self._seconds_left())
+            if not running.done():
+                await self.sandbox.interrupt()
+            return await running
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait([running])
+            raise
+
+    def _seconds_left(self) -> float | None:
+        if self._deadline is None:
+            return None
+        return max(0.0, self._deadline - asyncio.get_running_loop().time())
+
+    async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
+        """Tell the supervisor what its blocks did, and give it a fresh interpreter where it lost its own."""
+        if results and results[-1].outcome in _ENDS_THE_RUN:
+            raise SandboxLost(results[-1].detail)
+        parts = (
+            [show_results(results, len(blocks), self.task.output_limit)] if blocks else [self.prompts.no_code]
+        )
+        if results and results[-1].state_lost:
+            await self.sandbox.reset()
+            parts.append(fill(self.prompts.state_lost, outcome=results[-1].outcome.value))
+        turns_left = self.task.max_iterations - step
+        time_is_up = self._seconds_left() == 0
+        if turns_left and not time_is_up:
+            parts.append(nudge(self.prompts, turns_left, self.task.max_iterations))
+            parts.extend(budget_left(self.prompts, self.broker.budget.left()))
+        self._say("user", "\n\n".join(parts))
+        if time_is_up:
+            raise _TimeIsUp
+
+    async def _best_answer(self, reason: StopReason) -> str | None:
+        """Ask once more, for text. A block that gives the answer by FINAL is taken, too."""
+        last = ""
+        if self.conversation.sent[-1]["role"] == "user":
+            # A turn that was cut off; two user messages in a row confuse models.
+            last = self.conversation.take_back() + "\n\n"
+            self._seen = min(self._seen, len(self.conversation.history))
+        self._say(
+            "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query)
+        )
+        self._deadline = asyncio.get_running_loop().time() + self.task.final_seconds
+        try:
+            text = (await self._ask("best_answer")).text
+        except (
+            _TimeIsUp,
+            BudgetExceeded,
+            HandlerError,
+        ):  # the run has its reason to end; a model's failure now is no other
+            return None
+        with contextlib.suppress(SandboxError):
+            for result in await self._execute(self.iterations, code_blocks(text)):
+                if result.final is not None:
+                    return result.final
+        return text.strip() or None
+
+    async def _ask(self, purpose: str) -> Completion:
+        """Send the conversation to the supervisor. Its answer is logged before anything else happens."""
+        started = time.monotonic()
+        clock = asyncio.timeout(self._seconds_left())
+        try:
+            async with clock:
+                completion, numbers = await self._ask_once_more_if_too_long(purpose)
+        except TimeoutError:
+            if clock.expired():
+                raise _TimeIsUp from None
+            raise  # somebody else's: a handler's, say
+        elapsed = time.monotonic() - started
+        model = self.broker.supervisor.handler.model
+        self.log.supervisor(model, self.conversation.history[self._seen :], completion, numbers, purpose)
+        self._say("assistant", completion.text)
+        self._seen = len(self.conversation.history)
+        self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
+        return completion
+
+    async def _ask_once_more_if_too_long(self, purpose: str) -> tuple[Completion, Numbers]:
+        """Where nobody knew how long the window is, its endpoint says it."""
+        best_answer = purpose == "best_answer"
+        try:
+            return await self.broker.ask_supervisor(
+                self.conversation.sent, self._hear, best_answer=best_answer
+            )
+        except ContextTooLong:
+            if not self._leave_out(lambda _: False):
+                raise
+        return await self.broker.ask_supervisor(self.conversation.sent, self._hear, best_answer=best_answer)
+
+    def _make_room(self) -> None:
+        """Leave old messages out, where the supervisor's window nears its end."""
+        self._leave_out(self.broker.supervisor_has_room)
+
+    def _leave_out(self, fits: Callable[[Sequence[Message]], bool]) -> bool:
+        left_out = self.conversation.leave_out(fits, self.prompts.left_out)
+        if left_out:
+            self.log.left_out({number: self.conversation.sent[number]["content"] for number in left_out})
+        return bool(left_out)
+
+    def _hear(self, text: str) -> None:
+        self.emit(SupervisorWrote(self.iterations, text))
+
+    def _say(self, role: Role, text: str) -> None:
+        self.conversation.say(role, text)

@@ -1,0 +1,219 @@
+"""What the engine says to a supervisor. All of it can be replaced: ``run(..., prompts=Prompts(...))``.
+
+The texts are templates of ``string.Template``: ``$name`` stands for a value. Values are put in as they are
+and are never read as templates themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from string import Template
+
+from ..broker.budget import Left
+from ..errors import TaskError
+
+_WITH_WORKER = """\
+You answer a question about a document that is too long to read at once. You never see the document itself: \
+you write Python that reads it, and a smaller language model, the worker, reads the pieces that your code hands to it. \
+Your code is the research strategy.
+"""
+
+_ALONE = """\
+You answer a question about a document that is too long to read at once. You see of the document only what the Python \
+that you write prints of it. Your code is the research strategy.
+"""
+
+_BLOCKS = """
+Write code in fenced blocks marked `repl`:
+
+```repl
+print(type(context), len(context))
+```
+
+The blocks of your message run in order, in one Python interpreter whose variables persist from turn to turn. You are \
+then shown what they printed, and the value of an expression that a block ends with, cut to about $output_limit \
+characters, or the traceback of the block that failed; the blocks after a failed one are not run. In every block you have:
+
+- `context`: the document ($context_kind).
+- `query`: the question.
+"""
+
+_WORKER = """\
+- `worker(prompt) -> str`: asks the worker one thing. It sees only the prompt: put the text into it, and say what you \
+want to know. Its window is about $worker_ctx_k thousand tokens, prompt and answer together: keep a prompt below \
+about $worker_chars characters.
+- `worker_batch(prompts) -> list[str]`: asks many things at once, and returns the answers in order. It is far faster \
+than a loop over `worker`. If some calls fail it raises `WorkerBatchError`, whose `.results` holds the answers that \
+came and the errors of the others; with `return_errors=True` it returns that list instead.
+- `budget() -> dict`: what is left of the run's worker calls, tokens, dollars and seconds; None where there is no limit.
+"""
+
+_BUDGET_ALONE = """\
+- `budget() -> dict`: what is left of the run's tokens, dollars and seconds; None where there is no limit.
+"""
+
+_REST = """\
+- `history(start=0, stop=None) -> list`: the messages of this conversation, also those that were cut from it.
+- `FINAL(answer)`: gives the answer and ends the research. Only a call that is executed counts.
+
+Assigning to one of these names lasts until the end of the block. $importable can be imported; there is no \
+network and no file but your own under /work.
+"""
+
+_STRATEGY = """
+A strategy that works:
+1. Look first: print the kind, the size and the beginning of `context`. Do not guess its structure.
+2. Split it into chunks that fit the worker, at natural borders (headings, paragraphs, items). Where a search for \
+words or a regular expression narrows it down, use that before you spend worker calls.
+3. Ask about all chunks with one `worker_batch`. Ask for what you need in a form that is easy to aggregate, and let \
+the worker say so when a chunk holds nothing.
+4. Aggregate: print what came back, compare it, ask the worker again about what is unclear or contradictory.
+5. Call `FINAL(answer)` with a short, direct answer once the evidence supports it. Print and read the evidence first.
+"""
+
+_STRATEGY_ALONE = """
+A strategy that works:
+1. Look first: print the kind, the size and the beginning of `context`. Do not guess its structure.
+2. Search it for words of the question, their synonyms and names, with regular expressions, and print the passages \
+around what you find, a few at a time: you are shown about $output_limit characters of a block.
+3. Read what is printed, and search again with what you learnt. Where all of it counts, go through it piece by piece.
+4. Call `FINAL(answer)` with a short, direct answer once the evidence supports it.
+"""
+
+_SYSTEM = _WITH_WORKER + _BLOCKS + _WORKER + _REST + _STRATEGY
+_SYSTEM_ALONE = _ALONE + _BLOCKS + _BUDGET_ALONE + _REST + _STRATEGY_ALONE
+
+_FIRST = """\
+Question: $query
+
+The document is in `context`: $context_facts
+
+You have at most $max_iterations turns. Begin by looking at the context.\
+"""
+
+_NO_CODE = """\
+Your message held no ```repl block, so nothing was executed. Write your code in a fenced block marked `repl`; \
+when you know the answer, call FINAL(answer) in such a block.\
+"""
+
+_NUDGE_EARLY = "$turns_left turns are left."
+_NUDGE_LATE = "Only $turns_left turns are left. Aggregate what you have, and call FINAL(answer) soon."
+_NUDGE_LAST = (
+    "This is your last turn. Call FINAL(answer) in a ```repl block now, with the best answer that you have."
+)
+
+_LEFT_OUT = "[$characters characters left out to save room; history($number)[0] has them]"
+
+_BUDGET = "Left of the budget: $left."
+
+_BEST_ANSWER = """\
+The research is over ($reason). Answer the question now, from what you have seen: $query
+Reply with the answer alone, as plain text, without code.\
+"""
+
+_STATE_LOST = """\
+The interpreter was ended ($outcome), and all variables are gone. A fresh one was started; `context`, `query` and the \
+functions are there again. Do not repeat what ended it.\
+"""
+
+_TOOLS = """\
+For this question there are further functions:
+
+$tools
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The texts, by when they are used.
+
+    Attributes:
+        system: the supervisor's instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
+        system_alone: the same where there is no worker.
+        first: the question. ``$query $context_facts $max_iterations``.
+        no_code: after a message without a block.
+        nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
+        budget: after that, where a budget is limited. ``$left``.
+        left_out: in the place of an old message, where the window nears its end. ``$number $characters``.
+        best_answer: once, after a limit was reached. ``$reason $query``.
+        state_lost: after the interpreter had to be replaced. ``$outcome``.
+        tools: the end of ``system`` where there are tools. ``$tools``.
+    """
+
+    system: str = _SYSTEM
+    system_alone: str = _SYSTEM_ALONE
+    first: str = _FIRST
+    no_code: str = _NO_CODE
+    nudge_early: str = _NUDGE_EARLY
+    nudge_late: str = _NUDGE_LATE
+    nudge_last: str = _NUDGE_LAST
+    budget: str = _BUDGET
+    left_out: str = _LEFT_OUT
+    best_answer: str = _BEST_ANSWER
+    state_lost: str = _STATE_LOST
+    tools: str = _TOOLS
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Prompts:
+        """The texts of a folder: ``system.txt``, ``first.txt`` and so on; what is not there stays as it is.
+
+        Raises:
+            TaskError: the folder is not there, or holds a ``.txt`` that is no prompt's name.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise TaskError(f"the prompts' folder {folder} does not exist")
+        known = {field.name for field in fields(cls)}
+        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.txt"))}
+        unknown = sorted(texts.keys() - known)
+        if unknown:
+            raise TaskError(f"{folder}/{unknown[0]}.txt is no prompt; there are {', '.join(sorted(known))}")
+        return replace(cls(), **texts)
+
+
+def fill(template: str, **values: object) -> str:
+    """Put values into a prompt; a ``$name`` that has none stays as it is."""
+    return Template(template).safe_substitute({name: str(value) for name, value in values.items()})
+
+
+def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
+    """What follows the outputs of a turn: calm, then pressing (the last third), then the last call."""
+    if turns_left <= 1:
+        text = prompts.nudge_last
+    elif turns_left * 3 <= max_iterations:
+        text = prompts.nudge_late
+    else:
+        text = prompts.nudge_early
+    return fill(text, turns_left=turns_left)
+
+
+def budget_left(prompts: Prompts, left: Left) -> list[str]:
+    """What is left of a limited budget, after the outputs of a turn; nothing where nothing is limited."""
+    parts = [
+        f"{amount:,.4f} US dollars" if unit == "dollars" else f"{amount:,.0f} {unit.replace('_', ' ')}"
+        for unit, amount in asdict(left).items()
+        if amount is not None
+    ]
+    return [fill(prompts.budget, left=", ".join(parts))] if parts else []
+
+
+def context_facts(context: object) -> str:
+    """What the supervisor is told about the document: kind and size, never the text."""
+    match context:
+        case str():
+            lines = context.count("\n") + 1
+            return f"a str of {len(context):,} characters in {lines:,} lines."
+        case list():
+            kinds = sorted({type(item).__name__ for item in context[:1000]})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            return f"a list of {len(context):,} items ({', '.join(kinds) or 'empty'})."  # pyright: ignore[reportUnknownArgumentType]
+        case dict():
+            keys = [_short(repr(key)) for key in list(context)[:20]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            more = ", …" if len(context) > len(keys) else ""  # pyright: ignore[reportUnknownArgumentType]
+            return f"a dict of {len(context):,} keys: {', '.join(keys)}{more}."  # pyright: ignore[reportUnknownArgumentType]
+        case _:
+            return f"a value of type {type(context).__name__}."
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,88 @@
+"""What the supervisor is shown of what its blocks did. Pure text to text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..sandbox import CellResult, Outcome
+
+_WORTH_TELLING = 10.0
+"""Seconds of its own that a block's time is told from: quicker ones, run again with the same answers of the worker, give
+the same text, so that what the supervisor said to it is found in the cache.
+"""
+
+_SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most about ``limit`` characters: the head, the tail, and how much lies between."""
+    if len(text) <= limit:
+        return text
+    head = (limit + 1) // 2
+    tail = limit - head
+    left_out = len(text) - limit
+    return f"{text[:head]}\n[... {left_out:,} characters left out ...]\n{text[len(text) - tail :]}"
+
+
+def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> str:
+    """The outputs of a turn's blocks, for the supervisor.
+
+    Args:
+        results: of the blocks that ran.
+        blocks: how many the message held.
+        output_limit: characters of output, and of traceback, that are shown of each.
+    """
+    parts = [_show(number, blocks, result, output_limit) for number, result in enumerate(results, 1)]
+    if len(results) < blocks:
+        skipped = blocks - len(results)
+        parts.append(f"[{skipped} further block{'s' if skipped > 1 else ''} not executed]")
+    return "\n\n".join(parts)
+
+
+def without_seconds(shown: str) -> str:
+    """The same outputs without the time that long blocks took, which is another one each time."""
+    return _SECONDS.sub(r"\1", shown)
+
+
+def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
+    name = f"Block {number} of {blocks}" if blocks > 1 else "The block"
+    parts = [f"{name} {_verdict(result)}"]
+    output = _output(result)
+    if output:
+        parts.append(f"Output:\n{shorten(output, limit)}")
+    elif result.outcome is Outcome.OK and result.final is None:
+        parts.append("It showed nothing; print what you want to see.")
+    if result.truncated:
+        parts.append("[the output went over the sandbox's limit; what came after it is lost]")
+    if result.error is not None:
+        parts.append(shorten(result.error.traceback.rstrip(), max(limit, 400)))
+    return "\n".join(parts)
+
+
+def _output(result: CellResult) -> str:
+    stderr = result.stderr.rstrip("\n")
+    parts = [result.stdout.rstrip("\n"), *(shown.as_text() for shown in result.display)]
+    if stderr:
+        parts.append(f"[stderr]\n{stderr}")
+    return "\n".join(filter(None, parts))
+
+
+def _seconds(result: CellResult) -> str:
+    own = result.elapsed - result.worker_wait
+    return f" ({own:.0f} s)" if own >= _WORTH_TELLING else ""
+
+
+def _verdict(result: CellResult) -> str:
+    seconds = _seconds(result)
+    match result.outcome:
+        case Outcome.OK:
+            return f"ran{seconds}."
+        case Outcome.USER_ERROR:
+            return f"raised an exception{seconds}; the variables that were set before it are kept."
+        case Outcome.TIMEOUT if not result.state_lost:
+            return f"was interrupted: it took too long{seconds}; the variables are kept."
+        case Outcome.OUTPUT_LIMIT if not result.state_lost:
+            return f"was interrupted: it printed too much{seconds}; the variables are kept."
+        case _:
+            return f"ended the interpreter ({result.outcome.value}: {result.detail})."

@@ -1,0 +1,135 @@
+"""What a function takes: shown to a supervisor, and checked where a guest calls it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+
+from ..errors import TaskError
+
+_MESSAGE_CHARS = 1_000
+_SIGNATURE_CHARS = 300
+_DOC_CHARS = 1_000
+
+# What pydantic says by itself. A validator of a user's may say anything, and is not quoted.
+_WORDED = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
+
+
+class BadArguments(Exception):
+    """Arguments that a function does not take; the text is for the guest that sent them."""
+
+
+class Parameters:
+    """The parameters of a host tool's function.
+
+    What has an annotation is checked against it as strictly as JSON allows: a list may become a tuple or a set
+    and text a date, but text does not become a number. What has none is taken as it is.
+
+    Raises:
+        TaskError: they cannot be known, or one has an annotation that plain data cannot be checked against.
+    """
+
+    def __init__(self, name: str, function: Callable[..., object]) -> None:
+        try:
+            self._signature = inspect.signature(function, eval_str=True)
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"tool {name}: {error}; wrap it in a function of your own") from error
+        except Exception as error:  # an annotation is code
+            raise TaskError(f"tool {name}: an annotation cannot be read: {error}") from error
+        self._checks = dict(self._find_checks(name))
+
+    def _find_checks(self, name: str) -> Iterator[tuple[str, TypeAdapter[Any]]]:
+        for parameter in self._signature.parameters.values():
+            if parameter.annotation in (parameter.empty, Any):
+                continue
+            try:
+                check = TypeAdapter[Any](parameter.annotation)
+                _ = check.core_schema["type"]  # an unknown name inside of a type is noticed at the first use
+                yield parameter.name, check
+            except PydanticUserError:
+                raise TaskError(
+                    f"tool {name}: plain data cannot be checked against the annotation of its parameter "
+                    f"{parameter.name}; annotate it with a plain type, or with Any"
+                ) from None
+
+    def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        """Arguments as the function takes them.
+
+        Raises:
+            BadArguments: too many, too few, of other names or types.
+        """
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise BadArguments(_cut(str(error), _MESSAGE_CHARS)) from None
+        for name, value in bound.arguments.items():
+            check = self._checks.get(name)
+            if check is None:
+                continue
+            match self._signature.parameters[name].kind:
+                case inspect.Parameter.VAR_POSITIONAL:
+                    checked: Any = tuple(_checked(check, name, each) for each in value)
+                case inspect.Parameter.VAR_KEYWORD:
+                    checked = {key: _checked(check, key, each) for key, each in value.items()}
+                case _:
+                    checked = _checked(check, name, value)
+            bound.arguments[name] = checked
+        return bound
+
+
+def _checked(check: TypeAdapter[Any], name: str, value: Any) -> Any:
+    try:
+        return check.validate_json(msgspec.json.encode(value), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        raise BadArguments(_cut("; ".join(_words(name, each) for each in problems), _MESSAGE_CHARS)) from None
+
+
+def _words(name: str, problem: Any) -> str:
+    place = name + "".join(f"[{part!r}]" for part in problem["loc"])
+    return f"{place}: {problem['msg'] if problem['type'] in _WORDED else 'is not accepted'}"
+
+
+def show_signature(function: Callable[..., object]) -> str:
+    """``(query: str, limit: int = 10) -> list[str]``. A default that is text, or an object, stays hidden as ``...``:
+    it may be a key.
+    """
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except Exception:  # an annotation is code; without its value its text will do
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            return "(...)"
+    shown = [each.replace(default=_shown(each)) for each in signature.parameters.values()]
+    return _cut(str(signature.replace(parameters=shown)), _SIGNATURE_CHARS)
+
+
+def show_doc(function: Callable[..., object], description: str | None = None) -> str:
+    """The description, else the first paragraph of the docstring, on one line."""
+    if description is None:
+        docstring = inspect.getdoc(function.func if isinstance(function, partial) else function) or ""
+        description = docstring.split("\n\n")[0]
+    return _cut(" ".join(description.split()), _DOC_CHARS)
+
+
+class _Hidden:
+    def __repr__(self) -> str:
+        return "..."
+
+
+def _shown(parameter: inspect.Parameter) -> Any:
+    value = parameter.default
+    if value is parameter.empty or value is None or type(value) in (bool, int, float):
+        return value
+    return value if get_origin(parameter.annotation) is Literal else _Hidden()
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

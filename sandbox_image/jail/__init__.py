@@ -1,1 +1,0 @@
-"""The walls: zygote, shim, namespaces. Runs on the host; knows nothing of models or runs."""

@@ -1,0 +1,181 @@
+"""What a data set is made of: for machines as JSON, for people as a data card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...engine.cli.terminal import printable
+from ..evals.records import CONFIG, RECORDS
+
+if TYPE_CHECKING:
+    from .options import ExportOptions
+    from .selection import Selection
+    from .split import Side
+
+CARD, README = "card.json", "README.md"
+
+_FORMS = {
+    ("sft", "run"): (
+        "`{messages}`: each line is a conversation of a supervisor with its sandbox, whole. Where messages were left out "
+        "on the way, to fit the model's window, there is a line for each stretch between, as it was sent at its end, "
+        "notes in the place of what was left out; the turns before stand in several lines then."
+    ),
+    ("sft", "turn"): (
+        "`{prompt, completion}`: each line is one reply of a supervisor, and the conversation as it was sent for it."
+    ),
+    ("sft", "worker"): "`{messages}`: each line is a prompt of a worker's and its answer.",
+    ("preference", "run"): (
+        "`{prompt, chosen, rejected}`: each line has the instructions and the question, and how a better and a worse run "
+        "went on from there. `user` messages of both are what the sandbox showed: mask them where the loss is counted."
+    ),
+}  # fmt: skip
+
+_LICENCE = """\
+The lines hold what models wrote, and of documents what their code printed and asked about. The terms of both hold for this
+data set: those of the models' providers (some do not allow their outputs to train other models), and the licences of the
+documents. Look at both before you train on it or pass it on. The tool that wrote it adds no terms of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """One side: its lines, the documents that they are of, and the SHA-256 of its file."""
+
+    lines: int
+    documents: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A folder that lines may come from, relative to the data set, and the SHA-256 of its records and its settings."""
+
+    folder: str
+    records: int
+    records_sha256: str
+    config_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """All that is said of a data set.
+
+    Attributes:
+        engine: the version that wrote it.
+        wanted: the options, the filters among them.
+        experiments: where the runs are.
+        runs_taken: how many runs the filters took.
+        runs_left_out, lines_left_out: how many others there were, by why.
+        splits: the files.
+        models: how many of the runs that were taken each model made, by role.
+    """
+
+    engine: str
+    wanted: dict[str, Any]
+    experiments: list[Experiment]
+    runs_taken: int
+    runs_left_out: dict[str, int]
+    lines_left_out: dict[str, int]
+    splits: Mapping[Side, SplitFacts]
+    models: dict[str, dict[str, int]]
+
+    def as_json(self) -> str:
+        """For machines."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def as_markdown(self) -> str:
+        """For people; its head tells ``datasets.load_dataset`` of the files."""
+        files = [f"  - split: {side}\n    path: {side}.jsonl" for side in self.splits]
+        head = ["---", "configs:", "- config_name: default", "  data_files:", *files, "---"] if files else []
+        filters = self.wanted["filters"]
+        others = {name: value for name, value in self.wanted.items() if name != "filters"}
+        form = "worker" if self.wanted["role"] == "worker" else self.wanted["per"]
+        return "\n".join([
+            *head,
+            f"# Distillation data ({self.wanted['format']}, {self.wanted['role']})",
+            "",
+            _FORMS[self.wanted["format"], form],
+            "`sources.jsonl` tells of each line which run it comes from; `card.json` has what stands here.",
+            "No document is on both sides.",
+            "",
+            *_table(("split", "lines", "documents", "SHA-256"),
+                    [(f"{side}.jsonl", each.lines, each.documents, each.sha256) for side, each in self.splits.items()]),
+            *_table(("option", "value"), [*others.items(), *filters.items()]),
+            f"Runs taken: {self.runs_taken:,}. Written by supdist-engine {self.engine}.",
+            "",
+            *_table(("runs left out", "how many"), self.runs_left_out.items()),
+            *_table(("lines left out", "how many"), self.lines_left_out.items()),
+            *_table(("role", "model", "runs"),
+                    [(role, name, runs) for role, names in self.models.items() for name, runs in names.items()]),
+            *_table(("experiment", "records", "SHA-256 of the records"),
+                    [(each.folder, each.records, each.records_sha256) for each in self.experiments]),
+            "## Licence",
+            "",
+            _LICENCE,
+            "",
+        ])  # fmt: skip
+
+
+def facts_of(
+    selection: Selection,
+    out: Path,
+    options: ExportOptions,
+    lines_left_out: Counter[str],
+    splits: Mapping[Side, SplitFacts],
+) -> Card:
+    """The card of a data set that goes to ``out``."""
+    taken = [run.record for run in selection.runs if not run.refused]
+    refused = Counter(run.refused for run in selection.runs if run.refused)
+    return Card(
+        engine=version("supdist-engine"),
+        wanted=asdict(options),
+        experiments=[
+            Experiment(
+                folder=os.path.relpath(folder, out.resolve()),
+                records=records,
+                records_sha256=_sha256(folder / RECORDS),
+                config_sha256=_sha256(folder / CONFIG) if (folder / CONFIG).is_file() else None,
+            )
+            for folder, records in selection.experiments.items()
+        ],
+        runs_taken=len(taken),
+        runs_left_out=_sorted(selection.left_out + refused),
+        lines_left_out=_sorted(lines_left_out),
+        splits=splits,
+        models={
+            "supervisor": _sorted(Counter(record.supervisor_model for record in taken)),
+            "worker": _sorted(Counter(record.worker_model for record in taken)),
+        },
+    )
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in sorted(counts.items()) if count}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+    """Markdown; nothing where there are no rows."""
+    body = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    if not body:
+        return []
+    return ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *body, ""]
+
+
+def _cell(value: object) -> str:
+    """Names of models and folders are anybody's: as code, and on one line."""
+    if isinstance(value, (bool, int, float)) or value is None:
+        return str(value)
+    text = printable(str(value)).replace("\n", " ").replace("`", "'").replace("|", "/")
+    return f"`{text}`" if text else ""

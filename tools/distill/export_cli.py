@@ -1,0 +1,92 @@
+"""The command ``export``: what it takes, and what it says. The work is in ``export.py``."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .dataset_card import Card
+
+
+class Format(Enum):
+    """As in ``ExportOptions``."""
+
+    SFT = "sft"
+    PREFERENCE = "preference"
+
+
+class Role(Enum):
+    """As in ``ExportOptions``."""
+
+    SUPERVISOR = "supervisor"
+    WORKER = "worker"
+
+
+class Per(Enum):
+    """As in ``ExportOptions``."""
+
+    RUN = "run"
+    TURN = "turn"
+
+
+def export(
+    folders: Annotated[
+        list[Path], typer.Argument(help="What `supdist-engine bench` wrote, or folders above it.")
+    ],
+    *,
+    format: Annotated[  # noqa: A002 - the option's name
+        Format, typer.Option(help="Conversations to learn from, or pairs of a better and a worse one.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("distillation"),
+    role: Annotated[Role, typer.Option(help="Whose turns.")] = Role.SUPERVISOR,
+    per: Annotated[
+        Per, typer.Option(help="A line for each run, or for each turn with what was sent for it.")
+    ] = Per.RUN,
+    min_score: Annotated[float | None, typer.Option(help="Runs with this score or more.")] = None,
+    only_correct: Annotated[bool, typer.Option("--only-correct", help="Runs whose answer is right.")] = False,
+    only_final: Annotated[
+        bool, typer.Option("--only-final", help="Runs that ended with FINAL, not at a limit.")
+    ] = False,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Runs of so many turns or fewer.")] = None,
+    max_cost_usd: Annotated[
+        float | None, typer.Option(min=0, help="Runs that cost so much or less; not those of unknown price.")
+    ] = None,
+    allow_errors: Annotated[
+        bool,
+        typer.Option(
+            "--allow-errors/--no-errors",
+            help="Also runs in which a block failed, a worker call had no answer, or a reply was cut off.",
+        ),
+    ] = True,
+    validation: Annotated[
+        float, typer.Option(min=0, max=1, help="The part of the documents to validate with.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    max_pairs: Annotated[int, typer.Option(min=1, help="preference: pairs of one question at most.")] = 4,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write the turns of supervisors (or of workers) as chat JSONL, to train smaller ones on. The folder goes to stdout."""
+    from .export import export as write
+    from .options import ExportOptions
+    from .selection import Filters
+
+    filters = Filters(min_score, only_correct, only_final, max_steps, max_cost_usd, allow_errors)
+    options = ExportOptions(format.value, role.value, per.value, filters, validation, seed, max_pairs)
+    _tell(write(folders, out, options, force=force))
+    print(out)
+
+
+def _tell(card: Card) -> None:
+    counts = [
+        f"{each.lines:,} lines of {each.documents:,} documents to {side}"
+        for side, each in card.splits.items()
+    ]
+    print("; ".join(counts) or "no lines: look at what was left out", file=sys.stderr)  # fmt: skip
+    for what, reasons in (("runs", card.runs_left_out), ("lines", card.lines_left_out)):
+        for reason, count in reasons.items():
+            print(f"{what} left out: {count:,} ({reason})", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Evals: examples of a task, answered by a strategy, recorded and compared."""

@@ -1,0 +1,250 @@
+"""What an experiment is: every setting, and what is written down beside them so that it can be had again."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from ...engine.errors import TaskError
+from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, specified_by
+from ...engine.sandbox import SandboxConfig
+from ...engine.taskfile import TaskLimits, read_as
+from .records import Arm
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+FREE = frozenset({"concurrency", "executor", "ray_address"})
+"""Settings that decide how fast it goes, and not what comes out."""
+
+_JUDGE = "Qwen/Qwen3-235B-A22B-Instruct-2507-tput"
+_JUDGE_AT_OPENAI = "gpt-4.1"
+_JUDGE_TOKENS = 1024
+
+_DEPENDENCIES = (
+    "bm25s", "datasets", "genai-prices", "msgspec", "openai", "pydantic", "pyzmq", "ray", "tokenizers", "vllm",
+)  # fmt: skip
+"""What answers, scores or counts may depend on."""
+
+_SECRET = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
+
+
+class ExperimentConfig(BaseModel):
+    """Examples of a task, run by an arm. Paths are relative to the current directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="supdist-engine experiment")
+
+    task: str = Field(default="qasper", min_length=1, description="the task's name")
+    task_options: dict[str, JsonValue] = Field(
+        default_factory=dict[str, JsonValue], description="the task's own options"
+    )
+    arm: Arm = Field(default="supervisor", description="how the examples are answered")
+    supervisor: ModelSpec | None = Field(
+        default=None, description="the model that writes code, or is asked directly; else the environment's"
+    )
+    worker: ModelSpec | None = Field(
+        default=None, description="the model that the code asks; else the environment's"
+    )
+    judge: ModelSpec | Literal["none"] | None = Field(
+        default=None, description="the model that judges answers, where the task wants one; else the default"
+    )
+    n: int = Field(default=20, ge=-1, description="examples; -1 for all")
+    seed: int = Field(default=42, description="which examples, and in what order")
+    limits: TaskLimits = Field(default_factory=TaskLimits, description="what one example may take")
+    sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
+    cache: str = Field(
+        default="experiment",
+        min_length=1,
+        description="where finished answers are kept: experiment (in its folder), off, or a file; "
+        "without it an example that was interrupted is paid for anew",
+    )
+    cache_sampled: bool = Field(
+        default=True, description="whether answers that were drawn at random are kept, too"
+    )
+    prompts_dir: str | None = Field(default=None, description="a folder with other prompts")
+    window: int | None = Field(
+        default=None,
+        ge=256,
+        description="direct: tokens that the document is cut to, with question and answer",
+    )
+    concurrency: int = Field(default=4, ge=1, le=10_000, description="examples at once")
+    executor: Literal["local", "ray"] = Field(default="local", description="where examples are run")
+    ray_address: str | None = Field(
+        default=None, description="ray: the cluster's address; by default it is found, or one is started here"
+    )
+
+    @model_validator(mode="after")
+    def _without_keys(self) -> ExperimentConfig:
+        for role, spec in (("supervisor", self.supervisor), ("worker", self.worker), ("judge", self.judge)):
+            if isinstance(spec, OpenAISpec) and (where := _secret_in(spec)):
+                raise ValueError(
+                    f"{role}: {where} seems to hold a key, and settings are written to the experiment's folder; "
+                    "put the key into a variable, and name that in api_key_env"
+                )
+        return self
+
+    @property
+    def models(self) -> tuple[str, str, str]:
+        """Names to show, of supervisor, worker and judge; empty where there is none."""
+        if self.arm == "direct" and isinstance(self.supervisor, BuiltinSpec):
+            supervisor = "builtin-worker"
+        else:
+            supervisor = _name("supervisor", self.supervisor)
+        judge = None if self.judge == "none" else self.judge
+        return supervisor, _name("worker", self.worker), _name("judge", judge)
+
+
+class Provenance(BaseModel):
+    """What an experiment was made of, besides its settings."""
+
+    model_config = _STRICT
+
+    version: str = Field(description="of this package")
+    python: str
+    platform: str
+    dependencies: dict[str, str] = Field(description="versions of what answers and scores may depend on")
+    data_hash: str = Field(description="of the task's data")
+    sample: list[str] = Field(description="ids of the examples, in order")
+    command: list[str] = Field(description="the command line")
+    started: str = Field(description="when it was begun, ISO 8601, UTC")
+
+
+class Manifest(ExperimentConfig):
+    """The content of config.json: the settings with models filled in, and where it all came from."""
+
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, provenance: Provenance) -> Manifest:
+        """The two together."""
+        return cls(**dict(config), provenance=provenance)
+
+    def settings(self) -> ExperimentConfig:
+        """The settings alone."""
+        return ExperimentConfig(**{name: getattr(self, name) for name in ExperimentConfig.model_fields})
+
+
+def read_config(path: Path) -> ExperimentConfig:
+    """The settings of a TOML or JSON file.
+
+    Raises:
+        TaskError: every mistake, a line each.
+    """
+    return read_as(ExperimentConfig, path, "experiment")
+
+
+def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentConfig:
+    """The settings with their models filled in: from the environment, else the builtin pair.
+
+    Models that the arm does not use are left out.
+
+    Raises:
+        TaskError: the arm cannot be had with these models, or the environment names half an endpoint.
+    """
+    if config.arm == "builtin":
+        pair = BuiltinSpec(handler="builtin")
+        return config.model_copy(
+            update={"supervisor": pair, "worker": pair, "judge": _judge(config, environ)}
+        )
+    supervisor = config.supervisor or _model("supervisor", environ)
+    if config.arm == "no-worker" and isinstance(supervisor, BuiltinSpec):
+        raise TaskError(
+            "arm no-worker: the builtin supervisor asks its worker, and can do nothing else; "
+            "set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL, or name a model in a --config"
+        )
+    worker = (config.worker or _model("worker", environ)) if config.arm == "supervisor" else None
+    found: dict[str, Any] = {"supervisor": supervisor, "worker": worker, "judge": _judge(config, environ)}
+    return config.model_copy(update=found)
+
+
+def provenance(data_hash: str, sample: Sequence[str], command: Sequence[str]) -> Provenance:
+    """Where an experiment that begins now comes from."""
+    return Provenance(
+        version=version("supdist-engine"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        dependencies={name: found for name in _DEPENDENCIES if (found := _version(name))},
+        data_hash=data_hash,
+        sample=list(sample),
+        command=list(command),
+        started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    )
+
+
+def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+    """The settings that may not change in an experiment, and did: a line each."""
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    return [
+        f"{name}: {old[name]!r} before, {new[name]!r} now"
+        for name in ExperimentConfig.model_fields
+        if name not in FREE and old[name] != new[name]
+    ]
+
+
+def judge_spec(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
+    """A judge of that name at the endpoint of the environment; ``none`` is none.
+
+    Raises:
+        TaskError: the environment configures no endpoint.
+    """
+    if model == "none":
+        return "none"
+    spec = _endpoint(environ, model)
+    if spec is None:
+        raise TaskError(
+            f"judge {model}: no endpoint to ask it at; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
+        )
+    return spec
+
+
+def _judge(config: ExperimentConfig, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
+    if config.judge is not None:
+        return config.judge
+    at_openai = not (environ.get("TOGETHER_API_KEY") or environ.get("BASE_URL"))
+    default = _JUDGE_AT_OPENAI if at_openai else _JUDGE
+    return _endpoint(environ, environ.get("JUDGE_MODEL") or default) or "none"
+
+
+def _endpoint(environ: Mapping[str, str], model: str) -> OpenAISpec | None:
+    """Greedy, so that a verdict can be had again."""
+    spec = specified_by({**environ, "SUPERVISOR_MODEL": model}, "supervisor")
+    return spec and spec.model_copy(update={"temperature": 0.0, "max_tokens": _JUDGE_TOKENS})
+
+
+def _model(role: Role, environ: Mapping[str, str]) -> ModelSpec:
+    return specified_by(environ, role) or BuiltinSpec(handler="builtin")
+
+
+def _name(role: str, spec: ModelSpec | None) -> str:
+    match spec:
+        case None:
+            return ""
+        case BuiltinSpec():
+            return f"builtin-{role}"
+        case _:
+            return str(getattr(spec, "model", None) or f"broker {getattr(spec, 'address', '')}")
+
+
+def _secret_in(spec: OpenAISpec) -> str | None:
+    """Where a specification seems to hold a key."""
+    for name in spec.extra_headers or {}:
+        if _SECRET.search(name):
+            return f"extra_headers.{name}"
+    urls = [spec.base_url] if isinstance(spec.base_url, str) else spec.base_url or []
+    if any("@" in urlsplit(url).netloc or _SECRET.search(urlsplit(url).query) for url in urls):
+        return "base_url"
+    return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,181 @@
+"""The direct arm: one call with the question and as much of the document as the model's window holds.
+
+What does not fit is cut out of the document's middle, as LongBench's baselines do (Bai and others, 2024): papers and
+reports say what they are about at their beginning and what came of it at their end. Unlike there, the question itself
+is never cut, and a note says how much of the document is missing.
+
+A tokenizer of the handler's decides what fits. Without one the text is taken for ``_TOKENS_A_CHARACTER``, and where
+the endpoint says that this was too much, which costs nothing, less is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...engine.api import RunLimits
+from ...engine.broker.broker import Broker
+from ...engine.broker.budget import BudgetExceeded
+from ...engine.broker.cache import ResponseCache
+from ...engine.broker.tokens import most_answer
+from ...engine.result import StopReason
+from ...engine.runlog.log import Numbers, RunLogger, new_run_id
+from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler
+from .calls import one_model, tokens_of
+from .records import Tokens
+
+_SYSTEM = """\
+You are given a document and a question about it. Answer the question from the document alone, as briefly as it can be \
+answered, without an explanation. Reply with the answer and nothing else.\
+"""
+
+_PROMPT = "Question: {query}\nText:\n{text}\n\nEnd of the text. Answer the question above it."
+
+_TOKENS_A_CHARACTER = 0.3
+"""English prose has about 0.22 to 0.25; tables and names have more."""
+
+_SHORTER, _ATTEMPTS = 0.8, 10
+"""A text that was too long is cut to this part of it, so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How an example was answered, by whatever arm.
+
+    Attributes:
+        answer: None where there is none.
+        stop_reason: why it ended; as in ``RunResult``.
+        steps: turns of the supervisor.
+        run_id: its name in the logs.
+        supervisor, worker: what their calls took.
+    """
+
+    answer: str | None
+    stop_reason: StopReason
+    steps: int
+    run_id: str
+    supervisor: Tokens
+    worker: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A model that is asked directly.
+
+    Attributes:
+        handler: the model.
+        window: tokens of the prompt and its answer together; None takes every document whole.
+        limits: as for a run of the loop.
+        cache: where answers are kept.
+        cache_sampled: whether those that were drawn at random are, too.
+    """
+
+    handler: ModelHandler
+    window: int | None
+    limits: RunLimits
+    cache: ResponseCache | None
+    cache_sampled: bool = True
+
+    async def run(self, query: str, context: object, log_dir: Path) -> Run:
+        """One question.
+
+        Raises:
+            HandlerError: the model failed for good.
+            LogError: the log cannot be written.
+        """
+        started, run_id = time.monotonic(), new_run_id()
+        with RunLogger(log_dir, run_id) as log:
+            models = {"supervisor_model": self.handler.model, "worker_model": None}
+            log.start(query, context, {**models, "arm": "direct", "window": self.window})
+            async with one_model(
+                self.handler, log, self.cache, limits=self.limits, cache_sampled=self.cache_sampled
+            ) as broker:
+                try:
+                    answer, reason = await self._answer(broker, log, query, as_text(context))
+                except HandlerError as error:
+                    log.end(stop_reason=None, error=f"{type(error).__name__}: {error}")
+                    raise
+                model = broker.supervisor
+                tokens = tokens_of(model.usage, model.totals)
+                elapsed = time.monotonic() - started
+                facts = {"answer": answer, "iterations": 1, "stop_reason": reason, "elapsed": elapsed}
+                log.end(**facts, run_id=run_id, cost_usd=model.cost_usd)
+        return Run(answer, reason, 1, run_id, tokens, Tokens())
+
+    async def _answer(
+        self, broker: Broker, log: RunLogger, query: str, text: str
+    ) -> tuple[str | None, StopReason]:
+        log.step = 1
+        clock = asyncio.timeout(self.limits.max_seconds)
+        try:
+            async with clock:
+                messages, completion, numbers = await self._ask(broker, query, text)
+        except BudgetExceeded as exceeded:
+            return None, "timeout" if exceeded.limit == "max_seconds" else "budget"
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            return None, "timeout"
+        log.supervisor(self.handler.model, messages, completion, numbers, "direct")
+        return completion.text.strip() or None, "final"
+
+    async def _ask(
+        self, broker: Broker, query: str, text: str
+    ) -> tuple[Sequence[Message], Completion, Numbers]:
+        keep = most_characters(self.handler, query, text, self.window)
+        for _ in range(_ATTEMPTS - 1):
+            messages = conversation(query, text, keep)
+            try:
+                return messages, *await broker.ask_supervisor(messages, _ignore)
+            except ContextTooLong:
+                keep = int(keep * _SHORTER)
+        messages = conversation(query, text, keep)
+        return messages, *await broker.ask_supervisor(messages, _ignore)
+
+
+def conversation(query: str, text: str, keep: int) -> list[Message]:
+    """What the model is asked, with so many characters of the document."""
+    return [
+        {"role": "system", "content": _SYSTEM},
+        {"role": "user", "content": _PROMPT.format(query=query, text=without_middle(text, keep))},
+    ]
+
+
+def without_middle(text: str, keep: int) -> str:
+    """The first and the last half of ``keep`` characters, and a note between them; all where that is enough."""
+    if len(text) <= keep:
+        return text
+    head = keep - keep // 2
+    note = f"\n[... {len(text) - keep:,} characters of the document left out ...]\n"
+    return text[:head] + note + text[len(text) - keep // 2 :]
+
+
+def most_characters(handler: ModelHandler, query: str, text: str, window: int | None) -> int:
+    """How many characters of the text fit the window beside the question and the answer, as far as is known."""
+    if window is None:
+        return len(text)
+    room = max(window - most_answer(handler), window // 2)
+    keep = len(text)
+    for _ in range(_ATTEMPTS):
+        messages = conversation(query, text, keep)
+        counted = handler.count_tokens(messages)
+        characters = sum(len(message["content"]) for message in messages)
+        tokens = characters * _TOKENS_A_CHARACTER if counted is None else counted
+        if tokens <= room or keep == 0:
+            break
+        surplus = (tokens - room) * characters / tokens
+        keep = max(0, min(keep - 1, int(keep - surplus)))
+    return keep
+
+
+def as_text(context: object) -> str:
+    """A document as a model without code reads it: text as it is, data as JSON."""
+    return context if isinstance(context, str) else json.dumps(context, ensure_ascii=False)
+
+
+def _ignore(_: str) -> None:
+    return None

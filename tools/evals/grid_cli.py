@@ -1,0 +1,128 @@
+"""The program ``grid``: all combinations of a grid file, and the table of what came of them.
+
+Exit codes: 0 all have their results · 1 some combination, or some example, failed · 2 the grid is wrong · 130 Ctrl-C ·
+143 SIGTERM. The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...engine.model_specs import ModelSpec, Role
+    from .config import ExperimentConfig
+    from .grid import Combination
+
+SOME_FAILED = 1
+
+
+def main() -> None:
+    """The program."""
+    from ...engine.cli.main import run_app
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(grid)
+    run_app(app)
+
+
+def grid(
+    file: Annotated[Path, typer.Argument(help="The grid, in TOML; tools/README.md has an example.")],
+    *,
+    n: Annotated[
+        int | None, typer.Option("-n", min=-1, help="Examples of each, whatever the grid says.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Examples at once.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the experiments' folders.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the combinations, and run none.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run those examples again that failed.")
+    ] = False,
+) -> None:
+    """Run all combinations, one after another; what is finished is left as it is, what was begun goes on."""
+    from dotenv import find_dotenv, load_dotenv
+
+    from .grid import check, read_grid
+
+    if os.path.isdir("."):  # the directory may have been removed
+        load_dotenv(find_dotenv(usecwd=True))
+    flags = {"n": n, "concurrency": concurrency}
+    combinations = read_grid(file, out, **{name: value for name, value in flags.items() if value is not None})
+    if dry_run:
+        for each in combinations:
+            print(f"{_state(each):<8}  {each.folder}")
+        return
+    # What is finished needs no key any more.
+    waiting = [each for each in combinations if retry_failed or not each.is_finished]
+    configs = check(waiting, _by_name)
+    for each in combinations:
+        if each not in waiting:
+            _note(f"{each.folder}: finished before")
+    experiments = [(config, each.folder) for config, each in zip(configs, waiting, strict=True)]
+    folders = [each.folder for each in combinations]
+    raise typer.Exit(_run(experiments, folders, retry_failed=retry_failed))
+
+
+def _state(combination: Combination) -> str:
+    return "finished" if combination.is_finished else "begun" if combination.folder.exists() else "new"
+
+
+def _note(text: str) -> None:
+    from .layout import one_line
+
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def _by_name(role: Role, name: str) -> ModelSpec:
+    from .command import named_model
+    from .config import judge_spec
+
+    if role in ("supervisor", "worker"):
+        return named_model(role, name, None)
+    spec = judge_spec(name, os.environ)
+    assert spec != "none"
+    return spec
+
+
+def _run(
+    experiments: Sequence[tuple[ExperimentConfig, Path]], folders: Sequence[Path], *, retry_failed: bool
+) -> int:
+    """Run them, and show what is in all folders then; the exit code."""
+    from .command import Stopped, run_shown
+    from .grid import run_grid
+
+    def run(config: ExperimentConfig, folder: Path) -> int:
+        _note(f"{folder}:")
+        return run_shown(config, folder, resume=True, retry_failed=retry_failed, quiet=False).failed
+
+    failed: list[str] = []
+    try:
+        for outcome in run_grid(experiments, run):
+            if outcome.error:
+                failed.append(f"{outcome.folder} failed: {outcome.error}")
+            elif outcome.failed:
+                failed.append(
+                    f"{outcome.folder}: {outcome.failed} examples failed; --retry-failed tries again"
+                )
+    except Stopped as stopped:
+        _note("interrupted; the same command goes on")
+        return 128 + stopped.number
+    _show([folder for folder in folders if folder.exists()])
+    for each in failed:
+        _note(each)
+    return SOME_FAILED if failed else 0
+
+
+def _show(folders: Sequence[Path]) -> None:
+    from .analysis import analyse
+    from .analyze_cli import show
+
+    found = analyse(folders)
+    if found.runs:
+        show(found)

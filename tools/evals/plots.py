@@ -1,0 +1,278 @@
+"""Plots of runs as PNG and SVG: accuracy against cost, against steps, against the context's length.
+
+A run has a colour and a marker of its own, and both are in the legend: colours are those that M. Okabe and K. Ito
+chose to be told apart by colour-blind people (2008), and the marker tells what the colour does not. Bars are 95 %
+intervals: Wilson's of accuracies, BCa of means.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from .analysis import Analysis, Figures
+from .layout import one_line
+from .records import Record
+from .report_columns import model_name
+from .stats import Interval, bootstrap, mean, wilson
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+_MARKERS = "osD^vP*X<>"
+_LONGEST = 44
+_ASIDE, _ASIDE_ALL = 5.0, 40.0  # points, of one and of all
+_BINS = 5
+
+
+# Axes and figures are Any: matplotlib's own annotations leave its keywords open.
+
+
+class MissingLibrary(Exception):
+    """matplotlib is not installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A mark with its bars: ``across`` along x, where it has one, ``up`` along y."""
+
+    x: float
+    y: float
+    across: Interval | None
+    up: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The marks of a run, in the order of x."""
+
+    label: str
+    points: Sequence[Point]
+
+
+def plot(found: Analysis, folder: Path) -> list[str]:
+    """Write ``accuracy-cost``, ``accuracy-steps`` and ``accuracy-context``; a line for each: what was written, or why not.
+
+    Raises:
+        MissingLibrary: the extra ``plots`` is not installed.
+        OSError: the folder cannot be written.
+    """
+    matplotlib = _library()
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for drawing in drawn(found):
+        path = folder / drawing.name
+        if drawing.figure is None:
+            lines.append(f"{path}: nothing to draw, no run has the figures for it")
+        else:
+            _write(matplotlib, drawing.figure, path)
+            lines.append(f"{path}.png and .svg: {len(drawing.series)} of {len(found.runs)} runs")
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot before it is written; its ``figure`` is matplotlib's, None where no run has marks."""
+
+    name: str
+    series: Sequence[Series]
+    figure: Any
+
+
+def drawn(found: Analysis) -> Iterator[Drawing]:
+    """The plots."""
+    labels = _labels(found.figures)
+    worth = _worth(found)
+    by_context = _by_context([record.context_chars for run in found.runs for record in run.records])
+    for name, title, points_of in (
+        ("accuracy-cost", "Dollars an example, supervisor and worker", _over(_cost)),
+        ("accuracy-steps", "Steps an example", _over(lambda record: record.steps)),
+        ("accuracy-context", "Characters of the context", by_context),
+    ):
+        series = [
+            Series(label, points)
+            for label, run in zip(labels, found.runs, strict=True)
+            if (points := points_of(run.records, worth))
+        ]
+        yield Drawing(name, series, _figure(series, title, worth) if series else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What y is: accuracy, or the mean score where some run has no verdicts."""
+
+    title: str
+    of: Callable[[Record], float | None]
+    interval: Callable[[Sequence[float]], Interval]
+
+
+def _worth(found: Analysis) -> Worth:
+    if all(run.accuracy for run in found.figures if run.examples):
+        return Worth(
+            "Accuracy", lambda record: record.correct, lambda values: wilson(round(sum(values)), len(values))
+        )
+    return Worth("Mean score", lambda record: record.score, bootstrap)
+
+
+PointsOf = Callable[[Sequence[Record], Worth], Sequence[Point]]
+
+
+def _over(figure: Callable[[Record], float | None]) -> PointsOf:
+    """One mark a run, at the mean of a figure; none where an example's figure is unknown."""
+
+    def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
+        values = [value for record in records if (value := worth.of(record)) is not None]
+        figures = [figure(record) for record in records]
+        known = [value for value in figures if value is not None]
+        if not values or len(known) < len(figures):
+            return []
+        return [Point(mean(known), mean(values), bootstrap(known), worth.interval(values))]
+
+    return points
+
+
+def _cost(record: Record) -> float | None:
+    supervisor, worker = record.supervisor.cost_usd, record.worker.cost_usd
+    return None if supervisor is None or worker is None else supervisor + worker
+
+
+def _by_context(lengths: Sequence[int]) -> PointsOf:
+    """A mark for each fifth of all lengths, the same of every run; fewer marks where lengths are few or equal."""
+    ordered = sorted(lengths)
+    ends = sorted(
+        {ordered[-(-len(ordered) * part // _BINS) - 1] for part in range(1, _BINS + 1)} if ordered else ()
+    )
+
+    def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
+        groups: dict[int, list[tuple[int, float]]] = {}
+        for record in records:
+            if (value := worth.of(record)) is not None:
+                groups.setdefault(bisect_left(ends, record.context_chars), []).append(
+                    (record.context_chars, value)
+                )
+        return [_group(groups[place], worth) for place in sorted(groups)]
+
+    return points
+
+
+def _group(pairs: Sequence[tuple[int, float]], worth: Worth) -> Point:
+    values = [value for _, value in pairs]
+    return Point(mean([length for length, _ in pairs]), mean(values), None, worth.interval(values))
+
+
+def _labels(figures: Sequence[Figures]) -> list[str]:
+    """Models and arm, numbered as in the table where that does not tell two runs apart."""
+    labels = [_label(run) for run in figures]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({_shortened(run.run)})"
+        for label, run in zip(labels, figures, strict=True)
+    ]
+
+
+def _label(run: Figures) -> str:
+    models = [model for model in (run.supervisor_model, run.worker_model) if model]
+    names = " + ".join(_shortened(model_name(model)) for model in models)
+    return ", ".join(part for part in (names, run.arm) if part) or "unknown"
+
+
+def _shortened(name: str) -> str:
+    name = one_line(name)
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+
+
+def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure: Any = Figure(figsize=(7.5, 4.5 + 0.24 * len(series)), layout="constrained")
+    axes = figure.add_subplot()
+    marks = [_draw(axes, each, index, len(series)) for index, each in enumerate(series)]
+    axes.set_xlabel(title)
+    axes.set_ylabel(worth.title)
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.margins(x=0.08)
+    _scale(axes, series)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Below the axes, a line a run: names are long, and lie on no mark there. One that began with an underscore
+    # would be left out.
+    labels = [f" {each.label}" if each.label.startswith("_") else each.label for each in series]
+    legend = figure.legend(marks, labels, loc="outside lower left", ncols=1, frameon=False, fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _draw(axes: Any, series: Series, index: int, count: int) -> Any:
+    """Draw a run's marks; the handle for the legend."""
+    from matplotlib.transforms import ScaledTranslation
+
+    points = series.points
+    xs, ys = [point.x for point in points], [point.y for point in points]
+    across = [point.across for point in points if point.across]
+    # Marks of one place in x stand beside each other, by points on paper, so that each bar is seen.
+    aside = 0.0 if across else min(_ASIDE, _ASIDE_ALL / count) * (index - (count - 1) / 2) / 72
+    drawn = axes.errorbar(
+        xs,
+        ys,
+        xerr=_bars(xs, across) if across else None,
+        yerr=_bars(ys, [point.up for point in points]),
+        transform=axes.transData + ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans),
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        markersize=7,
+        linestyle="-" if len(points) > 1 else "none",
+        linewidth=1.2,
+        elinewidth=1,
+        capsize=3,
+        alpha=0.9,
+    )
+    # What is moved aside does not count for the limits by itself.
+    axes.update_datalim([(x, 0.5) for x in (*xs, *chain.from_iterable(across))])
+    axes.autoscale_view(scaley=False)
+    return drawn[0]
+
+
+def _bars(centres: Sequence[float], intervals: Sequence[Interval]) -> list[list[float]]:
+    pairs = list(zip(centres, intervals, strict=True))
+    return [[max(0.0, x - bar.low) for x, bar in pairs], [max(0.0, bar.high - x) for x, bar in pairs]]
+
+
+def _scale(axes: Any, series: Sequence[Series]) -> None:
+    """From zero, or by powers of ten where the marks are far apart."""
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    xs = [point.x for each in series for point in each.points]
+    if min(xs) > 0 and max(xs) > 20 * min(xs):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        widest = max(xs) or 1.0
+        axes.set_xlim(
+            -0.03 * widest, 1.08 * widest
+        )  # marks at 0, of models that cost nothing, stand clear of the axis
+    if max(xs) >= 1000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _library() -> Any:
+    try:
+        return import_module("matplotlib")
+    except ImportError as error:
+        raise MissingLibrary(
+            "matplotlib is not installed; pip install 'supdist-engine[plots]' brings it"
+        ) from error
+
+
+def _write(matplotlib: Any, figure: Any, path: Path) -> None:
+    # Text stays text in the SVG, and equal runs give equal files.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "supdist"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it is drawn as a box
+        figure.savefig(path.with_suffix(".png"), dpi=160)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

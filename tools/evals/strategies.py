@@ -1,0 +1,136 @@
+"""The arms: how an example is answered. ``supervisor``, ``no-worker`` and ``builtin`` are runs of the loop, ``direct`` a
+call.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from anyio import to_thread
+
+from ...engine.api import arun
+from ...engine.broker.cache import ResponseCache
+from ...engine.broker.prices import window_of
+from ...engine.errors import TaskError
+from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, builtin
+from ...engine.sandbox import SandboxRuntime
+from ...engine.supervisor.prompts import Prompts
+from ...handlers import ModelHandler
+from .calls import tokens_of
+from .config import ExperimentConfig
+from .direct import Direct, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Runs of the engine's loop, with its sandbox."""
+
+    config: ExperimentConfig
+    supervisor: ModelHandler
+    worker: ModelHandler | None
+    cache: str | Path
+    prompts: Prompts
+
+    async def run(self, query: str, context: object, log_dir: Path) -> Run:
+        """One question.
+
+        Raises:
+            EngineError, HandlerError: as ``arun``.
+        """
+        limits = self.config.limits
+        result = await arun(
+            query=query,
+            context=context,
+            supervisor=self.supervisor,
+            worker=self.worker,
+            max_iterations=limits.max_iterations,
+            log_dir=log_dir,
+            output_limit=limits.output_limit,
+            worker_ctx_k=limits.worker_ctx_k,
+            sandbox=self.config.sandbox,
+            limits=limits,
+            cache=self.cache,
+            cache_sampled=self.config.cache_sampled,
+            cache_counts=True,
+            prompts=self.prompts,
+        )
+        return Run(
+            result.answer,
+            result.stop_reason,
+            result.iterations,
+            result.run_id,
+            tokens_of(result.supervisor_usage, result.supervisor),
+            tokens_of(result.worker_usage, result.worker),
+        )
+
+
+async def open_arm(config: ExperimentConfig, cache: Path | None, stack: AsyncExitStack) -> Loop | Direct:
+    """What answers the examples. Models and, for the loop, the sandboxes' zygote stay open as long as the stack.
+
+    Args:
+        config: with its models filled in.
+        cache: the file of answers; None keeps none.
+        stack: what to close in the end.
+
+    Raises:
+        TaskError: a setting cannot be had; nothing was spent.
+        SandboxUnavailable: the isolation cannot be had here; nothing was spent.
+    """
+    assert config.supervisor is not None
+    if config.arm == "direct":
+        handler = await _entered(_direct_model(config), stack)
+        window = await _window(config, handler)
+        store = await open_cache(cache, stack)
+        return Direct(handler, window, config.limits, store, config.cache_sampled)
+    prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
+    supervisor = await _entered(build(config.supervisor, "supervisor", config), stack)
+    worker = config.worker and await _entered(build(config.worker, "worker", config), stack)
+    await stack.enter_async_context(SandboxRuntime(config.sandbox))
+    kept = "off" if config.cache == "off" else cache or "run"
+    return Loop(config, supervisor, worker, kept, prompts)
+
+
+async def open_cache(path: Path | None, stack: AsyncExitStack) -> ResponseCache | None:
+    """The answers of a file."""
+    return None if path is None else await stack.enter_async_context(ResponseCache(path))
+
+
+async def open_judge(config: ExperimentConfig, stack: AsyncExitStack) -> ModelHandler | None:
+    """The judge, where the experiment has one."""
+    if config.judge is None or config.judge == "none":
+        return None
+    return await _entered(build(config.judge, "supervisor", config), stack)
+
+
+def build(spec: ModelSpec, role: Role, config: ExperimentConfig) -> ModelHandler:
+    """A specification's handler.
+
+    Raises:
+        TaskError: it cannot be.
+    """
+    return spec.build(role, Path(), config.limits.worker_ctx_k)
+
+
+def _direct_model(config: ExperimentConfig) -> ModelHandler:
+    """The builtin supervisor writes code and nothing else: the builtin worker stands in for it."""
+    assert config.supervisor is not None
+    if isinstance(config.supervisor, BuiltinSpec):
+        return builtin("worker", config.limits.worker_ctx_k)
+    return build(config.supervisor, "supervisor", config)
+
+
+async def _window(config: ExperimentConfig, handler: ModelHandler) -> int | None:
+    if config.window is not None or isinstance(config.supervisor, BuiltinSpec):
+        return config.window
+    window = await to_thread.run_sync(window_of, handler)
+    if window is None:
+        raise TaskError(
+            f"arm direct: nobody knows the window of {handler.model}; say it with --window, or as `window` of the model"
+        )
+    return window
+
+
+async def _entered(handler: ModelHandler, stack: AsyncExitStack) -> ModelHandler:
+    return await stack.enter_async_context(handler)

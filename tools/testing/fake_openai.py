@@ -1,0 +1,418 @@
+"""An OpenAI-compatible server that answers from a script: the endpoint of tests and of demonstrations.
+
+::
+
+    async with FakeOpenAI([Status(429, headers={"Retry-After": "1"}), Text("four")]) as server:
+        handler = OpenAIHandler("any-name", base_url=server.base_url)
+
+It listens on 127.0.0.1 alone, accepts every key and every model name, and speaks as much HTTP/1.1 as clients of
+that API need: keep-alive, ``Content-Length`` in requests, chunks in replies. As a program it serves a file::
+
+    python -m supdist.tools.testing.fake_openai replies.jsonl --port 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import json
+import re
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, cast
+
+from .http1 import MAX_HEAD, BadRequestError, Request, head, read, send_body, send_chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A completion, ``delay`` seconds after the request. ``usage`` is (prompt, completion) tokens; else words count."""
+
+    text: str
+    finish_reason: str = "stop"
+    delay: float = 0.0
+    usage: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A completion whose message holds a refusal in place of content."""
+
+    text: str
+    finish_reason: ClassVar[str] = "stop"
+    delay: ClassVar[float] = 0.0
+    usage: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An HTTP error in the API's form; ``code_name`` is the error's ``code``, as in ``context_length_exceeded``.
+
+    ``fields`` are more of the error's fields. Inside of a stream it is an event, and has no ``code``.
+    """
+
+    code: int
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    code_name: str | None = None
+    message: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Status 200 and these bytes, said to be JSON."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Status 200 and this JSON value, whatever its shape."""
+
+    json_value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The connection closes: without a byte, or after so many bytes of a body that should have been longer."""
+
+    after_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Endless:
+    """A body of spaces that goes on until the client leaves or ``limit`` bytes are sent, ``pause`` seconds apart."""
+
+    limit: int = 64 * 1024 * 1024
+    pause: float = 0.0
+
+
+Part = str | dict[str, Any] | Shape | Malformed | Status | Drop | Endless
+"""Of a stream: a piece of the answer's text; another delta; an event of this JSON, or of these bytes; an event that is
+an error; or the stream's end, before its time or never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A completion that is streamed piece by piece, and may go wrong on the way. ``Endless`` sends comments."""
+
+    parts: Sequence[Part]
+    finish_reason: str | None = "stop"
+    usage: tuple[int, int] | None = None
+
+
+Reply = Text | Refusal | Stream | Status | Malformed | Shape | Drop | Endless
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """A completion that was sent to its last byte, with its tokens."""
+
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Script = Iterable[Reply] | Callable[[Request], Reply | Awaitable[Reply]]
+"""Replies, used one after another, or a function of the request, plain or ``async``."""
+
+
+class FakeOpenAI:
+    """The server. ``requests`` is all that was asked, ``ledger`` all that would be billed, both in order.
+
+    ``connections`` counts what was accepted. Who streams gets the usage if it was asked for. A script that is used up, or that raises, answers 500, with the
+    header that asks the SDK not to retry.
+    """
+
+    def __init__(self, script: Script, *, port: int = 0) -> None:
+        """Nothing is opened yet. Port 0 is any free one."""
+        self.requests: list[Request] = []
+        self.ledger: list[Billed] = []
+        self.connections = 0
+        self.base_url = ""
+        self._script = script if callable(script) else iter(script)
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._busy = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered: each has its reply, or its client has left."""
+        await self._idle.wait()
+
+    async def __aenter__(self) -> FakeOpenAI:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=MAX_HEAD)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:  # it was accepted in the last moment
+            writer.transport.abort()
+            return
+        self.connections += 1
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._exchange(reader, writer):
+                    pass
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()  # close() alone would wait for a client that does not read
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its reply. Returns whether another may follow on this connection."""
+        try:
+            request, keep_alive = await read(reader)
+        except BadRequestError as error:
+            await _send_error(writer, Status(error.code, {"Connection": "close"}, message=str(error)))
+            return False
+        self.requests.append(request)
+        self._busy += 1
+        self._idle.clear()
+        try:
+            return await self._reply(reader, writer, request) and keep_alive
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
+
+    async def _reply(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: Request
+    ) -> bool:
+        match request.method, request.path, request.body:
+            case "GET", "/v1/models", _:
+                model = {"id": "fake", "object": "model", "created": 0, "owned_by": "fake"}
+                reply = Shape({"object": "list", "data": [model]})
+            case "POST", "/v1/chat/completions", {"messages": list()}:
+                reply = await self._next(request)
+            case "POST", "/v1/chat/completions", _:
+                reply = Status(400, message="'messages' must be a list")
+            case _:
+                reply = Status(404, message=f"there is no {request.method} {request.path} here")
+        if isinstance(reply, Text) and reply.delay:
+            with suppress(TimeoutError):
+                # Nothing comes before the reply has gone, but for the end, if the client leaves.
+                await asyncio.wait_for(reader.read(1), reply.delay)
+                return False
+        if reader.at_eof():
+            return False  # the client left meanwhile, and is billed nothing
+        return await self._send(writer, request, reply)
+
+    async def _next(self, request: Request) -> Reply:
+        try:
+            reply = self._script(request) if callable(self._script) else next(self._script)
+            return await reply if inspect.isawaitable(reply) else reply
+        except StopIteration:
+            message = f"the script has no reply for request {len(self.requests)}"
+        except Exception as error:
+            message = f"the script raised {type(error).__name__}: {error}"
+        return Status(500, {"X-Should-Retry": "false"}, message=message)
+
+    async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> bool:
+        """Send the reply. Returns whether the connection can go on."""
+        if request.body.get("stream") is True and isinstance(reply, Text | Refusal | Stream):
+            return await self._send_stream(writer, request, _streamed(reply))
+        match reply:
+            case Text() | Refusal():
+                await self._send_completion(writer, request, reply)
+            case Status():
+                await _send_error(writer, reply)
+            case Malformed(body):
+                await send_body(writer, 200, body)
+            case Shape(value):
+                await send_body(writer, 200, json.dumps(value).encode())
+            case Drop(count):
+                if count:
+                    writer.write(head(200, {"Content-Length": str(count + 1)}) + b" " * count)
+                return False
+            case Endless(limit, pause):
+                writer.write(head(200, {"Transfer-Encoding": "chunked"}))
+                for _ in range(0, limit, MAX_HEAD):
+                    await send_chunk(writer, b" " * MAX_HEAD)
+                    await asyncio.sleep(pause)
+                return False
+            case _:
+                message = f"the script returned {reply!r}, which is no reply"
+                await _send_error(writer, Status(500, {"X-Should-Retry": "false"}, message=message))
+        return True
+
+    async def _send_completion(
+        self, writer: asyncio.StreamWriter, request: Request, reply: Text | Refusal
+    ) -> None:
+        usage = self._usage(request, reply.text, reply.usage)
+        part = "content" if isinstance(reply, Text) else "refusal"
+        message = {"role": "assistant", "content": None, "refusal": None, part: reply.text}
+        choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+        whole = self._common(request) | {"object": "chat.completion", "choices": [choice], "usage": usage}
+        await send_body(writer, 200, json.dumps(whole).encode())
+        self._bill(request, usage)
+
+    async def _send_stream(self, writer: asyncio.StreamWriter, request: Request, reply: Stream) -> bool:
+        common = self._common(request) | {"object": "chat.completion.chunk"}
+        text = "".join(part for part in reply.parts if isinstance(part, str))
+        usage = self._usage(request, text, reply.usage)
+        writer.write(head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}))
+        for part in reply.parts:
+            if not await _send_part(writer, part, common):
+                return False
+        await _send_event(writer, common | _choices({}, reply.finish_reason))
+        match request.body:
+            case {"stream_options": {"include_usage": True}}:
+                last: dict[str, Any] = {"choices": [], "usage": usage}
+                await _send_event(writer, common | last)
+            case _:
+                pass
+        await send_chunk(writer, b"data: [DONE]\n\n")
+        await send_chunk(writer, b"")
+        self._bill(request, usage)
+        return True
+
+    def _common(self, request: Request) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{len(self.requests)}", "created": 0, "model": request.model}
+
+    def _usage(self, request: Request, text: str, counts: tuple[int, int] | None) -> dict[str, int]:
+        asked = sum(_words(message) for message in request.body["messages"])
+        prompt, completion = counts or (asked, len(text.split()))
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def _bill(self, request: Request, usage: dict[str, int]) -> None:
+        self.ledger.append(Billed(request.model, usage["prompt_tokens"], usage["completion_tokens"]))
+
+
+async def _send_error(writer: asyncio.StreamWriter, reply: Status) -> None:
+    await send_body(writer, reply.code, json.dumps(_error(reply)).encode(), reply.headers)
+
+
+def _error(reply: Status) -> dict[str, Any]:
+    message = reply.message or f"the script says {reply.code}"
+    standard = {"message": message, "type": "fake_error", "param": None, "code": reply.code_name}
+    return {"error": standard | dict(reply.fields)}
+
+
+def _streamed(reply: Text | Refusal | Stream) -> Stream:
+    if isinstance(reply, Stream):
+        return reply
+    pieces: list[str] = re.findall(r"\s*\S+\s*|\s+", reply.text)
+    if isinstance(reply, Text):
+        return Stream(pieces, reply.finish_reason, reply.usage)
+    return Stream([{"refusal": piece} for piece in pieces], reply.finish_reason, reply.usage)
+
+
+async def _send_part(writer: asyncio.StreamWriter, part: Part, common: dict[str, Any]) -> bool:
+    """Send a part of a stream. Returns whether the stream goes on."""
+    match part:
+        case str() | dict():
+            delta = {"content": part} if isinstance(part, str) else part
+            await _send_event(writer, common | _choices(delta))
+        case Shape(value):
+            await _send_event(writer, value)
+        case Malformed(body):
+            await send_chunk(writer, b"data: " + body + b"\n\n")
+        case Status():
+            await _send_event(writer, _error(part))
+        case Drop(count):
+            writer.write(b" " * count)  # without the last chunk, a client can tell that this is not the end
+            return False
+        case Endless(limit, pause):
+            for _ in range(0, limit, MAX_HEAD):
+                await send_chunk(writer, b":" * MAX_HEAD + b"\n")
+                await asyncio.sleep(pause)
+            return False
+    return True
+
+
+def _choices(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+async def _send_event(writer: asyncio.StreamWriter, value: object) -> None:
+    await send_chunk(writer, b"data: " + json.dumps(value).encode() + b"\n\n")
+
+
+def _words(message: object) -> int:
+    match message:
+        case {"content": str(content)}:
+            return len(content.split())
+        case _:
+            return 0
+
+
+def read_replies(path: Path) -> list[Reply]:
+    """The replies of a file: JSON Lines, or one JSON list.
+
+    Each is a string, an object with ``text`` and, if wanted, the other fields of ``Text``, or an object with
+    ``status`` (a number) and, if wanted, the other fields of ``Status``.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    content = path.read_text(encoding="utf-8")
+    items: Any
+    try:
+        items = json.loads(content)
+    except ValueError:
+        items = [json.loads(line) for line in content.splitlines() if line.strip()]
+    return [_reply(item) for item in (cast("list[Any]", items) if isinstance(items, list) else [items])]
+
+
+def _reply(item: Any) -> Reply:
+    with suppress(TypeError):
+        match item:
+            case str():
+                return Text(item)
+            case {"text": str(text), **others}:
+                return Text(text, **others)
+            case {"status": int(code), **others}:
+                return Status(code, **others)
+            case _:
+                pass
+    raise ValueError(f"a reply is a string, or an object with 'text' or 'status', and not {item!r}")
+
+
+async def _main(replies: list[Reply], port: int) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with FakeOpenAI(replies, port=port) as server:
+        print(server.base_url, flush=True)
+        await stop.wait()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="fake_openai", description="Serve scripted replies as an OpenAI endpoint."
+    )
+    parser.add_argument("replies", type=Path, help="JSON Lines, or a JSON list, of strings or objects")
+    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 is any free one")
+    arguments = parser.parse_args()
+    try:
+        asyncio.run(_main(read_replies(arguments.replies), arguments.port))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
