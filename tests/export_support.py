@@ -20,7 +20,7 @@ def shouting() -> ScriptedHandler:
 
 
 class Experiment:
-    """A folder as ``bench`` writes it."""
+    """A folder as ``eval`` writes it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,7 +68,7 @@ class Experiment:
         """A line of results.jsonl."""
         score = facts.get("score")
         fields: dict[str, Any] = {
-            "index": self._index, "example": example, "arm": "supervisor", "query": "why?", "references": [],
+            "index": self._index, "example": example, "strategy": "supervisor", "query": "why?", "references": [],
             "answer": None, "score": None, "correct": None if score is None else score >= 0.5, "steps": 0,
             "stop_reason": None, "context_chars": 0, "supervisor_model": "scripted", "worker_model": "shouting",
             "seconds": 0.0, **facts,

@@ -16,7 +16,7 @@ def record(index: int, *, right: bool | None = True, score: float | None = None,
     values: dict[str, Any] = {
         "index": index,
         "example": f"q{index}",
-        "arm": "supervisor",
+        "strategy": "supervisor",
         "query": f"question {index}",
         "references": ["yes"],
         "answer": "yes",

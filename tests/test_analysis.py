@@ -128,7 +128,7 @@ def test_the_figures_by_hand(tmp_path: Path) -> None:
         record(2, right=True, score=0.4, kind="a", stop_reason="max_iterations", metrics={"answer_f1": 0.4, "judge": 1.0}),
         failed(3),
     ]  # fmt: skip
-    found = analyse([write_run(tmp_path, examples, arm="supervisor")])
+    found = analyse([write_run(tmp_path, examples, strategy="supervisor")])
     assert cell(found, "Accuracy") == "67% (2/3)"
     assert cell(found, "Accuracy 95%") == "21% to 94%"
     assert (cell(found, "Avg Steps"), cell(found, "Total Steps")) == ("3.0", "12")
@@ -244,11 +244,11 @@ def test_a_log_cut_anywhere_is_read_as_far_as_it_goes(
 
 def test_a_run_that_has_just_begun_is_a_row_of_nothing(tmp_path: Path) -> None:
     folder = write_run(
-        tmp_path, [], planned=5, arm="direct", supervisor={"handler": "openai", "model": "x/y"}
+        tmp_path, [], planned=5, strategy="direct", supervisor={"handler": "openai", "model": "x/y"}
     )
     (folder / RECORDS).unlink()
     found = analyse([folder])
-    assert (cell(found, "Supervisor"), cell(found, "Worker"), cell(found, "Arm")) == ("y", "-", "direct")
+    assert (cell(found, "Supervisor"), cell(found, "Worker"), cell(found, "Strategy")) == ("y", "-", "direct")
     assert (cell(found, "Accuracy"), cell(found, "Avg Steps")) == ("-", "-")
     assert found.notes == [f"{folder.name}: 0 of 5 examples have ended"]
 
@@ -278,14 +278,14 @@ def test_without_any_run_it_says_what_a_run_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", ["", "[1]", "{" * 100_000, '{"task": 3, "seed": "x", "provenance": [], "arm": {}}']
+    "config", ["", "[1]", "{" * 100_000, '{"task": 3, "seed": "x", "provenance": [], "strategy": {}}']
 )
 def test_settings_that_cannot_be_read_spoil_nothing_else(tmp_path: Path, config: str) -> None:
     folder = write_run(tmp_path, [record(0)])
     (folder / "config.json").write_text(config)
     found = analyse([folder])
     assert cell(found, "Accuracy") == "100% (1/1)"
-    assert cell(found, "Arm") == "supervisor"
+    assert cell(found, "Strategy") == "supervisor"
 
 
 def test_damaged_lines_are_counted(tmp_path: Path) -> None:

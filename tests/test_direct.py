@@ -1,4 +1,4 @@
-"""What the direct arm sends, where the document is longer than the window."""
+"""What the direct strategy sends, where the document is longer than the window."""
 
 from __future__ import annotations
 

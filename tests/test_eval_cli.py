@@ -1,4 +1,4 @@
-"""``bench`` as a user types it, in processes of their own."""
+"""``eval`` as a user types it, in processes of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eval_support import rows
 from lookup_task import entry_point
 from supdist.engine import TaskError
 from supdist.engine.model_specs import OpenAISpec
-from supdist.tools.evals.command import Place, bench_with
+from supdist.tools.evals.command import Place, eval_with
 from supdist.tools.evals.config import ExperimentConfig, resolve
 from supdist.tools.evals.records import CONFIG, read_records
 from support import REPOSITORY
@@ -21,11 +21,11 @@ from support import REPOSITORY
 PROGRAMS = {
     "script": [str(REPOSITORY / "tools/run_experiment.py")],
     "module": ["-m", "supdist.tools.run_experiment"],
-    "console": ["-c", "from supdist.tools.cli import main; main()", "bench"],
+    "console": ["-c", "from supdist.tools.cli import main; main()", "eval"],
 }
 
 
-def bench(
+def evaluate(
     *arguments: str, cwd: Path, program: str = "script", **environ: str
 ) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(entry_point(cwd / "installed")), str(REPOSITORY / "tests")])
@@ -46,7 +46,7 @@ def bench(
 
 
 def test_without_a_key_the_builtin_pair_runs_and_says_so(tmp_path: Path) -> None:
-    done = bench("--task", "lookup", "-n", "3", "-T", "size=5", cwd=tmp_path)
+    done = evaluate("--task", "lookup", "-n", "3", "-T", "size=5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "is not a language model" in done.stderr
     folder = tmp_path / done.stdout.splitlines()[-1]
@@ -54,7 +54,7 @@ def test_without_a_key_the_builtin_pair_runs_and_says_so(tmp_path: Path) -> None
     assert len(read_records(folder)) == len(rows(folder)) == 3
     settings = json.loads((folder / CONFIG).read_text())
     assert (settings["n"], settings["seed"], settings["task_options"]) == (3, 42, {"size": 5})
-    again = bench("--resume", str(folder), "-n", "4", cwd=tmp_path)
+    again = evaluate("--resume", str(folder), "-n", "4", cwd=tmp_path)
     assert again.returncode == 2
     assert "n: 3 before, 4 now" in again.stderr
 
@@ -62,7 +62,7 @@ def test_without_a_key_the_builtin_pair_runs_and_says_so(tmp_path: Path) -> None
 @pytest.mark.parametrize("program", ["module", "console"])
 def test_every_way_to_it_has_the_same_flags(program: str, tmp_path: Path) -> None:
     def options(name: str) -> str:
-        return bench("--help", cwd=tmp_path, program=name).stdout.partition("Options:")[2]
+        return evaluate("--help", cwd=tmp_path, program=name).stdout.partition("Options:")[2]
 
     assert "--supervisor-model" in options("script")
     assert options(program) == options("script")
@@ -74,7 +74,7 @@ def test_every_way_to_it_has_the_same_flags(program: str, tmp_path: Path) -> Non
         (["--task", "nope"], "there is no task 'nope'"),
         (["--task", "lookup", "-T", "sise=1"], "sise"),
         (["--task", "lookup", "-T", "size"], "KEY=VALUE"),
-        (["--task", "lookup", "--arm", "no-worker"], "no-worker"),
+        (["--task", "lookup", "--strategy", "no-worker"], "no-worker"),
         (["--task", "lookup", "--judge-model", "m"], "no endpoint"),
         (["--resume", "nowhere"], "config.json"),
         (["--retry-failed"], "--resume"),
@@ -83,7 +83,7 @@ def test_every_way_to_it_has_the_same_flags(program: str, tmp_path: Path) -> Non
 def test_a_mistake_is_said_in_a_line_and_leaves_nothing(
     arguments: list[str], words: str, tmp_path: Path
 ) -> None:
-    done = bench(*arguments, cwd=tmp_path)
+    done = evaluate(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -92,17 +92,17 @@ def test_a_mistake_is_said_in_a_line_and_leaves_nothing(
 
 def test_a_missing_key_is_exit_5_and_json_is_the_result_alone(tmp_path: Path) -> None:
     ask = ["--task", "lookup", "-n", "1", "--json"]
-    done = bench(*ask, "--out", "a", cwd=tmp_path, OPENAI_API_KEY=" ", BASE_URL="https://api.openai.com/v1",
+    done = evaluate(*ask, "--out", "a", cwd=tmp_path, OPENAI_API_KEY=" ", BASE_URL="https://api.openai.com/v1",
                  SUPERVISOR_MODEL="m", WORKER_MODEL="m")  # fmt: skip
     assert done.returncode == 5, done.stderr
     assert "OPENAI_API_KEY" in done.stderr
-    done = bench(*ask, "--out", "b", "--supervisor-model", "builtin", cwd=tmp_path)
+    done = evaluate(*ask, "--out", "b", "--supervisor-model", "builtin", cwd=tmp_path)
     result = json.loads(done.stdout)
     assert (done.stderr, result["examples"], result["folder"]) == ("", 1, "b")
 
 
 def test_the_tasks_are_listed(tmp_path: Path) -> None:
-    assert "lookup" in bench("--list-tasks", cwd=tmp_path).stdout.splitlines()
+    assert "lookup" in evaluate("--list-tasks", cwd=tmp_path).stdout.splitlines()
 
 
 def test_the_environment_names_models_and_the_judge_is_greedy() -> None:
@@ -117,10 +117,10 @@ def test_the_environment_names_models_and_the_judge_is_greedy() -> None:
     assert (found.judge.temperature, found.judge.base_url) == (0, found.supervisor.base_url)
     assert "secret" not in found.model_dump_json()
     assert resolve(ExperimentConfig(), {}).judge == "none"
-    direct = resolve(ExperimentConfig(arm="direct"), {"TOGETHER_API_KEY": "secret"})
+    direct = resolve(ExperimentConfig(strategy="direct"), {"TOGETHER_API_KEY": "secret"})
     assert direct.worker is None
 
 
 def test_retry_failed_needs_a_folder() -> None:
     with pytest.raises(TaskError, match="--resume"):
-        bench_with({}, None, Place(None, None), retry_failed=True, as_json=False)
+        eval_with({}, None, Place(None, None), retry_failed=True, as_json=False)

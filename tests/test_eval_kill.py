@@ -28,7 +28,7 @@ CALLS = 4  # of an example: two turns, a worker call, a verdict
 
 
 @asynccontextmanager
-async def bench(folder: Path, *arguments: str) -> AsyncGenerator[Process]:
+async def evaluate(folder: Path, *arguments: str) -> AsyncGenerator[Process]:
     """The program, begun. Whatever happens, it ends."""
     path = os.pathsep.join([str(entry_point(folder / "installed")), str(REPOSITORY / "tests")])
     process = await asyncio.create_subprocess_exec(
@@ -75,13 +75,13 @@ async def test_killed_and_resumed_it_gives_what_an_uninterrupted_run_gives_and_p
 
     async with FakeOpenAI(play_until_killed) as server:
         file = write_settings(server, tmp_path, concurrency=concurrency)
-        async with bench(tmp_path, "--config", file, "--out", "run") as process:
+        async with evaluate(tmp_path, "--config", file, "--out", "run") as process:
             await asyncio.wait_for(killed.wait(), 60)
             assert (await ended(process))[0] == -signal.SIGKILL
         before = len(read_records(tmp_path / "run"))
         assert before < EXAMPLES_IN_ALL
         await server.idle()
-        async with bench(tmp_path, "--resume", "run", "--json") as process:
+        async with evaluate(tmp_path, "--resume", "run", "--json") as process:
             code, out, err = await ended(process)
         assert code == 0, err
         assert asked_twice(server) <= concurrency, "those in flight alone"
@@ -114,13 +114,13 @@ async def test_a_signal_ends_it_cleanly_and_it_says_how_to_go_on(
 
     async with FakeOpenAI(play_and_interrupt) as server:
         file = write_settings(server, tmp_path)
-        async with bench(tmp_path, "--config", file, "--out", "run") as process:
+        async with evaluate(tmp_path, "--config", file, "--out", "run") as process:
             got, _, err = await ended(process)
         assert got == code
         assert err.splitlines()[-1] == "supdist-engine: interrupted; go on with --resume run"
         assert "Traceback" not in err
         assert len(rows(tmp_path / "run")) == len(read_records(tmp_path / "run"))
-        async with bench(tmp_path, "--resume", "run") as process:
+        async with evaluate(tmp_path, "--resume", "run") as process:
             got, out, err = await ended(process)
         assert got == 0, err
         assert "100% right (20/20)" in out

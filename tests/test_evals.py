@@ -66,13 +66,13 @@ async def test_the_table_has_the_documented_columns_in_the_order_of_the_sample(t
 
 
 @pytest.mark.parametrize(
-    ("arm", "supervisor_calls", "steps"), [("no-worker", 1, 1), ("direct", 1, 1), ("builtin", 3, 3)]
+    ("strategy", "supervisor_calls", "steps"), [("no-worker", 1, 1), ("direct", 1, 1), ("builtin", 3, 3)]
 )
-async def test_every_other_arm_runs(arm: str, supervisor_calls: int, steps: int, tmp_path: Path) -> None:
+async def test_every_other_arm_runs(strategy: str, supervisor_calls: int, steps: int, tmp_path: Path) -> None:
     def alone(request: Request) -> Reply:
         asked = request.body["messages"][-1]["content"]
         code = "import re\nitem = re.search('item-[0-9]+', query)[0]\nFINAL(re.search(item + ' is ([0-9]+)', context)[1])"
-        return Text(looked_up_or(asked) if arm == "direct" else f"```repl\n{code}\n```")
+        return Text(looked_up_or(asked) if strategy == "direct" else f"```repl\n{code}\n```")
 
     def looked_up_or(asked: str) -> str:
         from eval_support import looked_up
@@ -80,12 +80,12 @@ async def test_every_other_arm_runs(arm: str, supervisor_calls: int, steps: int,
         return looked_up(asked)
 
     async with FakeOpenAI(alone) as server:
-        summary = await run(server, tmp_path, arm=arm, window=4096)
+        summary = await run(server, tmp_path, strategy=strategy, window=4096)
     records = read_records(tmp_path)
     assert [(record.supervisor.calls, record.steps) for record in records] == [(supervisor_calls, steps)] * 4
-    assert {record.arm for record in records} == {arm}
+    assert {record.strategy for record in records} == {strategy}
     assert all(record.error is None for record in records)
-    if arm != "builtin":
+    if strategy != "builtin":
         assert summary.correct == 4
         assert summary.worker.calls == 0
         assert {record.worker_model for record in records} == {""}
@@ -244,12 +244,12 @@ async def test_what_cannot_be_written_stops_before_anything_is_paid(tmp_path: Pa
 
 async def test_an_arm_that_cannot_be_had_is_refused_before_anything_starts(tmp_path: Path) -> None:
     pair = {"supervisor": {"handler": "builtin"}, "worker": {"handler": "builtin"}}
-    settings = ExperimentConfig.model_validate({**pair, "arm": "no-worker", "task": "lookup"})
+    settings = ExperimentConfig.model_validate({**pair, "strategy": "no-worker", "task": "lookup"})
     with pytest.raises(TaskError, match="no-worker"):
         await run_experiment(settings, tmp_path / "a", task=Lookup())
     async with FakeOpenAI(play) as server:
         with pytest.raises(TaskError, match="--window"):
-            await run(server, tmp_path / "b", arm="direct")
+            await run(server, tmp_path / "b", strategy="direct")
         assert server.requests == []
     assert list(tmp_path.iterdir()) == []
 
@@ -287,7 +287,7 @@ async def test_a_score_that_is_none_is_the_scorers_failure(tmp_path: Path) -> No
 
 def test_the_table_holds_any_text() -> None:
     record = Record(
-        index=0, example="a", arm="direct", query="a,b\r\n\"c\"", references=["x\ny"], answer="\x00;=1", score=None,
+        index=0, example="a", strategy="direct", query="a,b\r\n\"c\"", references=["x\ny"], answer="\x00;=1", score=None,
         correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
     )  # fmt: skip
     assert '"a,b\r\n""c"""' in table([record])

@@ -168,7 +168,7 @@ async def test_runs_that_failed_or_go_on_or_were_killed_are_counted_and_left_out
     log.write_text(log.read_text()[:-200])
     shutil.copytree(experiment.logs("cut"), experiment.logs("going-on"))
     experiment.failed("failed")
-    experiment.record("direct", arm="direct", score=1.0)
+    experiment.record("direct", strategy="direct", score=1.0)
     experiment.record("../good", score=1.0)
     lines, card = exported(experiment, sft())
     assert len(lines) == 1

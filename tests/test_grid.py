@@ -95,9 +95,9 @@ def test_specifications_options_and_limits_are_combined(tmp_path: Path) -> None:
 
 
 def test_a_model_that_an_arm_does_not_use_makes_no_combination(tmp_path: Path) -> None:
-    text = 'arm = ["supervisor", "no-worker", "direct", "builtin"]' + TWO_BY_TWO
-    arms = [each.config(by_name).arm for each in combinations(tmp_path, text)]
-    assert {arm: arms.count(arm) for arm in arms} == {
+    text = 'strategy = ["supervisor", "no-worker", "direct", "builtin"]' + TWO_BY_TWO
+    strategies = [each.config(by_name).strategy for each in combinations(tmp_path, text)]
+    assert {strategy: strategies.count(strategy) for strategy in strategies} == {
         "supervisor": 4,
         "no-worker": 2,
         "direct": 2,
@@ -123,7 +123,7 @@ def test_an_axis_that_is_added_finds_what_was_run_before(tmp_path: Path) -> None
 
 
 def test_without_out_the_folder_is_the_file_s_name(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('arm = ["builtin"]\n[base]\ntask = "lookup"')
+    (tmp_path / "mine.toml").write_text('strategy = ["builtin"]\n[base]\ntask = "lookup"')
     assert read_grid(tmp_path / "mine.toml")[0].folder.parent == Path("logs/mine")
 
 
@@ -136,12 +136,12 @@ def test_without_out_the_folder_is_the_file_s_name(tmp_path: Path) -> None:
         ("seeds = [1]", "seeds: unknown key; did you mean `seed`?"),
         ("seed = 1", "seed: what is combined is a list"),
         ("seed = []", "seed: what is combined is a list of at least one"),
-        ("[base]\narm = ['direct']", "base.arm: a list of what is combined stands above [base]"),
+        ("[base]\nstrategy = ['direct']", "base.strategy: a list of what is combined stands above [base]"),
         ("seed = [1]\n[base]\nseed = 2", "seed: stands in [base] and is combined"),
         ("[base.limits]\nmax_tokens = 5\n[limits]\nmax_tokens = [6]", "limits.max_tokens: stands in [base]"),
         ("[base]\ntsak = 'x'", "tsak: unknown key; did you mean `task`?"),
         ("[limits]\nmax_iteration = [5]", "did you mean `max_iterations`?"),
-        ("arm = ['direct', 'indirect']", "arm='indirect'"),
+        ("strategy = ['direct', 'indirect']", "strategy='indirect'"),
         ("seed = [1, 'x']", "seed='x'"),
         ("[[worker]]\nhandler = 'openai'\nmodle = 'x'", "did you mean `model`?"),
         ("base = 3", "base: must be a table"),
@@ -165,7 +165,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         ('[base]\ntask = "nothing"', "there is no task 'nothing'"),
         ('[base]\ntask = "lookup"\n[task_options]\nsizes = [1]', "sizes"),
-        ('arm = ["no-worker"]\n[base]\ntask = "lookup"', "arm no-worker"),
+        ('strategy = ["no-worker"]\n[base]\ntask = "lookup"', "strategy no-worker"),
     ],
 )
 def test_what_could_not_be_run_is_said_first(
@@ -228,7 +228,7 @@ def grid(*arguments: str | Path, cwd: Path, script: bool = True) -> subprocess.C
 
 
 SMALL_GRID = """
-arm = ["builtin", "direct"]
+strategy = ["builtin", "direct"]
 supervisor = ["builtin"]
 seed = [1, 2]
 [base]

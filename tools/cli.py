@@ -5,18 +5,30 @@ A command's module may import typer alone, and the rest within its body: ``--hel
 
 from __future__ import annotations
 
+import sys
+from functools import wraps
+from typing import Any
+
 from ..engine.cli.main import app, run_app
 from .benchmark.command import benchmark
 from .distill.export_cli import export
 from .evals.analyze_cli import analyze
-from .evals.eval_cli import EXIT_CODES, bench
+from .evals.eval_cli import EXIT_CODES, evaluate
 from .evals.grid_cli import grid
 
-app.command(epilog=EXIT_CODES)(bench)
+app.command("eval", epilog=EXIT_CODES)(evaluate)
 app.command()(grid)
 app.command()(analyze)
 app.command()(export)
 app.command()(benchmark)
+
+
+@app.command("bench", epilog=EXIT_CODES, hidden=True)
+@wraps(evaluate)
+def bench(**options: Any) -> None:
+    """The old name of ``eval``, for one release."""
+    print("`bench` is now `eval`", file=sys.stderr)
+    evaluate(**options)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ class Per(Enum):
 
 def export(
     folders: Annotated[
-        list[Path], typer.Argument(help="What `supdist-engine bench` wrote, or folders above it.")
+        list[Path], typer.Argument(help="What `supdist-engine eval` wrote, or folders above it.")
     ],
     *,
     format: Annotated[  # noqa: A002 - the option's name

@@ -145,7 +145,7 @@ def _source(run: Run) -> dict[str, Any]:
         "example": record.example,
         "document": record.document,
         "context_sha256": run.context_sha256,
-        "arm": record.arm,
+        "strategy": record.strategy,
         "score": record.score,
         "correct": record.correct,
         "steps": record.steps,

@@ -68,7 +68,7 @@ class Run:
     """An example that ended, with a log that tells its conversation.
 
     Attributes:
-        experiment: the folder that ``bench`` wrote.
+        experiment: the folder that ``eval`` wrote.
         context_sha256: the hash of its document.
         question: what is equal where two runs were asked the same, about the same, in the same words.
         refused: why the filters do not take it; None where they do.
@@ -148,7 +148,7 @@ def _look(run: Run, filters: Filters) -> Run:
     record = run.record
     if not _FOLDER.fullmatch(record.example):
         raise NoConversation("unreadable", run.experiment)
-    if record.arm == "direct":
+    if record.strategy == "direct":
         raise NoConversation("direct call", run.folder)
     if record.error is not None and record.error.stage == "run":
         raise NoConversation("failed", run.folder)
@@ -182,7 +182,7 @@ def _experiments(folders: Iterable[Path]) -> Iterator[Path]:
                 below.clear()
                 yield Path(place).resolve()
         if not found:
-            raise TaskError(f"{folder} holds no {RECORDS}; name folders that `supdist-engine bench` wrote")
+            raise TaskError(f"{folder} holds no {RECORDS}; name folders that `supdist-engine eval` wrote")
 
 
 def _logged(experiment: Path) -> set[str]:

@@ -67,7 +67,7 @@ class Figures:
     run: str
     folder: str
     task: str
-    arm: str
+    strategy: str
     supervisor_model: str
     worker_model: str
     judge_model: str
@@ -155,7 +155,9 @@ def figures_of(run: Run) -> Figures:
         run=run.name,
         folder=str(run.folder),
         task=_text(config, "task"),
-        arm=_common([record.arm for record in records]) or _text(config, "arm"),
+        strategy=_common([record.strategy for record in records])
+        or _text(config, "strategy")
+        or _text(config, "arm"),
         supervisor_model=_model(run, "supervisor"),
         worker_model=_model(run, "worker"),
         judge_model=_model(run, "judge"),

@@ -1,4 +1,4 @@
-"""Models that are asked without a loop, as a judge and in the direct arm: through a broker all the same, so that
+"""Models that are asked without a loop, as a judge and in the direct strategy: through a broker all the same, so that
 prices, budgets and the cache are those of runs.
 """
 

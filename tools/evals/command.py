@@ -1,4 +1,4 @@
-"""What ``bench`` does with its flags. Apart from them, so that ``--help`` does not pay for the engine."""
+"""What ``eval`` does with its flags. Apart from them, so that ``--help`` does not pay for the engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .summary import Summary
 T = TypeVar("T")
 
 SOME_FAILED = 1
-_BUILTIN = "Arm builtin: it answers by word statistics and is not a language model."
+_BUILTIN = "Strategy builtin: it answers by word statistics and is not a language model."
 _ROLES: tuple[Role, ...] = ("supervisor", "worker")
 
 
@@ -52,7 +52,7 @@ class Stopped(BaseException):
         self.number = number
 
 
-def bench_with(
+def eval_with(
     flags: Mapping[str, Any], file: Path | None, place: Place, *, retry_failed: bool, as_json: bool
 ) -> int:
     """Run, print, and give the exit code.
@@ -97,7 +97,7 @@ def run_shown(
     """
     with progress(quiet=quiet) as screen:
         if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
-            screen.note(NOTICE if config.arm != "builtin" else _BUILTIN)
+            screen.note(NOTICE if config.strategy != "builtin" else _BUILTIN)
         work = run_experiment(config, folder, resume=resume, retry_failed=retry_failed, observer=screen)
         return until_a_signal(work)
 

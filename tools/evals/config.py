@@ -17,7 +17,7 @@ from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, specified_by
 from ...engine.sandbox import SandboxConfig
 from ...engine.taskfile import TaskLimits, read_as
-from .records import Arm
+from .records import STRATEGY_NAMES, Strategy
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -37,7 +37,7 @@ _SECRET = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
 class ExperimentConfig(BaseModel):
-    """Examples of a task, run by an arm. Paths are relative to the current directory."""
+    """Examples of a task, run by a strategy. Paths are relative to the current directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="supdist-engine experiment")
 
@@ -45,7 +45,9 @@ class ExperimentConfig(BaseModel):
     task_options: dict[str, JsonValue] = Field(
         default_factory=dict[str, JsonValue], description="the task's own options"
     )
-    arm: Arm = Field(default="supervisor", description="how the examples are answered")
+    strategy: Strategy = Field(
+        default="supervisor", validation_alias=STRATEGY_NAMES, description="how the examples are answered"
+    )
     supervisor: ModelSpec | None = Field(
         default=None, description="the model that writes code, or is asked directly; else the environment's"
     )
@@ -93,7 +95,7 @@ class ExperimentConfig(BaseModel):
     @property
     def models(self) -> tuple[str, str, str]:
         """Names to show, of supervisor, worker and judge; empty where there is none."""
-        if self.arm == "direct" and isinstance(self.supervisor, BuiltinSpec):
+        if self.strategy == "direct" and isinstance(self.supervisor, BuiltinSpec):
             supervisor = "builtin-worker"
         else:
             supervisor = _name("supervisor", self.supervisor)
@@ -143,23 +145,23 @@ def read_config(path: Path) -> ExperimentConfig:
 def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentConfig:
     """The settings with their models filled in: from the environment, else the builtin pair.
 
-    Models that the arm does not use are left out.
+    Models that the strategy does not use are left out.
 
     Raises:
-        TaskError: the arm cannot be had with these models, or the environment names half an endpoint.
+        TaskError: the strategy cannot be had with these models, or the environment names half an endpoint.
     """
-    if config.arm == "builtin":
+    if config.strategy == "builtin":
         pair = BuiltinSpec(handler="builtin")
         return config.model_copy(
             update={"supervisor": pair, "worker": pair, "judge": _judge(config, environ)}
         )
     supervisor = config.supervisor or _model("supervisor", environ)
-    if config.arm == "no-worker" and isinstance(supervisor, BuiltinSpec):
+    if config.strategy == "no-worker" and isinstance(supervisor, BuiltinSpec):
         raise TaskError(
-            "arm no-worker: the builtin supervisor asks its worker, and can do nothing else; "
+            "strategy no-worker: the builtin supervisor asks its worker, and can do nothing else; "
             "set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL, or name a model in a --config"
         )
-    worker = (config.worker or _model("worker", environ)) if config.arm == "supervisor" else None
+    worker = (config.worker or _model("worker", environ)) if config.strategy == "supervisor" else None
     found: dict[str, Any] = {"supervisor": supervisor, "worker": worker, "judge": _judge(config, environ)}
     return config.model_copy(update=found)
 

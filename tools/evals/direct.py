@@ -1,4 +1,4 @@
-"""The direct arm: one call with the question and as much of the document as the model's window holds.
+"""The direct strategy: one call with the question and as much of the document as the model's window holds.
 
 What does not fit is cut out of the document's middle, as LongBench's baselines do (Bai and others, 2024): papers and
 reports say what they are about at their beginning and what came of it at their end. Unlike there, the question itself
@@ -44,7 +44,7 @@ _SHORTER, _ATTEMPTS = 0.8, 10
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How an example was answered, by whatever arm.
+    """How an example was answered, by whatever strategy.
 
     Attributes:
         answer: None where there is none.
@@ -90,7 +90,7 @@ class Direct:
         started, run_id = time.monotonic(), new_run_id()
         with RunLogger(log_dir, run_id) as log:
             models = {"supervisor_model": self.handler.model, "worker_model": None}
-            log.start(query, context, {**models, "arm": "direct", "window": self.window})
+            log.start(query, context, {**models, "strategy": "direct", "window": self.window})
             async with one_model(
                 self.handler, log, self.cache, limits=self.limits, cache_sampled=self.cache_sampled
             ) as broker:

@@ -1,4 +1,4 @@
-"""``supdist-engine bench``, which is ``python tools/run_experiment.py`` as well: one list of flags for both.
+"""``supdist-engine eval``, which is ``python tools/run_experiment.py`` as well: one list of flags for both.
 
 Exit codes: 0 every example has its result · 1 some failed, see results.csv, and try them again with --retry-failed ·
 2 a wrong argument, setting or task · 4 no sandbox to be had · 5 the model's endpoint refuses the key, the account or the
@@ -7,6 +7,7 @@ model · 6 the folder cannot be written · 130 Ctrl-C · 143 SIGTERM. Whatever e
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,8 @@ EXIT_CODES = (
 )
 
 
-class ArmName(Enum):
-    """As ``records.Arm``."""
+class StrategyName(Enum):
+    """As ``records.Strategy``."""
 
     SUPERVISOR = "supervisor"
     NO_WORKER = "no-worker"
@@ -37,7 +38,7 @@ class ExecutorName(Enum):
     RAY = "ray"
 
 
-def bench(
+def evaluate(
     *,
     task: Annotated[str | None, typer.Option(help="The task; qasper by default.")] = None,
     task_options: Annotated[
@@ -46,13 +47,14 @@ def bench(
             "-T", "--task-option", metavar="KEY=VALUE", help="An option of the task, as often as wanted."
         ),
     ] = None,
-    arm: Annotated[
-        ArmName | None,
+    strategy: Annotated[
+        StrategyName | None,
         typer.Option(
             help="supervisor (by default): the loop. no-worker: the loop without workers. direct: one call, the document "
             "cut to the window. builtin: the loop with the builtin pair."
         ),
     ] = None,
+    arm: Annotated[StrategyName | None, typer.Option(hidden=True, help="The old name of --strategy.")] = None,
     supervisor_model: Annotated[
         str | None, typer.Option(help="$SUPERVISOR_MODEL by default, else Llama-3.3-70B at Together.")
     ] = None,
@@ -106,30 +108,31 @@ def bench(
     ] = False,
     list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the tasks that there are.")] = False,
 ) -> None:
-    """Run a benchmark: results.csv, config.json and the logs of each example go to a folder."""
+    """Score a task's examples: results.csv, config.json and the logs of each example go to a folder."""
     given = {name: value.value if isinstance(value, Enum) else value for name, value in locals().items()}
     if list_tasks:
         from ...tasks.registry import names
 
         print(*names(), sep="\n")
         return
-    from .command import Place, bench_with
+    from .command import Place, eval_with
 
+    if given["arm"] is not None:
+        print("--arm is now --strategy", file=sys.stderr)
+        given["strategy"] = given["strategy"] or given["arm"]
     flags = {name: value for name, value in given.items() if name not in _NO_SETTINGS and value is not None}
-    raise typer.Exit(
-        bench_with(flags, config, Place(out, resume), retry_failed=retry_failed, as_json=as_json)
-    )
+    raise typer.Exit(eval_with(flags, config, Place(out, resume), retry_failed=retry_failed, as_json=as_json))
 
 
-_NO_SETTINGS = frozenset({"config", "out", "resume", "retry_failed", "as_json", "list_tasks"})
+_NO_SETTINGS = frozenset({"arm", "config", "out", "resume", "retry_failed", "as_json", "list_tasks"})
 
 
 def main() -> None:
-    """``bench`` as a program of its own."""
+    """``eval`` as a program of its own."""
     from ...engine.cli.main import run_app
 
     app = typer.Typer(
         add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EXIT_CODES
     )
-    app.command(epilog=EXIT_CODES)(bench)
+    app.command(epilog=EXIT_CODES)(evaluate)
     run_app(app)

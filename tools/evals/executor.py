@@ -21,7 +21,7 @@ from .config import ExperimentConfig
 from .direct import Run, as_text
 from .folder import log_events
 from .records import Failure, Record, Tokens
-from .strategies import open_arm, open_cache, open_judge
+from .strategies import open_cache, open_judge, open_strategy
 
 FATAL = (TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess)
 """What would befall the other examples as well: going on would spend money, or hours, on nothing."""
@@ -85,7 +85,7 @@ class LocalExecutor:
 
     async def __aenter__(self) -> LocalExecutor:
         async with AsyncExitStack() as stack:
-            self._arm = await open_arm(self._config, self._cache, stack)
+            self._strategy = await open_strategy(self._config, self._cache, stack)
             self._judge = await open_judge(self._config, stack) if self._task.wants_judge else None
             self._store = await open_cache(self._cache, stack) if self._judge is not None else None
             self._stack = stack.pop_all()
@@ -104,7 +104,7 @@ class LocalExecutor:
         context = await to_thread.run_sync(self._task.context, job.example)
         record = unanswered(self._config, job, context, judge=self._judge is not None)
         try:
-            run = await self._arm.run(job.example.query, context, logs)
+            run = await self._strategy.run(job.example.query, context, logs)
         except FATAL:
             raise
         except Exception as error:  # whatever it is, it is this example's alone
@@ -139,7 +139,7 @@ def unanswered(config: ExperimentConfig, job: Job, context: object, *, judge: bo
         example=example.id,
         document=clean(example.document),
         kind=clean(example.kind),
-        arm=config.arm,
+        strategy=config.strategy,
         query=clean(example.query),
         references=[clean(reference) for reference in example.references],
         answer=None,

@@ -4,10 +4,10 @@ A grid file, in TOML; what is combined stands above ``[base]``, for a TOML table
 
     out = "logs/my_grid"            # a folder for the folders; logs/<the file's name> by default
     supervisor = ["maker/large", "builtin"]      # names, at the environment's endpoint
-    arm = ["supervisor", "direct"]
+    strategy = ["supervisor", "direct"]
     seed = [1, 2]
 
-    [base]                          # settings that all share, as in `bench --config`
+    [base]                          # settings that all share, as in `eval --config`
     task = "needle"
     n = 20
 
@@ -19,7 +19,7 @@ A grid file, in TOML; what is combined stands above ``[base]``, for a TOML table
     [task_options]                  # options of the task, of limits and sandbox are combined, too
     length = [10_000, 100_000]
 
-A model that an arm does not use makes no combination of its own: `direct` and `no-worker` run once for each supervisor,
+A model that a strategy does not use makes no combination of its own: `direct` and `no-worker` run once for each supervisor,
 `builtin` once.
 """
 
@@ -95,15 +95,16 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
     Raises:
         TaskError: the file cannot be read, or something in it is wrong.
     """
-    content = _read(file)
+    content = _with_today_s_names(_read(file))
     place = content.pop("out", None)
     if place is not None and not isinstance(place, str):
         raise TaskError(f"{file}: out: must be the path of a folder")
     base = content.pop("base", {})
     if not isinstance(base, dict):
         raise TaskError(f"{file}: base: must be a table of settings")
+    base = _with_today_s_names(cast("dict[str, Any]", base))
     axes = dict(_axes(file, content))
-    shared = {**cast("dict[str, Any]", base), **overrides}
+    shared = {**base, **overrides}
     _check_base(file, shared, axes)
     folder = out or Path(place or Path("logs", file.stem))
     found: dict[str, Combination] = {}
@@ -162,6 +163,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise TaskError(f"cannot read the grid {file}: {error}") from error
 
 
+def _with_today_s_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in their order, ``arm`` of version 0.1 under its name of today."""
+    return {"strategy" if name == "arm" else name: value for name, value in settings.items()}
+
+
 Axis = tuple[str, ...]
 """Where a setting is: its name, within a table the table's name before it."""
 
@@ -202,7 +208,7 @@ def _combined(shared: Mapping[str, Any], values: Mapping[Axis, Any]) -> dict[str
         if len(axis) == 2:
             table, key = axis
             settings[table] = {**settings.get(table, {}), key: value}
-    unused = _UNUSED.get(str(settings.get("arm")), ())
+    unused = _UNUSED.get(str(settings.get("strategy")), ())
     return {name: value for name, value in settings.items() if name not in unused}
 
 
@@ -223,6 +229,9 @@ def _placeholder(role: Role, name: str) -> ModelSpec:
 def _digest(config: ExperimentConfig) -> str:
     """Of what decides the results. Defaults are left out: one that is spelt out, or a new one, changes no name."""
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude=set(FREE))
+    # Under its old name, so that folders of version 0.1 are found again.
+    if "strategy" in settings:
+        settings["arm"] = settings.pop("strategy")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -237,10 +246,10 @@ def _words(config: ExperimentConfig, axes: Mapping[Axis, Sequence[Any]]) -> Iter
     for model in (supervisor, worker, judge if ("judge",) in axes else ""):
         if model:
             yield _slug(model.rstrip("/").rsplit("/", 1)[-1])
-    yield config.arm
+    yield config.strategy
     settings = config.model_dump(mode="json")
     for axis in axes:
-        if axis[0] not in (*_ROLES, "judge", "arm"):
+        if axis[0] not in (*_ROLES, "judge", "strategy"):
             value: Any = settings
             for key in axis:
                 value = value[key]

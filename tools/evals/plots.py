@@ -165,7 +165,7 @@ def _group(pairs: Sequence[tuple[int, float]], worth: Worth) -> Point:
 
 
 def _labels(figures: Sequence[Figures]) -> list[str]:
-    """Models and arm, numbered as in the table where that does not tell two runs apart."""
+    """Models and strategy, numbered as in the table where that does not tell two runs apart."""
     labels = [_label(run) for run in figures]
     return [
         label if labels.count(label) == 1 else f"{label} ({_shortened(run.run)})"
@@ -176,7 +176,7 @@ def _labels(figures: Sequence[Figures]) -> list[str]:
 def _label(run: Figures) -> str:
     models = [model for model in (run.supervisor_model, run.worker_model) if model]
     names = " + ".join(_shortened(model_name(model)) for model in models)
-    return ", ".join(part for part in (names, run.arm) if part) or "unknown"
+    return ", ".join(part for part in (names, run.strategy) if part) or "unknown"
 
 
 def _shortened(name: str) -> str:

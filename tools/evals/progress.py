@@ -46,7 +46,7 @@ def progress(*, quiet: bool) -> Generator[Observer]:
 def result_table(summary: Summary) -> str:
     """The result, a line a figure."""
     rows = [
-        ("task", f"{summary.task}, arm {summary.arm}"),
+        ("task", f"{summary.task}, strategy {summary.strategy}"),
         ("supervisor", summary.supervisor_model),
         ("worker", summary.worker_model),
         ("judge", summary.judge_model),

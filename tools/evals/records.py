@@ -1,4 +1,4 @@
-"""What is kept of an experiment, and where: the folder that ``bench`` writes and that all else reads.
+"""What is kept of an experiment, and where: the folder that ``eval`` writes and that all else reads.
 
 ::
 
@@ -18,13 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 CONFIG, RECORDS, TABLE, CACHE, EXAMPLES = (
     "config.json", "results.jsonl", "results.csv", "cache.sqlite", "examples",
 )  # fmt: skip
 
-Arm = Literal["supervisor", "no-worker", "direct", "builtin"]
+STRATEGY_NAMES = AliasChoices("strategy", "arm")
+"""The setting's name in files, and the one that it had in version 0.1."""
+
+Strategy = Literal["supervisor", "no-worker", "direct", "builtin"]
 """The full loop; the loop without workers; one call, the document cut to the window; the loop with the builtin pair."""
 
 
@@ -63,7 +66,7 @@ class Record(BaseModel):
     example: str = Field(description="the example's id")
     document: str = ""
     kind: str = ""
-    arm: Arm
+    strategy: Strategy = Field(validation_alias=STRATEGY_NAMES)
     query: str
     references: list[str]
     answer: str | None

@@ -31,7 +31,7 @@ SHORT: tuple[Column[Figures], ...] = (
 
 RUNS: tuple[Column[Figures], ...] = (
     *SHORT,
-    Column("Arm", lambda run: run.arm or _NOTHING, left=True),
+    Column("Strategy", lambda run: run.strategy or _NOTHING, left=True),
     Column("Accuracy 95%", lambda run: _interval(run.accuracy, ".0%")),
     Column("Score", lambda run: _value(run.score)),
     Column("Score 95%", lambda run: _interval(run.score, ".3f")),
@@ -66,7 +66,7 @@ def run_fields(run: Figures) -> dict[str, Any]:
         "run": run.run,
         "folder": run.folder,
         "task": run.task,
-        "arm": run.arm,
+        "strategy": run.strategy,
         "supervisor_model": run.supervisor_model,
         "worker_model": run.worker_model,
         "judge_model": run.judge_model,

@@ -1,4 +1,4 @@
-"""The arms: how an example is answered. ``supervisor``, ``no-worker`` and ``builtin`` are runs of the loop, ``direct`` a
+"""The strategies: how an example is answered. ``supervisor``, ``no-worker`` and ``builtin`` are runs of the loop, ``direct`` a
 call.
 """
 
@@ -66,7 +66,7 @@ class Loop:
         )
 
 
-async def open_arm(config: ExperimentConfig, cache: Path | None, stack: AsyncExitStack) -> Loop | Direct:
+async def open_strategy(config: ExperimentConfig, cache: Path | None, stack: AsyncExitStack) -> Loop | Direct:
     """What answers the examples. Models and, for the loop, the sandboxes' zygote stay open as long as the stack.
 
     Args:
@@ -79,7 +79,7 @@ async def open_arm(config: ExperimentConfig, cache: Path | None, stack: AsyncExi
         SandboxUnavailable: the isolation cannot be had here; nothing was spent.
     """
     assert config.supervisor is not None
-    if config.arm == "direct":
+    if config.strategy == "direct":
         handler = await _entered(_direct_model(config), stack)
         window = await _window(config, handler)
         store = await open_cache(cache, stack)
@@ -127,7 +127,7 @@ async def _window(config: ExperimentConfig, handler: ModelHandler) -> int | None
     window = await to_thread.run_sync(window_of, handler)
     if window is None:
         raise TaskError(
-            f"arm direct: nobody knows the window of {handler.model}; say it with --window, or as `window` of the model"
+            f"strategy direct: nobody knows the window of {handler.model}; say it with --window, or as `window` of the model"
         )
     return window
 

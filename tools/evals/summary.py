@@ -25,7 +25,7 @@ class Summary:
     """
 
     task: str
-    arm: str
+    strategy: str
     supervisor_model: str
     worker_model: str
     judge_model: str
@@ -47,7 +47,7 @@ class Summary:
         names = sorted({name for record in records for name in record.metrics})
         return cls(
             task=config.task,
-            arm=config.arm,
+            strategy=config.strategy,
             supervisor_model=supervisor,
             worker_model=worker,
             judge_model=next((record.judge_model for record in records), ""),

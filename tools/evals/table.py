@@ -18,7 +18,7 @@ _ROLES = ("supervisor", "worker", "judge")
 _NUMBERS = ("calls", "input_tokens", "output_tokens", "cost_usd")
 
 COLUMNS = (
-    "index", "example", "document", "kind", "arm", "supervisor_model", "worker_model", "judge_model",
+    "index", "example", "document", "kind", "strategy", "supervisor_model", "worker_model", "judge_model",
     "query", "references", "answer", "score", "correct", "note", "steps", "stop_reason", "context_chars",
     *(f"{role}_{number}" for role in _ROLES for number in _NUMBERS),
     "seconds", "error_stage", "error_type", "error_message",
