@@ -208,7 +208,7 @@ async def _memory(sandbox: Sandbox) -> Finding:
     result = await sandbox.execute(
         "import os, time\nfor _ in range(8):\n  if os.fork() == 0:\n    held = bytearray(24 << 20)\n"
         "    for at in range(0, len(held), 4096): held[at] = 1\n    time.sleep(5)\n    os._exit(0)\n"
-        "for _ in range(8): os.wait()"
+        "for _ in range(8):\n  if os.wait()[1]: break"  # the first that is killed tells
     )
     by = result.usage.source
     holds = result.outcome is Outcome.OOM
