@@ -99,7 +99,7 @@ def test_a_future_import_holds_for_the_end_of_the_block_too() -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab\n\u00e9") | st.binary().map(bytes.hex).map(str.encode),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab\n\u00e9'\"") | st.binary().map(bytes.hex).map(str.encode),
     lambda inner: (
         st.lists(inner) | st.tuples(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner)
         | st.sets(st.integers()) | st.frozensets(st.text())
@@ -109,6 +109,9 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.integers(0, 200))
+@example({"00'": None}, 2)
+@example(["0000'\""], 4)
+@example([b"0'000"], 4)
 def test_a_bounded_repr_is_repr_or_begins_as_it_does(value: object, most: int) -> None:
     whole, bounded = repr(value), bounded_repr(value, most)
     if len(whole) <= most:

@@ -42,7 +42,7 @@ class _Writer:
         if kind in _BRACKETS and value:
             self._container(cast("Collection[object]", value), kind)
         elif kind in (str, bytes):
-            self._put(repr(cast("str | bytes", value)[: self._left + 1]))
+            self._put(repr(_beginning(cast("str | bytes", value), self._left + 1)))
         else:
             self._put(repr(value))
 
@@ -71,3 +71,12 @@ class _Writer:
             self._put(",")
         self._put(closing)
         self._open.discard(id(value))
+
+
+def _beginning(text: str | bytes, length: int) -> str | bytes:
+    """Cut a text, and keep behind it what makes ``repr`` choose the quotes of the whole."""
+    if len(text) <= length:
+        return text
+    if isinstance(text, bytes):
+        return text[:length] + b"".join(quote for quote in (b"'", b'"') if quote in text)
+    return text[:length] + "".join(quote for quote in ("'", '"') if quote in text)
