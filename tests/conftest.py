@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import parallel
 import pytest
 from audit import deserialised
 from broker_support import Place, ipc_place, tcp_place
@@ -42,6 +43,10 @@ def _nothing_is_deserialised() -> Generator[None]:
     """Over everything that ran since this file was loaded."""
     yield
     assert deserialised == []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(parallel)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

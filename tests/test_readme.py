@@ -18,7 +18,7 @@ SET_UP, RUN, MEASURE, BROKER = re.findall(r"```bash\n(.*?)```", README, re.DOTAL
 
 
 def test_ci_runs_the_two_commands_as_they_stand() -> None:
-    ci = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    ci = (REPOSITORY / "scripts/ci").read_text(encoding="utf-8")
     commands = SET_UP.strip().splitlines()
     assert len(commands) == 2
     assert "README.md" in ci, "CI reads them from the README itself"

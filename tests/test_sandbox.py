@@ -674,7 +674,7 @@ async def test_the_isolation_is_measured_from_inside(small: Open, backend: dict[
             "try:\n    open('/etc/x', 'w')\nexcept OSError as e: print(e.errno)\n"
             "print([p for p in ('/root', '/home', '/host', '/sys', '/hostlib', '/var') if os.path.exists(p)])"
         )
-    # CI's runsc ignores control groups (.ci/dockerd); nothing else may be missing there.
+    # CI's runsc ignores control groups (scripts/dockerd); nothing else may be missing there.
     assert isolation.limited or isolation.backend == "docker/runsc"
     assert len(isolation.missing()) == (not isolation.limited)
     who, refusal, paths = seen.stdout.splitlines()
