@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from .service import RemoteHandler
     from .supervisor.prompts import Prompts
-    from .toolbox.toolbox import HostTool
+    from .toolbox.toolbox import HostTool, Tool
 
     Engine = SandboxRuntime  # its old name
     __version__: str
@@ -68,6 +68,7 @@ __all__ = [
     "SandboxUnavailable",
     "SyncSandbox",
     "TaskError",
+    "Tool",
     "arun",
     "open_sandbox",
     "run",
@@ -82,7 +83,7 @@ _HOMES = {
     ),
     "service": ("RemoteHandler",),
     "supervisor.prompts": ("Prompts",),
-    "toolbox.toolbox": ("HostTool",),
+    "toolbox.toolbox": ("HostTool", "Tool"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"Engine": "SandboxRuntime"}

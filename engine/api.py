@@ -203,24 +203,25 @@ def _told_every_second(broker: Broker, emit: Callable[[Event], None]) -> Generat
         telling.cancel()
 
 
-def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """The same function for callers without ``await``: it runs in a thread with an event loop of its own.
+def _documented_as(
+    function: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """Give a blocking function the parameters and the docstring of its ``async`` form."""
 
-    That thread is also why it works in a notebook, whose own loop is running.
-    """
+    def decorate(call: Callable[..., T]) -> Callable[P, T]:
+        call.__doc__ = function.__doc__
+        call.__dict__["__wrapped__"] = function  # inspect.signature follows it
+        return call
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with start_blocking_portal("asyncio") as portal:
-            return portal.call(lambda: function(*args, **kwargs))
-
-    call.__name__ = function.__name__.removeprefix("a")
-    call.__qualname__ = call.__name__
-    call.__doc__ = function.__doc__
-    call.__dict__["__wrapped__"] = function  # for its signature
-    return call
+    return decorate
 
 
-run = blocking(arun)
+@_documented_as(arun)
+def run(*args: Any, **kwargs: Any) -> RunResult:
+    """Answer a question about a long context and wait for the result. Parameters and errors are those of ``arun``."""
+    # The event loop has its own thread, because a notebook already runs one in this thread.
+    with start_blocking_portal("asyncio") as portal:
+        return portal.call(lambda: arun(*args, **kwargs))
 
 
 def as_data(result: RunResult) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
@@ -33,8 +33,23 @@ __all__ = [
 _LEAST_FRAME = 16 << 20  # an answer, or a block, of the largest size fits with room to spare
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
+if TYPE_CHECKING:
 
-def _size(default: int, least: int, most: int, description: str) -> ByteSize:
+    class Size:
+        """Describe a field that takes a number of bytes, or text such as ``"512MiB"``, and reads as an int.
+
+        A type checker takes the type of a constructor's parameter from ``__set__`` (PEP 681).
+        """
+
+        def __get__(self, config: object, kind: type | None = None) -> int: ...
+
+        def __set__(self, config: object, value: int | str) -> None: ...
+
+else:
+    Size = ByteSize
+
+
+def _size(default: int, least: int, most: int, description: str) -> Any:
     return Field(
         default=ByteSize(default), ge=least, le=most, description=description, validate_default=False
     )
@@ -74,16 +89,16 @@ class SandboxConfig(BaseModel):
         default=1.0, ge=0.01, le=60, description="seconds from the interrupt of a cell to its kill"
     )
     start_timeout: float = Field(default=30.0, gt=0, le=600, description="seconds for a sandbox to start")
-    memory: ByteSize = _size(2 * GIB, 64 * MIB, 1024 * GIB, "memory of all its processes")
+    memory: Size = _size(2 * GIB, 64 * MIB, 1024 * GIB, "memory of all its processes")
     pids: int = Field(default=64, ge=4, le=32_768, description="processes and threads at once")
     cpus: float = Field(default=1.0, ge=0.01, le=1024, description="processors' worth of time")
     cpu_seconds: int = Field(default=3600, ge=1, le=1_000_000, description="processor time of a process")
     open_files: int = Field(default=256, ge=64, le=65_536, description="open files of a process")
-    scratch: ByteSize = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
+    scratch: Size = _size(256 * MIB, MIB, 1024 * GIB, "size of /work, /tmp and /dev/shm together")
     scratch_files: int = Field(default=16_384, ge=64, le=10_000_000, description="files in them")
-    output: ByteSize = _size(16 * MIB, KIB, GIB, "output of a cell, of stdout and of stderr")
-    display: ByteSize = _size(8 * MIB, KIB, 32 * MIB, "what a cell shows: its last value and its figures")
-    prompt: ByteSize = _size(4 * MIB, KIB, 16 * MIB, "one prompt to a worker")
+    output: Size = _size(16 * MIB, KIB, GIB, "output of a cell, of stdout and of stderr")
+    display: Size = _size(8 * MIB, KIB, 32 * MIB, "what a cell shows: its last value and its figures")
+    prompt: Size = _size(4 * MIB, KIB, 16 * MIB, "one prompt to a worker")
     batch: int = Field(
         default=1024,
         ge=1,

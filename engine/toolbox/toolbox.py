@@ -65,6 +65,7 @@ class HostTool:
 
 
 Tool: TypeAlias = Callable[..., object] | HostTool
+"""A function for the code of a sandbox: a plain function runs inside, a ``HostTool`` runs in the engine."""
 
 
 @dataclass(slots=True)
