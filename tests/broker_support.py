@@ -10,6 +10,7 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
+
 from supdist.engine.service import (
     RemoteHandler,
     Service,

@@ -14,10 +14,11 @@ import pytest
 from audit import deserialised
 from broker_support import Place, ipc_place, tcp_place
 from hypothesis import HealthCheck, settings
+from support import BACKENDS, SHARED, SMALL, Open
+
 from supdist.engine import SandboxConfig, SandboxRuntime, SandboxUnavailable, open_sandbox
 from supdist.engine.sandbox.image import daemon
 from supdist.sandbox_image.image import default_tag
-from support import BACKENDS, SHARED, SMALL, Open
 
 if TYPE_CHECKING:
     from docker import DockerClient

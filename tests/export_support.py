@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from support import SMALL
+
 from supdist.engine import RunResult, SandboxConfig, arun
 from supdist.handlers import HandlerError, ModelHandler, ScriptedHandler
 from supdist.tools.evals.records import EXAMPLES, RECORDS, Failure, Record, Tokens
-from support import SMALL
 
 CONFIG = SandboxConfig.model_validate({**SMALL, "memory": "512MiB"})
 

@@ -17,8 +17,9 @@ import psutil
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
-from supdist.sandbox_image.image import default_tag
 from support import heed_interrupts
+
+from supdist.sandbox_image.image import default_tag
 
 ENGINE = (sys.executable, "-m", "supdist.engine")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from supdist.engine import Sandbox
 from supdist.engine.sandbox import CallError, WorkerCall
 

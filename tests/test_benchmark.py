@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.tools.benchmark import figures
 from supdist.tools.benchmark.metrics import METRICS, OURS, Goal, Metric, chosen
 from supdist.tools.benchmark.peers import PEERS

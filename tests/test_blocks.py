@@ -5,6 +5,7 @@ import ast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine.supervisor.blocks import code_blocks
 
 

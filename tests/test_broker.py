@@ -19,6 +19,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from supdist.engine import LogError, RunLimits, SandboxConfig, TaskError, arun
 from supdist.engine.broker.broker import Broker, CallRules
 from supdist.engine.broker.budget import Budget, BudgetLimits

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from broker_support import eventually
+from support import KEYS, heed_interrupts
+
 from supdist.engine.service import RemoteHandler, make_client_keys, make_server_keys
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
-from support import KEYS, heed_interrupts
 
 pytestmark = pytest.mark.slow
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydantic import ValidationError
+
 from supdist.engine.broker.budget import Budget, BudgetExceeded, BudgetLimits, Cost, Limit, Reservation
 from supdist.handlers import Usage
 

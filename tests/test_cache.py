@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine import CacheError
 from supdist.engine.broker.cache import ResponseCache, cache_key
 from supdist.handlers import Completion, FinishReason, Message, Usage

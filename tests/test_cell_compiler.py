@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from supdist.sandbox_image.guest.cell_compiler import split
 from supdist.sandbox_image.guest.safe_repr import bounded_repr
 

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from support import cgroups_of
+
 from supdist.engine import SandboxConfig
 from supdist.engine.jail import cgroups
 from supdist.engine.jail.cgroups import MOUNT, CgroupBase, CgroupV2
-from support import cgroups_of
 
 LIMITS = SandboxConfig.model_validate({"memory": "64MiB", "pids": 8, "cpus": 0.5}).limits()
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supdist.engine.cli.terminal import printable
 from support import KEYS, REPOSITORY, descendants, heed_interrupts
+
+from supdist.engine.cli.terminal import printable
 
 COMMAND = [sys.executable, "-m", "supdist.engine"]
 QUICKSTART = REPOSITORY / "tasks/examples/quickstart/task.json"

@@ -7,6 +7,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine import TaskError
 from supdist.engine.sandbox.context import ContextMemory, encode_context, new_memory, write_sealed
 from supdist.sandbox_image import protocol

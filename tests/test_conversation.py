@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine.supervisor.conversation import Conversation
 
 NOTE = "[$number left out: $characters characters]"

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+from support import Open, Turns, echo, of_running_guests
+
 from supdist.engine import SandboxConfig, SandboxRuntime, open_sandbox
 from supdist.engine.broker.broker import Broker
 from supdist.engine.jail.message_stream import Lane
@@ -24,7 +26,6 @@ from supdist.handlers import Completion, Message, ModelHandler, Price
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.channel import Channel
 from supdist.sandbox_image.guest.primitives import Primitives
-from support import Open, Turns, echo, of_running_guests
 
 START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, [], [])
 

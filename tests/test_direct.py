@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine.api import RunLimits
 from supdist.handlers import Completion, ContextTooLong, Message, ScriptedHandler
 from supdist.tools.evals.direct import Direct, conversation, most_characters, without_middle

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from supdist.engine.broker.dispatch import Admission, CallTimeout, Dispatcher, Queue, Request
 from supdist.handlers import BatchItem, Completion, Message, ModelHandler, Unavailable
 

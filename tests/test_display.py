@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import Open, block, echo
+
 from supdist.engine import Display, Outcome, Sandbox, arun
 from supdist.engine.sandbox import as_data
 from supdist.handlers import ScriptedHandler
-from support import Open, block, echo
 
 pytestmark = pytest.mark.anyio
 

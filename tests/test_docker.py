@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import pytest
 from docker_support import Relay, containers
 from pydantic import ValidationError
+from support import SMALL, block, descendants
+
 from supdist.engine import (
     Outcome,
     SandboxConfig,
@@ -31,7 +33,6 @@ from supdist.engine import (
 from supdist.engine.sandbox.containers import Image
 from supdist.engine.sandbox.owner import own_lease
 from supdist.handlers import ScriptedHandler
-from support import SMALL, block, descendants
 
 pytestmark = pytest.mark.anyio
 
@@ -187,6 +188,7 @@ async def test_a_context_reaches_a_daemon_elsewhere_in_frames(
                 pass
 
 
+@pytest.mark.timing
 async def test_a_daemon_that_dies_under_a_cell_is_an_error_at_once(
     docker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ async def test_a_daemon_that_dies_under_a_cell_is_an_error_at_once(
         pass
 
 
+@pytest.mark.timing
 async def test_a_daemon_that_hangs_is_not_waited_for_longer_than_the_start_may_take(
     docker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

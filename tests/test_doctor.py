@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from test_cli import supdist
+
 from supdist.engine.sandbox import doctor, open_sandbox
 from supdist.engine.sandbox.diagnostics import unavailable
 from supdist.engine.sandbox.doctor import Finding, default_level_holds, examine
-from test_cli import supdist
 
 pytestmark = pytest.mark.anyio
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from eval_support import rows
 from lookup_task import entry_point
+from support import REPOSITORY
+
 from supdist.engine import TaskError
 from supdist.engine.model_specs import OpenAISpec
 from supdist.tools.evals.command import Place, eval_with
 from supdist.tools.evals.config import ExperimentConfig, resolve
 from supdist.tools.evals.records import CONFIG, read_records
-from support import REPOSITORY
 
 PROGRAMS = {
     "script": [str(REPOSITORY / "tools/run_experiment.py")],

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from eval_support import asked_twice, config, play, rows, settings
 from lookup_task import Lookup, entry_point
+from support import REPOSITORY, heed_interrupts
+
 from supdist.tools.evals.records import EXAMPLES, read_records
 from supdist.tools.evals.runner import run_experiment
 from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Text
-from support import REPOSITORY, heed_interrupts
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.usefixtures("engine", "bare_environment")]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from eval_support import asked_twice, config, play, rows
 from lookup_task import Lookup
+
 from supdist.engine import LogError, TaskError
 from supdist.handlers import NoAccess
 from supdist.tasks.base import Ask, Example, Score, TaskDataError

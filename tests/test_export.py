@@ -13,13 +13,14 @@ import pytest
 from export_support import Experiment, both, read_lines
 from hypothesis import given
 from hypothesis import strategies as st
+from support import block
+
 from supdist.engine import Prompts, RunLimits, TaskError
 from supdist.handlers import Completion, Message, Rejected, ScriptedHandler
 from supdist.tools.distill.export import appearing, export
 from supdist.tools.distill.options import ExportOptions, Format
 from supdist.tools.distill.selection import Filters
 from supdist.tools.distill.split import documents, split
-from support import block
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 

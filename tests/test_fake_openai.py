@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 from openai_support import ASKED, handler_of, outcome
+
 from supdist.handlers import (
     Completion,
     OpenAIHandler,

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from lookup_task import entry_point
 from results_support import failed, record, write_run
+from support import KEYS, REPOSITORY
+
 from supdist.engine import TaskError
 from supdist.engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role
 from supdist.tools.evals.command import Stopped
 from supdist.tools.evals.config import ExperimentConfig
 from supdist.tools.evals.grid import Combination, check, read_grid, run_grid
 from supdist.tools.evals.records import RECORDS, read_records
-from support import KEYS, REPOSITORY
 
 TWO_BY_TWO = """
 supervisor = ["maker/Large A", "maker/large-b"]

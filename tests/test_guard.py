@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from supdist.engine import SandboxConfig
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guard import Guard

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from guest_support import Guest, guest
+
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.protocol import VERSION, Done, Load, ReplExit
 
@@ -95,6 +96,7 @@ def test_a_host_that_listens_to_nobody_who_does_not_read_is_read() -> None:
         assert text == f"asked\n{'x' * 1_000_000}\n{256 * 36_000}\n"
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_it_does_not_wait_for_ever_for_the_host_to_hang_up() -> None:
     with guest(COMMAND) as speaker:

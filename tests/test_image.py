@@ -19,11 +19,12 @@ from typing import Any, cast
 import pytest
 from docker import DockerClient
 from guest_support import Guest, guest
+from support import REPOSITORY
+
 from supdist.engine.sandbox.image import write_context
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.image import PROTOCOL_LABEL, PYTHON_LABEL, default_tag
 from supdist.sandbox_image.protocol import Done, Load, ReplExit
-from support import REPOSITORY
 
 CONTEXT = Load("text", "frame", b"text")
 HARDENED = (

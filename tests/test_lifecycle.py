@@ -15,6 +15,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import (
+    Open,
+    cgroups_of,
+    descendants,
+    heed_interrupts,
+    of_running_guests,
+    processes_named,
+    zygotes,
+)
+
 from supdist.engine import (
     SandboxConfig,
     SandboxLost,
@@ -27,15 +37,6 @@ from supdist.engine import (
 from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.diagnostics import unavailable
-from support import (
-    Open,
-    cgroups_of,
-    descendants,
-    heed_interrupts,
-    of_running_guests,
-    processes_named,
-    zygotes,
-)
 
 pytestmark = pytest.mark.anyio
 
@@ -184,6 +185,7 @@ async def test_while_a_sandbox_is_open_nothing_of_it_lies_on_disk(
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("name", ["supdist-shim", "supdist-zygote"])
 async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> None:
     before = of_running_guests(name) - processes_named("supdist-zygote")

@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from support import Open, echo
+
 from supdist.engine import Outcome, SandboxConfig, SandboxFileError, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image import protocol
-from support import Open, echo
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +81,7 @@ async def test_a_thread_bomb_meets_it_too(small: Open, backend: dict[str, Any]) 
     assert result.outcome is _refused(backend)
 
 
+@pytest.mark.timing
 async def test_processor_time_is_limited_and_told(small: Open) -> None:
     async with small(cpu_seconds=1, timeout=30.0) as sandbox:
         busy = await sandbox.execute(

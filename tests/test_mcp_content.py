@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent, TextContent
+
 from supdist.sandbox_image.mcp.content import IMAGE_BYTES, contents, cut, file_content
 from supdist.sandbox_image.mcp.session import Cell
 from supdist.sandbox_image.protocol import Outcome

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from openai_support import ASKED, SOON, handler_of, outcome
+
 from supdist.handlers import Completion, Message, OpenAIHandler, Rejected, Unavailable
 from supdist.handlers.endpoints import Endpoint, Endpoints
 from supdist.tools.testing.fake_openai import Drop, FakeOpenAI, Reply, Request, Script, Status, Stream, Text

@@ -14,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 from openai_support import SOON, completion, handler_of, outcome, outcome_of
+
 from supdist.handlers import (
     Completion,
     ContextTooLong,

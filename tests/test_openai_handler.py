@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from openai_support import ASKED, SOON, completion, handler_of, outcome, outcome_of
+
 from supdist.handlers import (
     Completion,
     Message,
@@ -331,6 +332,7 @@ async def test_silence_beyond_the_timeout_is_tried_again_and_not_billed() -> Non
     assert server.ledger == []
 
 
+@pytest.mark.timing
 async def test_body_that_drips_ends_in_twice_the_timeout() -> None:
     start = time.monotonic()
     got, _ = await outcome_of(Endless(pause=0.02), timeout=0.1)

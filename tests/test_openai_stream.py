@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from openai_support import ASKED, SOON, handler_of
+
 from supdist.handlers import (
     BatchItem,
     Completion,
@@ -160,6 +161,7 @@ async def test_one_budget_holds_for_attempts_before_and_after_a_stream_begins() 
         assert requests == 4
 
 
+@pytest.mark.timing
 async def test_silence_in_a_stream_ends_it() -> None:
     start = time.monotonic()
     got = await broken_by(Endless(pause=60), timeout=0.2)
@@ -167,6 +169,7 @@ async def test_silence_in_a_stream_ends_it() -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.timing
 async def test_stream_that_drips_ends_in_twice_the_timeout() -> None:
     start = time.monotonic()
     got = await broken_by(Endless(pause=0.02), timeout=0.2)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from supdist.engine.sandbox.owner import has_ended, own_lease
 
 

@@ -17,10 +17,11 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from support import REPOSITORY, SMALL, Open, scan_memory_for, zygotes
+
 from supdist.engine import Outcome, Sandbox, SandboxConfig, SandboxRuntime, TaskError, arun, open_sandbox
 from supdist.engine.sandbox.zygote import Zygote
 from supdist.handlers import ScriptedHandler
-from support import REPOSITORY, SMALL, Open, scan_memory_for, zygotes
 
 pytestmark = pytest.mark.anyio
 

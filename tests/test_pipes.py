@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import suppress
 
 import pytest
+
 from supdist.engine.jail.message_stream import Lane
 from supdist.engine.jail.output import Piped
 from supdist.sandbox_image import protocol

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.sandbox_image import plain
 from supdist.sandbox_image.plain import MAX_DEPTH, MAX_VALUES, NotPlain, TooLarge
 

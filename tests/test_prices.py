@@ -12,6 +12,7 @@ import genai_prices
 import pytest
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 from genai_prices.types import ClauseEquals, ModelInfo, ModelPrice, Provider, Tier, TieredPrices
+
 from supdist.engine.broker.prices import TieredPrice, price_of, window_of
 from supdist.handlers import (
     BuiltinSupervisor,

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.protocol import FrameBuffer, Violation, frame
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 import supdist.engine
 import supdist.handlers
 from supdist.engine import EngineError, arun, run

@@ -8,6 +8,7 @@ import math
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from supdist.handlers.rates import MINUTE, RateLimit, Use, admit
 
 SHORT = settings(max_examples=25, stateful_step_count=30, deadline=None)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from eval_support import play, rows, settings
 from lookup_task import entry_point
+from support import REPOSITORY
+
 from supdist.tools.evals.records import EXAMPLES, RECORDS, read_records
 from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Text
-from support import REPOSITORY
 
 pytestmark = [
     pytest.mark.anyio,

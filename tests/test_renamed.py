@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from results_support import record, write_run
+
 from supdist.tools.evals.analysis import analyse
 from supdist.tools.evals.config import ExperimentConfig
 from supdist.tools.evals.grid import read_grid

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from export_support import CONFIG, Experiment, shouting
+from support import block
+
 from supdist.engine import RunLimits, TaskError
 from supdist.handlers import Completion, Message, Rejected, ScriptedHandler
 from supdist.tools.distill.export import export
 from supdist.tools.distill.options import ExportOptions
 from supdist.tools.distill.replay import LineReport, replay
-from support import block
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 

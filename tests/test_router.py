@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import zmq
+from support import Turns
+
 from supdist.engine.jail.zmtp import Peer
 from supdist.engine.sandbox.router import Router
-from support import Turns
 
 SIZES = [0, 1, 255, 256, 70_000, 5 << 20]
 GREETING = Peer(b"DEALER", 1).opening[:64]

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import of_running_guests, zygotes
+
 from supdist.engine import LogError, Prompts, RunLimits, RunResult, SandboxConfig, TaskError, arun, run
 from supdist.engine.events import Event, Metrics, RunEnded, RunStarted, SupervisorWrote
 from supdist.handlers import (
@@ -24,7 +26,6 @@ from supdist.handlers import (
     Unavailable,
     Usage,
 )
-from support import of_running_guests, zygotes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 
@@ -170,6 +171,7 @@ async def test_machinery_killed_from_outside_ends_the_run_with_a_best_answer() -
     assert (result.answer, result.stop_reason) == ("what I saw", "sandbox_lost")
 
 
+@pytest.mark.timing
 async def test_time_runs_out_into_a_best_answer() -> None:
     limits = RunLimits(max_seconds=1.0)
     result, supervisor = await answer(block("print('saw this')"), block("import time; time.sleep(60)"), "best", limits=limits,

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+
 from supdist.engine import RunResult, SandboxConfig, arun
 from supdist.handlers import OpenAIHandler, Unavailable
 from supdist.tools.testing.fake_openai import Drop, FakeOpenAI, Malformed, Reply, Request, Status, Text

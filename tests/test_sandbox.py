@@ -7,6 +7,8 @@ import threading
 from typing import Any
 
 import pytest
+from support import Open, echo
+
 from supdist.engine import (
     LocalProtocolError,
     Outcome,
@@ -18,7 +20,6 @@ from supdist.engine import (
 )
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image import protocol
-from support import Open, echo
 
 pytestmark = pytest.mark.anyio
 
@@ -345,6 +346,7 @@ async def test_a_timeout_interrupts_and_keeps_output_and_state(small: Open, code
     assert after.stdout == "1\n"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "code",
     [
@@ -368,6 +370,7 @@ async def test_what_does_not_stop_is_killed_with_all_its_children(small: Open, c
     assert fresh.stdout == "False\n"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("code", "outcome", "detail"),
     [
@@ -511,6 +514,7 @@ async def test_an_interrupt_right_after_the_start_is_not_lost(small: Open) -> No
             assert (result.outcome, result.state_lost) == (Outcome.KILLED, False)
 
 
+@pytest.mark.timing
 async def test_threads_that_keep_calling_do_not_stop_the_clock_for_ever(small: Open) -> None:
     code = """
 import threading

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from supdist.engine.jail import seccomp
 
 LOW_32_BITS = (1 << 32) - 1

@@ -27,6 +27,7 @@ from broker_support import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from supdist.engine import TaskError
 from supdist.engine.broker.dispatch import CallTimeout
 from supdist.engine.service import (
@@ -361,6 +362,7 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
 # --- ends and beginnings ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 async def test_nobody_there_is_unavailable_by_the_deadline(tmp_path: Path) -> None:
     started = time.monotonic()
     remote = RemoteHandler("worker", f"ipc://{tmp_path}/none", connect_timeout=0.3)

@@ -26,6 +26,7 @@ from broker_support import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine.errors import RemoteProtocolError
 from supdist.engine.service import RemoteHandler, connection_limiter, protocol
 from supdist.engine.service import service as service_module

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator
 
 import pytest
+
 from supdist.engine import Outcome, SandboxConfig
 from supdist.engine.jail.isolated_process import Walls
 from supdist.engine.jail.message_stream import Lane

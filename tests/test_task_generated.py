@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.handlers import ScriptedHandler
 from supdist.tasks.base import Example, Task, TaskDataError
 from supdist.tasks.mailbox import _CLOSINGS, _ITEMS, _OPENINGS, _TEXTS, MATTERS  # pyright: ignore[reportPrivateUsage]

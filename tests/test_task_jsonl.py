@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.handlers import ScriptedHandler
 from supdist.tasks.base import TaskDataError
 from supdist.tasks.jsonl import Jsonl

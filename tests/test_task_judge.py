@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.handlers import Completion, Message, ScriptedHandler, Unavailable
 from supdist.tasks.base import JudgeError
 from supdist.tasks.judge import (

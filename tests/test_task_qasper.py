@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import REPOSITORY
+
 from supdist.handlers import ScriptedHandler
 from supdist.tasks.base import TaskDataError
 from supdist.tasks.judge import verdict_reply
@@ -30,7 +32,6 @@ from supdist.tasks.qasper import (
     score_predictions,
 )
 from supdist.tasks.qasper_files import Reference, read_papers
-from support import REPOSITORY
 
 pytestmark = pytest.mark.anyio
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from supdist.tasks.base import TaskDataError
 from supdist.tasks.needle import Needle
 from supdist.tasks.registry import create, describe, names

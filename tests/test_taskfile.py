@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from supdist.engine import TaskError
 from supdist.engine.model_specs import from_environment
 from supdist.engine.taskfile import json_schema, read_task

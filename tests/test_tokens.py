@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supdist.engine.broker.tokens import fits, least_tokens, most_tokens, most_usage
-from supdist.handlers import Message, ScriptedHandler, Usage
 from support import REPOSITORY
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from supdist.engine.broker.tokens import fits, least_tokens, most_tokens, most_usage
+from supdist.handlers import Message, ScriptedHandler, Usage
 
 # What cuts a text in Llama 3 and GPT-4; Qwen's differs in the digits alone.
 _CUT = (

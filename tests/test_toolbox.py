@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from support import SMALL, block
+
 from supdist.engine import HostTool, SandboxConfig, TaskError, arun
 from supdist.engine.taskfile import read_task
 from supdist.engine.toolbox.signatures import BadArguments, Parameters, show_doc, show_signature
 from supdist.engine.toolbox.threads import DaemonThreads
 from supdist.engine.toolbox.toolbox import Toolbox
 from supdist.handlers import ScriptedHandler
-from support import SMALL, block
 
 pytestmark = pytest.mark.anyio
 

@@ -19,10 +19,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 import pytest
 from pydantic import Field
+from support import REPOSITORY, SMALL, Open, block, echo
+
 from supdist.engine import HostTool, Outcome, SandboxLost, SyncSandbox, TaskError, run
 from supdist.engine.toolbox.toolbox import Tool, Toolbox, ToolUse
 from supdist.handlers import ScriptedHandler
-from support import REPOSITORY, SMALL, Open, block, echo
 
 pytestmark = pytest.mark.anyio
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine import CellResult, Outcome
 from supdist.engine.sandbox.config import ErrorInfo, Usage
 from supdist.engine.supervisor.prompts import Prompts, context_facts, fill, nudge

@@ -12,8 +12,9 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from supdist.handlers import Completion, ContextTooLong, Message, Rejected, VLLMHandler, call_chat_batch
 from support import SHARED
+
+from supdist.handlers import Completion, ContextTooLong, Message, Rejected, VLLMHandler, call_chat_batch
 
 MAKER = SHARED / "tools" / "make_tiny_model.py"
 

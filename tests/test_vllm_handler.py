@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+
 from supdist.handlers import Message, Rejected, VLLMHandler
 
 pytestmark = pytest.mark.anyio

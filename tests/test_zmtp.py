@@ -11,6 +11,7 @@ import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
+
 from supdist.engine.jail.message_stream import Lane
 from supdist.engine.jail.zmtp import Peer
 from supdist.sandbox_image.protocol import Violation

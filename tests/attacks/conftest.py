@@ -18,8 +18,9 @@ import pytest
 from attacks.catalogue import left_out
 from attacks.lab import Arena, Held, settled
 from attacks.machine import MACHINES, Machine
-from supdist.engine import Sandbox, SandboxConfig, SandboxRuntime, open_sandbox
 from support import Open
+
+from supdist.engine import Sandbox, SandboxConfig, SandboxRuntime, open_sandbox
 
 _HERE = Path(__file__).parent
 _LAG_SECONDS = 0.25

@@ -17,8 +17,9 @@ from typing import Any
 
 import psutil
 from attacks.machine import Machine, below, names
-from supdist.engine import CellResult, Outcome, Sandbox
 from support import SMALL, Open
+
+from supdist.engine import CellResult, Outcome, Sandbox
 
 OK = Outcome.OK
 DEATHS = (Outcome.CRASHED, Outcome.KILLED)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from supdist.engine.sandbox.owner import own_lease
 from support import cgroups_of
+
+from supdist.engine.sandbox.owner import own_lease
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS = re.compile(r"/(overlay2|containerd|containers|netns)/")

@@ -7,6 +7,7 @@ import random
 
 import pytest
 from attacks.lab import RAW, Arena, assert_alive, timed
+
 from supdist.engine import Outcome, SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, Message, ModelHandler, ScriptedHandler, Usage

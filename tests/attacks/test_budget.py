@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from attacks.lab import RAW
 from attacks.machine import Machine
+from support import block
+
 from supdist.engine import RunLimits, RunResult, SandboxConfig, arun
 from supdist.handlers import Completion, Message, ModelHandler, ScriptedHandler, Usage
-from support import block
 
 
 class Served(ModelHandler):

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from attacks.lab import ATTEMPT, Arena, timed
+
 from supdist.sandbox_image import protocol
 
 SHARED = ["/usr/bin/env", "/etc/passwd", "/usr/lib", "/dev/null", "/", "/dev/urandom"]

@@ -6,7 +6,10 @@ import time
 
 import pytest
 from attacks.lab import OK, Arena, Attack, assert_alive, name, timed
+
 from supdist.engine import Outcome
+
+pytestmark = pytest.mark.timing
 
 TIMEOUT = (Outcome.TIMEOUT,)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from attacks.lab import RAW, Arena, comes_true, outside, timed
+
 from supdist.engine import SandboxConfig, arun
 from supdist.engine.cli.terminal import printable
 from supdist.engine.sandbox import CallError, WorkerCall

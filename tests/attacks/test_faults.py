@@ -16,12 +16,14 @@ import psutil
 import pytest
 from attacks.lab import Arena, Held, assert_alive, comes_true, outside, settled, timed
 from attacks.machine import below
+
 from supdist.engine import Outcome, SandboxError, SandboxLost, SandboxUnavailable
 from supdist.engine.sandbox import CallError, WorkerCall
 
 VICTIMS = ["supdist-shim", "supdist-init", "python"]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("victim", VICTIMS, ids=lambda victim: f"LC1-{victim}")
 async def test_a_death_from_outside_is_told_within_two_seconds(arena: Arena, victim: str) -> None:
     running = asyncio.Event()

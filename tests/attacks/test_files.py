@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from attacks.lab import Arena, assert_alive, timed
+
 from supdist.engine import Sandbox, SandboxError, SandboxFileError
 
 
@@ -217,6 +218,7 @@ async def test_ft9_more_than_scratch_holds_is_an_error_and_no_crash(arena: Arena
 async def test_ft5_a_guest_that_answers_for_init_is_still_bounded(arena: Arena) -> None:
     """The repl sends frames of file data that nobody asked for."""
     from attacks.lab import RAW
+
     from supdist.engine import Outcome
 
     async with arena.open() as sandbox:

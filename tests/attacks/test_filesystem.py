@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from attacks.lab import ATTEMPT, OK, REFUSALS, Arena, assert_alive, number, outside, timed
+from support import REPOSITORY
+
 from supdist.engine import Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.sandbox.context import new_memory, write_sealed
-from support import REPOSITORY
 
 READ = """
 import os, subprocess
@@ -317,6 +318,7 @@ TREES = [
 ]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("code", [code for _, code in TREES], ids=[word for word, _ in TREES])
 async def test_fs12_a_monstrous_tree_is_torn_down_in_time(arena: Arena, code: str) -> None:
     arena.most_seconds *= arena.machine.slowness

@@ -10,6 +10,7 @@ import time
 import msgspec
 import pytest
 from attacks.lab import OK, RAW, Arena, Attack, ShimGrowth, assert_alive, cpu_of_shims, name, timed
+
 from supdist.engine import CellResult, Display, HostTool, Outcome, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image import protocol
@@ -139,6 +140,7 @@ async def test_rp13_a_repl_cannot_tell_of_its_death_in_inits_name(arena: Arena) 
     assert result.state_lost
 
 
+@pytest.mark.timing
 async def test_rp2_a_repl_that_hangs_up_is_gone_whatever_it_does_next(arena: Arena) -> None:
     code = (
         RAW
@@ -252,6 +254,7 @@ def _shapes() -> dict[str, bytes]:
 SHAPES = _shapes()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_the_decoder_is_quick_and_closed(arena: Arena, shape: str) -> None:
     payload = SHAPES[shape]
@@ -311,6 +314,7 @@ async def test_rp17_a_call_of_an_ended_cell_is_not_made(arena: Arena) -> None:
     assert asked in (["now"], []), "the library's numbers begin below those that were used"
 
 
+@pytest.mark.timing
 async def test_rp19_a_flood_of_calls_is_slowed_and_harms_nobody_else(arena: Arena) -> None:
     asked = 0
 

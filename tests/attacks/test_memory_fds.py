@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, name, number, timed
 from attacks.machine import cgroup_folders
+
 from supdist.engine import Outcome
 from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.sandbox import CallError, WorkerCall

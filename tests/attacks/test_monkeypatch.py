@@ -6,6 +6,7 @@ import time
 
 import pytest
 from attacks.lab import DEATHS, OK, RAW, Arena, Attack, assert_alive, name, timed
+
 from supdist.engine import Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
 
@@ -137,6 +138,7 @@ HANGERS = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("hanger", HANGERS)
 async def test_what_hangs_at_the_end_does_not_delay_the_close(arena: Arena, hanger: str) -> None:
     async with arena.open() as sandbox:

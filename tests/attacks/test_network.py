@@ -15,6 +15,7 @@ import psutil
 import pytest
 from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, outside, settled, timed
 from attacks.machine import below
+
 from supdist.engine.jail import rootfs
 
 DIAL = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from attacks.lab import DEATHS, OK, RAW, Arena, Attack, assert_alive, cpu_of_shims, name, timed
+
 from supdist.engine import Outcome, SandboxLost
 
 LIMIT = 256 << 10
@@ -139,6 +140,7 @@ def late(write):
             assert (result.stdout, result.stderr) == (f"{turn}\n", "")
 
 
+@pytest.mark.timing
 async def test_ou7_what_floods_after_its_cell_costs_nobody_outside(arena: Arena) -> None:
     code = "import os\nif os.fork() == 0:\n    while True: os.write(1, b'x' * 65536)"
     async with arena.open() as sandbox:

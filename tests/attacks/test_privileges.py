@@ -13,6 +13,7 @@ import os
 import psutil
 import pytest
 from attacks.lab import ATTEMPT, Arena, number, outside, timed
+
 from supdist.engine import Outcome
 
 BAD = 1

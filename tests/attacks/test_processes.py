@@ -28,6 +28,7 @@ from attacks.lab import (
     outside,
     timed,
 )
+
 from supdist.engine import Outcome
 
 KILL_ALL = """
@@ -202,6 +203,7 @@ async def test_pr7_a_daemon_does_not_outlive_its_sandbox(arena: Arena) -> None:
     assert await comes_true(lambda: arena.machine.marked(word, before) == [])
 
 
+@pytest.mark.timing
 async def test_pr10_forking_faster_than_one_can_kill_does_not_help(arena: Arena) -> None:
     word, before = "racer" + secrets.token_hex(8), set(arena.machine.inits())
     code = DAEMON.format(body="while :; do (sleep 0.01; :) & (:) & wait; done", word=word)

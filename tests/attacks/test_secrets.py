@@ -14,10 +14,11 @@ import psutil
 import pytest
 from attacks.lab import ATTEMPT, Arena, outside, timed
 from attacks.machine import DockerMachine
+from support import REPOSITORY, scan_memory_for
+
 from supdist.engine import SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import ScriptedHandler
-from support import REPOSITORY, scan_memory_for
 
 ENVIRONMENT = """
 import ctypes, os

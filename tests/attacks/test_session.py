@@ -9,6 +9,7 @@ import secrets
 import psutil
 import pytest
 from attacks.lab import OK, RAW, Arena, assert_alive, comes_true, timed
+
 from supdist.engine import Display, Outcome, Sandbox, SandboxError, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 
@@ -132,6 +133,7 @@ WRONG_ANSWERS = {
 }
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("wrong", WRONG_ANSWERS)
 async def test_what_is_no_answer_is_the_cells_error(arena: Arena, wrong: str) -> None:
     async with arena.open() as sandbox:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from attacks.lab import OK, Arena, timed
+
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
 
 NASTY = {

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from attacks.lab import RAW, Arena, Attack, ShimGrowth, assert_alive, name, timed
+from support import scan_memory_for
+
 from supdist.engine import HostTool, Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.toolbox.toolbox import ToolUse
 from supdist.sandbox_image import protocol
-from support import scan_memory_for
 
 
 def breach(id: str, code: str, detail: str = "") -> Attack:  # noqa: A002
