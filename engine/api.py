@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import asdict
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 from pydantic import Field
@@ -132,10 +132,11 @@ async def arun(
             research = Research(task, broker, box, prompts or Prompts(), conversation, log, emit)
             answer, stop_reason = await research.run()
         except BaseException as error:
-            how = "cancelled" if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)) else "failed"
+            cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
+            how: Literal["cancelled", "failed"] = "cancelled" if cancelled else "failed"
             with contextlib.suppress(Exception):  # the first error is the one to hear of
                 log.end(
-                    stop_reason="cancelled" if how == "cancelled" else None,
+                    stop_reason="cancelled" if cancelled else None,
                     error=f"{type(error).__name__}: {error}",
                 )
                 emit(RunEnded(run_id, how, None))

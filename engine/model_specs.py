@@ -76,7 +76,7 @@ class OpenAISpec(BaseModel):
         Raises:
             TaskError: a header, a field of the body or an endpoint that cannot be.
         """
-        price = self.price and Price(self.price.input_usd, self.price.output_usd)
+        price = None if self.price is None else Price(self.price.input_usd, self.price.output_usd)
         try:
             return OpenAIHandler(**self.model_dump(exclude={"handler", "price"}), price=price)
         except ValueError as error:

@@ -101,8 +101,9 @@ def bounded_client(
     from openai import DefaultAsyncHttpxClient, Timeout
 
     library = http_library()
+    byte_stream: Any = library.AsyncByteStream
 
-    class Body(_Body, library.AsyncByteStream):
+    class Body(_Body, byte_stream):
         """What the library takes for a body."""
 
     class BoundedClient(DefaultAsyncHttpxClient):

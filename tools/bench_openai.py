@@ -88,7 +88,7 @@ async def _main(options: argparse.Namespace) -> None:
         ways: dict[str, Callable[[], Awaitable[object]]] = {
             "AsyncOpenAI": lambda: client.chat.completions.create(
                 model=model,
-                messages=messages,  # pyright: ignore[reportArgumentType]
+                messages=messages,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a Message has the fields that the SDK reads
                 temperature=0,
                 max_tokens=most,
             ),

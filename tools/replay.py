@@ -37,7 +37,7 @@ def main() -> None:
         "--best-effort", action="store_true", help="in sandboxes without a filter of system calls, too"
     )
     options = parser.parse_args()
-    isolation = "best_effort" if options.best_effort else "strict"
+    isolation: Literal["strict", "best_effort"] = "best_effort" if options.best_effort else "strict"
     try:
         sys.exit(asyncio.run(_replay(options.path, options.n, isolation)))
     except TaskError as error:

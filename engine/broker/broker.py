@@ -275,7 +275,7 @@ class Broker:
         model = self.supervisor
         if model.window is None:
             return True
-        tokens = model.handler.count_tokens(messages)
+        tokens: float | None = model.handler.count_tokens(messages)
         if tokens is None:
             tokens = sum(len(message["content"]) for message in messages) * self._tokens_a_character()
         return tokens + most_answer(model.handler) < _NEAR * model.window

@@ -218,7 +218,7 @@ def _fork_or(name: Step, error: OSError) -> Step:
 
 def _failure(text: str) -> StepFailed:
     _, name, errno = text.split()
-    return StepFailed(name, int(errno))  # pyright: ignore[reportArgumentType]
+    return StepFailed(name, int(errno))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # `_inside` sends a Step
 
 
 def _map_ids(pid: int, outside: int) -> None:

@@ -168,7 +168,8 @@ def _load_library() -> ModuleType:
     # pyseccomp looks for its library when it is imported, with the help of ldconfig and compilers. That takes
     # 30 ms and fails in the zygote's view; the dynamic linker finds the library by its name alone.
     find_library = ctypes.util.find_library
-    ctypes.util.find_library = {"seccomp": "libseccomp.so.2"}.get
+    names: Any = {"seccomp": "libseccomp.so.2"}  # Any: dict.get does not name its parameter
+    ctypes.util.find_library = names.get
     try:
         import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
     except (ImportError, AttributeError, OSError) as error:

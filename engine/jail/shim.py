@@ -89,6 +89,7 @@ def _run(orders: socket.socket, kit: isolated_process.Kit | None, engine_socket:
     order = protocol.decode_to_zygote(packet)
     assert not isinstance(order, protocol.Abandon)
     sc.set_name("supdist-shim")
+    box: isolated_process.Walls | Attached | StepFailed
     if isinstance(order, protocol.Attach):
         box = Attached(socket.socket(fileno=descriptors[0]), order.groups)
     else:
@@ -364,7 +365,7 @@ class Shim:
 
     def _timeout_ms(self) -> int | None:
         cell, now = self._guard.cell, time.monotonic()
-        clocks = (self._quiet_until,)
+        clocks: tuple[float | None, ...] = (self._quiet_until,)
         if cell is not None:
             clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until, self._output.look_at)
         times = [at for at in clocks if at is not None]

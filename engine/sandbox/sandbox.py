@@ -130,9 +130,9 @@ class Sandbox:
         self._cell += 1
         running = self._running = _RunningCell(self._cell)
         self._send(protocol.Execute(self._cell, source, timeout))
-        most = self._config.wall + self._config.grace + _LATE_SECONDS
+        longest = self._config.wall + self._config.grace + _LATE_SECONDS
         try:
-            _, late = await asyncio.wait([running.result], timeout=most)
+            _, late = await asyncio.wait([running.result], timeout=longest)
         except asyncio.CancelledError:
             await self._stop_cell(running)
             raise
@@ -156,12 +156,11 @@ class Sandbox:
         """
         chunks = range(0, max(1, len(data)), self._file_chunk())
         for start in chunks:
-            await self._ask_for_file(
-                path,
-                lambda number, start=start: protocol.PutFile(
-                    number, path, data[start : start + self._file_chunk()], start > 0
-                ),
-            )
+
+            def message(number: int, start: int = start) -> protocol.PutFile:
+                return protocol.PutFile(number, path, data[start : start + self._file_chunk()], start > 0)
+
+            await self._ask_for_file(path, message)
 
     async def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """Read a regular file below the working directory. The bytes count, not the size that it claims.
@@ -174,9 +173,11 @@ class Sandbox:
         read = 0
         while True:
             size = min(self._file_chunk(), max_bytes - read + 1)
-            piece = await self._ask_for_file(
-                path, lambda number, offset=read, size=size: protocol.GetFile(number, path, offset, size)
-            )
+
+            def message(number: int, offset: int = read, size: int = size) -> protocol.GetFile:
+                return protocol.GetFile(number, path, offset, size)
+
+            piece = await self._ask_for_file(path, message)
             pieces.append(piece)
             read += len(piece)
             if read > max_bytes:
@@ -471,7 +472,7 @@ class _RunningCell:
             case protocol.Final():
                 self.final = message.answer
             case protocol.Display():
-                self.display.append(Display({**message.text, **message.images}))
+                self.display.append(Display({**message.text, **message.images}))  # type: ignore[dict-item]  # mypy does not widen a Literal key to str
             case protocol.Output():
                 self.output[message.stream] += message.data
 

@@ -227,8 +227,8 @@ class Zygote:
             self._zygote_died()
             return
         if packet.startswith(b"FAILED "):
-            _, name, code = packet.decode("ascii").split()
-            self._fail(failure(name, int(code), self._packages))
+            _, name, number = packet.decode("ascii").split()
+            self._fail(failure(name, int(number), self._packages))
             return
         match protocol.decode_from_zygote(packet):
             case protocol.ZygoteReady():

@@ -221,7 +221,7 @@ def load_tool(name: str, place: str, folder: Path) -> Tool:
         if not hasattr(value, part):
             raise TaskError(f"tools.{name}: {module_name} has no {attribute}")
         value = getattr(value, part)
-    return value  # pyright: ignore[reportReturnType]  # what is no tool is refused with the others
+    return value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # what is no tool is refused with the others
 
 
 def _check_origin(name: str, top: str, folder: str) -> None:

@@ -66,7 +66,7 @@ class Channel:
 
     def receive(self) -> protocol.ToGuest:
         """The next message that is no reply."""
-        return self._wait(lambda: self._orders.popleft() if self._orders else None)
+        return self._wait(lambda: self._orders.popleft() if self._orders else None)  # type: ignore[return-value]  # mypy joins the union
 
     def reply(self, call: int) -> list[str | protocol.CallError]:
         """The reply to a call, once it is there."""
@@ -74,7 +74,7 @@ class Channel:
 
     def tool_reply(self, call: int) -> bytes | protocol.ToolFailure:
         """The reply to a call of a host tool, once it is there."""
-        return self._wait(lambda: self._tool_replies.pop(call, None))
+        return self._wait(lambda: self._tool_replies.pop(call, None))  # type: ignore[return-value]  # mypy joins the union
 
     def descriptors(self, count: int) -> list[int]:
         """Descriptors that came beside the last message."""

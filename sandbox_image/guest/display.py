@@ -100,7 +100,7 @@ class Displays:
         self._left -= len(told.encode())
         text = {mime: form for mime, form in kept.items() if isinstance(form, str)}
         images = {mime: form for mime, form in kept.items() if isinstance(form, bytes)}
-        self._send(protocol.Display(self._cell, {"text/plain": told, **text}, images))  # pyright: ignore[reportArgumentType]
+        self._send(protocol.Display(self._cell, {"text/plain": told, **text}, images))  # type: ignore[arg-type, dict-item]  # pyright: ignore[reportArgumentType]  # `_forms` makes no other keys
 
 
 def _forms(value: object, notes: list[str]) -> _Forms:

@@ -30,5 +30,5 @@ def hand_over() -> None:
     _kept.clear()
 
 
-def _keep(**hooks: Callable[[], Any]) -> None:
+def _keep(**hooks: Any) -> None:  # Any: typeshed allows None, Python refuses it
     _kept.append(hooks)

@@ -109,8 +109,8 @@ class Repl:
             os.dup2(writer, fd)
             os.close(writer)
         self._cell = cell
-        sys.stdout = sys.__stdout__ = CellOutput(1, cell, lambda: self._cell)
-        sys.stderr = sys.__stderr__ = CellOutput(2, cell, lambda: self._cell)
+        sys.stdout = sys.__stdout__ = CellOutput(1, cell, lambda: self._cell)  # type: ignore[misc]  # typeshed marks it Final; Python does not
+        sys.stderr = sys.__stderr__ = CellOutput(2, cell, lambda: self._cell)  # type: ignore[misc]  # typeshed marks it Final; Python does not
         signal.signal(signal.SIGINT, self._on_interrupt)
         namespace = self._module.__dict__
         namespace.update(names)
@@ -309,7 +309,7 @@ def _note_cells_of_threads(current: Callable[[], int]) -> None:
         self.__dict__["supdist_cell"] = cell_of_thread(current())
         start(self)
 
-    threading.Thread.start = start_and_note
+    threading.Thread.start = start_and_note  # type: ignore[method-assign]  # every thread must note its cell
 
 
 def _import_ahead() -> None:
@@ -334,7 +334,7 @@ def _note_cells_of_work(current: Callable[[], int]) -> None:
 
         return submit(self, work)
 
-    ThreadPoolExecutor.submit = submit_and_note
+    ThreadPoolExecutor.submit = submit_and_note  # type: ignore[method-assign, assignment]  # every work item must note its cell
 
 
 def _flush() -> None:

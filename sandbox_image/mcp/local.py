@@ -80,18 +80,22 @@ class LocalSession:
         for start in range(0, max(1, len(data)), _FILE_CHUNK):
             piece = data[start : start + _FILE_CHUNK]
             more = start > 0
-            await guest.ask_for_file(
-                path, lambda number, p=piece, m=more: protocol.PutFile(number, path, p, m)
-            )
+
+            def message(number: int, piece: bytes = piece, more: bool = more) -> protocol.PutFile:
+                return protocol.PutFile(number, path, piece, more)
+
+            await guest.ask_for_file(path, message)
 
     async def get(self, path: str, most: int) -> bytes:
         """See ``Session.get``."""
         guest, data = self._living(), b""
         while True:
             offset, size = len(data), min(_FILE_CHUNK, most - len(data) + 1)
-            piece = await guest.ask_for_file(
-                path, lambda number, o=offset, s=size: protocol.GetFile(number, path, o, s)
-            )
+
+            def message(number: int, offset: int = offset, size: int = size) -> protocol.GetFile:
+                return protocol.GetFile(number, path, offset, size)
+
+            piece = await guest.ask_for_file(path, message)
             data += piece
             if len(data) > most:
                 raise FileRefused(_file_problem(path, "too_large"))
@@ -359,7 +363,7 @@ class _Running:
         if isinstance(message, protocol.Output):
             self.output[message.stream] += message.data
         else:
-            self.display.append({**message.text, **message.images})
+            self.display.append({**message.text, **message.images})  # type: ignore[dict-item]  # mypy does not widen a Literal key to str
 
     def finish(self, end: CellEnd) -> Cell:
         return Cell(

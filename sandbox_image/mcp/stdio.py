@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .session import Settings
 from .session_queue import Desk
@@ -34,7 +34,8 @@ async def serve_stdio(desk: Desk, settings: Settings) -> int:
     loop.add_signal_handler(signal.SIGINT, ask, INTERRUPTED)
     loop.add_signal_handler(signal.SIGTERM, ask, 0)
     serving = loop.create_task(_serve(desk, settings))
-    await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [serving, asked]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
         return asked.result()
     serving.result()

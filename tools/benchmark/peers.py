@@ -227,7 +227,7 @@ class RlmLocal(Library):
     """``exec`` in this very process."""
 
     name = RLM
-    modules = ("rlm",)
+    modules: Sequence[str] = ("rlm",)
     install = "rlms"
     ask = ("llm_query", "llm_query_batched")
     takes_context = True

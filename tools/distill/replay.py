@@ -316,9 +316,10 @@ def result_of(cell: LoggedCell) -> CellResult:
         )
     except ValueError as error:
         raise NoReplay(f"its log: {error}") from error
-    error = cell.error and ErrorInfo(cell.error.type, cell.error.message, cell.error.traceback)
+    told = cell.error
+    raised = None if told is None else ErrorInfo(told.type, told.message, told.traceback)
     return CellResult(
-        cell.cell, outcome, cell.stdout, cell.stderr, cell.truncated, error, cell.final, cell.elapsed, 0.0,
+        cell.cell, outcome, cell.stdout, cell.stderr, cell.truncated, raised, cell.final, cell.elapsed, 0.0,
         cell.state_lost, 0, Usage(0.0, 0, "none"), cell.detail, shown,
     )  # fmt: skip
 

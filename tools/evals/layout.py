@@ -56,7 +56,7 @@ def as_text(what: Table, width: int | None = None) -> str:
     """Aligned columns; where they do not fit into ``width``, several tables below each other, each with the keys."""
     from rich.cells import cell_len, set_cell_size
 
-    columns = list(zip(what.titles, *what.rows, strict=True))
+    columns: list[Sequence[str]] = list(zip(what.titles, *what.rows, strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
     bands = [list(range(len(columns)))]
     if width is not None and sum(widths) + 3 * len(widths) - 3 > width:

@@ -53,7 +53,7 @@ PAIRS: tuple[Column[Pair], ...] = (
     Column("95%", lambda pair: _interval(pair.accuracy, "+.0%")),
     Column("Right Alone", lambda pair: _alone(pair.accuracy)),
     Column("McNemar p", lambda pair: _p(pair.accuracy)),
-    Column("Score", lambda pair: _number(pair.score and pair.score.mean, "+.3f")),
+    Column("Score", lambda pair: _number(pair.score.mean if pair.score else None, "+.3f")),
     Column("Score 95%", lambda pair: _interval(pair.score, "+.3f")),
     Column("Sign p", lambda pair: _p(pair.score)),
 )
@@ -117,17 +117,17 @@ def counted(counts: Mapping[str, float]) -> str:
 
 
 def _estimate(name: str, figure: Share | Mean | None) -> dict[str, float | None]:
-    return {name: figure and figure.value, **_ends(name, figure)}
+    return {name: figure.value if figure else None, **_ends(name, figure)}
 
 
 def _difference(name: str, found: Difference | None) -> dict[str, float | None]:
     return {
         f"{name}_pairs": found.n if found else 0,
-        f"{name}_difference": found and found.mean,
+        f"{name}_difference": found.mean if found else None,
         **_ends(name, found),
-        f"{name}_more": found and found.more,
-        f"{name}_less": found and found.less,
-        f"{name}_p": found and found.p,
+        f"{name}_more": found.more if found else None,
+        f"{name}_less": found.less if found else None,
+        f"{name}_p": found.p if found else None,
     }
 
 

@@ -70,7 +70,8 @@ async def run_experiment(
         SandboxUnavailable, LogError, CacheError, NoAccess: no example could be run as things are.
     """
     config = resolve(config, os.environ)
-    task = task or await to_thread.run_sync(create, config.task, config.task_options)
+    if task is None:
+        task = await to_thread.run_sync(create, config.task, config.task_options)
     with Folder(folder) as place:
         before = place.manifest()
         if before is not None and not resume:

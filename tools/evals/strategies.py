@@ -86,7 +86,7 @@ async def open_strategy(config: ExperimentConfig, cache: Path | None, stack: Asy
         return Direct(handler, window, config.limits, store, config.cache_sampled)
     prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
     supervisor = await _entered(build(config.supervisor, "supervisor", config), stack)
-    worker = config.worker and await _entered(build(config.worker, "worker", config), stack)
+    worker = None if config.worker is None else await _entered(build(config.worker, "worker", config), stack)
     await stack.enter_async_context(SandboxRuntime(config.sandbox))
     kept = "off" if config.cache == "off" else cache or "run"
     return Loop(config, supervisor, worker, kept, prompts)

@@ -201,6 +201,7 @@ class FakeOpenAI:
     async def _reply(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: Request
     ) -> bool:
+        reply: Reply
         match request.method, request.path, request.body:
             case "GET", "/v1/models", _:
                 model = {"id": "fake", "object": "model", "created": 0, "owned_by": "fake"}
@@ -383,9 +384,9 @@ def _reply(item: Any) -> Reply:
             case str():
                 return Text(item)
             case {"text": str(text), **others}:
-                return Text(text, **others)
+                return Text(text, **cast("dict[str, Any]", others))
             case {"status": int(code), **others}:
-                return Status(code, **others)
+                return Status(code, **cast("dict[str, Any]", others))
             case _:
                 pass
     raise ValueError(f"a reply is a string, or an object with 'text' or 'status', and not {item!r}")
