@@ -17,7 +17,7 @@ from support import Open, Turns, echo, of_running_guests
 
 from supdist.engine import SandboxConfig, SandboxRuntime, open_sandbox
 from supdist.engine.broker.broker import Broker
-from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.message_stream import MessageStream
 from supdist.engine.runlog.log import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.sandbox.context import ContextMemory
@@ -91,7 +91,7 @@ def test_in_the_guest_a_call_is_a_frame_and_a_system_call_each_way(prompts: int,
 
 def test_in_the_shim_a_frame_is_a_system_call() -> None:
     with pair() as (ours, guest):
-        lane = Lane(ours, protocol.FrameBuffer(1 << 20))
+        lane = MessageStream(ours, protocol.FrameBuffer(1 << 20))
         guest.sendall(protocol.frame(b"call"))
         assert lane.receive() == [b"call"]
         lane.send(b"reply")

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.message_stream import MessageStream
 from supdist.engine.jail.output import Piped
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.pipes import OldPipes, Pipes
@@ -87,10 +87,10 @@ def test_of_many_old_pipes_the_oldest_are_closed() -> None:
 
 
 @pytest.fixture
-def init() -> Generator[tuple[Lane, socket.socket]]:
+def init() -> Generator[tuple[MessageStream, socket.socket]]:
     ours, theirs = socket.socketpair()
     theirs.settimeout(5)
-    lane = Lane(ours, protocol.FrameBuffer(1 << 16))
+    lane = MessageStream(ours, protocol.FrameBuffer(1 << 16))
     with theirs:
         yield lane, theirs
     lane.close()
@@ -103,7 +103,9 @@ def next_cell(output: Piped, mine: list[int], now: float) -> list[int]:
     return writers
 
 
-def test_pipes_that_only_the_repl_had_are_closed_without_a_word(init: tuple[Lane, socket.socket]) -> None:
+def test_pipes_that_only_the_repl_had_are_closed_without_a_word(
+    init: tuple[MessageStream, socket.socket],
+) -> None:
     lane, theirs = init
     output = Piped(os.geteuid(), lane)
     mine = output.begin(0.0)
@@ -128,7 +130,7 @@ def test_pipes_that_only_the_repl_had_are_closed_without_a_word(init: tuple[Lane
     close_all([*mine, *output.readable()])
 
 
-def test_pipes_that_something_else_has_go_to_init(init: tuple[Lane, socket.socket]) -> None:
+def test_pipes_that_something_else_has_go_to_init(init: tuple[MessageStream, socket.socket]) -> None:
     lane, theirs = init
     output = Piped(os.geteuid(), lane)
     mine = output.begin(0.0)
@@ -146,7 +148,7 @@ def test_pipes_that_something_else_has_go_to_init(init: tuple[Lane, socket.socke
     close_all([child, *descriptors, *mine, *output.readable()])
 
 
-def test_between_cells_what_is_written_is_not_waited_for(init: tuple[Lane, socket.socket]) -> None:
+def test_between_cells_what_is_written_is_not_waited_for(init: tuple[MessageStream, socket.socket]) -> None:
     lane, theirs = init
     output = Piped(os.geteuid(), lane)
     mine = output.begin(0.0)
@@ -161,7 +163,7 @@ def test_between_cells_what_is_written_is_not_waited_for(init: tuple[Lane, socke
     close_all([*descriptors, *mine, second])
 
 
-def test_an_init_that_does_not_read_is_given_no_more(init: tuple[Lane, socket.socket]) -> None:
+def test_an_init_that_does_not_read_is_given_no_more(init: tuple[MessageStream, socket.socket]) -> None:
     lane, _ = init
     lane.send(bytes(1 << 22))  # more than the socket holds
     output, held = Piped(os.geteuid(), lane), list[int]()
@@ -197,7 +199,7 @@ def send_with_too_many_on_their_way() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 200), hard))
     null = os.open("/dev/null", os.O_RDONLY)
     full, (ours, theirs) = socket.socketpair(), socket.socketpair()
-    lane = Lane(ours, protocol.FrameBuffer(1 << 16))
+    lane = MessageStream(ours, protocol.FrameBuffer(1 << 16))
     with suppress(OSError):
         while True:
             socket.send_fds(full[0], [b"x"], [null])

@@ -12,7 +12,7 @@ import pytest
 
 from supdist.engine import Outcome, SandboxConfig
 from supdist.engine.jail.isolated_process import Walls
-from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.message_stream import MessageStream
 from supdist.engine.jail.shim import Shim
 from supdist.sandbox_image import protocol
 
@@ -64,10 +64,10 @@ class Place:
             repl=self.repl.shims,
             owner=os.geteuid(),
         )
-        lane = Lane(self.engine.shims, protocol.FrameBuffer(protocol.MAX_FRAME_BYTES))
+        lane = MessageStream(self.engine.shims, protocol.FrameBuffer(protocol.MAX_FRAME_BYTES))
         self._shim = threading.Thread(target=self._run, args=(Shim(LIMITS, lane, box), lane), daemon=True)
 
-    def _run(self, shim: Shim, engine: Lane) -> None:
+    def _run(self, shim: Shim, engine: MessageStream) -> None:
         shim.serve()
         engine.drain(10.0)
 

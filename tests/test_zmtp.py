@@ -12,7 +12,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supdist.engine.jail.message_stream import Lane
+from supdist.engine.jail.message_stream import MessageStream
 from supdist.engine.jail.zmtp import Peer
 from supdist.sandbox_image.protocol import Violation
 
@@ -99,7 +99,7 @@ def test_what_no_engine_says_ends_it(said: bytes) -> None:
 def test_what_waits_is_written_when_there_is_room_and_given_up_in_time() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        lane = Lane(ours, Peer(b"DEALER", LIMIT))
+        lane = MessageStream(ours, Peer(b"DEALER", LIMIT))
         payload = bytes(LIMIT)
         lane.send(payload)
         lane.send(b"last")

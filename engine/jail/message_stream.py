@@ -31,7 +31,7 @@ class Framing(Protocol):
         ...
 
 
-class Lane:
+class MessageStream:
     """Messages in and out, without blocking.
 
     Attributes:

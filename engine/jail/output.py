@@ -11,7 +11,7 @@ from ...sandbox_image import protocol
 from ...sandbox_image.guest.pipes import Pipes, read
 from .attached import Attached
 from .isolated_process import Walls
-from .message_stream import Lane
+from .message_stream import MessageStream
 
 _NEW_PIPES_SECONDS = 0.05
 _DISCARD = protocol.encode(protocol.Discard())
@@ -69,7 +69,7 @@ class Piped(CellOutput):
         init: the stream of the guest's init.
     """
 
-    def __init__(self, owner: int, init: Lane) -> None:
+    def __init__(self, owner: int, init: MessageStream) -> None:
         self._init = init
         self._pipes = Pipes(owner if owner != os.geteuid() else None)
         self._writers: list[int] = []
@@ -138,6 +138,6 @@ class Piped(CellOutput):
             os.close(fd)
 
 
-def output_of(box: Walls | Attached, init: Lane) -> CellOutput:
+def output_of(box: Walls | Attached, init: MessageStream) -> CellOutput:
     """As the guest has it; ``init`` is the stream of its init."""
     return Piped(box.owner, init) if isinstance(box, Walls) else CellOutput()

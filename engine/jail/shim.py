@@ -42,7 +42,7 @@ from ...sandbox_image.protocol import (
 from . import isolated_process
 from . import syscalls as sc
 from .attached import Attached
-from .message_stream import Lane, Waits
+from .message_stream import MessageStream, Waits
 from .meter import CgroupMeter, Meter, NoMeter
 from .output import Piece, output_of
 from .setup_errors import StepFailed
@@ -110,7 +110,7 @@ def _run(orders: socket.socket, kit: isolated_process.Kit | None, engine_socket:
     engine.drain(_LAST_WORDS_SECONDS)
 
 
-def _connect(path: str, session: bytes) -> Lane:
+def _connect(path: str, session: bytes) -> MessageStream:
     """A DEALER of that name, connected to the engine's ROUTER."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Where many come at once it waits for its turn, as a socket with Python's own timeout would not.
@@ -124,7 +124,7 @@ def _connect(path: str, session: bytes) -> Lane:
         if not data:
             raise ConnectionError("the engine closed its socket")
         dealer.feed(data)
-    return Lane(stream, dealer)
+    return MessageStream(stream, dealer)
 
 
 def _furnished(
@@ -168,19 +168,23 @@ def _meter_of(box: isolated_process.Walls | Attached, limits: protocol.Limits) -
 class Shim:
     """The loop: engine's socket, guest's streams, what its cells print, and the clock of the running cell."""
 
-    def __init__(self, limits: protocol.Limits, engine: Lane, box: isolated_process.Walls | Attached) -> None:
+    def __init__(
+        self, limits: protocol.Limits, engine: MessageStream, box: isolated_process.Walls | Attached
+    ) -> None:
         self._limits = limits
         self._engine = engine
         self._box = box
-        self._init = Lane(box.stream, protocol.FrameBuffer(limits.frame_bytes))
+        self._init = MessageStream(box.stream, protocol.FrameBuffer(limits.frame_bytes))
         self._repl = (
-            self._init if box.repl is None else Lane(box.repl, protocol.FrameBuffer(limits.frame_bytes))
+            self._init
+            if box.repl is None
+            else MessageStream(box.repl, protocol.FrameBuffer(limits.frame_bytes))
         )
         self._output = output_of(box, self._init)
         self._sync = box.sync
         self._guard = Guard(limits)
         self._meter = _meter_of(box, limits)
-        self._heard: deque[tuple[Lane, bytes]] = deque()
+        self._heard: deque[tuple[MessageStream, bytes]] = deque()
         self._over: Exit | None = None
         self._quiet_until: float | None = None
 
@@ -277,7 +281,7 @@ class Shim:
 
     # Guest to engine
 
-    def _read_guest(self, lane: Lane) -> None:
+    def _read_guest(self, lane: MessageStream) -> None:
         if lane is self._init:
             self._read_the_repl_first()
         self._read_lane(lane)
@@ -294,7 +298,7 @@ class Shim:
             if not self._read_lane(self._repl):
                 return
 
-    def _read_lane(self, lane: Lane) -> bool:
+    def _read_lane(self, lane: MessageStream) -> bool:
         """Whether there was something, if only a part of a message."""
         if not lane.is_open or self._over is not None:
             return False
@@ -330,7 +334,7 @@ class Shim:
             detail = str(error) if isinstance(error, Violation) else "a frame that is no message"
             self._end(Outcome.PROTOCOL_VIOLATION, detail)
 
-    def _judge(self, lane: Lane, payload: bytes, now: float) -> None:
+    def _judge(self, lane: MessageStream, payload: bytes, now: float) -> None:
         message = protocol.decode_from_guest(payload)
         if self._init is not self._repl and isinstance(message, _OF_INIT) != (lane is self._init):
             raise Violation("a message of init that the repl sent, or one of the repl from init")

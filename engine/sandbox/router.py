@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ...sandbox_image import protocol
-from ..jail.message_stream import Lane
+from ..jail.message_stream import MessageStream
 from ..jail.zmtp import Peer
 
 _BACKLOG = 1024  # shims that connect at once
@@ -202,7 +202,7 @@ class _Connection:
 
     def __init__(self, stream: socket.socket) -> None:
         self.peer = Peer(b"ROUTER", protocol.MAX_FRAME_BYTES)
-        self.lane = Lane(stream, self.peer)
+        self.lane = MessageStream(stream, self.peer)
         self.fd = stream.fileno()
         self.name = b""
         self.heard: deque[bytes | None] = deque()
