@@ -20,6 +20,10 @@ _CONNECT = 10.0
 """Seconds to connect; a host that is gone says nothing, and an answer may take far longer."""
 
 
+OURS = "supdist_error"
+"""Key of a response's extensions: the error that this client found."""
+
+
 def http_library() -> Any:
     """The HTTP library that the SDK is built on: ``httpx2``, or ``httpx`` under an older SDK."""
     from openai import DefaultAsyncHttpxClient
@@ -109,6 +113,15 @@ def bounded_client(
     class BoundedClient(DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             await admit()
+            try:
+                return await self._bounded_send(request, stream, options)
+            except Unavailable as error:
+                # An SDK before 3.15 would try again after any exception; it asks no more after this response.
+                return library.Response(
+                    502, headers={"x-should-retry": "false"}, request=request, extensions={OURS: error}
+                )
+
+        async def _bounded_send(self, request: Any, stream: bool, options: dict[str, Any]) -> Any:
             deadline = asyncio.get_running_loop().time() + 2 * timeout
             try:
                 async with asyncio.timeout_at(deadline):

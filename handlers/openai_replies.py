@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base import Completion, FinishReason, Usage
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
+from .openai_http import OURS
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAIError
@@ -147,8 +148,10 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
     import openai
 
     if isinstance(error, openai.APIStatusError):
+        if (ours := error.response.extensions.get(OURS)) is not None:
+            return ours
         status = int(error.status_code)
-        said = f"the endpoint answered {status}: {_without(key, error.message)}"
+        said = f"the endpoint answered {status}: {_without(key, _message(error))}"
         return _translate(error, status, said, error.response.headers)
     if isinstance(error, openai.APIConnectionError):
         kind = "timed out" if isinstance(error, openai.APITimeoutError) else "failed"
@@ -159,6 +162,15 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
         said = f"the endpoint broke off its stream: {_without(key, error.message)}"
         return _translate(error, _status_in(error), said, {})
     return Rejected(f"{type(error).__name__}: {_without(key, error)}")
+
+
+def _message(error: APIError) -> str:
+    """Return the endpoint's own words. An SDK before 3.38 puts "Error code: 401 - {...}" around them."""
+    match error.body:
+        case {"message": str(message)}:
+            return message
+        case _:
+            return error.message
 
 
 def _without(key: str, words: object) -> str:

@@ -101,10 +101,10 @@ def serve(
         version=version("supdist-engine"),
     )
     if http is not None:
+        port, token = _port(http), _token(token_file)  # what is wrong is said before the SDK's second of imports
         from ..mcp.http import Door
 
-        port = _port(http)
-        serving = _over_http(config, settings, port, Door(_token(token_file), sessions, idle))
+        serving = _over_http(config, settings, port, Door(token, sessions, idle))
     elif token_file is not None:
         raise TaskError("--token-file is for --http; on stdio there is nobody else")
     else:
