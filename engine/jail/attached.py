@@ -78,7 +78,7 @@ class AttachedStream:
 
 
 class Attached:
-    """A guest in a container, as ``walls.Walls`` is one behind walls of ours."""
+    """A guest in a container, as ``isolated_process.Walls`` is one behind walls of ours."""
 
     pid = None
     sync = -1
