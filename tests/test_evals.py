@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from supdist.handlers import NoAccess
 from supdist.tasks.base import Ask, Example, Score, TaskDataError
 from supdist.tools.evals.config import ExperimentConfig, Manifest
 from supdist.tools.evals.folder import Folder
-from supdist.tools.evals.records import CONFIG, EXAMPLES, RECORDS, TABLE, Record, read_records
+from supdist.tools.evals.records import CONFIG, EXAMPLES, RECORDS, TABLE, Failure, Record, read_records
 from supdist.tools.evals.runner import run_experiment
 from supdist.tools.evals.summary import Summary
 from supdist.tools.evals.table import COLUMNS, table
@@ -292,6 +294,20 @@ def test_the_table_holds_any_text() -> None:
         correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
     )  # fmt: skip
     assert '"a,b\r\n""c"""' in table([record])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r\n@x", "'=1"])
+def test_no_cell_of_the_table_is_a_formula(text: str) -> None:
+    record = Record(
+        index=0, example="a", document=text, strategy="direct", query=text, references=[text], answer=text, note=text,
+        score=None, correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
+        error=Failure(stage="run", type="x", message=text),
+    )  # fmt: skip
+    (cells,) = csv.DictReader(io.StringIO(table([record]), newline=""))
+    for column in ("document", "query", "answer", "note", "error_message"):
+        assert cells[column] == f"'{text}"
+    assert cells["seconds"] == "0.333"
+    assert json.loads(cells["references"]) == [text]
 
 
 def test_settings_come_back_as_they_were(tmp_path: Path) -> None:

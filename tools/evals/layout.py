@@ -132,7 +132,9 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
 def _inert(value: object) -> object:
     if isinstance(value, dict):
         value = json.dumps(value)
-    if not isinstance(value, str):
-        return value
-    text = one_line(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "'")) else text
+    return as_cell(one_line(value)) if isinstance(value, str) else value
+
+
+def as_cell(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would compute, white space before it or not."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@", "'")) else text

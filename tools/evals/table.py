@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 
+from .layout import as_cell
 from .records import Record, Tokens
 
 _ROLES = ("supervisor", "worker", "judge")
@@ -26,7 +27,10 @@ COLUMNS = (
 
 
 def table(records: Sequence[Record]) -> str:
-    """The records as CSV with a header, line ends as RFC 4180 has them; lone surrogates are escaped."""
+    """The records as CSV with a header, line ends as RFC 4180 has them; lone surrogates are escaped.
+
+    Text that a spreadsheet would compute begins with an apostrophe.
+    """
     metrics = sorted({name for record in records for name in record.metrics})
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -64,5 +68,7 @@ def _field(value: object) -> object:
             return int(value)
         case float():
             return f"{value:.9g}"
+        case str():
+            return as_cell(value)
         case _:
             return value
