@@ -1,6 +1,6 @@
 """Run the tests in several processes at once (pytest-xdist).
 
-Each process has a folder for temporary files of its own, which must be empty of ours at the end. A test that is marked
+Each process has a folder for temporary files of its own, in which its engines leave nothing. A test that is marked
 ``timing`` judges by the clock: it runs while no other test does.
 """
 
@@ -42,8 +42,9 @@ def _is_worker(config: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_of_ours_is_left_in_tmp(request: pytest.FixtureRequest) -> Generator[None]:
+    """Of this process: an engine that a test kills while it starts leaves its folder."""
     yield
-    left = [path.name for path in request.config.stash[_FOLDER].glob("supdist-*")]
+    left = [path.name for path in request.config.stash[_FOLDER].glob(f"supdist-{os.getpid()}-*")]
     assert left == [], "left in the folder for temporary files"
 
 

@@ -67,10 +67,12 @@ class Zygote:
         self._loop = asyncio.get_running_loop()
         self._ready = self._loop.create_future()
         with contextlib.ExitStack() as undo:
-            folder = tempfile.mkdtemp(prefix="supdist-")
+            # The process in the name: an engine that is killed before its zygote stands leaves the folder.
+            prefix = f"supdist-{os.getpid()}-"
+            folder = tempfile.mkdtemp(prefix=prefix)
             if len(folder) > _SOCKET_PATH_CHARS:  # the kernel has 108 bytes for a socket's path
                 os.rmdir(folder)
-                folder = tempfile.mkdtemp(prefix="supdist-", dir="/tmp")
+                folder = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             self._router = Router(f"{folder}/engine", self._hear, self._lose)
             self._router.open()
