@@ -1,4 +1,4 @@
-"""The engine: a supervisor's code, run behind walls, with a worker model at its call.
+"""Run a supervisor model's code in a sandbox; the code can call a worker model.
 
 Names are imported when they are used, so that ``supdist-engine --help`` does not pay for the whole engine.
 """

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from .supervisor.blocks import code_blocks
-
-__all__ = ["code_blocks"]
+from .supervisor.blocks import *  # noqa: F403 - every name that was there
 
 warnings.warn(
     "supdist.engine.blocks is now supdist.engine.supervisor.blocks", DeprecationWarning, stacklevel=2

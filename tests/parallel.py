@@ -1,6 +1,6 @@
 """Run the tests in several processes at once (pytest-xdist).
 
-Each process has a folder for temporary files of its own, in which its engines leave nothing. A test that is marked
+Each process has a folder for temporary files of its own, in which nothing of ours may be left. A test that is marked
 ``timing`` judges by the clock: it runs while no other test does.
 """
 
@@ -10,30 +10,30 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
+_TURN_SECONDS = 600.0
 _FOLDER = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the process's folder for temporary files, before anything asks for it."""
-    if config.getoption("numprocesses", None) and not _is_worker(config):
-        return
     # pytest's own folder stays where it is: it is kept after the run, and socket paths below it are short.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    folder = Path(tempfile.mkdtemp(prefix="supdist-test-"))
+    folder = Path(tempfile.mkdtemp(prefix="t-"))  # short, for sockets; a worker's lies in the controller's
     config.stash[_FOLDER] = folder
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove it."""
-    if _FOLDER in config.stash:
-        shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
+    shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -42,9 +42,9 @@ def _is_worker(config: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_of_ours_is_left_in_tmp(request: pytest.FixtureRequest) -> Generator[None]:
-    """Of this process: an engine that a test kills while it starts leaves its folder."""
+    """A test that kills an engine while it starts gives it another folder: what is left then is known."""
     yield
-    left = [path.name for path in request.config.stash[_FOLDER].glob(f"supdist-{os.getpid()}-*")]
+    left = [path.name for path in request.config.stash[_FOLDER].glob("supdist-*")]
     assert left == [], "left in the folder for temporary files"
 
 
@@ -63,11 +63,27 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _turn(folder: Path, *, alone: bool) -> Generator[None]:
     """Hold the right to run, alone or beside others.
 
-    Who waits to be alone holds the entrance meanwhile, so that no others begin before it: without that, two processes
-    whose tests overlap would keep a third waiting for ever.
+    A test that must be alone holds the entrance while it waits for the others to end. So no new test begins before it.
     """
     with open(folder / "entrance.lock", "w") as entrance, open(folder / "running.lock", "w") as running:
-        fcntl.flock(entrance, fcntl.LOCK_EX)
-        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        _lock(entrance, fcntl.LOCK_EX)
+        _lock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(entrance, fcntl.LOCK_UN)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(running, fcntl.LOCK_UN)  # a process that the test forked may hold the file open
+
+
+def _lock(file: TextIO, kind: int) -> None:
+    """Wait for a lock, at most as long as several tests may take."""
+    deadline = time.monotonic() + _TURN_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                pytest.exit(f"no turn within {_TURN_SECONDS:.0f} s: another process holds {file.name}")
+            time.sleep(0.005)
+        else:
+            return

@@ -32,9 +32,10 @@ CALLS = 4  # of an example: two turns, a worker call, a verdict
 async def evaluate(folder: Path, *arguments: str) -> AsyncGenerator[Process]:
     """The program, begun. Whatever happens, it ends."""
     path = os.pathsep.join([str(entry_point(folder / "installed")), str(REPOSITORY / "tests")])
+    (folder / "tmp").mkdir(exist_ok=True)  # an engine that is killed while it starts leaves something there
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(REPOSITORY / "tools/run_experiment.py"), *arguments,
-        cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=PIPE, stderr=PIPE, preexec_fn=heed_interrupts,
+        cwd=folder, env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(folder / "tmp")}, stdout=PIPE, stderr=PIPE, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         yield process

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,12 +33,24 @@ pytestmark = [
 N, PROCESSORS = 20, 6
 
 
-async def started(folder: Path, *arguments: str) -> Process:
+async def started(folder: Path, *arguments: str, **environment: str) -> Process:
     path = os.pathsep.join([str(entry_point(folder / "installed")), str(REPOSITORY / "tests")])
-    environ = {**os.environ, "PYTHONPATH": path, "HOME": str(folder)}  # Ray keeps a token at home
+    environ = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "HOME": str(folder),
+        **environment,
+    }  # Ray keeps a token at home
     return await asyncio.create_subprocess_exec(
         sys.executable, *arguments, cwd=folder, env=environ, stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
+
+
+@pytest.fixture
+def nodes_folder() -> Generator[str]:
+    """For temporary files of the nodes: a killed one leaves some. The name is short, since Ray has sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 async def line(process: Process) -> str:
@@ -44,7 +58,9 @@ async def line(process: Process) -> str:
     return (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip()
 
 
-async def test_a_node_that_dies_half_way_costs_no_example_and_doubles_none(tmp_path: Path) -> None:
+async def test_a_node_that_dies_half_way_costs_no_example_and_doubles_none(
+    tmp_path: Path, nodes_folder: str
+) -> None:
     """It dies while every processor of every node has an example under way."""
     in_use, dead = asyncio.Event(), asyncio.Event()
     held: list[Request] = []
@@ -61,7 +77,7 @@ async def test_a_node_that_dies_half_way_costs_no_example_and_doubles_none(tmp_p
 
     async with FakeOpenAI(play_and_hold) as server:
         write_settings(server, tmp_path)
-        cluster = await started(tmp_path, str(REPOSITORY / "tests/ray_nodes.py"))
+        cluster = await started(tmp_path, str(REPOSITORY / "tests/ray_nodes.py"), TMPDIR=nodes_folder)
         try:
             address = await line(cluster)
             bench = await started(

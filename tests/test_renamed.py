@@ -9,8 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from results_support import record, write_run
 
+from supdist.engine import TaskError
 from supdist.tools.evals.analysis import analyse
 from supdist.tools.evals.config import ExperimentConfig
 from supdist.tools.evals.grid import read_grid
@@ -20,9 +22,10 @@ RENAMED = [
     ("supdist.engine", "Engine", "supdist.engine", "SandboxRuntime"),
     ("supdist.engine.blocks", "code_blocks", "supdist.engine.supervisor.blocks", "code_blocks"),
     ("supdist.engine.models", "from_environment", "supdist.engine.model_specs", "from_environment"),
+    ("supdist.engine.models", "OpenAISpec", "supdist.engine.model_specs", "OpenAISpec"),
     *(
         ("supdist.tools.fake_openai", name, "supdist.tools.testing.fake_openai", name)
-        for name in ("FakeOpenAI", "Shape", "Stream", "read_replies")
+        for name in ("FakeOpenAI", "Shape", "Stream", "read_replies", "Text", "Status")
     ),
 ]
 STAYS = [
@@ -72,6 +75,17 @@ def test_bench_is_eval_and_arm_is_strategy(tmp_path: Path) -> None:
     assert "`bench` is now `eval`" in done.stderr
     assert "--arm is now --strategy" in done.stderr
     assert json.loads((out / "config.json").read_text())["strategy"] == "builtin"
+
+
+def test_both_names_at_once_are_an_error(tmp_path: Path) -> None:
+    done = engine("eval", "--strategy", "builtin", "--arm", "direct", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "old name of --strategy" in done.stderr
+    (tmp_path / "grid.toml").write_text('arm = ["builtin"]\nstrategy = ["direct"]\n')
+    with pytest.raises(TaskError, match="old name of strategy"):
+        read_grid(tmp_path / "grid.toml", tmp_path)
+    with pytest.raises(ValidationError, match="arm"):
+        ExperimentConfig.model_validate({"arm": "direct", "strategy": "direct"})
 
 
 def test_settings_records_and_grids_with_arm_are_read(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ app.command()(export)
 app.command()(benchmark)
 
 
-@app.command("bench", epilog=EXIT_CODES, hidden=True)
+@app.command("bench", help="The old name of `eval`, for one release.", epilog=EXIT_CODES, hidden=True)
 @wraps(evaluate)
 def bench(**options: Any) -> None:
     """The old name of ``eval``, for one release."""

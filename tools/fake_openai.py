@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 
-from .testing.fake_openai import FakeOpenAI, Shape, Stream, main, read_replies
-
-__all__ = ["FakeOpenAI", "Shape", "Stream", "main", "read_replies"]
+from .testing.fake_openai import *  # noqa: F403 - every name that was there
+from .testing.fake_openai import main
 
 warnings.warn(
     "supdist.tools.fake_openai is now supdist.tools.testing.fake_openai", DeprecationWarning, stacklevel=2

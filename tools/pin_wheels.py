@@ -6,6 +6,7 @@ wheels. Needs pip and the package index.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import subprocess
@@ -29,6 +30,10 @@ FOLDER = Path(__file__).parent.parent / "sandbox_image" / "requirements"
 
 def main() -> None:
     """Write every set."""
+    parser = argparse.ArgumentParser(
+        prog="pin_wheels", description="Write the pinned requirements of the image anew."
+    )
+    parser.parse_args()
     for name, packages in SETS.items():
         (FOLDER / f"{name}.txt").write_text(pinned(packages), encoding="utf-8")
         print(name)

@@ -101,7 +101,8 @@ def serve(
         version=version("supdist-engine"),
     )
     if http is not None:
-        port, token = _port(http), _token(token_file)  # what is wrong is said before the SDK's second of imports
+        # Before the import of the SDK, which takes a second: a wrong option is reported at once.
+        port, token = _port(http), _token(token_file)
         from ..mcp.http import Door
 
         serving = _over_http(config, settings, port, Door(token, sessions, idle))

@@ -34,7 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what does not apply to the chosen backend: see ``catalogue.NOT_HERE``."""
+    """Set the time limit, and leave out what does not apply to the chosen backend: see ``catalogue.NOT_HERE``."""
+    for item in items:
+        if item.path.parent == _HERE:
+            item.add_marker(pytest.mark.timeout(_HANG_SECONDS))
     if config.getoption("--all-cases"):
         return
     backend = str(config.getoption("--backend"))
@@ -99,9 +102,9 @@ _TIMES = pytest.StashKey[tuple[float, float]]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Note when the attack itself began and ended; a hang ends the whole suite, and says where."""
+    """Note when the attack itself began and ended. What no time limit can interrupt ends the process, and says where."""
     started = time.monotonic()
-    faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
+    faulthandler.dump_traceback_later(_HANG_SECONDS + 30, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         return (yield)
     finally:

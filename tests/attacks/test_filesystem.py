@@ -266,6 +266,7 @@ os.unlink("/work/RAN")
     assert after.stdout == "False\n"
 
 
+@pytest.mark.timing  # free space is the whole machine's
 async def test_fs9_the_disk_cannot_be_filled(arena: Arena, tmp_path: Path) -> None:
     code = """
 import errno, os
@@ -289,6 +290,7 @@ except OSError as error: print(errno.errorcode[error.errno], written >> 20)
     assert all(then - later < 32 << 20 for then, later in zip(free, now, strict=True))
 
 
+@pytest.mark.timing  # free inodes are the whole machine's
 async def test_fs10_inodes_cannot_be_used_up(arena: Arena) -> None:
     code = """
 import errno, os

@@ -118,8 +118,10 @@ def evaluate(
     from .command import Place, eval_with
 
     if given["arm"] is not None:
+        if given["strategy"] is not None:
+            raise typer.BadParameter("--arm is the old name of --strategy: give one of them")
         print("--arm is now --strategy", file=sys.stderr)
-        given["strategy"] = given["strategy"] or given["arm"]
+        given["strategy"] = given["arm"]
     flags = {name: value for name, value in given.items() if name not in _NO_SETTINGS and value is not None}
     raise typer.Exit(eval_with(flags, config, Place(out, resume), retry_failed=retry_failed, as_json=as_json))
 
