@@ -95,14 +95,14 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
     Raises:
         TaskError: the file cannot be read, or something in it is wrong.
     """
-    content = _with_today_s_names(file, _read(file))
+    content = _current_names(file, _read(file))
     place = content.pop("out", None)
     if place is not None and not isinstance(place, str):
         raise TaskError(f"{file}: out: must be the path of a folder")
     base = content.pop("base", {})
     if not isinstance(base, dict):
         raise TaskError(f"{file}: base: must be a table of settings")
-    base = _with_today_s_names(file, cast("dict[str, Any]", base))
+    base = _current_names(file, cast("dict[str, Any]", base))
     axes = dict(_axes(file, content))
     shared = {**base, **overrides}
     _check_base(file, shared, axes)
@@ -163,8 +163,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise TaskError(f"cannot read the grid {file}: {error}") from error
 
 
-def _with_today_s_names(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in their order, ``arm`` of version 0.1 under its name of today."""
+def _current_names(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in their order, with ``arm`` of version 0.1 renamed to ``strategy``."""
     if {"arm", "strategy"} <= settings.keys():
         raise TaskError(f"{file}: arm is the old name of strategy: give one of them")
     return {"strategy" if name == "arm" else name: value for name, value in settings.items()}
