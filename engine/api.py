@@ -53,7 +53,7 @@ async def arun(
     worker_ctx_k: int = 8,
     sandbox: SandboxConfig | None = None,
     limits: RunLimits | None = None,
-    cache: str | os.PathLike[str] = "run",
+    cache: str | os.PathLike[str] | ResponseCache = "run",
     cache_sampled: bool = False,
     cache_counts: bool = False,
     on_event: Callable[[Event], None] | None = None,
@@ -75,7 +75,7 @@ async def arun(
         sandbox: limits and timeouts of the sandbox.
         limits: what else the run may take.
         cache: where finished answers are kept, so that none is paid for twice: ``run`` for this run, ``off``,
-            or a file, which runs and processes may share.
+            or a file, which runs and processes may share, or a ``ResponseCache`` that is not open.
         cache_sampled: whether answers that are drawn at random (temperature above 0) are kept, too.
         cache_counts: whether an answer that another run paid for takes from the limits what it took there, so that
             a run that was interrupted can be begun again as it was.
@@ -169,11 +169,13 @@ def _packages(sandbox: SandboxConfig | None) -> list[str]:
 
 
 async def _open_cache(
-    stack: contextlib.AsyncExitStack, cache: str | os.PathLike[str]
+    stack: contextlib.AsyncExitStack, cache: str | os.PathLike[str] | ResponseCache
 ) -> ResponseCache | None:
     if cache == "off":
         return None
-    return await stack.enter_async_context(ResponseCache(None if cache == "run" else cache))
+    if not isinstance(cache, ResponseCache):
+        cache = ResponseCache(None if cache == "run" else cache)
+    return await stack.enter_async_context(cache)
 
 
 def _own_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable[..., object]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,10 +18,15 @@ from ..handlers import (
     ScriptedHandler,
     VLLMHandler,
 )
-from ..handlers.openai import TOGETHER_URL
+from ..handlers.openai import OPENAI_URL, TOGETHER_URL
 from .errors import TaskError
+from .trust import UNBOUND, Environment, Permissions
+from .trust.hosts import ENDPOINT_VARIABLES, keys_of, origin_of
+from .trust.permissions import KeyNames, readable_files
 
 Role = Literal["supervisor", "worker"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -33,6 +39,9 @@ _TOGETHER: dict[Role, str] = {
     "supervisor": "meta-llama/Llama-3.3-70B-Instruct-Turbo",
     "worker": "meta-llama/Llama-3.1-8B-Instruct-Turbo",
 }
+_PLACEHOLDER_KEY = "none"
+"""An endpoint without a key; the handler would look for one."""
+
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
 
 
@@ -55,7 +64,11 @@ class OpenAISpec(BaseModel):
     base_url: str | list[str] | None = Field(
         default=None, description="the endpoint, OpenAI's by default; or several that share the load"
     )
-    api_key_env: str | None = Field(default=None, description="the environment variable that holds the key")
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the environment variable that holds the key",
+    )
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, description="at most so many in an answer")
     timeout: float = Field(default=120.0, gt=0, description="seconds of silence that end an attempt")
@@ -70,17 +83,39 @@ class OpenAISpec(BaseModel):
     window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
     price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 
-    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
-        """The handler.
+    def check(self, role: str, folder: Path, permissions: Permissions) -> None:
+        """See that the key may go to the endpoint.
 
         Raises:
-            TaskError: a header, a field of the body or an endpoint that cannot be.
+            TaskError: it may not, or the URL is none.
         """
+        if any(name.lower() == "host" for name in self.extra_headers or {}):
+            raise TaskError(f"{role}.extra_headers: the host stands in base_url")
+        self._endpoint(role, permissions)
+
+    def build(
+        self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
+    ) -> ModelHandler:
+        """Return the handler.
+
+        Raises:
+            TaskError: a header, a field of the body or an endpoint that cannot be; or a key that may not go there.
+        """
+        self.check(role, folder, permissions)
         price = None if self.price is None else Price(self.price.input_usd, self.price.output_usd)
+        urls, keys = self._endpoint(role, permissions)
+        fields = self.model_dump(exclude={"handler", "price", "base_url", "api_key_env"})
         try:
-            return OpenAIHandler(**self.model_dump(exclude={"handler", "price"}), price=price)
+            return OpenAIHandler(base_url=urls, api_key_env=keys, price=price, **fields)
         except ValueError as error:
             raise TaskError(f"{role}: {error}") from error
+
+    def _endpoint(self, role: str, permissions: Permissions) -> tuple[str | list[str] | None, KeyNames]:
+        """The URLs, and the variables of their keys."""
+        urls = permissions.default_url if self.base_url is None else self.base_url
+        listed = [urls] if isinstance(urls, str) else urls or []
+        name = f"{role}.base_url" if self.api_key_env is None else f"{role}.api_key_env"
+        return urls, permissions.keys(listed, self.api_key_env, name)
 
 
 class VLLMSpec(BaseModel):
@@ -95,9 +130,40 @@ class VLLMSpec(BaseModel):
     max_model_len: int | None = Field(default=None, ge=1, description="the window in tokens")
     engine_args: dict[str, Any] | None = Field(default=None, description="more of vLLM's AsyncEngineArgs")
 
-    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
-        """The handler."""
-        return VLLMHandler(**self.model_dump(exclude={"handler"}))
+    def check(self, role: str, folder: Path, permissions: Permissions) -> None:
+        """See that the model's own code may run, if there are options that can ask for it.
+
+        Raises:
+            TaskError: it may not.
+        """
+        if self.engine_args:
+            given = ", ".join(self.engine_args)
+            permissions.require_trust(
+                f"{role}.engine_args",
+                f"gives vLLM options ({given}), some of which run a model's own code in the engine",
+            )
+        self._model(role, permissions)
+
+    def build(
+        self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
+    ) -> ModelHandler:
+        """Return the handler.
+
+        Raises:
+            TaskError: as ``check``.
+        """
+        self.check(role, folder, permissions)
+        fields = self.model_dump(exclude={"handler", "model"})
+        return VLLMHandler(model=self._model(role, permissions), **fields)
+
+    def _model(self, role: str, permissions: Permissions) -> str:
+        """The model's name, or its path, which vLLM finds from the working directory."""
+        if _HUB_NAME.fullmatch(self.model):
+            return self.model
+        if "://" in self.model:
+            permissions.require_trust(f"{role}.model", "has vLLM load a model by its URL")
+            return self.model
+        return str(permissions.readable(Path(self.model), f"{role}.model"))
 
 
 class ScriptedSpec(BaseModel):
@@ -112,14 +178,30 @@ class ScriptedSpec(BaseModel):
         default=None, description="JSON list, or JSON Lines; relative to the task file"
     )
 
-    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
-        """The handler."""
+    def check(self, role: str, folder: Path, permissions: Permissions) -> None:
+        """See that the file may be read.
+
+        Raises:
+            TaskError: it may not.
+        """
+        if self.replies_file is not None:
+            permissions.readable(folder / self.replies_file, f"{role}.replies_file")
+
+    def build(
+        self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
+    ) -> ModelHandler:
+        """Return the handler.
+
+        Raises:
+            TaskError: there are no replies, or they cannot or may not be read.
+        """
         if (self.replies is None) == (self.replies_file is None):
             raise TaskError(f"{role}: a scripted handler takes either `replies` or `replies_file`")
         if self.replies_file is None:
             return ScriptedHandler(self.replies or [], model=self.model)
+        path = permissions.readable(folder / self.replies_file, f"{role}.replies_file")
         try:
-            return ScriptedHandler.from_file(folder / self.replies_file, model=self.model)
+            return ScriptedHandler.from_file(path, model=self.model)
         except (OSError, ValueError) as error:
             raise TaskError(f"{role}: {error}") from error
 
@@ -131,8 +213,13 @@ class BuiltinSpec(BaseModel):
 
     handler: Literal["builtin"]
 
-    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
-        """The handler."""
+    def check(self, role: str, folder: Path, permissions: Permissions) -> None:
+        """There is nothing to allow."""
+
+    def build(
+        self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
+    ) -> ModelHandler:
+        """Return the handler."""
         return builtin(role, worker_ctx_k)
 
 
@@ -148,12 +235,31 @@ class BrokerSpec(BaseModel):
     )
     timeout: float = Field(default=600.0, gt=0, description="seconds for an answer, its turn included")
 
-    def build(self, role: Role, folder: Path, worker_ctx_k: int) -> ModelHandler:
-        """The handler."""
+    def check(self, role: str, folder: Path, permissions: Permissions) -> None:
+        """See that the keys may be read.
+
+        Raises:
+            TaskError: they may not.
+        """
+        self._keys(role, folder, permissions)
+
+    def build(
+        self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
+    ) -> ModelHandler:
+        """Return the handler.
+
+        Raises:
+            TaskError: the keys may not be read.
+        """
         from .service import RemoteHandler
 
-        keys = folder / self.curve_keys if self.curve_keys is not None else None
+        keys = self._keys(role, folder, permissions)
         return RemoteHandler(role, self.address, curve_keys=keys, timeout=self.timeout)
+
+    def _keys(self, role: str, folder: Path, permissions: Permissions) -> Path | None:
+        if self.curve_keys is None:
+            return None
+        return readable_files(permissions, folder / self.curve_keys, f"{role}.curve_keys")
 
 
 ModelSpec = Annotated[
@@ -167,38 +273,67 @@ def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
 
 
 def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | None:
-    """The endpoint that ``specified_by`` the environment; None where there is none.
+    """Return the endpoint that ``specified_by`` describes; None where the environment configures none.
 
     Raises:
-        TaskError: ``BASE_URL`` without the model's name.
+        TaskError: as ``specified_by``.
     """
     spec = specified_by(environ, role)
     if spec is None:
         return None
-    key = environ[spec.api_key_env] if spec.api_key_env else None
+    key = environ[spec.api_key_env] if spec.api_key_env else _PLACEHOLDER_KEY
     return OpenAIHandler(spec.model, base_url=spec.base_url, api_key=key, **_SAMPLING[role])
 
 
 def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
-    """What the environment says of a role's model, without the key; None where it configures no endpoint.
+    """Return what the environment says of a role's model, without the key; None where it configures no endpoint.
 
-    ``TOGETHER_API_KEY`` means Together, else ``OPENAI_API_KEY`` OpenAI; ``BASE_URL`` names another endpoint,
-    ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` other models.
+    ``BASE_URL`` names the endpoint, else ``OPENAI_BASE_URL``; else ``TOGETHER_API_KEY`` means Together, and
+    ``OPENAI_API_KEY`` OpenAI. ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` name other models. A key of the process is not
+    paired with the URL of a ``.env`` file, unless it belongs to that host.
 
     Raises:
-        TaskError: ``BASE_URL`` without the model's name.
+        TaskError: an endpoint without the model's name, or a URL that is none.
     """
-    base_url, model = environ.get("BASE_URL"), environ.get(f"{role.upper()}_MODEL")
-    if environ.get("TOGETHER_API_KEY"):
-        key, url, default = "TOGETHER_API_KEY", TOGETHER_URL, _TOGETHER[role]
+    model = environ.get(f"{role.upper()}_MODEL")
+    named = _named_endpoint(environ)
+    if named is not None:
+        default = _models_of(named.url).get(role)
+        if not model and default is None:
+            raise TaskError(
+                f"{named.variable} is set, but {role.upper()}_MODEL is not: name the model to use there"
+            )
+        url, key, model = named.url, named.key, model or default
+    elif environ.get("TOGETHER_API_KEY"):
+        url, key, model = TOGETHER_URL, "TOGETHER_API_KEY", model or _TOGETHER[role]
     elif environ.get("OPENAI_API_KEY"):
-        key, url, default = "OPENAI_API_KEY", None, _OPENAI[role]
-    elif base_url:
-        key, url, default = None, None, ""
+        url, key, model = None, "OPENAI_API_KEY", model or _OPENAI[role]
     else:
         return None
-    if base_url and not model and base_url.rstrip("/") != (url or ""):
-        raise TaskError(f"BASE_URL is set, but {role.upper()}_MODEL is not: name the model to use there")
-    return OpenAISpec(
-        handler="openai", model=model or default, base_url=base_url or url, api_key_env=key, **_SAMPLING[role]
-    )
+    assert model is not None
+    return OpenAISpec(handler="openai", model=model, base_url=url, api_key_env=key, **_SAMPLING[role])
+
+
+class _NamedEndpoint(NamedTuple):
+    """An endpoint that a variable names, and the variable of its key."""
+
+    variable: str
+    url: str
+    key: str | None
+
+
+def _named_endpoint(environ: Mapping[str, str]) -> _NamedEndpoint | None:
+    for variable, others in ENDPOINT_VARIABLES.items():
+        if url := environ.get(variable):
+            own = keys_of(origin_of(url))
+            for key in (*own, *others):
+                redirected = isinstance(environ, Environment) and environ.redirects(variable, key)
+                if environ.get(key) and (key in own or not redirected):
+                    return _NamedEndpoint(variable, url, key)
+            return _NamedEndpoint(variable, url, None)
+    return None
+
+
+def _models_of(url: str) -> dict[Role, str]:
+    """The models to use at an endpoint where none is named."""
+    return {TOGETHER_URL: _TOGETHER, OPENAI_URL: _OPENAI}.get(url.rstrip("/"), {})

@@ -14,8 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from .api import RunLimits
 from .errors import TaskError
 from .model_specs import ModelSpec
+from .private_files import read_file
 from .sandbox import SandboxConfig
-from .toolbox.toolbox import Tool, load_tool
+from .supervisor.prompts import Prompts
+from .toolbox.loading import load_tool
+from .toolbox.toolbox import Tool
+from .trust import UNBOUND, Permissions
+from .trust.permissions import readable_files
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -25,7 +30,7 @@ _TEXT_SUFFIXES = (".txt", ".md")
 ToolPlace = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
         description="a module beside the task file or in the environment, which is imported and so runs in the engine",
     ),
 ]
@@ -65,14 +70,12 @@ class TaskFile(BaseModel):
     cache: str = Field(
         default="run",
         min_length=1,
-        description="where finished answers are kept: off, run (for this run), or a file; relative to the current directory",
+        description="where finished answers are kept: off, run (for this run), or a file; relative to the task file",
     )
     cache_sampled: bool = Field(
         default=False, description="whether answers that are drawn at random are kept, too"
     )
-    log_dir: str | None = Field(
-        default=None, description="a folder for the logs; relative to the current directory"
-    )
+    log_dir: str | None = Field(default=None, description="a folder for the logs; relative to the task file")
     prompts_dir: str | None = Field(
         default=None, description="a folder with other prompts; relative to the task file"
     )
@@ -88,22 +91,23 @@ class TaskFile(BaseModel):
             raise ValueError("a task needs either `context` or `context_file`")
         return self
 
-    def sandbox_in(self, folder: Path) -> SandboxConfig:
-        """The sandbox, with its paths found from the task file's folder."""
-        packages = self.sandbox.packages
-        if packages is None:
-            return self.sandbox
-        return self.sandbox.model_copy(update={"packages": str(folder / packages)})
-
-    def load_context(self, folder: Path) -> object:
-        """The context, read from its file where it has one.
+    def sandbox_in(self, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
+        """Return the sandbox, with its paths found from the task file's folder.
 
         Raises:
-            TaskError: the file cannot be read, or is none of the kinds that are known.
+            TaskError: it needs more than is permitted.
+        """
+        return sandbox_in(self.sandbox, folder, permissions)
+
+    def load_context(self, folder: Path, permissions: Permissions = UNBOUND) -> object:
+        """Return the context, read from its file where it has one.
+
+        Raises:
+            TaskError: the file cannot or may not be read, or is none of the kinds that are known.
         """
         if self.context_file is None:
             return self.context
-        path = folder / self.context_file
+        path = permissions.readable(folder / self.context_file, "context_file")
         text = _read(path, "context_file: cannot read")
         if path.suffix in _TEXT_SUFFIXES:
             return text
@@ -114,13 +118,39 @@ class TaskFile(BaseModel):
             return value  # pyright: ignore[reportUnknownVariableType]
         raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
 
-    def load_tools(self, folder: Path) -> dict[str, Tool]:
-        """The tools by their names. Imports their modules, which runs these.
+    def load_tools(self, folder: Path, permissions: Permissions = UNBOUND) -> dict[str, Tool]:
+        """Return the tools by their names. Imports their modules, which runs these.
 
         Raises:
-            TaskError: there is no such module or function.
+            TaskError: there is no such module or function, or it may not be imported.
         """
+        if self.tools:
+            places = ", ".join(self.tools.values())
+            permissions.require_trust("tools", f"runs code in the engine, outside the sandbox ({places})")
         return {name: load_tool(name, place, folder) for name, place in self.tools.items()}
+
+
+def sandbox_in(sandbox: SandboxConfig, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
+    """Return the sandbox with its paths found from a folder, as the file that describes it is permitted.
+
+    Raises:
+        TaskError: a path may not be read, or weaker isolation may not be chosen.
+    """
+    if sandbox.isolation != "strict":
+        permissions.require_trust("sandbox.isolation", "accepts a sandbox with fewer walls")
+    if sandbox.packages is None:
+        return sandbox
+    packages = permissions.readable(folder / sandbox.packages, "sandbox.packages")
+    return sandbox.model_copy(update={"packages": str(packages)})
+
+
+def prompts_in(folder: Path, permissions: Permissions = UNBOUND) -> Prompts:
+    """Return the prompts of a folder, as the file that names it is permitted.
+
+    Raises:
+        TaskError: the folder, or a file in it, may not be read; or as ``Prompts.from_directory``.
+    """
+    return Prompts.from_directory(readable_files(permissions, folder, "prompts_dir"))
 
 
 class ModelsFile(BaseModel):
@@ -167,8 +197,16 @@ def read_as(model: type[T], path: Path, what: str) -> T:
     Raises:
         TaskError: as ``read_task``.
     """
-    value = _parse(_read(path, f"cannot read the {what} file"), path)
-    return checked(model, value, f"{path} is no {what} file")
+    return parse_as(model, _read(path, f"cannot read the {what} file"), path, what)
+
+
+def parse_as(model: type[T], text: str, path: Path, what: str) -> T:
+    """Return the text of a file as such a model.
+
+    Raises:
+        TaskError: as ``read_task``.
+    """
+    return checked(model, _parse(text, path), f"{path} is no {what} file")
 
 
 def checked(model: type[T], value: object, complaint: str) -> T:
@@ -187,7 +225,7 @@ def checked(model: type[T], value: object, complaint: str) -> T:
 def _read(path: Path, complaint: str) -> str:
     """A UTF-8 file as it is, line ends included; a byte order mark is no part of the text."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{complaint} {path}: {error}") from error
 

@@ -45,9 +45,15 @@ TOGETHER_URL = "https://api.together.xyz/v1"
 _TOKEN_BYTES = 4
 """Bytes of English text in a token, about: for the estimate before a request."""
 
+_NO_KEY = "none"
+"""An endpoint of one's own mostly wants no key, but the SDK wants one to send."""
+
 _OURS = ("messages", "stream", "stream_options")
 """Fields of the body that ``extra_body`` may not set."""
 
+_CONNECTION_HEADERS = frozenset({
+    "connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
@@ -61,7 +67,7 @@ class OpenAIHandler(ModelHandler):
         *,
         base_url: str | Sequence[str] | None = None,
         api_key: str | None = None,
-        api_key_env: str | None = None,
+        api_key_env: str | Mapping[str, str | None] | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
         timeout: float = 120.0,
@@ -78,12 +84,12 @@ class OpenAIHandler(ModelHandler):
 
         Args:
             model: its name at the endpoint.
-            base_url: the endpoint, OpenAI's by default; or several, which share the load. One that fails is
-                set aside for 1 to 60 seconds.
+            base_url: the endpoint; by default that of the environment's ``OPENAI_BASE_URL``, else OpenAI's. Or several,
+                which share the load; one that fails is set aside for 1 to 60 seconds.
             api_key: the key. By default it is read, with the first request, from the environment:
                 ``TOGETHER_API_KEY`` for Together (or, where that is not set, ``OPENAI_API_KEY``),
                 ``OPENAI_API_KEY`` for any other endpoint.
-            api_key_env: another variable to read it from.
+            api_key_env: another variable to read it from; or one for each endpoint by its URL, None for no key.
             temperature: of sampling; the endpoint's default where None. OpenAI's reasoning models take no other.
             max_tokens: at most so many tokens in an answer. OpenAI itself gets it as ``max_completion_tokens``,
                 which its reasoning models demand and which counts their thoughts; where another endpoint
@@ -265,8 +271,11 @@ class OpenAIHandler(ModelHandler):
     def _key(self, url: str) -> str:
         if self._api_key:
             return self._api_key.strip()
-        if self._api_key_env:
-            names = [self._api_key_env]
+        named = self._api_key_env if isinstance(self._api_key_env, str | None) else self._api_key_env.get(url)
+        if named:
+            names = [named]
+        elif isinstance(self._api_key_env, Mapping):
+            return _NO_KEY
         elif _is_at(url, "together.xyz"):
             names = ["TOGETHER_API_KEY", "OPENAI_API_KEY"]
         else:
@@ -274,9 +283,9 @@ class OpenAIHandler(ModelHandler):
         for name in names:
             if key := os.environ.get(name, "").strip():  # a line's end would show the key in h11's complaint
                 return key
-        wanted = _is_at(url, "together.xyz", "openai.com") and "Authorization" not in self._extra_headers
-        if self._api_key_env is None and not wanted:
-            return "none"  # an endpoint of one's own mostly wants no key, but the SDK wants one to send
+        wanted = named is not None or _is_at(url, "together.xyz", "openai.com")
+        if not wanted or "Authorization" in self._extra_headers:
+            return _NO_KEY
         raise NoAccess(f"no API key for {urlsplit(url).hostname}: set {' or '.join(names)}")
 
 
@@ -371,7 +380,9 @@ def _without_secrets(url: str) -> str:
 
 
 def _urls(base_url: str | Sequence[str] | None) -> list[str]:
-    urls = [base_url or OPENAI_URL] if base_url is None or isinstance(base_url, str) else list(base_url)
+    if base_url is None or isinstance(base_url, str):
+        return [base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
+    urls = list(base_url)
     if not urls or not all(urls):
         raise ValueError("base_url: name at least one endpoint, and none that is empty")
     return list(dict.fromkeys(urls))
@@ -388,6 +399,8 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"extra_headers: {name!r} is no header, or its value is not printable ASCII")
+        if name.lower() in _CONNECTION_HEADERS:
+            raise ValueError(f"extra_headers: {name} is the HTTP library's, and cannot be set here")
     return {
         "Authorization" if name.lower() == "authorization" else name: value for name, value in headers.items()
     }

@@ -4,6 +4,9 @@ Only whole answers are kept, and those that their length ended: asking again for
 call, and may be answered. Processes share a file: it is in WAL mode, and each write is one short transaction. A
 process that is killed loses what it had not committed, and nothing else; a machine that loses its power may lose
 the last commits too, but not the file.
+
+The file is its owner's alone (mode 0600). Each answer has the mark of the user who kept it (``trust/seals.py``): a cache that
+came with a folder from elsewhere could hold answers that no model gave.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ import msgspec
 
 from ...handlers import Completion, Message
 from ..errors import CacheError
+from ..private_files import PrivateFolder, ResolvedPath, resolved
+from ..trust.seals import Seal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +40,11 @@ _KEPT = ("stop", "length")
 _KEY_VERSION = 1
 _SCHEMA_VERSION = 1
 _APPLICATION = 0x73757064  # "supd": how file(1) and we know the file as ours
+
+_JOURNALS = ("-wal", "-shm", "-journal")
+
+_SELECT = "SELECT answer FROM answers WHERE key = ?"
+_SELECT_MARKED = "SELECT answer, mark FROM answers LEFT JOIN marks USING (key) WHERE key = ?"
 
 _REMEDIES = {
     sqlite3.SQLITE_NOTADB: "it is no SQLite database; choose another path",
@@ -76,14 +86,17 @@ class ResponseCache:
             process, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, timeout: float = 5.0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, timeout: float = 5.0, own: bool = False
+    ) -> None:
         """Nothing is opened yet.
 
         Args:
             path: the file, made where there is none; None is memory, until the end.
             timeout: seconds for which another process may hold the file.
+            own: whether answers that another user kept are passed over. It is for a file that the user did not name.
         """
-        self._store = _Store(path, timeout)
+        self._store = _Store(path, timeout, own=own)
         self._thread: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> ResponseCache:
@@ -138,18 +151,23 @@ class ResponseCache:
 class _Store:
     """The file, as the one thread that uses it sees it."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, timeout: float) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, timeout: float, *, own: bool) -> None:
         self._path = None if path is None else Path(path)
         self._timeout = timeout
+        self._own = own
+        self._seal = Seal("cache", None)
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
         with self._errors():
+            name = ":memory:"
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            name = ":memory:" if self._path is None else self._path.absolute()
+                name = _make_private(self._path, own=self._own)
+                self._seal = Seal.open("cache")
             self._connection = sqlite3.connect(name, timeout=self._timeout, isolation_level=None)
             self._claim(self._connection)
+            if self._own:  # now that it is known as ours
+                _close_to_others(name)
             self._log_ahead(self._connection)
 
     def close(self) -> None:
@@ -163,17 +181,38 @@ class _Store:
         found: dict[bytes, Completion] = {}
         with self._errors():
             for key in keys:
-                row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-                if row is not None:
+                row = self._connection.execute(_SELECT_MARKED if self._own else _SELECT, (key,)).fetchone()
+                if row is not None and (not self._own or self._is_own(key, *row)):
                     found[key] = self._decode(row[0])
         return found
 
     def write(self, completions: Mapping[bytes, Completion]) -> None:
         assert self._connection is not None
-        rows = [(key, _encode(completion)) for key, completion in completions.items()]
+        answers = {key: _encode(completion) for key, completion in completions.items()}
+        marks = {key: self._seal.mark(key, answer.encode()) for key, answer in answers.items()}
         with self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+            if self._own:
+                self._remove_others(answers)
+            for key, answer in answers.items():
+                insert = "INSERT OR IGNORE INTO answers VALUES (?, ?)"
+                if self._connection.execute(insert, (key, answer)).rowcount == 1:
+                    self._connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (key, marks[key]))
+
+    def _remove_others(self, keys: Iterable[bytes]) -> None:
+        """Remove answers that are passed over, so that this user's own can be kept."""
+        assert self._connection is not None
+        for key in keys:
+            row = self._connection.execute(_SELECT_MARKED, (key,)).fetchone()
+            if row is not None and not self._is_own(key, *row):
+                self._connection.execute("DELETE FROM answers WHERE key = ?", (key,))
+
+    def _is_own(self, key: bytes, answer: object, mark: object) -> bool:
+        return (
+            isinstance(answer, str)
+            and isinstance(mark, str)
+            and self._seal.is_own(mark, key, answer.encode("utf-8", "surrogatepass"))
+        )
 
     def _decode(self, answer: Any) -> Completion:
         try:
@@ -202,6 +241,13 @@ class _Store:
                     f"{self._path}: its version is {version}, and this one knows {_SCHEMA_VERSION}; "
                     "choose another path"
                 )
+            strange = "SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+            if connection.execute(strange).fetchone() != (
+                0,
+            ):  # views and triggers run as they are read and written
+                raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
+            # Of its own, so that version 0.1 can use the file as well.
+            connection.execute("CREATE TABLE IF NOT EXISTS marks (key BLOB PRIMARY KEY, mark TEXT NOT NULL)")
 
     def _log_ahead(self, connection: sqlite3.Connection) -> None:
         """Turn WAL mode on, where the file system can; SQLite does not wait by itself for others who do the same."""
@@ -226,7 +272,33 @@ class _Store:
             remedy = _REMEDIES.get(_code(error), str(error))
             raise CacheError(f"{self._path}: {remedy}") from error
         except OSError as error:
-            raise CacheError(f"{self._path}: {error.strerror}; choose another path") from error
+            where = f" ({error.filename})" if error.filename else ""
+            raise CacheError(
+                f"{self._path}: {error.strerror}{where}; choose another path, in a folder that can be written"
+            ) from error
+
+
+def _make_private(path: Path, *, own: bool) -> str:
+    """Make the file, unless it is there, so that its owner alone can read it; its path without links. A file that is there
+    must be the caller's own where ``own`` is true; else its owner may share it.
+
+    SQLite gives its journals the file's own mode, and opens none of them through a link.
+    """
+    place = resolved(path)
+    with PrivateFolder.open(ResolvedPath(place.parent), create=True) as folder:
+        if not folder.exists(place.name):
+            os.close(folder.update(place.name))
+        elif own:
+            folder.check_own(place.name)
+        # SQLite writes to what has the names of its journals, unless it is a symbolic link.
+        for suffix in _JOURNALS if own else ():
+            folder.check_own(place.name + suffix)
+    return str(place)
+
+
+def _close_to_others(place: str) -> None:
+    with PrivateFolder.open(ResolvedPath(place).parent) as folder:
+        os.close(folder.update(ResolvedPath(place).name))
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -1,5 +1,7 @@
 """The logs of a run: supervisor.jsonl, worker.jsonl, repl.jsonl, appended and flushed as things happen.
 
+Files are their owner's alone (mode 0600), and a link in the folder is not followed.
+
 One event is one line of ASCII JSON, whatever is in it. Every event has ``run_id``, ``step`` (the
 supervisor's turn, from 1; 0 before the first), ``timestamp`` (seconds since 1970, UTC) and ``event``. The context is stored once, beside the logs, and named by its hash.
 """
@@ -15,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from ...handlers import Completion, Message, Usage
 from ..errors import LogError
+from ..private_files import PrivateFolder
 from ..sandbox import CellResult, Display
 from ..sandbox.context import encode_context
 from ..toolbox.toolbox import ToolUse
@@ -64,21 +66,21 @@ class RunLogger:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, run_id: str) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._folder = folder
         self._run_id = run_id
-        self._files: dict[Stream, TextIO] = {}
+        self._place: PrivateFolder | None = None
+        self._files: dict[Stream, BinaryIO] = {}
         self._stack = ExitStack()
         self.step = 0
 
     def __enter__(self) -> RunLogger:
         if self._folder is not None:
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._place = self._stack.enter_context(PrivateFolder.open(self._folder, create=True))
                 for name in STREAMS:
-                    path = self._folder / f"{name}.jsonl"
-                    file = self._stack.enter_context(open(path, "a", encoding="ascii"))
-                    if _is_cut_off(path):
-                        file.write("\n")
+                    file = self._stack.enter_context(self._place.append(f"{name}.jsonl"))
+                    if _is_cut_off(file):
+                        file.write(b"\n")
                     self._files[name] = file
             except OSError as error:
                 self._stack.close()
@@ -190,36 +192,32 @@ class RunLogger:
         head = {"event": event, "run_id": self._run_id, "step": self.step, "timestamp": time.time()}
         try:
             # ASCII with escapes: no line end, control byte or lone surrogate of anybody reaches the file.
-            file.write(json.dumps({**head, **fields}, ensure_ascii=True, allow_nan=True) + "\n")
+            line = json.dumps({**head, **fields}, ensure_ascii=True, allow_nan=True)
+            file.write(line.encode("ascii") + b"\n")
             file.flush()
         except OSError as error:
             raise _log_error(self._folder, error) from error
 
     def _store(self, sha256: str, context: object) -> str:
         """Write the context, unless it is there; the file's name."""
-        assert self._folder is not None
+        assert self._place is not None
         suffix, write = _readable(context)
         name = f"context-{sha256[:16]}.{suffix}"
-        path = self._folder / name
-        part = self._folder / f".{name}.{self._run_id}.part"
         try:
-            if not path.exists():
-                with part.open("wb") as file:
+            if not self._place.is_own_file(name):
+                with self._place.replacing(name) as file:
                     write(file)
-                part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise _log_error(self._folder, error) from error
         return name
 
 
-def _is_cut_off(path: Path) -> bool:
+def _is_cut_off(file: BinaryIO) -> bool:
     """Whether the last line has no end: its run was killed while it wrote. The next one begins a line of its own."""
-    with open(path, "rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read() != b"\n"
 
 
 class _Digest:
@@ -287,7 +285,8 @@ def _numbers(numbers: Numbers) -> dict[str, object]:
     }
 
 
-def _log_error(folder: Path | None, error: OSError) -> LogError:
+def _log_error(folder: str | os.PathLike[str] | None, error: OSError) -> LogError:
+    file = f" ({error.filename})" if error.filename else ""
     return LogError(
-        f"cannot write the logs in {folder}: {error.strerror or error}. Make room, or choose another log_dir"
+        f"cannot write the logs in {folder}: {error.strerror or error}{file}. Make room, or choose another log_dir"
     )

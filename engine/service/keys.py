@@ -2,6 +2,7 @@
 
 ::
 
+    DIR/.gitignore                          which keeps all of it out of commits
     DIR/server.key, server.key_secret       the service's own
     DIR/authorized_keys/NAME.key            clients that may connect; read anew at every connection
     DIR/clients/NAME/                       all that a client needs: this folder goes to its machine
@@ -67,6 +68,7 @@ def make_server_keys(folder: Path) -> None:
     try:
         _make_folder(folder)
         _make_folder(folder / "authorized_keys")
+        _ignore_in_git(folder)
         _write_pair(folder, "server")
     except OSError as error:
         raise _cannot_write(error) from error
@@ -85,6 +87,7 @@ def make_client_keys(folder: Path, name: str) -> Path:
     try:
         _make_folder(folder / "clients")
         _make_folder(client)
+        _ignore_in_git(client)  # it goes to another machine
         public = _write_pair(client, "client")
         _write(client / "server.key", server)
         _write(folder / "authorized_keys" / f"{name}.key", public)  # last: one that is complete may connect
@@ -122,6 +125,14 @@ def read_client_keys(folder: Path) -> ClientKeys:
 
 def _make_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _ignore_in_git(folder: Path) -> None:
+    """Keep the folder out of commits, unless somebody has decided about that."""
+    with suppress(FileExistsError):
+        descriptor = os.open(folder / ".gitignore", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write("# Secret keys: not for a repository.\n*\n")
 
 
 def _write_pair(folder: Path, name: str) -> bytes:

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import importlib
-import importlib.machinery
 import inspect
 import keyword
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from anyio import CapacityLimiter, to_thread
@@ -193,49 +188,6 @@ def _check_limits(name: str, tool: HostTool) -> None:
         raise TaskError(f"tool {name}: max_calls must be at least 1, not {tool.max_calls}")
     if not (math.isfinite(tool.timeout) and tool.timeout > 0):
         raise TaskError(f"tool {name}: timeout must be a positive number of seconds, not {tool.timeout}")
-
-
-def load_tool(name: str, place: str, folder: Path) -> Tool:
-    """A tool that a task file names as ``module:attribute``.
-
-    The module is imported as any other, after ``folder`` was added to the end of ``sys.path``: importing runs it,
-    here in the engine.
-
-    Raises:
-        TaskError: there is no such module or attribute, or another module of that name is imported already.
-    """
-    module_name, _, attribute = place.partition(":")
-    here = str(folder.resolve())
-    if here not in sys.path:
-        sys.path.append(here)
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # it is code of the user's
-        raise TaskError(
-            f"tools.{name}: cannot import {module_name}: {type(error).__name__}: {error}"
-        ) from error
-    _check_origin(name, module_name.partition(".")[0], here)
-    value: object = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise TaskError(f"tools.{name}: {module_name} has no {attribute}")
-        value = getattr(value, part)
-    return value  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # what is no tool is refused with the others
-
-
-def _check_origin(name: str, top: str, folder: str) -> None:
-    beside = importlib.machinery.PathFinder.find_spec(top, [folder])
-    if (
-        beside is None or beside.origin is None
-    ):  # nothing, or a folder without __init__.py, to which others go first
-        return
-    taken = getattr(sys.modules[top], "__file__", None)
-    if taken is None or not os.path.samefile(beside.origin, taken):
-        raise TaskError(
-            f"tools.{name}: {top} beside the task file has the name of another module, "
-            f"{taken or 'of Python itself'}; rename it"
-        )
 
 
 class _Failure(Exception):

@@ -1,0 +1,221 @@
+"""The environment of a command: the process's variables, then those of one ``.env`` file.
+
+A ``.env`` file may come with a folder that somebody else made. So it is data: it gives keys and names of models, and it
+says where they go, but it never redirects a key of the process. Its other variables (proxies, certificates, DOCKER_HOST)
+reach no library.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+
+from ..errors import TaskError
+from ..private_files import others_may_write
+
+ENV_FILE = ".env"
+
+_MOST_BYTES = 1 << 20
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MODELS = frozenset({"SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL"})
+_READ_HERE = frozenset({"BASE_URL", "OPENAI_BASE_URL", "LOG_DIR"})
+_WOULD_ACT = re.compile(
+    r"(?i).*_proxy|(CUDA|CURL|DOCKER|HF|LD|OPENAI|PYTHON|RAY|REQUESTS|SSL|SUPDIST|VLLM|XDG)_\w+|TMPDIR"
+)
+
+
+class Environment(Mapping[str, str]):
+    """Variables of the process, and those of a file that the process does not set."""
+
+    def __init__(
+        self, process: Mapping[str, str], file: Mapping[str, str] | None = None, path: Path | None = None
+    ) -> None:
+        self.process = process
+        self.file = file or {}
+        self.path = path
+
+    def __getitem__(self, name: str) -> str:
+        return self.process[name] if name in self.process else self.file[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.process
+        yield from (name for name in self.file if name not in self.process)
+
+    def __len__(self) -> int:
+        return len(self.process.keys() | self.file.keys())
+
+    def is_from_file(self, name: str) -> bool:
+        """Return whether the file alone sets this variable."""
+        return name in self.file and name not in self.process
+
+    def redirects(self, url_name: str, key_name: str) -> bool:
+        """Return whether the file's URL would take the process's key."""
+        return self.is_from_file(url_name) and not self.is_from_file(key_name)
+
+    def with_value(self, name: str, value: str) -> Environment:
+        """Return the same environment with one variable that the user set."""
+        return Environment({**self.process, name: value}, self.file, self.path)
+
+    @property
+    def not_passed_on(self) -> list[str]:
+        """Names of the file that would change what libraries do, and so are not set for them."""
+        kept = {*_MODELS, *_READ_HERE}
+        return [
+            name
+            for name in self.file
+            if name not in kept and not _KEY.fullmatch(name) and _WOULD_ACT.fullmatch(name)
+        ]
+
+
+def load_environment(
+    file: Path | None = None, process: MutableMapping[str, str] | None = None
+) -> Environment:
+    """Return the environment with the variables of ``file``, or of ``.env`` in the working directory.
+
+    Keys and names of models are also put into ``process``, where libraries and Ray's workers find them.
+
+    Args:
+        file: the file that the user named. It must be there; it may be anybody's.
+        process: the process's variables, ``os.environ`` by default.
+
+    Raises:
+        TaskError: the file cannot be read or parsed; or a ``.env`` that nobody named belongs to another user, or others
+            may write it.
+    """
+    target = os.environ if process is None else process
+    path = Path(ENV_FILE) if file is None else file
+    text = _read(path, is_named=file is not None)
+    if text is None:
+        return Environment(dict(target))
+    found = Environment(dict(target), _parse(text, path), path)
+    for name, value in found.file.items():
+        if _KEY.fullmatch(name) or name in _MODELS:
+            target.setdefault(name, value)
+    return found
+
+
+def env_file_above() -> Path | None:
+    """Return the nearest ``.env`` of the caller's own in a folder above the working directory, which is not read. Somebody
+    who counts on it would have their prompts sent elsewhere.
+    """
+    try:
+        folders = Path.cwd().parents
+    except OSError:
+        return None
+    for folder in folders:
+        path = folder / ENV_FILE
+        try:
+            found = path.lstat()
+        except OSError:
+            continue
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            return path
+    return None
+
+
+def _read(path: Path, *, is_named: bool) -> str | None:
+    """The text of the file; None where nobody named it and there is none."""
+    remedy = "" if is_named else ". To read another file: --env-file FILE; to read none: --env-file /dev/null"
+    descriptor = None
+    try:
+        descriptor = _open(path, is_named=is_named)
+        if descriptor is None:
+            return None
+        if not is_named:
+            _check_own(path, os.fstat(descriptor), remedy)
+        data = _read_up_to(descriptor, _MOST_BYTES + 1)
+    except OSError as error:
+        raise TaskError(f"cannot read {path}: {error.strerror}{remedy}") from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    if len(data) > _MOST_BYTES:
+        raise TaskError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: it is no file of variables{remedy}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8{remedy}") from error
+
+
+def _open(path: Path, *, is_named: bool) -> int | None:
+    if is_named:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody named would wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise
+        return None
+    except PermissionError:
+        if os.access(os.curdir, os.X_OK):
+            raise
+        return None  # as after `sudo -u` in another's folder
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # a virtual environment may have this name
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _read_up_to(descriptor: int, most: int) -> bytes:
+    data = b""
+    while len(data) < most and (block := os.read(descriptor, most - len(data))):
+        data += block
+    return data
+
+
+def _check_own(path: Path, found: os.stat_result, remedy: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise TaskError(f"{path} is no regular file{remedy}")
+    place = f"{path} in {_here()}"
+    read = f"To read it all the same: --env-file {path}; to read none: --env-file /dev/null"
+    for each, what in ((found, place), (path.lstat(), f"the link {place}")):
+        if each.st_uid != os.geteuid():
+            raise TaskError(f"{what} belongs to another user (uid {each.st_uid}), and is refused. {read}")
+    if others_may_write(found):
+        raise TaskError(f"{place} can be written by other users, and is refused: chmod go-w {path}. {read}")
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "the working directory"
+
+
+def _parse(text: str, path: Path) -> dict[str, str]:
+    """The variables. ``${NAME}`` stands for one of the file alone: a value with the process's key in it, such as a URL,
+    would send the key away.
+    """
+    from dotenv.parser import parse_stream
+    from dotenv.variables import parse_variables
+
+    found, size = dict[str, str](), 0
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            raise TaskError(f"{path}, line {binding.original.line}: it is no NAME=VALUE")
+        if binding.key is None or binding.value is None:
+            continue
+        parts: list[str] = []
+        for atom in parse_variables(binding.value):
+            name: str | None = getattr(atom, "name", None)
+            if name is not None and name not in found and getattr(atom, "default", None) is None:
+                raise TaskError(
+                    f"{path}, line {binding.original.line}: ${{{name}}} is not set above; only variables of "
+                    "this file can be used"
+                )
+            parts.append(atom.resolve(found))
+        value = "".join(parts)
+        size += len(value)
+        if size > _MOST_BYTES:
+            raise TaskError(f"{path}, line {binding.original.line}: the values are too long")
+        if "\0" in value:
+            raise TaskError(f"{path}, line {binding.original.line}: a value with a null character")
+        if _NAME.fullmatch(binding.key):
+            found[binding.key] = value
+    return found

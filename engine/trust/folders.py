@@ -1,0 +1,143 @@
+"""Folders whose code may run in the engine: what is in them is recorded, and a file that has changed asks again."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from importlib.machinery import all_suffixes
+from pathlib import Path
+
+from ..errors import TaskError
+from ..private_files import others_may_write
+from .questions import shown
+from .settings import FolderRule, Settings, fingerprint
+
+_CODE = tuple(all_suffixes())
+_DESCRIPTIONS = (".json", ".toml")
+_MOST_SHOWN = 10
+_MOST_FILES = 20_000
+_MOST_CODE_BYTES = 256 << 20
+_MOST_DESCRIPTION_BYTES = 8 << 20
+"""Of one file; a larger one is data."""
+
+
+def record(folder: Path) -> FolderRule:
+    """Return a rule for a folder as it is now: the hashes of its modules and of its JSON and TOML files.
+
+    Raises:
+        TaskError: it is none; it, or a file in it, belongs to another user or can be written by one; or it is too large.
+    """
+    try:
+        place = folder.resolve()
+        if not place.is_dir():
+            raise TaskError(f"{shown(folder)} is no folder")
+        return FolderRule(folder=str(place), files=dict(_files(place, (*_CODE, *_DESCRIPTIONS))))
+    except OSError as error:
+        raise TaskError(f"cannot read {shown(error.filename or folder)}: {error.strerror}") from error
+
+
+def folder_of(settings: Settings, description: Path) -> Path:
+    """Return the folder to trust for a file: its own, unless one above it was trusted before."""
+    folder = description.parent.resolve()
+    rule = _rule_for(settings, folder)
+    return folder if rule is None else Path(rule.folder)
+
+
+def why_not(settings: Settings, description: Path) -> str | None:
+    """Return why a file may not have code of its folder run; None where it may.
+
+    Raises:
+        TaskError: as ``record``.
+    """
+    # A link to a file of another folder is a file of its own folder, from which code is imported.
+    place = description.parent.resolve() / description.name
+    rule = _rule_for(settings, place.parent)
+    if rule is None:
+        return f"{shown(place.parent)} is not trusted"
+    root = Path(rule.folder)
+    name = str(place.relative_to(root))
+    try:
+        now = dict(_files(root, _CODE)) | {name: fingerprint(place.read_bytes())}
+        problem = _problem(place)
+    except OSError as error:
+        raise TaskError(f"cannot read {shown(error.filename or root)}: {error.strerror}") from error
+    if problem:
+        return problem
+    then = {path: digest for path, digest in rule.files.items() if path.endswith(_CODE) or path == name}
+    changed = sorted(path for path in now.keys() | then.keys() if now.get(path) != then.get(path))
+    if not changed:
+        return None
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    names = ", ".join(shown(path) for path in changed[:3])
+    return f"{shown(root)} has changed since it was trusted: {names}{more}"
+
+
+def _rule_for(settings: Settings, folder: Path) -> FolderRule | None:
+    """The rule of a folder, or of the nearest one above it."""
+    rules = {rule.folder: rule for rule in settings.folders}
+    return next((rules[str(each)] for each in (folder, *folder.parents) if str(each) in rules), None)
+
+
+def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The paths and hashes of files with some suffix. Links are followed, as an import follows them."""
+    count = size = 0
+    problems: list[str] = []
+    for path in _walk(root, suffixes):
+        if problem := _problem(path):
+            problems.append(problem)
+            continue
+        if not path.is_file():
+            continue
+        length = path.stat().st_size
+        if not path.name.endswith(_CODE) and length > _MOST_DESCRIPTION_BYTES:
+            continue
+        count, size = count + 1, size + length
+        if count > _MOST_FILES or size > _MOST_CODE_BYTES:
+            raise TaskError(
+                f"{shown(root)} holds more than {_MOST_FILES:,} files or {_MOST_CODE_BYTES >> 20} MiB to check: put the "
+                "file and its code into a folder of their own"
+            )
+        yield str(path.relative_to(root)), fingerprint(path.read_bytes())
+    if problems:
+        more = [f"and {len(problems) - _MOST_SHOWN} more"] if len(problems) > _MOST_SHOWN else []
+        lines = "\n".join(f"  {each}" for each in (*problems[:_MOST_SHOWN], *more))
+        raise TaskError(
+            f"{shown(root)} cannot be trusted, because others could change it. Copy it, or correct:\n{lines}"
+        )
+
+
+def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The folders below a folder, and those files with some suffix, that an import can find. ``__pycache__`` is not read
+    (``toolbox/loading.py``), and a module whose name begins with a dot cannot be named.
+    """
+    seen, waiting = set[str](), [root]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        yield folder
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name == "__pycache__":
+                continue
+            try:
+                is_folder = stat.S_ISDIR(path.stat().st_mode)
+            except OSError:  # a link that leads nowhere, or where the caller may not look: nor may an import
+                continue
+            if is_folder:
+                waiting.append(path)
+            elif path.name.endswith(suffixes):
+                yield path
+
+
+def _problem(path: Path) -> str:
+    """How somebody else than the caller, or root, could change what stands at a path; empty where nobody can."""
+    found, link = path.stat(), path.lstat()
+    for each in (found, link):
+        if each.st_uid not in (os.geteuid(), 0):
+            return f"{shown(path)} belongs to another user (uid {each.st_uid})"
+    if others_may_write(found):
+        return f"{shown(path)} can be written by other users (chmod go-w)"
+    return ""

@@ -1,0 +1,86 @@
+"""Decides which paths a file on the command line may have read and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import TaskError
+from ..private_files import ResolvedPath, resolved
+from .questions import Ask, Question, command, shown
+from .settings import Direction, PathRule, Settings, change_settings
+
+
+@dataclass(slots=True)
+class PathRules:
+    """The rules for one file: what lies in its own folder, links resolved, and what the user allows.
+
+    Attributes:
+        subject: the file.
+        settings: the user's.
+        ask: asks the user.
+        read, write: folders and files that the user allowed.
+    """
+
+    subject: Path
+    settings: Settings
+    ask: Ask
+    read: tuple[Path, ...] = ()
+    write: tuple[Path, ...] = ()
+
+    def within(self, path: Path, name: str, direction: Direction) -> ResolvedPath:
+        """Return the path to use; it is to be opened without following a link.
+
+        Args:
+            path: what the file names.
+            name: the setting that names it.
+            direction: what is done there.
+
+        Raises:
+            TaskError: it may not be used.
+        """
+        try:
+            place, root = ResolvedPath(resolved(Path(path))), resolved(self.subject.parent)
+            if _is_part_of(place, root, direction) or self._is_allowed(place, root, direction):
+                return place
+            if direction == "read":
+                place.stat()  # nobody is asked about what is not there, or cannot be read
+        except OSError as error:
+            raise TaskError(
+                f"{shown(self.subject)}: {name}: cannot use {shown(path)}: {error.strerror}"
+            ) from error
+        where = f"outside its folder {shown(root)}"
+        if place.is_relative_to(root):
+            where = "its whole folder" if place == root else "a hidden file"
+        wish = f"{shown(self.subject)}: {name} would {direction} {shown(place)}, {where}"
+        answer = self.ask(Question(f"{wish}. Allow it?", ("once", "always", "no")))
+        if answer not in ("once", "always"):
+            raise TaskError(f"{wish}. To allow it: {command(f'--allow-{direction}', place)}")
+        if answer == "always":
+            rule = PathRule(asking=str(root), folder=str(place), direction=direction)
+            self.settings = change_settings(lambda settings: settings.with_path(rule))
+        elif direction == "write":
+            self.write = (*self.write, place)
+        else:
+            self.read = (*self.read, place)
+        return place
+
+    def _is_allowed(self, place: Path, root: Path, direction: Direction) -> bool:
+        """Whether an option or the settings allow it. What may be written may be read."""
+        remembered = (
+            Path(rule.folder)
+            for rule in self.settings.paths
+            if rule.asking == str(root) and rule.direction in (direction, "write")
+        )
+        typed = self.write if direction == "write" else (*self.read, *self.write)
+        return any(place.is_relative_to(resolved(each)) for each in (*typed, *remembered))
+
+
+def _is_part_of(place: Path, root: Path, direction: Direction) -> bool:
+    """Whether a path belongs to what a file in a folder describes. Hidden files (.env, .git) do not, nor may the folder as a
+    whole be read: they are there before the file comes.
+    """
+    if not place.is_relative_to(root):
+        return False
+    parts = place.relative_to(root).parts
+    return not any(part.startswith(".") for part in parts) and (direction == "write" or bool(parts))

@@ -1,0 +1,221 @@
+"""The rule for files given to the command line (task file, models file, experiment): data, not a program.
+
+Such a file may read and write below its own folder, and name any endpoint. A key goes to a host to which it belongs. Whatever
+is more than that needs the user: an option, a rule in the user's settings, or an answer on the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ...handlers.openai import OPENAI_URL
+from ..errors import TaskError
+from . import folders
+from .environment import Environment
+from .keys import KeyRules
+from .paths import PathRules
+from .questions import Ask, Question, command, nobody, shown
+from .settings import Settings, change_settings, read_settings
+
+KeyNames = str | Mapping[str, str | None] | None
+"""As ``api_key_env`` of ``OpenAIHandler``."""
+
+
+class Permissions(Protocol):
+    """What the file that describes something may do."""
+
+    def readable(self, path: Path, name: str) -> Path:
+        """Return the path to read at. ``name`` is the setting that names it.
+
+        Raises:
+            TaskError: it may not be read.
+        """
+        ...
+
+    def writable(self, path: Path, name: str) -> Path:
+        """Return the path to write at.
+
+        Raises:
+            TaskError: it may not be written.
+        """
+        ...
+
+    @property
+    def default_url(self) -> str | None:
+        """The endpoint where a file names none; None for what the handler does by itself."""
+        ...
+
+    def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
+        """Return the variables whose keys go to some URLs, as ``api_key_env`` of ``OpenAIHandler``.
+
+        Args:
+            urls: the endpoints.
+            variable: what the file names; None where it names none.
+            name: the setting, for the message.
+
+        Raises:
+            TaskError: a key may not go there.
+        """
+        ...
+
+    def require_trust(self, name: str, what: str) -> None:
+        """See that the user trusts the file's folder like a program.
+
+        Args:
+            name: the setting.
+            what: what the setting does, such as "imports tools:search into the engine".
+
+        Raises:
+            TaskError: the user does not.
+        """
+        ...
+
+
+class Unbound:
+    """What the user's own Python program may do: everything."""
+
+    def readable(self, path: Path, name: str) -> Path:
+        """See ``Permissions``."""
+        return path
+
+    def writable(self, path: Path, name: str) -> Path:
+        """See ``Permissions``."""
+        return path
+
+    @property
+    def default_url(self) -> str | None:
+        """See ``Permissions``."""
+        return None
+
+    def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
+        """See ``Permissions``."""
+        return variable
+
+    def require_trust(self, name: str, what: str) -> None:
+        """See ``Permissions``."""
+
+
+UNBOUND = Unbound()
+
+
+@dataclass(frozen=True, slots=True)
+class Granted(Unbound):
+    """What was decided before, for whoever builds the models later, perhaps in another process. It holds no key."""
+
+    default: str
+    decided: Mapping[tuple[str, str | None], str | None]
+
+    @property
+    def default_url(self) -> str | None:
+        """See ``Permissions``."""
+        return self.default
+
+    def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
+        """See ``Permissions``. A URL that nothing was decided about gets no key."""
+        return {url: self.decided.get((url, variable)) for url in urls}
+
+
+class Bound:
+    """What a file given to the command line may do."""
+
+    def __init__(
+        self,
+        subject: Path,
+        environment: Environment,
+        *,
+        read: Sequence[Path] = (),
+        write: Sequence[Path] = (),
+        trust_endpoint: bool = False,
+        ask: Ask = nobody,
+        is_own: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        """Read the user's settings.
+
+        Args:
+            subject: the file.
+            environment: where keys come from.
+            read: folders that the user allowed to read, besides the file's own.
+            write: the same to write.
+            trust_endpoint: whether every key may go where the file says.
+            ask: asks the user.
+            is_own: whether the user wrote what the file says, so that only its keys are bound.
+            settings: the user's; those of the configuration folder by default.
+
+        Raises:
+            TaskError: the settings are damaged.
+        """
+        self.subject = subject
+        self.environment = environment
+        self._settings = read_settings() if settings is None else settings
+        self._ask = ask
+        self._is_trusted = self._is_own = is_own
+        self._keys = KeyRules(subject, environment, self._settings, ask, trust_endpoint)
+        self._paths = PathRules(subject, self._settings, ask, tuple(read), tuple(write))
+        self._decided: dict[tuple[str, str | None], str | None] = {}
+
+    @property
+    def withheld(self) -> Sequence[str]:
+        """Which keys were not sent, and how to allow it."""
+        return self._keys.withheld
+
+    def readable(self, path: Path, name: str) -> Path:
+        """See ``Permissions``. Unless the path is the user's it has no links, and is to be opened without following any."""
+        return path if self._is_own else self._paths.within(path, name, "read")
+
+    def writable(self, path: Path, name: str) -> Path:
+        """See ``readable``."""
+        return path if self._is_own else self._paths.within(path, name, "write")
+
+    @property
+    def default_url(self) -> str:
+        """See ``Permissions``."""
+        return self.environment.get("OPENAI_BASE_URL") or OPENAI_URL
+
+    def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
+        """See ``Permissions``."""
+        for url in urls:
+            if (url, variable) not in self._decided:
+                self._decided[url, variable] = (
+                    self._keys.usual(url) if variable is None else self._keys.named(url, variable, name)
+                )
+        return {url: self._decided[url, variable] for url in urls}
+
+    def granted(self) -> Granted:
+        """Return what was decided about keys."""
+        return Granted(self.default_url, dict(self._decided))
+
+    def require_trust(self, name: str, what: str) -> None:
+        """See ``Permissions``."""
+        if self._is_trusted:
+            return
+        why = folders.why_not(self._settings, self.subject)
+        if why is not None:
+            folder = folders.folder_of(self._settings, self.subject)
+            rule = folders.record(folder)  # nobody is asked about what cannot be trusted
+            wish = f"{shown(self.subject)}: {name} {what}, and {why}"
+            if self._ask(Question(f"{wish}. Trust {shown(folder)} as it is now?", ("yes", "no"))) != "yes":
+                raise TaskError(
+                    f"{wish}. If you have read what is in it: {command('supdist-engine trust', folder)}"
+                )
+            change_settings(lambda settings: settings.with_folder(rule))
+        self._is_trusted = True
+
+
+def readable_files(permissions: Permissions, path: Path, name: str) -> Path:
+    """Return the path to read at; of a folder, each link in it must lead to what may be read, too.
+
+    Raises:
+        TaskError: it may not be read.
+    """
+    place = permissions.readable(path, name)
+    if place.is_dir():
+        for each in place.iterdir():
+            if each.is_symlink():
+                permissions.readable(each, name)
+            if each.is_fifo():  # reading it would wait for a writer
+                raise TaskError(f"{name}: {shown(each)} is no regular file")
+    return place

@@ -1,0 +1,202 @@
+"""The user's own settings: which hosts get which key, which folders may be read, written and imported from.
+
+They are in ``$XDG_CONFIG_HOME/supdist-engine`` (``~/.config/supdist-engine``): ``trust.json``, and ``secret``, by which the
+user's own files are recognised (``seals.py``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import TaskError
+from ..private_files import PrivateFolder, open_file, others_may_write, resolved
+from .hosts import parse_host
+
+FILE, SECRET = "trust.json", "secret"
+
+_LOCK = ".lock"
+_SECRET_BYTES = 32
+_MOST_BYTES = 64 << 20
+
+Direction = Literal["read", "write"]
+
+
+class HostRule(BaseModel):
+    """A key for a host; or, where ``allowed`` is false, the answer that it shall not get this key, and no question more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    host: str
+    key: str
+    allowed: bool = True
+
+
+class PathRule(BaseModel):
+    """A folder or file that files in another folder may read or write."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    asking: str
+    folder: str
+    direction: Direction
+
+
+class FolderRule(BaseModel):
+    """A folder that code is imported from: the hashes of its files then, by their paths in it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    folder: str
+    files: dict[str, str]
+
+
+class Settings(BaseModel):
+    """The content of ``trust.json``."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    hosts: tuple[HostRule, ...] = ()
+    paths: tuple[PathRule, ...] = ()
+    folders: tuple[FolderRule, ...] = Field(default=())
+
+    def with_host(self, rule: HostRule) -> Settings:
+        """Return the settings with a rule in the place of an older one about the same."""
+        origin = parse_host(rule.host)
+        others = tuple(
+            each for each in self.hosts if each.key != rule.key or not origin.covers(parse_host(each.host))
+        )
+        return self.model_copy(update={"hosts": (*others, rule)})
+
+    def with_path(self, rule: PathRule) -> Settings:
+        """Return the settings with a rule more."""
+        return self.model_copy(update={"paths": (*(each for each in self.paths if each != rule), rule)})
+
+    def with_folder(self, rule: FolderRule) -> Settings:
+        """Return the settings with a rule in the place of an older one about the same folder."""
+        others = tuple(each for each in self.folders if each.folder != rule.folder)
+        return self.model_copy(update={"folders": (*others, rule)})
+
+    def without(self, subject: str) -> Settings:
+        """Return the settings without the rules about a host or a folder."""
+        return Settings(
+            hosts=tuple(each for each in self.hosts if each.host != subject),
+            paths=tuple(each for each in self.paths if subject not in (each.asking, each.folder)),
+            folders=tuple(each for each in self.folders if each.folder != subject),
+        )
+
+
+def config_folder() -> Path:
+    """Return the folder of the user's settings, which may not be there.
+
+    Raises:
+        TaskError: the user has no home folder.
+    """
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    try:
+        home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    except RuntimeError as error:
+        raise TaskError("you have no home folder for settings: set HOME or XDG_CONFIG_HOME") from error
+    return home / "supdist-engine"
+
+
+def read_settings() -> Settings:
+    """Return the user's settings; empty ones where there are none.
+
+    Raises:
+        TaskError: the file is damaged, or could hold another user's words.
+    """
+    try:
+        path = config_folder() / FILE
+    except TaskError:
+        return Settings()
+    try:
+        # The folder is the user's own, and so are links in it.
+        with open_file(resolved(path)) as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.geteuid() or others_may_write(found):
+                raise TaskError(
+                    f"{path} belongs to another user, or others can write it: make it yours alone (chmod 600), or set "
+                    "XDG_CONFIG_HOME"
+                )
+            text = file.read(_MOST_BYTES)
+    except OSError:
+        return Settings()
+    try:
+        return Settings.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise TaskError(f"{path} is damaged ({where} {problem['msg']}): correct it or remove it") from error
+
+
+def change_settings(change: Callable[[Settings], Settings]) -> Settings:
+    """Change the user's settings, one process at a time; the settings then.
+
+    Raises:
+        TaskError: they cannot be written, or are damaged.
+    """
+    try:
+        with PrivateFolder.open(config_folder(), create=True) as folder, _locked(folder):
+            settings = change(read_settings())
+            place = resolved(config_folder() / FILE)  # a link of the user's stays
+            with PrivateFolder.open(place.parent) as target, target.replacing(place.name) as file:
+                file.write(settings.model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        raise TaskError(f"cannot write {error.filename or config_folder()}: {error.strerror}") from error
+    return settings
+
+
+def user_secret() -> bytes | None:
+    """Return the secret of this user, made where there is none; None where the user has no folder for it."""
+    try:
+        if (found := _own_file(SECRET)) is not None and len(found) == _SECRET_BYTES:
+            return found
+        with PrivateFolder.open(config_folder(), create=True) as folder, _locked(folder):
+            if (found := _own_file(SECRET)) is None or len(found) != _SECRET_BYTES:
+                found = secrets.token_bytes(_SECRET_BYTES)
+                with folder.replacing(SECRET) as file:
+                    file.write(found)
+            return found
+    except (OSError, TaskError):
+        return None
+
+
+def fingerprint(data: bytes) -> str:
+    """Return the SHA-256 of data, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def as_json(settings: Settings) -> str:
+    """Return the rules for a person or a program, without the hashes of files."""
+    whole = settings.model_dump()
+    whole["folders"] = [{"folder": each.folder, "files": len(each.files)} for each in settings.folders]
+    return json.dumps(whole, indent=1)
+
+
+def _own_file(name: str) -> bytes | None:
+    """Return the content of a file of the settings; None where there is none that this user alone can have written."""
+    with suppress(OSError), PrivateFolder.open(config_folder()) as folder, folder.read(name) as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid == os.geteuid() and not others_may_write(found) and found.st_size <= _MOST_BYTES:
+            return file.read()
+    return None
+
+
+@contextmanager
+def _locked(folder: PrivateFolder) -> Generator[None]:
+    lock = folder.update(_LOCK)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
