@@ -3,20 +3,18 @@
     python tools/basic_qa.py [FILE] [QUESTION]        or: python -m supdist.tools.basic_qa
 
 Environment: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL, WORKER_MODEL, BASE_URL, and LOG_DIR
-(logs/basic_qa by default). Without a key it uses the builtin pair, which is no language model.
+(logs/basic_qa by default); from a .env file here, too. Without a key it uses the builtin pair, which is no language model.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-
-from dotenv import find_dotenv, load_dotenv
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
 from supdist.engine import run
 from supdist.engine.model_specs import from_environment
+from supdist.engine.trust import Bound, Environment, load_environment
 from supdist.handlers import BuiltinSupervisor, BuiltinWorker
 from supdist.handlers.builtin import NOTICE
 
@@ -26,9 +24,9 @@ _QUESTION = "How long must the new deck last, and what may it weigh?"
 
 def main() -> None:
     """Ask, and print the answer."""
-    load_dotenv(find_dotenv(usecwd=True))
+    environment = load_environment()
     document = Path(sys.argv[1]) if len(sys.argv) > 1 else _DOCUMENT
-    supervisor, worker = from_environment("supervisor", os.environ), from_environment("worker", os.environ)
+    supervisor, worker = from_environment("supervisor", environment), from_environment("worker", environment)
     if supervisor is None or worker is None:
         print(NOTICE, file=sys.stderr)
     result = run(
@@ -36,10 +34,18 @@ def main() -> None:
         context=document.read_text(encoding="utf-8"),
         supervisor=supervisor or BuiltinSupervisor(),
         worker=worker or BuiltinWorker(),
-        log_dir=os.environ.get("LOG_DIR", "logs/basic_qa"),
+        log_dir=_log_dir(environment),
     )
     print(result.answer)
     print(f"{result.stop_reason} after {result.iterations} turns, {result.elapsed:.1f} s", file=sys.stderr)
+
+
+def _log_dir(environment: Environment) -> Path:
+    """Where the logs go; a .env file may choose a folder below its own."""
+    folder = Path(environment.get("LOG_DIR", "logs/basic_qa"))
+    if environment.path is None or not environment.is_from_file("LOG_DIR"):
+        return folder
+    return Bound(environment.path, environment).writable(folder, "LOG_DIR")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from typer.core import TyperGroup
+
+from .options import group_with_default
+from .permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead
 
 if TYPE_CHECKING:
     from ...handlers import ModelHandler
@@ -15,23 +16,15 @@ if TYPE_CHECKING:
     from ..service import Service
     from .console import ServiceScreen
 
+ENV_FILE = ".env"
 INTERRUPTED = 130
 
 _OPEN_FILES = 16384  # each engine is a connection, each request to an endpoint another
 _LOOK_SECONDS = 0.5
 
 
-class _ServeByDefault(TyperGroup):
-    """``broker models.json`` is ``broker serve models.json``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["serve", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_ServeByDefault,
+    cls=group_with_default("serve"),
     help="Serve models to the engines of many processes and machines (`broker [MODELS] --bind ADDRESS`), or make "
     "their keys.",
     epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong file, address or keys.",
@@ -42,6 +35,7 @@ app = typer.Typer(
 
 @app.command()
 def serve(
+    *,
     bind: Annotated[
         str,
         typer.Option(help="ipc://PATH, or tcp://HOST:PORT (any free port where PORT is *); tcp needs keys."),
@@ -56,16 +50,16 @@ def serve(
         Path | None,
         typer.Option(help="The folder that `broker keygen` made; who has no key in it gets nothing."),
     ] = None,
+    env_file: WhatEnvFile = None,
+    allow_read: WhatRead = None,
+    trust_endpoint: WhatEndpoint = False,
 ) -> None:
     """Serve models until Ctrl-C. The address goes to stdout, once clients can connect."""
     import asyncio
 
-    from dotenv import find_dotenv, load_dotenv
-
-    if os.path.isdir("."):  # the directory may have been removed
-        load_dotenv(find_dotenv(usecwd=True))
+    handlers = _handlers(models, Allowed.by(env_file, allow_read, None, trust_endpoint))
     try:
-        asyncio.run(_serve(_handlers(models), bind, curve_keys))
+        asyncio.run(_serve(handlers, bind, curve_keys))
     except KeyboardInterrupt:  # the second; the first ends it in good order
         raise typer.Exit(INTERRUPTED) from None
 
@@ -88,26 +82,28 @@ def keygen(
         print(f"{made}: for --curve-keys of {client}; copy the folder to its machine")
 
 
-def _handlers(path: Path | None) -> dict[str, ModelHandler]:
+def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
     """The models of a file, or of the environment.
 
     Raises:
         TaskError: there are none, or the file is wrong.
     """
     from ..errors import TaskError
-    from ..model_specs import Role, from_environment
+    from ..model_specs import Role, specified_by
     from ..taskfile import TaskLimits, read_models
 
+    environment = allowed.environment()
+    specs: dict[Role, ModelSpec | None]
     if path is not None:
         file = read_models(path)
-        specs: dict[Role, ModelSpec | None] = {"supervisor": file.supervisor, "worker": file.worker}
-        context = TaskLimits().worker_ctx_k
-        return {role: spec.build(role, path.parent, context) for role, spec in specs.items() if spec}
-    handlers: dict[str, ModelHandler] = {}
-    for role in get_args(Role):
-        handler = from_environment(role, os.environ)
-        if handler is not None:
-            handlers[role] = handler
+        specs = {"supervisor": file.supervisor, "worker": file.worker}
+    else:
+        specs = {role: specified_by(environment, role) for role in get_args(Role)}
+    permissions = allowed.bind(path or environment.path or Path(ENV_FILE), environment)
+    folder, context = permissions.subject.parent, TaskLimits().worker_ctx_k
+    handlers: dict[str, ModelHandler] = {
+        role: spec.build(role, folder, context, permissions) for role, spec in specs.items() if spec
+    }
     if not handlers:
         raise TaskError(
             "no model to serve: name a file, such as models.json with "

@@ -1,4 +1,4 @@
-"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp``.
+"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp | trust``.
 
 Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
 best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
@@ -7,6 +7,7 @@ cannot be written · 124 and 137 ``exec`` timed out, or was killed · 130 Ctrl-C
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -21,6 +22,8 @@ from .image import app as image_app
 from .mcp import HttpMayBeBare
 from .mcp import serve as serve_mcp
 from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, sandbox_config
+from .permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite, withheld_keys_named
+from .trust import app as trust_app
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from ..result import RunResult
     from ..sandbox import CellResult
     from ..taskfile import TaskFile
+    from ..trust import Bound, Permissions
 
 T = TypeVar("T")
 
@@ -51,6 +55,7 @@ app = typer.Typer(
 app.add_typer(broker_app, name="broker")
 app.command("mcp", cls=HttpMayBeBare)(serve_mcp)
 app.add_typer(image_app, name="image")
+app.add_typer(trust_app, name="trust")
 
 
 def main() -> None:
@@ -135,33 +140,34 @@ def run(
     curve_keys: Annotated[
         Path | None, typer.Option(help="The folder with this client's keys for --broker; tcp needs them.")
     ] = None,
+    env_file: WhatEnvFile = None,
+    allow_read: WhatRead = None,
+    allow_write: WhatWrite = None,
+    trust_endpoint: WhatEndpoint = False,
 ) -> None:
     """Answer the question of a task file. The answer goes to stdout, progress to stderr."""
-    from dotenv import find_dotenv, load_dotenv
-
     from ..api import as_data
     from ..taskfile import read_task
 
-    if os.path.isdir("."):  # the directory may have been removed
-        load_dotenv(find_dotenv(usecwd=True))
-    description = _override(read_task(task), log_dir, max_iterations, backend)
-    work = _run(description, task.parent, _Service(broker, curve_keys), quiet=as_json)
-    result = _await(work, description.log_dir)
+    allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
+    environment = allowed.environment()
+    permissions = allowed.bind(task, environment, ask=not as_json)
+    description = _override(read_task(task), max_iterations, backend)
+    outputs = _Outputs.of(description, task.parent, permissions, log_dir)
+    work = _run(description, outputs, _Service(broker, curve_keys), permissions, quiet=as_json)
+    with withheld_keys_named(permissions):
+        result = _await(work, outputs.shown)
     if as_json:
         print(json.dumps(as_data(result)))
     else:
-        _print_result(result, description.log_dir)
+        _print_result(result, outputs.shown)
     if result.stop_reason != "final":
         raise typer.Exit(LIMIT)
 
 
-def _override(
-    task: TaskFile, log_dir: Path | None, max_iterations: int | None, backend: Backend | None
-) -> TaskFile:
+def _override(task: TaskFile, max_iterations: int | None, backend: Backend | None) -> TaskFile:
     """The task with what the command line says instead."""
     changes: dict[str, object] = {}
-    if log_dir is not None:
-        changes["log_dir"] = str(log_dir)
     if max_iterations is not None:
         changes["limits"] = task.limits.model_copy(update={"max_iterations": max_iterations})
     if backend is not None:
@@ -169,6 +175,33 @@ def _override(
             **task.sandbox.model_dump(exclude_unset=True) | {"backend": backend}
         )
     return task.model_copy(update=changes)
+
+
+class _Outputs(NamedTuple):
+    """Where a run writes."""
+
+    log_dir: Path | None
+    cache: Path | str
+
+    @property
+    def shown(self) -> str | None:
+        """The log folder, from the working directory where it is below."""
+        if self.log_dir is None:
+            return None
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # the directory may have been removed; or it is elsewhere
+            return str(self.log_dir.relative_to(os.path.realpath(os.curdir)))
+        return str(self.log_dir)
+
+    @classmethod
+    def of(cls, task: TaskFile, folder: Path, permissions: Permissions, log_dir: Path | None) -> _Outputs:
+        """The paths of the task, as it is permitted; a log folder that the user typed goes before."""
+        if log_dir is None and task.log_dir is not None:
+            log_dir = permissions.writable(folder / task.log_dir, "log_dir")
+        if task.cache in ("off", "run"):
+            return cls(log_dir, task.cache)
+        return cls(log_dir, permissions.writable(folder / task.cache, "cache"))
 
 
 class _Service(NamedTuple):
@@ -190,43 +223,47 @@ class _Service(NamedTuple):
         return {}
 
 
-async def _run(task: TaskFile, folder: Path, service: _Service, *, quiet: bool) -> RunResult:
+async def _run(
+    task: TaskFile, outputs: _Outputs, service: _Service, permissions: Bound, *, quiet: bool
+) -> RunResult:
     from ..api import arun
-    from ..model_specs import builtin, from_environment
-    from ..supervisor.prompts import Prompts
+    from ..broker.cache import ResponseCache
+    from ..model_specs import builtin, specified_by
+    from ..taskfile import prompts_in
     from .console import display
 
-    limits = task.limits
+    limits, folder, cache = task.limits, permissions.subject.parent, outputs.cache
     roles: tuple[tuple[Role, ModelSpec | None], ...] = (
         ("supervisor", task.supervisor),
         ("worker", task.worker),
     )
     served = await service.handlers()
-    models = {
-        role: served.get(role)
-        or (spec.build(role, folder, limits.worker_ctx_k) if spec else from_environment(role, os.environ))
-        for role, spec in roles
-    }
-    context = task.load_context(folder)
-    tools = task.load_tools(folder)
-    prompts = Prompts.from_directory(folder / task.prompts_dir) if task.prompts_dir else None
+    models = dict(served)
+    for role, named in roles:
+        spec = named or specified_by(permissions.environment, role)
+        if role not in served and spec is not None:
+            models[role] = spec.build(role, folder, limits.worker_ctx_k, permissions)
+    sandbox = task.sandbox_in(folder, permissions)
+    context = task.load_context(folder, permissions)
+    tools = task.load_tools(folder, permissions)
+    prompts = prompts_in(folder / task.prompts_dir, permissions) if task.prompts_dir else None
     with display(task.query, quiet=quiet) as screen:
-        if None in models.values():
+        if len(models) < len(roles):
             from ...handlers.builtin import NOTICE
 
             screen.note(NOTICE)
         return await arun(
             query=task.query,
             context=context,
-            supervisor=models["supervisor"] or builtin("supervisor", limits.worker_ctx_k),
-            worker=models["worker"] or builtin("worker", limits.worker_ctx_k),
+            supervisor=models.get("supervisor") or builtin("supervisor", limits.worker_ctx_k),
+            worker=models.get("worker") or builtin("worker", limits.worker_ctx_k),
             max_iterations=limits.max_iterations,
-            log_dir=task.log_dir,
+            log_dir=outputs.log_dir,
             output_limit=limits.output_limit,
             worker_ctx_k=limits.worker_ctx_k,
-            sandbox=task.sandbox_in(folder),
+            sandbox=sandbox,
             limits=limits,
-            cache=task.cache,
+            cache=cache if isinstance(cache, str) else ResponseCache(cache, own=True),
             cache_sampled=task.cache_sampled,
             on_event=screen.on_event,
             prompts=prompts,

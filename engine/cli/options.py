@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from ..sandbox import SandboxConfig
@@ -29,6 +30,18 @@ WhatPackages = Annotated[
         "--packages", help="A folder made by `pip install --target`, which the code can import from."
     ),
 ]
+
+
+def group_with_default(command: str) -> type[TyperGroup]:
+    """Return a group of commands of which one needs no name: ``broker models.json`` is ``broker serve models.json``."""
+
+    class Group(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args and args[0] not in (*self.commands, "--help"):
+                args = [command, *args]
+            return super().parse_args(ctx, args)
+
+    return Group
 
 
 def sandbox_config(**wanted: Any) -> SandboxConfig:

@@ -1,0 +1,95 @@
+"""``supdist-engine trust``: what files on the command line may do without a question."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from functools import reduce
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import group_with_default
+from .terminal import printable
+
+app = typer.Typer(
+    cls=group_with_default("folder"),
+    help="Allow what a file may do only with your permission: import Python code of its folder (`trust DIR`), or send a "
+    "key to a host of your own (`trust host HOST --key VARIABLE`). For a path, answer `always` when you are asked.",
+    epilog="Exit codes: 0 done, 2 it cannot be trusted, or the settings cannot be written.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("folder")
+def trust_folder(
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of task files and of the code that they import.")
+    ],
+) -> None:
+    """Let task files in a folder import the Python code there. If that code or the task file changes, you are asked again."""
+    from ..trust import folders
+    from ..trust.settings import change_settings
+
+    rule = folders.record(folder)
+    change_settings(lambda settings: settings.with_folder(rule))
+    print(printable(f"{rule.folder}: files recorded: {len(rule.files)}"))
+
+
+@app.command("host")
+def trust_host(
+    host: Annotated[
+        str,
+        typer.Argument(
+            help="HOST:PORT for http and https; https://HOST[:PORT] or http://HOST[:PORT] for one; HOST alone means https.",
+        ),
+    ],
+    *,
+    key: Annotated[str, typer.Option(help="The variable that holds the key, such as OPENAI_API_KEY.")],
+) -> None:
+    """Let a key go to a host."""
+    from ..errors import TaskError
+    from ..trust.hosts import parse_host
+    from ..trust.settings import HostRule, change_settings
+
+    origin = parse_host(host)
+    is_set = bool(os.environ.get(key))
+    if not (key.isidentifier() and key.isascii() and (key.isupper() or is_set)):
+        raise TaskError("--key is the name of a variable, such as OPENAI_API_KEY, and not the key itself")
+    change_settings(lambda settings: settings.with_host(HostRule(host=origin.url, key=key)))
+    plain = ", over plain http too, which the network can read" if origin.is_readable_on_the_way else ""
+    print(f"{key} may go to {origin.url}{plain}")
+    if not is_set:
+        print(f"{key} is not set in this shell", file=sys.stderr)
+
+
+@app.command("list")
+def list_rules() -> None:
+    """Print what is allowed, as JSON."""
+    from ..trust.settings import as_json, read_settings
+
+    print(as_json(read_settings()))
+
+
+@app.command("remove")
+def remove(
+    subject: Annotated[str, typer.Argument(help="A host or a folder, as `trust list` shows it.")],
+) -> None:
+    """Forget all rules about a host or a folder."""
+    from ..errors import TaskError
+    from ..trust.hosts import parse_host
+    from ..trust.settings import Settings, change_settings, read_settings
+
+    before = read_settings()
+    names = {subject, str(Path(subject).resolve())}
+    for scheme in ("", "http://", "https://"):
+        with suppress(TaskError):  # it is a folder, or has its scheme
+            names.add(parse_host(scheme + subject).url)
+    found = [name for name in sorted(names) if before.without(name) != before]
+    if not found:
+        raise TaskError(f"there is no rule about {subject}: see `supdist-engine trust list`")
+    change_settings(lambda settings: reduce(Settings.without, found, settings))
+    print(printable(f"{', '.join(found)}: forgotten"))
