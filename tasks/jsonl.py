@@ -5,7 +5,7 @@ A sample example::
     {"context_file": "report.md", "query": "What was the deck made of?", "answers": ["fibre-reinforced polymer", "FRP"]}
 
 A line has ``query``; ``context`` (a text, list or object) or ``context_file`` (.txt or .md as text, .json parsed; relative
-to the file); ``answer`` or ``answers``, of which each is right; and may have ``id``, ``document`` and ``kind``.
+to the file, and in its folder); ``answer`` or ``answers``, of which each is right; and may have ``id``, ``document`` and ``kind``.
 
 Score, by ``metric``, the best over the answers: ``exact`` (equal once normalised), ``f1`` (token F1; correct from 0.5 on),
 ``contains`` (an answer's normalised words in a row), all as in ``metrics``; or ``judge``, a language model's verdict (F1, and nothing that
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .base import Ask, Example, Score, TaskDataError
 from .judge import judge_answer
 from .metrics import best, contains, exact_match, token_f1
-from .options import TaskWithOptions, check_unique, decode, valid_id
+from .options import TaskWithOptions, check_unique, decode, regular_file, valid_id
 
 Metric = Literal["exact", "f1", "contains", "judge"]
 
@@ -114,7 +115,7 @@ class Jsonl(TaskWithOptions):
         """
         data = example.data
         if "context_file" in data:
-            path = self.path.parent / data["context_file"]
+            path = self._place(data["context_file"])
             raw = _bytes(path)
             _check_same(raw, data["sha256"], path)
             return _content(path, raw)
@@ -158,7 +159,7 @@ class Jsonl(TaskWithOptions):
         """Number, place and bytes of each line that is not blank."""
         offset = 0
         try:
-            with open(self.path, "rb") as file:
+            with open(regular_file(self.path), "rb") as file:
                 for number, raw in enumerate(file, 1):
                     if raw.strip():
                         yield number, offset, raw
@@ -168,6 +169,26 @@ class Jsonl(TaskWithOptions):
                 f"cannot read {self.path}: {error.strerror}; give path= a JSON Lines file"
             ) from error
 
+    def _place(self, name: str) -> Path:
+        """Where a context file is. The data set may be anybody's: it reads no other files of yours.
+
+        Raises:
+            TaskDataError: it is elsewhere, links resolved, or hidden.
+        """
+        try:
+            place = Path(os.path.realpath(self.path.parent / name))
+        except ValueError as error:  # a null character, half a surrogate pair
+            raise TaskDataError(f"context_file {name!r} is no path: {error}") from error
+        folder = os.path.realpath(self.path.parent)
+        if not place.is_relative_to(folder) or any(
+            part.startswith(".") for part in place.relative_to(folder).parts
+        ):
+            raise TaskDataError(
+                f"context_file {name!r} is {str(place)!r}, outside {folder} or hidden; put {self.path.name} and its "
+                "documents into one folder"
+            )
+        return self.path.parent / name
+
     def _example(self, number: int, offset: int, raw: bytes, hashes: dict[Path, str]) -> Example:
         line = _parse(raw)
         if line.context_file is None:
@@ -176,7 +197,7 @@ class Jsonl(TaskWithOptions):
             context = json.dumps(line.context, sort_keys=True).encode()
             document = f"context-{hashlib.sha256(context).hexdigest()[:12]}"
         else:
-            path = self.path.parent / line.context_file
+            path = self._place(line.context_file)
             if path not in hashes:
                 hashes[path] = _checked_hash(path)
             data = {"context_file": line.context_file, "sha256": hashes[path]}
@@ -224,7 +245,7 @@ def _bytes(path: Path) -> bytes:
     if path.suffix not in (*_TEXT, _JSON):
         raise TaskDataError(f"{path}: context_file must be a .txt, .md or .json file; save it as one of them")
     try:
-        return path.read_bytes()
+        return regular_file(path).read_bytes()
     except OSError as error:
         raise TaskDataError(
             f"cannot read {path}: {error.strerror}; context_file is relative to the JSON Lines file"

@@ -5,9 +5,11 @@ A sample example: ``class Needle(TaskWithOptions): length: Length = Field(defaul
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +78,17 @@ def decode(raw: bytes, what: object) -> str:
         raise TaskDataError(f"{what} is no UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
+def regular_file(path: Path) -> Path:
+    """Return the path, unless something is there that is read without end, or waits for a writer.
+
+    Raises:
+        OSError: it is no regular file, or is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file.
 
@@ -83,6 +96,6 @@ def read_text(path: Path) -> str:
         TaskDataError: it cannot be read.
     """
     try:
-        return decode(path.read_bytes(), path)
+        return decode(regular_file(path).read_bytes(), path)
     except OSError as error:
         raise TaskDataError(f"cannot read {path}: {error.strerror}") from error

@@ -33,7 +33,17 @@ from .base import Ask, Example, Score, TaskDataError
 from .judge import judge_answer
 from .metrics import harmonic, mean, token_f1
 from .options import TaskWithOptions, check_unique, read_text, valid_id
-from .qasper_files import Paper, Question, Reference, Text, Texts, file_of_split, papers_of_hub, read_papers
+from .qasper_files import (
+    ON_THE_HUB,
+    Paper,
+    Question,
+    Reference,
+    Text,
+    Texts,
+    file_of_split,
+    papers_of_hub,
+    read_papers,
+)
 
 KINDS = ("extractive", "abstractive", "boolean", "none")
 """The answer types, by the official names; ``none`` is Unanswerable."""
@@ -65,7 +75,7 @@ class Qasper(TaskWithOptions):
     )
     split: str = Field(default="test", description="train, validation or test; of a folder or of the hub")
     dataset: str = Field(
-        default="allenai/qasper",
+        default=ON_THE_HUB,
         description="on the hub, or a folder that datasets reads; needs the extra datasets",
     )
     revision: str = Field(default="refs/convert/parquet", description="of the dataset on the hub")

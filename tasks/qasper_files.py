@@ -195,6 +195,9 @@ def file_of_split(folder: Path, split: str) -> Path:
     return found[0]
 
 
+ON_THE_HUB = "allenai/qasper"
+
+
 @lru_cache(maxsize=2)
 def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
     """Papers by id, through the library ``datasets``: from the hub, or from a folder that the library reads.
@@ -209,8 +212,13 @@ def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
             "QASPER comes from the Hugging Face hub: pip install 'supdist-engine[datasets]', or give path= a file of it"
         ) from error
     load = cast("Any", datasets).load_dataset
+    local = Path(dataset).exists()
+    if local and dataset == ON_THE_HUB:
+        raise TaskDataError(
+            f"the working directory has a folder {dataset}, which datasets would read in place of the hub: rename it, or "
+            f"name it with dataset=./{dataset}"
+        )
     try:
-        local = Path(dataset).exists()
         rows = list(load(dataset, split=split) if local else load(dataset, split=split, revision=revision))
     except Exception as error:  # the hub's client raises those of three HTTP libraries, besides its own
         raise TaskDataError(

@@ -3,4 +3,4 @@
 # PYTHON names an interpreter that has the package.
 set -euo pipefail
 here=$(dirname -- "${BASH_SOURCE[0]}")
-exec "${PYTHON:-python3}" "$here/grid.py" "$here/ib_reproduce.toml" "$@"
+exec "${PYTHON:-python3}" "$here/grid.py" "$here/ib_reproduce.toml" --out logs/qasper "$@"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
@@ -15,15 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dotenv import find_dotenv, load_dotenv
-
+from ...engine.cli.permissions import Allowed, withheld_keys_named
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, specified_by
+from ...engine.private_files import PrivateFolder
 from ...engine.taskfile import TaskLimits, checked
+from ...engine.trust import Environment, Permissions
+from ...engine.trust.environment import ENV_FILE
+from ...engine.trust.settings import user_secret
 from ...handlers.builtin import NOTICE
 from ...tasks.base import TaskDataError
 from .config import ExperimentConfig, differences, judge_spec, read_config, resolve
 from .folder import Folder
+from .layout import one_line
+from .permissions import permit
 from .progress import as_data, progress, result_table
 from .records import CONFIG
 from .runner import run_experiment
@@ -53,7 +57,13 @@ class Stopped(BaseException):
 
 
 def eval_with(
-    flags: Mapping[str, Any], file: Path | None, place: Place, *, retry_failed: bool, as_json: bool
+    flags: Mapping[str, Any],
+    file: Path | None,
+    place: Place,
+    allowed: Allowed = Allowed(),  # noqa: B008 - it is frozen
+    *,
+    retry_failed: bool,
+    as_json: bool,
 ) -> int:
     """Run, print, and give the exit code.
 
@@ -61,19 +71,38 @@ def eval_with(
         TaskError: a flag or a setting is wrong.
         SandboxUnavailable, LogError, CacheError, NoAccess: as ``run_experiment``.
     """
-    if os.path.isdir("."):  # the directory may have been removed
-        load_dotenv(find_dotenv(usecwd=True))
     if retry_failed and place.resume is None:
         raise TaskError("--retry-failed is for an experiment that is there: name it with --resume")
+    environment = allowed.environment()
+    subject, is_own = file or Path(ENV_FILE), file is None
     if place.resume is None:
-        config = resolve(_settings(flags, read_config(file) if file else None), os.environ)
-        folder = place.out or _new_folder(config.task)
+        config = resolve(_settings(flags, read_config(file) if file else None, environment), environment)
     else:
-        config, folder = _resumed(flags, file, place.out, place.resume), place.resume
-    try:
-        summary = run_shown(
-            config, folder, resume=place.resume is not None, retry_failed=retry_failed, quiet=as_json
+        config, is_own = _resumed(flags, file, place.out, place.resume, environment)
+        subject = place.resume / CONFIG
+        if not is_own:
+            _note(
+                f"{subject} is not known as yours (it, the working directory or your configuration folder has changed): "
+                "its settings reach no further than its folder, and cached answers of others are passed over"
+            )
+    if user_secret() is None:
+        _note(
+            "your configuration folder cannot be written: what you run now will not be known as yours later"
         )
+    permissions = allowed.bind(subject, environment, ask=not as_json, is_own=is_own)
+    permit(config, _typed(flags), permissions)
+    folder = place.resume or place.out or _new_folder(config.task)
+    try:
+        with withheld_keys_named(permissions):
+            summary = run_shown(
+                config,
+                folder,
+                permissions.granted(),
+                resume=place.resume is not None,
+                retry_failed=retry_failed,
+                quiet=as_json,
+                own_answers=not (is_own or "cache" in flags),
+            )
     except Stopped as stopped:
         left = f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was begun"
         print(f"supdist-engine: interrupted; {left}", file=sys.stderr)
@@ -87,8 +116,19 @@ def eval_with(
     return SOME_FAILED if summary.failed else 0
 
 
+def _note(text: str) -> None:
+    print(f"supdist-engine: {one_line(text)}", file=sys.stderr)
+
+
 def run_shown(
-    config: ExperimentConfig, folder: Path, *, resume: bool, retry_failed: bool, quiet: bool
+    config: ExperimentConfig,
+    folder: Path,
+    permissions: Permissions,
+    *,
+    resume: bool,
+    retry_failed: bool,
+    quiet: bool,
+    own_answers: bool,
 ) -> Summary:
     """``run_experiment`` to its end, with its progress on stderr.
 
@@ -98,11 +138,26 @@ def run_shown(
     with progress(quiet=quiet) as screen:
         if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
             screen.note(NOTICE if config.strategy != "builtin" else _BUILTIN)
-        work = run_experiment(config, folder, resume=resume, retry_failed=retry_failed, observer=screen)
+        work = run_experiment(
+            config,
+            folder,
+            resume=resume,
+            retry_failed=retry_failed,
+            observer=screen,
+            permissions=permissions,
+            own_answers=own_answers,
+        )
         return until_a_signal(work)
 
 
-def _settings(flags: Mapping[str, Any], base: ExperimentConfig | None) -> ExperimentConfig:
+def _typed(flags: Mapping[str, Any]) -> set[str]:
+    """The settings that the user typed."""
+    return {*flags, *(f"task_options.{_option(text)[0]}" for text in flags.get("task_options", ()))}
+
+
+def _settings(
+    flags: Mapping[str, Any], base: ExperimentConfig | None, environment: Environment
+) -> ExperimentConfig:
     """The settings of the flags, over those of a base."""
     settings = base or ExperimentConfig()
     found = settings.model_dump(mode="json")
@@ -116,9 +171,10 @@ def _settings(flags: Mapping[str, Any], base: ExperimentConfig | None) -> Experi
         found["sandbox"]["backend"] = flags["backend"]
     for role in _ROLES:
         if (model := flags.get(f"{role}_model")) is not None:
-            found[role] = named_model(role, model, getattr(settings, role)).model_dump(mode="json")
+            before = getattr(settings, role)
+            found[role] = named_model(role, model, before, environment).model_dump(mode="json")
     if (model := flags.get("judge_model")) is not None:
-        spec = judge_spec(model, os.environ)
+        spec = judge_spec(model, environment)
         found["judge"] = spec if spec == "none" else spec.model_dump(mode="json")
     return checked(ExperimentConfig, found, "the settings are wrong")
 
@@ -134,7 +190,7 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def named_model(role: Role, model: str, before: ModelSpec | None) -> ModelSpec:
+def named_model(role: Role, model: str, before: ModelSpec | None, environment: Environment) -> ModelSpec:
     """A model by its name: where the settings name an endpoint, there, else at the environment's.
 
     Raises:
@@ -144,7 +200,7 @@ def named_model(role: Role, model: str, before: ModelSpec | None) -> ModelSpec:
         return BuiltinSpec(handler="builtin")
     if before is not None and hasattr(before, "model"):
         return before.model_copy(update={"model": model})
-    spec = specified_by({**os.environ, f"{role.upper()}_MODEL": model}, role)
+    spec = specified_by(environment.with_value(f"{role.upper()}_MODEL", model), role)
     if spec is None:
         raise TaskError(
             f"{role} {model}: no endpoint to ask it at; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL, or take "
@@ -153,20 +209,22 @@ def named_model(role: Role, model: str, before: ModelSpec | None) -> ModelSpec:
     return spec
 
 
-def _resumed(flags: Mapping[str, Any], file: Path | None, out: Path | None, folder: Path) -> ExperimentConfig:
-    """The settings of a folder, which flags may repeat, but not change."""
+def _resumed(
+    flags: Mapping[str, Any], file: Path | None, out: Path | None, folder: Path, environment: Environment
+) -> tuple[ExperimentConfig, bool]:
+    """The settings of a folder, which flags may repeat, but not change; and whether they are this user's own."""
     if file is not None or out is not None:
         raise TaskError("--resume takes the settings of its folder: leave --config and --out away")
-    manifest = Folder(folder).manifest()
+    manifest, is_own = Folder(folder).manifest_and_owner()
     if manifest is None:
         raise TaskError(f"--resume {folder}: there is no experiment; it would have a config.json")
     before = manifest.settings()
-    config = _settings(flags, before)
+    config = _settings(flags, before, environment)
     changed = differences(before, config)
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise TaskError(f"--resume {folder}: it was begun with other settings, and keeps them:\n{lines}")
-    return config
+    return config, is_own
 
 
 def _new_folder(task: str) -> Path:
@@ -175,7 +233,8 @@ def _new_folder(task: str) -> Path:
     for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
         folder = Path("logs", task, name + suffix)
         try:
-            folder.mkdir(parents=True)
+            with PrivateFolder.open(folder.parent, create=True):
+                folder.mkdir(mode=0o700)
         except FileExistsError:
             continue
         except OSError:

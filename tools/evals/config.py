@@ -17,6 +17,7 @@ from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, specified_by
 from ...engine.sandbox import SandboxConfig
 from ...engine.taskfile import TaskLimits, read_as
+from ...engine.trust import Environment
 from .records import STRATEGY_NAMES, Strategy
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -209,14 +210,16 @@ def judge_spec(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["n
 def _judge(config: ExperimentConfig, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
     if config.judge is not None:
         return config.judge
-    at_openai = not (environ.get("TOGETHER_API_KEY") or environ.get("BASE_URL"))
+    elsewhere = ("TOGETHER_API_KEY", "BASE_URL", "OPENAI_BASE_URL")
+    at_openai = not any(environ.get(name) for name in elsewhere)
     default = _JUDGE_AT_OPENAI if at_openai else _JUDGE
     return _endpoint(environ, environ.get("JUDGE_MODEL") or default) or "none"
 
 
 def _endpoint(environ: Mapping[str, str], model: str) -> OpenAISpec | None:
     """Greedy, so that a verdict can be had again."""
-    spec = specified_by({**environ, "SUPERVISOR_MODEL": model}, "supervisor")
+    known = environ if isinstance(environ, Environment) else Environment(environ)
+    spec = specified_by(known.with_value("SUPERVISOR_MODEL", model), "supervisor")
     return spec and spec.model_copy(update={"temperature": 0.0, "max_tokens": _JUDGE_TOKENS})
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from ...engine.cli.options import Backend
+from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite
 
 EXIT_CODES = (
     "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, 4 no sandbox to be had, "
@@ -106,6 +107,10 @@ def evaluate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")
     ] = False,
+    env_file: WhatEnvFile = None,
+    allow_read: WhatRead = None,
+    allow_write: WhatWrite = None,
+    trust_endpoint: WhatEndpoint = False,
     list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the tasks that there are.")] = False,
 ) -> None:
     """Score a task's examples: results.csv, config.json and the logs of each example go to a folder."""
@@ -123,10 +128,15 @@ def evaluate(
         print("--arm is now --strategy", file=sys.stderr)
         given["strategy"] = given["arm"]
     flags = {name: value for name, value in given.items() if name not in _NO_SETTINGS and value is not None}
-    raise typer.Exit(eval_with(flags, config, Place(out, resume), retry_failed=retry_failed, as_json=as_json))
+    allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
+    code = eval_with(flags, config, Place(out, resume), allowed, retry_failed=retry_failed, as_json=as_json)
+    raise typer.Exit(code)
 
 
-_NO_SETTINGS = frozenset({"arm", "config", "out", "resume", "retry_failed", "as_json", "list_tasks"})
+_NO_SETTINGS = frozenset({
+    "arm", "config", "out", "resume", "retry_failed", "as_json", "list_tasks",
+    "env_file", "allow_read", "allow_write", "trust_endpoint",
+})  # fmt: skip
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from anyio import to_thread
 
 from ...engine.errors import CacheError, LogError, SandboxUnavailable, TaskError
+from ...engine.trust import UNBOUND, Permissions
 from ...handlers import NoAccess
 from ...tasks.base import Example, Score, Task, TaskDataError
 from .calls import opened_judge
@@ -21,7 +22,7 @@ from .config import ExperimentConfig
 from .direct import Run, as_text
 from .folder import log_events
 from .records import Failure, Record, Tokens
-from .strategies import open_cache, open_judge, open_strategy
+from .strategies import CacheFile, open_cache, open_judge, open_strategy
 
 FATAL = (TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess)
 """What would befall the other examples as well: going on would spend money, or hours, on nothing."""
@@ -76,17 +77,26 @@ class Executor(Protocol):
 class LocalExecutor:
     """In this process, over models and a zygote that all examples share. See ``Executor``."""
 
-    def __init__(self, config: ExperimentConfig, task: Task, cache: Path | None) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        task: Task,
+        cache: CacheFile | None,
+        permissions: Permissions = UNBOUND,
+    ) -> None:
         """Nothing is opened yet. ``cache`` is the file of answers; None keeps none."""
         self._config = config
         self._task = task
         self._cache = cache
+        self._permissions = permissions
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> LocalExecutor:
         async with AsyncExitStack() as stack:
-            self._strategy = await open_strategy(self._config, self._cache, stack)
-            self._judge = await open_judge(self._config, stack) if self._task.wants_judge else None
+            self._strategy = await open_strategy(self._config, self._cache, self._permissions, stack)
+            self._judge = None
+            if self._task.wants_judge:
+                self._judge = await open_judge(self._config, self._permissions, stack)
             self._store = await open_cache(self._cache, stack) if self._judge is not None else None
             self._stack = stack.pop_all()
         return self

@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import tomllib
@@ -38,6 +39,7 @@ from typing import Any, cast, get_args
 
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role
+from ...engine.private_files import read_file
 from ...engine.taskfile import checked
 from ...tasks.base import TaskDataError
 from ...tasks.registry import create
@@ -52,6 +54,8 @@ _UNUSED: Mapping[str, Sequence[str]] = {
     "builtin": ("supervisor", "worker"),
 }
 _SLUG = 40
+_MOST_BYTES = 16 << 20
+_MOST_COMBINATIONS = 10_000
 
 ByName = Callable[[Role, str], ModelSpec]
 """What gives a model that is only named."""
@@ -106,6 +110,8 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
     axes = dict(_axes(file, content))
     shared = {**base, **overrides}
     _check_base(file, shared, axes)
+    if (count := math.prod(map(len, axes.values()))) > _MOST_COMBINATIONS:
+        raise TaskError(f"{file} has {count:,} combinations; at most {_MOST_COMBINATIONS:,} can be had")
     folder = out or Path(place or Path("logs", file.stem))
     found: dict[str, Combination] = {}
     for values in itertools.product(*axes.values()):
@@ -116,13 +122,26 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
     return list(found.values())
 
 
-def check(combinations: Iterable[Combination], by_name: ByName) -> list[ExperimentConfig]:
+def named_folder(file: Path) -> Path | None:
+    """Return the folder for the folders that a grid file names; None where it names none.
+
+    Raises:
+        TaskError: the file cannot be read.
+    """
+    place = _read(file).get("out")
+    return Path(place) if isinstance(place, str) else None
+
+
+def check(
+    combinations: Iterable[Combination], by_name: ByName, environ: Mapping[str, str] | None = None
+) -> list[ExperimentConfig]:
     """Their settings, with models and tasks that can be had; nothing is run, no data are read.
 
     Raises:
         TaskError: one of them could not be run as things are.
     """
-    configs = [resolve(each.config(by_name), os.environ) for each in combinations]
+    variables = os.environ if environ is None else environ
+    configs = [resolve(each.config(by_name), variables) for each in combinations]
     for config in configs:
         try:
             create(config.task, config.task_options)
@@ -158,8 +177,8 @@ def run_grid(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return tomllib.loads(read_file(file, _MOST_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"cannot read the grid {file}: {error}") from error
 
 

@@ -6,17 +6,20 @@ Exit codes: 0 all have their results · 1 some combination, or some example, fai
 
 from __future__ import annotations
 
-import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...engine.model_specs import ModelSpec, Role
+    from ...engine.trust import Environment, Permissions
     from .config import ExperimentConfig
     from .grid import Combination
 
@@ -44,29 +47,41 @@ def grid(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run those examples again that failed.")
     ] = False,
+    env_file: WhatEnvFile = None,
+    allow_read: WhatRead = None,
+    allow_write: WhatWrite = None,
+    trust_endpoint: WhatEndpoint = False,
 ) -> None:
     """Run all combinations, one after another; what is finished is left as it is, what was begun goes on."""
-    from dotenv import find_dotenv, load_dotenv
+    from ...engine.private_files import ResolvedPath, resolved
+    from .grid import check, named_folder, read_grid
+    from .layout import one_line
+    from .permissions import permit
 
-    from .grid import check, read_grid
-
-    if os.path.isdir("."):  # the directory may have been removed
-        load_dotenv(find_dotenv(usecwd=True))
+    allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
     flags = {"n": n, "concurrency": concurrency}
     combinations = read_grid(file, out, **{name: value for name, value in flags.items() if value is not None})
     if dry_run:
         for each in combinations:
-            print(f"{_state(each):<8}  {each.folder}")
+            print(one_line(f"{_state(each):<8}  {each.folder}"))
         return
     # What is finished needs no key any more.
     waiting = [each for each in combinations if retry_failed or not each.is_finished]
-    configs = check(waiting, _by_name)
+    environment = allowed.environment()
+    permissions = allowed.bind(file, environment)
+    if out is None and (folder := named_folder(file)) is not None:
+        permissions.writable(folder, "out")
+    configs = check(waiting, partial(_by_name, environment), environment)
+    for config in configs:
+        permit(config, flags, permissions)
     for each in combinations:
         if each not in waiting:
             _note(f"{each.folder}: finished before")
-    experiments = [(config, each.folder) for config, each in zip(configs, waiting, strict=True)]
+    # The name of a folder is known beforehand: a link of that name is not followed.
+    places = [ResolvedPath(resolved(each.folder.parent), each.folder.name) for each in waiting]
+    experiments = list(zip(configs, places, strict=True))
     folders = [each.folder for each in combinations]
-    raise typer.Exit(_run(experiments, folders, retry_failed=retry_failed))
+    raise typer.Exit(_run(experiments, folders, permissions.granted(), retry_failed=retry_failed))
 
 
 def _state(combination: Combination) -> str:
@@ -79,19 +94,23 @@ def _note(text: str) -> None:
     print(one_line(text), file=sys.stderr, flush=True)
 
 
-def _by_name(role: Role, name: str) -> ModelSpec:
+def _by_name(environment: Environment, role: Role, name: str) -> ModelSpec:
     from .command import named_model
     from .config import judge_spec
 
     if role in ("supervisor", "worker"):
-        return named_model(role, name, None)
-    spec = judge_spec(name, os.environ)
+        return named_model(role, name, None, environment)
+    spec = judge_spec(name, environment)
     assert spec != "none"
     return spec
 
 
 def _run(
-    experiments: Sequence[tuple[ExperimentConfig, Path]], folders: Sequence[Path], *, retry_failed: bool
+    experiments: Sequence[tuple[ExperimentConfig, Path]],
+    folders: Sequence[Path],
+    permissions: Permissions,
+    *,
+    retry_failed: bool,
 ) -> int:
     """Run them, and show what is in all folders then; the exit code."""
     from .command import Stopped, run_shown
@@ -99,7 +118,16 @@ def _run(
 
     def run(config: ExperimentConfig, folder: Path) -> int:
         _note(f"{folder}:")
-        return run_shown(config, folder, resume=True, retry_failed=retry_failed, quiet=False).failed
+        summary = run_shown(
+            config,
+            folder,
+            permissions,
+            resume=True,
+            retry_failed=retry_failed,
+            quiet=False,
+            own_answers=True,
+        )
+        return summary.failed
 
     failed: list[str] = []
     try:

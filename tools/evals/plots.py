@@ -7,6 +7,8 @@ intervals: Wilson's of accuracies, BCa of means.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ...engine.private_files import PrivateFolder
 from .analysis import Analysis, Figures
 from .layout import one_line
 from .records import Record
@@ -262,7 +265,9 @@ def _scale(axes: Any, series: Sequence[Series]) -> None:
 
 def _library() -> Any:
     try:
-        return import_module("matplotlib")
+        # It would read, and with some versions run, a matplotlibrc of the working directory.
+        with contextlib.chdir("/"):
+            return import_module("matplotlib")
     except ImportError as error:
         raise MissingLibrary(
             "matplotlib is not installed; pip install 'supdist-engine[plots]' brings it"
@@ -274,5 +279,13 @@ def _write(matplotlib: Any, figure: Any, path: Path) -> None:
     settings = {"svg.fonttype": "none", "svg.hashsalt": "supdist"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it is drawn as a box
-        figure.savefig(path.with_suffix(".png"), dpi=160)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        _save(figure, path.with_suffix(".png"), dpi=160)
+        _save(figure, path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _save(figure: Any, path: Path, **options: Any) -> None:
+    """Put a plot in the place of whatever has its name; a link is replaced, not followed."""
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], **options)
+    with PrivateFolder.open(path.parent) as folder, folder.replacing(path.name, mode=0o644) as file:
+        file.write(image.getvalue())

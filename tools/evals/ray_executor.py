@@ -24,10 +24,13 @@ from typing import Any
 from anyio import to_thread
 
 from ...engine.errors import SandboxUnavailable, TaskError
+from ...engine.private_files import PrivateFolder
+from ...engine.trust import UNBOUND, Permissions
 from ...tasks.base import Task
 from .config import ExperimentConfig
 from .executor import FATAL, Ended, Job, LocalExecutor, failure, unanswered
 from .records import Record
+from .strategies import CacheFile
 
 _RETRIES = 3
 """Times that an example is begun anew where its node or its process died."""
@@ -44,10 +47,11 @@ Reply = tuple[str | None, tuple[str, tuple[str, ...]] | None, dict[str, bytes]]
 class RayExecutor:
     """On the nodes of a cluster. See ``Executor``; ``TaskError`` where there is no Ray, or no cluster at the address."""
 
-    def __init__(self, config: ExperimentConfig, task: Task) -> None:
+    def __init__(self, config: ExperimentConfig, task: Task, permissions: Permissions = UNBOUND) -> None:
         """Nothing is opened yet."""
         self._config = config
         self._task = task
+        self._permissions = permissions
         # Ray's threads print what befalls nodes to stdout, which is the result's.
         self._printing = contextlib.redirect_stdout(sys.stderr)
 
@@ -78,7 +82,7 @@ class RayExecutor:
         """See ``Executor.run``."""
         started = time.monotonic()
         settings = self._config.model_dump_json()
-        work = self._run.remote(settings, self._task, job, version("supdist-engine"))
+        work = self._run.remote(settings, self._task, job, version("supdist-engine"), self._permissions)
         try:
             reply: Reply = await work
         except asyncio.CancelledError:
@@ -99,7 +103,7 @@ class RayExecutor:
         return Ended(Record.model_validate_json(text), fatal)
 
 
-def run_here(settings: str, task: Task, job: Job, driver: str) -> Reply:
+def run_here(settings: str, task: Task, job: Job, driver: str, permissions: Permissions = UNBOUND) -> Reply:
     """An example, on this node.
 
     Args:
@@ -107,6 +111,7 @@ def run_here(settings: str, task: Task, job: Job, driver: str) -> Reply:
         task: the task.
         job: the example.
         driver: the driver's version of this package.
+        permissions: the names of the keys for each endpoint; it holds no key.
     """
     folder = Path(tempfile.mkdtemp(prefix="supdist-example-"))
     logs = folder / "logs"
@@ -116,7 +121,7 @@ def run_here(settings: str, task: Task, job: Job, driver: str) -> Reply:
                 f"node {os.uname().nodename} has supdist-engine {here}, the driver {driver}; install the same"
             )
         config = ExperimentConfig.model_validate_json(settings)
-        ended = asyncio.run(_run_one(config, task, job, logs))
+        ended = asyncio.run(_run_one(config, task, job, logs, permissions))
     except FATAL as error:
         return None, _told(error), _files(logs)
     else:
@@ -126,10 +131,12 @@ def run_here(settings: str, task: Task, job: Job, driver: str) -> Reply:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _run_one(config: ExperimentConfig, task: Task, job: Job, logs: Path) -> Ended:
+async def _run_one(
+    config: ExperimentConfig, task: Task, job: Job, logs: Path, permissions: Permissions
+) -> Ended:
     """The experiment's own cache is the driver's, and out of reach; a file of the user's is this node's."""
-    cache = None if config.cache in ("off", "experiment") else Path(config.cache)
-    async with LocalExecutor(config, task, cache) as executor:
+    cache = None if config.cache in ("off", "experiment") else CacheFile(Path(config.cache))
+    async with LocalExecutor(config, task, cache, permissions) as executor:
         return await executor.run(job, logs)
 
 
@@ -158,6 +165,7 @@ def _files(logs: Path) -> dict[str, bytes]:
 
 
 def _write(logs: Path, files: dict[str, bytes]) -> None:
-    logs.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (logs / Path(name).name).write_bytes(content)
+    with PrivateFolder.open(logs, create=True) as folder:
+        for name, content in files.items():
+            with folder.replacing(Path(name).name) as file:
+                file.write(content)

@@ -7,18 +7,21 @@
     ├── results.jsonl      a ``Record`` a line, appended and flushed as examples end, in the order in which they end
     ├── results.csv        the same as a table, in the order of the sample, rewritten whole
     ├── cache.sqlite       answers that were paid for
+    ├── .mark              by which the user who ran it knows config.json again
     └── examples/<id>/     supervisor.jsonl, worker.jsonl, repl.jsonl
 
-``results.jsonl`` is the authority. A last line that is cut off is an example that has not ended.
+Files are their owner's alone (mode 0600), and a link in the folder is not followed. ``results.jsonl`` is the authority. A last line that is cut off is an example that has not ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from ...engine.private_files import is_there, open_file
 
 CONFIG, RECORDS, TABLE, CACHE, EXAMPLES = (
     "config.json", "results.jsonl", "results.csv", "cache.sqlite", "examples",
@@ -29,6 +32,12 @@ STRATEGY_NAMES = AliasChoices("strategy", "arm")
 
 Strategy = Literal["supervisor", "no-worker", "direct", "builtin"]
 """The full loop; the loop without workers; one call, the document cut to the window; the loop with the builtin pair."""
+
+
+# What a table and a plot can be made of: a file may be anybody's.
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Failure(BaseModel):
@@ -50,11 +59,11 @@ class Tokens(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    calls: int = 0
-    input: int = 0
-    output: int = 0
-    cached: int = Field(default=0, description="answers that came from the cache")
-    cost_usd: float | None = Field(default=0.0, description="dollars; None where a price is unknown")
+    calls: Count = 0
+    input: Count = 0
+    output: Count = 0
+    cached: Count = Field(default=0, description="answers that came from the cache")
+    cost_usd: Amount | None = Field(default=0.0, description="dollars; None where a price is unknown")
 
 
 class Record(BaseModel):
@@ -62,7 +71,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    index: int = Field(ge=0, description="its place in the sample")
+    index: Count = Field(description="its place in the sample")
     example: str = Field(description="the example's id")
     document: str = ""
     kind: str = ""
@@ -70,20 +79,20 @@ class Record(BaseModel):
     query: str
     references: list[str]
     answer: str | None
-    score: float | None = Field(description="the task's main figure, 0 to 1; None where there is no score")
+    score: Share | None = Field(description="the task's main figure, 0 to 1; None where there is no score")
     correct: bool | None
-    metrics: dict[str, float] = Field(default_factory=dict[str, float])
+    metrics: dict[str, Share] = Field(default_factory=dict[str, float])
     note: str = ""
-    steps: int = Field(description="turns of the supervisor; 1 of a direct call")
+    steps: Count = Field(description="turns of the supervisor; 1 of a direct call")
     stop_reason: str | None = Field(description="why the run ended; None where it failed")
-    context_chars: int = Field(description="characters of the document, as text")
+    context_chars: Count = Field(description="characters of the document, as text")
     supervisor_model: str = ""
     worker_model: str = ""
     judge_model: str = ""
     supervisor: Tokens = Tokens()
     worker: Tokens = Tokens()
     judge: Tokens = Tokens()
-    seconds: float
+    seconds: Amount
     run_id: str = ""
     error: Failure | None = None
 
@@ -98,11 +107,11 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    if not path.exists():
+    if not is_there(path):
         return
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with open_file(path) as lines:
         for line in lines:
             try:
-                yield Record.model_validate_json(line)
+                yield Record.model_validate_json(line.decode("utf-8", "replace"))
             except ValidationError:
                 continue

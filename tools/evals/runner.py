@@ -12,6 +12,7 @@ from typing import Protocol
 from anyio import to_thread
 
 from ...engine.errors import TaskError
+from ...engine.trust import UNBOUND, Permissions
 from ...handlers import all_or_none
 from ...tasks.base import Example, Task, TaskDataError
 from ...tasks.registry import create
@@ -20,6 +21,7 @@ from .executor import Executor, Job, LocalExecutor
 from .folder import Folder
 from .ray_executor import RayExecutor
 from .records import Record
+from .strategies import CacheFile
 from .summary import Summary
 
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
@@ -49,6 +51,8 @@ async def run_experiment(
     retry_failed: bool = False,
     task: Task | None = None,
     observer: Observer | None = None,
+    permissions: Permissions = UNBOUND,
+    own_answers: bool = False,
 ) -> Summary:
     """Run what is not in the folder yet, and give what is there then.
 
@@ -63,6 +67,9 @@ async def run_experiment(
         retry_failed: whether to run those again that failed; where only the judging did, that alone is done again.
         task: the task; by default it is made of the settings.
         observer: told how it goes.
+        permissions: which keys the models get.
+        own_answers: whether answers that another user kept in the cache's file are passed over. In the folder's own
+            cache they always are.
 
     Raises:
         TaskError: a setting is wrong, or differs from the folder's; or another process is at it.
@@ -90,7 +97,8 @@ async def run_experiment(
                 len(sample), [each for each in place.records.values() if each.example not in redone]
             )
         if jobs:
-            async with _executor(config, task, place) as executor:
+            cache = _cache(config, place, own=own_answers)
+            async with _executor(config, task, cache, permissions) as executor:
                 if before is None:  # not before all that can be wrong was found
                     ids = [example.id for example in sample]
                     place.begin(Manifest.of(config, provenance(data_hash, ids, sys.argv)))
@@ -129,12 +137,18 @@ def _left(sample: Sequence[Example], place: Folder, *, retry_failed: bool) -> li
     return jobs
 
 
-def _executor(config: ExperimentConfig, task: Task, place: Folder) -> Executor:
+def _executor(
+    config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions
+) -> Executor:
     if config.executor == "ray":
-        return RayExecutor(config, task)
+        return RayExecutor(config, task, permissions)
+    return LocalExecutor(config, task, cache, permissions)
+
+
+def _cache(config: ExperimentConfig, place: Folder, *, own: bool) -> CacheFile | None:
     if config.cache == "experiment":
-        return LocalExecutor(config, task, place.cache)
-    return LocalExecutor(config, task, None if config.cache == "off" else Path(config.cache))
+        return CacheFile(place.cache, own=True)
+    return None if config.cache == "off" else CacheFile(Path(config.cache), own)
 
 
 def _sample(task: Task, config: ExperimentConfig) -> list[Example]:

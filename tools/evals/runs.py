@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from ...engine.private_files import is_there, open_file
 from .records import CONFIG, EXAMPLES, RECORDS, Record, read_records
 
 
@@ -84,7 +85,8 @@ def _runs_below(place: Path) -> Iterator[Path]:
 
 def _read_config(path: Path) -> tuple[Mapping[str, Any], list[str]]:
     try:
-        value: object = json.loads(path.read_bytes())
+        with open_file(path) as file:
+            value: object = json.loads(file.read())
     except (OSError, ValueError, RecursionError) as error:
         return {}, [f"{path.name} cannot be read: {error}"]
     if not isinstance(value, dict):
@@ -102,9 +104,13 @@ def _read_records(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            yield from (line for line in lines if line.endswith("\n") and not line.isspace())
+    if is_there(path):
+        with open_file(path) as lines:
+            yield from (
+                line.decode("utf-8", "replace")
+                for line in lines
+                if line.endswith(b"\n") and not line.isspace()
+            )
 
 
 def _is_damaged(line: str) -> bool:
@@ -117,6 +123,6 @@ def _is_damaged(line: str) -> bool:
 
 def _folders_in(folder: Path) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.is_dir()]
+        return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     except OSError:
         return []

@@ -7,6 +7,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from anyio import to_thread
 
@@ -17,10 +18,22 @@ from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, builtin
 from ...engine.sandbox import SandboxRuntime
 from ...engine.supervisor.prompts import Prompts
+from ...engine.trust import Permissions
 from ...handlers import ModelHandler
 from .calls import tokens_of
 from .config import ExperimentConfig
 from .direct import Direct, Run
+
+
+class CacheFile(NamedTuple):
+    """A file of answers. ``own``: those of other users are passed over, because this user did not name the file."""
+
+    path: Path
+    own: bool = False
+
+    def store(self) -> ResponseCache:
+        """Return the cache, not open yet."""
+        return ResponseCache(self.path, own=self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +43,7 @@ class Loop:
     config: ExperimentConfig
     supervisor: ModelHandler
     worker: ModelHandler | None
-    cache: str | Path
+    cache: CacheFile | Literal["off", "run"]
     prompts: Prompts
 
     async def run(self, query: str, context: object, log_dir: Path) -> Run:
@@ -51,7 +64,7 @@ class Loop:
             worker_ctx_k=limits.worker_ctx_k,
             sandbox=self.config.sandbox,
             limits=limits,
-            cache=self.cache,
+            cache=self.cache if isinstance(self.cache, str) else self.cache.store(),
             cache_sampled=self.config.cache_sampled,
             cache_counts=True,
             prompts=self.prompts,
@@ -66,12 +79,15 @@ class Loop:
         )
 
 
-async def open_strategy(config: ExperimentConfig, cache: Path | None, stack: AsyncExitStack) -> Loop | Direct:
+async def open_strategy(
+    config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions, stack: AsyncExitStack
+) -> Loop | Direct:
     """What answers the examples. Models and, for the loop, the sandboxes' zygote stay open as long as the stack.
 
     Args:
         config: with its models filled in.
         cache: the file of answers; None keeps none.
+        permissions: which keys the models get.
         stack: what to close in the end.
 
     Raises:
@@ -80,45 +96,49 @@ async def open_strategy(config: ExperimentConfig, cache: Path | None, stack: Asy
     """
     assert config.supervisor is not None
     if config.strategy == "direct":
-        handler = await _entered(_direct_model(config), stack)
+        handler = await _entered(_direct_model(config, permissions), stack)
         window = await _window(config, handler)
         store = await open_cache(cache, stack)
         return Direct(handler, window, config.limits, store, config.cache_sampled)
     prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
-    supervisor = await _entered(build(config.supervisor, "supervisor", config), stack)
-    worker = None if config.worker is None else await _entered(build(config.worker, "worker", config), stack)
+    supervisor = await _entered(build(config.supervisor, "supervisor", config, permissions), stack)
+    worker = None
+    if config.worker is not None:
+        worker = await _entered(build(config.worker, "worker", config, permissions), stack)
     await stack.enter_async_context(SandboxRuntime(config.sandbox))
-    kept = "off" if config.cache == "off" else cache or "run"
+    kept: CacheFile | Literal["off", "run"] = "off" if config.cache == "off" else cache or "run"
     return Loop(config, supervisor, worker, kept, prompts)
 
 
-async def open_cache(path: Path | None, stack: AsyncExitStack) -> ResponseCache | None:
+async def open_cache(file: CacheFile | None, stack: AsyncExitStack) -> ResponseCache | None:
     """The answers of a file."""
-    return None if path is None else await stack.enter_async_context(ResponseCache(path))
+    return None if file is None else await stack.enter_async_context(file.store())
 
 
-async def open_judge(config: ExperimentConfig, stack: AsyncExitStack) -> ModelHandler | None:
+async def open_judge(
+    config: ExperimentConfig, permissions: Permissions, stack: AsyncExitStack
+) -> ModelHandler | None:
     """The judge, where the experiment has one."""
     if config.judge is None or config.judge == "none":
         return None
-    return await _entered(build(config.judge, "supervisor", config), stack)
+    return await _entered(build(config.judge, "supervisor", config, permissions), stack)
 
 
-def build(spec: ModelSpec, role: Role, config: ExperimentConfig) -> ModelHandler:
+def build(spec: ModelSpec, role: Role, config: ExperimentConfig, permissions: Permissions) -> ModelHandler:
     """A specification's handler.
 
     Raises:
         TaskError: it cannot be.
     """
-    return spec.build(role, Path(), config.limits.worker_ctx_k)
+    return spec.build(role, Path(), config.limits.worker_ctx_k, permissions)
 
 
-def _direct_model(config: ExperimentConfig) -> ModelHandler:
+def _direct_model(config: ExperimentConfig, permissions: Permissions) -> ModelHandler:
     """The builtin supervisor writes code and nothing else: the builtin worker stands in for it."""
     assert config.supervisor is not None
     if isinstance(config.supervisor, BuiltinSpec):
         return builtin("worker", config.limits.worker_ctx_k)
-    return build(config.supervisor, "supervisor", config)
+    return build(config.supervisor, "supervisor", config, permissions)
 
 
 async def _window(config: ExperimentConfig, handler: ModelHandler) -> int | None:
