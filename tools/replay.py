@@ -14,13 +14,22 @@ import difflib
 import itertools
 import sys
 from pathlib import Path
-from typing import Literal
 
+from ..engine import SandboxConfig
+from ..engine.cli.options import sandbox_config
+from ..engine.cli.permissions import Allowed
 from ..engine.cli.terminal import printable
 from ..engine.errors import SandboxError, TaskError
+from ..engine.trust import Environment, Permissions
+from .distill.export import SOURCES, is_own
 from .distill.replay import LineReport, TurnReport, replay
 
 EQUAL, DIFFERENT, USAGE, NO_SANDBOX = 0, 1, 2, 4
+
+_SANDBOX_OPTIONS = {
+    "memory": str, "timeout": float, "wall": float, "pids": int, "scratch": str, "packages": str, "backend": str,
+    "image": str, "runtime": str,
+}  # fmt: skip
 
 _DIFF_LINES = 40
 _DIFF_CHARS = 200
@@ -29,21 +38,45 @@ _DIFF_CHARS = 200
 def main() -> None:
     """Replay, print a row a line of the export, and exit."""
     parser = argparse.ArgumentParser(
-        description="Executes the code of exported conversations again, and compares."
+        description="Executes the code of exported conversations again, and compares. The sandbox has the limits that are "
+        "given here, whatever the log says."
     )
     parser.add_argument("path", type=Path, help="the folder of an sft export, or its train.jsonl")
     parser.add_argument("-n", type=int, help="so many lines of each file at most")
     parser.add_argument(
         "--best-effort", action="store_true", help="in sandboxes without a filter of system calls, too"
     )
+    for name, kind in _SANDBOX_OPTIONS.items():
+        field = SandboxConfig.model_fields[name]
+        parser.add_argument(
+            f"--{name}", type=kind, metavar="X", help=f"{field.description}; {field.default} by default"
+        )
+    parser.add_argument(
+        "--allow-read",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with logs of the export",
+    )
     options = parser.parse_args()
-    isolation: Literal["strict", "best_effort"] = "best_effort" if options.best_effort else "strict"
+    given = {name: value for name in _SANDBOX_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.best_effort:
+        given["isolation"] = "best_effort"
     try:
-        sys.exit(asyncio.run(_replay(options.path, options.n, isolation)))
+        permissions = _permissions(options.path, tuple(options.allow_read))
+        sys.exit(asyncio.run(_replay(options.path, options.n, sandbox_config(**given), permissions)))
     except TaskError as error:
         _fail(USAGE, error)
     except SandboxError as error:
         _fail(NO_SANDBOX, error)
+
+
+def _permissions(path: Path, read: tuple[Path, ...]) -> Permissions:
+    """What the export may have read: the logs that it names, if this user made it; else what lies in its folder."""
+    folder = path if path.is_dir() else path.parent
+    allowed = Allowed(read=read)
+    return allowed.bind(folder / SOURCES, Environment({}), is_own=is_own(folder))
 
 
 def _fail(code: int, error: Exception) -> None:
@@ -51,10 +84,12 @@ def _fail(code: int, error: Exception) -> None:
     sys.exit(code)
 
 
-async def _replay(path: Path, most: int | None, isolation: Literal["strict", "best_effort"]) -> int:
+async def _replay(path: Path, most: int | None, sandbox: SandboxConfig, permissions: Permissions) -> int:
     reports: list[LineReport] = []
-    async for report in replay(path, most, isolation):
+    told = set[str]()
+    async for report in replay(path, most, sandbox=sandbox, permissions=permissions):
         reports.append(report)
+        _tell_settings(report, told)
         _show(report)
     verdicts = ("equal", "different", "unknown")
     counts = {verdict: sum(report.count(verdict) for report in reports) for verdict in verdicts}
@@ -66,6 +101,15 @@ async def _replay(path: Path, most: int | None, isolation: Literal["strict", "be
     if counts["different"] or any(report.is_changed for report in reports):
         return DIFFERENT
     return EQUAL if counts["equal"] else USAGE
+
+
+def _tell_settings(report: LineReport, told: set[str]) -> None:
+    """Say once of each setting that the run's sandbox had another."""
+    for name, value in report.other_settings.items():
+        text = printable(f"{name} {value}")[:_DIFF_CHARS]
+        if text not in told:
+            told.add(text)
+            print(f"the run's sandbox had {text}; see --help for what can be set", file=sys.stderr)
 
 
 def _show(report: LineReport) -> None:

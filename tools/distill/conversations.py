@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from ...engine.private_files import open_file
 from ...engine.runlog.log import Stream
 from ...engine.sandbox.config import CallCode
 from ...handlers import Message
@@ -285,14 +286,17 @@ def _events(folder: Path, stream: Stream, run_id: str, kind: Any) -> Iterator[An
     Raises:
         NoConversation: one has not its shape. Lines that are no JSON were cut off, and are passed over.
     """
-    path = folder / f"{stream}.jsonl"
-    if not path.is_file():
-        return
     tags = {each.__struct_config__.tag for each in get_args(kind) or (kind,)}
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    try:
+        lines = open_file(folder / f"{stream}.jsonl")
+    except FileNotFoundError:
+        return
+    except OSError:  # a link, a FIFO, a file that may not be read
+        raise NoConversation("unreadable", folder) from None
+    with lines:
         for line in lines:
             try:
-                data = json.loads(line)
+                data = json.loads(line.decode("utf-8", "replace"))
             except (ValueError, RecursionError):
                 continue
             if isinstance(data, dict) and data.get("run_id") == run_id and data.get("event") in tags:  # pyright: ignore[reportUnknownMemberType]

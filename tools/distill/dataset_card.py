@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...engine.cli.terminal import printable
+from ...engine.private_files import digest_file, is_there
 from ..evals.records import CONFIG, RECORDS
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def facts_of(
             Experiment(
                 folder=os.path.relpath(folder, out.resolve()),
                 records=records,
-                records_sha256=_sha256(folder / RECORDS),
-                config_sha256=_sha256(folder / CONFIG) if (folder / CONFIG).is_file() else None,
+                records_sha256=digest_file(folder / RECORDS),
+                config_sha256=digest_file(folder / CONFIG) if is_there(folder / CONFIG) else None,
             )
             for folder, records in selection.experiments.items()
         ],
@@ -158,11 +158,6 @@ def facts_of(
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
     return {name: count for name, count in sorted(counts.items()) if count}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _table(head: tuple[str, ...], rows: Any) -> list[str]:

@@ -6,6 +6,7 @@
     ├── train.jsonl        the lines (``formats.py``); a side that has none has no file
     ├── validation.jsonl   the same of other documents
     ├── sources.jsonl      of each line: ``split`` and ``line`` (from 1), its run, score and models, the hash of its text
+    ├── .mark              by which the user who made it knows sources.jsonl again
     ├── card.json          counts, filters, sources, hashes
     └── README.md          the same for people, and for ``datasets.load_dataset(OUT)``
 
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...engine.errors import TaskError
+from ...engine.private_files import digest_file, read_file, resolved
+from ...engine.trust.seals import Seal
 from .conversations import NoConversation
 from .dataset_card import CARD, README, Card, SplitFacts, facts_of
 from .formats import REPEATED, Line, as_text, pairs, run_lines, sha256_of, turn_lines, worker_lines
@@ -34,7 +37,20 @@ from .options import ExportOptions
 from .selection import Run, Selection, select
 from .split import SIDES, Side, documents, split
 
-SOURCES = "sources.jsonl"
+SOURCES, MARK = "sources.jsonl", ".mark"
+
+
+def seal() -> Seal:
+    """Return what knows the exports of this user again."""
+    return Seal.open("export")
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether this user made the export, so that it names the logs of this user."""
+    try:
+        return seal().is_own(read_file(resolved(folder) / MARK), digest_file(folder / SOURCES).encode())
+    except OSError:
+        return False
 
 
 def export(folders: Iterable[Path], out: Path, options: ExportOptions, *, force: bool = False) -> Card:
@@ -65,6 +81,7 @@ def _write(selection: Selection, folder: Path, out: Path, options: ExportOptions
     sides = split(names, options.validation, options.seed)
     splits = _deal(spool, [(sides[name], name) for name in names], folder)
     spool.unlink()
+    (folder / MARK).write_text(seal().mark(digest_file(folder / SOURCES).encode()))
     card = facts_of(selection, out, options, left_out, splits)
     (folder / CARD).write_text(card.as_json(), encoding="ascii")
     (folder / README).write_text(card.as_markdown(), encoding="utf-8")

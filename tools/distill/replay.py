@@ -1,7 +1,7 @@
 """Replays of exported conversations: their code is executed again, in a real sandbox, and must show the same.
 
-The document, the worker's answers and the sandbox's limits come from the run's own logs; no model is asked. The worker
-answers by content: a prompt gets the answer that it got then, in whatever order threads ask. Of equal prompts with different
+The document and the worker's answers come from the run's own logs; no model is asked. The sandbox is the caller's choice: a
+log may come from anybody. It can lower a limit, so that a timeout of then is one again, and never raise one or name packages. The worker answers by content: a prompt gets the answer that it got then, in whatever order threads ask. Of equal prompts with different
 answers each gets the one of its own place, where there is such a place. The seconds that a block took are those of then.
 
 What depends on chance or time (the order of a set of texts, an address, a clock) differs, and is reported so.
@@ -13,7 +13,7 @@ import ast
 import itertools
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,14 @@ import msgspec
 
 from ...engine import SandboxConfig, open_sandbox
 from ...engine.errors import SandboxLost, TaskError
+from ...engine.private_files import open_file
 from ...engine.sandbox import CallError, CellResult, Display, ErrorInfo, Outcome, Sandbox, Usage, WorkerCall
 from ...engine.supervisor.blocks import code_blocks
 from ...engine.supervisor.conversation import Conversation as Talk
 from ...engine.supervisor.loop import is_last
 from ...engine.supervisor.transcript import show_results
 from ...engine.toolbox.toolbox import Toolbox
+from ...engine.trust import UNBOUND, Permissions
 from ...handlers import Message
 from .conversations import (
     Conversation,
@@ -45,6 +47,12 @@ from .formats import sha256_of
 from .split import SIDES
 
 _NO_ANSWER = CallError("unavailable", "the log has no answer to this prompt")
+
+_LIMITS = (
+    "timeout", "wall", "memory", "pids", "cpus", "cpu_seconds", "open_files", "scratch", "scratch_files", "output", "display",
+    "prompt", "batch", "pending_calls", "calls_per_second",
+)  # fmt: skip
+"""Settings of a sandbox of which more allows more."""
 
 _MOST_IMAGE_BYTES = 64 << 20
 
@@ -77,6 +85,7 @@ class LineReport:
         turns: those that could be replayed.
         skipped: why none was.
         is_changed: whether the line is not as it was exported, be it but shorter.
+        other_settings: the run's sandbox, where it had more than this one: higher limits, packages, an image.
     """
 
     file: str
@@ -84,6 +93,7 @@ class LineReport:
     turns: tuple[TurnReport, ...] = ()
     skipped: str = ""
     is_changed: bool = False
+    other_settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def count(self, verdict: str) -> int:
         """How many turns have that verdict."""
@@ -95,30 +105,39 @@ class NoReplay(Exception):
 
 
 async def replay(
-    path: Path, most: int | None = None, isolation: Literal["strict", "best_effort"] = "strict"
+    path: Path,
+    most: int | None = None,
+    *,
+    sandbox: SandboxConfig | None = None,
+    permissions: Permissions = UNBOUND,
 ) -> AsyncIterator[LineReport]:
     """Replay the conversations of an export, one after another. Its lines may have been shuffled, or thinned out.
 
     Args:
         path: its folder, or one of its files.
         most: so many lines of each file at most.
-        isolation: as in ``SandboxConfig``. All else of the sandbox is as in the log.
+        sandbox: what the code is run in. The log lowers its limits where the run had less, and changes nothing else.
+        permissions: which folders of logs may be read.
 
     Raises:
-        TaskError: it is no export of whole conversations.
+        TaskError: it is no export of whole conversations, or names logs that may not be read.
         SandboxUnavailable: there is no sandbox to be had here.
     """
+    config = sandbox or SandboxConfig()
     for file in _files(path):
         sources = _Sources(file)
         for number, messages in enumerate(itertools.islice(_lines(file), most), 1):
             source, is_changed = sources.find(number, messages)
             turns: list[TurnReport] = []
-            skipped = ""
+            skipped, others = "", dict[str, object]()
             try:
-                turns = await _replay(messages, source, file.parent, isolation)
+                folder, told = _told(source, file.parent, permissions)
+                then = _settings_of(told)
+                others = _other_settings(then, config)
+                turns = await _replay(messages, source, folder, told, _lowered(config, then))
             except NoReplay as reason:
                 skipped = str(reason)
-            yield LineReport(file.name, number, tuple(turns), skipped, is_changed)
+            yield LineReport(file.name, number, tuple(turns), skipped, is_changed, others)
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -152,9 +171,9 @@ class _Sources:
         if not path.is_file():
             raise TaskError(f"{path} is missing: it tells in which logs the answers of the worker are")
         try:
-            with open(path, encoding="utf-8") as lines:
+            with open_file(path) as lines:
                 rows = [msgspec.json.decode(line, type=_Source) for line in lines]
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
             raise TaskError(
                 f"{path} tells of no supervisor's conversations; only an export of them can be replayed"
             ) from None
@@ -168,24 +187,68 @@ class _Sources:
 
 
 def _lines(file: Path) -> Iterator[list[Message]]:
-    with open(file, encoding="utf-8") as lines:
+    try:
+        opened = open_file(file)
+    except OSError as error:
+        raise TaskError(f"cannot read {file}: {error.strerror}") from error
+    with opened as lines:
         for number, line in enumerate(lines, 1):
             try:
                 yield msgspec.json.decode(line, type=_Line).messages
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TaskError(
                     f"{file}, line {number}: {error}; only --format sft --per run is replayed"
                 ) from None
 
 
-async def _replay(
-    messages: Sequence[Message], source: _Source | None, base: Path, isolation: str
-) -> list[TurnReport]:
+def _told(source: _Source | None, base: Path, permissions: Permissions) -> tuple[Path, Conversation]:
+    """The folder of a line's logs, and the conversation that they tell."""
     if source is None:
         raise NoReplay(f"{SOURCES} does not tell where it comes from")
-    folder = base / source.run
+    folder = permissions.readable(base / source.run, "run")
     try:
         told = read_conversation(folder, source.run_id)
+    except NoConversation as error:
+        raise NoReplay(f"its log: {error}") from error
+    if told.start.tools:
+        raise NoReplay(f"its code had tools that no log keeps: {', '.join(sorted(told.start.tools))}")
+    return folder, told
+
+
+def _settings_of(told: Conversation) -> SandboxConfig:
+    """The sandbox of then; how tight its walls have to be is no log's to say."""
+    try:
+        return SandboxConfig.model_validate({**told.start.sandbox, "isolation": "strict"})
+    except ValueError as error:
+        raise NoReplay(f"the log's settings of the sandbox: {error}") from error
+
+
+def _lowered(config: SandboxConfig, then: SandboxConfig) -> SandboxConfig:
+    """The caller's sandbox, with the limits of then where they were lower."""
+    lower = {name: min(getattr(config, name), getattr(then, name)) for name in _LIMITS}
+    return config.model_copy(update=lower)
+
+
+def _other_settings(then: SandboxConfig, config: SandboxConfig) -> dict[str, object]:
+    """What code could notice then, and does not get back."""
+    higher = {name: value for name in _LIMITS if (value := getattr(then, name)) > getattr(config, name)}
+    others = {
+        name: value
+        for name in ("packages", "backend", "image", "runtime")
+        if (value := getattr(then, name)) != getattr(config, name)
+    }
+    return higher | others
+
+
+async def _replay(
+    messages: Sequence[Message],
+    source: _Source | None,
+    folder: Path,
+    told: Conversation,
+    config: SandboxConfig,
+) -> list[TurnReport]:
+    assert source is not None
+    try:
         log = _Log(told, list(cells(folder, source.run_id)))
         answers = _Answers(worker_answers(folder, source.run_id))
         budgets = deque(
@@ -195,9 +258,7 @@ async def _replay(
         )
     except NoConversation as error:
         raise NoReplay(f"its log: {error}") from error
-    if told.start.tools:
-        raise NoReplay(f"its code had tools that no log keeps: {', '.join(sorted(told.start.tools))}")
-    context, config = _context(folder, told), _config(told, isolation)
+    context = _context(folder, told)
     talk = Talk()
     opened = open_sandbox(
         config,
@@ -227,21 +288,16 @@ def _own_tools(talk: Talk, budgets: deque[Any]) -> dict[str, Any]:
     return {"budget": budget, "history": history}
 
 
-def _config(told: Conversation, isolation: str) -> SandboxConfig:
-    """The sandbox's settings of then; how tight its walls have to be is no log's to say."""
-    try:
-        return SandboxConfig.model_validate({**told.start.sandbox, "isolation": isolation})
-    except ValueError as error:
-        raise NoReplay(f"the log's settings of the sandbox: {error}") from error
-
-
 def _context(folder: Path, told: Conversation) -> object:
     """The document as it is kept beside the logs."""
     name = told.start.context.file
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
+    if Path(name).name != name:
         raise NoReplay("its document is not beside its logs")
-    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    try:
+        with open_file(folder / name) as file:
+            text = file.read().decode("utf-8", "surrogatepass")
+    except (OSError, UnicodeDecodeError):
+        raise NoReplay("its document is not beside its logs") from None
     try:
         if name.endswith(".json"):
             return json.loads(text)

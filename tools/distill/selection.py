@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...engine.errors import TaskError
+from ...engine.private_files import PrivateFolder, resolved
 from ..evals.records import EXAMPLES, RECORDS, Record, read_records
 from .conversations import (
     Conversation,
@@ -180,11 +181,14 @@ def _experiments(folders: Iterable[Path]) -> Iterator[Path]:
             if RECORDS in files:
                 found = True
                 below.clear()
-                yield Path(place).resolve()
+                yield resolved(place)
         if not found:
             raise TaskError(f"{folder} holds no {RECORDS}; name folders that `supdist-engine eval` wrote")
 
 
 def _logged(experiment: Path) -> set[str]:
-    folder = experiment / EXAMPLES
-    return {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
+    try:
+        with PrivateFolder.open(experiment / EXAMPLES) as folder:
+            return set(folder.folders())
+    except OSError:
+        return set()
