@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(tempfile.mkdtemp(prefix="t-"))  # short, for sockets; a worker's lies in the controller's
     config.stash[_FOLDER] = folder
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    os.environ["XDG_CONFIG_HOME"] = str(folder / "config")  # what a test trusts, the user does not
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

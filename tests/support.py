@@ -25,7 +25,9 @@ Open = Callable[..., AbstractAsyncContextManager[Sandbox]]
 SMALL: dict[str, Any] = {"timeout": 5.0, "grace": 0.3, "memory": "256MiB", "pids": 32, "scratch": "64MiB"}
 
 
-KEYS = ("TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL")
+KEYS = (
+    "TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "OPENAI_BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL",
+)  # fmt: skip
 """Variables that name endpoints and models: a test without a key must not see the user's."""
 
 BACKENDS: dict[str, dict[str, Any]] = {

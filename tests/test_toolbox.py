@@ -250,6 +250,7 @@ def test_a_task_file_names_tools_beside_it_and_in_the_environment(tmp_path: Path
         "root": "math:sqrt",
     }
     task = task_with_tools(tmp_path, tools, "FINAL(f\"{twice('ab')} {size('a')} {root(9)}\")")
+    subprocess.run([sys.executable, "-m", "supdist.engine", "trust", str(tmp_path)], check=True, timeout=60)
     done = subprocess.run(
         [sys.executable, "-m", "supdist.engine", "run", str(task)],
         cwd="/", capture_output=True, text=True, timeout=60, check=False,
