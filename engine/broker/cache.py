@@ -152,7 +152,7 @@ class _Store:
     """The file, as the one thread that uses it sees it."""
 
     def __init__(self, path: str | os.PathLike[str] | None, timeout: float, *, own: bool) -> None:
-        self._path = None if path is None else Path(path)
+        self._path = path if path is None or isinstance(path, Path) else Path(path)
         self._timeout = timeout
         self._own = own
         self._seal = Seal("cache", None)

@@ -86,7 +86,7 @@ class Folder:
     @property
     def cache(self) -> Path:
         """The file for answers."""
-        return self.path / CACHE
+        return resolved(self.path) / CACHE
 
     def logs(self, example: str) -> Path:
         """Where an example's logs are."""
