@@ -150,11 +150,11 @@ async def test_lg6_a_key_is_sent_to_its_endpoint_and_nowhere_else(tmp_path: Path
         return Text("answer")
 
     async with FakeOpenAI(play) as server:
-        model = {"handler": "openai", "base_url": server.base_url}
+        # The key and the endpoint that it is for come from one place; a task file that names the endpoint gets no key.
         done = await supdist(
             tmp_path,
-            {"query": "q", "context": "c", "log_dir": "logs", "supervisor": {**model, "model": "big"}, "worker": {**model, "model": "small"}},
-            OPENAI_API_KEY=canary,
+            {"query": "q", "context": "c", "log_dir": "logs"},
+            OPENAI_API_KEY=canary, BASE_URL=server.base_url, SUPERVISOR_MODEL="big", WORKER_MODEL="small",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert canary in keys, "the endpoint did get it"
