@@ -7,6 +7,7 @@ there may read or write. A surrounding is an example of its kind; ``test_trust.p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -545,7 +546,7 @@ async def test_a_cache_from_elsewhere_answers_nothing(place: Place) -> None:
     command += ["--supervisor-model", "m", "--judge-model", "none", "--out", "out"]
     assert (await place.start(*command)).returncode == 0
     asked = len(place.server.requests)
-    with sqlite3.connect(place.folder / "out/cache.sqlite") as connection:
+    with contextlib.closing(sqlite3.connect(place.folder / "out/cache.sqlite")) as connection, connection:
         connection.execute("UPDATE answers SET answer = replace(answer, 'from the server', 'forged')")
     (place.folder / "out/results.jsonl").unlink()
     assert (await place.start("eval", "--resume", "out")).returncode == 0

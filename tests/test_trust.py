@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -352,7 +353,7 @@ async def test_a_cache_passes_over_what_others_kept_unless_it_was_named(
         assert (await cache.get(key_)) == Completion("theirs")
         await cache.put(key_, Completion("again"))
         assert (await cache.get(key_)) == Completion("theirs")
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE marks SET mark = 'é'")
     async with ResponseCache(path, own=True) as cache:
         assert await cache.get(key_) is None
