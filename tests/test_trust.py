@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from pydantic import ValidationError
 
-from supdist.engine import TaskError
+from supdist.engine import CacheError, TaskError
 from supdist.engine.broker.cache import ResponseCache
 from supdist.engine.model_specs import OpenAISpec, from_environment, specified_by
 from supdist.engine.private_files import PrivateFolder, ResolvedPath, open_file, read_file
@@ -25,6 +27,7 @@ from supdist.engine.trust.questions import nobody
 from supdist.engine.trust.seals import Seal
 from supdist.engine.trust.settings import HostRule, Settings, change_settings, read_settings
 from supdist.handlers import Completion, OpenAIHandler
+from supdist.tools.evals.records import Record
 
 OPENAI, TOGETHER, BOX = "https://api.openai.com/v1", "https://api.together.xyz/v1", "https://gpu-box/v1"
 LOCAL, PLAIN = "http://localhost:11434/v1", "http://gpu-box:8000/v1"
@@ -445,3 +448,35 @@ def test_a_new_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
     assert (tmp_path / "table").read_text() == "old"
+
+
+async def test_a_cache_with_a_view_or_a_trigger_is_not_used(tmp_path: Path) -> None:
+    """They would run as the file is read and written, the one without end."""
+    for sql in (
+        "CREATE VIEW v AS WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x FROM c",
+        "CREATE TRIGGER t AFTER INSERT ON answers BEGIN DELETE FROM answers; END",
+    ):
+        path = tmp_path / sql.split()[1]
+        async with ResponseCache(path):
+            pass
+        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(sql)
+        with pytest.raises(CacheError, match="damaged"):
+            async with ResponseCache(path):
+                pass
+
+
+@pytest.mark.parametrize(
+    "field",
+    ['"score": NaN', '"score": 1e308', '"steps": 1e400', '"seconds": Infinity', '"context_chars": -1'],
+)
+def test_a_record_of_which_no_table_can_be_made_is_none(field: str) -> None:
+    good = {
+        "index": 0, "example": "e", "strategy": "direct", "query": "q", "references": ["a"], "answer": "a", "score": 1.0,
+        "correct": True, "steps": 1, "stop_reason": "final", "context_chars": 1, "seconds": 1.0,
+    }  # fmt: skip
+    Record.model_validate_json(json.dumps(good))
+    name = field.split('"')[1]
+    text = json.dumps({key: value for key, value in good.items() if key != name})
+    with pytest.raises(ValidationError):
+        Record.model_validate_json(text[:-1] + f", {field}}}")
