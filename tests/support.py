@@ -7,7 +7,7 @@ import hashlib
 import os
 import selectors
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ KEYS = (
     "TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "OPENAI_BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL",
 )  # fmt: skip
 """Variables that name endpoints and models: a test without a key must not see the user's."""
+
+
+def pieces_from(controller: int) -> Iterator[bytes]:
+    """Yield what a pseudo-terminal shows, until nobody holds its other end."""
+    with contextlib.suppress(OSError):
+        while piece := os.read(controller, 65536):
+            yield piece
+
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "process": {"backend": "process"},

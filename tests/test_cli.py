@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEYS, REPOSITORY, descendants, heed_interrupts
+from support import KEYS, REPOSITORY, descendants, heed_interrupts, pieces_from
 
 from supdist.engine.cli.terminal import printable
 
@@ -168,15 +168,7 @@ def test_on_a_terminal_the_answer_is_escaped_and_progress_is_drawn(tmp_path: Pat
         [*COMMAND, "run", task], cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
     ) as process:
         os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(controller, 65536)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
+        shown = b"".join(pieces_from(controller))
     os.close(controller)
     assert process.returncode == 0
     assert b"]0;title\x07" not in shown

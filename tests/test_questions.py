@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEYS
+from support import KEYS, pieces_from
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 COMMAND = [sys.executable, "-m", "supdist.engine", "run", "task.json"]
@@ -28,13 +28,7 @@ def on_terminal(folder: Path, *answers: str, **environ: str) -> tuple[int, str]:
     )
     os.close(terminal)
     shown, waiting = b"", list(answers)
-    while True:
-        try:
-            piece = os.read(controller, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
+    for piece in pieces_from(controller):
         shown += piece
         if shown.endswith(b"? ") and waiting:
             answer = waiting.pop(0)

@@ -43,6 +43,7 @@ _APPLICATION = 0x73757064  # "supd": how file(1) and we know the file as ours
 
 _JOURNALS = ("-wal", "-shm", "-journal")
 
+_COUNT_STRANGE = "SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')"
 _SELECT = "SELECT answer FROM answers WHERE key = ?"
 _SELECT_MARKED = "SELECT answer, mark FROM answers LEFT JOIN marks USING (key) WHERE key = ?"
 
@@ -241,10 +242,9 @@ class _Store:
                     f"{self._path}: its version is {version}, and this one knows {_SCHEMA_VERSION}; "
                     "choose another path"
                 )
-            strange = "SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index')"
-            if connection.execute(strange).fetchone() != (
-                0,
-            ):  # views and triggers run as they are read and written
+            # Views and triggers would run as the tables are read and written.
+            (strange,) = connection.execute(_COUNT_STRANGE).fetchone()
+            if strange:
                 raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
             # Of its own, so that version 0.1 can use the file as well.
             connection.execute("CREATE TABLE IF NOT EXISTS marks (key BLOB PRIMARY KEY, mark TEXT NOT NULL)")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..service import Service
     from .console import ServiceScreen
 
-ENV_FILE = ".env"
 INTERRUPTED = 130
 
 _OPEN_FILES = 16384  # each engine is a connection, each request to an endpoint another
@@ -99,7 +98,7 @@ def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
         specs = {"supervisor": file.supervisor, "worker": file.worker}
     else:
         specs = {role: specified_by(environment, role) for role in get_args(Role)}
-    permissions = allowed.bind(path or environment.path or Path(ENV_FILE), environment)
+    permissions = allowed.bind(path, environment)
     folder, context = permissions.subject.parent, TaskLimits().worker_ctx_k
     handlers: dict[str, ModelHandler] = {
         role: spec.build(role, folder, context, permissions) for role, spec in specs.items() if spec

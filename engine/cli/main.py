@@ -188,9 +188,8 @@ class _Outputs(NamedTuple):
         """The log folder, from the working directory where it is below."""
         if self.log_dir is None:
             return None
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # the directory may have been removed; or it is elsewhere
+        # The working directory may have been removed, or the folder is not below it.
+        with contextlib.suppress(OSError, ValueError):
             return str(self.log_dir.relative_to(os.path.realpath(os.curdir)))
         return str(self.log_dir)
 

@@ -94,22 +94,23 @@ class Allowed:
         return found
 
     def bind(
-        self, subject: Path, environment: Environment, *, ask: bool = True, is_own: bool = False
+        self, subject: Path | None, environment: Environment, *, ask: bool = True, is_own: bool = False
     ) -> Bound:
         """Return what a file may do. Questions are asked only where a person can answer on the terminal.
 
         Args:
-            subject: the file.
+            subject: the file; None where only the environment says something.
             environment: where keys come from.
             ask: whether questions are asked at all.
             is_own: whether the user wrote what the file says, so that its paths and imports are the user's.
         """
         from ..trust import Bound
+        from ..trust.environment import ENV_FILE
         from ..trust.questions import nobody
 
         person = ask and sys.stdin.isatty() and sys.stderr.isatty()
         return Bound(
-            subject,
+            subject or environment.path or Path(ENV_FILE),
             environment,
             read=self.read,
             write=self.write,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from ..errors import TaskError
 from ..private_files import others_may_write
 from .questions import shown
-from .settings import FolderRule, Settings, fingerprint
+from .settings import FolderRule, Settings
 
 _CODE = tuple(all_suffixes())
 _DESCRIPTIONS = (".json", ".toml")
@@ -58,7 +59,7 @@ def why_not(settings: Settings, description: Path) -> str | None:
     root = Path(rule.folder)
     name = str(place.relative_to(root))
     try:
-        now = dict(_files(root, _CODE)) | {name: fingerprint(place.read_bytes())}
+        now = dict(_files(root, _CODE)) | {name: _hash(place)}
         problem = _problem(place)
     except OSError as error:
         raise TaskError(f"cannot read {shown(error.filename or root)}: {error.strerror}") from error
@@ -98,7 +99,7 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
                 f"{shown(root)} holds more than {_MOST_FILES:,} files or {_MOST_CODE_BYTES >> 20} MiB to check: put the "
                 "file and its code into a folder of their own"
             )
-        yield str(path.relative_to(root)), fingerprint(path.read_bytes())
+        yield str(path.relative_to(root)), _hash(path)
     if problems:
         more = [f"and {len(problems) - _MOST_SHOWN} more"] if len(problems) > _MOST_SHOWN else []
         lines = "\n".join(f"  {each}" for each in (*problems[:_MOST_SHOWN], *more))
@@ -130,6 +131,10 @@ def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
                 waiting.append(path)
             elif path.name.endswith(suffixes):
                 yield path
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _problem(path: Path) -> str:

@@ -7,7 +7,6 @@ user's own files are recognised (``seals.py``).
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -123,7 +122,7 @@ def read_settings() -> Settings:
         # The folder is the user's own, and so are links in it.
         with open_file(resolved(path)) as file:
             found = os.fstat(file.fileno())
-            if found.st_uid != os.geteuid() or others_may_write(found):
+            if not _is_own(found):
                 raise TaskError(
                     f"{path} belongs to another user, or others can write it: make it yours alone (chmod 600), or set "
                     "XDG_CONFIG_HOME"
@@ -171,11 +170,6 @@ def user_secret() -> bytes | None:
         return None
 
 
-def fingerprint(data: bytes) -> str:
-    """Return the SHA-256 of data, in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def as_json(settings: Settings) -> str:
     """Return the rules for a person or a program, without the hashes of files."""
     whole = settings.model_dump()
@@ -187,9 +181,13 @@ def _own_file(name: str) -> bytes | None:
     """Return the content of a file of the settings; None where there is none that this user alone can have written."""
     with suppress(OSError), PrivateFolder.open(config_folder()) as folder, folder.read(name) as file:
         found = os.fstat(file.fileno())
-        if found.st_uid == os.geteuid() and not others_may_write(found) and found.st_size <= _MOST_BYTES:
-            return file.read()
+        return file.read(_MOST_BYTES) if _is_own(found) else None
     return None
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """Whether the caller alone can have written a file."""
+    return found.st_uid == os.geteuid() and not others_may_write(found)
 
 
 @contextmanager

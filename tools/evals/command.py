@@ -20,7 +20,6 @@ from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, specified_by
 from ...engine.private_files import PrivateFolder
 from ...engine.taskfile import TaskLimits, checked
 from ...engine.trust import Environment, Permissions
-from ...engine.trust.environment import ENV_FILE
 from ...engine.trust.settings import user_secret
 from ...handlers.builtin import NOTICE
 from ...tasks.base import TaskDataError
@@ -74,7 +73,7 @@ def eval_with(
     if retry_failed and place.resume is None:
         raise TaskError("--retry-failed is for an experiment that is there: name it with --resume")
     environment = allowed.environment()
-    subject, is_own = file or Path(ENV_FILE), file is None
+    subject, is_own = file, file is None
     if place.resume is None:
         config = resolve(_settings(flags, read_config(file) if file else None, environment), environment)
     else:
