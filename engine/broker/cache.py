@@ -189,24 +189,24 @@ class _Store:
 
     def write(self, completions: Mapping[bytes, Completion]) -> None:
         assert self._connection is not None
-        answers = {key: _encode(completion) for key, completion in completions.items()}
-        marks = {key: self._seal.mark(key, answer.encode()) for key, answer in answers.items()}
+        answers = [(key, _encode(completion)) for key, completion in completions.items()]
+        marks = [(key, self._seal.mark(key, answer.encode())) for key, answer in answers]
         with self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             if self._own:
-                self._remove_others(answers)
-            for key, answer in answers.items():
-                insert = "INSERT OR IGNORE INTO answers VALUES (?, ?)"
-                if self._connection.execute(insert, (key, answer)).rowcount == 1:
-                    self._connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (key, marks[key]))
+                self._remove_others(completions)
+            self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
+            # The mark of an answer that was not kept fits to no other.
+            self._connection.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?)", marks)
 
     def _remove_others(self, keys: Iterable[bytes]) -> None:
-        """Remove answers that are passed over, so that this user's own can be kept."""
+        """Remove what is passed over, answers and marks, so that this user's own can be kept."""
         assert self._connection is not None
         for key in keys:
             row = self._connection.execute(_SELECT_MARKED, (key,)).fetchone()
-            if row is not None and not self._is_own(key, *row):
+            if row is None or not self._is_own(key, *row):
                 self._connection.execute("DELETE FROM answers WHERE key = ?", (key,))
+                self._connection.execute("DELETE FROM marks WHERE key = ?", (key,))
 
     def _is_own(self, key: bytes, answer: object, mark: object) -> bool:
         return (
