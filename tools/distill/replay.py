@@ -1,8 +1,11 @@
 """Replays of exported conversations: their code is executed again, in a real sandbox, and must show the same.
 
-The document and the worker's answers come from the run's own logs; no model is asked. The sandbox is the caller's choice: a
-log may come from anybody. It can lower a limit, so that a timeout of then is one again, and never raise one or name packages. The worker answers by content: a prompt gets the answer that it got then, in whatever order threads ask. Of equal prompts with different
-answers each gets the one of its own place, where there is such a place. The seconds that a block took are those of then.
+The document and the worker's answers come from the run's own logs; no model is asked. The worker answers by content: a
+prompt gets the answer that it got then, in whatever order threads ask. Of equal prompts with different answers each gets the
+one of its own place, where there is such a place. The seconds that a block took are those of then.
+
+The caller chooses the sandbox, since a log may come from anybody. A log can only lower a limit, so that a block that ran out
+of time does so again.
 
 What depends on chance or time (the order of a set of texts, an address, a clock) differs, and is reported so.
 """
@@ -128,6 +131,10 @@ async def replay(
         sources = _Sources(file)
         for number, messages in enumerate(itertools.islice(_lines(file), most), 1):
             source, is_changed = sources.find(number, messages)
+            if source is None:
+                why = f"{SOURCES} does not tell where it comes from"
+                yield LineReport(file.name, number, skipped=why, is_changed=is_changed)
+                continue
             turns: list[TurnReport] = []
             skipped, others = "", dict[str, object]()
             try:
@@ -201,10 +208,8 @@ def _lines(file: Path) -> Iterator[list[Message]]:
                 ) from None
 
 
-def _told(source: _Source | None, base: Path, permissions: Permissions) -> tuple[Path, Conversation]:
+def _told(source: _Source, base: Path, permissions: Permissions) -> tuple[Path, Conversation]:
     """The folder of a line's logs, and the conversation that they tell."""
-    if source is None:
-        raise NoReplay(f"{SOURCES} does not tell where it comes from")
     folder = permissions.readable(base / source.run, "run")
     try:
         told = read_conversation(folder, source.run_id)
@@ -242,12 +247,11 @@ def _other_settings(then: SandboxConfig, config: SandboxConfig) -> dict[str, obj
 
 async def _replay(
     messages: Sequence[Message],
-    source: _Source | None,
+    source: _Source,
     folder: Path,
     told: Conversation,
     config: SandboxConfig,
 ) -> list[TurnReport]:
-    assert source is not None
     try:
         log = _Log(told, list(cells(folder, source.run_id)))
         answers = _Answers(worker_answers(folder, source.run_id))
