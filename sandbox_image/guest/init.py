@@ -115,6 +115,8 @@ class Init:
         # of its uid. A relay must still be able to pass a cell's pipes on.
         most_files, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
+        # Before the fork, so that the name holds from the first moment of the repl.
+        set_process_name("supdist-init")
         self._repl_pid = os.fork()
         if self._sync is not None:
             os.close(self._sync)
@@ -131,7 +133,6 @@ class Init:
         repls.close()
         if self._context_fd is not None:
             os.close(self._context_fd)
-        set_process_name("supdist-init")
         self._wake, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _wake)
