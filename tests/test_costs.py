@@ -96,7 +96,7 @@ def test_in_the_shim_a_frame_is_a_system_call() -> None:
         assert lane.receive() == [b"call"]
         lane.send(b"reply")
         assert ours.asked == {"send": 1, "receive": 1}
-        assert lane.waiting == 0
+        assert lane.unsent_bytes == 0
 
 
 async def talk(zygote: Zygote, code: str) -> Counter[str]:

@@ -378,8 +378,8 @@ def test_remedies_name_the_capability_and_the_mend() -> None:
     import errno
 
     assert "user.max_user_namespaces" in unavailable("user_namespace", errno.ENOSPC).remedy
-    assert "Linux 5.12" in unavailable("host_view", errno.ENOSYS).remedy
-    assert "chroot" in unavailable("host_view", errno.EINVAL).remedy
+    assert "Linux 5.12" in unavailable("zygote_root", errno.ENOSYS).remedy
+    assert "chroot" in unavailable("zygote_root", errno.EINVAL).remedy
     assert "user.max_.*_namespaces" in unavailable("namespaces", errno.ENOSPC).remedy
     assert "ulimit -u" in unavailable("fork", errno.EAGAIN).remedy
     assert "memory" in unavailable("fork", errno.ENOMEM).remedy

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from supdist.engine.jail.message_stream import MessageStream
-from supdist.engine.jail.output import Piped
+from supdist.engine.jail.output import PipeReader
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.pipes import OldPipes, Pipes
 
@@ -96,9 +96,9 @@ def init() -> Generator[tuple[MessageStream, socket.socket]]:
     lane.close()
 
 
-def next_cell(output: Piped, mine: list[int], now: float) -> list[int]:
+def next_cell(output: PipeReader, mine: list[int], now: float) -> list[int]:
     """What the repl does: it puts the new pipes in the place of its own."""
-    writers = output.begin(now)
+    writers = output.begin_cell(now)
     close_all(mine)
     return writers
 
@@ -107,56 +107,56 @@ def test_pipes_that_only_the_repl_had_are_closed_without_a_word(
     init: tuple[MessageStream, socket.socket],
 ) -> None:
     lane, theirs = init
-    output = Piped(os.geteuid(), lane)
-    mine = output.begin(0.0)
-    assert output.look_at is None
-    last = output.readable()
+    output = PipeReader(os.geteuid(), lane)
+    mine = output.begin_cell(0.0)
+    assert output.release_at is None
+    last = output.descriptors()
     os.write(mine[0], b"one")
     assert list(output.drain()) == [(1, b"one")]
-    output.end()
-    assert output.readable() == last, "something may still write there"
+    output.end_cell()
+    assert output.descriptors() == last, "something may still write there"
     mine = next_cell(output, mine, 5.0)
-    assert not set(output.readable()) & set(last)
-    assert output.look_at is not None
-    output.look(output.look_at - 0.001)
+    assert not set(output.descriptors()) & set(last)
+    assert output.release_at is not None
+    output.release_if_due(output.release_at - 0.001)
     assert not is_closed(last[0])
-    output.look(output.look_at)
+    output.release_if_due(output.release_at)
     assert all(map(is_closed, last))
-    assert output.look_at is None
-    output.end()
+    assert output.release_at is None
+    output.end_cell()
     theirs.setblocking(False)
     with pytest.raises(BlockingIOError):
         theirs.recv(1)
-    close_all([*mine, *output.readable()])
+    close_all([*mine, *output.descriptors()])
 
 
 def test_pipes_that_something_else_has_go_to_init(init: tuple[MessageStream, socket.socket]) -> None:
     lane, theirs = init
-    output = Piped(os.geteuid(), lane)
-    mine = output.begin(0.0)
+    output = PipeReader(os.geteuid(), lane)
+    mine = output.begin_cell(0.0)
     child = os.dup(mine[1])
-    output.end()
-    (first, second) = output.readable()
+    output.end_cell()
+    (first, second) = output.descriptors()
     mine = next_cell(output, mine, 1.0)
-    output.end()
+    output.end_cell()
     assert is_closed(first)
     assert is_closed(second), "init has it"
     data, descriptors, _, _ = socket.recv_fds(theirs, 1 << 16, 4)
     assert protocol.FrameBuffer(100).feed(data) == [protocol.encode(protocol.Discard())]
     os.write(child, b"late")
     assert os.read(descriptors[0], 100) == b"late"
-    close_all([child, *descriptors, *mine, *output.readable()])
+    close_all([child, *descriptors, *mine, *output.descriptors()])
 
 
 def test_between_cells_what_is_written_is_not_waited_for(init: tuple[MessageStream, socket.socket]) -> None:
     lane, theirs = init
-    output = Piped(os.geteuid(), lane)
-    mine = output.begin(0.0)
-    output.end()
-    first, second = output.readable()
+    output = PipeReader(os.geteuid(), lane)
+    mine = output.begin_cell(0.0)
+    output.end_cell()
+    first, second = output.descriptors()
     os.write(mine[0], b"late")
     assert output.read(first) is None
-    assert output.readable() == [second]
+    assert output.descriptors() == [second]
     _, descriptors, _, _ = socket.recv_fds(theirs, 1 << 16, 4)
     os.write(mine[0], b"later")
     assert os.read(descriptors[0], 100) == b"later"
@@ -166,18 +166,18 @@ def test_between_cells_what_is_written_is_not_waited_for(init: tuple[MessageStre
 def test_an_init_that_does_not_read_is_given_no_more(init: tuple[MessageStream, socket.socket]) -> None:
     lane, _ = init
     lane.send(bytes(1 << 22))  # more than the socket holds
-    output, held = Piped(os.geteuid(), lane), list[int]()
+    output, held = PipeReader(os.geteuid(), lane), list[int]()
     mine: list[int] = []
     before = len(os.listdir("/proc/self/fd"))
     for number in range(30):
         mine = next_cell(output, mine, float(number))
         held.append(os.dup(mine[0]))
-        output.end()
+        output.end_cell()
     ours = len(os.listdir("/proc/self/fd")) - before - len(held)
     assert ours <= 16 + 4
     with pytest.raises(BrokenPipeError):
         os.write(held[28], b"x")
-    close_all([*held, *mine, *output.readable()])
+    close_all([*held, *mine, *output.descriptors()])
 
 
 def test_an_order_goes_without_its_pipes_where_too_many_are_on_their_way() -> None:
@@ -205,5 +205,5 @@ def send_with_too_many_on_their_way() -> int:
             socket.send_fds(full[0], [b"x"], [null])
     lane.send(b"order", [null])
     data, descriptors, _, _ = socket.recv_fds(theirs, 100, 4)
-    told = protocol.FrameBuffer(100).feed(data) == [b"order"] and not lane.waiting
+    told = protocol.FrameBuffer(100).feed(data) == [b"order"] and not lane.unsent_bytes
     return 0 if told and not descriptors and is_closed(null) else 2

@@ -19,7 +19,7 @@ from supdist.engine.jail.zmtp import Peer
 from supdist.engine.sandbox.router import Router
 
 SIZES = [0, 1, 255, 256, 70_000, 5 << 20]
-GREETING = Peer(b"DEALER", 1).opening[:64]
+GREETING = Peer(b"DEALER", 1).handshake[:64]
 
 
 class Engine:
@@ -50,7 +50,7 @@ class Engine:
     async def peer(self, name: bytes) -> tuple[socket.socket, Peer]:
         """One that has shaken hands."""
         sock, peer = self.dial(), Peer(b"DEALER", 64 << 20, name)
-        sock.send(peer.opening)
+        sock.send(peer.handshake)
         while not peer.is_ready:
             peer.feed(await received(sock))
         return sock, peer
@@ -129,12 +129,12 @@ async def test_a_peer_that_does_not_read_delays_none_and_loses_nothing(engine: E
     [
         b"GET / HTTP/1.1\r\n".ljust(64),
         GREETING.replace(b"NULL", b"PLAIN"),
-        Peer(b"ROUTER", 1, b"a router").opening,
-        Peer(b"DEALER", 1).opening,
-        Peer(b"DEALER", 1, b"taken").opening,
+        Peer(b"ROUTER", 1, b"a router").handshake,
+        Peer(b"DEALER", 1).handshake,
+        Peer(b"DEALER", 1, b"taken").handshake,
         GREETING + b"\x00\x01x",
-        Peer(b"DEALER", 1, b"new").opening + b"\x01\x01x",
-        Peer(b"DEALER", 1, b"new").opening + b"\x02" + (65 << 20).to_bytes(8, "big"),
+        Peer(b"DEALER", 1, b"new").handshake + b"\x01\x01x",
+        Peer(b"DEALER", 1, b"new").handshake + b"\x02" + (65 << 20).to_bytes(8, "big"),
     ],
     ids=["http", "mechanism", "kind", "nameless", "taken", "early", "frames", "large"],
 )
@@ -224,7 +224,7 @@ def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_pa
         with sock, no_descriptors_left() as let_there_be_some:
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
                 os.dup(0)
-            sock.send(peer.opening)
+            sock.send(peer.handshake)
             before = selector.turns
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):

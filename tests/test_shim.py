@@ -11,7 +11,7 @@ from collections.abc import Generator
 import pytest
 
 from supdist.engine import Outcome, SandboxConfig
-from supdist.engine.jail.isolated_process import Walls
+from supdist.engine.jail.isolated_process import IsolatedProcess
 from supdist.engine.jail.message_stream import MessageStream
 from supdist.engine.jail.shim import Shim
 from supdist.sandbox_image import protocol
@@ -57,15 +57,15 @@ class Place:
             os.closerange(3, 1 << 16)  # else nobody hangs up
             signal.pause()
             os._exit(0)
-        box = Walls(
+        process = IsolatedProcess(
             self.guest,
             self._sync[0],
-            stream=self.init.shims,
-            repl=self.repl.shims,
-            owner=os.geteuid(),
+            init_stream=self.init.shims,
+            repl_stream=self.repl.shims,
+            uid=os.geteuid(),
         )
         lane = MessageStream(self.engine.shims, protocol.FrameBuffer(protocol.MAX_FRAME_BYTES))
-        self._shim = threading.Thread(target=self._run, args=(Shim(LIMITS, lane, box), lane), daemon=True)
+        self._shim = threading.Thread(target=self._run, args=(Shim(LIMITS, lane, process), lane), daemon=True)
 
     def _run(self, shim: Shim, engine: MessageStream) -> None:
         shim.serve()

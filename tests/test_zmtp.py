@@ -41,7 +41,7 @@ def connect(path: Path, name: bytes) -> tuple[socket.socket, Peer]:
     sock.settimeout(5)
     sock.connect(f"{path}/engine")
     dealer = Peer(b"DEALER", LIMIT, name)
-    sock.sendall(dealer.opening)
+    sock.sendall(dealer.handshake)
     while not dealer.is_ready:
         assert dealer.feed(sock.recv(7)) == []
     return sock, dealer
@@ -103,11 +103,11 @@ def test_what_waits_is_written_when_there_is_room_and_given_up_in_time() -> None
         payload = bytes(LIMIT)
         lane.send(payload)
         lane.send(b"last")
-        assert (len(lane), lane.waiting > LIMIT // 2) == (2, True)
+        assert (len(lane), lane.unsent_bytes > LIMIT // 2) == (2, True)
         lane.drain(0.01)
         assert len(lane) == 2, "nobody reads"
         heard = b""
-        while lane.waiting:
+        while lane.unsent_bytes:
             heard += theirs.recv(LIMIT)
             lane.flush()
         theirs.setblocking(False)
@@ -116,4 +116,4 @@ def test_what_waits_is_written_when_there_is_room_and_given_up_in_time() -> None
         assert len(heard) == LIMIT + 9 + 4 + 2
         theirs.close()
         lane.send(b"to nobody")
-        assert lane.waiting == 0
+        assert lane.unsent_bytes == 0

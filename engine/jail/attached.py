@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 
 from .cgroups import Cgroup, CgroupV1, CgroupV2
-from .setup_errors import StepFailed
+from .setup_errors import SetupError
 
 _HEADER_BYTES = 8
 _STDOUT = 1
@@ -77,26 +77,26 @@ class AttachedStream:
         return b"".join(pieces)
 
 
-class Attached:
-    """A guest in a container, as ``isolated_process.Walls`` is one behind walls of ours."""
+class AttachedContainer:
+    """A guest in a container, as ``isolated_process.IsolatedProcess`` is one behind walls of ours."""
 
     pid = None
-    sync = -1
-    repl = None
+    setup_fd = -1
+    repl_stream = None
 
     def __init__(self, sock: socket.socket, groups: dict[str, str]) -> None:
-        self.stream = AttachedStream(sock)
+        self.init_stream = AttachedStream(sock)
         self.cgroup = _cgroup(groups)
 
-    def failure(self) -> StepFailed | None:
+    def setup_error(self) -> SetupError | None:
         """The container runs, or there were no stream."""
         return None
 
     def kill(self) -> None:
         """Let go of it: its init ends with the stream."""
-        self.stream.close()
+        self.init_stream.close()
 
-    def remove(self) -> None:
+    def remove_cgroup(self) -> None:
         """Its daemon's business."""
 
 

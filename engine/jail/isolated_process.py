@@ -29,7 +29,7 @@ from ...sandbox_image.guest.procfs import read, write
 from . import landlock, rootfs, seccomp
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
-from .setup_errors import Step, StepFailed, step
+from .setup_errors import SetupError, SetupStep, setup_step
 
 _SYNC_FD = 6
 
@@ -63,7 +63,7 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class Template:
     """What the zygote found and made ready once, for the walls of all its sandboxes."""
 
     seccomp: bytes | None
@@ -71,12 +71,12 @@ class Kit:
     folders: tuple[str, ...]
 
 
-class Walls:
-    """A sandbox in the making: built without limits, so that it can wait for its user, then furnished with them.
+class IsolatedProcess:
+    """A sandbox in the making: built without limits, so that it can wait for its user, then given them.
 
     Attributes:
-        stream, repl: the streams of its init and of its repl.
-        owner: the id outside of whoever it is inside.
+        init_stream, repl_stream: the streams of its init and of its repl.
+        uid: its user id (and group id) outside.
         cgroup: its group, once it has one.
     """
 
@@ -85,40 +85,40 @@ class Walls:
         pid: int,
         sync: socket.socket,
         *,
-        stream: socket.socket,
-        repl: socket.socket,
-        owner: int,
+        init_stream: socket.socket,
+        repl_stream: socket.socket,
+        uid: int,
     ) -> None:
         self.pid = pid
-        self.stream = stream
-        self.repl = repl
+        self.init_stream = init_stream
+        self.repl_stream = repl_stream
         self.cgroup: Cgroup | None = None
-        self.owner = owner
+        self.uid = uid
         self._sync = sync
 
     @property
-    def sync(self) -> int:
-        """The descriptor that becomes readable when ``failure`` can tell how the furnishing ended."""
+    def setup_fd(self) -> int:
+        """The descriptor that becomes readable when ``setup_error`` can tell how the setup ended."""
         return self._sync.fileno()
 
-    def furnish(self, limits: protocol.Limits, context: int) -> None:
+    def apply_limits(self, limits: protocol.Limits, context: int) -> None:
         """Apply the limits and let the guest run, with a descriptor of its context.
 
         Raises:
-            StepFailed: a limit cannot be applied.
+            SetupError: a limit cannot be applied.
         """
         if self.cgroup is not None:
-            with step("cgroup"):
+            with setup_step("cgroup"):
                 self.cgroup.limit(limits)
         try:
             socket.send_fds(self._sync, [protocol.encode(limits)], [context])
         except BrokenPipeError as error:  # it has ended, while it was built; what it said of that lies there
-            raise self.failure() or StepFailed("namespaces", errno.EPIPE) from error
+            raise self.setup_error() or SetupError("namespaces", errno.EPIPE) from error
         except OSError as error:
-            raise StepFailed("namespaces", error.errno or 0) from error
+            raise SetupError("namespaces", error.errno or 0) from error
 
-    def failure(self) -> StepFailed | None:
-        """After ``sync`` became readable: None where the walls stand, else the step that failed. Asked once."""
+    def setup_error(self) -> SetupError | None:
+        """After ``setup_fd`` became readable: None where the walls stand, else the step that failed. Asked once."""
         try:
             text = self._sync.recv(256).decode()
         except ConnectionResetError:  # it has ended without reading its limits; what it said comes after that
@@ -132,23 +132,23 @@ class Walls:
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        self.stream.close()
-        self.repl.close()
+        self.init_stream.close()
+        self.repl_stream.close()
 
-    def remove(self) -> None:
+    def remove_cgroup(self) -> None:
         """Remove what is left of it when it has been killed and nobody asks any more what it used."""
         if self.cgroup is not None:
             self.cgroup.remove()
 
 
-def build(kit: Kit, name: str, run: Callable[[int], NoReturn]) -> Walls:
-    """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it is furnished.
+def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> IsolatedProcess:
+    """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it has its limits.
 
     ``run`` is given a descriptor, which it closes when it has all that the kernel could have refused it. It finds its streams
     and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
 
     Raises:
-        StepFailed: a wall cannot be built. Nothing is left of it.
+        SetupError: a wall cannot be built. Nothing is left of it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stream, guests_stream = socket.socketpair()
@@ -156,7 +156,7 @@ def build(kit: Kit, name: str, run: Callable[[int], NoReturn]) -> Walls:
     owner = 0  # what an ordinary user is in the view
     if _is_the_hosts_root():
         owner = random.SystemRandom().choice(_OUTSIDE_IDS)
-        with step("mounts"):
+        with setup_step("mounts"):
             _make_devices()
     # As early as can be: of every page that is written before, there is a copy to be made again by whoever writes it next.
     pid = _fork_inside()
@@ -164,26 +164,26 @@ def build(kit: Kit, name: str, run: Callable[[int], NoReturn]) -> Walls:
         ours.close()
         stream.close()
         repl.close()
-        _inside(kit, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
+        _inside(template, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
     for sock in (theirs, guests_stream, guests_repl):
         sock.close()
     for sock in (stream, repl):
         # Before Linux 6.16 they cannot refuse descriptors, which are closed by whoever reads then.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
-    built = Walls(pid, ours, stream=stream, repl=repl, owner=owner)
+    built = IsolatedProcess(pid, ours, init_stream=stream, repl_stream=repl, uid=owner)
     try:
-        if kit.cgroups is not None:
-            with step("cgroup"):
-                built.cgroup = kit.cgroups.create(name)
+        if template.cgroups is not None:
+            with setup_step("cgroup"):
+                built.cgroup = template.cgroups.create(name)
                 built.cgroup.add(pid)
-        with step("id_map"):
+        with setup_step("id_map"):
             _map_ids(pid, owner)
-        with step("namespaces"):
+        with setup_step("namespaces"):
             ours.send(b"placed")
     except BaseException:
         built.kill()
-        built.remove()
+        built.remove_cgroup()
         raise
     return built
 
@@ -192,11 +192,11 @@ def _fork_inside() -> int:
     """fork(2) into new namespaces; 0 in the child.
 
     Raises:
-        StepFailed: the kernel refuses them, and which.
+        SetupError: the kernel refuses them, and which.
     """
     try:
         return _fork("namespaces", _NAMESPACES)
-    except StepFailed as refused:
+    except SetupError as refused:
         if refused.step == "namespaces":
             if (probe := _fork("user_namespace", sc.CLONE_NEWUSER)) == 0:
                 os._exit(0)
@@ -204,21 +204,21 @@ def _fork_inside() -> int:
         raise
 
 
-def _fork(name: Step, flags: int) -> int:
+def _fork(name: SetupStep, flags: int) -> int:
     try:
         return sc.fork_into(flags)
     except OSError as error:
-        raise StepFailed(_fork_or(name, error), error.errno or 0) from error
+        raise SetupError(_fork_or(name, error), error.errno or 0) from error
 
 
-def _fork_or(name: Step, error: OSError) -> Step:
+def _fork_or(name: SetupStep, error: OSError) -> SetupStep:
     """Room for a process is what lacks where the kernel says that it may be there another time."""
     return "fork" if error.errno in (errno.EAGAIN, errno.ENOMEM) else name
 
 
-def _failure(text: str) -> StepFailed:
+def _failure(text: str) -> SetupError:
     _, name, errno = text.split()
-    return StepFailed(name, int(errno))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # `_inside` sends a Step
+    return SetupError(name, int(errno))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # `_inside` sends a SetupStep
 
 
 def _map_ids(pid: int, outside: int) -> None:
@@ -232,18 +232,20 @@ def _is_the_hosts_root() -> bool:
     return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
 
 
-def _inside(kit: Kit, descriptors: tuple[int, int, int], run: Callable[[int], NoReturn]) -> NoReturn:
+def _inside(
+    template: Template, descriptors: tuple[int, int, int], run: Callable[[int], NoReturn]
+) -> NoReturn:
     sync = descriptors[-1]
     try:
         if os.read(sync, 16) != b"placed":
             os._exit(1)
-        with step("namespaces"):
+        with setup_step("namespaces"):
             sc.unshare(sc.CLONE_NEWCGROUP)
         sync = _arrange_descriptors(descriptors)
-        _build(kit.folders)
-        _be_furnished(kit, sync)
+        _build(template.folders)
+        _apply_limits(template, sync)
         run(sync)
-    except StepFailed as failure:
+    except SetupError as failure:
         os.write(sync, f"FAILED {failure.step} {failure.errno}".encode())
     except OSError as error:
         os.write(sync, f"FAILED {_fork_or('namespaces', error)} {error.errno or 0}".encode())
@@ -270,7 +272,7 @@ def _make_devices() -> None:
             raise
 
 
-def _be_furnished(kit: Kit, sync: int) -> None:
+def _apply_limits(template: Template, sync: int) -> None:
     """Wait for a user; then what depends on the limits, and, last of all, what forbids the rest."""
     with socket.socket(fileno=os.dup(sync)) as receiver:
         packet, descriptors, _, _ = socket.recv_fds(receiver, _PACKET_BYTES, 1)
@@ -279,25 +281,25 @@ def _be_furnished(kit: Kit, sync: int) -> None:
     limits = msgspec.msgpack.decode(packet, type=protocol.Limits)
     os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
     os.close(descriptors[0])
-    with step("mounts"):
+    with setup_step("mounts"):
         size = f"size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes}"
         sc.mount("tmpfs", protocol.WORK, None, sc.MS_REMOUNT | sc.MS_NOSUID | sc.MS_NODEV, size)
-    with step("rlimits"):
-        _set_rlimits(limits, has_cgroup=kit.cgroups is not None)
-    with step("capabilities"):
+    with setup_step("rlimits"):
+        _set_rlimits(limits, has_cgroup=template.cgroups is not None)
+    with setup_step("capabilities"):
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.drop_capabilities()
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
         # With the shim, its parent, it ends. A change of its ids would undo this (prctl(2)).
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if rootfs.PACKAGES in kit.folders:
-        with step("packages"):
+    if rootfs.PACKAGES in template.folders:
+        with setup_step("packages"):
             _offer_packages(limits)
-    with step("landlock"):
+    with setup_step("landlock"):
         landlock.restrict(read=("/",), write=(protocol.WORK, "/tmp", "/dev", "/proc"))
-    if kit.seccomp is not None:
-        with step("seccomp"):
-            seccomp.install(kit.seccomp)
+    if template.seccomp is not None:
+        with setup_step("seccomp"):
+            seccomp.install(template.seccomp)
 
 
 def _offer_packages(limits: protocol.Limits) -> None:
@@ -330,17 +332,17 @@ def _arrange_descriptors(descriptors: tuple[int, int, int]) -> int:
 
 
 def _build(folders: tuple[str, ...]) -> None:
-    with step("mounts"):
+    with setup_step("mounts"):
         _mount(folders)
-    with step("proc"):
+    with setup_step("proc"):
         # Processes that the guest may not look into, which is its init, do not exist for it.
         sc.mount("proc", "proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "hidepid=2")
         for name in _HIDDEN_IN_PROC:
             if os.path.exists(f"proc/{name}"):
                 sc.mount("/dev/null", f"proc/{name}", None, sc.MS_BIND)
-    with step("pivot_root"):
+    with setup_step("pivot_root"):
         sc.pivot_root_here()
-    with step("identity"):
+    with setup_step("identity"):
         os.setsid()
         sc.sethostname("sandbox")
         null = os.open("/dev/null", os.O_RDWR)

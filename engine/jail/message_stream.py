@@ -36,7 +36,7 @@ class MessageStream:
 
     Attributes:
         is_open: whether the other end is.
-        waiting: bytes that the other end has not read yet.
+        unsent_bytes: bytes that the other end has not read yet.
     """
 
     def __init__(self, stream: socket.socket | AttachedStream, framing: Framing) -> None:
@@ -45,7 +45,7 @@ class MessageStream:
         self._framing = framing
         self._out: deque[tuple[memoryview, list[int]]] = deque()
         self.is_open = True
-        self.waiting = 0
+        self.unsent_bytes = 0
 
     def __len__(self) -> int:
         """Messages that wait, one that has gone in part among them."""
@@ -57,13 +57,13 @@ class MessageStream:
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
         """Write a message, as much of it as there is room for now; beside it go descriptors, which are closed here then."""
-        self.begin(self._framing.frame(payload), descriptors)
+        self.send_raw(self._framing.frame(payload), descriptors)
 
-    def begin(self, opening: bytes, descriptors: Sequence[int] = ()) -> None:
+    def send_raw(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Write bytes that are framed already, as what the framing begins with is."""
-        data = memoryview(opening)
-        self._out.append((data, list(descriptors)))
-        self.waiting += len(data)
+        view = memoryview(data)
+        self._out.append((view, list(descriptors)))
+        self.unsent_bytes += len(view)
         self.flush()
 
     def flush(self) -> None:
@@ -71,8 +71,12 @@ class MessageStream:
         try:
             while self._out:
                 data, descriptors = self._out[0]
-                sent = self._stream.send(data) if not descriptors else self._send_along(data, descriptors)
-                self.waiting -= sent
+                sent = (
+                    self._stream.send(data)
+                    if not descriptors
+                    else self._send_with_descriptors(data, descriptors)
+                )
+                self.unsent_bytes -= sent
                 if sent == len(data):
                     self._out.popleft()
                 else:
@@ -80,17 +84,17 @@ class MessageStream:
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self.forget()  # that the other end is gone is seen where it is read
+            self.discard_unsent()  # that the other end is gone is seen where it is read
 
-    def forget(self) -> None:
+    def discard_unsent(self) -> None:
         """Give up what waits."""
         for _, descriptors in self._out:
             for fd in descriptors:
                 os.close(fd)
         self._out.clear()
-        self.waiting = 0
+        self.unsent_bytes = 0
 
-    def _send_along(self, data: memoryview, descriptors: list[int]) -> int:
+    def _send_with_descriptors(self, data: memoryview, descriptors: list[int]) -> int:
         assert isinstance(self._stream, socket.socket)
         try:
             sent = socket.send_fds(self._stream, [data], descriptors)
@@ -129,19 +133,19 @@ class MessageStream:
     def close(self) -> None:
         """Close this end."""
         self.is_open = False
-        self.forget()
+        self.discard_unsent()
         self._stream.close()
 
 
-class Waits:
+class DescriptorPoller:
     """Descriptors, and the events of ``select.poll`` that are waited for on each."""
 
     def __init__(self) -> None:
         self._poller = select.poll()
         self._events: dict[int, int] = {}
-        self._these: set[int] = set()
+        self._group: set[int] = set()
 
-    def on(self, fd: int, events: int) -> None:
+    def watch(self, fd: int, events: int) -> None:
         """Wait for these from now on; for none, not even for its end."""
         before = self._events.get(fd, 0)
         if events == before:
@@ -152,14 +156,14 @@ class Waits:
         else:
             self._poller.register(fd, events)
 
-    def these(self, fds: Collection[int], events: int) -> None:
+    def watch_group(self, fds: Collection[int], events: int) -> None:
         """Wait for these events on these, and no longer on those that were named here before."""
-        for fd in self._these.difference(fds):
-            self.on(fd, 0)
+        for fd in self._group.difference(fds):
+            self.watch(fd, 0)
         for fd in fds:
-            self.on(fd, events)
-        self._these = set(fds)
+            self.watch(fd, events)
+        self._group = set(fds)
 
-    def wait(self, milliseconds: int | None) -> dict[int, int]:
+    def poll(self, milliseconds: int | None) -> dict[int, int]:
         """What has come true, once something has or the time is over."""
         return dict(self._poller.poll(milliseconds))

@@ -13,7 +13,7 @@ class Meter(ABC):
     """Use of one sandbox, cell by cell. Times are seconds of the caller's monotonic clock."""
 
     @abstractmethod
-    def begin(self) -> None:
+    def begin_cell(self) -> None:
         """A cell begins: what is counted from now on is its own."""
 
     @abstractmethod
@@ -28,11 +28,11 @@ class Meter(ABC):
     def was_refused_a_process(self) -> bool:
         """Whether the running cell came up against the limit on processes."""
 
-    def next_look(self, now: float) -> float | None:
-        """When ``look`` is due; None where the kernel does the looking."""
+    def next_check(self, now: float) -> float | None:
+        """When ``check`` is due; None where the kernel does the looking."""
         return None
 
-    def look(self, now: float) -> tuple[Outcome, str] | None:
+    def check(self, now: float) -> tuple[Outcome, str] | None:
         """Look, where that is due, and what was ``exceeded``."""
         return None
 
@@ -43,10 +43,10 @@ class CgroupMeter(Meter):
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
         self._cpu, self._refused, self._is_out_of_memory = 0.0, 0, False
-        self.begin()
+        self.begin_cell()
 
-    def begin(self) -> None:
-        """See ``Meter.begin``."""
+    def begin_cell(self) -> None:
+        """See ``Meter.begin_cell``."""
         self._usage = Usage(0.0, 0, "cgroup")
         with contextlib.suppress(OSError):
             self._cpu = self._cgroup.cpu_seconds()
@@ -77,8 +77,8 @@ class CgroupMeter(Meter):
 class NoMeter(Meter):
     """Of a container on another machine, or one that its runtime puts into no control group, nothing is seen."""
 
-    def begin(self) -> None:
-        """See ``Meter.begin``."""
+    def begin_cell(self) -> None:
+        """See ``Meter.begin_cell``."""
 
     def usage(self) -> Usage:
         """See ``Meter.usage``."""

@@ -9,8 +9,8 @@ from typing import Literal
 
 from ...sandbox_image import protocol
 from ...sandbox_image.guest.pipes import Pipes, read
-from .attached import Attached
-from .isolated_process import Walls
+from .attached import AttachedContainer
+from .isolated_process import IsolatedProcess
 from .message_stream import MessageStream
 
 _NEW_PIPES_SECONDS = 0.05
@@ -21,16 +21,16 @@ Piece = tuple[Literal[1, 2], bytes]
 """Of which stream, and what."""
 
 
-class CellOutput:
+class OutputReader:
     """What of the running cell's output is read here: nothing, where a container's init reads it, and sends it as frames."""
 
-    look_at: float | None = None
-    """When ``look`` is due."""
+    release_at: float | None = None
+    """When ``release_if_due`` is due."""
 
     def prepare(self) -> None:
         """Have pipes ready before there is a cell that waits for them, if they can be had."""
 
-    def begin(self, now: float) -> list[int]:
+    def begin_cell(self, now: float) -> list[int]:
         """A cell begins; the writing ends of its pipes, for the repl.
 
         Raises:
@@ -38,7 +38,7 @@ class CellOutput:
         """
         return []
 
-    def readable(self) -> list[int]:
+    def descriptors(self) -> list[int]:
         """What to wait on: what the running cell prints; where none runs, what something may still print."""
         return []
 
@@ -49,14 +49,14 @@ class CellOutput:
         """What of the running cell has not been read."""
         return ()
 
-    def end(self) -> None:
+    def end_cell(self) -> None:
         """The cell has ended."""
 
-    def look(self, now: float) -> None:
+    def release_if_due(self, now: float) -> None:
         """See whether the repl has put the running cell's pipes in the place of the last one's."""
 
 
-class Piped(CellOutput):
+class PipeReader(OutputReader):
     """The pipes of the running cell, those that are ready for the next, and those of the last.
 
     The last cell's stay here until something is written to them, or the next cell has its own: when the repl alone had
@@ -73,63 +73,63 @@ class Piped(CellOutput):
         self._init = init
         self._pipes = Pipes(owner if owner != os.geteuid() else None)
         self._writers: list[int] = []
-        self._last: list[int] = []
-        self._runs = False
+        self._old: list[int] = []
+        self._is_running = False
 
     def prepare(self) -> None:
-        """See ``CellOutput.prepare``."""
+        """See ``OutputReader.prepare``."""
         with contextlib.suppress(OSError):
-            self._make()
+            self._ensure_pipes()
 
-    def begin(self, now: float) -> list[int]:
-        """See ``CellOutput.begin``."""
-        self._make()
-        self._runs = True
-        if self._last:
-            self.look_at = now + _NEW_PIPES_SECONDS
+    def begin_cell(self, now: float) -> list[int]:
+        """See ``OutputReader.begin_cell``."""
+        self._ensure_pipes()
+        self._is_running = True
+        if self._old:
+            self.release_at = now + _NEW_PIPES_SECONDS
         writers, self._writers = self._writers, []
         return writers
 
-    def readable(self) -> list[int]:
-        """See ``CellOutput.readable``."""
-        return list(self._pipes.streams) if self._runs else self._last
+    def descriptors(self) -> list[int]:
+        """See ``OutputReader.descriptors``."""
+        return list(self._pipes.streams) if self._is_running else self._old
 
     def read(self, fd: int) -> Piece | None:
-        """See ``CellOutput.read``."""
-        if not self._runs:
-            self._let_go(fd)
+        """See ``OutputReader.read``."""
+        if not self._is_running:
+            self._release(fd)
             return None
         stream = self._pipes.streams[fd]
         data = self._pipes.read(fd)
         return (stream, data) if data else None
 
     def drain(self) -> Iterable[Piece]:
-        """See ``CellOutput.drain``."""
-        if self._runs:
+        """See ``OutputReader.drain``."""
+        if self._is_running:
             yield from self._pipes.drain()
 
-    def end(self) -> None:
-        """See ``CellOutput.end``."""
-        self._let_the_last_go()
-        self._last = self._pipes.retire()
-        self._runs = False
+    def end_cell(self) -> None:
+        """See ``OutputReader.end_cell``."""
+        self._release_old_pipes()
+        self._old = self._pipes.retire()
+        self._is_running = False
 
-    def look(self, now: float) -> None:
-        """See ``CellOutput.look``."""
-        if self.look_at is not None and now >= self.look_at:
-            self._let_the_last_go()
+    def release_if_due(self, now: float) -> None:
+        """See ``OutputReader.release_if_due``."""
+        if self.release_at is not None and now >= self.release_at:
+            self._release_old_pipes()
 
-    def _make(self) -> None:
+    def _ensure_pipes(self) -> None:
         if not self._pipes.streams:
             self._writers = self._pipes.make()
 
-    def _let_the_last_go(self) -> None:
-        self.look_at = None
-        for fd in list(self._last):
-            self._let_go(fd)
+    def _release_old_pipes(self) -> None:
+        self.release_at = None
+        for fd in list(self._old):
+            self._release(fd)
 
-    def _let_go(self, fd: int) -> None:
-        self._last.remove(fd)
+    def _release(self, fd: int) -> None:
+        self._old.remove(fd)
         if read(fd) == b"":
             return  # nobody can write there any more
         if len(self._init) < _UNREAD_ORDERS:
@@ -138,6 +138,6 @@ class Piped(CellOutput):
             os.close(fd)
 
 
-def output_of(box: Walls | Attached, init: MessageStream) -> CellOutput:
+def output_reader(process: IsolatedProcess | AttachedContainer, init: MessageStream) -> OutputReader:
     """As the guest has it; ``init`` is the stream of its init."""
-    return Piped(box.owner, init) if isinstance(box, Walls) else CellOutput()
+    return PipeReader(process.uid, init) if isinstance(process, IsolatedProcess) else OutputReader()

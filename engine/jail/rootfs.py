@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from . import syscalls as sc
-from .setup_errors import StepFailed, step
+from .setup_errors import SetupError, setup_step
 
 PACKAGES = "/opt/packages"
 """Where sandboxes find the third-party packages that their user chose."""
@@ -160,7 +160,7 @@ def main() -> None:
     os.umask(0o022)  # every uid must be able to walk through what is made here
     try:
         _build(order)
-        with step("exec"):
+        with setup_step("exec"):
             folders = [target for _, target in order["binds"]] + [
                 os.path.dirname(to) for _, to in order["copies"]
             ]
@@ -176,7 +176,7 @@ def main() -> None:
                 json.dumps(folders),
             ]
             os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
-    except StepFailed as failure:
+    except SetupError as failure:
         # msgspec is not to be had in this interpreter; the engine reads this one line in its place.
         os.write(order["control"], f"FAILED {failure.step} {failure.errno}".encode())
         sys.exit(1)
@@ -184,7 +184,7 @@ def main() -> None:
 
 def _build(order: Order) -> None:
     _leave_the_hosts_mounts()
-    with step("host_view"):
+    with setup_step("zygote_root"):
         # Two pivots: the first puts the host's tree, whole, under /host of an empty tmpfs, so that a
         # source below the mount point (/tmp) stays in reach; the second forgets it.
         sc.mount("tmpfs", "/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
@@ -202,18 +202,18 @@ def _build(order: Order) -> None:
 def _leave_the_hosts_mounts() -> None:
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        with step("host_view"):
+        with setup_step("zygote_root"):
             sc.unshare(sc.CLONE_NEWNS)
     else:
         # An ordinary user owns a user namespace instead, as its uid 0: a mapped root keeps its
         # capabilities over exec, another uid would lose them.
-        with step("user_namespace"):
+        with setup_step("user_namespace"):
             sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
-        with step("id_map"):
+        with setup_step("id_map"):
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
             Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    with step("host_view"):
+    with setup_step("zygote_root"):
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
@@ -221,7 +221,7 @@ def _fill(order: Order) -> None:
     for folder in ("proc", "dev", "run", "hostlib", "lower", "template", "empty", "guest"):
         os.mkdir(folder)
     for source, target in order["binds"]:
-        with step("packages" if target == PACKAGES else "host_view"):
+        with setup_step("packages" if target == PACKAGES else "zygote_root"):
             _bind(source, f"lower{target}")
     for _, target in order["binds"]:
         sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)

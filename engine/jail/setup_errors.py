@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Step = Literal[
+SetupStep = Literal[
     "processor",
     "fork",
     "user_namespace",
@@ -19,35 +19,35 @@ Step = Literal[
     "landlock",
     "seccomp",
     "cgroup",
-    "host_view",
+    "zygote_root",
     "packages",
     "exec",
 ]
 
 
-class StepFailed(Exception):
+class SetupError(Exception):
     """A wall could not be built."""
 
-    def __init__(self, step: Step, errno: int) -> None:
+    def __init__(self, step: SetupStep, errno: int) -> None:
         super().__init__(f"{step}: errno {errno}")
-        self.step: Step = step
+        self.step: SetupStep = step
         self.errno = errno
 
 
-class step:  # noqa: N801 - it reads as a statement
-    """Name what is being done; an OSError inside becomes ``StepFailed``.
+class setup_step:  # noqa: N801 - it reads as a statement
+    """Name what is being done; an OSError inside becomes ``SetupError``.
 
     A class and not a generator, which every sandbox would have to go through twenty times.
     """
 
     __slots__ = ("_name",)
 
-    def __init__(self, name: Step) -> None:
-        self._name: Step = name
+    def __init__(self, name: SetupStep) -> None:
+        self._name: SetupStep = name
 
     def __enter__(self) -> None:
         """Nothing is to be done before."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise StepFailed(self._name, error.errno or 0) from error
+            raise SetupError(self._name, error.errno or 0) from error

@@ -1,8 +1,8 @@
 """The shim: one per sandbox, outside the walls. It owns the guest's byte streams and says how things ended.
 
 Between the engine (trusted, ZeroMQ) and the guest (hostile, frames) it checks every frame, counts, keeps
-the clocks, and kills. Single-threaded; it waits in one place and blocks nowhere else: what could hold a pipe's lock
-while it waits for something is refused to the guest (``seccomp.json``).
+the clocks, and kills. Single-threaded; it poller in one place and blocks nowhere else: what could hold a pipe's lock
+while it poller for something is refused to the guest (``seccomp.json``).
 
 A guest of ours has a stream of its repl, one of its init, and for each cell pipes, which are read here: neither a call
 nor a cell has to wake init. A container's has its stdio alone, and its init carries all of that.
@@ -41,11 +41,11 @@ from ...sandbox_image.protocol import (
 )
 from . import isolated_process
 from . import syscalls as sc
-from .attached import Attached
-from .message_stream import MessageStream, Waits
+from .attached import AttachedContainer
+from .message_stream import DescriptorPoller, MessageStream
 from .meter import CgroupMeter, Meter, NoMeter
-from .output import Piece, output_of
-from .setup_errors import StepFailed
+from .output import Piece, output_reader
+from .setup_errors import SetupError
 from .zmtp import Peer
 
 _PACKET_BYTES = 64 << 10
@@ -59,29 +59,31 @@ _HUNG_UP = protocol.encode(protocol.HungUp())
 
 
 def main(
-    orders: socket.socket, kit: isolated_process.Kit | None, engine_socket: str, zygote_pid: int
+    orders: socket.socket, template: isolated_process.Template | None, engine_socket: str, zygote_pid: int
 ) -> NoReturn:
     """Build a sandbox, wait on ``orders`` for its user, and be its shim until it has ended.
 
-    Without a kit nothing is built: the order brings a guest that runs already.
+    Without a template nothing is built: the order brings a guest that runs already.
     """
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != zygote_pid:  # it died before it could be tied to this process
             os._exit(0)
         sc.set_name("supdist-spare")
-        _run(orders, kit, engine_socket, f"{zygote_pid}-{os.getpid()}")
+        _run(orders, template, engine_socket, f"{zygote_pid}-{os.getpid()}")
     except BaseException:
         traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
-def _run(orders: socket.socket, kit: isolated_process.Kit | None, engine_socket: str, name: str) -> None:
+def _run(
+    orders: socket.socket, template: isolated_process.Template | None, engine_socket: str, name: str
+) -> None:
     built = None
-    if kit is not None:
-        with contextlib.suppress(StepFailed):  # told to its user, where it is no better then
-            built = isolated_process.build(kit, name, init.main)
+    if template is not None:
+        with contextlib.suppress(SetupError):  # told to its user, where it is no better then
+            built = isolated_process.build(template, name, init.main)
     packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 1)
     orders.close()
     if not packet or not descriptors:
@@ -89,36 +91,36 @@ def _run(orders: socket.socket, kit: isolated_process.Kit | None, engine_socket:
     order = protocol.decode_to_zygote(packet)
     assert not isinstance(order, protocol.Abandon)
     sc.set_name("supdist-shim")
-    box: isolated_process.Walls | Attached | StepFailed
+    process: isolated_process.IsolatedProcess | AttachedContainer | SetupError
     if isinstance(order, protocol.Attach):
-        box = Attached(socket.socket(fileno=descriptors[0]), order.groups)
+        process = AttachedContainer(socket.socket(fileno=descriptors[0]), order.groups)
     else:
-        assert kit is not None
-        box = _furnished(kit, name, built, order.limits, descriptors[0])
+        assert template is not None
+        process = _with_limits(template, name, built, order.limits, descriptors[0])
         os.close(descriptors[0])
     engine = _connect(engine_socket, order.session)
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
     engine.send(protocol.encode(protocol.Hello(namespaces)))
-    if isinstance(box, StepFailed):
-        engine.send(protocol.encode(protocol.SetupFailed(box.step, box.errno)))
+    if isinstance(process, SetupError):
+        engine.send(protocol.encode(protocol.SetupFailed(process.step, process.errno)))
     else:
         # Cells' pipes pass through a socket, and how many descriptors of a user's may do that at once is a limit of
         # whoever sends one more: guests' own are lower.
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-        Shim(order.limits, engine, box).serve()
+        Shim(order.limits, engine, process).serve()
     engine.drain(_LAST_WORDS_SECONDS)
 
 
 def _connect(path: str, session: bytes) -> MessageStream:
     """A DEALER of that name, connected to the engine's ROUTER."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Where many come at once it waits for its turn, as a socket with Python's own timeout would not.
+    # Where many come at once it poller for its turn, as a socket with Python's own timeout would not.
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
     stream.connect(path)
     dealer = Peer(b"DEALER", protocol.MAX_FRAME_BYTES, session)
-    stream.sendall(dealer.opening)
+    stream.sendall(dealer.handshake)
     while not dealer.is_ready:
         data = stream.recv(_PACKET_BYTES)
         if not data:
@@ -127,85 +129,94 @@ def _connect(path: str, session: bytes) -> MessageStream:
     return MessageStream(stream, dealer)
 
 
-def _furnished(
-    kit: isolated_process.Kit,
+def _with_limits(
+    template: isolated_process.Template,
     name: str,
-    built: isolated_process.Walls | None,
+    built: isolated_process.IsolatedProcess | None,
     limits: protocol.Limits,
     context: int,
-) -> isolated_process.Walls | StepFailed:
+) -> isolated_process.IsolatedProcess | SetupError:
     """A sandbox with these limits. What was built ahead may have failed since, or may have failed then: it is tried again."""
     if built is not None:
-        with contextlib.suppress(StepFailed):
-            return _furnish(built, limits, context)
+        with contextlib.suppress(SetupError):
+            return _apply_limits(built, limits, context)
     try:
-        return _furnish(isolated_process.build(kit, name, init.main), limits, context)
-    except StepFailed as failed:
+        return _apply_limits(isolated_process.build(template, name, init.main), limits, context)
+    except SetupError as failed:
         return failed
 
 
-def _furnish(built: isolated_process.Walls, limits: protocol.Limits, context: int) -> isolated_process.Walls:
+def _apply_limits(
+    built: isolated_process.IsolatedProcess, limits: protocol.Limits, context: int
+) -> isolated_process.IsolatedProcess:
     try:
-        built.furnish(limits, context)
-    except StepFailed:
+        built.apply_limits(limits, context)
+    except SetupError:
         built.kill()
-        built.remove()
+        built.remove_cgroup()
         raise
     return built
 
 
-def _meter_of(box: isolated_process.Walls | Attached, limits: protocol.Limits) -> Meter:
+def _meter_of(
+    process: isolated_process.IsolatedProcess | AttachedContainer, limits: protocol.Limits
+) -> Meter:
     """The meter that this sandbox allows."""
-    if box.cgroup is not None:
-        return CgroupMeter(box.cgroup)
-    if box.pid is None:
+    if process.cgroup is not None:
+        return CgroupMeter(process.cgroup)
+    if process.pid is None:
         return NoMeter()
     from .watchdog import Watchdog
 
-    return Watchdog(box.pid, limits)
+    return Watchdog(process.pid, limits)
 
 
 class Shim:
     """The loop: engine's socket, guest's streams, what its cells print, and the clock of the running cell."""
 
     def __init__(
-        self, limits: protocol.Limits, engine: MessageStream, box: isolated_process.Walls | Attached
+        self,
+        limits: protocol.Limits,
+        engine: MessageStream,
+        process: isolated_process.IsolatedProcess | AttachedContainer,
     ) -> None:
         self._limits = limits
         self._engine = engine
-        self._box = box
-        self._init = MessageStream(box.stream, protocol.FrameBuffer(limits.frame_bytes))
+        self._process = process
+        self._init = MessageStream(process.init_stream, protocol.FrameBuffer(limits.frame_bytes))
         self._repl = (
             self._init
-            if box.repl is None
-            else MessageStream(box.repl, protocol.FrameBuffer(limits.frame_bytes))
+            if process.repl_stream is None
+            else MessageStream(process.repl_stream, protocol.FrameBuffer(limits.frame_bytes))
         )
-        self._output = output_of(box, self._init)
-        self._sync = box.sync
+        self._output = output_reader(process, self._init)
+        self._sync = process.setup_fd
         self._guard = Guard(limits)
-        self._meter = _meter_of(box, limits)
+        self._meter = _meter_of(process, limits)
         self._heard: deque[tuple[MessageStream, bytes]] = deque()
         self._over: Exit | None = None
         self._quiet_until: float | None = None
 
     def serve(self) -> None:
         """Carry messages both ways until the guest is dead; then kill what is left and report."""
-        waits = Waits()
+        poller = DescriptorPoller()
         if self._sync >= 0:
-            waits.on(self._sync, select.POLLIN)
+            poller.watch(self._sync, select.POLLIN)
         while self._over is None:
             self._judge_what_was_heard()
             if self._over is not None:
                 break
             listening = 0 if self._must_be_quiet() else select.POLLIN
             for lane in (self._init, self._repl):
-                events = (listening if lane.is_open else 0) | (select.POLLOUT if lane.waiting else 0)
-                waits.on(lane.fileno(), events)
-            waits.on(self._engine.fileno(), select.POLLIN | (select.POLLOUT if self._engine.waiting else 0))
-            waits.these(self._output.readable(), listening)
-            ready = waits.wait(self._timeout_ms())
+                events = (listening if lane.is_open else 0) | (select.POLLOUT if lane.unsent_bytes else 0)
+                poller.watch(lane.fileno(), events)
+            poller.watch(
+                self._engine.fileno(), select.POLLIN | (select.POLLOUT if self._engine.unsent_bytes else 0)
+            )
+            poller.watch_group(self._output.descriptors(), listening)
+            ready = poller.poll(self._timeout_ms())
             if self._sync in ready:
-                waits.on(self._sync, 0)
+                poller.watch(self._sync, 0)
                 self._sync = -1
                 self._walls_stand_or_not()
             self._attend(ready)
@@ -222,13 +233,13 @@ class Shim:
                 lane.flush()
             if events & ~select.POLLOUT:
                 self._read_guest(lane)
-        for fd in ready.keys() & self._output.readable():
+        for fd in ready.keys() & self._output.descriptors():
             self._hear_output(self._output.read(fd))
 
     def _must_be_quiet(self) -> bool:
         """Whether the guest is not listened to now.
 
-        It calls too often, enough of what it asked is unanswered, or enough waits for a slow engine or for
+        It calls too often, enough of what it asked is unanswered, or enough poller for a slow engine or for
         the guest itself, which does not read.
         """
         self._quiet_until = self._guard.quiet_until(time.monotonic())
@@ -236,9 +247,9 @@ class Shim:
             self._quiet_until is not None
             or self._guard.has_enough_pending
             or len(self._engine) >= _QUEUE_TO_ENGINE
-            or self._engine.waiting >= _QUEUED_BYTES
-            or self._init.waiting >= _QUEUED_BYTES
-            or self._repl.waiting >= _QUEUED_BYTES
+            or self._engine.unsent_bytes >= _QUEUED_BYTES
+            or self._init.unsent_bytes >= _QUEUED_BYTES
+            or self._repl.unsent_bytes >= _QUEUED_BYTES
         )
 
     # Engine to guest
@@ -271,9 +282,9 @@ class Shim:
                     self._repl.send(payload)
 
     def _begin_cell(self, order: bytes, now: float) -> None:
-        self._meter.begin()
+        self._meter.begin_cell()
         try:
-            pipes = self._output.begin(now)
+            pipes = self._output.begin_cell(now)
         except OSError as error:
             self._end(Outcome.RESOURCE_LIMIT, f"no pipes for the cell: {error.strerror}")
         else:
@@ -291,9 +302,9 @@ class Shim:
 
     def _read_the_repl_first(self) -> None:
         """All that its socket may hold: what init says next may be its death."""
-        if self._box.repl is None:
+        if self._process.repl_stream is None:
             return
-        room = self._box.repl.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        room = self._process.repl_stream.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         for _ in range(room // protocol.READ_BYTES + 2):
             if not self._read_lane(self._repl):
                 return
@@ -358,7 +369,7 @@ class Shim:
             self._repl.send(protocol.encode(refusal))
         self._keep_output_short(now)
         if isinstance(message, Done | Ready):  # the engine has been told, and does not wait for this
-            self._output.end()
+            self._output.end_cell()
             self._output.prepare()
 
     def _hear_the_last_output(self) -> None:
@@ -371,7 +382,12 @@ class Shim:
         cell, now = self._guard.cell, time.monotonic()
         clocks: tuple[float | None, ...] = (self._quiet_until,)
         if cell is not None:
-            clocks = (cell.deadline(), self._meter.next_look(now), self._quiet_until, self._output.look_at)
+            clocks = (
+                cell.deadline(),
+                self._meter.next_check(now),
+                self._quiet_until,
+                self._output.release_at,
+            )
         times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 
@@ -380,8 +396,8 @@ class Shim:
         if self._over is not None or cell is None:
             return
         now = time.monotonic()
-        self._output.look(now)
-        exceeded = self._meter.look(now)
+        self._output.release_if_due(now)
+        exceeded = self._meter.check(now)
         if exceeded is not None:
             self._end(*exceeded)
             return
@@ -402,7 +418,7 @@ class Shim:
     # The end
 
     def _walls_stand_or_not(self) -> None:
-        failed = self._box.failure()
+        failed = self._process.setup_error()
         if failed is not None:
             self._engine.send(protocol.encode(protocol.SetupFailed(failed.step, failed.errno)))
             self._end(Outcome.KILLED, "the walls could not be built")
@@ -421,7 +437,7 @@ class Shim:
     def _bury(self) -> None:
         """Kill what is left of the guest, wait until it is gone, then tell the engine."""
         assert self._over is not None
-        self._box.kill()
+        self._process.kill()
         self._hear_the_last_output()
         if self._guard.cell is not None:
             usage = self._meter.usage()
@@ -429,5 +445,5 @@ class Shim:
                 self._over.outcome, None, time.monotonic(), usage, died=self._over.detail
             )
             self._engine.send(protocol.encode(verdict))
-        self._box.remove()
+        self._process.remove_cgroup()
         self._engine.send(protocol.encode(self._over))

@@ -1,6 +1,6 @@
 """The Linux calls that Python 3.11 does not offer, through libc. Each raises OSError with its errno.
 
-What libc has no wrapper for has a number, which is known for two processors; on others it is ``StepFailed`` that is raised.
+What libc has no wrapper for has a number, which is known for two processors; on others it is ``SetupError`` that is raised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from typing import Any
 
 from ...sandbox_image.guest.procfs import read
-from .setup_errors import StepFailed
+from .setup_errors import SetupError
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -90,7 +90,7 @@ def _number(name: str) -> int:
     try:
         return _NUMBERS[os.uname().machine][name]
     except KeyError:
-        raise StepFailed("processor", errno.ENOSYS) from None
+        raise SetupError("processor", errno.ENOSYS) from None
 
 
 def syscall(number: int, *arguments: object) -> int:

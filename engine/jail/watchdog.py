@@ -31,8 +31,8 @@ class Watchdog(Meter):
         self._cpu = 0.0
         self._processes = 0
 
-    def begin(self) -> None:
-        """See ``Meter.begin``."""
+    def begin_cell(self) -> None:
+        """See ``Meter.begin_cell``."""
         self._processes = 0
         self._count()
         self._cpu_before = self._cpu
@@ -53,12 +53,12 @@ class Watchdog(Meter):
         """See ``Meter.was_refused_a_process``."""
         return self._processes >= self._limits.pids
 
-    def next_look(self, now: float) -> float | None:
-        """See ``Meter.next_look``."""
+    def next_check(self, now: float) -> float | None:
+        """See ``Meter.next_check``."""
         return max(now, self._due)
 
-    def look(self, now: float) -> tuple[Outcome, str] | None:
-        """See ``Meter.look``."""
+    def check(self, now: float) -> tuple[Outcome, str] | None:
+        """See ``Meter.check``."""
         if now < self._due:
             return None
         self._due = now + _LOOK_SECONDS

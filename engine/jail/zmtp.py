@@ -27,14 +27,14 @@ class Peer:
         routing_id: the name by which a ROUTER is to know this end.
 
     Attributes:
-        opening: the bytes to begin with. The next may be written when the other end ``is_ready``: what comes sooner
+        handshake: the bytes to begin with. The next may be written when the other end ``is_ready``: what comes sooner
             libzmq takes for a part of the handshake.
         routing_id: the name that the other end gave itself, if any.
     """
 
     def __init__(self, kind: Literal[b"DEALER", b"ROUTER"], limit: int, routing_id: bytes = b"") -> None:
         body = _READY + _property(b"Socket-Type", kind) + _property(b"Identity", routing_id)
-        self.opening = _OURS + bytes([_COMMAND, len(body)]) + body
+        self.handshake = _OURS + bytes([_COMMAND, len(body)]) + body
         self.routing_id = b""
         self._other_kind = _SERVES[kind]
         self._limit = limit

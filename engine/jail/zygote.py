@@ -58,12 +58,12 @@ def main() -> None:
     for module in _GUESTS_USE:
         __import__(module)
     engine_socket, sees = sys.argv[2], json.loads(sys.argv[3])
-    kit = None
+    template = None
     if isinstance(sees, str):
         # Nothing is left on disk whoever is killed: the engine unlinks the socket's name, this keeps the file.
         engine_socket = f"/proc/self/fd/{os.open(engine_socket, os.O_PATH)}"
     else:
-        kit = _kit(tuple(sees))
+        template = _template(tuple(sees))
     for number in (signal.SIGCHLD, *_ENDS):
         signal.signal(number, _wake)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -71,16 +71,16 @@ def main() -> None:
     # (and so does not copy) the pages that it shares with its siblings.
     gc.collect()
     gc.freeze()
-    Zygote(control, kit, engine_socket, sees if kit is None else None).serve()
+    Zygote(control, template, engine_socket, sees if template is None else None).serve()
 
 
-def _kit(folders: tuple[str, ...]) -> isolated_process.Kit:
+def _template(folders: tuple[str, ...]) -> isolated_process.Template:
     cgroups = CgroupBase.find()
     if cgroups is not None:
         cgroups.sweep_the_dead()
     else:
         from . import watchdog  # noqa: F401  # pyright: ignore[reportUnusedImport] - for the shims
-    return isolated_process.Kit(
+    return isolated_process.Template(
         _compile_filter(_UNCOUNTED if cgroups is None else frozenset()), cgroups, folders
     )
 
@@ -99,14 +99,14 @@ class Zygote:
     def __init__(
         self,
         control: socket.socket,
-        kit: isolated_process.Kit | None,
+        template: isolated_process.Template | None,
         engine_socket: str,
         contexts: str | None,
     ) -> None:
         self._control = control
         self._contexts = contexts
-        self._kit = kit
-        self._cgroups = kit.cgroups if kit is not None else None
+        self._template = template
+        self._cgroups = template.cgroups if template is not None else None
         self._engine_socket = engine_socket
         self._reaped, self._signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
@@ -183,7 +183,7 @@ class Zygote:
                 os.close(fd)
             for unused in (ours, self._control, *([self._spare[1]] if self._spare else [])):
                 unused.close()
-            shim.main(theirs, self._kit, self._engine_socket, parent)
+            shim.main(theirs, self._template, self._engine_socket, parent)
         theirs.close()
         return pid, ours
 

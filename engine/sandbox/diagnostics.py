@@ -23,7 +23,7 @@ _STEPS = {
     "landlock": "The Landlock rules cannot be applied",
     "seccomp": "The system-call filter cannot be installed",
     "cgroup": "The sandbox's control group cannot be set up",
-    "host_view": "A mount namespace for the sandboxes cannot be built",
+    "zygote_root": "A mount namespace for the sandboxes cannot be built",
     "exec": "The interpreter cannot be started in the sandboxes' view of the machine",
 }
 
@@ -62,12 +62,12 @@ def _remedy(step: str, code: int) -> str:
             return "The kernel is too old: Linux 5.12 or newer is needed."
         case "user_namespace", errno.ENOSPC:
             return "The limit on namespaces is reached: raise it with `sysctl -w user.max_user_namespaces=10000`."
-        case "namespaces" | "host_view", errno.ENOSPC:
+        case "namespaces" | "zygote_root", errno.ENOSPC:
             return (
                 "A limit on namespaces is reached: `sysctl -a --pattern user.max_.*_namespaces` shows them all; "
                 "raise the one that is low."
             )
-        case "host_view", errno.EINVAL:
+        case "zygote_root", errno.EINVAL:
             return (
                 "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
                 "(`unshare --mount`, a container, or systemd-nspawn)."

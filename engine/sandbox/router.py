@@ -92,7 +92,7 @@ class Router:
                 return
             connection = _Connection(stream)
             self._peers.add(connection)
-            connection.lane.begin(connection.peer.opening)
+            connection.lane.send_raw(connection.peer.handshake)
             self._listen(connection)
 
     def _accept_again(self) -> None:
@@ -168,7 +168,7 @@ class Router:
         self._deliver()
 
     def _write_when_possible(self, connection: _Connection) -> None:
-        if bool(connection.lane.waiting) == connection.is_written:
+        if bool(connection.lane.unsent_bytes) == connection.is_written:
             return
         connection.is_written = not connection.is_written
         if connection.is_written:
