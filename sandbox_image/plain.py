@@ -12,6 +12,8 @@ from typing import TypeAlias, cast
 
 import msgspec
 
+from .text import replace_surrogates
+
 Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 MAX_DEPTH = 32
@@ -57,18 +59,6 @@ def decode(data: bytes) -> Plain:
     except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError):
         raise NotPlain("no JSON of plain data") from None
     return _Copier(len(data)).copy(value, 1)
-
-
-def clean(text: str) -> str:
-    """An exact ``str`` that UTF-8 can carry: a lone surrogate becomes U+FFFD."""
-    text = str.__str__(text)
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _containers(data: bytes) -> int:
@@ -117,7 +107,7 @@ class _Copier:
                 raise NotPlain(f"a value of type {type(value).__name__}")
 
     def _text(self, text: str) -> str:
-        text = clean(text)
+        text = replace_surrogates(text)
         self._chars -= len(text)
         if self._chars < 0:
             raise _too_large(self._most_bytes)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import KEYS, REPOSITORY, descendants, heed_interrupts, pieces_from
 
-from supdist.engine.cli.terminal import printable
+from supdist.sandbox_image.text import printable
 
 COMMAND = [sys.executable, "-m", "supdist.engine"]
 QUICKSTART = REPOSITORY / "tasks/examples/quickstart/task.json"

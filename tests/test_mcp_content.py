@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent, TextContent
 
-from supdist.sandbox_image.mcp.content import IMAGE_BYTES, contents, cut, file_content
+from supdist.sandbox_image.mcp.content import IMAGE_BYTES, contents, file_content
 from supdist.sandbox_image.mcp.session import Cell
 from supdist.sandbox_image.protocol import Outcome
 
@@ -66,17 +66,6 @@ def test_a_value_is_shown_in_the_form_that_says_most() -> None:
 def test_what_cannot_be_shown_is_said(bundle: dict[str, str | bytes]) -> None:
     (said,) = texts(cell(display=(bundle,)))
     assert said.startswith("[")
-
-
-@given(st.text(), st.integers(1, 50))
-def test_a_cut_text_has_its_ends_and_tells_what_is_missing(value: str, limit: int) -> None:
-    shown = cut(value, limit)
-    if len(value) <= limit:
-        assert shown == value
-        return
-    half = limit // 2
-    head, tail = value[:half], value[len(value) - half :]
-    assert shown == f"{head}\n[... {len(value) - 2 * half} of {len(value)} characters left out ...]\n{tail}"
 
 
 @given(st.binary())

@@ -120,7 +120,7 @@ async def test_the_handler_describes_itself_as_the_model_does_and_keeps_its_logi
     [
         (Unavailable("busy", retry_after=2.5), Unavailable, "busy"),
         (CallTimeout("late"), CallTimeout, "late"),
-        (Rejected("no \ud800"), Rejected, "no ?"),
+        (Rejected("no \ud800"), Rejected, "no \ufffd"),
         (ContextTooLong("long"), ContextTooLong, "long"),
         (HandlerError("other"), HandlerError, "other"),
         (Rejected("no client for https://me:secret@host/v1"), Rejected, "no client for https://host/v1"),
@@ -150,7 +150,7 @@ async def test_text_that_is_none_stays_at_its_side(tmp_path: Path) -> None:
         serving(place, ScriptedHandler(["half \ud800 a pair", "whole"])) as service,
         client_of(service, place) as remote,
     ):
-        assert (await remote.chat(asked("x"))).text == "half ? a pair"
+        assert (await remote.chat(asked("x"))).text == "half \ufffd a pair"
         with pytest.raises(Rejected, match="cannot be sent as text"):
             await remote.chat(asked("\ud800"))
         with pytest.raises(Rejected, match="a role"):

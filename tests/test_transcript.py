@@ -3,13 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from supdist.engine import CellResult, Outcome
 from supdist.engine.sandbox.config import ErrorInfo, Usage
 from supdist.engine.supervisor.prompts import Prompts, context_facts, fill, nudge
-from supdist.engine.supervisor.transcript import shorten, show_results, without_seconds
+from supdist.engine.supervisor.transcript import show_results, without_seconds
 
 
 def result(**changes: Any) -> CellResult:
@@ -19,20 +17,6 @@ def result(**changes: Any) -> CellResult:
         "usage": Usage(0.0, 0, "watchdog"),
     }  # fmt: skip
     return CellResult(**{**values, **changes})
-
-
-@given(st.text(max_size=500), st.integers(1, 300))
-def test_shortened_text_keeps_head_and_tail_and_counts_what_is_left_out(text: str, limit: int) -> None:
-    short = shorten(text, limit)
-    if len(text) <= limit:
-        assert short == text
-    else:
-        head, _, rest = short.partition("\n[... ")
-        count, _, tail = rest.partition(" characters left out ...]\n")
-        assert text.startswith(head)
-        assert text.endswith(tail)
-        assert len(head) + len(tail) == limit
-        assert int(count.replace(",", "")) == len(text) - limit
 
 
 def test_output_error_and_what_was_not_run_are_all_shown() -> None:

@@ -9,8 +9,8 @@ import sys
 
 import typer
 
-from ..engine.cli.terminal import printable
 from ..engine.errors import TaskError
+from ..sandbox_image.text import printable
 from .distill.export_cli import export
 
 

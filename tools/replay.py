@@ -18,9 +18,9 @@ from pathlib import Path
 from ..engine import SandboxConfig
 from ..engine.cli.options import sandbox_config
 from ..engine.cli.permissions import Allowed
-from ..engine.cli.terminal import printable
 from ..engine.errors import SandboxError, TaskError
 from ..engine.trust import Environment, Permissions
+from ..sandbox_image.text import printable, shorten
 from .distill.export import SOURCES, is_own
 from .distill.replay import LineReport, TurnReport, replay
 
@@ -106,7 +106,7 @@ async def _replay(path: Path, most: int | None, sandbox: SandboxConfig, permissi
 def _tell_settings(report: LineReport, told: set[str]) -> None:
     """Say once of each setting that the run's sandbox had another."""
     for name, value in report.other_settings.items():
-        text = printable(f"{name} {value}")[:_DIFF_CHARS]
+        text = shorten(printable(f"{name} {value}"), _DIFF_CHARS)
         if text not in told:
             told.add(text)
             print(f"the run's sandbox had {text}; see --help for what can be set", file=sys.stderr)
@@ -132,7 +132,9 @@ def _difference(turn: TurnReport) -> str:
     lines = difflib.unified_diff(
         turn.exported.split("\n"), turn.replayed.split("\n"), "exported", "replayed", lineterm=""
     )
-    return "\n".join(f"    {printable(line)[:_DIFF_CHARS]}" for line in itertools.islice(lines, _DIFF_LINES))
+    return "\n".join(
+        f"    {shorten(printable(line), _DIFF_CHARS)}" for line in itertools.islice(lines, _DIFF_LINES)
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any, ParamSpec, TypeVar
 import msgspec
 
 from ...handlers import Completion, Message
+from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import CacheError
 from ..private_files import PrivateFolder, ResolvedPath, resolved
 from ..trust.seals import Seal
@@ -212,7 +213,7 @@ class _Store:
         return (
             isinstance(answer, str)
             and isinstance(mark, str)
-            and self._seal.is_own(mark, key, answer.encode("utf-8", "surrogatepass"))
+            and self._seal.is_own(mark, key, answer.encode("utf-8", KEEP_SURROGATES))
         )
 
     def _decode(self, answer: Any) -> Completion:

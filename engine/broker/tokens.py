@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from unicodedata import normalize
 
 from ...handlers import Message, ModelHandler, Usage
+from ...sandbox_image.text import KEEP_SURROGATES
 
 _LONGEST_TOKEN = 256
 """Bytes; the longest in use, runs of spaces in the vocabularies of GPT-4 and its heirs, are 128."""
@@ -107,4 +108,4 @@ def _most_bytes(text: str) -> int:
 
 
 def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return text.encode("utf-8", KEEP_SURROGATES)

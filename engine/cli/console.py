@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 from ...handlers import Usage
+from ...sandbox_image.text import printable
 from ..events import (
     BlockEnded,
     BlockStarted,
@@ -21,7 +22,6 @@ from ..events import (
     SupervisorWrote,
     TurnStarted,
 )
-from .terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -65,11 +65,12 @@ def main() -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Run commands: every failure of ours as a line and a code; a traceback is a bug."""
+    from ...sandbox_image.text import ESCAPE_SURROGATES
     from ..errors import CacheError, LogError, SandboxError, TaskError
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ESCAPE_SURROGATES)
     try:
         app()
     except TaskError as error:
@@ -98,7 +99,7 @@ def _await(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
 
 
 def _fail(code: int, message: object) -> NoReturn:
-    from .terminal import printable
+    from ...sandbox_image.text import printable
 
     print(f"supdist-engine: {printable(str(message))}", file=sys.stderr)
     sys.exit(code)
@@ -271,8 +272,8 @@ async def _run(
 
 
 def _print_result(result: RunResult, log_dir: str | None) -> None:
+    from ...sandbox_image.text import printable
     from .console import summary
-    from .terminal import printable
 
     answer = "(no answer)" if result.answer is None else result.answer
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
@@ -322,7 +323,7 @@ def execute(
 
 
 def _copy_output(result: CellResult) -> None:
-    from .terminal import printable
+    from ...sandbox_image.text import printable
 
     for stream, text in ((sys.stdout, _shown(result)), (sys.stderr, result.stderr)):
         stream.write(printable(text) if stream.isatty() else text)

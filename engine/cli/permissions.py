@@ -74,9 +74,9 @@ class Allowed:
         Raises:
             TaskError: the file cannot or may not be read.
         """
+        from ...sandbox_image.text import printable
         from ..trust import load_environment
         from ..trust.environment import env_file_above
-        from .terminal import printable
 
         found = load_environment(self.env_file)
         if (above := None if found.path else env_file_above()) is not None:
@@ -135,7 +135,7 @@ def withheld_keys_named(permissions: Bound) -> Generator[None]:
 
 def ask_on_terminal(question: Question) -> Answer:
     """Ask on stderr until there is an answer. Ctrl-C ends the program; the end of the input is a no."""
-    from .terminal import printable
+    from ...sandbox_image.text import printable
 
     letters: dict[str, Answer] = {_LETTERS[answer]: answer for answer in question.answers}
     if "once" in question.answers:

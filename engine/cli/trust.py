@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from ...sandbox_image.text import printable
 from .options import group_with_default
-from .terminal import printable
 
 app = typer.Typer(
     cls=group_with_default("folder"),

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from ...handlers import Completion, Message, Usage
+from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import LogError
 from ..private_files import PrivateFolder
 from ..sandbox import CellResult, Display
@@ -245,7 +246,7 @@ def _readable(context: object) -> tuple[str, Callable[[BinaryIO], object]]:
     try:
         suffix, data = "json", json.dumps(context, indent=1).encode()
     except (TypeError, ValueError):
-        suffix, data = "repr.txt", repr(context).encode("utf-8", "surrogatepass")
+        suffix, data = "repr.txt", repr(context).encode("utf-8", KEEP_SURROGATES)
     return suffix, lambda file: file.write(data)
 
 

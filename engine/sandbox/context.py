@@ -7,6 +7,7 @@ import os
 import pickle
 from typing import Any, Literal, Protocol, TypeAlias
 
+from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import TaskError
 
 Kind: TypeAlias = Literal["text", "object"]
@@ -39,7 +40,7 @@ def encode_context(context: object, sink: Sink) -> Kind:
     """
     if type(context) is str:
         for start in range(0, len(context), _PIECE_CHARS):
-            sink.write(context[start : start + _PIECE_CHARS].encode("utf-8", "surrogatepass"))
+            sink.write(context[start : start + _PIECE_CHARS].encode("utf-8", KEEP_SURROGATES))
         return "text"
     try:
         _PlainPickler(sink, protocol=5).dump(context)

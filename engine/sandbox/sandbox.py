@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, CellEnd, Outcome
+from ...sandbox_image.text import has_surrogates, replace_surrogates
 from ..errors import LocalProtocolError, SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from ..toolbox.toolbox import ToolCalls
 from .backend import Backend, Guest
@@ -38,7 +39,7 @@ class Sandbox:
         self._find_backend = backend
         self._config = config
         self._context = context
-        self._query = query.encode("utf-8", "replace").decode()
+        self._query = replace_surrogates(query)
         self._changing, self._filing = asyncio.Lock(), asyncio.Lock()
         self._on_call = on_call
         self._tools = tools
@@ -120,9 +121,7 @@ class Sandbox:
             raise ValueError(
                 f"a block of {len(code)} characters is too long; at most {most} bytes can be sent"
             )
-        source = code.encode(
-            "utf-8", "replace"
-        ).decode()  # a lone surrogate is no Python outside of a comment
+        source = replace_surrogates(code)
         if len(source.encode()) > most:
             raise ValueError(
                 f"a block of {len(source)} characters is too long; at most {most} bytes can be sent"
@@ -215,7 +214,7 @@ class Sandbox:
         """One question about files, and its answer: one after another, however many are asked, so that neither side has more
         of them waiting than it sends on.
         """
-        if "\0" in path or len(path) > _PATH_CHARS or any("\ud800" <= letter <= "\udfff" for letter in path):
+        if "\0" in path or len(path) > _PATH_CHARS or has_surrogates(path):
             raise SandboxFileError("outside", path)
         async with self._filing:
             return await self._ask_now(path, message)
@@ -447,12 +446,12 @@ def _carryable(results: Sequence[str | CallError]) -> list[str | CallError]:
         if not isinstance(result, str):
             carried.append(result)
             continue
-        data = result if result.isascii() else result.encode("utf-8", "replace")
-        room -= len(data)
+        text = replace_surrogates(result)
+        room -= len(text) if text.isascii() else len(text.encode())
         if room < 0:
             carried.append(CallError("unavailable", "the answer is too large to be passed on"))
         else:
-            carried.append(data if isinstance(data, str) else data.decode())
+            carried.append(text)
     return carried
 
 

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from ...handlers import ContextTooLong, HandlerError, Rejected, Unavailable
+from ...sandbox_image.text import replace_surrogates
 from ..broker.dispatch import CallTimeout
 from ..errors import RemoteProtocolError
 
@@ -171,17 +172,12 @@ def cost(payload: bytes | memoryview) -> int:
     return max(LEAST_COST, len(payload))
 
 
-def text(words: str) -> str:
-    """The words with what cannot be sent replaced."""
-    return words if words.isascii() else words.encode("utf-8", "replace").decode("utf-8")
-
-
 def failure(request: int, error: Exception) -> Failure:
     """What is told of an error. Of one that is no ``HandlerError`` nobody knows what its words hold: they stay here."""
     retry_after = error.retry_after if isinstance(error, Unavailable) else None
     for code, kind in _ERRORS.items():
         if isinstance(error, kind):
-            return Failure(request, code, text(str(error)), retry_after)
+            return Failure(request, code, replace_surrogates(str(error)), retry_after)
     return Failure(request, "unavailable", f"the model failed with {type(error).__name__}", None)
 
 

@@ -23,6 +23,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from ...handlers import Completion, Message, ModelHandler, Rejected, Unavailable
+from ...sandbox_image.text import replace_surrogates
 from ..broker.dispatch import Dispatcher, Queue, Request
 from ..errors import RemoteProtocolError, TaskError
 from . import protocol
@@ -342,7 +343,7 @@ def _authenticate(context: zmq.asyncio.Context, keys: ServerKeys) -> AsyncioAuth
 def _offer(handler: ModelHandler) -> Offer:
     price = handler.price
     return Offer(
-        model=protocol.text(handler.model),
+        model=replace_surrogates(handler.model),
         window=handler.window,
         max_tokens=handler.max_tokens,
         price=(price.input_usd, price.output_usd) if price else None,
@@ -364,12 +365,12 @@ def _reply(asked: _Asked, result: Completion | Exception) -> bytes:
         return protocol.encode(msgspec.structs.replace(failed, message=_LOGIN.sub("://", failed.message)))
     answer = Answer(
         request=asked.number,
-        text=protocol.text(result.text),
+        text=replace_surrogates(result.text),
         input_tokens=result.usage.input_tokens,
         output_tokens=result.usage.output_tokens,
         calls=result.usage.calls,
         finish_reason=result.finish_reason,
-        reasoning=protocol.text(result.reasoning),
+        reasoning=replace_surrogates(result.reasoning),
         retries=result.retries,
         queued=result.queued + (asked.started or asked.queued) - asked.queued,
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Template
 
+from ...sandbox_image.text import shorten
 from ..broker.budget import Left
 from ..errors import TaskError
 
@@ -198,6 +199,9 @@ def budget_left(prompts: Prompts, left: Left) -> list[str]:
     return [fill(prompts.budget, left=", ".join(parts))] if parts else []
 
 
+_KEY_CHARS = 60
+
+
 def context_facts(context: object) -> str:
     """What the supervisor is told about the document: kind and size, never the text."""
     match context:
@@ -208,12 +212,8 @@ def context_facts(context: object) -> str:
             kinds = sorted({type(item).__name__ for item in context[:1000]})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             return f"a list of {len(context):,} items ({', '.join(kinds) or 'empty'})."  # pyright: ignore[reportUnknownArgumentType]
         case dict():
-            keys = [_short(repr(key)) for key in list(context)[:20]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            keys = [shorten(repr(key), _KEY_CHARS) for key in list(context)[:20]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             more = ", …" if len(context) > len(keys) else ""  # pyright: ignore[reportUnknownArgumentType]
             return f"a dict of {len(context):,} keys: {', '.join(keys)}{more}."  # pyright: ignore[reportUnknownArgumentType]
         case _:
             return f"a value of type {type(context).__name__}."
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

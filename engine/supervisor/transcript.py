@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ...sandbox_image.text import excerpt
 from ..sandbox import CellResult, Outcome
 
 _WORTH_TELLING = 10.0
@@ -13,16 +14,6 @@ the same text, so that what the supervisor said to it is found in the cache.
 """
 
 _SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
-
-
-def shorten(text: str, limit: int) -> str:
-    """At most about ``limit`` characters: the head, the tail, and how much lies between."""
-    if len(text) <= limit:
-        return text
-    head = (limit + 1) // 2
-    tail = limit - head
-    left_out = len(text) - limit
-    return f"{text[:head]}\n[... {left_out:,} characters left out ...]\n{text[len(text) - tail :]}"
 
 
 def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> str:
@@ -50,13 +41,13 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
     parts = [f"{name} {_verdict(result)}"]
     output = _output(result)
     if output:
-        parts.append(f"Output:\n{shorten(output, limit)}")
+        parts.append(f"Output:\n{excerpt(output, limit)}")
     elif result.outcome is Outcome.OK and result.final is None:
         parts.append("It showed nothing; print what you want to see.")
     if result.truncated:
         parts.append("[the output went over the sandbox's limit; what came after it is lost]")
     if result.error is not None:
-        parts.append(shorten(result.error.traceback.rstrip(), max(limit, 400)))
+        parts.append(excerpt(result.error.traceback.rstrip(), max(limit, 400)))
     return "\n".join(parts)
 
 

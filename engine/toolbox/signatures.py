@@ -11,6 +11,7 @@ import msgspec
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
+from ...sandbox_image.text import shorten
 from ..errors import TaskError
 
 _MESSAGE_CHARS = 1_000
@@ -67,7 +68,7 @@ class Parameters:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise BadArguments(_cut(str(error), _MESSAGE_CHARS)) from None
+            raise BadArguments(shorten(str(error), _MESSAGE_CHARS)) from None
         for name, value in bound.arguments.items():
             check = self._checks.get(name)
             if check is None:
@@ -88,7 +89,9 @@ def _checked(check: TypeAdapter[Any], name: str, value: Any) -> Any:
         return check.validate_json(msgspec.json.encode(value), strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
-        raise BadArguments(_cut("; ".join(_words(name, each) for each in problems), _MESSAGE_CHARS)) from None
+        raise BadArguments(
+            shorten("; ".join(_words(name, each) for each in problems), _MESSAGE_CHARS)
+        ) from None
 
 
 def _words(name: str, problem: Any) -> str:
@@ -108,7 +111,7 @@ def show_signature(function: Callable[..., object]) -> str:
         except (TypeError, ValueError):
             return "(...)"
     shown = [each.replace(default=_shown(each)) for each in signature.parameters.values()]
-    return _cut(str(signature.replace(parameters=shown)), _SIGNATURE_CHARS)
+    return shorten(str(signature.replace(parameters=shown)), _SIGNATURE_CHARS)
 
 
 def show_doc(function: Callable[..., object], description: str | None = None) -> str:
@@ -116,7 +119,7 @@ def show_doc(function: Callable[..., object], description: str | None = None) ->
     if description is None:
         docstring = inspect.getdoc(function.func if isinstance(function, partial) else function) or ""
         description = docstring.split("\n\n")[0]
-    return _cut(" ".join(description.split()), _DOC_CHARS)
+    return shorten(" ".join(description.split()), _DOC_CHARS)
 
 
 class _Hidden:
@@ -129,7 +132,3 @@ def _shown(parameter: inspect.Parameter) -> Any:
     if value is parameter.empty or value is None or type(value) in (bool, int, float):
         return value
     return value if get_origin(parameter.annotation) is Literal else _Hidden()
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -21,6 +21,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ...sandbox_image import plain, protocol
 from ...sandbox_image.protocol import ToolCode, ToolFailure, ToolReply
+from ...sandbox_image.text import replace_surrogates
 from ..errors import TaskError
 from .pickling import ship
 from .signatures import BadArguments, Parameters, show_doc, show_signature
@@ -139,7 +140,7 @@ class Toolbox:
                 f" (on the host: plain data in and out, at most {tool.max_calls} calls, raises ToolError)"
             )
             self.hosted.append(_Hosted(name, tool, Parameters(name, function)))
-            self.host.append(protocol.HostTool(name, plain.clean(f"{head}\n\n{doc}")))
+            self.host.append(protocol.HostTool(name, replace_surrogates(f"{head}\n\n{doc}")))
         else:
             self.guest.append(protocol.GuestTool(name, ship(name, function)))
         self._lines.append(f"- `{head}`{limits}" + (f": {doc}" if doc else ""))
@@ -228,7 +229,7 @@ class ToolCalls:
             reply = await self._in_time(hosted, call.arguments, use)
         except _Failure as failure:
             use.error, use.message = failure.code, failure.known
-            reply = ToolFailure(failure.code, plain.clean(failure.told))
+            reply = ToolFailure(failure.code, replace_surrogates(failure.told))
         except asyncio.CancelledError:
             use.error, use.message = "cancelled", "its cell has ended"
             raise

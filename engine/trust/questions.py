@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ...sandbox_image.text import one_line, shorten_middle
+
 _MOST_SHOWN = 160
 
 Answer = Literal["yes", "once", "always", "no", "never"]
@@ -32,10 +34,7 @@ def shown(text: object) -> str:
     """Return text of a file for a line of a message: escaped, and without its middle where it is long, so that it pushes
     nothing else off the screen.
     """
-    line = str(text)
-    if not line.isprintable():
-        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
-    return line if len(line) <= _MOST_SHOWN else f"{line[: _MOST_SHOWN // 2]}…{line[-_MOST_SHOWN // 2 :]}"
+    return shorten_middle(one_line(str(text)), _MOST_SHOWN)
 
 
 def command(start: str, *arguments: object) -> str:

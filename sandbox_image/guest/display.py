@@ -13,7 +13,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeAlias, cast, get_args
 
-from .. import plain, protocol
+from .. import protocol
+from ..text import replace_surrogates
 from .safe_repr import bounded_repr
 
 _PLAIN_CHARS = 100_000
@@ -116,7 +117,7 @@ def _forms(value: object, notes: list[str]) -> _Forms:
             continue
         form = given[mime] if mime in given else _call(value, method, notes)
         if isinstance(form, bytes if mime in _BINARY else str):
-            forms[mime] = plain.clean(form) if isinstance(form, str) else form
+            forms[mime] = replace_surrogates(form) if isinstance(form, str) else form
     if "image/png" not in forms and _is_figure(value):
         drawing = _attempt("drawing the figure", notes, lambda: _draw(value))
         forms |= {"image/png": drawing} if drawing else {}
@@ -142,11 +143,11 @@ def _attempt(what: str, notes: list[str], action: Callable[[], Any]) -> Any:
         raise
     except BaseException as error:
         reason = "".join(traceback.format_exception_only(error)).strip()
-        notes.append(f"[{what} failed: {plain.clean(reason[:_NOTE_CHARS])}]")
+        notes.append(f"[{what} failed: {replace_surrogates(reason[:_NOTE_CHARS])}]")
 
 
 def _cut(text: str) -> str:
-    text = plain.clean(text)
+    text = replace_surrogates(text)
     if len(text) <= _PLAIN_CHARS:
         return text
     return f"{text[:_PLAIN_CHARS]}\n[... cut after {_PLAIN_CHARS} characters]"

@@ -16,6 +16,7 @@ from itertools import islice
 
 from .. import protocol
 from ..protocol import FileCode, FileData, FileEntry, FileList, GetFile, ListFiles, PutFile
+from ..text import replace_surrogates
 
 # No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
 _HOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -81,7 +82,7 @@ def _describe(entry: os.DirEntry[str]) -> FileEntry | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return FileEntry(entry.path.removeprefix("./").encode(errors="replace").decode(), status.st_size)
+    return FileEntry(replace_surrogates(entry.path.removeprefix("./")), status.st_size)
 
 
 def _put(request: PutFile) -> None:

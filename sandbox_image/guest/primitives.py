@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .. import plain, protocol
+from ..text import replace_surrogates
 from .channel import Channel
 
 _CHUNK_PROMPTS = 256
@@ -99,7 +100,7 @@ class Primitives:
         if self._answered_cell == cell:
             sys.stderr.write("FINAL was called before in this block; the first answer stands.\n")
             return
-        text = plain.clean(_answer_text(answer))
+        text = replace_surrogates(_answer_text(answer))
         if len(text) > _ANSWER_BYTES // 4 and len(text.encode()) > _ANSWER_BYTES:
             raise ValueError(f"FINAL takes an answer of at most {_ANSWER_BYTES} bytes")
         self._channel.send(protocol.Final(cell, text))
@@ -158,7 +159,7 @@ class Primitives:
         most_prompts = min(_CHUNK_PROMPTS, self._start.batch)
         longest = self._start.prompt_bytes
         for slot, prompt in enumerate(prompts):
-            text = plain.clean(prompt)
+            text = replace_surrogates(prompt)
             length = len(text) if text.isascii() else len(text.encode())
             if length > longest:
                 message = f"a prompt of {length} bytes; at most {longest} are allowed"

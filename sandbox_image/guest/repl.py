@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .. import protocol
+from ..text import ESCAPE_SURROGATES, KEEP_SURROGATES, escape_surrogates, excerpt
 from . import cell_compiler, tools
 from .channel import Channel
 from .display import Displays
@@ -187,11 +188,7 @@ def _hide_own_frames(report: traceback.TracebackException | None) -> None:
 
 
 def _cut(text: str, limit: int) -> str:
-    text = str.__str__(text).encode("utf-8", "backslashreplace").decode()
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    return excerpt(escape_surrogates(text), limit)
 
 
 def load_context(load: protocol.Load, descriptor: int | None) -> object:
@@ -215,7 +212,7 @@ def load_context(load: protocol.Load, descriptor: int | None) -> object:
 
 def _decode(kind: str, data: bytes | memoryview) -> object:
     if kind == "text":
-        return codecs.utf_8_decode(data, "surrogatepass", True)[0]
+        return codecs.utf_8_decode(data, KEEP_SURROGATES, True)[0]
     return pickle.loads(data)  # noqa: S301 - the host wrote it, for a guest that the host does not trust
 
 
@@ -264,7 +261,7 @@ class CellOutput(io.TextIOWrapper):
 
     def __init__(self, fd: int, cell: int, current: Callable[[], int]) -> None:
         raw = io.FileIO(fd, "w", closefd=False)
-        super().__init__(io.BufferedWriter(raw), "utf-8", "backslashreplace", "\n", line_buffering=True)
+        super().__init__(io.BufferedWriter(raw), "utf-8", ESCAPE_SURROGATES, "\n", line_buffering=True)
         self._cell = cell
         self._current = current
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from mcp.types import BlobResourceContents, ContentBlock, EmbeddedResource, ImageContent, TextContent
 
 from ..protocol import Outcome
+from ..text import excerpt
 from .session import Cell
 
 IMAGE_BYTES = 5 << 20
@@ -46,7 +47,7 @@ def contents(cell: Cell, *, timeout: float, limit: int, keeps_files: bool) -> li
     blocks: list[ContentBlock] = [text(cell.stdout, limit)] if cell.stdout else []
     blocks += [_shown(bundle, limit) for bundle in cell.display]
     if cell.stderr:
-        blocks.append(text(f"stderr:\n{cut(cell.stderr, limit)}"))
+        blocks.append(text(f"stderr:\n{excerpt(cell.stderr, limit)}"))
     if cell.error is not None:
         blocks.append(text(cell.error.traceback, limit))
     end = _end(cell, timeout, keeps_files=keeps_files)
@@ -70,18 +71,7 @@ def after_a_loss(*, keeps_files: bool) -> str:
 
 def text(value: str, limit: int | None = None) -> TextContent:
     """A block of text, cut where a limit is given."""
-    return TextContent(text=value if limit is None else cut(value, limit))
-
-
-def cut(value: str, limit: int) -> str:
-    """The beginning and the end of a text that is longer than ``limit``, and how much is missing between them."""
-    if len(value) <= limit:
-        return value
-    half = limit // 2
-    gone = len(value) - 2 * half
-    return (
-        f"{value[:half]}\n[... {gone} of {len(value)} characters left out ...]\n{value[len(value) - half :]}"
-    )
+    return TextContent(text=value if limit is None else excerpt(value, limit))
 
 
 def file_content(uri: str, data: bytes) -> ContentBlock:

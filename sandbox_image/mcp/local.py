@@ -21,6 +21,7 @@ import msgspec
 from .. import protocol
 from ..guard import Guard, death
 from ..protocol import CallError, CellEnd, Outcome, Violation
+from ..text import has_surrogates, replace_surrogates
 from . import processes
 from .session import FILE_PROBLEMS, Cell, FileRefused, Files, SessionError, SessionLost
 
@@ -64,7 +65,7 @@ class LocalSession:
 
     async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - this is what keeps it
         """See ``Session.execute``."""
-        source = code.encode(errors="replace")
+        source = replace_surrogates(code).encode()
         if len(source) > _CODE_BYTES:
             raise SessionError(f"{len(source)} bytes of code are too many; {_CODE_BYTES} can be run at once")
         return await self._living().execute(source.decode(), timeout)
@@ -195,7 +196,7 @@ class _Guest:
     async def ask_for_file(
         self, path: str, question: Callable[[int], protocol.PutFile | protocol.GetFile]
     ) -> bytes:
-        if "\0" in path or len(path) > _PATH_CHARS or any("\ud800" <= letter <= "\udfff" for letter in path):
+        if "\0" in path or len(path) > _PATH_CHARS or has_surrogates(path):
             raise FileRefused(_file_problem(path, "outside"))
         answer = await self._ask(path, question)
         assert isinstance(answer, protocol.FileData)

@@ -28,6 +28,7 @@ from mcp.types import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..protocol import Outcome
+from ..text import replace_surrogates
 from . import content
 from .session import FileRefused, SessionError, Settings
 from .session_queue import Desk
@@ -144,7 +145,7 @@ class Tools:
     async def _put_file(self, arguments: dict[str, Any]) -> CallToolResult:
         wanted = _PutFile.model_validate(arguments)
         if wanted.encoding == "text":
-            data = wanted.content.encode(errors="replace")
+            data = replace_surrogates(wanted.content).encode()
         else:
             try:
                 data = base64.b64decode(wanted.content, validate=True)

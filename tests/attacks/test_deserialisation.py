@@ -14,9 +14,9 @@ import pytest
 from attacks.lab import RAW, Arena, comes_true, outside, timed
 
 from supdist.engine import SandboxConfig, arun
-from supdist.engine.cli.terminal import printable
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import ScriptedHandler
+from supdist.sandbox_image.text import printable
 
 PICKLE = """
 import os, pickle

@@ -19,6 +19,7 @@ from ...engine.private_files import open_file
 from ...engine.runlog.log import Stream
 from ...engine.sandbox.config import CallCode
 from ...handlers import Message
+from ...sandbox_image.text import replace_surrogates
 
 Unusable = Literal["no conversation", "direct call", "failed", "cut off", "unreadable"]
 
@@ -306,14 +307,11 @@ def _events(folder: Path, stream: Stream, run_id: str, kind: Any) -> Iterator[An
                     raise NoConversation("unreadable", folder) from None
 
 
-def clean(text: str) -> str:
-    """Text that is valid UTF-8, which readers of JSON insist on: what the sandbox, too, executes of such text."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def cleaned(messages: Sequence[Message]) -> list[Message]:
     """The same messages, of text that is valid UTF-8."""
-    return [{"role": message["role"], "content": clean(message["content"])} for message in messages]
+    return [
+        {"role": message["role"], "content": replace_surrogates(message["content"])} for message in messages
+    ]
 
 
 def digest(value: object) -> str:

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...engine.cli.terminal import printable
 from ...engine.private_files import digest_file, is_there
+from ...sandbox_image.text import printable
 from ..evals.records import CONFIG, RECORDS
 
 if TYPE_CHECKING:

@@ -34,13 +34,13 @@ from ...engine.supervisor.transcript import show_results
 from ...engine.toolbox.toolbox import Toolbox
 from ...engine.trust import UNBOUND, Permissions
 from ...handlers import Message
+from ...sandbox_image.text import KEEP_SURROGATES, replace_surrogates
 from .conversations import (
     Conversation,
     LoggedCell,
     NoConversation,
     WorkerAnswer,
     cells,
-    clean,
     read_conversation,
     tool_uses,
     worker_answers,
@@ -299,7 +299,7 @@ def _context(folder: Path, told: Conversation) -> object:
         raise NoReplay("its document is not beside its logs")
     try:
         with open_file(folder / name) as file:
-            text = file.read().decode("utf-8", "surrogatepass")
+            text = file.read().decode("utf-8", KEEP_SURROGATES)
     except (OSError, UnicodeDecodeError):
         raise NoReplay("its document is not beside its logs") from None
     try:
@@ -469,7 +469,7 @@ class _Replay:
             self._report(turn, why="its outputs were not shown")
             return
         replayed = self._show(now, self.messages[at - 1]["content"]) + message[len(shown_then) :]
-        self._report(turn, self.messages[at]["content"], clean(replayed))
+        self._report(turn, self.messages[at]["content"], replace_surrogates(replayed))
 
     def _show(self, results: Sequence[CellResult], reply: str) -> str:
         blocks = code_blocks(reply)

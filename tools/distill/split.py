@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from ...sandbox_image.text import KEEP_SURROGATES
+
 Side = Literal["train", "validation"]
 SIDES: tuple[Side, ...] = ("train", "validation")
 
@@ -48,5 +50,5 @@ _LESS_THAN_A_STEP = 0.5 / _STEPS
 
 def _place(name: str, seed: int) -> float:
     """A number from 0 to 1 that is a document's own, in steps."""
-    found = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()
+    found = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", KEEP_SURROGATES)).digest()
     return int.from_bytes(found[:6], "big") / _STEPS

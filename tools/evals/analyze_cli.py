@@ -66,7 +66,7 @@ def show(found: Analysis, *, short: bool = False, pairs: bool = False, markdown:
 
 
 def _tell(found: Analysis) -> None:
-    from .layout import one_line
+    from ...sandbox_image.text import one_line
 
     for note in found.notes:
         print(one_line(note), file=sys.stderr)
@@ -120,7 +120,7 @@ def _csv(found: Analysis, *, pairs: bool) -> str:
 
 
 def _plot(found: Analysis, folder: Path) -> None:
-    from .layout import one_line
+    from ...sandbox_image.text import one_line
     from .plots import MissingLibrary, plot
 
     try:

@@ -22,10 +22,10 @@ from ...engine.taskfile import TaskLimits, checked
 from ...engine.trust import Environment, Permissions
 from ...engine.trust.settings import user_secret
 from ...handlers.builtin import NOTICE
+from ...sandbox_image.text import one_line
 from ...tasks.base import TaskDataError
 from .config import ExperimentConfig, differences, judge_spec, read_config, resolve
 from .folder import Folder
-from .layout import one_line
 from .permissions import permit
 from .progress import as_data, progress, result_table
 from .records import CONFIG

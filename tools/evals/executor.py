@@ -16,6 +16,7 @@ from anyio import to_thread
 from ...engine.errors import CacheError, LogError, SandboxUnavailable, TaskError
 from ...engine.trust import UNBOUND, Permissions
 from ...handlers import NoAccess
+from ...sandbox_image.text import escape_surrogates
 from ...tasks.base import Example, Score, Task, TaskDataError
 from .calls import opened_judge
 from .config import ExperimentConfig
@@ -147,11 +148,11 @@ def unanswered(config: ExperimentConfig, job: Job, context: object, *, judge: bo
     return Record(
         index=job.index,
         example=example.id,
-        document=clean(example.document),
-        kind=clean(example.kind),
+        document=escape_surrogates(example.document),
+        kind=escape_surrogates(example.kind),
         strategy=config.strategy,
-        query=clean(example.query),
-        references=[clean(reference) for reference in example.references],
+        query=escape_surrogates(example.query),
+        references=[escape_surrogates(reference) for reference in example.references],
         answer=None,
         score=None,
         correct=None,
@@ -167,7 +168,7 @@ def unanswered(config: ExperimentConfig, job: Job, context: object, *, judge: bo
 
 def _of_run(run: Run, seconds: float) -> dict[str, object]:
     return {
-        "answer": None if run.answer is None else clean(run.answer),
+        "answer": None if run.answer is None else escape_surrogates(run.answer),
         "steps": run.steps,
         "stop_reason": run.stop_reason,
         "supervisor": run.supervisor,
@@ -182,8 +183,8 @@ def _of_score(score: Score, record: Record) -> dict[str, object]:
         "score": score.value,
         "correct": score.correct,
         "metrics": dict(score.metrics),
-        "kind": clean(score.kind) or record.kind,
-        "note": clean(score.note),
+        "kind": escape_surrogates(score.kind) or record.kind,
+        "note": escape_surrogates(score.note),
     }
 
 
@@ -201,7 +202,7 @@ def _checked(score: Score) -> Score:
 
 def failure(stage: Literal["run", "score"], error: Exception) -> Failure:
     """An error, as it is recorded."""
-    return Failure(stage=stage, type=type(error).__name__, message=clean(str(error)))
+    return Failure(stage=stage, type=type(error).__name__, message=escape_surrogates(str(error)))
 
 
 def _spent(logs: Path) -> dict[str, object]:
@@ -225,8 +226,3 @@ def _paid(events: Iterable[dict[str, Any]]) -> Tokens:
         cached=sum(event["cached"] for event in calls),
         cost_usd=None if None in costs else round(sum(costs), 9),
     )
-
-
-def clean(text: str) -> str:
-    """The text with lone surrogates escaped, which no file of UTF-8 can hold."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -17,6 +17,7 @@ from ...engine.errors import LogError, TaskError
 from ...engine.private_files import PrivateFolder, is_there, open_file, read_file, resolved
 from ...engine.taskfile import parse_as
 from ...engine.trust.seals import Seal
+from ...sandbox_image.text import ESCAPE_SURROGATES
 from .config import Manifest
 from .records import CACHE, CONFIG, EXAMPLES, RECORDS, TABLE, Record, read_records
 from .table import table
@@ -149,7 +150,7 @@ class Folder:
     def write_table(self) -> None:
         """Write results.csv whole."""
         rows = sorted(self.records.values(), key=lambda record: record.index)
-        self._replace(TABLE, table(rows).encode("utf-8", "backslashreplace"))
+        self._replace(TABLE, table(rows).encode("utf-8", ESCAPE_SURROGATES))
         self._table_due = time.monotonic() + _TABLE_SECONDS
 
     def set_aside(self, example: str) -> None:

@@ -54,8 +54,8 @@ def grid(
 ) -> None:
     """Run all combinations, one after another; what is finished is left as it is, what was begun goes on."""
     from ...engine.private_files import ResolvedPath, resolved
+    from ...sandbox_image.text import one_line
     from .grid import check, named_folder, read_grid
-    from .layout import one_line
     from .permissions import permit
 
     allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
@@ -89,7 +89,7 @@ def _state(combination: Combination) -> str:
 
 
 def _note(text: str) -> None:
-    from .layout import one_line
+    from ...sandbox_image.text import one_line
 
     print(one_line(text), file=sys.stderr, flush=True)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ...engine.cli.terminal import printable
+from ...sandbox_image.text import one_line
 
 T = TypeVar("T")
 
@@ -45,11 +45,6 @@ def table(columns: Sequence[Column[T]], rows: Sequence[T], keys: Sequence[str] =
         [[one_line(column.show(row)) for column in columns] for row in rows],
         [titles.index(key) for key in keys] or (0,),
     )
-
-
-def one_line(text: str) -> str:
-    """The text with all that could move a cursor or end the line escaped."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def as_text(what: Table, width: int | None = None) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.private_files import PrivateFolder
+from ...sandbox_image.text import one_line, shorten_middle
 from .analysis import Analysis, Figures
-from .layout import one_line
 from .records import Record
 from .report_columns import model_name
 from .stats import Interval, bootstrap, mean, wilson
@@ -183,8 +183,7 @@ def _label(run: Figures) -> str:
 
 
 def _shortened(name: str) -> str:
-    name = one_line(name)
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+    return shorten_middle(one_line(name), _LONGEST)
 
 
 def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:

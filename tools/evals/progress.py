@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...engine.cli.terminal import printable
+from ...sandbox_image.text import printable
 from .records import Record
 from .runner import Observer
 from .summary import Summary, mean, total
