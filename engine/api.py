@@ -20,8 +20,9 @@ from .broker.cache import ResponseCache
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
 from .result import RunResult
-from .runlog.log import RunLogger, new_run_id
+from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
+from .sandbox.context import EncodedContext
 from .sandbox.packages import importable
 from .supervisor.conversation import Conversation
 from .supervisor.loop import Research, Task
@@ -107,8 +108,10 @@ async def arun(
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         log = stack.enter_context(RunLogger(log_dir, run_id))
+        # The sandbox and the log share one encoding. Without a log, the sandbox encodes the context itself.
+        encoded = stack.enter_context(EncodedContext(context)) if log.is_on else None
         settings = _settings(task, supervisor, worker, sandbox or SandboxConfig())
-        log.start(query, context, {**settings, "tools": toolbox.kinds()})
+        starting = asyncio.ensure_future(log.start(query, encoded, **settings, tools=toolbox.kinds()))
         try:
             for handler in (supervisor, worker):
                 if handler is not None:
@@ -120,13 +123,14 @@ async def arun(
             conversation = Conversation()
             opened = open_sandbox(
                 sandbox,
-                context=context,
+                context=context if encoded is None else encoded,
                 query=query,
                 on_call=None if worker is None else broker.answer,
                 tools=toolbox.with_own(_own_tools(broker, conversation)),
                 on_tool=log.tool,
             )
             box = await stack.enter_async_context(opened)
+            await starting
             emit(RunStarted(run_id, box.isolation, max_iterations))
             stack.enter_context(_told_every_second(broker, emit))
             research = Research(task, broker, box, prompts or Prompts(), conversation, log, emit)
@@ -134,8 +138,9 @@ async def arun(
         except BaseException as error:
             cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
             how: Literal["cancelled", "failed"] = "cancelled" if cancelled else "failed"
-            with contextlib.suppress(Exception):  # the first error is the one to hear of
-                log.end(
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                await starting
+                log.end_without_result(
                     stop_reason="cancelled" if cancelled else None,
                     error=f"{type(error).__name__}: {error}",
                 )
@@ -154,7 +159,7 @@ async def arun(
             supervisor=broker.supervisor.totals,
             worker=broker.worker.totals,
         )
-        log.end(**as_data(result))
+        log.end(result)
         emit(RunEnded(run_id, "result", result))
         return result
 

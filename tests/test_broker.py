@@ -25,7 +25,7 @@ from supdist.engine.broker.broker import Broker, CallRules
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
 from supdist.engine.events import Metrics
-from supdist.engine.runlog.log import Numbers, RunLogger
+from supdist.engine.runlog.writer import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler, Unavailable, Usage
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
@@ -282,9 +282,7 @@ class FullDisk(RunLogger):
     def is_on(self) -> bool:
         return True
 
-    def worker(
-        self, model: str, numbers: Numbers, completion: Completion | None = None, **facts: object
-    ) -> None:
+    def worker(self, *args: object, **kwargs: object) -> None:
         raise LogError("no room")
 
 

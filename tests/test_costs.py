@@ -18,7 +18,7 @@ from support import Open, Turns, echo, of_running_guests
 from supdist.engine import SandboxConfig, SandboxRuntime, open_sandbox
 from supdist.engine.broker.broker import Broker
 from supdist.engine.jail.message_stream import MessageStream
-from supdist.engine.runlog.log import RunLogger
+from supdist.engine.runlog.writer import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.sandbox.context import ContextMemory
 from supdist.engine.sandbox.zygote import Zygote

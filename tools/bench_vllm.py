@@ -30,7 +30,7 @@ from typing import Any
 
 from ..engine import Sandbox, SandboxConfig, open_sandbox
 from ..engine.broker.broker import Broker
-from ..engine.runlog.log import RunLogger
+from ..engine.runlog.writer import RunLogger
 from ..handlers import Message, ScriptedHandler, VLLMHandler
 
 _SANDBOXES, _BATCH, _TURNS, _THREADS = 8, 32, 4, 64

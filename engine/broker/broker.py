@@ -32,7 +32,7 @@ from ...handlers import (
 from ..errors import CacheError, LogError, TaskError
 from ..events import Metrics
 from ..result import CallTotals
-from ..runlog.log import Numbers, RunLogger
+from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger, WorkerPrompt
 from ..sandbox import CallError, WorkerCall
 from .budget import Budget, BudgetExceeded, Cost, Reservation
 from .cache import ResponseCache, cache_key
@@ -114,10 +114,13 @@ class Model:
         """Dollars; None where the price is unknown."""
         return None if self.rate is None else self.rate.of(usage)
 
-    def count(self, completion: Completion, waited: float, elapsed: float) -> Numbers:
-        """Count a call that was paid for. Seconds: in the broker's queue, and with the handler."""
-        usage, cost = completion.usage, self.price(completion.usage)
-        queued, worked = waited + completion.queued, max(0.0, elapsed - completion.queued)
+    def count(
+        self, completion: Completion, queued_at: float, started: float, first_token: float | None = None
+    ) -> CallStats:
+        """Count a call that was paid for and has just ended. Monotonic times: taken, given to the handler, first text."""
+        usage, cost, done = completion.usage, self.price(completion.usage), time.monotonic()
+        sent = min(done, started + completion.queued)
+        queued, worked = started - queued_at + completion.queued, done - sent
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls
@@ -125,15 +128,17 @@ class Model:
         self._retries += completion.retries
         self._queue_seconds += queued
         self._model_seconds += worked
-        return Numbers(usage, cost, queued, worked, completion.retries)
+        times = CallTimes(queued_at, sent, first_token, done)
+        return CallStats(usage, cost, queued, worked, completion.retries, times=times)
 
-    def hit(self, completion: Completion, *, earlier: bool = False) -> tuple[Completion, Numbers]:
+    def hit(self, completion: Completion, *, earlier: bool = False) -> tuple[Completion, CallStats]:
         """Count an answer that costs nothing, since it was paid for in this run, or ``earlier``, in another."""
         self.cached += 1
         if earlier:
             self._earlier += completion.usage
             self._earlier_cost = _sum(self._earlier_cost, self.price(completion.usage))
-        return replace(completion, usage=Usage()), Numbers(cached=True)
+        times = CallTimes(done=time.monotonic())
+        return replace(completion, usage=Usage()), CallStats(cached=True, times=times)
 
 
 class _Nobody(ModelHandler):
@@ -219,7 +224,7 @@ class Broker:
 
     async def ask_supervisor(
         self, messages: Sequence[Message], on_text: Callable[[str], None], *, best_answer: bool = False
-    ) -> tuple[Completion, Numbers]:
+    ) -> tuple[Completion, CallStats]:
         """The supervisor's next message.
 
         Args:
@@ -241,8 +246,15 @@ class Broker:
         reservation = await self._supervisors_share(messages, best_answer=best_answer)
         with reservation or nullcontext():
             started = time.monotonic()
-            completion = await model.handler.chat_stream(messages, on_text)
-            numbers = model.count(completion, 0.0, time.monotonic() - started)
+            first_token: float | None = None
+
+            def note_first_token(text: str) -> None:
+                nonlocal first_token
+                first_token = first_token or time.monotonic()
+                on_text(text)
+
+            completion = await model.handler.chat_stream(messages, note_first_token)
+            numbers = model.count(completion, started, started, first_token)
             if reservation is not None:
                 reservation.settle(numbers.usage, numbers.cost_usd)
         self._queue.look_again()  # less may have been paid than was set aside
@@ -262,7 +274,7 @@ class Broker:
 
     def _hit(
         self, model: Model, key: bytes, completion: Completion, *, worker_calls: int
-    ) -> tuple[Completion, Numbers]:
+    ) -> tuple[Completion, CallStats]:
         """Count an answer from the cache: the first of its key, if this run did not pay for it, as another's."""
         earlier = key not in self._own
         self._own.add(key)
@@ -419,8 +431,7 @@ class Broker:
             self._fail(ask, answer)
             return
         assert ask.started is not None
-        waited, elapsed = ask.started - ask.queued, time.monotonic() - ask.started
-        numbers = self.worker.count(answer, waited, elapsed)
+        numbers = self.worker.count(answer, ask.queued, ask.started)
         if ask.reservation is not None:
             ask.reservation.settle(numbers.usage, numbers.cost_usd)
         if ask.key is not None and self._store is not None:
@@ -437,25 +448,23 @@ class Broker:
         """Log why there is no answer, and tell the guest what kind of reason it is."""
         failure = _call_error(error)
         for each in (ask, *self._part(ask)):
-            self._deliver(each, failure, Numbers(), None, f"{type(error).__name__}: {error}")
+            times = CallTimes(each.queued, each.started, done=time.monotonic())
+            stats = CallStats(retries=None, times=times)
+            self._deliver(each, failure, stats, None, f"{type(error).__name__}: {error}")
 
     def _deliver(
         self,
         ask: _Ask,
         result: str | CallError,
-        numbers: Numbers,
+        numbers: CallStats,
         completion: Completion | None,
         message: str = "",
     ) -> None:
         """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
         if self._log.is_on:
-            why: dict[str, object] = {}
-            if isinstance(result, CallError):
-                why = {"error": result.code, "told": result.message}
-                if message:
-                    why["message"] = message
+            failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
             try:
-                self._log.worker(self.worker.handler.model, numbers, completion, **ask.facts(), **why)
+                self._log.worker(self.worker.handler.model, numbers, ask.place(), completion, failure)
             except LogError as error:
                 ask.batch.fail(error)
                 return
@@ -544,10 +553,10 @@ class _Ask(Request):
         if self.reservation is not None:
             self.reservation.release()
 
-    def facts(self) -> dict[str, object]:
-        """Which prompt it is, for the log."""
+    def place(self) -> WorkerPrompt:
+        """Return which prompt it is, for the log."""
         call = self.batch.call
-        return {"cell": call.cell, "call": call.call, "index": self.index, "prompt": self.prompt}
+        return WorkerPrompt(call.cell, call.call, self.index, self.prompt)
 
 
 class _Batch:

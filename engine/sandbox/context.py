@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import pickle
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
 from ...sandbox_image.text import KEEP_SURROGATES
@@ -38,6 +42,10 @@ def encode_context(context: object, sink: Sink) -> Kind:
             have got the part before it.
         OSError: the sink's.
     """
+    if isinstance(context, EncodedContext):
+        with context.opened() as data:
+            sink.write(data)
+        return context.kind
     if type(context) is str:
         for start in range(0, len(context), _PIECE_CHARS):
             sink.write(context[start : start + _PIECE_CHARS].encode("utf-8", KEEP_SURROGATES))
@@ -58,6 +66,58 @@ class _PlainPickler(pickle.Pickler):
         )
 
 
+class EncodedContext:
+    """A context, encoded once into sealed memory. Sandboxes, the run log and its hash read the same bytes.
+
+    Pass it to ``open_sandbox`` in the place of the context, and close it after the sandbox.
+
+    Attributes:
+        value: the context itself.
+        kind: how it is encoded.
+        size: bytes of the encoded form.
+
+    Raises:
+        TaskError, OSError: as ``encode_context`` does.
+    """
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self._fd = new_memory()
+        try:
+            self.kind: Kind = write_sealed(self._fd, value)
+            self.size = os.fstat(self._fd).st_size
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> EncodedContext:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def descriptor(self) -> int:
+        """Return a new descriptor of the memory. The caller closes it."""
+        return os.dup(self._fd)
+
+    @contextmanager
+    def opened(self) -> Generator[memoryview]:
+        """Yield the encoded bytes. They are mapped, not copied."""
+        if not self.size:
+            yield memoryview(b"")
+            return
+        with mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
+            yield data
+
+    def close(self) -> None:
+        """Give the memory back; sandboxes that have it keep it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
 class ContextMemory:
     """Encodes contexts into sealed memory. A text that is asked for again is not written again.
 
@@ -70,6 +130,8 @@ class ContextMemory:
 
     def descriptor(self, context: object) -> int:
         """A descriptor, which the caller closes, of memory for the context. It holds nothing before ``write``."""
+        if isinstance(context, EncodedContext):
+            return context.descriptor()
         is_held = self._text is not None and context is self._text
         return os.dup(self._fd) if is_held else new_memory()
 
@@ -79,6 +141,8 @@ class ContextMemory:
         Raises:
             TaskError, OSError: as ``encode_context`` does.
         """
+        if isinstance(context, EncodedContext):
+            return context.kind
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
             return "text"
         kind = write_sealed(fd, context)

@@ -14,7 +14,7 @@ from ..broker.budget import BudgetExceeded
 from ..errors import SandboxError, SandboxLost
 from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
 from ..result import StopReason
-from ..runlog.log import Numbers, RunLogger
+from ..runlog.writer import CallStats, RunLogger
 from ..sandbox import CellResult, Outcome, Sandbox
 from .blocks import code_blocks
 from .conversation import Conversation
@@ -206,20 +206,20 @@ class Research:
         clock = asyncio.timeout(self._seconds_left())
         try:
             async with clock:
-                completion, numbers = await self._ask_once_more_if_too_long(purpose)
+                completion, stats = await self._ask_once_more_if_too_long(purpose)
         except TimeoutError:
             if clock.expired():
                 raise _TimeIsUp from None
             raise  # somebody else's: a handler's, say
         elapsed = time.monotonic() - started
         model = self.broker.supervisor.handler.model
-        self.log.supervisor(model, self.conversation.history[self._seen :], completion, numbers, purpose)
+        self.log.supervisor(model, self.conversation.history[self._seen :], completion, stats, purpose)
         self._say("assistant", completion.text)
         self._seen = len(self.conversation.history)
         self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
         return completion
 
-    async def _ask_once_more_if_too_long(self, purpose: str) -> tuple[Completion, Numbers]:
+    async def _ask_once_more_if_too_long(self, purpose: str) -> tuple[Completion, CallStats]:
         """Where nobody knew how long the window is, its endpoint says it."""
         best_answer = purpose == "best_answer"
         try:

@@ -23,7 +23,7 @@ from ...engine import (
 )
 from ...engine.broker.broker import Broker, CallRules
 from ...engine.broker.cache import ResponseCache
-from ...engine.runlog.log import RunLogger
+from ...engine.runlog.writer import RunLogger
 from ...handlers import Completion, Message, ModelHandler, Price
 from .metrics import OURS
 from .subjects import Session

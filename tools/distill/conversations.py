@@ -1,4 +1,4 @@
-"""The conversations of runs, read back from their logs (``engine/runlog/log.py``): what a supervisor was sent, and what it said.
+"""The conversations of runs, read back from their logs (``engine/runlog``): what a supervisor was sent, and what it said.
 
 The logs are read as data that may be cut off, appended to, or changed by hand: lines that are no JSON are passed over,
 and a run that does not fit together is no conversation.
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from ...engine.private_files import open_file
-from ...engine.runlog.log import Stream
+from ...engine.runlog.events import Stream
 from ...engine.sandbox.config import CallCode
 from ...handlers import Message
 from ...sandbox_image.text import replace_surrogates

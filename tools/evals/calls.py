@@ -13,7 +13,7 @@ from ...engine.broker.budget import Budget, BudgetLimits
 from ...engine.broker.cache import ResponseCache
 from ...engine.broker.dispatch import CallTimeout
 from ...engine.result import CallTotals
-from ...engine.runlog.log import RunLogger
+from ...engine.runlog.writer import RunLogger
 from ...handlers import Completion, Message, ModelHandler, Usage
 from .records import Tokens
 

@@ -23,7 +23,8 @@ from ...engine.broker.budget import BudgetExceeded
 from ...engine.broker.cache import ResponseCache
 from ...engine.broker.tokens import most_answer
 from ...engine.result import StopReason
-from ...engine.runlog.log import Numbers, RunLogger, new_run_id
+from ...engine.runlog.writer import CallStats, RunLogger, new_run_id
+from ...engine.sandbox.context import EncodedContext
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler
 from .calls import one_model, tokens_of
 from .records import Tokens
@@ -88,22 +89,22 @@ class Direct:
             LogError: the log cannot be written.
         """
         started, run_id = time.monotonic(), new_run_id()
-        with RunLogger(log_dir, run_id) as log:
+        with RunLogger(log_dir, run_id) as log, EncodedContext(context) as encoded:
             models = {"supervisor_model": self.handler.model, "worker_model": None}
-            log.start(query, context, {**models, "strategy": "direct", "window": self.window})
+            await log.start(query, encoded, **models, strategy="direct", window=self.window)
             async with one_model(
                 self.handler, log, self.cache, limits=self.limits, cache_sampled=self.cache_sampled
             ) as broker:
                 try:
                     answer, reason = await self._answer(broker, log, query, as_text(context))
                 except HandlerError as error:
-                    log.end(stop_reason=None, error=f"{type(error).__name__}: {error}")
+                    log.end_without_result(error=f"{type(error).__name__}: {error}")
                     raise
                 model = broker.supervisor
                 tokens = tokens_of(model.usage, model.totals)
                 elapsed = time.monotonic() - started
                 facts = {"answer": answer, "iterations": 1, "stop_reason": reason, "elapsed": elapsed}
-                log.end(**facts, run_id=run_id, cost_usd=model.cost_usd)
+                log.end_without_result(**facts, cost_usd=model.cost_usd)
         return Run(answer, reason, 1, run_id, tokens, Tokens())
 
     async def _answer(
@@ -113,19 +114,19 @@ class Direct:
         clock = asyncio.timeout(self.limits.max_seconds)
         try:
             async with clock:
-                messages, completion, numbers = await self._ask(broker, query, text)
+                messages, completion, stats = await self._ask(broker, query, text)
         except BudgetExceeded as exceeded:
             return None, "timeout" if exceeded.limit == "max_seconds" else "budget"
         except TimeoutError:
             if not clock.expired():
                 raise
             return None, "timeout"
-        log.supervisor(self.handler.model, messages, completion, numbers, "direct")
+        log.supervisor(self.handler.model, messages, completion, stats, "direct")
         return completion.text.strip() or None, "final"
 
     async def _ask(
         self, broker: Broker, query: str, text: str
-    ) -> tuple[Sequence[Message], Completion, Numbers]:
+    ) -> tuple[Sequence[Message], Completion, CallStats]:
         keep = most_characters(self.handler, query, text, self.window)
         for _ in range(_ATTEMPTS - 1):
             messages = conversation(query, text, keep)
