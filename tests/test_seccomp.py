@@ -21,8 +21,9 @@ A_HIGH_BIT = 1 << 32
 
 CONFINE = """
 import sys
-from supdist.engine.jail import seccomp, syscalls
-syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+from supdist.engine.jail import seccomp
+from supdist.sandbox_image import linux
+linux.set_no_new_privs()
 seccomp.install(open(sys.argv[1], "rb").read())
 """
 # Arguments are passed as 64 bits each, so that a test can set those that the kernel ignores.

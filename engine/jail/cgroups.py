@@ -23,7 +23,7 @@ _LEAF = f"{PREFIX}engine"
 _ROUNDS = 10
 """How often a group is looked through for processes that were forked while others were moved."""
 _PERIOD_US = 100_000
-_V1 = ("memory", "pids", "cpu", "cpuacct")
+V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 
 
 class Cgroup(ABC):
@@ -237,8 +237,8 @@ def _candidates(mount: Path, membership: Path) -> Iterator[CgroupBase]:
         for parent in _places(mount, mount / unified.lstrip("/")):
             _enable(parent)
             yield CgroupBase(2, dict.fromkeys(("memory", "pids"), parent))
-    if all((mount / controller).is_dir() and controller in own for controller in _V1):
-        yield CgroupBase(1, {name: mount / name / own[name].lstrip("/") for name in _V1})
+    if all((mount / controller).is_dir() and controller in own for controller in V1_CONTROLLERS):
+        yield CgroupBase(1, {name: mount / name / own[name].lstrip("/") for name in V1_CONTROLLERS})
 
 
 def _places(mount: Path, here: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
-"""Build the walls of one sandbox around a fork of the shim, and leave init running inside as PID 1.
+"""Build the isolation of one sandbox around a fork of the shim.
 
-One fork: the child is in new namespaces, and PID 1 of its own, from its first moment; it waits there until it has a
-control group and its ids are mapped.
+The child is PID 1 of new namespaces (namespaces(7)) from its first moment. It waits until the shim has moved it into a
+control group and mapped its ids. Then it mounts its root file system and waits for its user's limits and context.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import random
 import resource
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,48 +21,31 @@ from typing import NoReturn
 
 import msgspec
 
-from ...sandbox_image import protocol
+from ...sandbox_image import environment, linux, protocol
+from ...sandbox_image.environment import GUEST_ID
 from ...sandbox_image.guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD
 from ...sandbox_image.guest.procfs import read, write
-from . import landlock, rootfs, seccomp
+from . import landlock, mounts, rootfs, seccomp
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
 from .setup_errors import SetupError, SetupStep, setup_step
 
-_SYNC_FD = 6
-
+_SETUP_FD = 6
 _PACKET_BYTES = 4096
+_ERROR_BYTES = 256
 
-INSIDE_ID = 65534
-"""The uid and gid that a guest sees as its own."""
+# Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones.
+_HOST_IDS = range(0x6000_0000, 0x7000_0000)
 
-_OUTSIDE_IDS = range(0x6000_0000, 0x7000_0000)
-"""Where the engine is root: the host's uids for sandboxes, one each, far above those of users and containers."""
-
-# What tells of the host or its kernel; most of it is closed to a guest anyway.
-_HIDDEN_IN_PROC = (
-    "config.gz", "interrupts", "iomem", "ioports", "kallsyms", "kcore", "keys", "key-users", "kmsg", "latency_stats", "modules",
-    "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list", "vmallocinfo",
-)  # fmt: skip
-
-# The one that is left is of control groups: its root is the group in which a process is that asks for it.
+# The cgroup namespace follows later: its root is the group of the process that creates it (cgroup_namespaces(7)).
 _NAMESPACES = (
     sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 )
-_ENVIRONMENT = {
-    "HOME": protocol.WORK,
-    "LANG": "C.UTF-8",
-    "MPLBACKEND": "Agg",  # there is no screen to ask for
-    "MPLCONFIGDIR": "/tmp/matplotlib",
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "TMPDIR": "/tmp",
-    "USER": "sandbox",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What the zygote found and made ready once, for the walls of all its sandboxes."""
+    """What the zygote prepares once for all its sandboxes."""
 
     seccomp: bytes | None
     cgroups: CgroupBase | None
@@ -72,18 +53,17 @@ class Template:
 
 
 class IsolatedProcess:
-    """A sandbox in the making: built without limits, so that it can wait for its user, then given them.
+    """PID 1 of a sandbox, as its shim sees it. It is built before it has a user, and so without limits.
 
     Attributes:
-        init_stream, repl_stream: the streams of its init and of its repl.
-        uid: its user id (and group id) outside.
-        cgroup: its group, once it has one.
+        uid: its user and group id outside of its user namespace.
+        cgroup: its control group; None where there are none.
     """
 
     def __init__(
         self,
         pid: int,
-        sync: socket.socket,
+        setup: socket.socket,
         *,
         init_stream: socket.socket,
         repl_stream: socket.socket,
@@ -92,42 +72,44 @@ class IsolatedProcess:
         self.pid = pid
         self.init_stream = init_stream
         self.repl_stream = repl_stream
-        self.cgroup: Cgroup | None = None
         self.uid = uid
-        self._sync = sync
+        self.cgroup: Cgroup | None = None
+        self._setup = setup
 
     @property
     def setup_fd(self) -> int:
-        """The descriptor that becomes readable when ``setup_error`` can tell how the setup ended."""
-        return self._sync.fileno()
+        """The descriptor that becomes readable when the setup has succeeded or failed."""
+        return self._setup.fileno()
 
     def apply_limits(self, limits: protocol.Limits, context: int) -> None:
-        """Apply the limits and let the guest run, with a descriptor of its context.
+        """Send the limits and a descriptor of the context; the guest then runs.
 
         Raises:
-            SetupError: a limit cannot be applied.
+            SetupError: a limit cannot be applied, or the process has ended.
         """
         if self.cgroup is not None:
             with setup_step("cgroup"):
                 self.cgroup.limit(limits)
         try:
-            socket.send_fds(self._sync, [protocol.encode(limits)], [context])
-        except BrokenPipeError as error:  # it has ended, while it was built; what it said of that lies there
+            socket.send_fds(self._setup, [protocol.encode(limits)], [context])
+        except BrokenPipeError as error:
+            # It ended while it was built. The error that it reported can still be read.
             raise self.setup_error() or SetupError("namespaces", errno.EPIPE) from error
         except OSError as error:
             raise SetupError("namespaces", error.errno or 0) from error
 
     def setup_error(self) -> SetupError | None:
-        """After ``setup_fd`` became readable: None where the walls stand, else the step that failed. Asked once."""
+        """Return the error that ended the setup, or None. Call it once, when ``setup_fd`` is readable."""
         try:
-            text = self._sync.recv(256).decode()
-        except ConnectionResetError:  # it has ended without reading its limits; what it said comes after that
-            text = self._sync.recv(256).decode()
-        self._sync.close()
-        return _failure(text) if text else None
+            text = self._setup.recv(_ERROR_BYTES).decode()
+        except ConnectionResetError:
+            # It ended before it read its limits. The kernel reports that first, and then its message.
+            text = self._setup.recv(_ERROR_BYTES).decode()
+        self._setup.close()
+        return _parse_error(text) if text else None
 
     def kill(self) -> None:
-        """Kill the PID namespace, and wait until it is gone."""
+        """Kill the process and wait for its end; its PID namespace ends with it (pid_namespaces(7))."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -136,49 +118,49 @@ class IsolatedProcess:
         self.repl_stream.close()
 
     def remove_cgroup(self) -> None:
-        """Remove what is left of it when it has been killed and nobody asks any more what it used."""
+        """Remove the control group, after ``kill`` and after the last look at what was used."""
         if self.cgroup is not None:
             self.cgroup.remove()
 
 
 def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> IsolatedProcess:
-    """Build walls and leave a process behind them that becomes PID 1 with ``run`` once it has its limits.
+    """Start a process that runs ``run`` as PID 1 of a sandbox once it has its limits.
 
-    ``run`` is given a descriptor, which it closes when it has all that the kernel could have refused it. It finds its streams
-    and its context at ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
+    ``run`` gets a descriptor and closes it when nothing more can fail. Its streams and its context are at
+    ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
 
     Raises:
-        SetupError: a wall cannot be built. Nothing is left of it.
+        SetupError: a step failed; nothing is left of the process.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    stream, guests_stream = socket.socketpair()
-    repl, guests_repl = socket.socketpair()
-    owner = 0  # what an ordinary user is in the view
-    if _is_the_hosts_root():
-        owner = random.SystemRandom().choice(_OUTSIDE_IDS)
+    init_stream, guest_init = socket.socketpair()
+    repl_stream, guest_repl = socket.socketpair()
+    uid = 0  # an ordinary user is uid 0 of the zygote's user namespace
+    if _may_map_any_id():
+        uid = random.SystemRandom().choice(_HOST_IDS)
         with setup_step("mounts"):
-            _make_devices()
-    # As early as can be: of every page that is written before, there is a copy to be made again by whoever writes it next.
-    pid = _fork_inside()
+            mounts.make_devices()
+    # As early as possible: each page that was written before is copied again by its next writer.
+    pid = _fork_into_namespaces()
     if pid == 0:
         ours.close()
-        stream.close()
-        repl.close()
-        _inside(template, (guests_stream.detach(), guests_repl.detach(), theirs.detach()), run)
-    for sock in (theirs, guests_stream, guests_repl):
+        init_stream.close()
+        repl_stream.close()
+        _run_child(template, (guest_init.detach(), guest_repl.detach(), theirs.detach()), run)
+    for sock in (theirs, guest_init, guest_repl):
         sock.close()
-    for sock in (stream, repl):
-        # Before Linux 6.16 they cannot refuse descriptors, which are closed by whoever reads then.
+    for sock in (init_stream, repl_stream):
+        # Refuse descriptors from the guest (unix(7)). Before Linux 6.16 the shim must close them.
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, sc.SO_PASSRIGHTS, 0)
-    built = IsolatedProcess(pid, ours, init_stream=stream, repl_stream=repl, uid=owner)
+    built = IsolatedProcess(pid, ours, init_stream=init_stream, repl_stream=repl_stream, uid=uid)
     try:
         if template.cgroups is not None:
             with setup_step("cgroup"):
                 built.cgroup = template.cgroups.create(name)
                 built.cgroup.add(pid)
         with setup_step("id_map"):
-            _map_ids(pid, owner)
+            _map_ids(pid, uid)
         with setup_step("namespaces"):
             ours.send(b"placed")
     except BaseException:
@@ -188,161 +170,88 @@ def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> Isol
     return built
 
 
-def _fork_inside() -> int:
-    """fork(2) into new namespaces; 0 in the child.
-
-    Raises:
-        SetupError: the kernel refuses them, and which.
-    """
+def _fork_into_namespaces() -> int:
     try:
         return _fork("namespaces", _NAMESPACES)
     except SetupError as refused:
         if refused.step == "namespaces":
+            # If a user namespace alone is refused too, the error names it: another setting allows it.
             if (probe := _fork("user_namespace", sc.CLONE_NEWUSER)) == 0:
                 os._exit(0)
             os.waitpid(probe, 0)
         raise
 
 
-def _fork(name: SetupStep, flags: int) -> int:
+def _fork(step: SetupStep, flags: int) -> int:
     try:
         return sc.fork_into(flags)
     except OSError as error:
-        raise SetupError(_fork_or(name, error), error.errno or 0) from error
+        raise SetupError(_fork_or(step, error), error.errno or 0) from error
 
 
-def _fork_or(name: SetupStep, error: OSError) -> SetupStep:
-    """Room for a process is what lacks where the kernel says that it may be there another time."""
-    return "fork" if error.errno in (errno.EAGAIN, errno.ENOMEM) else name
+def _fork_or(step: SetupStep, error: OSError) -> SetupStep:
+    # These two mean that there was no room for a process, and may be later (fork(2)).
+    return "fork" if error.errno in (errno.EAGAIN, errno.ENOMEM) else step
 
 
-def _failure(text: str) -> SetupError:
+def _parse_error(text: str) -> SetupError:
     _, name, errno = text.split()
-    return SetupError(name, int(errno))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # `_inside` sends a SetupStep
+    return SetupError(name, int(errno))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # `_run_child` sends a SetupStep
 
 
 def _map_ids(pid: int, outside: int) -> None:
-    """Map the id that it has inside to one outside."""
+    # One id is mapped, so that no other user exists inside (user_namespaces(7)).
     for name in ("uid_map", "gid_map"):
-        write(f"/proc/{pid}/{name}", f"{INSIDE_ID} {outside} 1")
+        write(f"/proc/{pid}/{name}", f"{GUEST_ID} {outside} 1")
 
 
-def _is_the_hosts_root() -> bool:
-    """Whether this process may map any id, not only the one that its user namespace was given."""
+def _may_map_any_id() -> bool:
+    """Whether this process is root of the host or of a container, not of a user namespace with one id."""
     return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
 
 
-def _inside(
+def _run_child(
     template: Template, descriptors: tuple[int, int, int], run: Callable[[int], NoReturn]
 ) -> NoReturn:
-    sync = descriptors[-1]
+    setup = descriptors[-1]
     try:
-        if os.read(sync, 16) != b"placed":
+        if os.read(setup, 16) != b"placed":
             os._exit(1)
         with setup_step("namespaces"):
             sc.unshare(sc.CLONE_NEWCGROUP)
-        sync = _arrange_descriptors(descriptors)
-        _build(template.folders)
-        _apply_limits(template, sync)
-        run(sync)
-    except SetupError as failure:
-        os.write(sync, f"FAILED {failure.step} {failure.errno}".encode())
+        setup = _keep_only(descriptors)
+        _enter_root(template.folders)
+        _confine(template, setup)
+        run(setup)
+    except SetupError as error:
+        os.write(setup, f"FAILED {error.step} {error.errno}".encode())
     except OSError as error:
-        os.write(sync, f"FAILED {_fork_or('namespaces', error)} {error.errno or 0}".encode())
+        os.write(setup, f"FAILED {_fork_or('namespaces', error)} {error.errno or 0}".encode())
     finally:
         os._exit(1)
 
 
-def _make_devices() -> None:
-    """Nodes of its own, which only the host's root can make: a lock on one is not seen through another.
-
-    They are made in mounts that are the shim's, of which the guest's begin as a copy. Everybody else, and a root that
-    may not make any, shares the host's.
-    """
-    numbers = {name: os.stat(f"/dev/{name}").st_rdev for name in rootfs.DEVICES}
-    sc.unshare(sc.CLONE_NEWNS)
-    sc.mount("tmpfs", "/dev", "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=0755")
-    try:
-        for name, number in numbers.items():
-            os.mknod(f"/dev/{name}", stat.S_IFCHR, number)
-            os.chmod(f"/dev/{name}", 0o666)  # noqa: S103 - as every /dev has them
-    except OSError as error:
-        sc.umount("/dev")
-        if not isinstance(error, PermissionError):
-            raise
-
-
-def _apply_limits(template: Template, sync: int) -> None:
-    """Wait for a user; then what depends on the limits, and, last of all, what forbids the rest."""
-    with socket.socket(fileno=os.dup(sync)) as receiver:
-        packet, descriptors, _, _ = socket.recv_fds(receiver, _PACKET_BYTES, 1)
-    if not packet or len(descriptors) != 1:
-        os._exit(1)
-    limits = msgspec.msgpack.decode(packet, type=protocol.Limits)
-    os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
-    os.close(descriptors[0])
-    with setup_step("mounts"):
-        size = f"size={limits.scratch_bytes},nr_inodes={limits.scratch_inodes}"
-        sc.mount("tmpfs", protocol.WORK, None, sc.MS_REMOUNT | sc.MS_NOSUID | sc.MS_NODEV, size)
-    with setup_step("rlimits"):
-        _set_rlimits(limits, has_cgroup=template.cgroups is not None)
-    with setup_step("capabilities"):
-        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-        sc.drop_capabilities()
-        sc.prctl(sc.PR_SET_DUMPABLE, 0)
-        # With the shim, its parent, it ends. A change of its ids would undo this (prctl(2)).
-        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if rootfs.PACKAGES in template.folders:
-        with setup_step("packages"):
-            _offer_packages(limits)
-    with setup_step("landlock"):
-        landlock.restrict(read=("/",), write=(protocol.WORK, "/tmp", "/dev", "/proc"))
-    if template.seccomp is not None:
-        with setup_step("seccomp"):
-            seccomp.install(template.seccomp)
-
-
-def _offer_packages(limits: protocol.Limits) -> None:
-    """Let this interpreter, and those that it starts, import the packages.
-
-    Raises:
-        PermissionError: the sandbox's own user, whom only the rights of all others help where the engine is root,
-            cannot read the folder or what lies directly in it. Import would say that there is no such module.
-    """
-    with os.scandir(rootfs.PACKAGES) as entries:
-        for entry in entries:
-            needed = os.R_OK | os.X_OK if entry.is_dir() else os.R_OK
-            if (entry.is_dir() or entry.is_file()) and not os.access(entry, needed):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    sys.path.append(rootfs.PACKAGES)
-    os.environ["PYTHONPATH"] = rootfs.PACKAGES
-    # By default BLAS starts a thread for each of the host's processors: more than `cpus` could run, each a part of `pids`.
-    threads = max(1, min(math.ceil(limits.cpus), limits.pids // 4))
-    os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
-
-
-def _arrange_descriptors(descriptors: tuple[int, int, int]) -> int:
-    """Keep these three, at their numbers, and nothing else: first out of the way, then into place."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SYNC_FD + 1) for fd in descriptors]
-    for fd, number in zip(high, (CHANNEL_FD, REPL_FD, _SYNC_FD), strict=True):
+def _keep_only(descriptors: tuple[int, int, int]) -> int:
+    """Move the descriptors to their numbers and close all others; return the last one's number."""
+    # First above all the numbers, so that none overwrites another.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SETUP_FD + 1) for fd in descriptors]
+    for fd, number in zip(high, (CHANNEL_FD, REPL_FD, _SETUP_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
     os.closerange(CONTEXT_FD, REPL_FD)
-    os.closerange(_SYNC_FD + 1, 1 << 20)
-    return _SYNC_FD
+    os.closerange(_SETUP_FD + 1, 1 << 20)
+    return _SETUP_FD
 
 
-def _build(folders: tuple[str, ...]) -> None:
+def _enter_root(folders: tuple[str, ...]) -> None:
     with setup_step("mounts"):
-        _mount(folders)
+        _become_guest()
+        mounts.mount_root(folders)
     with setup_step("proc"):
-        # Processes that the guest may not look into, which is its init, do not exist for it.
-        sc.mount("proc", "proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "hidepid=2")
-        for name in _HIDDEN_IN_PROC:
-            if os.path.exists(f"proc/{name}"):
-                sc.mount("/dev/null", f"proc/{name}", None, sc.MS_BIND)
+        mounts.mount_proc()
     with setup_step("pivot_root"):
-        sc.pivot_root_here()
+        mounts.enter()
     with setup_step("identity"):
+        # No controlling terminal, and so no TIOCSTI into the host's (setsid(2), ioctl_tty(2)).
         os.setsid()
         sc.sethostname("sandbox")
         null = os.open("/dev/null", os.O_RDWR)
@@ -352,65 +261,75 @@ def _build(folders: tuple[str, ...]) -> None:
         os.chdir(protocol.WORK)
         os.umask(0o022)
         os.environ.clear()
-        os.environ.update(_ENVIRONMENT)
+        os.environ.update(environment.VARIABLES)
 
 
-def _mount(folders: tuple[str, ...]) -> None:
-    # A file system mounted by an id that the user namespace does not map could hold no file.
+def _become_guest() -> None:
+    # Before the first mount: files in a file system need an owner that the user namespace maps.
     if read("/proc/self/setgroups").strip() == "allow":
         os.setgroups([])
-    os.setresgid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
-    os.setresuid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
-    sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    _lay(rootfs.TEMPLATE, protocol.ROOT)
-    for path in folders:
-        _lay(rootfs.LOWER + path, protocol.ROOT + path)
-    os.chdir(protocol.ROOT)
-    packages = f".{os.path.dirname(os.__file__)}/site-packages"
-    if os.path.isdir(packages):  # the base interpreter's own, with the host's paths in its records
-        sc.mount(rootfs.EMPTY, packages, None, sc.MS_BIND)
-        sc.protect(packages, sc.ATTR_RDONLY)
-    for name in rootfs.DEVICES:
-        sc.mount(f"/dev/{name}", f"dev/{name}", None, sc.MS_BIND)
-    # One file system under three names, so that its size is the whole of what can be written. It hangs
-    # where /proc comes next, which covers it.
-    sc.mount("tmpfs", "proc", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700")
-    for name, target in (("work", "work"), ("tmp", "tmp"), ("shm", "dev/shm")):
-        os.mkdir(f"proc/{name}", 0o700)
-        sc.mount(f"proc/{name}", target, None, sc.MS_BIND)
+    os.setresgid(GUEST_ID, GUEST_ID, GUEST_ID)
+    os.setresuid(GUEST_ID, GUEST_ID, GUEST_ID)
 
 
-def _lay(source: str, target: str) -> None:
-    """Show a folder of the view, read-only, as an overlay of its own: same pages, but other inodes than the host's.
+def _confine(template: Template, setup: int) -> None:
+    """Wait for the limits and apply them; then give up rights, the filter of system calls last."""
+    with socket.socket(fileno=os.dup(setup)) as receiver:
+        packet, descriptors, _, _ = socket.recv_fds(receiver, _PACKET_BYTES, 1)
+    if not packet or len(descriptors) != 1:
+        os._exit(1)
+    limits = msgspec.msgpack.decode(packet, type=protocol.Limits)
+    os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
+    os.close(descriptors[0])
+    mounts.resize_scratch(limits)
+    with setup_step("rlimits"):
+        _set_rlimits(limits, has_cgroup=template.cgroups is not None)
+    with setup_step("capabilities"):
+        linux.set_no_new_privs()
+        sc.drop_capabilities()
+        # Its /proc/PID, and so its descriptors and memory, are closed to the guest's processes (ptrace(2)).
+        linux.set_undumpable()
+        # After the last change of ids, which would undo it.
+        linux.kill_with_parent()
+    if rootfs.PACKAGES in template.folders:
+        with setup_step("packages"):
+            _enable_packages(limits)
+    with setup_step("landlock"):
+        landlock.restrict(read=("/",), write=(protocol.WORK, "/tmp", "/dev", "/proc"))
+    if template.seccomp is not None:
+        with setup_step("seccomp"):
+            # Last: the filter refuses the calls that the steps above need (seccomp(2)).
+            seccomp.install(template.seccomp)
 
-    So a lock that one sandbox takes on a library is seen by no other, a socket that lies in a host's folder
-    cannot be connected to, and mountinfo names no path of the host. Where the kernel or the folder's file system
-    refuses overlays it is a bind; ``doctor`` tells which it was.
-    """
-    try:
-        flags = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
-        sc.mount("overlay", target, "overlay", flags, f"lowerdir={source}:{rootfs.EMPTY}")
-    except OSError:
-        sc.mount(source, target, None, sc.MS_BIND | sc.MS_REC)
-        sc.protect(target, sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
+
+def _enable_packages(limits: protocol.Limits) -> None:
+    with os.scandir(rootfs.PACKAGES) as entries:
+        for entry in entries:
+            needed = os.R_OK | os.X_OK if entry.is_dir() else os.R_OK
+            # An import would report an unreadable folder as a module that does not exist.
+            if (entry.is_dir() or entry.is_file()) and not os.access(entry, needed):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    sys.path.append(rootfs.PACKAGES)
+    os.environ |= environment.packages_variables(rootfs.PACKAGES, limits.cpus, limits.pids)
 
 
 def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:
     wanted = {
-        # RLIMIT_AS would count what threads and allocators only reserve; DATA counts what can be written.
+        # RLIMIT_AS would also count what threads and allocators reserve. DATA counts writable memory (getrlimit(2)).
         resource.RLIMIT_DATA: limits.memory_bytes,
+        # No core file (core(5)).
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_MEMLOCK: 0,
-        # The control group's count comes first, so that it can tell that it was reached.
+        # Above the control group's limit: only the group reports that its limit was reached.
         resource.RLIMIT_NPROC: limits.pids + (64 if has_cgroup else 1),
     }
     for kind, value in wanted.items():
         _, ceiling = resource.getrlimit(kind)
         held = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(kind, (held, held))
-    # Only the soft limit: init makes it the guest's hard one, and stays above it itself. Descriptors on their way through
-    # sockets are counted by user, against the limit of whoever sends one more: so the shim's must be well above guests'.
+    # Only the soft limit: init lowers the hard one for the repl. The kernel counts descriptors in flight by user, against
+    # the sender's limit (unix(7)). So the limits of shim and init must be above the guest's.
     _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits.open_files, ceiling // 2), ceiling))

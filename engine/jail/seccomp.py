@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ...sandbox_image import protocol
-from . import syscalls as sc
+from ...sandbox_image import linux
+from ...sandbox_image.environment import SECCOMP_PROFILE
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-PROFILE = Path(protocol.__file__).with_name("seccomp.json")
+PROFILE = Path(SECCOMP_PROFILE)
 
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_SECCOMP_MODE_FILTER = 2
 _INSTRUCTION_BYTES = 8
 _BINARY_TREE = 2
 _NUMBERS_END = 512
@@ -151,7 +151,7 @@ def install(program: bytes) -> None:
         OSError: the kernel refuses it.
     """
     head = _Program(len(program) // _INSTRUCTION_BYTES, program)
-    sc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(head))
+    linux.prctl(linux.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(head))
 
 
 class _Program(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""Names for the steps that build the walls, so that a failure can say which wall is missing."""
+"""Name the steps that set up a sandbox, so that a failure says which one failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SetupStep = Literal[
 
 
 class SetupError(Exception):
-    """A wall could not be built."""
+    """A step of the setup failed with an errno."""
 
     def __init__(self, step: SetupStep, errno: int) -> None:
         super().__init__(f"{step}: errno {errno}")
@@ -34,11 +34,9 @@ class SetupError(Exception):
         self.errno = errno
 
 
+# A class and not a generator: every sandbox enters some twenty of them.
 class setup_step:  # noqa: N801 - it reads as a statement
-    """Name what is being done; an OSError inside becomes ``SetupError``.
-
-    A class and not a generator, which every sandbox would have to go through twenty times.
-    """
+    """Turn an OSError inside the block into a ``SetupError`` with the step's name."""
 
     __slots__ = ("_name",)
 
@@ -46,7 +44,7 @@ class setup_step:  # noqa: N801 - it reads as a statement
         self._name: SetupStep = name
 
     def __enter__(self) -> None:
-        """Nothing is to be done before."""
+        """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):

@@ -14,7 +14,6 @@ import contextlib
 import os
 import resource
 import select
-import signal
 import socket
 import struct
 import time
@@ -24,7 +23,7 @@ from typing import NoReturn
 
 import msgspec
 
-from ...sandbox_image import protocol
+from ...sandbox_image import linux, protocol
 from ...sandbox_image.guard import Guard, death
 from ...sandbox_image.guest import init
 from ...sandbox_image.protocol import (
@@ -40,7 +39,6 @@ from ...sandbox_image.protocol import (
     Violation,
 )
 from . import isolated_process
-from . import syscalls as sc
 from .attached import AttachedContainer
 from .message_stream import DescriptorPoller, MessageStream
 from .meter import CgroupMeter, Meter, NoMeter
@@ -66,10 +64,10 @@ def main(
     Without a template nothing is built: the order brings a guest that runs already.
     """
     try:
-        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.kill_with_parent()
         if os.getppid() != zygote_pid:  # it died before it could be tied to this process
             os._exit(0)
-        sc.set_name("supdist-spare")
+        linux.set_process_name("supdist-spare")
         _run(orders, template, engine_socket, f"{zygote_pid}-{os.getpid()}")
     except BaseException:
         traceback.print_exc()
@@ -90,7 +88,7 @@ def _run(
         os._exit(0)  # the zygote is gone, and this process about to be killed
     order = protocol.decode_to_zygote(packet)
     assert not isinstance(order, protocol.Abandon)
-    sc.set_name("supdist-shim")
+    linux.set_process_name("supdist-shim")
     process: isolated_process.IsolatedProcess | AttachedContainer | SetupError
     if isinstance(order, protocol.Attach):
         process = AttachedContainer(socket.socket(fileno=descriptors[0]), order.groups)

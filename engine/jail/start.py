@@ -1,4 +1,4 @@
-"""Where the zygote begins: before it imports what shims and guests need."""
+"""Start the zygote."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from ...sandbox_image.guest import fork_hooks
 
 
 def main() -> None:
-    """See ``zygote.main``."""
-    fork_hooks.keep()
+    """Run the zygote; see ``zygote.main``."""
+    # Before the import: the modules that the zygote imports register fork hooks.
+    fork_hooks.defer()
     from .zygote import main
 
     main()

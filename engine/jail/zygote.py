@@ -23,9 +23,8 @@ from typing import NoReturn
 # Imported for the shims and guests that will be forked: see the module's docstring.
 import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
 
-from ...sandbox_image import protocol
+from ...sandbox_image import linux, protocol
 from . import isolated_process, seccomp, shim
-from . import syscalls as sc
 from .cgroups import CgroupBase
 
 _UNCOUNTED = frozenset({"memfd_create"})
@@ -54,7 +53,7 @@ def main() -> None:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    sc.set_name("supdist-zygote")
+    linux.set_process_name("supdist-zygote")
     for module in _GUESTS_USE:
         __import__(module)
     engine_socket, sees = sys.argv[2], json.loads(sys.argv[3])

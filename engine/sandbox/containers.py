@@ -6,7 +6,6 @@ Everything here blocks, at most ``_REQUEST_SECONDS`` for one answer of the daemo
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 import sys
@@ -22,8 +21,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...sandbox_image import protocol
+from ...sandbox_image.environment import (
+    GUEST_ID,
+    MASKED_PROC_FILES,
+    MASKED_PROC_FOLDERS,
+    SECCOMP_PROFILE,
+    packages_variables,
+)
 from ...sandbox_image.image import PROTOCOL_LABEL, PYTHON_LABEL
 from ..errors import SandboxLost, SandboxUnavailable, TaskError
+from ..jail.cgroups import MOUNT, V1_CONTROLLERS
 from ..jail.rootfs import PACKAGES
 from .config import SandboxConfig
 from .owner import has_ended, own_lease
@@ -42,22 +49,19 @@ _REASON_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
 _KILLED = 128 + 9
 _PODMAN = "Podman Engine"
-_USER = "65534:65534"
+_USER = f"{GUEST_ID}:{GUEST_ID}"
 _GUEST = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
-_SECCOMP = Path(protocol.__file__).with_name("seccomp.json")
 _MOST_FILES = 4096
 """Init's own limit, above what the descriptors that guests have in flight may come to; it makes the other the guest's."""
-_CGROUP_MOUNT = Path("/sys/fs/cgroup")
-_CGROUPS_V1 = ("memory", "pids", "cpu", "cpuacct")
 
-# What tells of the host or its kernel. Naming any replaces the daemon's own list, which is in it.
+# Naming any path replaces the daemon's own list, which this one contains.
 _MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms",
-    "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/latency_stats", "/proc/modules", "/proc/pagetypeinfo",
-    "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/sys",
-    # Nobody needs a terminal, and a queue would be memory that nobody limits.
-    "/dev/mqueue", "/dev/pts",
-)  # fmt: skip
+    *(f"/proc/{name}" for name in (*MASKED_PROC_FILES, *MASKED_PROC_FOLDERS)),
+    "/sys",
+    # Guests need no terminals, and no message queues: no limit counts the memory of those.
+    "/dev/mqueue",
+    "/dev/pts",
+)
 
 START = (
     "Start it (`systemctl start docker`), set DOCKER_HOST to its socket, or join the group that may use it."
@@ -257,9 +261,9 @@ class Daemon:
             for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
                 _, controllers, path = line.split(":", 2)
                 own |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
-        groups = {name: str(_CGROUP_MOUNT / name / own[name]) for name in _CGROUPS_V1 if own.get(name)}
+        groups = {name: str(MOUNT / name / own[name]) for name in V1_CONTROLLERS if own.get(name)}
         if not groups and own.get(""):
-            groups = {name: str(_CGROUP_MOUNT / own[""]) for name in ("memory", "pids")}
+            groups = {name: str(MOUNT / own[""]) for name in ("memory", "pids")}
         # A runtime that ignores control groups leaves its processes in its own parent's.
         here = all(container in folder and os.path.isdir(folder) for folder in groups.values())
         return groups if here else {}
@@ -322,12 +326,8 @@ class Daemon:
         environment: list[str] = []
         if config.packages is not None:
             mounts.append(_mount(Mount, PACKAGES, config.packages))
-            threads = str(max(1, min(math.ceil(limits.cpus), limits.pids // 4)))
-            environment = [
-                f"PYTHONPATH={PACKAGES}",
-                f"OPENBLAS_NUM_THREADS={threads}",
-                f"OMP_NUM_THREADS={threads}",
-            ]
+            variables = packages_variables(PACKAGES, limits.cpus, limits.pids)
+            environment = [f"{name}={value}" for name, value in variables.items()]
         ulimits = {
             "nofile": (limits.open_files, max(limits.open_files, _MOST_FILES)),
             "fsize": (limits.file_bytes, limits.file_bytes),
@@ -343,7 +343,7 @@ class Daemon:
             cgroupns="private",
             read_only=True,
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges", f"seccomp={_SECCOMP.read_text()}"],
+            security_opt=["no-new-privileges", f"seccomp={Path(SECCOMP_PROFILE).read_text()}"],
             mem_limit=limits.memory_bytes,
             memswap_limit=limits.memory_bytes,
             pids_limit=limits.pids + 1,  # init is not the user's

@@ -13,8 +13,8 @@ import signal
 import sys
 from typing import NoReturn
 
+from ..linux import set_undumpable
 from .init import Relay, Stream
-from .linux import set_undumpable
 
 _LINGER_SECONDS = 2.0
 """A container's control group goes with its first process; the shim reads it before that."""

@@ -1,8 +1,7 @@
-"""What modules have Python do in each process that forks, kept for the one whose forks are a guest's.
+"""Defer fork hooks (``os.register_at_fork``) until the repl runs.
 
-``threading``, ``logging``, ``random`` and ``concurrent.futures`` register such work (``os.register_at_fork``) when they are
-imported, which the zygote does for all. Of the three forks that make a sandbox only the last, the repl, uses them; in the
-others it would be as much memory written as the rest of a fork.
+``threading``, ``logging``, ``random`` and ``concurrent.futures`` register hooks when the zygote imports them. A sandbox
+takes three forks. Only in the last, the repl, does guest code fork.
 """
 
 from __future__ import annotations
@@ -12,23 +11,24 @@ from collections.abc import Callable
 from typing import Any
 
 _register = os.register_at_fork
-_kept: list[dict[str, Callable[[], Any]]] = []
+_deferred: list[dict[str, Callable[[], Any]]] = []
 
 
-def keep() -> None:
-    """From now on, in this process and its forks, keep what is registered, for ``hand_over``."""
-    os.register_at_fork = _keep
+def defer() -> None:
+    """Collect the hooks that are registered from now on, in this process and its forks."""
+    # Running them in each fork would copy as many pages as the rest of the fork.
+    os.register_at_fork = _defer
 
 
-def hand_over() -> None:
-    """Let Python have what was kept, and do what a new process is to do of it. Where nothing was kept, nothing changes."""
+def register_deferred() -> None:
+    """Register the collected hooks, and run those for a new child."""
     os.register_at_fork = _register
-    for hooks in _kept:
+    for hooks in _deferred:
         _register(**hooks)
         if "after_in_child" in hooks:
             hooks["after_in_child"]()
-    _kept.clear()
+    _deferred.clear()
 
 
-def _keep(**hooks: Any) -> None:  # Any: typeshed allows None, Python refuses it
-    _kept.append(hooks)
+def _defer(**hooks: Any) -> None:  # Any: typeshed allows None, Python refuses it
+    _deferred.append(hooks)

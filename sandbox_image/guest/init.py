@@ -20,9 +20,9 @@ import time
 from collections import deque
 from typing import NoReturn
 
-from .. import protocol
+from .. import linux, protocol
 from . import files, fork_hooks, repl
-from .linux import die_first, set_dumpable, set_process_name
+from .limits import prefer_for_oom_kill
 from .pipes import OldPipes, Pipes
 
 CHANNEL_FD = 3
@@ -116,16 +116,16 @@ class Init:
         most_files, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, ceiling))
         # Before the fork, so that the name holds from the first moment of the repl.
-        set_process_name("supdist-init")
+        linux.set_process_name("supdist-init")
         self._repl_pid = os.fork()
         if self._sync is not None:
             os.close(self._sync)
         if self._repl_pid == 0:
-            fork_hooks.hand_over()
+            fork_hooks.register_deferred()
             self._close_in_the_repl()
-            set_dumpable()
-            set_process_name("python")
-            die_first()
+            linux.set_dumpable()
+            linux.set_process_name("python")
+            prefer_for_oom_kill()
             for fd in (1, 2):  # init's may lead outside
                 os.dup2(0, fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))

@@ -26,7 +26,7 @@ from ..text import ESCAPE_SURROGATES, KEEP_SURROGATES, escape_surrogates, excerp
 from . import cell_compiler, tools
 from .channel import Channel
 from .display import Displays
-from .linux import insist_on_limits
+from .limits import apply_gvisor_limits
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
 from .procfs import read
 
@@ -87,7 +87,7 @@ class Repl:
         sys.modules["__main__"] = self._module
         _note_cells_of_threads(lambda: self._cell)
         facts = measure()
-        insist_on_limits()
+        apply_gvisor_limits()
         names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
         _note_cells_of_work(lambda: self._cell)

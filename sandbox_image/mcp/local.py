@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from .. import protocol
+from .. import environment, protocol
 from ..guard import Guard, death
 from ..protocol import CallError, CellEnd, Outcome, Violation
 from ..text import has_surrogates, replace_surrogates
@@ -389,15 +389,7 @@ def _spawn(stream: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
         stdin=stream.fileno(),
         stdout=stream.fileno(),
         cwd=folder,
-        env={
-            "HOME": str(folder),
-            "LANG": "C.UTF-8",
-            "MPLBACKEND": "Agg",  # there is no screen to ask for
-            "MPLCONFIGDIR": "/tmp/matplotlib",
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "TMPDIR": "/tmp",
-            "USER": "sandbox",
-        },
+        env={**environment.VARIABLES, "HOME": str(folder)},
         umask=0o022,
         start_new_session=True,
     )

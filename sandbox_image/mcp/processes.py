@@ -7,34 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 
-_LOOK_SECONDS = 0.01
-_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 36, 38
-_CAPABILITY_VERSION_3 = 0x2008_0522
+from .. import linux
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_LOOK_SECONDS = 0.01
 
 
 def adopt_orphans() -> None:
     """From now on what loses its parent below this process becomes its child, and is reaped when it ends."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    linux.adopt_orphans()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap)
 
 
 def give_up_rights() -> None:
     """Be without capabilities, and unable to gain any, as everything below this process will be: root too."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    if _libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
+    linux.set_no_new_privs()
+    linux.clear_capabilities()
 
 
 def close_own_files() -> None:
     """Close /proc/PID of this process, and so its stdout, to other processes of its user that have no capabilities."""
-    _prctl(_PR_SET_DUMPABLE, 0)
+    linux.set_undumpable()
 
 
 def reap() -> None:
@@ -92,8 +87,3 @@ def _parent(pid: int) -> int | None:
             return int(file.read().rpartition(")")[2].split()[1])
     except (OSError, IndexError):  # it has just ended
         return None
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")

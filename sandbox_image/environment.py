@@ -1,0 +1,37 @@
+"""What every guest finds around it, whichever backend runs it: user, variables, hidden files, threads."""
+
+from __future__ import annotations
+
+import math
+import os
+
+GUEST_ID = 65534
+"""The uid and gid that a guest sees as its own ("nobody")."""
+
+SECCOMP_PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
+
+# Nothing of the host's environment is passed on. The Dockerfile repeats these; a test compares them.
+VARIABLES = {
+    "HOME": "/work",
+    "LANG": "C.UTF-8",
+    "MPLBACKEND": "Agg",  # matplotlib finds no screen
+    "MPLCONFIGDIR": "/tmp/matplotlib",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "TMPDIR": "/tmp",
+    "USER": "sandbox",
+}
+
+# These files describe the host or its kernel (proc(5)). Most are closed to an ordinary user anyway.
+MASKED_PROC_FILES = (
+    "config.gz", "interrupts", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats",
+    "modules", "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo",
+)  # fmt: skip
+# These folders describe the host's devices.
+MASKED_PROC_FOLDERS = ("acpi", "asound", "scsi")
+
+
+def packages_variables(folder: str, cpus: float, pids: int) -> dict[str, str]:
+    """Return the variables of a guest that imports third-party packages from ``folder``."""
+    # By default BLAS and OpenMP start a thread for each processor of the host. Each counts towards `pids`.
+    threads = str(max(1, min(math.ceil(cpus), pids // 4)))
+    return {"PYTHONPATH": folder, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}

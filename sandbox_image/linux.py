@@ -1,0 +1,91 @@
+"""Call prctl(2) and capset(2), which Python does not offer.
+
+The host, the guest and the MCP server of the image use it. It imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from ctypes import c_char_p, c_int, c_ulong, c_void_p
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+# Functions are looked up once, here. A forked process then writes no page to find them.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def function(name: str, *arguments: type[Any]) -> Any:
+    """Return a function of libc that takes these ctypes."""
+    found: Any = _libc[name]
+    found.argtypes = arguments
+    return found
+
+
+def check(result: int) -> int:
+    """Return the result of a libc call, or raise OSError with its errno."""
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+_prctl = function("prctl", c_int, c_ulong, c_void_p, c_ulong, c_ulong)
+_prctl_text = function("prctl", c_int, c_char_p)
+_capset = function("capset", c_void_p, c_void_p)
+
+
+def prctl(option: int, argument: int = 0, pointer: object = None) -> None:
+    """Call prctl(2) with a number, and with a pointer as ctypes takes one.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    check(_prctl(option, argument, pointer, 0, 0))
+
+
+def set_process_name(name: str) -> None:
+    """Set the name that ``ps`` shows; the kernel keeps 15 bytes."""
+    check(_prctl_text(PR_SET_NAME, name.encode()))
+
+
+def set_dumpable() -> None:
+    """Let this process read its own /proc/PID, which a change of ids closes (proc(5))."""
+    prctl(PR_SET_DUMPABLE, 1)
+
+
+def set_undumpable() -> None:
+    """Close /proc/PID of this process, and so its descriptors, to other processes of its user (proc(5))."""
+    prctl(PR_SET_DUMPABLE, 0)
+
+
+def set_no_new_privs() -> None:
+    """Let execve(2) grant no privileges to this process and its descendants."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def kill_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies. A change of its ids undoes this (prctl(2))."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parents have died."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def clear_capabilities() -> None:
+    """Clear the effective, permitted and inheritable capabilities (capabilities(7))."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    check(_capset(header, (ctypes.c_uint32 * 6)()))
