@@ -23,10 +23,6 @@ from supdist.engine.service.protocol import FromService, Hello, Probe, Welcome, 
 from supdist.handlers import Completion, Message, ModelHandler
 
 
-def asked(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a service is, and the keys for it; none of them is there yet."""
@@ -72,35 +68,34 @@ def client_of(service: Service, place: Place, role: str = "worker", **options: f
     return RemoteHandler(role, service.address, curve_keys=place.client_keys, **options)
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Let others run until something holds that nobody tells of."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-class Gate(ModelHandler):
-    """Answers a conversation with its own text, once it is let through."""
+class GatedHandler(ModelHandler):
+    """Answers a conversation with its own last text, once the test has released that text."""
 
     def __init__(self, slots: int = 64) -> None:
         self.max_concurrency = slots
         self.arrived: list[str] = []
         self.cancelled: list[str] = []
-        self._let: dict[str, asyncio.Event] = {}
+        self.inside = 0
+        self.most = 0
+        self._released: dict[str, asyncio.Event] = {}
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
         text = messages[-1]["content"]
         self.arrived.append(text)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
         try:
-            await self._let.setdefault(text, asyncio.Event()).wait()
+            await self._released.setdefault(text, asyncio.Event()).wait()
         except asyncio.CancelledError:
             self.cancelled.append(text)
             raise
+        finally:
+            self.inside -= 1
         return Completion(text)
 
-    def let(self, *texts: str) -> None:
+    def release(self, *texts: str) -> None:
         for text in texts:
-            self._let.setdefault(text, asyncio.Event()).set()
+            self._released.setdefault(text, asyncio.Event()).set()
 
 
 class RawClient:

@@ -12,7 +12,7 @@ from supdist.engine.sandbox.owner import own_lease
 
 LEASE = "supdist.lease"
 
-_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+DAEMON_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 
 
 def containers(docker: Any, lease: str | None = None) -> set[str]:
@@ -51,7 +51,7 @@ class Relay:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes = b""
     ) -> None:
         """A connection, of which the head was read."""
-        theirs, ours = await asyncio.open_unix_connection(_SOCKET)
+        theirs, ours = await asyncio.open_unix_connection(DAEMON_SOCKET)
         ours.write(head)
         self._writers |= {writer, ours}
         for source, target in ((reader, ours), (theirs, writer)):

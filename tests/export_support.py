@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from support import SMALL
+from support import SMALL_CONFIG
 
-from supdist.engine import RunResult, SandboxConfig, arun
+from supdist.engine import RunResult, arun
 from supdist.handlers import HandlerError, ModelHandler, ScriptedHandler
 from supdist.tools.evals.records import EXAMPLES, RECORDS, Failure, Record, Tokens
-
-CONFIG = SandboxConfig.model_validate({**SMALL, "memory": "512MiB"})
 
 
 def shouting() -> ScriptedHandler:
@@ -45,7 +43,13 @@ class Experiment:
     ) -> RunResult:
         """A real run, recorded; ``alone`` has no worker."""
         supervisor = replies if isinstance(replies, ScriptedHandler) else ScriptedHandler(replies)
-        options = {"query": "why?", "context": "the document", "sandbox": CONFIG, "cache": "off", **options}
+        options = {
+            "query": "why?",
+            "context": "the document",
+            "sandbox": SMALL_CONFIG,
+            "cache": "off",
+            **options,
+        }
         result = await arun(
             supervisor=supervisor,
             worker=None if alone else worker or shouting(),

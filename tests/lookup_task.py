@@ -1,7 +1,6 @@
-"""A task of the tests: a list of codes to look one up in, scored exactly or by a judge. Known in a process whose path
-has ``entry_point``.
+"""A task of the tests: find a code in a list of codes. The score is exact match or a judge's verdict.
 
-A sample example::
+A process knows the task if its path has ``entry_point``. A sample example::
 
     Example(id="item-3", query="What is the code of item-3?", references=("1047",))
 """
@@ -9,6 +8,7 @@ A sample example::
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +65,14 @@ class Lookup(Task):
 
 
 def entry_point(folder: Path) -> Path:
-    """A folder that, on the path, registers the task as an installed package does."""
+    """Write a folder that registers the task, as an installed package does, and return it."""
     info = folder / "lookup_task-1.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lookup-task\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[supdist_engine.tasks]\nlookup = lookup_task:Lookup\n")
     return folder
+
+
+def python_path(folder: Path) -> str:
+    """Return a PYTHONPATH with which a child process knows the task; writes below the folder."""
+    return os.pathsep.join([str(entry_point(folder / "installed")), str(Path(__file__).parent)])

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
-from support import heed_interrupts
+from process_support import COMMAND
 
 from supdist.sandbox_image.image import default_tag
-
-ENGINE = (sys.executable, "-m", "supdist.engine")
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 """An image of one pixel."""
@@ -47,7 +43,7 @@ _CONTAINER = ("docker", "run", "-i", "--rm", "--network", "none", "--pids-limit"
 
 SERVERS = [
     Server("guest", (sys.executable, "-I", "-m", "supdist.sandbox_image.mcp", "--no-wall"), keeps_files=True),
-    Server("sandbox", (*ENGINE, "mcp"), keeps_files=False),
+    Server("sandbox", (*COMMAND, "mcp"), keeps_files=False),
     Server("container", (*_CONTAINER, default_tag(), "mcp"), keeps_files=True, local=False),
 ]
 
@@ -60,27 +56,6 @@ async def connected(server: Server, *options: str, mode: str = "legacy") -> Asyn
     parameters = StdioServerParameters(command=command, args=[*arguments, *options], env=environment)
     async with asyncio.timeout(120), Client(stdio_client(parameters), mode=mode) as client:
         yield client
-
-
-@asynccontextmanager
-async def started(*command: str, **environment: str) -> AsyncGenerator[Process]:
-    """A process, killed where it has not ended by itself."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        limit=1 << 26,
-        env={**os.environ, **environment},
-        preexec_fn=heed_interrupts,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await process.communicate()
 
 
 class Wire:
@@ -146,23 +121,3 @@ async def printed(client: Client, code: str, **arguments: Any) -> str:
     result = await python(client, code, **arguments)
     assert not result.is_error, text(result)
     return text(result)
-
-
-def running(*command: str) -> list[int]:
-    """Processes anywhere on this machine that have this command line."""
-    found: list[int] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.cmdline() == list(command) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those of them that have not ended."""
-    left: set[int] = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                left.add(pid)
-    return left

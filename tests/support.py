@@ -1,21 +1,19 @@
-"""What several test modules share."""
+"""What test files of several areas share."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import hashlib
-import os
+import json
 import selectors
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from supdist.engine import Sandbox
+from supdist.engine import Sandbox, SandboxConfig
 from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.handlers import Message, ScriptedHandler
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -23,84 +21,97 @@ SHARED = REPOSITORY.parent / "shared"
 Open = Callable[..., AbstractAsyncContextManager[Sandbox]]
 
 SMALL: dict[str, Any] = {"timeout": 5.0, "grace": 0.3, "memory": "256MiB", "pids": 32, "scratch": "64MiB"}
+"""Limits of a sandbox for a test."""
 
-
-KEYS = (
-    "TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "OPENAI_BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL",
-)  # fmt: skip
-"""Variables that name endpoints and models: a test without a key must not see the user's."""
-
-
-def pieces_from(controller: int) -> Iterator[bytes]:
-    """Yield what a pseudo-terminal shows, until nobody holds its other end."""
-    with contextlib.suppress(OSError):
-        while piece := os.read(controller, 65536):
-            yield piece
-
+SMALL_CONFIG = SandboxConfig.model_validate({**SMALL, "memory": "512MiB"})
+"""The sandbox of a whole run."""
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "process": {"backend": "process"},
     "docker": {"backend": "docker"},
-    # best_effort: where this was made, runsc ignores control groups, and the default level refuses that.
+    # runsc ignored control groups on the machine where this was written; "strict" would refuse that.
     "docker-runsc": {"backend": "docker", "runtime": "runsc", "isolation": "best_effort"},
 }
-"""What the contract suite and the attacks can be run over: ``pytest --backend NAME``."""
+"""The backends of the contract suite and the attacks: ``pytest --backend NAME``."""
 
 
-class Turns(selectors.DefaultSelector):
-    """Counts how often its event loop looks for work."""
+class CountingSelector(selectors.DefaultSelector):
+    """Counts how often its event loop polls."""
 
-    turns = 0
+    polls = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.turns += 1
+        self.polls += 1
         return super().select(timeout)
 
 
+class FakeClock:
+    """A clock that moves only when a test sets ``now`` (seconds)."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class WordTokenizer(ScriptedHandler):
+    """A handler whose tokens are words; counts the calls of its tokenizer."""
+
+    counted = 0
+
+    def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        self.counted += 1
+        return sum(len(message["content"].split()) for message in messages)
+
+
 async def echo(call: WorkerCall) -> list[str | CallError]:
-    """A worker that shouts."""
+    """Answer a worker call with its prompts in capitals."""
     return [prompt.upper() for prompt in call.prompts]
 
 
+def upper_worker() -> ScriptedHandler:
+    """Return a worker that answers a prompt in capitals."""
+    return ScriptedHandler(lambda messages: messages[-1]["content"].upper())
+
+
 def block(code: str) -> str:
-    """A supervisor's message that holds this code alone."""
+    """Return a supervisor's message that holds this code."""
     return f"```repl\n{code}\n```"
 
 
-def heed_interrupts() -> None:
-    """For a child that is to be interrupted: whoever runs the tests in the background has it ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def user_messages(*contents: str) -> list[Message]:
+    """Return a conversation of user messages."""
+    return [{"role": "user", "content": content} for content in contents]
 
 
-def processes_named(name: str) -> set[int]:
-    """Processes below this one with that short name: supdist-zygote, supdist-shim (supdist-spare, before it has a user), supdist-init."""
-    return {child.pid for child in _below() if _name(child) == name}
+def read_events(folder: Path, stream: str) -> list[dict[str, Any]]:
+    """Return the events of one stream of a run log."""
+    return [json.loads(line) for line in (folder / f"{stream}.jsonl").read_text().splitlines()]
 
 
-def of_running_guests(name: str) -> set[int]:
-    """The same, of sandboxes in use alone: there is mostly one more that waits for its user."""
-    guests = [child for child in _below() if _name(child) == "python"]
-    return {parent.pid for guest in guests for parent in guest.parents() if _name(parent) == name}
+async def run_pending(iterations: int = 20) -> None:
+    """Let the event loop run what is ready, and what that makes ready."""
+    for _ in range(iterations):
+        await asyncio.sleep(0)
 
 
-def _below() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Poll a condition until it holds.
+
+    Raises:
+        TimeoutError: it did not hold in time.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
-def _name(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name()
-    return ""
+def syscall_number(name: str) -> int:
+    """Return a system call's number on this processor; negative if it has none."""
+    import pyseccomp  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
 
-
-def descendants(pid: int) -> set[int]:
-    """The processes below one, at this moment."""
-    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
-
-
-def zygotes() -> set[int]:
-    """This process's zygotes. A shim bears its parent's name for a moment; it is no direct child."""
-    return {child.pid for child in psutil.Process().children() if _name(child) == "supdist-zygote"}
+    return pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
 
 
 _SCAN = """
@@ -125,15 +136,7 @@ print("found" if found else "nothing")
 
 
 def scan_memory_for(text: str) -> str:
-    """Code for a guest that prints ``found`` where its memory holds the text, else ``nothing``.
-
-    It knows the first half and a hash of the whole, so that it does not find itself.
-    """
+    """Return guest code that prints ``found`` if its memory holds the text, else ``nothing``."""
+    # The code holds half of the text and a hash, so that it does not find itself.
     half, wanted = text[: len(text) // 2], hashlib.sha256(text.encode()).hexdigest()
     return _SCAN.format(head=half, wanted=wanted, length=len(text))
-
-
-def cgroups_of(zygote: int) -> list[Path]:
-    """Control groups that bear a zygote's number, wherever they are."""
-    folders = (Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup"))  # one may vanish on the way
-    return [folder for folder in folders if folder.name.startswith(f"supdist-{zygote}-")]

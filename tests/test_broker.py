@@ -19,8 +19,9 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import SMALL_CONFIG, block, run_pending
 
-from supdist.engine import LogError, RunLimits, SandboxConfig, TaskError, arun
+from supdist.engine import LogError, RunLimits, TaskError, arun
 from supdist.engine.broker.broker import Broker, CallRules
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
@@ -29,8 +30,6 @@ from supdist.engine.runlog.writer import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler, Unavailable, Usage
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
-
-SMALL = SandboxConfig.model_validate({"timeout": 5.0, "grace": 0.2, "memory": "512MiB"})
 
 
 class Model(ModelHandler):
@@ -105,11 +104,6 @@ def call(*prompts: str) -> WorkerCall:
 
 def codes(results: Sequence[str | CallError]) -> list[str]:
     return [result if isinstance(result, str) else result.code for result in results]
-
-
-async def turns() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 class Tokenizing(Model):
@@ -211,10 +205,10 @@ def test_no_interleaving_of_answers_failures_and_cancellations_passes_a_limit_or
                 tasks.append(asyncio.create_task(own.answer(call(*prompts))))
                 match data.draw(st.integers(0, 3)):
                     case 0:
-                        await turns()
+                        await run_pending()
                     case 1:
                         model.gate.set()
-                        await turns()
+                        await run_pending()
                         model.gate.clear()
                     case 2:
                         data.draw(st.sampled_from(tasks)).cancel()
@@ -260,7 +254,7 @@ async def test_equal_calls_under_way_share_one_request_that_lives_as_long_as_one
         second = asyncio.create_task(own.answer(call("a", "b")))
         await asyncio.sleep(0.05)
         first.cancel()
-        await turns()
+        await run_pending()
         assert model.cancelled == []
         model.gate.set()
         assert codes(await second) == ["A", "B"]
@@ -271,7 +265,7 @@ async def test_equal_calls_under_way_share_one_request_that_lives_as_long_as_one
         for task in third:
             task.cancel()
         await asyncio.gather(*third, return_exceptions=True)
-        await turns()
+        await run_pending()
         assert model.cancelled == ["c"]
 
 
@@ -294,7 +288,7 @@ async def test_a_log_that_cannot_be_written_ends_every_call_that_shares_the_requ
             both = [asyncio.create_task(own.answer(call("a"))) for _ in range(2)]
             while not model.asked:
                 await asyncio.sleep(0.001)
-            await turns()
+            await run_pending()
             model.gate.set()
             async with asyncio.timeout(5):
                 ends = await asyncio.gather(*both, return_exceptions=True)
@@ -342,11 +336,11 @@ async def test_a_cancelled_call_is_neither_finished_nor_paid() -> None:
     model.max_concurrency = 1
     async with broker(model, BudgetLimits(max_worker_calls=5)) as own:
         task = asyncio.create_task(own.answer(call("a", "b")))
-        await turns()
+        await run_pending()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         model.gate.set()
-        await turns()
+        await run_pending()
         assert (model.asked, model.cancelled) == (["a"], ["a"])
         assert own.budget.left().worker_calls == 5
         assert own.worker.usage == Usage()
@@ -355,13 +349,9 @@ async def test_a_cancelled_call_is_neither_finished_nor_paid() -> None:
 # Whole runs
 
 
-def block(code: str) -> str:
-    return f"```repl\n{code}\n```"
-
-
 async def ask(replies: Sequence[str], worker: ModelHandler | None = None, **options: Any) -> Any:
     return await arun(
-        query="q", context="c", supervisor=ScriptedHandler(replies), worker=worker or Model(), sandbox=SMALL, **options
+        query="q", context="c", supervisor=ScriptedHandler(replies), worker=worker or Model(), sandbox=SMALL_CONFIG, **options
     )  # fmt: skip
 
 
@@ -371,7 +361,7 @@ async def test_a_run_whose_budget_is_used_up_ends_in_a_best_answer() -> None:
     assert result.answer == "the best"
     supervisor = ScriptedHandler(lambda m: "the best" if "budget" in m[-1]["content"] else block("print(1)"))
     supervisor.max_tokens = 100
-    result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL,
+    result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL_CONFIG,
                         limits=RunLimits(max_tokens=12_000), max_iterations=1000)  # fmt: skip
     assert (result.answer, result.stop_reason) == ("the best", "budget")
     used = result.supervisor_usage
@@ -385,7 +375,7 @@ async def test_code_and_supervisor_are_told_what_is_left() -> None:
         seen.append(messages[-1]["content"])
         return block("worker('a')\nFINAL(budget())" if len(seen) > 1 else "print(worker('a'))")
 
-    result = await arun(query="q", context="c", supervisor=ScriptedHandler(play), worker=Model(), sandbox=SMALL,
+    result = await arun(query="q", context="c", supervisor=ScriptedHandler(play), worker=Model(), sandbox=SMALL_CONFIG,
                         cache="off", limits=RunLimits(max_worker_calls=7))  # fmt: skip
     assert json.loads(result.answer or "") == {
         "worker_calls": 5,
@@ -412,7 +402,7 @@ async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_histo
     supervisor.window = 20_000
     supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]
     supervisor.max_tokens = 1000
-    result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL,
+    result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL_CONFIG,
                         output_limit=4000, log_dir=tmp_path)  # fmt: skip
     log = [json.loads(line) for line in (tmp_path / "supervisor.jsonl").read_text().splitlines()]
     noted: list[tuple[int, str]] = [pair for event in log if event["event"] == "left_out"

@@ -10,13 +10,13 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_support import eventually
-from support import KEYS, heed_interrupts
+from process_support import COMMAND, clean_environment, ended, restore_sigint, started
+from support import block, eventually
 
 from supdist.engine.service import RemoteHandler, make_client_keys, make_server_keys
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
@@ -29,31 +29,9 @@ START_SECONDS = 60.0
 TCP = "tcp://127.0.0.1:*"
 
 
-@asynccontextmanager
-async def supdist(*arguments: object, cwd: Path) -> AsyncGenerator[Process]:
-    """A command, killed where it has not ended by itself."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "supdist.engine", *map(str, arguments)),
-        cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name not in KEYS},
-        stdout=PIPE,
-        stderr=PIPE,
-        preexec_fn=heed_interrupts,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await process.communicate()
-
-
-async def ended(process: Process) -> tuple[int | None, str, str]:
-    """Exit status, output and complaints."""
-    async with asyncio.timeout(60):
-        output, complaints = await process.communicate()
-    return process.returncode, output.decode(), complaints.decode()
+def supdist(*arguments: object, cwd: Path) -> AbstractAsyncContextManager[Process]:
+    """Start a command."""
+    return started(*COMMAND, *map(str, arguments), cwd=cwd, env=clean_environment())
 
 
 @asynccontextmanager
@@ -82,7 +60,7 @@ def models(folder: Path, server: FakeOpenAI, **changes: Any) -> None:
 
 def task(folder: Path, name: str, *blocks: str, **changes: Any) -> Path:
     """A task whose supervisor sends these blocks, one a turn."""
-    replies = [f"```repl\n{block}\n```" for block in blocks]
+    replies = list(map(block, blocks))
     path = folder / f"{name}.json"
     supervisor = {"handler": "scripted", "replies": replies}
     path.write_text(json.dumps({"query": "q", "context": "c", "supervisor": supervisor, **changes}))
@@ -378,12 +356,12 @@ async def test_on_a_terminal_a_line_tells_what_it_does(tmp_path: Path) -> None:
 
     loop = asyncio.get_running_loop()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "supdist.engine", "broker", "models.json", "--bind", address),
+        *(*COMMAND, "broker", "models.json", "--bind", address),
         cwd=tmp_path,
         stdin=terminal,
         stdout=PIPE,
         stderr=terminal,
-        preexec_fn=heed_interrupts,
+        preexec_fn=restore_sigint,
     )
     try:
         loop.add_reader(controller, read)

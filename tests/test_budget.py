@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydantic import ValidationError
+from support import FakeClock, run_pending
 
 from supdist.engine.broker.budget import Budget, BudgetExceeded, BudgetLimits, Cost, Limit, Reservation
 from supdist.handlers import Usage
@@ -17,16 +18,8 @@ from supdist.handlers import Usage
 pytestmark = pytest.mark.anyio
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def limited(clock: Clock | None = None, /, **limits: Any) -> Budget:
-    return Budget(BudgetLimits.model_validate(limits), clock or Clock())
+def limited(clock: FakeClock | None = None, /, **limits: Any) -> Budget:
+    return Budget(BudgetLimits.model_validate(limits), clock or FakeClock())
 
 
 def refused(budget: Budget, cost: Cost) -> tuple[Limit, bool]:
@@ -75,7 +68,7 @@ def test_each_limit_stops_what_takes_from_it_and_nothing_else(limit: Limit, cost
 
 
 def test_the_seconds_stop_everything() -> None:
-    clock = Clock()
+    clock = FakeClock()
     budget = limited(clock, max_seconds=10)
     clock.now += 4
     assert budget.left().seconds == 6
@@ -239,13 +232,8 @@ TestAnyInterleaving = AnyInterleaving.TestCase
 
 async def waiting(budget: Budget, *tokens: int) -> list[asyncio.Task[Reservation]]:
     tasks = [asyncio.create_task(budget.acquire(Cost(tokens=each))) for each in tokens]
-    await turns()
+    await run_pending()
     return tasks
-
-
-async def turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 async def test_whoever_waits_gets_what_calls_under_way_did_not_take() -> None:
@@ -255,7 +243,7 @@ async def test_whoever_waits_gets_what_calls_under_way_did_not_take() -> None:
     assert not second.done()
     assert not third.done(), "first come, first served"
     first.settle(Usage(30, 5, 1), 0.0)
-    await turns()
+    await run_pending()
     assert second.done()
     assert not third.done()
     (await second).release()
@@ -316,7 +304,7 @@ class Waiters:
     async def end(self) -> None:
         """Whoever can be served is served, as long as what is held is given back."""
         for _ in range(2 * len(self.tasks) + 1):
-            await turns()
+            await run_pending()
             self.release(0)
         assert all(task.done() for task, _ in self.tasks)
 
@@ -330,7 +318,7 @@ def test_under_any_interleaving_of_waiting_and_cancelling_nothing_leaks(steps: l
         waiters = Waiters()
         for action, number in steps:
             if action == "turn":
-                await turns()
+                await run_pending()
             else:
                 getattr(waiters, action)(number)
             assert waiters.budget.spent().tokens == waiters.paid <= 60

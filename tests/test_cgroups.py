@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support import cgroups_of
+from process_support import cgroups_of
 
 from supdist.engine import SandboxConfig
 from supdist.engine.jail import cgroups

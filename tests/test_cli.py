@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEYS, REPOSITORY, descendants, heed_interrupts, pieces_from
+from process_support import (
+    COMMAND,
+    clean_environment,
+    descendants,
+    restore_sigint,
+    terminal_output,
+)
+from support import REPOSITORY
 
 from supdist.sandbox_image.text import printable
 
-COMMAND = [sys.executable, "-m", "supdist.engine"]
 QUICKSTART = REPOSITORY / "tasks/examples/quickstart/task.json"
 
 
 def supdist(
     *arguments: str, cwd: Path, text: str | None = None, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in KEYS}
     return subprocess.run(
         [*COMMAND, *arguments],
         check=False,
@@ -31,7 +36,7 @@ def supdist(
         input=text,
         capture_output=True,
         text=True,
-        env={**clean, **environ},
+        env=clean_environment(**environ),
         timeout=60,
     )
 
@@ -168,7 +173,7 @@ def test_on_a_terminal_the_answer_is_escaped_and_progress_is_drawn(tmp_path: Pat
         [*COMMAND, "run", task], cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
     ) as process:
         os.close(terminal)
-        shown = b"".join(pieces_from(controller))
+        shown = b"".join(terminal_output(controller))
     os.close(controller)
     assert process.returncode == 0
     assert b"]0;title\x07" not in shown
@@ -228,7 +233,7 @@ def test_ctrl_c_ends_the_run_keeps_the_logs_and_exits_130(tmp_path: Path) -> Non
         log_dir="logs",
     )
     process = subprocess.Popen(
-        [*COMMAND, "run", task], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        [*COMMAND, "run", task], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=restore_sigint
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -268,14 +273,13 @@ def test_every_paper_gets_an_answer(tmp_path: Path, papers: list[dict[str, Any]]
     "program", [["-m", "supdist.tools.basic_qa"], [str(REPOSITORY / "tools/basic_qa.py")]]
 )
 def test_basic_qa_runs_without_a_key(tmp_path: Path, program: list[str]) -> None:
-    clean = {name: value for name, value in os.environ.items() if name not in KEYS}
     done = subprocess.run(
         [sys.executable, *program],
         check=False,
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env=clean,
+        env=clean_environment(),
         timeout=60,
     )
     assert done.returncode == 0

@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from support import Open, Turns, echo, of_running_guests
+from process_support import guest_processes_named
+from support import CountingSelector, Open, echo
 
 from supdist.engine import SandboxConfig, SandboxRuntime, open_sandbox
 from supdist.engine.broker.broker import Broker
@@ -176,7 +177,7 @@ async def test_sandboxes_of_one_text_share_what_was_written_and_have_three_proce
             assert (await sandbox.execute("print(len(context))")).stdout == "4000000\n"
         # What goes over sockets is not counted.
         assert len(text) <= written() - before < 1.2 * len(text)
-        shims = of_running_guests("supdist-shim")
+        shims = guest_processes_named("supdist-shim")
         assert len(shims) == 2
         for shim in shims:
             below = psutil.Process(shim).children(recursive=True)
@@ -228,17 +229,17 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
 
 def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:
     """Each is a system call, and looks at everything that is due. Calls that come together share turns."""
-    selector, calls = Turns(), 200
+    selector, calls = CountingSelector(), 200
 
     async def turns() -> int:
         async with (
             Broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker,
             open_sandbox(on_call=broker.answer) as sandbox,
         ):
-            before = selector.turns
+            before = selector.polls
             result = await sandbox.execute(f"for _ in range({calls}): worker('x')")
             assert result.error is None
-            return selector.turns - before
+            return selector.polls - before
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         took = runner.run(turns())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import WordTokenizer
 
 from supdist.engine.api import RunLimits
 from supdist.handlers import Completion, ContextTooLong, Message, ScriptedHandler
@@ -16,15 +17,6 @@ from supdist.tools.evals.direct import Direct, conversation, most_characters, wi
 pytestmark = pytest.mark.anyio
 
 QUERY = "Which?"
-
-
-class Counting(ScriptedHandler):
-    """It has a tokenizer: a token is a word."""
-
-    max_tokens = 100
-
-    def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        return sum(len(message["content"].split()) for message in messages)
 
 
 @given(st.text(max_size=300), st.integers(0, 400))
@@ -44,7 +36,8 @@ def test_the_middle_is_cut_and_counted(text: str, keep: int) -> None:
 
 @pytest.mark.parametrize("words", [10, 1000, 100_000])
 def test_with_a_tokenizer_the_window_is_used_and_not_passed(words: int) -> None:
-    handler, text = Counting([]), "word " * words
+    handler, text = WordTokenizer([]), "word " * words
+    handler.max_tokens = 100
     keep = most_characters(handler, QUERY, text, 1000)
     used = handler.count_tokens(conversation(QUERY, text, keep))
     assert used is not None

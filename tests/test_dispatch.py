@@ -10,8 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from broker_support import GatedHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import run_pending
 
 from supdist.engine.broker.dispatch import Admission, CallTimeout, Dispatcher, Queue, Request
 from supdist.handlers import BatchItem, Completion, Message, ModelHandler, Unavailable
@@ -37,42 +39,6 @@ class Asked(Request):
         self.answer.set_result(answer.text if isinstance(answer, Completion) else answer)
 
 
-class Gate(ModelHandler):
-    """Answers a conversation with its own text, once it is let through."""
-
-    def __init__(self, slots: int) -> None:
-        self.max_concurrency = slots
-        self.arrived: list[str] = []
-        self.cancelled: list[str] = []
-        self.inside = 0
-        self.most = 0
-        self._let: dict[str, asyncio.Event] = {}
-
-    async def chat(self, messages: Sequence[Message]) -> Completion:
-        text = messages[0]["content"]
-        self.arrived.append(text)
-        self.inside += 1
-        self.most = max(self.most, self.inside)
-        try:
-            await self._let.setdefault(text, asyncio.Event()).wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(text)
-            raise
-        finally:
-            self.inside -= 1
-        return Completion(text)
-
-    def let(self, *texts: str) -> None:
-        for text in texts:
-            self._let.setdefault(text, asyncio.Event()).set()
-
-
-async def turns(count: int = 10) -> None:
-    """Let everything that can happen now happen."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 def put(queue: Queue, *texts: str) -> list[Asked]:
     requests = [Asked(text) for text in texts]
     queue.put(requests)
@@ -80,49 +46,49 @@ def put(queue: Queue, *texts: str) -> list[Asked]:
 
 
 async def test_answers_reach_their_requests() -> None:
-    gate = Gate(8)
-    gate.let("a", "b", "c")
+    gate = GatedHandler(8)
+    gate.release("a", "b", "c")
     requests = put(Dispatcher().queue(gate), "a", "b", "c")
     assert [await request.answer for request in requests] == ["a", "b", "c"]
 
 
 async def test_no_more_than_the_handler_takes_are_with_it() -> None:
-    gate = Gate(3)
+    gate = GatedHandler(3)
     texts = [str(number) for number in range(20)]
     requests = put(Dispatcher().queue(gate), *texts)
-    await turns()
+    await run_pending()
     assert gate.inside == 3
-    gate.let(*texts)
+    gate.release(*texts)
     await asyncio.gather(*(request.answer for request in requests))
     assert gate.most == 3
 
 
 async def test_a_flood_delays_another_queue_by_one_slot() -> None:
-    gate = Gate(2)
+    gate = GatedHandler(2)
     dispatcher = Dispatcher()
     flood = put(dispatcher.queue(gate), *(f"flood {number}" for number in range(1000)))
     other = put(dispatcher.queue(gate), "other")
-    await turns()
+    await run_pending()
     assert gate.arrived == ["flood 0", "flood 1"]
-    gate.let("flood 0")
-    await turns()
+    gate.release("flood 0")
+    await run_pending()
     assert gate.arrived[2:] == ["flood 2"], "the flood's queue had its turn in the ring before the other came"
-    gate.let("flood 1")
-    await turns()
+    gate.release("flood 1")
+    await run_pending()
     assert gate.arrived[3:] == ["other"]
-    gate.let("other")
+    gate.release("other")
     assert await other[0].answer == "other"
-    gate.let(*(f"flood {number}" for number in range(1000)))
+    gate.release(*(f"flood {number}" for number in range(1000)))
     await asyncio.gather(*(request.answer for request in flood))
 
 
 async def test_a_cancelled_request_is_never_finished_and_its_slot_goes_on() -> None:
-    gate = Gate(1)
+    gate = GatedHandler(1)
     queue = Dispatcher().queue(gate)
     running, waiting, last = put(queue, "running", "waiting", "last")
-    await turns()
+    await run_pending()
     queue.cancel([running, waiting])
-    gate.let("running", "waiting", "last")
+    gate.release("running", "waiting", "last")
     assert await last.answer == "last"
     assert gate.cancelled == ["running"]
     assert gate.arrived == ["running", "last"]
@@ -132,8 +98,8 @@ async def test_a_cancelled_request_is_never_finished_and_its_slot_goes_on() -> N
 
 
 async def test_one_that_is_cancelled_before_it_could_begin_gives_its_slot_back() -> None:
-    gate = Gate(1)
-    gate.let("second")
+    gate = GatedHandler(1)
+    gate.release("second")
     queue = Dispatcher().queue(gate)
     first, second = put(queue, "first", "second")
     queue.cancel([first])
@@ -142,14 +108,14 @@ async def test_one_that_is_cancelled_before_it_could_begin_gives_its_slot_back()
 
 
 async def test_a_deadline_is_an_error_of_its_own() -> None:
-    queue = Dispatcher().queue(Gate(1))
+    queue = Dispatcher().queue(GatedHandler(1))
     late = Asked("never", seconds=0.01)
     queue.put([late])
     assert isinstance(await late.answer, CallTimeout)
 
 
 async def test_each_has_its_own_deadline_whatever_was_sent_before() -> None:
-    gate = Gate(4)
+    gate = GatedHandler(4)
     queue = Dispatcher().queue(gate)
     patient, late, later, endless = (
         Asked(str(seconds), seconds=seconds) for seconds in (60, 0.01, 0.02, None)
@@ -160,7 +126,7 @@ async def test_each_has_its_own_deadline_whatever_was_sent_before() -> None:
         assert isinstance(answer, CallTimeout)
         assert str(answer) == f"no answer within {request.seconds:g} s"
     assert gate.inside == 2
-    gate.let("60", "None")
+    gate.release("60", "None")
     assert [await patient.answer, await endless.answer] == ["60", "None"]
 
 
@@ -187,8 +153,8 @@ async def test_what_a_handler_raises_is_the_answer() -> None:
 
 
 async def test_a_queue_that_may_not_go_now_lets_the_others_pass_and_is_asked_again() -> None:
-    gate = Gate(1)
-    gate.let("held", "free")
+    gate = GatedHandler(1)
+    gate.release("held", "free")
     dispatcher = Dispatcher()
     held_queue, free_queue = dispatcher.queue(gate), dispatcher.queue(gate)
     held = Asked("held", admission="later")
@@ -202,8 +168,8 @@ async def test_a_queue_that_may_not_go_now_lets_the_others_pass_and_is_asked_aga
 
 
 async def test_one_that_is_never_admitted_is_dropped() -> None:
-    gate = Gate(1)
-    gate.let("after")
+    gate = GatedHandler(1)
+    gate.release("after")
     queue = Dispatcher().queue(gate)
     refused, after = Asked("refused", admission="never"), Asked("after")
     queue.put([refused, after])
@@ -220,11 +186,11 @@ async def test_a_flood_that_is_refused_has_not_the_event_loop_all_to_itself() ->
             asked += 1
             return "never"
 
-    queue = Dispatcher().queue(Gate(1))
+    queue = Dispatcher().queue(GatedHandler(1))
     queue.put([Refused("") for _ in range(1000)])
     seen = [asked]
     while len(queue):
-        await turns(1)
+        await run_pending(1)
         seen.append(asked)
     assert max(after - before for before, after in pairwise([0, *seen])) <= 64
     assert asked == 1000
@@ -280,7 +246,7 @@ async def test_a_batch_waits_for_company_where_it_is_told_to() -> None:
     handler.let.set()
     dispatcher = Dispatcher()
     requests = put(dispatcher.queue(handler), "a")
-    await turns()
+    await run_pending()
     requests += put(dispatcher.queue(handler), "b")
     assert [await each.answer for each in requests] == ["A", "B"]
     assert handler.batches == [["a", "b"]]
@@ -309,9 +275,9 @@ async def test_a_batch_with_too_few_answers_is_an_error_for_each() -> None:
     assert [type(answer) for answer in answers] == [TypeError, TypeError]
 
 
-@pytest.mark.parametrize("kind", [Gate, Batching])
+@pytest.mark.parametrize("kind", [GatedHandler, Batching])
 async def test_a_lane_is_forgotten_with_its_last_queue(kind: type[ModelHandler]) -> None:
-    handler = Gate(1) if kind is Gate else Batching()
+    handler = GatedHandler(1) if kind is GatedHandler else Batching()
     dispatcher = Dispatcher()
     queue = dispatcher.queue(handler)
     assert len(dispatcher._lanes) == 1  # pyright: ignore[reportPrivateUsage]
@@ -344,7 +310,7 @@ async def test_one_cancelled_before_a_batch_began_is_not_in_it() -> None:
     assert handler.batches == [["b"]]
 
 
-class Moody(Gate):
+class Moody(GatedHandler):
     """What a conversation begins with says how it is dealt with."""
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
@@ -403,22 +369,22 @@ class Play:
                     self.dropped.add(request)
                 queue.cancel([request])
             case "let", int(place) if place < len(self.sent):
-                self.gate.let(self.sent[place][1])
+                self.gate.release(self.sent[place][1])
             case "turns", int(count):
-                await turns(count)
+                await run_pending(count)
             case _:
                 pass
 
     async def end(self) -> None:
         """Let all through, and look whether each ended as it should."""
-        self.gate.let(*(text for _, text, _ in self.sent))
+        self.gate.release(*(text for _, text, _ in self.sent))
         for _, text, request in self.sent:
             if request not in self.dropped:
                 answer = await asyncio.wait_for(request.answer, 10)
                 failures = {"raises": ValueError, "breaks-off": Unavailable}
                 assert type(answer) is failures.get(text.split()[0], str)
                 assert answer == text or not isinstance(answer, str)
-        await turns()
+        await run_pending()
         assert not any(request.answer.done() for request in self.dropped)
         assert [(len(queue), queue.running) for queue in self.queues] == [(0, 0), (0, 0)]
 
@@ -431,7 +397,7 @@ async def _play(slots: int, steps: list[tuple[Any, ...]]) -> None:
     await play.end()
     last = [f"waits {slots} {place}" for place in range(slots)]
     requests = put(play.queues[0], *last)
-    await turns()
+    await run_pending()
     assert play.gate.inside == slots, "a slot was lost"
-    play.gate.let(*last)
+    play.gate.release(*last)
     assert [await request.answer for request in requests] == last

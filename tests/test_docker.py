@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 
 import pytest
 from docker_support import Relay, containers
+from process_support import descendants
 from pydantic import ValidationError
-from support import SMALL, block, descendants
+from support import SMALL, block
 
 from supdist.engine import (
     Outcome,

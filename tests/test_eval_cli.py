@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from eval_support import rows
-from lookup_task import entry_point
+from lookup_task import python_path
+from process_support import clean_environment
 from support import REPOSITORY
 
 from supdist.engine import TaskError
@@ -29,20 +29,10 @@ PROGRAMS = {
 def evaluate(
     *arguments: str, cwd: Path, program: str = "script", **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(entry_point(cwd / "installed")), str(REPOSITORY / "tests")])
-    keys = (
-        "TOGETHER_API_KEY",
-        "OPENAI_API_KEY",
-        "BASE_URL",
-        "SUPERVISOR_MODEL",
-        "WORKER_MODEL",
-        "JUDGE_MODEL",
-    )
-    clean = {name: value for name, value in os.environ.items() if name not in keys}
     return subprocess.run(
         [sys.executable, *PROGRAMS[program], *arguments],
         check=False, cwd=cwd, capture_output=True, text=True, timeout=60,
-        env={**clean, "PYTHONPATH": path, **environ},
+        env=clean_environment(PYTHONPATH=python_path(cwd), **environ),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from eval_support import asked_twice, config, play, rows, settings
-from lookup_task import Lookup, entry_point
-from support import REPOSITORY, heed_interrupts
+from lookup_task import Lookup, python_path
+from process_support import ended, started
+from support import REPOSITORY
 
 from supdist.tools.evals.records import EXAMPLES, read_records
 from supdist.tools.evals.runner import run_experiment
@@ -31,24 +32,11 @@ CALLS = 4  # of an example: two turns, a worker call, a verdict
 @asynccontextmanager
 async def evaluate(folder: Path, *arguments: str) -> AsyncGenerator[Process]:
     """The program, begun. Whatever happens, it ends."""
-    path = os.pathsep.join([str(entry_point(folder / "installed")), str(REPOSITORY / "tests")])
     (folder / "tmp").mkdir(exist_ok=True)  # an engine that is killed while it starts leaves something there
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(REPOSITORY / "tools/run_experiment.py"), *arguments,
-        cwd=folder, env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(folder / "tmp")}, stdout=PIPE, stderr=PIPE, preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    try:
+    environment = {**os.environ, "PYTHONPATH": python_path(folder), "TMPDIR": str(folder / "tmp")}
+    program = [sys.executable, str(REPOSITORY / "tools/run_experiment.py"), *arguments]
+    async with started(*program, cwd=folder, env=environment) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-async def ended(process: Process) -> tuple[int, str, str]:
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 def write_settings(server: FakeOpenAI, folder: Path, **changes: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from eval_support import asked_twice, config, play, rows
 from lookup_task import Lookup
+from support import block
 
 from supdist.engine import LogError, TaskError
 from supdist.handlers import NoAccess
@@ -75,7 +76,7 @@ async def test_every_other_arm_runs(strategy: str, supervisor_calls: int, steps:
     def alone(request: Request) -> Reply:
         asked = request.body["messages"][-1]["content"]
         code = "import re\nitem = re.search('item-[0-9]+', query)[0]\nFINAL(re.search(item + ' is ([0-9]+)', context)[1])"
-        return Text(looked_up_or(asked) if strategy == "direct" else f"```repl\n{code}\n```")
+        return Text(looked_up_or(asked) if strategy == "direct" else block(code))
 
     def looked_up_or(asked: str) -> str:
         from eval_support import looked_up

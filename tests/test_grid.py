@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lookup_task import entry_point
+from lookup_task import entry_point, python_path
+from process_support import MODEL_VARIABLES, clean_environment
 from results_support import failed, record, write_run
-from support import KEYS, REPOSITORY
+from support import REPOSITORY
 
 from supdist.engine import TaskError
 from supdist.engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role
@@ -173,7 +174,7 @@ def test_what_could_not_be_run_is_said_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, complaint: str
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(entry_point(tmp_path / "installed")), *sys.path])
-    for key in KEYS:
+    for key in MODEL_VARIABLES:
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(TaskError, match=complaint):
         check(combinations(tmp_path, text), by_name)
@@ -220,11 +221,9 @@ def test_finished_is_what_has_all_of_its_examples(tmp_path: Path) -> None:
 
 def grid(*arguments: str | Path, cwd: Path, script: bool = True) -> subprocess.CompletedProcess[str]:
     program = [str(REPOSITORY / "tools/grid.py")] if script else ["-m", "supdist.tools.grid"]
-    path = os.pathsep.join([str(entry_point(cwd / "installed")), str(REPOSITORY / "tests")])
-    clean = {name: value for name, value in os.environ.items() if name not in KEYS}
     return subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
-        check=False, cwd=cwd, capture_output=True, text=True, timeout=120, env={**clean, "PYTHONPATH": path},
+        check=False, cwd=cwd, capture_output=True, text=True, timeout=120, env=clean_environment(PYTHONPATH=python_path(cwd)),
     )  # fmt: skip
 
 

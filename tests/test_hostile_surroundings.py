@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEYS
+from process_support import clean_environment
 
 from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Text
 
@@ -71,10 +71,9 @@ class Place:
         return f"BASE_URL={self.url}\nSUPERVISOR_MODEL=m\nWORKER_MODEL=m\n"
 
     async def start(self, *command: str, program: str = "supdist.engine") -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if name not in KEYS}
         run = [sys.executable, "-m", program, *command]
         return await asyncio.to_thread(
-            subprocess.run, run, cwd=self.folder, env=kept | self.environ, capture_output=True, text=True,
+            subprocess.run, run, cwd=self.folder, env=clean_environment(**self.environ), capture_output=True, text=True,
             timeout=60, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any, cast
 import pytest
 from docker import DockerClient
 from guest_support import Guest, guest
+from process_support import COMMAND
 from support import REPOSITORY
 
 from supdist.engine.sandbox.image import write_context
@@ -225,7 +225,7 @@ def test_a_context_of_the_same_files_is_the_same(tmp_path: Path) -> None:
 
 
 command = partial(subprocess.run, check=False, capture_output=True, text=True, timeout=120)
-BUILD = [sys.executable, "-m", "supdist.engine", "image", "build"]
+BUILD = [*COMMAND, "image", "build"]
 
 
 def test_without_a_daemon_the_build_says_what_to_do(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_base_that_cannot_be_had_is_said(docker: DockerClient) -> None:
     assert "Traceback" not in done.stderr
 
 
-CHECK = [sys.executable, "-m", "supdist.engine", "image", "check"]
+CHECK = [*COMMAND, "image", "check"]
 
 
 @pytest.mark.docker

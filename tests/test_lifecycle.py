@@ -10,20 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from support import (
-    Open,
+from process_support import (
+    COMMAND,
     cgroups_of,
     descendants,
-    heed_interrupts,
-    of_running_guests,
+    guest_processes_named,
     processes_named,
+    restore_sigint,
     zygotes,
 )
+from support import Open, eventually
 
 from supdist.engine import (
     SandboxConfig,
@@ -65,14 +65,6 @@ def wait_until_gone(pids: set[int], seconds: float) -> set[int]:
     return pids
 
 
-async def comes_true(condition: Callable[[], bool], seconds: float = 3.0) -> bool:
-    """Whether it holds before the deadline: ZeroMQ closes a connection in a thread of its own."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
-    return condition()
-
-
 def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int], dict[str, int]]:
     """An engine in the middle of a cell, every process below it, and those of the sandbox by their names."""
     process = subprocess.Popen(
@@ -80,7 +72,7 @@ def busy_engine(folder: Path) -> tuple[subprocess.Popen[str], set[int], dict[str
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(folder)},
-        preexec_fn=heed_interrupts,
+        preexec_fn=restore_sigint,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "busy\n"
@@ -156,7 +148,7 @@ def test_a_careful_umask_is_no_hindrance(umask: int, tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 120)
     deep.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "supdist.engine", "exec", "print(1)"],
+        [*COMMAND, "exec", "print(1)"],
         check=False, capture_output=True, text=True, umask=umask, env={**os.environ, "TMPDIR": str(deep)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
@@ -188,11 +180,11 @@ async def test_while_a_sandbox_is_open_nothing_of_it_lies_on_disk(
 @pytest.mark.timing
 @pytest.mark.parametrize("name", ["supdist-shim", "supdist-zygote"])
 async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> None:
-    before = of_running_guests(name) - processes_named("supdist-zygote")
+    before = guest_processes_named(name) - processes_named("supdist-zygote")
     async with open_sandbox() as sandbox:
         running = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
         await asyncio.sleep(0.1)
-        (target,) = of_running_guests(name) - before
+        (target,) = guest_processes_named(name) - before
         os.kill(target, signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(SandboxLost):
@@ -205,11 +197,11 @@ async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> N
 
 
 async def test_a_shim_that_does_not_keep_its_time_is_killed() -> None:
-    before = of_running_guests("supdist-shim")
+    before = guest_processes_named("supdist-shim")
     async with open_sandbox(SandboxConfig(wall=0.3, grace=0.1)) as sandbox:
         running = asyncio.create_task(sandbox.execute("import time; time.sleep(60)"))
         await asyncio.sleep(0)
-        (target,) = of_running_guests("supdist-shim") - before
+        (target,) = guest_processes_named("supdist-shim") - before
         os.kill(target, signal.SIGSTOP)
         with pytest.raises(SandboxLost):
             await asyncio.wait_for(running, 60)
@@ -230,9 +222,9 @@ async def test_nothing_is_left_of_a_sandbox_whose_context_is_refused(engine: San
     for _ in range(3):
         await refused()
     async with open_sandbox():  # the zygote takes orders in turn: those are forked, and told to end
-        assert await comes_true(lambda: len(processes_named("supdist-shim")) == 1)
-        assert await comes_true(lambda: len(processes_named("supdist-init")) <= 1)
-    assert await comes_true(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+        await eventually(lambda: len(processes_named("supdist-shim")) == 1, 3)
+        await eventually(lambda: len(processes_named("supdist-init")) <= 1, 3)
+    await eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, 3)
 
 
 NARROW = """
@@ -340,8 +332,8 @@ async def test_cancelling_a_start_or_a_cell_at_any_moment_leaks_nothing(engine: 
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, SandboxLost):
             await task
-    assert await comes_true(lambda: len(processes_named("supdist-shim")) <= shims)
-    assert await comes_true(lambda: this.num_fds() <= descriptors)
+    await eventually(lambda: len(processes_named("supdist-shim")) <= shims, 3)
+    await eventually(lambda: this.num_fds() <= descriptors, 3)
 
 
 async def test_opening_and_closing_leaves_descriptors_threads_and_mounts_flat(small: Open) -> None:
@@ -358,7 +350,7 @@ async def test_opening_and_closing_leaves_descriptors_threads_and_mounts_flat(sm
     await cycle(3)
     before = held()
     await cycle(30)
-    assert await comes_true(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
+    await eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 3)
 
 
 def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(

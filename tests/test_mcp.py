@@ -13,25 +13,11 @@ from asyncio.subprocess import Process
 from pathlib import Path
 
 import pytest
-from broker_support import eventually
 from mcp import MCPError
 from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent
-from mcp_support import (
-    ENGINE,
-    PNG,
-    SERVERS,
-    Server,
-    Wire,
-    alive,
-    call,
-    connected,
-    printed,
-    python,
-    running,
-    started,
-    text,
-)
-from support import REPOSITORY, descendants
+from mcp_support import PNG, SERVERS, Server, Wire, call, connected, printed, python, text
+from process_support import COMMAND, alive, descendants, processes_running, started
+from support import REPOSITORY, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
@@ -130,11 +116,11 @@ async def test_what_a_session_has_started_ends_with_it(server: Server) -> None:
     async with connected(server) as client:
         for number, reset in enumerate((True, False)):
             await printed(client, code.format(seconds[number]))
-            await eventually(lambda number=number: running("sleep", seconds[number]), 20)
+            await eventually(lambda number=number: processes_running("sleep", seconds[number]), 20)
             if reset:
                 await call(client, "reset")
-                assert not running("sleep", seconds[0])
-    await eventually(lambda: not running("sleep", seconds[1]), 20)
+                assert not processes_running("sleep", seconds[0])
+    await eventually(lambda: not processes_running("sleep", seconds[1]), 20)
 
 
 @pytest.mark.parametrize("server", CONTAINERS, indirect=True, ids=lambda server: server.name)
@@ -262,7 +248,7 @@ async def test_calls_are_one_after_another_and_a_cancelled_one_makes_room(server
         hanging = asyncio.create_task(
             python(client, f"subprocess.run(['sleep', '{seconds}'])\ndone.append('too much')")
         )
-        await eventually(lambda: running("sleep", seconds), 20)
+        await eventually(lambda: processes_running("sleep", seconds), 20)
         others = [asyncio.create_task(printed(client, f"done.append({number})")) for number in range(5)]
         await asyncio.sleep(0)
         hanging.cancel()
@@ -270,7 +256,7 @@ async def test_calls_are_one_after_another_and_a_cancelled_one_makes_room(server
             await hanging
         await asyncio.gather(*others)
         assert await printed(client, "print(sorted(done))") == "[0, 1, 2, 3, 4]\n"
-        assert not running("sleep", seconds)
+        assert not processes_running("sleep", seconds)
 
 
 _HOSTILE = """
@@ -420,7 +406,7 @@ async def test_wrong_options_are_exit_2_and_say_what_is_wrong(
 ) -> None:
     (tmp_path / "short").write_text("secret\n")
     monkeypatch.chdir(tmp_path)
-    status, complaints = await _refused(*ENGINE, "mcp", *options)
+    status, complaints = await _refused(*COMMAND, "mcp", *options)
     assert status == 2
     assert words in complaints
 
@@ -428,7 +414,7 @@ async def test_wrong_options_are_exit_2_and_say_what_is_wrong(
 async def test_where_no_sandbox_can_be_had_it_says_so_and_is_exit_4() -> None:
     """In a user namespace that may have none below it."""
     script = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
-    status, complaints = await _refused("unshare", "-Ur", "sh", "-c", script, "sh", *ENGINE, "mcp")
+    status, complaints = await _refused("unshare", "-Ur", "sh", "-c", script, "sh", *COMMAND, "mcp")
     assert status == 4
     assert complaints
 
@@ -444,6 +430,6 @@ async def test_the_configurations_of_the_readme_work() -> None:
     for line in lines:
         ((_, entry),) = next(iter(line.values())).items()
         assert entry["command"] == "supdist-engine"
-        server = Server("readme", (*ENGINE, *entry["args"]), keeps_files=False)
+        server = Server("readme", (*COMMAND, *entry["args"]), keeps_files=False)
         async with connected(server) as client:
             assert await printed(client, "6 * 7") == "42"

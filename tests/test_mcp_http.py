@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import httpx2
 import psutil
 import pytest
-from broker_support import eventually
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp_support import ENGINE, alive, call, printed, python, running, started, text
-from support import descendants
+from mcp_support import call, printed, python, text
+from process_support import COMMAND, alive, descendants, processes_running, started
+from support import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
@@ -54,7 +54,7 @@ class Service:
 @asynccontextmanager
 async def serving(folder: Path, *options: str) -> AsyncGenerator[Service]:
     (folder / "token").write_text(TOKEN + "\n")
-    command = (*ENGINE, "mcp", "--http", "--token-file", str(folder / "token"), *options)
+    command = (*COMMAND, "mcp", "--http", "--token-file", str(folder / "token"), *options)
     async with started(*command) as process:
         assert process.stdout is not None
         async with asyncio.timeout(60):
@@ -135,12 +135,12 @@ async def test_sessions_run_beside_each_other_and_a_cancelled_call_is_interrupte
         headers = await opened(service, http)
         code = f"import subprocess; n = 1; subprocess.run(['sleep', '{seconds}'])"
         endless = asyncio.create_task(http.post(service.url, headers=headers, json=calling(2, code)))
-        await eventually(lambda: running("sleep", seconds), 30)
+        await eventually(lambda: processes_running("sleep", seconds), 30)
         assert await printed(other, "1 + 1") == "2"
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}}
         await http.post(service.url, headers=headers, json=cancel)
         assert (await endless).json()["error"]["code"] == -32800
-        assert not running("sleep", seconds)
+        assert not processes_running("sleep", seconds)
         after = (await http.post(service.url, headers=headers, json=calling(3, "n"))).json()
         assert after["result"]["content"][0]["text"] == "1"
 
@@ -271,7 +271,7 @@ async def test_it_ends_in_good_order_with_clients_connected(
 
 
 async def test_a_token_is_made_where_none_is_given_and_only_told_on_stderr() -> None:
-    async with started(*ENGINE, "mcp", "--http") as process:
+    async with started(*COMMAND, "mcp", "--http") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         async with asyncio.timeout(60):

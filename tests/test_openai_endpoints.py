@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from openai_support import ASKED, SOON, handler_of, outcome
+from support import FakeClock
 
 from supdist.handlers import Completion, Message, OpenAIHandler, Rejected, Unavailable
 from supdist.handlers.endpoints import Endpoint, Endpoints
@@ -19,22 +20,12 @@ pytestmark = pytest.mark.usefixtures("bare_environment")
 # --- who is asked next, by itself ------------------------------------------------------------------------------
 
 
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def fail(endpoints: Endpoints, endpoint: Endpoint, retry_after: float | None = None) -> None:
     with pytest.raises(Unavailable), endpoints.asking(endpoint):
         raise Unavailable("gone", retry_after=retry_after)
 
 
-def rest_after(endpoints: Endpoints, endpoint: Endpoint, clock: Clock) -> float:
+def rest_after(endpoints: Endpoints, endpoint: Endpoint, clock: FakeClock) -> float:
     clock.now += 1000
     fail(endpoints, endpoint)
     return endpoint.rests_until - clock.now
@@ -51,7 +42,7 @@ def test_least_in_flight_is_chosen_and_then_the_least_asked() -> None:
 
 
 def test_failed_endpoint_rests_longer_each_time_until_it_answers() -> None:
-    clock = Clock()
+    clock = FakeClock(0.0)
     endpoints = Endpoints(["a"], clock=clock)
     [a] = endpoints.all
     assert [rest_after(endpoints, a, clock) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
@@ -61,14 +52,14 @@ def test_failed_endpoint_rests_longer_each_time_until_it_answers() -> None:
 
 
 def test_rest_is_as_long_as_the_endpoint_asks() -> None:
-    clock = Clock()
+    clock = FakeClock(0.0)
     endpoints = Endpoints(["a"], clock=clock)
     fail(endpoints, endpoints.all[0], retry_after=30)
     assert endpoints.all[0].rests_until == 30
 
 
 def test_failures_of_requests_that_were_on_their_way_together_count_once() -> None:
-    clock = Clock()
+    clock = FakeClock(0.0)
     endpoints = Endpoints(["a"], clock=clock)
     [a] = endpoints.all
     for now in (5, 6, 7):
@@ -79,7 +70,7 @@ def test_failures_of_requests_that_were_on_their_way_together_count_once() -> No
 
 
 def test_resting_endpoint_is_tried_again_by_one_request_at_a_time() -> None:
-    clock = Clock()
+    clock = FakeClock(0.0)
     endpoints = Endpoints(["a", "b"], clock=clock)
     a, b = endpoints.all
     fail(endpoints, a)
@@ -94,7 +85,7 @@ def test_resting_endpoint_is_tried_again_by_one_request_at_a_time() -> None:
 
 
 def test_where_all_rest_the_one_that_is_soonest_back_is_asked() -> None:
-    clock = Clock()
+    clock = FakeClock(0.0)
     endpoints = Endpoints(["a", "b"], clock=clock)
     a, b = endpoints.all
     fail(endpoints, a, retry_after=9)
@@ -104,7 +95,7 @@ def test_where_all_rest_the_one_that_is_soonest_back_is_asked() -> None:
 
 
 def test_refusal_is_an_answer_and_cancellation_says_nothing() -> None:
-    clock = Clock()
+    clock = FakeClock(0.0)
     endpoints = Endpoints(["a"], clock=clock)
     [a] = endpoints.all
     fail(endpoints, a)

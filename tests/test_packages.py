@@ -11,21 +11,19 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, SMALL, Open, scan_memory_for, zygotes
+from process_support import COMMAND, zygotes
+from support import REPOSITORY, SMALL, Open, scan_memory_for
 
 from supdist.engine import Outcome, Sandbox, SandboxConfig, SandboxRuntime, TaskError, arun, open_sandbox
 from supdist.engine.sandbox.zygote import Zygote
 from supdist.handlers import ScriptedHandler
 
 pytestmark = pytest.mark.anyio
-
-COMMAND = [sys.executable, "-m", "supdist.engine"]
 
 
 @contextmanager

@@ -8,27 +8,29 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import KEYS, pieces_from
+from process_support import COMMAND, clean_environment, terminal_output
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
-COMMAND = [sys.executable, "-m", "supdist.engine", "run", "task.json"]
 
 
 def on_terminal(folder: Path, *answers: str, **environ: str) -> tuple[int, str]:
     """Run the task with answers typed as the questions come; the exit code and what was shown."""
-    kept = {name: value for name, value in os.environ.items() if name not in KEYS}
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        COMMAND, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal, env=kept | environ
+        [*COMMAND, "run", "task.json"],
+        cwd=folder,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=clean_environment(**environ),
     )
     os.close(terminal)
     shown, waiting = b"", list(answers)
-    for piece in pieces_from(controller):
+    for piece in terminal_output(controller):
         shown += piece
         if shown.endswith(b"? ") and waiting:
             answer = waiting.pop(0)

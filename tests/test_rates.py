@@ -8,24 +8,15 @@ import math
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support import FakeClock
 
 from supdist.handlers.rates import MINUTE, RateLimit, Use, admit
 
 SHORT = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_requests_are_counted_over_the_last_minute_alone() -> None:
-    clock = Clock()
+    clock = FakeClock()
     limit = RateLimit(2, None, clock=clock)
     assert [limit.take(Use(0)), limit.take(Use(0))] == [0.0, 0.0]
     clock.now += 20
@@ -36,7 +27,7 @@ def test_requests_are_counted_over_the_last_minute_alone() -> None:
 
 
 def test_wait_ends_when_enough_tokens_have_left() -> None:
-    clock = Clock()
+    clock = FakeClock()
     limit = RateLimit(None, 100, clock=clock)
     for tokens in (30, 30, 40):
         assert limit.take(Use(tokens)) == 0.0
@@ -47,7 +38,7 @@ def test_wait_ends_when_enough_tokens_have_left() -> None:
 
 
 def test_use_beyond_the_limit_has_a_minute_to_itself() -> None:
-    clock = Clock()
+    clock = FakeClock()
     limit = RateLimit(None, 100, clock=clock)
     assert limit.take(Use(1)) == 0.0
     assert limit.take(Use(1000)) == MINUTE
@@ -58,7 +49,7 @@ def test_use_beyond_the_limit_has_a_minute_to_itself() -> None:
 
 
 def test_correction_gives_back_and_takes_more() -> None:
-    limit = RateLimit(None, 100, clock=Clock())
+    limit = RateLimit(None, 100, clock=FakeClock())
     first, second = Use(90), Use(90)
     assert limit.take(first) == 0.0
     assert limit.take(second) > 0.0
@@ -73,7 +64,7 @@ class Windows(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.clock = FakeClock()
         self.requests, self.tokens = 3, 100
         self.limit = RateLimit(self.requests, self.tokens, clock=self.clock)
         self.taken: list[Use] = []
@@ -133,7 +124,7 @@ TestWindows.settings = SHORT
 class FakeTimeLoop(asyncio.SelectorEventLoop):
     """An event loop whose time passes when it is told to; one that has something to do does not wait for it."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         super().__init__()
         self._clock = clock
 
@@ -146,7 +137,7 @@ class Gate(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.clock = FakeClock()
         self.runner = asyncio.Runner(loop_factory=lambda: FakeTimeLoop(self.clock))
         self.limit = RateLimit(3, None, clock=self.clock)
         self.turn = asyncio.Lock()

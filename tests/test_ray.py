@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from eval_support import play, rows, settings
-from lookup_task import entry_point
+from lookup_task import python_path
 from support import REPOSITORY
 
 from supdist.tools.evals.records import EXAMPLES, RECORDS, read_records
@@ -34,10 +34,9 @@ N, PROCESSORS = 20, 6
 
 
 async def started(folder: Path, *arguments: str, **environment: str) -> Process:
-    path = os.pathsep.join([str(entry_point(folder / "installed")), str(REPOSITORY / "tests")])
     environ = {
         **os.environ,
-        "PYTHONPATH": path,
+        "PYTHONPATH": python_path(folder),
         "HOME": str(folder),
         **environment,
     }  # Ray keeps a token at home

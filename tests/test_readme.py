@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -11,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import KEYS, REPOSITORY
+from process_support import COMMAND, clean_environment
+from support import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SET_UP, RUN, MEASURE, BROKER = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -45,13 +45,12 @@ def test_every_other_command_works(command: str, tmp_path: Path) -> None:
 def test_the_measured_table_is_what_comes_out(tmp_path: Path) -> None:
     """Figure by figure: the texts, the sample and the builtin pair are the same on every machine."""
     (table,) = re.findall(r"```\n(Supervisor .*?)```", README, re.DOTALL)
-    environment = {name: value for name, value in os.environ.items() if name not in KEYS}
     shown: list[str] = []
     for command in MEASURE.strip().splitlines():
         arguments = shlex.split(command)[1:]
         done = subprocess.run(
             [sys.executable, "-m", "supdist.tools.cli", *arguments],
-            check=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment,
+            check=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=clean_environment(),
         )  # fmt: skip
         if arguments[0] == "analyze":
             shown.append(done.stdout)
@@ -61,10 +60,7 @@ def test_the_measured_table_is_what_comes_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_broker_serves_as_it_is_shown(tmp_path: Path) -> None:
     """With this machine as both machines, and a port that is free."""
-    keygen, serve, run = [
-        [sys.executable, "-m", "supdist.engine", *shlex.split(command)[1:]]
-        for command in BROKER.strip().splitlines()
-    ]
+    keygen, serve, run = [[*COMMAND, *shlex.split(command)[1:]] for command in BROKER.strip().splitlines()]
     (tmp_path / "models.json").write_text('{"worker": {"handler": "builtin"}}')
     quickstart = REPOSITORY / "tasks/examples/quickstart"
     subprocess.run(keygen, cwd=tmp_path, check=True, capture_output=True, timeout=60)

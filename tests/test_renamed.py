@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from process_support import COMMAND
 from pydantic import ValidationError
 from results_support import record, write_run
 
@@ -55,7 +56,7 @@ def test_a_name_that_others_rely_on_stays(module: str, name: str) -> None:
 
 def engine(*arguments: str) -> subprocess.CompletedProcess[str]:
     """``python -m supdist.engine``, which was the engine's commands alone."""
-    command = [sys.executable, "-m", "supdist.engine", *arguments]
+    command = [*COMMAND, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_support import CONFIG, Experiment, shouting
-from support import block
+from export_support import Experiment, shouting
+from support import SMALL_CONFIG, block
 
 from supdist.engine import RunLimits, TaskError
 from supdist.handlers import Completion, Message, Rejected, ScriptedHandler
@@ -82,7 +82,7 @@ worker("bad")
         ([block("1/0") + "\n" + block("2"), block("import sys\nprint('e', file=sys.stderr)\nFINAL(3)")], {}),
         ([block("import os; os._exit(3)"), block("print('x' in globals())"), block("FINAL(2)")], {}),
         ([block("print(history(0, 3)[1]['content'], budget())"), block("FINAL(len(history()))")], {}),
-        ([block("while True: pass"), block("FINAL(4)")], {"sandbox": CONFIG.model_copy(update={"timeout": 0.5})}),
+        ([block("while True: pass"), block("FINAL(4)")], {"sandbox": SMALL_CONFIG.model_copy(update={"timeout": 0.5})}),
         ([block("print('evidence')"), "It is 7."], {"max_iterations": 1}),
         ([block("y = 5"), block("FINAL(y)")], {"max_iterations": 1}),
         ([block("print('last')"), Rejected("no")], {"max_iterations": 1}),

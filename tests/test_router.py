@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from support import Turns
+from support import CountingSelector
 
 from supdist.engine.jail.zmtp import Peer
 from supdist.engine.sandbox.router import Router
@@ -215,7 +215,7 @@ def no_descriptors_left() -> Generator[Callable[[], None]]:
 
 
 def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_path: Path) -> None:
-    selector = Turns()
+    selector = CountingSelector()
 
     async def wait_and_come() -> int:
         engine, peer = Engine(tmp_path), Peer(b"DEALER", 1024, b"late")
@@ -225,11 +225,11 @@ def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_pa
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
                 os.dup(0)
             sock.send(peer.handshake)
-            before = selector.turns
+            before = selector.polls
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await engine.told.get()
-            turns = selector.turns - before
+            turns = selector.polls - before
             let_there_be_some()
             while not peer.is_ready:
                 peer.feed(await received(sock))

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import of_running_guests, zygotes
+from process_support import guest_processes_named, zygotes
+from support import SMALL_CONFIG, block, read_events, upper_worker
 
-from supdist.engine import LogError, Prompts, RunLimits, RunResult, SandboxConfig, TaskError, arun, run
+from supdist.engine import LogError, Prompts, RunLimits, RunResult, TaskError, arun, run
 from supdist.engine.events import Event, Metrics, RunEnded, RunStarted, SupervisorWrote
 from supdist.handlers import (
     Completion,
@@ -29,28 +30,14 @@ from supdist.handlers import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 
-SMALL = SandboxConfig.model_validate({"timeout": 5.0, "grace": 0.2, "memory": "512MiB"})
-
-
-def block(code: str) -> str:
-    return f"Thinking.\n```repl\n{code}\n```\n"
-
-
-def echo_worker() -> ScriptedHandler:
-    return ScriptedHandler(lambda messages: messages[-1]["content"].upper())
-
 
 async def answer(
     *replies: str | HandlerError, worker: ModelHandler | None = None, **options: Any
 ) -> tuple[RunResult, ScriptedHandler]:
     supervisor = ScriptedHandler(replies)
-    options = {"query": "why?", "context": "the document", "sandbox": SMALL, **options}
-    result = await arun(supervisor=supervisor, worker=worker or echo_worker(), **options)
+    options = {"query": "why?", "context": "the document", "sandbox": SMALL_CONFIG, **options}
+    result = await arun(supervisor=supervisor, worker=worker or upper_worker(), **options)
     return result, supervisor
-
-
-def events(folder: Path, stream: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"{stream}.jsonl").read_text().splitlines()]
 
 
 async def test_a_question_is_answered_and_everything_is_counted() -> None:
@@ -69,7 +56,8 @@ async def test_a_question_is_answered_and_everything_is_counted() -> None:
 
 async def test_blocks_stop_at_the_first_that_raises() -> None:
     result, supervisor = await answer(
-        block("a = 1") + block("b = 2; 1/0") + block("c = 3"), block("FINAL(f\"{a} {b} {'c' in globals()}\")")
+        block("a = 1") + "\n" + block("b = 2; 1/0") + "\n" + block("c = 3"),
+        block("FINAL(f\"{a} {b} {'c' in globals()}\")"),
     )
     assert result.answer == "1 2 False"
     shown = supervisor.calls[1][-1]["content"]
@@ -78,7 +66,7 @@ async def test_blocks_stop_at_the_first_that_raises() -> None:
 
 
 async def test_a_block_after_final_is_not_run() -> None:
-    result, _ = await answer(block("FINAL('one')") + block("FINAL('two')"))
+    result, _ = await answer(block("FINAL('one')") + "\n" + block("FINAL('two')"))
     assert (result.answer, result.iterations) == ("one", 1)
 
 
@@ -107,7 +95,7 @@ async def test_output_is_cut_for_the_supervisor_and_whole_in_the_log(tmp_path: P
     )
     shown = supervisor.calls[1][-1]["content"]
     assert "a" * 50 + "\n[... 9,900 characters left out ...]\n" + "b" * 50 in shown
-    assert events(tmp_path, "repl")[1]["stdout"] == "a" * 5000 + "b" * 5000 + "\n"
+    assert read_events(tmp_path, "repl")[1]["stdout"] == "a" * 5000 + "b" * 5000 + "\n"
     assert result.answer == "1"
 
 
@@ -121,7 +109,7 @@ async def test_output_is_cut_for_the_supervisor_and_whole_in_the_log(tmp_path: P
     ],
 )
 async def test_the_run_goes_on_with_its_variables(code: str, shown: str) -> None:
-    config = SMALL.model_copy(update={"timeout": 0.5})
+    config = SMALL_CONFIG.model_copy(update={"timeout": 0.5})
     result, supervisor = await answer(block(code), block("FINAL(x)"), sandbox=config)
     assert shown in supervisor.calls[1][-1]["content"]
     assert (result.answer, result.stop_reason) == ("5", "final")
@@ -136,7 +124,7 @@ async def test_the_run_goes_on_with_its_variables(code: str, shown: str) -> None
     ],
 )
 async def test_a_lost_interpreter_is_replaced_and_the_supervisor_told(code: str) -> None:
-    config = SMALL.model_copy(update={"timeout": 0.5})
+    config = SMALL_CONFIG.model_copy(update={"timeout": 0.5})
     result, supervisor = await answer(
         block("x = 1\n" + code), block("FINAL('x' in globals())"), sandbox=config
     )
@@ -153,11 +141,11 @@ async def test_an_attack_on_the_protocol_ends_the_run_with_a_best_answer() -> No
 
 
 async def test_machinery_killed_from_outside_ends_the_run_with_a_best_answer() -> None:
-    before = of_running_guests("supdist-shim")
+    before = guest_processes_named("supdist-shim")
     killed = asyncio.Event()
 
     async def kill_when_asked(messages: Sequence[Message]) -> Completion:
-        (target,) = of_running_guests("supdist-shim") - before
+        (target,) = guest_processes_named("supdist-shim") - before
         os.kill(target, signal.SIGKILL)
         killed.set()
         await asyncio.Event().wait()
@@ -175,7 +163,7 @@ async def test_machinery_killed_from_outside_ends_the_run_with_a_best_answer() -
 async def test_time_runs_out_into_a_best_answer() -> None:
     limits = RunLimits(max_seconds=1.0)
     result, supervisor = await answer(block("print('saw this')"), block("import time; time.sleep(60)"), "best", limits=limits,
-                                      sandbox=SMALL.model_copy(update={"timeout": 60.0}))  # fmt: skip
+                                      sandbox=SMALL_CONFIG.model_copy(update={"timeout": 60.0}))  # fmt: skip
     assert (result.answer, result.stop_reason) == ("best", "timeout")
     assert result.elapsed < 5
     roles = [message["role"] for message in supervisor.calls[-1]]
@@ -186,7 +174,7 @@ async def test_an_answer_given_before_the_time_was_up_is_the_answer(tmp_path: Pa
     code = "print('expensive'); FINAL('THE ANSWER')\nwhile True: x = 1"
     result, _ = await answer(block(code), limits=RunLimits(max_seconds=1.0), log_dir=tmp_path)
     assert (result.answer, result.stop_reason) == ("THE ANSWER", "final")
-    assert events(tmp_path, "repl")[1]["stdout"] == "expensive\n"
+    assert read_events(tmp_path, "repl")[1]["stdout"] == "expensive\n"
 
 
 async def test_what_a_block_did_until_the_time_was_up_is_seen() -> None:
@@ -240,14 +228,14 @@ async def test_a_handler_that_gives_something_else_is_named(tmp_path: Path) -> N
             return "text"  # pyright: ignore[reportReturnType]
 
     with pytest.raises(TypeError, match=r"Wrong\.chat gave a str where a Completion belongs"):
-        await arun(query="q", context="c", supervisor=Wrong(), worker=echo_worker())
+        await arun(query="q", context="c", supervisor=Wrong(), worker=upper_worker())
 
 
 async def test_a_supervisor_that_fails_for_good_raises_and_the_log_says_so(tmp_path: Path) -> None:
     with pytest.raises(Rejected):
         await answer(block("print(1)"), Rejected("no such model"), log_dir=tmp_path)
-    assert events(tmp_path, "repl")[-1]["stdout"] == "1\n"
-    last = events(tmp_path, "supervisor")[-1]
+    assert read_events(tmp_path, "repl")[-1]["stdout"] == "1\n"
+    last = read_events(tmp_path, "supervisor")[-1]
     assert (last["event"], last["error"]) == ("run_end", "Rejected: no such model")
 
 
@@ -265,7 +253,7 @@ async def test_a_failing_worker_is_an_error_in_the_block_that_tells_no_host_secr
     assert "WorkerError: unavailable" in shown
     assert "secret" not in shown
     assert result.answer == "went on"
-    logged = events(tmp_path, "worker")[-1]
+    logged = read_events(tmp_path, "worker")[-1]
     assert "RuntimeError: /host/secret" in logged["message"]
     assert f"WorkerError: {logged['error']}: {logged['told']}" in shown
 
@@ -334,7 +322,7 @@ def test_run_works_in_a_plain_script_and_in_a_thread() -> None:
 
     def work() -> None:
         supervisor = ScriptedHandler([block("FINAL(worker(context))")])
-        results.append(run(query="q", context="c", supervisor=supervisor, worker=echo_worker()).answer)
+        results.append(run(query="q", context="c", supervisor=supervisor, worker=upper_worker()).answer)
 
     work()
     thread = threading.Thread(target=work)
@@ -345,7 +333,7 @@ def test_run_works_in_a_plain_script_and_in_a_thread() -> None:
 
 async def test_run_works_inside_a_running_event_loop_as_in_a_notebook() -> None:
     supervisor = ScriptedHandler([block("FINAL(worker(context))")])
-    assert run(query="q", context="c", supervisor=supervisor, worker=echo_worker()).answer == "C"
+    assert run(query="q", context="c", supervisor=supervisor, worker=upper_worker()).answer == "C"
 
 
 async def test_events_tell_the_story_in_order() -> None:
@@ -372,7 +360,7 @@ async def test_logs_join_question_turn_block_and_worker_call(tmp_path: Path) -> 
     result, _ = await answer(
         block("print(worker('hello'))"), block("FINAL(1)"), context=context, log_dir=tmp_path
     )
-    supervisor, worker, repl = (events(tmp_path, name) for name in ("supervisor", "worker", "repl"))
+    supervisor, worker, repl = (read_events(tmp_path, name) for name in ("supervisor", "worker", "repl"))
     for event in supervisor + worker + repl:
         assert event["run_id"] == result.run_id
         assert {"step", "timestamp", "event"} <= event.keys()
@@ -415,7 +403,7 @@ async def test_logs_that_cannot_be_written_stop_the_run_before_anything_is_spent
         folder = tmp_path / "file" / ("below" if where == "below a file" else "")
     supervisor = ScriptedHandler([block("FINAL(1)")])
     with pytest.raises(LogError, match="cannot write the logs in"):
-        await arun(query="q", context="c", supervisor=supervisor, worker=echo_worker(), log_dir=folder)
+        await arun(query="q", context="c", supervisor=supervisor, worker=upper_worker(), log_dir=folder)
     assert supervisor.calls == []
 
 
@@ -466,7 +454,7 @@ async def test_a_cancelled_run_leaves_a_log_that_says_so(tmp_path: Path) -> None
             query="q",
             context="c",
             supervisor=supervisor,
-            worker=echo_worker(),
+            worker=upper_worker(),
             log_dir=tmp_path,
             on_event=told.append,
         )
@@ -476,7 +464,7 @@ async def test_a_cancelled_run_leaves_a_log_that_says_so(tmp_path: Path) -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert events(tmp_path, "supervisor")[-1]["stop_reason"] == "cancelled"
+    assert read_events(tmp_path, "supervisor")[-1]["stop_reason"] == "cancelled"
     assert isinstance(told[-1], RunEnded)
     assert told[-1].how == "cancelled"
 
@@ -497,7 +485,7 @@ async def test_without_a_worker_the_code_is_told_of_none_and_a_call_raises(tmp_p
         context="the document",
         supervisor=supervisor,
         worker=None,
-        sandbox=SMALL,
+        sandbox=SMALL_CONFIG,
         limits=RunLimits(max_worker_calls=5),
         log_dir=tmp_path,
     )
@@ -508,9 +496,9 @@ async def test_without_a_worker_the_code_is_told_of_none_and_a_call_raises(tmp_p
     assert "WorkerError unavailable: this sandbox has no worker" in outputs[1]
     assert "worker calls" not in outputs[1], "there are none left to tell of"
     assert "'worker_calls': None" in outputs[2]
-    start = events(tmp_path, "supervisor")[0]
+    start = read_events(tmp_path, "supervisor")[0]
     assert (start["supervisor_model"], start["worker_model"]) == ("scripted", None)
-    assert [event["event"] for event in events(tmp_path, "worker")] == ["run_start"]
+    assert [event["event"] for event in read_events(tmp_path, "worker")] == ["run_start"]
 
 
 class Kept(ScriptedHandler):
@@ -527,7 +515,7 @@ async def test_what_another_run_paid_for_is_told_apart_from_what_this_one_did(tm
             context="the document",
             supervisor=Kept([block("FINAL(worker_batch(['a', 'b b']) + [worker('a')])")], model="big"),
             worker=Kept(lambda messages: messages[-1]["content"].upper(), model="small"),
-            sandbox=SMALL,
+            sandbox=SMALL_CONFIG,
             cache=tmp_path / "answers.sqlite",
             cache_sampled=True,
         )
@@ -549,7 +537,7 @@ async def test_a_run_that_is_begun_again_is_told_of_the_same_budget_and_pays_not
             context="the document",
             supervisor=Kept(turns, model="big"),
             worker=Kept(lambda messages: messages[-1]["content"].upper(), model="small"),
-            sandbox=SMALL,
+            sandbox=SMALL_CONFIG,
             limits=RunLimits(max_tokens=100_000, max_worker_calls=10),
             cache=tmp_path / "answers.sqlite",
             cache_sampled=True,

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from support import block
 
 from supdist.engine import RunResult, SandboxConfig, arun
 from supdist.handlers import OpenAIHandler, Unavailable
@@ -38,7 +39,7 @@ async def test_every_paper_is_answered_over_http_with_usage_from_the_server(
             "parts = [context[i:i + 8000] for i in range(0, len(context), 8000)]\nfound = worker_batch(parts)\nprint(found)",
             "FINAL(' | '.join(found))",
         )[asked]
-        return Text(f"```repl\n{code}\n```")
+        return Text(block(code))
 
     async with FakeOpenAI(play) as server:
         for paper in papers:
@@ -79,7 +80,7 @@ async def test_what_fails_for_good_is_typed_in_its_slot() -> None:
     def play(request: Request) -> Reply:
         if request.model == "big":
             code = "r = worker_batch(['ok', 'auth', 'long', 'broken'], return_errors=True)\nFINAL([getattr(x, 'code', x) for x in r])"
-            return Text(f"```repl\n{code}\n```")
+            return Text(block(code))
         return {
             "ok": Text("fine"),
             "auth": Status(401),

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support import syscall_number
 
 from supdist.engine.jail import seccomp
 
@@ -81,13 +82,6 @@ def errnos(program: Path, calls: list[tuple[int, ...]], *, confined: bool = True
     return json.loads(done.stdout)
 
 
-def number(name: str) -> int:
-    """The call's number here; negative if there is none."""
-    import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
-
-    return pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
-
-
 # The profile
 
 
@@ -135,7 +129,9 @@ def test_what_is_no_program_is_not_installed():
 
 
 def test_forbidden_calls_are_refused(program: Path):
-    calls = {name: (number(name), *[(1 << 64) - 1] * 6) for name in FORBIDDEN if number(name) >= 0}
+    calls = {
+        name: (syscall_number(name), *[(1 << 64) - 1] * 6) for name in FORBIDDEN if syscall_number(name) >= 0
+    }
     got = dict(zip(calls, errnos(program, list(calls.values())), strict=True))
     assert {name: code for name, code in got.items() if code not in (errno.EPERM, errno.ENOSYS)} == {}
     controls = [calls[name] for name in ("ptrace", "process_vm_readv", "shmget")]
@@ -145,7 +141,7 @@ def test_forbidden_calls_are_refused(program: Path):
 
 def test_calls_that_callers_can_do_without_do_not_exist(program: Path):
     names = ["clone3", "io_uring_setup", "landlock_create_ruleset"]
-    calls = [(number(name), *[(1 << 64) - 1] * 6) for name in names]
+    calls = [(syscall_number(name), *[(1 << 64) - 1] * 6) for name in names]
     of_the_future = (500, 0)
     assert set(errnos(program, [*calls, of_the_future])) == {errno.ENOSYS}
 
@@ -158,7 +154,10 @@ def test_clone_makes_no_namespace(program: Path):
     """CLONE_THREAD without CLONE_SIGHAND is invalid, so nothing starts in any case."""
     thread = 0x10000
     spaces = [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000]
-    calls = [(number("clone"), flags | thread, 0, 0, 0, 0) for flags in [*spaces, spaces[4] | A_HIGH_BIT, 0]]
+    calls = [
+        (syscall_number("clone"), flags | thread, 0, 0, 0, 0)
+        for flags in [*spaces, spaces[4] | A_HIGH_BIT, 0]
+    ]
     assert errnos(program, calls) == [errno.EPERM] * 8 + [errno.EINVAL]
     assert set(errnos(program, calls, confined=False)) == {errno.EINVAL}
 
@@ -166,7 +165,7 @@ def test_clone_makes_no_namespace(program: Path):
 def test_high_bits_do_not_carry_a_terminal_request_past(program: Path):
     tiocsti, tioclinux, tiocgwinsz = 0x5412, 0x541C, 0x5413
     calls = [
-        (number("ioctl"), 0, request | high, 0)
+        (syscall_number("ioctl"), 0, request | high, 0)
         for request in (tiocsti, tioclinux, tiocgwinsz)
         for high in (0, A_HIGH_BIT, LOW_32_BITS << 32)
     ]
@@ -176,8 +175,8 @@ def test_high_bits_do_not_carry_a_terminal_request_past(program: Path):
 
 def test_sockets_are_of_three_families(program: Path):
     """AF_UNIX, AF_INET, AF_INET6. In numbers, because not every Python names them all."""
-    calls = [(number("socket"), family, socket.SOCK_DGRAM, 0) for family in range(46)]
-    pairs = [(number("socketpair"), *call[1:], 0) for call in calls]
+    calls = [(syscall_number("socket"), family, socket.SOCK_DGRAM, 0) for family in range(46)]
+    pairs = [(syscall_number("socketpair"), *call[1:], 0) for call in calls]
     got = errnos(program, calls + pairs)
     assert {family for family, code in enumerate(got[:46]) if code != errno.EPERM} == {1, 2, 10}
     assert {family for family, code in enumerate(got[46:]) if code != errno.EPERM} == {1}
@@ -187,7 +186,7 @@ def test_no_socket_gets_a_buffer_of_megabytes(program: Path):
     """What a buffer holds is counted by no process. A bad descriptor: what is let through ends with EBADF."""
     sizes, usual = (7, 8, 32, 33), (2, 9, 13, 20)
     calls = [
-        (number("setsockopt"), 1 << 20, level, option, 0, 4)
+        (syscall_number("setsockopt"), 1 << 20, level, option, 0, 4)
         for level in (1, 1 | A_HIGH_BIT)
         for option in (*sizes, sizes[0] | A_HIGH_BIT, *usual)
     ]
@@ -198,14 +197,14 @@ def test_no_socket_gets_a_buffer_of_megabytes(program: Path):
 def test_calls_can_be_refused_besides(tmp_path: Path):
     path = tmp_path / "program"
     path.write_bytes(seccomp.compile_filter(refused=frozenset({"memfd_create"})))
-    assert errnos(path, [(number("memfd_create"), 0, 1)]) == [errno.EPERM]
+    assert errnos(path, [(syscall_number("memfd_create"), 0, 1)]) == [errno.EPERM]
 
 
 def test_inet_sockets_are_tcp_or_udp(program: Path):
     """Another protocol would make the kernel load a module; so no control here."""
     sctp, mptcp, icmp = 132, 262, 1
     kinds = [(1, sctp), (5, sctp), (1, mptcp), (2, icmp), (2, 136), (3, 255), (6, 0), (1, 6 | A_HIGH_BIT)]
-    codes = errnos(program, [(number("socket"), socket.AF_INET, *kind) for kind in kinds])
+    codes = errnos(program, [(syscall_number("socket"), socket.AF_INET, *kind) for kind in kinds])
     assert codes == [errno.EPERM] * 7 + [0]
 
 
@@ -214,15 +213,15 @@ def test_arguments_decide(program: Path):
     private, exclusive, hugetlb, no_randomize = 0x22, 1, 0x40000, 0x0040000
     directory = 1 << 20  # a bad descriptor: what the filter lets through ends with EBADF
     calls = {
-        "mmap": (number("mmap"), 0, 4096, 3, private, (1 << 64) - 1, 0),
-        "mmap huge": (number("mmap"), 0, 2 << 20, 3, private | hugetlb, (1 << 64) - 1, 0),
-        "memfd": (number("memfd_create"), 0, exclusive),
-        "memfd huge": (number("memfd_create"), 0, exclusive | 4),
-        "ask": (number("personality"), LOW_32_BITS),
-        "personality": (number("personality"), no_randomize),
-        "fifo": (number("mknodat"), directory, 0, 0o010600, 0),
-        "socket": (number("mknodat"), directory, 0, 0o140600, 0),
-        "device": (number("mknodat"), directory, 0, 0o020600, 0x103),
+        "mmap": (syscall_number("mmap"), 0, 4096, 3, private, (1 << 64) - 1, 0),
+        "mmap huge": (syscall_number("mmap"), 0, 2 << 20, 3, private | hugetlb, (1 << 64) - 1, 0),
+        "memfd": (syscall_number("memfd_create"), 0, exclusive),
+        "memfd huge": (syscall_number("memfd_create"), 0, exclusive | 4),
+        "ask": (syscall_number("personality"), LOW_32_BITS),
+        "personality": (syscall_number("personality"), no_randomize),
+        "fifo": (syscall_number("mknodat"), directory, 0, 0o010600, 0),
+        "socket": (syscall_number("mknodat"), directory, 0, 0o140600, 0),
+        "device": (syscall_number("mknodat"), directory, 0, 0o020600, 0x103),
     }
     got = dict(zip(calls, errnos(program, list(calls.values())), strict=True))
     refused = {"mmap huge", "memfd huge", "personality", "socket", "device"}

@@ -13,20 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker_support import (
-    Gate,
-    Place,
-    RawClient,
-    asked,
-    client_of,
-    eventually,
-    greeted,
-    ipc_place,
-    serving,
-    tcp_place,
-)
+from broker_support import GatedHandler, Place, RawClient, client_of, greeted, ipc_place, serving, tcp_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import eventually, user_messages
 
 from supdist.engine import TaskError
 from supdist.engine.broker.dispatch import CallTimeout
@@ -107,7 +97,7 @@ async def test_the_handler_describes_itself_as_the_model_does_and_keeps_its_logi
             "endpoint": "http://gpu:8000/v1",
             "sampling": {"temperature": 0, "stop": None},
         }
-        assert remote.count_tokens(asked("x")) is None
+        assert remote.count_tokens(user_messages("x")) is None
         offered = await handlers_at(service.address, curve_keys=place.client_keys)
     assert {role: handler.model for role, handler in offered.items()} == {
         "supervisor": "big",
@@ -137,7 +127,7 @@ async def test_errors_keep_their_class(
     place = ipc_place(tmp_path)
     async with serving(place, Failing()) as service:
         with pytest.raises(HandlerError) as caught:
-            await client_of(service, place).chat(asked("x"))
+            await client_of(service, place).chat(user_messages("x"))
     assert type(caught.value) is kind
     assert str(caught.value) == words
     if isinstance(caught.value, Unavailable) and isinstance(raised, Unavailable):
@@ -150,14 +140,14 @@ async def test_text_that_is_none_stays_at_its_side(tmp_path: Path) -> None:
         serving(place, ScriptedHandler(["half \ud800 a pair", "whole"])) as service,
         client_of(service, place) as remote,
     ):
-        assert (await remote.chat(asked("x"))).text == "half \ufffd a pair"
+        assert (await remote.chat(user_messages("x"))).text == "half \ufffd a pair"
         with pytest.raises(Rejected, match="cannot be sent as text"):
-            await remote.chat(asked("\ud800"))
+            await remote.chat(user_messages("\ud800"))
         with pytest.raises(Rejected, match="a role"):
             await remote.chat([{"role": "user", "content": 5}])  # pyright: ignore[reportArgumentType]
         with pytest.raises(ContextTooLong, match="bytes"):
-            await remote.chat(asked("x" * protocol.MAX_BYTES))
-        assert (await remote.chat(asked("x"))).text == "whole"
+            await remote.chat(user_messages("x" * protocol.MAX_BYTES))
+        assert (await remote.chat(user_messages("x"))).text == "whole"
 
 
 async def test_an_answer_that_is_too_large_is_refused_and_the_connection_stays(tmp_path: Path) -> None:
@@ -167,20 +157,20 @@ async def test_an_answer_that_is_too_large_is_refused_and_the_connection_stays(t
         client_of(service, place) as remote,
     ):
         with pytest.raises(Rejected, match="the answer has"):
-            await remote.chat(asked("x"))
-        assert (await remote.chat(asked("x"))).text == "small"
+            await remote.chat(user_messages("x"))
+        assert (await remote.chat(user_messages("x"))).text == "small"
 
 
 async def test_a_role_that_is_not_served_is_named(place: Place) -> None:
     async with serving(place, ScriptedHandler([])) as service:
         with pytest.raises(Rejected, match="has no supervisor; it has worker"):
-            await client_of(service, place, "supervisor").chat(asked("x"))
+            await client_of(service, place, "supervisor").chat(user_messages("x"))
 
 
 async def test_pieces_of_a_stream_are_the_whole_text(tmp_path: Path) -> None:
     place, pieces = ipc_place(tmp_path), list[str]()
     async with serving(place, ScriptedHandler(["the answer"])) as service:
-        await client_of(service, place).chat_stream(asked("x"), pieces.append)
+        await client_of(service, place).chat_stream(user_messages("x"), pieces.append)
     assert pieces == ["the answer"]
 
 
@@ -188,16 +178,16 @@ async def test_pieces_of_a_stream_are_the_whole_text(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_call_is_cancelled_at_the_model_and_its_slot_goes_on(place: Place) -> None:
-    gate = Gate(slots=1)
+    gate = GatedHandler(slots=1)
     async with serving(place, gate) as service, client_of(service, place) as remote:
-        first = asyncio.create_task(remote.chat(asked("first")))
+        first = asyncio.create_task(remote.chat(user_messages("first")))
         await eventually(lambda: gate.arrived == ["first"])
-        second = asyncio.create_task(remote.chat(asked("second")))
-        third = asyncio.create_task(remote.chat(asked("third")))
+        second = asyncio.create_task(remote.chat(user_messages("second")))
+        third = asyncio.create_task(remote.chat(user_messages("third")))
         await eventually(lambda: service.load.queued == 2)
         second.cancel()
         first.cancel()
-        gate.let("second", "third")
+        gate.release("second", "third")
         assert (await third).text == "third"
         await asyncio.wait([first, second])
         assert gate.cancelled == ["first"]
@@ -206,32 +196,32 @@ async def test_a_cancelled_call_is_cancelled_at_the_model_and_its_slot_goes_on(p
 
 
 async def test_a_call_that_is_late_is_cancelled_too(place: Place) -> None:
-    gate = Gate()
+    gate = GatedHandler()
     async with serving(place, gate) as service:
         with pytest.raises(CallTimeout, match=r"did not answer within 0\.2 s"):
-            await client_of(service, place, timeout=0.2).chat(asked("x"))
+            await client_of(service, place, timeout=0.2).chat(user_messages("x"))
         await eventually(lambda: gate.cancelled == ["x"])
 
 
 async def test_the_flood_of_one_client_delays_another_by_no_more_than_a_slot(place: Place) -> None:
-    gate = Gate(slots=2)
+    gate = GatedHandler(slots=2)
     floods = [f"flood {number}" for number in range(600)]
     async with (
         serving(place, gate) as service,
         client_of(service, place) as flooding,
         client_of(service, place) as modest,
     ):
-        flood = [asyncio.create_task(flooding.chat(asked(text))) for text in floods]
+        flood = [asyncio.create_task(flooding.chat(user_messages(text))) for text in floods]
         await eventually(lambda: len(gate.arrived) == 2)
-        call = asyncio.create_task(modest.chat(asked("modest")))
+        call = asyncio.create_task(modest.chat(user_messages("modest")))
         await eventually(lambda: service.load.queued == 599)
         assert gate.arrived == ["flood 0", "flood 1"]
-        gate.let("flood 0", "flood 1")
+        gate.release("flood 0", "flood 1")
         await eventually(lambda: len(gate.arrived) == 4)
         assert "modest" in gate.arrived[2:4]
-        gate.let("modest")
+        gate.release("modest")
         assert (await call).text == "modest"
-        gate.let(*floods)
+        gate.release(*floods)
         assert [each.text for each in await asyncio.gather(*flood)] == floods
 
 
@@ -256,7 +246,7 @@ async def test_what_clients_ask_together_goes_to_the_model_together(place: Place
         client_of(service, place) as one,
         client_of(service, place) as other,
     ):
-        calls = [client.chat(asked(f"{number}a")) for number, client in enumerate([one, other] * 4)]
+        calls = [client.chat(user_messages(f"{number}a")) for number, client in enumerate([one, other] * 4)]
         answers = await asyncio.gather(*calls)
     assert [answer.text for answer in answers] == [f"{number}A" for number in range(8)]
     assert model.sizes == [8]
@@ -274,8 +264,8 @@ async def test_a_client_waits_for_room_before_it_sends(place: Place) -> None:
 
     texts = [f"{number} " + "x" * 100 for number in range(1500)]
     async with serving(place, ScriptedHandler(answer)) as service, client_of(service, place) as remote:
-        answers = await asyncio.gather(*(remote.chat(asked(text)) for text in texts))
-        large = await asyncio.gather(*(remote.chat(asked(letter * (20 << 20))) for letter in "abcd"))
+        answers = await asyncio.gather(*(remote.chat(user_messages(text)) for text in texts))
+        large = await asyncio.gather(*(remote.chat(user_messages(letter * (20 << 20))) for letter in "abcd"))
     assert [each.text for each in answers] == [text.upper() for text in texts]
     assert [each.text[0] for each in large] == list("ABCD")
     assert 0 < most <= protocol.CREDIT // protocol.LEAST_COST
@@ -329,7 +319,7 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
     """However asking, cancelling and answering come together."""
 
     async def play(place: Place) -> None:
-        gate, asked_for, cancelled, answers = Gate(slots=2), 0, set[int](), dict[int, str]()
+        gate, asked_for, cancelled, answers = GatedHandler(slots=2), 0, set[int](), dict[int, str]()
         async with serving(place, gate) as service, RawClient(service, place) as raw:
             await greeted(raw)
             for step, number in steps:
@@ -340,10 +330,10 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
                     await raw.socket.send(encode(Cancel(number)))
                     cancelled.add(number)
                 elif step == "let":
-                    gate.let(str(number))
+                    gate.release(str(number))
                 else:
                     await asyncio.sleep(0)
-            gate.let(*map(str, range(asked_for + 1)))
+            gate.release(*map(str, range(asked_for + 1)))
             await raw.socket.send(encode(Ask(asked_for, "worker", [("user", str(asked_for))])))
             while not answers.keys() >= set(range(asked_for + 1)) - cancelled:
                 answer = await raw.next()
@@ -367,23 +357,25 @@ async def test_nobody_there_is_unavailable_by_the_deadline(tmp_path: Path) -> No
     started = time.monotonic()
     remote = RemoteHandler("worker", f"ipc://{tmp_path}/none", connect_timeout=0.3)
     with pytest.raises(Unavailable, match=r"did not answer within 0\.3 s"):
-        await asyncio.gather(*(remote.chat(asked("x")) for _ in range(20)))
+        await asyncio.gather(*(remote.chat(user_messages("x")) for _ in range(20)))
     assert time.monotonic() - started < 5, "all waited for one attempt"
 
 
 async def test_a_host_that_nobody_knows_is_unavailable_at_once(tmp_path: Path) -> None:
     place = tcp_place(tmp_path)
     with pytest.raises(Unavailable, match="this host is not known"):
-        await RemoteHandler("worker", "tcp://a..b:5555", curve_keys=place.client_keys).chat(asked("x"))
+        await RemoteHandler("worker", "tcp://a..b:5555", curve_keys=place.client_keys).chat(
+            user_messages("x")
+        )
 
 
 async def test_a_service_that_ends_fails_what_is_under_way_and_the_next_is_used(place: Place) -> None:
-    gate = Gate(slots=1)
+    gate = GatedHandler(slots=1)
     async with serving(place, gate) as service:
         remote = client_of(service, place)
         place = Place(service.address, place.keys)
         await remote.__aenter__()
-        calls = [asyncio.create_task(remote.chat(asked(text))) for text in "ab"]
+        calls = [asyncio.create_task(remote.chat(user_messages(text))) for text in "ab"]
         await eventually(lambda: service.load.queued == 1 and gate.arrived)
     for call in calls:
         with pytest.raises(Unavailable, match=r"the broker service has ended|was lost"):
@@ -392,35 +384,35 @@ async def test_a_service_that_ends_fails_what_is_under_way_and_the_next_is_used(
     assert gate.arrived == ["a"], "nothing is sent again"
     model = ScriptedHandler(shout)
     async with serving(place, model), asyncio.timeout(10):
-        while model.calls != [asked("c")]:
+        while model.calls != [user_messages("c")]:
             with contextlib.suppress(
                 Unavailable
             ):  # as long as it has not noticed that the connection is gone
-                assert (await remote.chat(asked("c"))).text == "C"
+                assert (await remote.chat(user_messages("c"))).text == "C"
     await remote.__aexit__(None, None, None)
 
 
 async def test_a_client_waits_for_a_service_that_is_about_to_start(tmp_path: Path) -> None:
     place = ipc_place(tmp_path)
-    call = asyncio.create_task(RemoteHandler("worker", place.address).chat(asked("x")))
+    call = asyncio.create_task(RemoteHandler("worker", place.address).chat(user_messages("x")))
     await asyncio.sleep(0)
     async with serving(place, ScriptedHandler(shout)):
         assert (await call).text == "X"
 
 
 async def test_a_client_that_leaves_takes_its_requests_with_it(place: Place) -> None:
-    gate = Gate(slots=1)
-    gate.let("other")
+    gate = GatedHandler(slots=1)
+    gate.release("other")
     async with serving(place, gate) as service, client_of(service, place) as other:
         remote = client_of(service, place)
         await remote.__aenter__()
-        calls = [asyncio.create_task(remote.chat(asked(text))) for text in "ab"]
+        calls = [asyncio.create_task(remote.chat(user_messages(text))) for text in "ab"]
         await eventually(lambda: gate.arrived == ["a"])
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
         await remote.__aexit__(None, None, None)
-        assert (await other.chat(asked("other"))).text == "other"
+        assert (await other.chat(user_messages("other"))).text == "other"
         assert gate.arrived in (["a", "other"], ["a", "b", "other"])
         await eventually(lambda: service.load.engines == 1)
 
@@ -438,16 +430,16 @@ async def test_a_key_that_is_not_authorized_gets_nothing(tmp_path: Path) -> None
     async with serving(place, model) as service:
         stranger = RemoteHandler("worker", service.address, curve_keys=folder)
         with pytest.raises(Rejected, match=r"does not know the key .* keygen"):
-            await stranger.chat(asked("x"))
+            await stranger.chat(user_messages("x"))
         assert service.load.engines == 0
-        assert (await client_of(service, place).chat(asked("y"))).text == "Y"
+        assert (await client_of(service, place).chat(user_messages("y"))).text == "Y"
         (tmp_path / "keys/authorized_keys/eve.key").write_bytes((folder / "client.key").read_bytes())
-        assert (await stranger.chat(asked("z"))).text == "Z", "keys are read anew"
+        assert (await stranger.chat(user_messages("z"))).text == "Z", "keys are read anew"
         (tmp_path / "keys/authorized_keys/eve.key").unlink()
         (tmp_path / "keys/authorized_keys/broken.key").write_text("no key")
         with pytest.raises(Rejected):
-            await stranger.chat(asked("x"))
-        assert (await client_of(service, place).chat(asked("y"))).text == "Y"
+            await stranger.chat(user_messages("x"))
+        assert (await client_of(service, place).chat(user_messages("y"))).text == "Y"
     assert [call[-1]["content"] for call in model.calls] == ["y", "z", "y"]
 
 
@@ -458,7 +450,7 @@ async def test_a_service_with_another_key_is_not_talked_to(tmp_path: Path) -> No
     (tmp_path / "keys/clients/friend/server.key").write_bytes((other / "server.key").read_bytes())
     async with serving(place, ScriptedHandler(shout)) as service:
         with pytest.raises(Unavailable, match=r"server.key the key of this service\?"):
-            await client_of(service, place, connect_timeout=0.5).chat(asked("x"))
+            await client_of(service, place, connect_timeout=0.5).chat(user_messages("x"))
 
 
 async def test_keys_on_one_side_alone_are_refused(tmp_path: Path) -> None:
@@ -466,11 +458,11 @@ async def test_keys_on_one_side_alone_are_refused(tmp_path: Path) -> None:
     secret = Place(f"ipc://{tmp_path}/secret", keyed.keys)
     async with serving(secret, ScriptedHandler(shout)) as service:
         with pytest.raises(Rejected, match=r"wants keys \(--curve-keys\)"):
-            await RemoteHandler("worker", service.address).chat(asked("x"))
-        assert (await client_of(service, secret).chat(asked("x"))).text == "X"
+            await RemoteHandler("worker", service.address).chat(user_messages("x"))
+        assert (await client_of(service, secret).chat(user_messages("x"))).text == "X"
     async with serving(ipc_place(tmp_path), ScriptedHandler(shout)) as service:
         with pytest.raises(Rejected, match="has no keys"):
-            await client_of(service, keyed).chat(asked("x"))
+            await client_of(service, keyed).chat(user_messages("x"))
 
 
 @pytest.mark.parametrize(
@@ -502,11 +494,13 @@ async def test_addresses_that_cannot_be_used_are_task_errors(tmp_path: Path) -> 
             async with serving(Place(service.address, place.keys), ScriptedHandler([])):
                 pass
     with pytest.raises(TaskError, match="no address to connect to"):
-        await RemoteHandler("worker", "tcp://127.0.0.1:*", curve_keys=place.client_keys).chat(asked("x"))
+        await RemoteHandler("worker", "tcp://127.0.0.1:*", curve_keys=place.client_keys).chat(
+            user_messages("x")
+        )
     with pytest.raises(TaskError, match="no key in"):
-        await RemoteHandler("worker", "tcp://127.0.0.1:7000", curve_keys=tmp_path).chat(asked("x"))
+        await RemoteHandler("worker", "tcp://127.0.0.1:7000", curve_keys=tmp_path).chat(user_messages("x"))
     with pytest.raises(TaskError, match=r"are in .*clients/NAME"):
-        await RemoteHandler("worker", "tcp://127.0.0.1:7000", curve_keys=place.keys).chat(asked("x"))
+        await RemoteHandler("worker", "tcp://127.0.0.1:7000", curve_keys=place.keys).chat(user_messages("x"))
 
 
 async def test_an_ipc_socket_is_its_owners_alone_and_goes_with_the_service(tmp_path: Path) -> None:
@@ -525,7 +519,7 @@ async def test_an_ipc_socket_takes_the_place_of_a_dead_one_and_of_nothing_else(t
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     async with serving(Place(f"ipc://{path}"), ScriptedHandler(shout)) as service:
-        assert (await RemoteHandler("worker", service.address).chat(asked("x"))).text == "X"
+        assert (await RemoteHandler("worker", service.address).chat(user_messages("x"))).text == "X"
     path.write_text("precious")
     with pytest.raises(TaskError, match="is no socket"):
         async with serving(Place(f"ipc://{path}"), ScriptedHandler([])):
@@ -552,7 +546,7 @@ async def test_without_keys_a_socket_of_another_user_is_not_talked_to(tmp_path: 
         finally:
             os.seteuid(0)
         with pytest.raises(Rejected, match="belongs to the user 1234"):
-            await RemoteHandler("worker", f"ipc://{path}").chat(asked("x"))
+            await RemoteHandler("worker", f"ipc://{path}").chat(user_messages("x"))
 
 
 def test_keys_are_their_owners_alone_and_never_written_over(tmp_path: Path) -> None:

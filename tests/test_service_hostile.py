@@ -12,20 +12,10 @@ import psutil
 import pytest
 import zmq
 import zmq.asyncio
-from broker_support import (
-    Gate,
-    Place,
-    RawClient,
-    asked,
-    client_of,
-    eventually,
-    greeted,
-    ipc_place,
-    serving,
-    tcp_place,
-)
+from broker_support import GatedHandler, Place, RawClient, client_of, greeted, ipc_place, serving, tcp_place
 from hypothesis import given
 from hypothesis import strategies as st
+from support import eventually, user_messages
 
 from supdist.engine.errors import RemoteProtocolError
 from supdist.engine.service import RemoteHandler, connection_limiter, protocol
@@ -81,8 +71,8 @@ DEEDS: dict[str, Deed] = {
 
 @pytest.mark.parametrize("deed", DEEDS.values(), ids=DEEDS.keys())
 async def test_who_breaks_the_protocol_is_hung_up_on_and_the_others_go_on(place: Place, deed: Deed) -> None:
-    model = Gate()
-    model.let("good")
+    model = GatedHandler()
+    model.release("good")
     async with (
         serving(place, model) as service,
         client_of(service, place) as good,
@@ -96,7 +86,7 @@ async def test_who_breaks_the_protocol_is_hung_up_on_and_the_others_go_on(place:
         await eventually(lambda: model.cancelled == ["waits"])
         assert service.load.engines == 1
         assert model.arrived == ["waits"], "nothing of it reached the model"
-        assert (await good.chat(asked("good"))).text == "good"
+        assert (await good.chat(user_messages("good"))).text == "good"
 
 
 async def test_a_request_before_hello_is_hung_up_on(place: Place) -> None:
@@ -109,7 +99,7 @@ async def test_a_request_before_hello_is_hung_up_on(place: Place) -> None:
 
 async def test_more_at_once_than_its_credit_is_hung_up_on(place: Place) -> None:
     most = protocol.CREDIT // protocol.LEAST_COST
-    async with serving(place, Gate(slots=1)) as service, RawClient(service, place) as raw:
+    async with serving(place, GatedHandler(slots=1)) as service, RawClient(service, place) as raw:
         await greeted(raw)
         for number in range(most):
             await raw.socket.send(ask(number))
@@ -154,7 +144,7 @@ async def test_a_message_without_end_does_not_fill_the_memory(tmp_path: Path) ->
             lambda: trouble == ["hung up on an engine: it sends too much, or a message without end"]
         )
         assert psutil.Process().memory_info().rss - before < 1 << 30, "an eighth of what was on its way"
-        assert (await good.chat(asked("x"))).text == "fine"
+        assert (await good.chat(user_messages("x"))).text == "fine"
 
 
 async def test_who_does_not_read_its_answers_is_hung_up_on(tmp_path: Path) -> None:
@@ -180,12 +170,12 @@ async def test_no_more_engines_than_are_allowed(tmp_path: Path) -> None:
             for client in clients:
                 await greeted(client)
             with pytest.raises(Unavailable, match="as many clients as it takes"):
-                await client_of(service, place).chat(asked("x"))
+                await client_of(service, place).chat(user_messages("x"))
         finally:
             for client in clients:
                 await client.__aexit__()
         await eventually(lambda: not service.load.engines)
-        assert (await client_of(service, place).chat(asked("x"))).text == "x"
+        assert (await client_of(service, place).chat(user_messages("x"))).text == "x"
 
 
 # --- versions --------------------------------------------------------------------------------------------------
@@ -219,7 +209,9 @@ async def test_a_service_that_says_something_else_is_an_error_of_its_own(
     router = context.socket(zmq.ROUTER)
     try:
         router.bind(f"ipc://{tmp_path}/broker")
-        call = asyncio.create_task(RemoteHandler("worker", f"ipc://{tmp_path}/broker").chat(asked("x")))
+        call = asyncio.create_task(
+            RemoteHandler("worker", f"ipc://{tmp_path}/broker").chat(user_messages("x"))
+        )
         route, hello = await router.recv_multipart()
         assert decode_from_engine(hello) == Hello(protocol.VERSION)
         await router.send(route, zmq.SNDMORE)
@@ -267,4 +259,4 @@ async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
                 with contextlib.suppress(ConnectionResetError):
                     while await asyncio.get_running_loop().sock_recv(last, 4096):
                         pass
-            assert (await good.chat(asked("x"))).text == "fine"
+            assert (await good.chat(user_messages("x"))).text == "fine"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import REPOSITORY
+from support import REPOSITORY, WordTokenizer, user_messages
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from supdist.engine.broker.tokens import fits, least_tokens, most_tokens, most_usage
@@ -81,10 +81,6 @@ def count(request: pytest.FixtureRequest) -> Callable[[str], int]:
     return lambda text: len(tokenizer.encode(text).ids)
 
 
-def chat(*contents: str) -> list[Message]:
-    return [{"role": "user", "content": content} for content in contents]
-
-
 def in_a_template(messages: Sequence[Message]) -> str:
     turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]
     return "".join(turns) + "<|im_start|>assistant\n"
@@ -94,7 +90,7 @@ HANDLER = ScriptedHandler([])
 
 
 def assert_bounds(count: Callable[[str], int], *contents: str) -> None:
-    messages = chat(*contents)
+    messages = user_messages(*contents)
     assert least_tokens(HANDLER, messages) <= sum(map(count, contents))
     assert count(in_a_template(messages)) <= most_tokens(HANDLER, messages)
 
@@ -131,22 +127,22 @@ def test_the_bounds_hold_for_long_texts(count: Callable[[str], int]) -> None:
 
 def test_characters_that_grow_when_they_are_normalised_are_counted_as_grown() -> None:
     growing = "\U0001d160"
-    assert most_tokens(HANDLER, chat(growing * 100)) >= 12 * 100
+    assert most_tokens(HANDLER, user_messages(growing * 100)) >= 12 * 100
 
 
 def test_a_prompt_of_prose_that_passes_a_window_by_a_third_is_known_to() -> None:
     prose = text_of("LICENSE")
-    assert least_tokens(HANDLER, chat(prose)) == len(prose.split())
+    assert least_tokens(HANDLER, user_messages(prose)) == len(prose.split())
 
 
 def test_words_are_counted_no_further_than_is_enough() -> None:
-    long = chat("word " * 10**6)
+    long = user_messages("word " * 10**6)
     assert 999_900 < least_tokens(HANDLER, long) <= 10**6
     assert 1000 < least_tokens(HANDLER, long, enough=1000) < 30_000
 
 
 def test_text_that_no_tokenizer_takes_has_bounds_all_the_same() -> None:
-    assert least_tokens(HANDLER, chat("\ud800")) <= most_tokens(HANDLER, chat("\ud800"))
+    assert least_tokens(HANDLER, user_messages("\ud800")) <= most_tokens(HANDLER, user_messages("\ud800"))
 
 
 class Exact(ScriptedHandler):
@@ -157,26 +153,20 @@ class Exact(ScriptedHandler):
 
 
 def test_a_handler_with_a_tokenizer_is_believed() -> None:
-    assert least_tokens(Exact([]), chat("a b c d e f g h i j")) == most_tokens(Exact([]), chat("")) == 7
-
-
-class Counting(ScriptedHandler):
-    """Counts how often it was asked to count; a word is a token."""
-
-    asked = 0
-
-    def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        self.asked += 1
-        return sum(len(message["content"].split()) for message in messages)
+    assert (
+        least_tokens(Exact([]), user_messages("a b c d e f g h i j"))
+        == most_tokens(Exact([]), user_messages(""))
+        == 7
+    )
 
 
 def test_only_what_may_pass_the_window_is_counted_and_the_count_decides() -> None:
-    handler = Counting([])
-    assert fits(handler, chat("word " * 10), 1000)
-    assert handler.asked == 0
-    assert fits(handler, chat("word " * 999), 1000)
-    assert not fits(handler, chat("word " * 1000), 1000)
-    assert handler.asked == 2
+    handler = WordTokenizer([])
+    assert fits(handler, user_messages("word " * 10), 1000)
+    assert handler.counted == 0
+    assert fits(handler, user_messages("word " * 999), 1000)
+    assert not fits(handler, user_messages("word " * 1000), 1000)
+    assert handler.counted == 2
 
 
 def test_an_answer_is_as_long_as_its_handler_says_and_no_longer_than_the_window() -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from support import SMALL, block
+from process_support import COMMAND
+from support import SMALL, block, read_events
 
 from supdist.engine import HostTool, SandboxConfig, TaskError, arun
 from supdist.engine.taskfile import read_task
@@ -142,10 +143,6 @@ def shout(text: str) -> str:
     return text.upper()
 
 
-def events(folder: Path, stream: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"{stream}.jsonl").read_text().splitlines()]
-
-
 async def test_the_system_prompt_lists_the_tools_and_says_nothing_where_there_are_none() -> None:
     tools = {"vowels": count_vowels, "shout": HostTool(shout, max_calls=5, description="Make it $loud.")}
     said: list[str] = []
@@ -177,8 +174,8 @@ for wrong in ("x", 0, 1, 1):
         tools={"vowels": count_vowels, "halve": HostTool(halve, max_calls=3)},
     )  # fmt: skip
     assert result.answer == "4"
-    assert events(tmp_path, "supervisor")[0]["tools"] == {"vowels": "guest", "halve": "host"}
-    calls = [event for event in events(tmp_path, "repl") if event["event"] == "tool"]
+    assert read_events(tmp_path, "supervisor")[0]["tools"] == {"vowels": "guest", "halve": "host"}
+    calls = [event for event in read_events(tmp_path, "repl") if event["event"] == "tool"]
     assert all(
         (call["tool"], call["cell"], call["step"], call["run_id"]) == ("halve", 1, 1, result.run_id)
         for call in calls
@@ -194,7 +191,7 @@ for wrong in ("x", 0, 1, 1):
         ([], {"number": 0}, None, "failed", "ZeroDivisionError: integer division or modulo by zero"),
         (None, None, None, "budget_exceeded", "all 3 calls are used"),
     ]
-    assert [event["event"] for event in events(tmp_path, "repl")] == [
+    assert [event["event"] for event in read_events(tmp_path, "repl")] == [
         "run_start",
         *["tool"] * 4,
         "cell",
@@ -250,13 +247,13 @@ def test_a_task_file_names_tools_beside_it_and_in_the_environment(tmp_path: Path
         "root": "math:sqrt",
     }
     task = task_with_tools(tmp_path, tools, "FINAL(f\"{twice('ab')} {size('a')} {root(9)}\")")
-    subprocess.run([sys.executable, "-m", "supdist.engine", "trust", str(tmp_path)], check=True, timeout=60)
+    subprocess.run([*COMMAND, "trust", str(tmp_path)], check=True, timeout=60)
     done = subprocess.run(
-        [sys.executable, "-m", "supdist.engine", "run", str(task)],
+        [*COMMAND, "run", str(task)],
         cwd="/", capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "abab 7 3.0\n"), done.stderr
-    system = events(tmp_path / "logs", "supervisor")[1]["messages"][0]["content"]
+    system = read_events(tmp_path / "logs", "supervisor")[1]["messages"][0]["content"]
     assert "- `twice(text)`: Say it twice.\n- `size(path: str) -> int` (on the host" in system
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from support import SHARED
+from support import SHARED, user_messages
 
 from supdist.handlers import Completion, ContextTooLong, Message, Rejected, VLLMHandler, call_chat_batch
 
@@ -55,19 +55,15 @@ async def handler(
     gc.collect()  # vLLM leaves a ZeroMQ context to the collector; its warning belongs here
 
 
-def chat(content: str) -> list[Message]:
-    return [{"role": "user", "content": content}]
-
-
 def leaving(handler: VLLMHandler, room: int, end: str = "") -> list[Message]:
     """A conversation that leaves room for so many tokens in the window."""
     low, high = 0, WINDOW * 4
     while low < high:
         middle = (low + high + 1) // 2
-        count = handler.count_tokens(chat("a " * middle + end))
+        count = handler.count_tokens(user_messages("a " * middle + end))
         assert count is not None
         low, high = (middle, high) if count <= WINDOW - room else (low, middle - 1)
-    messages = chat("a " * low + end)
+    messages = user_messages("a " * low + end)
     assert handler.count_tokens(messages) == WINDOW - room
     return messages
 
@@ -107,7 +103,7 @@ async def test_greedy_answers_are_the_same_alone_and_in_company_in_their_order(h
 
 
 async def test_cancelled_requests_leave_the_engine(handler: VLLMHandler) -> None:
-    tasks = [asyncio.ensure_future(handler.chat(chat(f"number {each}"))) for each in range(64)]
+    tasks = [asyncio.ensure_future(handler.chat(user_messages(f"number {each}"))) for each in range(64)]
     await handler.chat(leaving(handler, 2, "while they run"))
     assert requests_in_engine()["running"] > 0
     for task in tasks:
@@ -119,7 +115,7 @@ async def test_cancelled_requests_leave_the_engine(handler: VLLMHandler) -> None
 
 
 async def test_text_that_has_no_utf8_is_rejected_and_harms_nobody(handler: VLLMHandler) -> None:
-    broken = chat("\ud800")
+    broken = user_messages("\ud800")
     assert handler.count_tokens(broken) is None
     with pytest.raises(Rejected, match="does not take this"):
         await handler.chat(broken)

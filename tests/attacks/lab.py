@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from attacks.machine import Machine, below, names
+from attacks.machine import Machine, names
+from process_support import processes_named
 from support import SMALL, Open
 
 from supdist.engine import CellResult, Outcome, Sandbox
@@ -81,10 +82,23 @@ class Attack:
     limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+def breach(row: str, code: str, detail: str = "") -> Attack:
+    """Return an attack that ends the session at once, as a violation of the protocol."""
+    return Attack(
+        id=row,
+        code=RAW + code + "\nimport time; time.sleep(60)",
+        expect=(Outcome.PROTOCOL_VIOLATION,),
+        lost=True,
+        detail=detail,
+        timeout=5,
+        within=1.5,
+    )
+
+
 def cpu_of_shims() -> float:
     """Seconds of processor time that all shims have used."""
     used = 0.0
-    for pid in below("supdist-shim"):
+    for pid in processes_named("supdist-shim"):
         with contextlib.suppress(psutil.NoSuchProcess):
             used += sum(psutil.Process(pid).cpu_times()[:2])
     return used
@@ -208,7 +222,7 @@ class ShimGrowth:
 
     def __init__(self) -> None:
         self._before: dict[int, int] = {}
-        for pid in below("supdist-shim"):
+        for pid in processes_named("supdist-shim"):
             with contextlib.suppress(OSError):
                 self._before[pid] = resident(pid)
         self.most = 0
@@ -240,13 +254,6 @@ def waited_for_processor() -> float:
     with open("/proc/stat", encoding="ascii") as file:
         steal = int(file.readline().split()[8])
     return others + steal / os.sysconf("SC_CLK_TCK")
-
-
-def number(syscall: str) -> int:
-    """A system call's number on this processor; negative if it has none."""
-    import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
-
-    return pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, syscall)
 
 
 @dataclass(frozen=True, slots=True)

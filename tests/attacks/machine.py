@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from support import cgroups_of
+from docker_support import DAEMON_SOCKET
+from process_support import cgroups_of, processes_named
 
 from supdist.engine.sandbox.owner import own_lease
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS = re.compile(r"/(overlay2|containerd|containers|netns)/")
-
-DAEMON = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
-"""The socket of the Docker daemon that the tests use."""
 
 
 class Machine:
@@ -76,7 +74,7 @@ class Machine:
 
     def inits(self, engine: int | None = None) -> list[int]:
         """The first process of each sandbox of an engine: of this one, or of another process."""
-        return below("supdist-init", engine)
+        return sorted(processes_named("supdist-init", engine))
 
     def processes(self, engine: int | None = None) -> list[psutil.Process]:
         """Every process below an engine and behind its walls."""
@@ -113,7 +111,7 @@ class Machine:
             with contextlib.suppress(OSError):
                 folders = cgroup_folders(pid)
                 parents |= {folder.parent for key, folder in folders.items() if folder != own.get(key)}
-        zygotes = below("supdist-zygote")
+        zygotes = processes_named("supdist-zygote")
         groups = {
             group for parent in parents for zygote in zygotes for group in parent.glob(f"supdist-{zygote}-*")
         }
@@ -145,7 +143,7 @@ class DockerMachine(Machine):
         import docker
 
         super().__init__(config)
-        self._client: Any = docker.APIClient(f"unix://{DAEMON}", version="1.41", timeout=20)
+        self._client: Any = docker.APIClient(f"unix://{DAEMON_SOCKET}", version="1.41", timeout=20)
         self._client.headers["Connection"] = "close"
         self._pids: dict[str, int] = {}
 
@@ -231,16 +229,6 @@ MACHINES: dict[str, type[Machine]] = {
     "docker": DockerMachine,
     "docker-runsc": GvisorMachine,
 }
-
-
-def below(name: str, pid: int | None = None) -> list[int]:
-    """Processes below this one, or another, with that short name."""
-    found: list[int] = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() == name:
-                found.append(child.pid)
-    return found
 
 
 def cgroup_folders(pid: int | str) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import random
 
 import pytest
 from attacks.lab import RAW, Arena, assert_alive, timed
+from support import block
 
 from supdist.engine import Outcome, SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -177,7 +178,7 @@ FINAL("done")
 """
     result = await arun(
         query="q", context="c", sandbox=limits,
-        supervisor=ScriptedHandler([f"```repl\n{code}\n```"]), worker=Slow(),
+        supervisor=ScriptedHandler([block(code)]), worker=Slow(),
     )  # fmt: skip
     await asyncio.sleep(0.5)
     assert result.answer == "done"

@@ -6,12 +6,13 @@ import asyncio
 import json
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attacks.lab import RAW, Arena, comes_true, outside, timed
+from process_support import COMMAND
+from support import block
 
 from supdist.engine import SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -64,7 +65,7 @@ async def test_pk1_a_pickle_through_a_whole_run_is_never_loaded(
     code = PICKLE.format(command=f"touch {canary}") + SPREAD
     result = await arun(
         query="q", context="c", log_dir=tmp_path / "logs", sandbox=limits,
-        supervisor=ScriptedHandler([f"```repl\n{code}\n```"]), worker=ScriptedHandler(lambda m: m[-1]["content"]),
+        supervisor=ScriptedHandler([block(code)]), worker=ScriptedHandler(lambda m: m[-1]["content"]),
     )  # fmt: skip
     assert result.answer is not None
     assert "posix" in result.answer
@@ -140,7 +141,7 @@ async def test_pk6_no_text_is_a_template(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "task.json").write_text(json.dumps(task))
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-m", "supdist.engine", "run", "task.json"],
+        subprocess.run, [*COMMAND, "run", "task.json"],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from attacks.lab import Arena, Held, assert_alive, comes_true, outside, settled, timed
-from attacks.machine import below
+from process_support import zygotes
 
 from supdist.engine import Outcome, SandboxError, SandboxLost, SandboxUnavailable
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -285,7 +285,7 @@ print(json.dumps({
 
 async def test_lc13_sandboxes_by_the_dozen_leave_everything_flat(arena: Arena) -> None:
     arena.most_seconds = 40
-    zygote = psutil.Process(below("supdist-zygote")[0])
+    zygote = psutil.Process(zygotes().pop())
 
     async def cycle(times: int) -> None:
         for _ in range(times):

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from attacks.lab import ATTEMPT, OK, REFUSALS, Arena, assert_alive, number, outside, timed
-from support import REPOSITORY
+from attacks.lab import ATTEMPT, OK, REFUSALS, Arena, assert_alive, outside, timed
+from support import REPOSITORY, syscall_number
 
 from supdist.engine import Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -171,8 +171,8 @@ def call(number, *arguments):
         raise OSError(ctypes.get_errno(), "")
 handle = (ctypes.c_uint32 * 34)(128)
 mount = ctypes.c_int()
-print(attempt(call, {number("name_to_handle_at")}, -100, b"/", ctypes.byref(handle), ctypes.byref(mount), 0),
-      attempt(call, {number("open_by_handle_at")}, -1, ctypes.byref(handle), 0))
+print(attempt(call, {syscall_number("name_to_handle_at")}, -100, b"/", ctypes.byref(handle), ctypes.byref(mount), 0),
+      attempt(call, {syscall_number("open_by_handle_at")}, -1, ctypes.byref(handle), 0))
 """
     )
     async with arena.open() as sandbox:

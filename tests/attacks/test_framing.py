@@ -9,21 +9,13 @@ import time
 
 import msgspec
 import pytest
-from attacks.lab import OK, RAW, Arena, Attack, ShimGrowth, assert_alive, cpu_of_shims, name, timed
+from attacks.lab import OK, RAW, Arena, Attack, ShimGrowth, assert_alive, breach, cpu_of_shims, name, timed
 
 from supdist.engine import CellResult, Display, HostTool, Outcome, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.sandbox_image import protocol
 
 VIOLATION = (Outcome.PROTOCOL_VIOLATION,)
-
-
-def breach(id: str, code: str, detail: str = "") -> Attack:  # noqa: A002
-    """A row that ends the session as a violation, at once."""
-    return Attack(
-        id=id, code=RAW + code + "\nimport time; time.sleep(60)", expect=VIOLATION, lost=True, detail=detail,
-        timeout=5, within=1.5,
-    )  # fmt: skip
 
 
 BREACHES: list[Attack] = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, name, number, timed
+from attacks.lab import DEATHS, OK, Arena, Attack, assert_alive, name, timed
 from attacks.machine import cgroup_folders
+from support import syscall_number
 
 from supdist.engine import Outcome
 from supdist.engine.jail.cgroups import CgroupBase
@@ -140,8 +141,8 @@ async def test_me4_there_is_no_memory_that_outlives_processes(arena: Arena) -> N
     code = f"""
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
-for number, arguments in (({number("shmget")}, (0, 1 << 30, 0o1600)), ({number("msgget")}, (0, 0o1600)),
-                          ({number("semget")}, (0, 100, 0o1600)), ({number("mq_open")}, (b"m", 0o102, 0o600, 0))):
+for number, arguments in (({syscall_number("shmget")}, (0, 1 << 30, 0o1600)), ({syscall_number("msgget")}, (0, 0o1600)),
+                          ({syscall_number("semget")}, (0, 100, 0o1600)), ({syscall_number("mq_open")}, (b"m", 0o102, 0o600, 0))):
     print(libc.syscall(number, *arguments) == -1)
 """
     async with arena.open() as sandbox:

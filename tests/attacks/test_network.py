@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from attacks.lab import ATTEMPT, RAW, Arena, Listener, assert_alive, outside, settled, timed
-from attacks.machine import below
+from process_support import processes_named
 
 from supdist.engine.jail import rootfs
 
@@ -239,7 +239,11 @@ for number in range(50):
     async with arena.open() as sandbox:
         await timed(sandbox, "1")
         await settled(arena.machine)  # the next sandbox is being built meanwhile
-        held = {pid: psutil.Process(pid).num_fds() for pid in below("supdist-shim") if psutil.pid_exists(pid)}
+        held = {
+            pid: psutil.Process(pid).num_fds()
+            for pid in processes_named("supdist-shim")
+            if psutil.pid_exists(pid)
+        }
         result = await timed(sandbox, code)
         # One message's would be a hundred; a shim whose sandbox is still being built opens some of its own.
         assert all(

@@ -12,7 +12,8 @@ import os
 
 import psutil
 import pytest
-from attacks.lab import ATTEMPT, Arena, number, outside, timed
+from attacks.lab import ATTEMPT, Arena, outside, timed
+from support import syscall_number
 
 from supdist.engine import Outcome
 
@@ -71,7 +72,11 @@ _FAMILIES = [(row, *each) for row, calls in CALLS.items() for each in calls]
 
 @pytest.mark.parametrize("row", CALLS)
 async def test_a_call_is_refused_before_the_kernel_looks_at_it(arena: Arena, row: str) -> None:
-    calls = [[number(syscall), *arguments] for syscall, arguments in CALLS[row] if number(syscall) >= 0]
+    calls = [
+        [syscall_number(syscall), *arguments]
+        for syscall, arguments in CALLS[row]
+        if syscall_number(syscall) >= 0
+    ]
     assert calls
     code = CALL.format(calls=calls)
     async with arena.open() as sandbox:
@@ -164,7 +169,7 @@ def ioctl(fd, request):
 for request in (0x5412, 0x541C, (1 << 32) | 0x5412, (0xdeadbeef << 32) | 0x541C):
     print(attempt(ioctl, 0, request), attempt(ioctl, 1, request), attempt(ioctl, -1, request))
 print(attempt(lambda: os.open("/dev/tty", os.O_RDWR)), attempt(pty.openpty))
-""".replace("SYS_IOCTL", str(number("ioctl")))
+""".replace("SYS_IOCTL", str(syscall_number("ioctl")))
     )
     async with arena.open() as sandbox:
         result = await timed(sandbox, code)
@@ -180,7 +185,7 @@ async def test_sy18_calls_unknown_to_the_filter_are_refused(arena: Arena) -> Non
              "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "futex_wake", "futex_wait",
              "futex_requeue", "statmount", "listmount", "getxattrat", "listxattrat", "setxattrat", "removexattrat",
              "map_shadow_stack", "mseal", "set_mempolicy_home_node", "pidfd_getfd", "process_mrelease"]  # fmt: skip
-    spared = {number(syscall) for syscall in known}
+    spared = {syscall_number(syscall) for syscall in known}
     unknown = [call for call in range(440, 600) if call not in spared]
     code = CALL.format(calls=[[call, *[MINUS] * 6] for call in unknown])
     async with arena.open() as sandbox:

@@ -24,10 +24,10 @@ from attacks.lab import (
     host_process,
     is_alive,
     name,
-    number,
     outside,
     timed,
 )
+from support import syscall_number
 
 from supdist.engine import Outcome
 
@@ -230,10 +230,10 @@ class Span(ctypes.Structure): _fields_ = (("base", ctypes.c_void_p), ("size", ct
 here = Span(ctypes.addressof(buffer), 8)
 for pid in TARGETS:
     pidfd = os.pidfd_open(pid)
-    print(attempt(call, {number("ptrace")}, 16, pid, 0, 0),
-          attempt(call, {number("process_vm_readv")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
-          attempt(call, {number("process_vm_writev")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
-          attempt(call, {number("pidfd_getfd")}, pidfd, 0, 0),
+    print(attempt(call, {syscall_number("ptrace")}, 16, pid, 0, 0),
+          attempt(call, {syscall_number("process_vm_readv")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
+          attempt(call, {syscall_number("process_vm_writev")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
+          attempt(call, {syscall_number("pidfd_getfd")}, pidfd, 0, 0),
           attempt(lambda: open(f"/proc/{{pid}}/mem", "r+b")) if pid != os.getpid() else "EPERM",
           attempt(lambda: os.listdir(f"/proc/{{pid}}/fd")) if pid != os.getpid() else "EPERM",
           attempt(lambda: os.listdir(f"/proc/{{pid}}/map_files")) if pid != os.getpid() else "EPERM")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from attacks.lab import ATTEMPT, Arena, outside, timed
 from attacks.machine import DockerMachine
-from support import REPOSITORY, scan_memory_for
+from support import REPOSITORY, block, scan_memory_for
 
 from supdist.engine import SandboxConfig, arun
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -185,7 +185,7 @@ FINAL(" ".join(words))
 """
     result = await arun(
         query="q", context="c", log_dir=tmp_path, sandbox=limits,
-        supervisor=ScriptedHandler([f"```repl\n{code}\n```"]), worker=ScriptedHandler(fail),
+        supervisor=ScriptedHandler([block(code)]), worker=ScriptedHandler(fail),
     )  # fmt: skip
     assert result.answer is not None
     assert "unavailable" in result.answer

@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 import tty
 import unicodedata
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from attacks.lab import OK, Arena, timed
+from process_support import COMMAND, clean_environment
 
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Text
 
@@ -51,15 +51,13 @@ async def supdist(folder: Path, task: dict[str, Any], **environ: str) -> subproc
 
 async def on_terminal(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
     """The command, as a user runs it: stdout is a terminal."""
-    keys = ("TOGETHER_API_KEY", "OPENAI_API_KEY", "BASE_URL", "SUPERVISOR_MODEL", "WORKER_MODEL")
-    clean = {name: value for name, value in os.environ.items() if name not in keys}
     master, terminal = pty.openpty()
     tty.setraw(terminal)
     try:
         done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-m", "supdist.engine", *arguments],
+            subprocess.run, [*COMMAND, *arguments],
             cwd=folder, stdout=terminal, stderr=subprocess.PIPE, timeout=60, check=False,
-            env={**clean, **environ, "PYTHONUTF8": "1"},
+            env=clean_environment(**environ, PYTHONUTF8="1"),
         )  # fmt: skip
     finally:
         os.close(terminal)

@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks.lab import RAW, Arena, Attack, ShimGrowth, assert_alive, name, timed
+from attacks.lab import RAW, Arena, Attack, ShimGrowth, assert_alive, breach, name, timed
 from support import scan_memory_for
 
 from supdist.engine import HostTool, Outcome
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.toolbox.toolbox import ToolUse
 from supdist.sandbox_image import protocol
-
-
-def breach(id: str, code: str, detail: str = "") -> Attack:  # noqa: A002
-    """A row that ends the session as a violation, at once, with nothing called that was not allowed."""
-    return Attack(
-        id=id, code=RAW + code + "\nimport time; time.sleep(60)", expect=(Outcome.PROTOCOL_VIOLATION,), lost=True,
-        detail=detail, timeout=5, within=1.5,
-    )  # fmt: skip
-
 
 BREACHES = [
     breach("RP11-tool-unknown", "send(27, 1, cell, 2, b'[[],{}]')", "a tool that does not exist"),
