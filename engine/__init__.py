@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from warnings import warn
 
 if TYPE_CHECKING:
-    from .api import RunLimits, arun, run
+    from .api import arun, run
+    from .config import RunConfig
     from .errors import (
         CacheError,
         EngineError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         SandboxUnavailable,
         TaskError,
     )
+    from .limits import RunLimits
     from .result import RunResult
     from .sandbox import (
         CellResult,
@@ -57,6 +59,7 @@ __all__ = [
     "ProtocolError",
     "RemoteHandler",
     "RemoteProtocolError",
+    "RunConfig",
     "RunLimits",
     "RunResult",
     "Sandbox",
@@ -75,7 +78,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("RunLimits", "arun", "run"),
+    "api": ("arun", "run"),
+    "config": ("RunConfig",),
+    "limits": ("RunLimits",),
     "result": ("RunResult",),
     "sandbox": (
         "CellResult", "Display", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SandboxRuntime", "SyncSandbox",

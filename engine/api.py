@@ -1,4 +1,4 @@
-"""``arun`` and ``run``: a question about a context, answered."""
+"""Answer one question about a context: ``arun``, and ``run``, which waits for it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from dataclasses import asdict
-from typing import Any, Literal, ParamSpec, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 from anyio.from_thread import start_blocking_portal
-from pydantic import Field
 
 from ..handlers import ModelHandler
 from .broker.broker import Broker, CallRules
-from .broker.budget import Budget, BudgetLimits
+from .broker.budget import Budget
 from .broker.cache import ResponseCache
+from .config import DEFAULTS, Default, RunConfig, option_list
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
+from .limits import RunLimits
+from .option import reject
 from .result import RunResult
 from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
@@ -32,14 +34,26 @@ from .toolbox.toolbox import Tool, Toolbox
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_METRICS_SECONDS = 1
+_HOW_TO_MAKE_A_HANDLER = 'make one: supdist.handlers.OpenAIHandler("MODEL", base_url="https://HOST/v1")'
 
-class RunLimits(BudgetLimits):
-    """What a run may take, besides its turns. Where a limit is reached, a best answer is asked for."""
 
-    call_seconds: float | None = Field(
-        default=600.0, gt=0, description="seconds for one worker call, from its way to the model on"
-    )
-    final_seconds: float = Field(default=60.0, gt=0, description="seconds for that best answer")
+class RunOptions(TypedDict, total=False):
+    """The keywords of ``run`` and ``arun`` that are no parameters of their own. ``RunConfig`` documents them."""
+
+    limits: RunLimits | None
+    max_worker_calls: int | None
+    max_tokens: int | None
+    max_cost_usd: float | None
+    max_seconds: float | None
+    call_seconds: float | None
+    final_seconds: float
+    sandbox: SandboxConfig | None
+    cache: str | os.PathLike[str] | ResponseCache
+    cache_sampled: bool
+    cache_counts: bool
+    on_event: Callable[[Event], None] | None
+    prompts: Prompts | None
 
 
 async def arun(
@@ -48,103 +62,123 @@ async def arun(
     context: object,
     supervisor: ModelHandler,
     worker: ModelHandler | None,
-    max_iterations: int = 15,
-    log_dir: str | os.PathLike[str] | None = None,
-    output_limit: int = 2000,
-    worker_ctx_k: int = 8,
-    sandbox: SandboxConfig | None = None,
-    limits: RunLimits | None = None,
-    cache: str | os.PathLike[str] | ResponseCache = "run",
-    cache_sampled: bool = False,
-    cache_counts: bool = False,
-    on_event: Callable[[Event], None] | None = None,
-    prompts: Prompts | None = None,
-    tools: Mapping[str, Tool] | None = None,
+    max_iterations: int = DEFAULTS.max_iterations,
+    log_dir: str | os.PathLike[str] | None = DEFAULTS.log_dir,
+    output_limit: int = DEFAULTS.output_limit,
+    worker_ctx_k: int = DEFAULTS.worker_ctx_k,
+    tools: Mapping[str, Tool] | None = DEFAULTS.tools,
+    config: RunConfig | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunResult:
-    """Let ``supervisor`` answer a question about a long context by writing code that ``worker`` reads it through.
+    """Answer a question about a long context: ``supervisor`` writes code, and the code calls ``worker``.
+
+    Options are keywords or fields of ``config``; an option that is given both ways is an error.
 
     Args:
         query: the question.
         context: the document: a str, or a list or dict of plain data.
         supervisor: the model that writes code.
-        worker: the model that the code asks; where None the supervisor is told of none, and a call raises
-            ``WorkerError`` in its code.
-        max_iterations: turns of the supervisor; then it is asked once for its best answer.
-        log_dir: a folder for supervisor.jsonl, worker.jsonl and repl.jsonl; nothing is logged where None.
-        output_limit: characters of a block's output that the supervisor is shown. The log keeps all.
-        worker_ctx_k: the worker's window in thousands of tokens, as the supervisor is told.
-        sandbox: limits and timeouts of the sandbox.
-        limits: what else the run may take.
-        cache: where finished answers are kept, so that none is paid for twice: ``run`` for this run, ``off``,
-            or a file, which runs and processes may share, or a ``ResponseCache`` that is not open.
-        cache_sampled: whether answers that are drawn at random (temperature above 0) are kept, too.
-        cache_counts: whether an answer that another run paid for takes from the limits what it took there, so that
-            a run that was interrupted can be begun again as it was.
-        on_event: called with each ``Event``, in the event loop; it must not block.
-        prompts: other texts for the supervisor.
-        tools: more functions for the supervisor's code, by their names: one that is given as it is goes into the
-            sandbox, with all that it uses; a ``HostTool`` stays here and is called.
+        worker: the model that the code calls. With None a call raises ``WorkerError`` in the code.
+        max_iterations, log_dir, output_limit, worker_ctx_k, tools: the most used options.
+        config: options in one value.
+        **options: the other options, and ``limits``: a ``RunLimits``, several options in one value.
 
     Raises:
         TaskError: an argument is wrong.
-        SandboxUnavailable: the isolation cannot be had here; nothing was spent.
+        SandboxUnavailable: this isolation cannot be had here; nothing was spent.
         LogError: the logs cannot be written; nothing more was spent.
         CacheError: the cache's file cannot be used; nothing was spent.
         HandlerError: the supervisor's endpoint failed for good. What was logged stays.
     """
-    _check(query, max_iterations, output_limit, worker_ctx_k)
-    limits = limits or RunLimits()
-    if worker is None:
-        limits = limits.model_copy(
-            update={"max_worker_calls": None}
-        )  # or it would be shown what is left of them
-    toolbox = Toolbox.of(tools)
-    emit = on_event or _ignore
-    run_id = new_run_id()
-    task = Task(
-        query, context, max_iterations, output_limit, worker_ctx_k, limits.max_seconds, limits.final_seconds,
-        toolbox.describe(), _packages(sandbox), has_worker=worker is not None,
-    )  # fmt: skip
+    common = {
+        "max_iterations": max_iterations,
+        "log_dir": log_dir,
+        "output_limit": output_limit,
+        "worker_ctx_k": worker_ctx_k,
+        "tools": tools,
+    }
+    given = {name: value for name, value in common.items() if not isinstance(value, Default)}
+    settings = _settings(config, {**given, **options})
+    return await _answer(_Question.checked(query, context, supervisor, worker), settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked, and the models that answer."""
+
+    query: str
+    context: object
+    supervisor: ModelHandler
+    worker: ModelHandler | None
+
+    @classmethod
+    def checked(cls, query: object, context: object, supervisor: object, worker: object) -> _Question:
+        if not isinstance(query, str):
+            reject("query", query, "text")
+        if not query.strip():
+            raise TaskError("query is empty; ask a question")
+        if not isinstance(supervisor, ModelHandler):
+            reject("supervisor", supervisor, "a ModelHandler", _HOW_TO_MAKE_A_HANDLER)
+        if worker is not None and not isinstance(worker, ModelHandler):
+            reject("worker", worker, "a ModelHandler or None", _HOW_TO_MAKE_A_HANDLER)
+        return cls(query, context, supervisor, worker)
+
+    @property
+    def handlers(self) -> list[ModelHandler]:
+        return [self.supervisor] if self.worker is None else [self.supervisor, self.worker]
+
+
+def _settings(config: object, given: Mapping[str, object]) -> RunConfig:
+    """Join ``config``, ``limits`` and the options that were given as keywords."""
+    given = dict(given)
+    limits = given.pop("limits", None)
+    if limits is not None:
+        if not isinstance(limits, RunLimits):
+            reject("limits", limits, "a RunLimits or None", "give RunLimits(max_tokens=100_000)")
+        for name, value in limits.given().items():
+            if name in given:
+                raise TaskError(f"{name} is given twice: in limits and as {name}=; remove one of them")
+            given[name] = value
+    if config is None:
+        return RunConfig.from_mapping(given)
+    if not isinstance(config, RunConfig):
+        reject("config", config, "a RunConfig or None", "give RunConfig(max_iterations=15)")
+    return config.override(given)
+
+
+async def _answer(question: _Question, config: RunConfig) -> RunResult:
     started = time.monotonic()
+    toolbox = Toolbox.of(config.tools)
+    emit = config.on_event or _ignore
+    limits = _limits(question, config)
+    task = _task(question, config, limits, toolbox)
     async with contextlib.AsyncExitStack() as stack:
-        log = stack.enter_context(RunLogger(log_dir, run_id))
+        run_id = new_run_id()
+        log = stack.enter_context(RunLogger(config.log_dir, run_id))
         # The sandbox and the log share one encoding. Without a log, the sandbox encodes the context itself.
-        encoded = stack.enter_context(EncodedContext(context)) if log.is_on else None
-        settings = _settings(task, supervisor, worker, sandbox or SandboxConfig())
-        starting = asyncio.ensure_future(log.start(query, encoded, **settings, tools=toolbox.kinds()))
+        encoded = stack.enter_context(EncodedContext(question.context)) if log.is_on else None
+        settings = _logged_settings(question, config, toolbox)
+        starting = asyncio.ensure_future(log.start(question.query, encoded, **settings))
         try:
-            for handler in (supervisor, worker):
-                if handler is not None:
-                    await stack.enter_async_context(handler)
-            store = await _open_cache(stack, cache)
-            rules = CallRules(store, cache_sampled, limits.call_seconds, cache_counts)
-            broker = Broker(supervisor, worker, log, emit, budget=Budget(limits), rules=rules)
-            await stack.enter_async_context(broker)
+            broker = await _open_broker(stack, question, config, limits, log)
             conversation = Conversation()
-            opened = open_sandbox(
-                sandbox,
-                context=context if encoded is None else encoded,
-                query=query,
-                on_call=None if worker is None else broker.answer,
-                tools=toolbox.with_own(_own_tools(broker, conversation)),
+            tools = toolbox.with_own(_own_tools(broker, conversation))
+            opening = open_sandbox(
+                config.sandbox,
+                context=question.context if encoded is None else encoded,
+                query=question.query,
+                on_call=None if question.worker is None else broker.answer,
+                tools=tools,
                 on_tool=log.tool,
             )
-            box = await stack.enter_async_context(opened)
+            sandbox = await stack.enter_async_context(opening)
             await starting
-            emit(RunStarted(run_id, box.isolation, max_iterations))
-            stack.enter_context(_told_every_second(broker, emit))
-            research = Research(task, broker, box, prompts or Prompts(), conversation, log, emit)
+            emit(RunStarted(run_id, sandbox.isolation, config.max_iterations))
+            stack.enter_context(_metrics_every_second(broker, emit))
+            research = Research(task, broker, sandbox, config.prompts or Prompts(), conversation, log, emit)
             answer, stop_reason = await research.run()
         except BaseException as error:
-            cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
-            how: Literal["cancelled", "failed"] = "cancelled" if cancelled else "failed"
-            with contextlib.suppress(Exception):  # the first error is the one to report
-                await starting
-                log.end_without_result(
-                    stop_reason="cancelled" if cancelled else None,
-                    error=f"{type(error).__name__}: {error}",
-                )
-                emit(RunEnded(run_id, how, None))
+            await _report_failure(log, starting, emit, run_id, error)
             raise
         result = RunResult(
             answer=answer,
@@ -153,7 +187,7 @@ async def arun(
             worker_usage=broker.worker.usage,
             elapsed=time.monotonic() - started,
             stop_reason=stop_reason,
-            isolation=box.isolation,
+            isolation=sandbox.isolation,
             run_id=run_id,
             cost_usd=broker.cost_usd,
             supervisor=broker.supervisor.totals,
@@ -164,13 +198,72 @@ async def arun(
         return result
 
 
+def _limits(question: _Question, config: RunConfig) -> RunLimits:
+    limits = RunLimits.of(config)
+    if question.worker is None:
+        # The supervisor is shown what is left of each limit: without a worker there are no calls to count.
+        return limits.model_copy(update={"max_worker_calls": None})
+    return limits
+
+
+def _task(question: _Question, config: RunConfig, limits: RunLimits, toolbox: Toolbox) -> Task:
+    return Task(
+        question.query,
+        question.context,
+        config.max_iterations,
+        config.output_limit,
+        config.worker_ctx_k,
+        limits.max_seconds,
+        limits.final_seconds,
+        toolbox.describe(),
+        _packages(config.sandbox),
+        has_worker=question.worker is not None,
+    )
+
+
 def _packages(sandbox: SandboxConfig | None) -> list[str]:
-    """The names that code can import besides; a folder that cannot be read is the sandbox's to complain of."""
+    """Return the names of packages that the code can import besides the standard library."""
     if sandbox is None or sandbox.packages is None:
         return []
+    # Opening the sandbox reports a folder that cannot be read.
     with contextlib.suppress(OSError):
         return importable(sandbox.packages)
     return []
+
+
+def _logged_settings(question: _Question, config: RunConfig, toolbox: Toolbox) -> dict[str, Any]:
+    return {
+        "supervisor_model": question.supervisor.model,
+        "worker_model": None if question.worker is None else question.worker.model,
+        "max_iterations": config.max_iterations,
+        "output_limit": config.output_limit,
+        "worker_ctx_k": config.worker_ctx_k,
+        "max_seconds": config.max_seconds,
+        "sandbox": (config.sandbox or SandboxConfig()).model_dump(),
+        "tools": toolbox.kinds(),
+    }
+
+
+async def _open_broker(
+    stack: contextlib.AsyncExitStack,
+    question: _Question,
+    config: RunConfig,
+    limits: RunLimits,
+    log: RunLogger,
+) -> Broker:
+    for handler in question.handlers:
+        await stack.enter_async_context(handler)
+    store = await _open_cache(stack, config.cache)
+    rules = CallRules(store, config.cache_sampled, limits.call_seconds, config.cache_counts)
+    broker = Broker(
+        question.supervisor,
+        question.worker,
+        log,
+        config.on_event or _ignore,
+        budget=Budget(limits),
+        rules=rules,
+    )
+    return await stack.enter_async_context(broker)
 
 
 async def _open_cache(
@@ -184,7 +277,7 @@ async def _open_cache(
 
 
 def _own_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable[..., object]]:
-    """What a run's code has besides the worker."""
+    """Return the functions that the code of a run has besides the worker. It can read their docstrings."""
 
     async def budget() -> dict[str, float | None]:
         """What is left of the run's budget: worker_calls, tokens, dollars, seconds; None where there is no limit."""
@@ -198,17 +291,43 @@ def _own_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable
 
 
 @contextlib.contextmanager
-def _told_every_second(broker: Broker, emit: Callable[[Event], None]) -> Generator[None]:
-    async def tell() -> None:
+def _metrics_every_second(broker: Broker, emit: Callable[[Event], None]) -> Generator[None]:
+    async def emit_metrics() -> None:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(_METRICS_SECONDS)
             emit(broker.metrics())
 
-    telling = asyncio.ensure_future(tell())
+    emitting = asyncio.ensure_future(emit_metrics())
     try:
         yield
     finally:
-        telling.cancel()
+        emitting.cancel()
+
+
+async def _report_failure(
+    log: RunLogger,
+    starting: asyncio.Future[None],
+    emit: Callable[[Event], None],
+    run_id: str,
+    error: BaseException,
+) -> None:
+    is_cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
+    # The caller gets the error that ended the run, so one of the log or of ``on_event`` must not replace it.
+    with contextlib.suppress(Exception):
+        await starting
+        log.end_without_result(
+            stop_reason="cancelled" if is_cancelled else None, error=f"{type(error).__name__}: {error}"
+        )
+        emit(RunEnded(run_id, "cancelled" if is_cancelled else "failed", None))
+
+
+def as_data(result: RunResult) -> dict[str, Any]:
+    """Return a result as plain data, for logs and ``--json``."""
+    return asdict(result)
+
+
+def _ignore(_: Event) -> None:
+    return None
 
 
 def _documented_as(
@@ -224,44 +343,13 @@ def _documented_as(
     return decorate
 
 
+# Only here are all options known: each has one place, which is RunConfig.
+arun.__doc__ = f"{arun.__doc__ or ''}\n{option_list(4)}\n"
+
+
 @_documented_as(arun)
 def run(*args: Any, **kwargs: Any) -> RunResult:
     """Answer a question about a long context and wait for the result. Parameters and errors are those of ``arun``."""
     # The event loop has its own thread, because a notebook already runs one in this thread.
     with start_blocking_portal("asyncio") as portal:
         return portal.call(lambda: arun(*args, **kwargs))
-
-
-def as_data(result: RunResult) -> dict[str, Any]:
-    """A result as plain data, for logs and ``--json``."""
-    return asdict(result)
-
-
-def _settings(
-    task: Task, supervisor: ModelHandler, worker: ModelHandler | None, sandbox: SandboxConfig
-) -> dict[str, Any]:
-    return {
-        "supervisor_model": supervisor.model,
-        "worker_model": None if worker is None else worker.model,
-        "max_iterations": task.max_iterations,
-        "output_limit": task.output_limit,
-        "worker_ctx_k": task.worker_ctx_k,
-        "max_seconds": task.max_seconds,
-        "sandbox": sandbox.model_dump(),
-    }
-
-
-def _check(query: str, max_iterations: int, output_limit: int, worker_ctx_k: int) -> None:
-    if not query.strip():
-        raise TaskError("query is empty; ask a question")
-    for name, value, least in (
-        ("max_iterations", max_iterations, 1),
-        ("output_limit", output_limit, 1),
-        ("worker_ctx_k", worker_ctx_k, 1),
-    ):
-        if value < least:
-            raise TaskError(f"{name} must be at least {least}, not {value}")
-
-
-def _ignore(_: Event) -> None:
-    return None

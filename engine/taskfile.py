@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from .api import RunLimits
+from .config import RunConfig, option_of, pydantic_field
 from .errors import TaskError
+from .limits import RunLimits
 from .model_specs import ModelSpec
 from .private_files import read_file
 from .sandbox import SandboxConfig
@@ -37,13 +38,11 @@ ToolPlace = Annotated[
 
 
 class TaskLimits(RunLimits):
-    """What the run may take, and what the supervisor is shown."""
+    """The numbers among the options of a run, as a task file groups them."""
 
-    max_iterations: int = Field(default=15, ge=1, le=10_000, description="turns of the supervisor")
-    output_limit: int = Field(
-        default=2000, ge=1, description="characters of a block's output that the supervisor is shown"
-    )
-    worker_ctx_k: int = Field(default=8, ge=1, description="the worker's window in thousands of tokens")
+    max_iterations: int = pydantic_field("max_iterations")
+    output_limit: int = pydantic_field("output_limit")
+    worker_ctx_k: int = pydantic_field("worker_ctx_k")
 
 
 class TaskFile(BaseModel):
@@ -65,24 +64,16 @@ class TaskFile(BaseModel):
     worker: ModelSpec | None = Field(
         default=None, description="the model that the code asks; from the environment by default"
     )
-    sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
-    limits: TaskLimits = Field(default_factory=TaskLimits)
-    cache: str = Field(
-        default="run",
-        min_length=1,
-        description="where finished answers are kept: off, run (for this run), or a file; relative to the task file",
-    )
-    cache_sampled: bool = Field(
-        default=False, description="whether answers that are drawn at random are kept, too"
-    )
-    log_dir: str | None = Field(default=None, description="a folder for the logs; relative to the task file")
+    sandbox: SandboxConfig = pydantic_field("sandbox", default_factory=SandboxConfig)
+    limits: TaskLimits = Field(default_factory=TaskLimits, description="what the run may take")
+    cache: str = pydantic_field("cache", note="relative to the task file", min_length=1)
+    cache_sampled: bool = pydantic_field("cache_sampled")
+    log_dir: str | None = pydantic_field("log_dir", note="relative to the task file")
     prompts_dir: str | None = Field(
-        default=None, description="a folder with other prompts; relative to the task file"
+        default=None, description=f"a folder with {option_of('prompts').doc}; relative to the task file"
     )
-
-    tools: dict[str, ToolPlace] = Field(
-        default_factory=dict[str, str],
-        description="more functions for the code: its name for each, and where it is, as module:function",
+    tools: dict[str, ToolPlace] = pydantic_field(
+        "tools", note="each as module:function", default_factory=dict[str, str]
     )
 
     @model_validator(mode="after")
@@ -117,6 +108,29 @@ class TaskFile(BaseModel):
                 raise TaskError(f"context_file: {path} must hold a string, a list or an object")
             return value  # pyright: ignore[reportUnknownVariableType]
         raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
+
+    def run_config(self, folder: Path, permissions: Permissions = UNBOUND, **options: object) -> RunConfig:
+        """Return the options of the run, with prompts and tools loaded.
+
+        Args:
+            folder: the folder of the task file; relative paths begin there.
+            permissions: what the file may do.
+            **options: options that replace those of the file: all that hold a path that it may write.
+
+        Raises:
+            TaskError: an option is wrong, or needs more than is permitted.
+        """
+        found: dict[str, object] = {
+            **dict(self.limits),
+            "sandbox": self.sandbox_in(folder, permissions),
+            "cache": self.cache,
+            "cache_sampled": self.cache_sampled,
+            "log_dir": self.log_dir,
+            "tools": self.load_tools(folder, permissions),
+        }
+        if self.prompts_dir:
+            found["prompts"] = prompts_in(folder / self.prompts_dir, permissions)
+        return RunConfig.from_mapping(found | options)
 
     def load_tools(self, folder: Path, permissions: Permissions = UNBOUND) -> dict[str, Tool]:
         """Return the tools by their names. Imports their modules, which runs these.

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
@@ -21,7 +22,7 @@ from .broker import app as broker_app
 from .image import app as image_app
 from .mcp import HttpMayBeBare
 from .mcp import serve as serve_mcp
-from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, sandbox_config
+from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, flag, sandbox_config
 from .permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite, withheld_keys_named
 from .trust import app as trust_app
 
@@ -129,8 +130,8 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")
     ] = False,
-    log_dir: Annotated[Path | None, typer.Option(help="A folder for the logs.")] = None,
-    max_iterations: Annotated[int | None, typer.Option(min=1, help="Turns of the supervisor.")] = None,
+    log_dir: Annotated[Path | None, flag("log_dir")] = None,
+    max_iterations: Annotated[int | None, flag("max_iterations")] = None,
     backend: Annotated[
         Backend | None, typer.Option(help="What the sandbox's walls are made of, whatever the task says.")
     ] = None,
@@ -229,7 +230,6 @@ async def _run(
     from ..api import arun
     from ..broker.cache import ResponseCache
     from ..model_specs import builtin, specified_by
-    from ..taskfile import prompts_in
     from .console import display
 
     limits, folder, cache = task.limits, permissions.subject.parent, outputs.cache
@@ -243,10 +243,9 @@ async def _run(
         spec = named or specified_by(permissions.environment, role)
         if role not in served and spec is not None:
             models[role] = spec.build(role, folder, limits.worker_ctx_k, permissions)
-    sandbox = task.sandbox_in(folder, permissions)
     context = task.load_context(folder, permissions)
-    tools = task.load_tools(folder, permissions)
-    prompts = prompts_in(folder / task.prompts_dir, permissions) if task.prompts_dir else None
+    store = cache if isinstance(cache, str) else ResponseCache(cache, own=True)
+    config = task.run_config(folder, permissions, cache=store, log_dir=outputs.log_dir)
     with display(task.query, quiet=quiet) as screen:
         if len(models) < len(roles):
             from ...handlers.builtin import NOTICE
@@ -257,17 +256,7 @@ async def _run(
             context=context,
             supervisor=models.get("supervisor") or builtin("supervisor", limits.worker_ctx_k),
             worker=models.get("worker") or builtin("worker", limits.worker_ctx_k),
-            max_iterations=limits.max_iterations,
-            log_dir=outputs.log_dir,
-            output_limit=limits.output_limit,
-            worker_ctx_k=limits.worker_ctx_k,
-            sandbox=sandbox,
-            limits=limits,
-            cache=cache if isinstance(cache, str) else ResponseCache(cache, own=True),
-            cache_sampled=task.cache_sampled,
-            on_event=screen.on_event,
-            prompts=prompts,
-            tools=tools,
+            config=replace(config, on_event=screen.on_event),
         )
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..config import option_of
+from ..option import whole_number
+
 if TYPE_CHECKING:
     from ..sandbox import SandboxConfig
 
@@ -30,6 +33,20 @@ WhatPackages = Annotated[
         "--packages", help="A folder made by `pip install --target`, which the code can import from."
     ),
 ]
+
+
+def flag(name: str, *names: str, note: str = "") -> Any:
+    """Return the flag of an option of a run, with its bounds and its help text from ``RunConfig``.
+
+    Args:
+        name: the option.
+        *names: the flag's names; by default the option's name with dashes.
+        note: a further sentence of the help text.
+    """
+    option = option_of(name)
+    least = 1 if option.above == 0 and option.check is whole_number else option.least
+    text = f"{option.doc[0].upper()}{option.doc[1:]}. {note}".rstrip()
+    return typer.Option(*names, min=least, max=option.most, help=text)
 
 
 def group_with_default(command: str) -> type[TyperGroup]:

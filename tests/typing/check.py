@@ -33,7 +33,7 @@ DECLARATIONS = {
 """Declarations of names that a block of a document uses or leaves without a type."""
 
 WRONG_PROGRAM = """\
-from supdist.engine import Outcome, SandboxConfig, SyncSandbox
+from supdist.engine import Outcome, RunConfig, SandboxConfig, SyncSandbox, arun, run
 from supdist.engine import no_such_name  # wrong
 SandboxConfig(memory=1.5)  # wrong
 SandboxConfig(memroy="1MiB")  # wrong
@@ -42,6 +42,16 @@ with SyncSandbox() as sandbox:
     sandbox.execute(1)  # wrong
     sandbox.execute("1").no_such_field  # wrong
     sandbox.execute("1").outcome == Outcome.NO_SUCH_OUTCOME  # wrong
+from supdist.handlers import ScriptedHandler
+model = ScriptedHandler(["x"])
+run(query="q", context="c", supervisor="gpt-4o", worker=model)  # wrong
+run(query="q", context="c", supervisor=model, worker=model, max_iterations="5")  # wrong
+run(query="q", context="c", supervisor=model, worker=model, cache_sampled="yes")  # wrong
+run(query="q", context="c", supervisor=model, worker=model, cash="off")  # wrong
+run(query="q", context="c", supervisor=model, worker=model, config={})  # wrong
+arun(query="q", context="c", supervisor=model, worker=model, max_tokens="5")  # wrong
+RunConfig(max_tokens="5")  # wrong
+RunConfig(max_token=5)  # wrong
 """
 
 FACTS = """\

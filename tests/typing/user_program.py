@@ -14,6 +14,7 @@ from supdist.engine import (
     HostTool,
     Outcome,
     Prompts,
+    RunConfig,
     RunLimits,
     RunResult,
     SandboxConfig,
@@ -121,6 +122,17 @@ def answer_a_question(document: str) -> str | None:
     if result.stop_reason == "max_iterations":
         print("no answer in time, after", result.iterations, "turns")
     return result.answer
+
+
+def answer_with_a_config(document: str) -> float | None:
+    config = RunConfig(max_iterations=5, max_cost_usd=0.5, sandbox=SandboxConfig(), on_event=print_event)
+    assert_type(config.max_tokens, int | None)
+    worker = ScriptedHandler(["an answer"])
+    result = run(
+        query="Who?", context=document, supervisor=EchoHandler(), worker=worker, config=config, cache="off"
+    )
+    assert_type(result, RunResult)
+    return result.cost_usd
 
 
 def print_event(event: Event) -> None:

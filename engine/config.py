@@ -1,0 +1,269 @@
+"""The options of a run: name, type, default, bounds, unit and meaning, each in one place.
+
+``RunConfig`` is what ``run``, the task file, an eval and the command line fill in. Whatever shows an option reads it here:
+``pydantic_field`` describes it to pydantic, ``option_of`` to the command line, ``option_list`` to ``help(run)``.
+"""
+
+# The command line reads its help texts from this module: at its top it imports nothing heavy.
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache as once
+from textwrap import indent
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import TaskError
+from .option import (
+    Check,
+    Option,
+    answer_cache,
+    event_function,
+    flag,
+    number,
+    path,
+    prompt_texts,
+    sandbox_config,
+    tool_functions,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from .broker.cache import ResponseCache
+    from .events import Event
+    from .sandbox import SandboxConfig
+    from .supervisor.prompts import Prompts
+    from .toolbox.toolbox import Tool
+
+
+def _described(
+    check: Check,
+    doc: str,
+    *,
+    optional: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> dict[str, Option]:
+    return {"option": Option(doc, check, optional, least, above, most)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """The options of a run. Each is checked when the config is made.
+
+    ``run(..., config=RunConfig(max_cost_usd=0.5))`` and ``run(..., max_cost_usd=0.5)`` are the same. Use ``from_mapping`` for
+    options from a file or from flags, ``options()`` for their names, and ``dataclasses.replace`` for a changed copy.
+
+    Raises:
+        TaskError: an option has a wrong type, or is out of bounds.
+    """
+
+    max_iterations: int = field(
+        default=15,
+        metadata=_described(
+            whole_number,
+            "turns of the supervisor; then it is asked once for its best answer",
+            least=1,
+            most=10_000,
+        ),
+    )
+    output_limit: int = field(
+        default=2000,
+        metadata=_described(
+            whole_number,
+            "characters of a block's output that the supervisor is shown; the log keeps all",
+            least=1,
+        ),
+    )
+    worker_ctx_k: int = field(
+        default=8,
+        metadata=_described(
+            whole_number, "thousands of tokens in the worker's window, as the supervisor is told", least=1
+        ),
+    )
+    max_worker_calls: int | None = field(
+        default=None,
+        metadata=_described(whole_number, "calls of the worker that are paid for", optional=True, above=0),
+    )
+    max_tokens: int | None = field(
+        default=None,
+        metadata=_described(
+            whole_number,
+            "tokens read and written, of supervisor and worker together",
+            optional=True,
+            above=0,
+        ),
+    )
+    max_cost_usd: float | None = field(
+        default=None,
+        metadata=_described(number, "US dollars, for supervisor and worker together", optional=True, above=0),
+    )
+    max_seconds: float | None = field(
+        default=None, metadata=_described(number, "seconds for the whole run", optional=True, above=0)
+    )
+    call_seconds: float | None = field(
+        default=600.0,
+        metadata=_described(
+            number, "seconds for one worker call after it is sent to the model", optional=True, above=0
+        ),
+    )
+    final_seconds: float = field(
+        default=60.0, metadata=_described(number, "seconds for the best answer after a limit", above=0)
+    )
+    sandbox: SandboxConfig | None = field(
+        default=None, metadata=_described(sandbox_config, "limits and timeouts of the sandbox", optional=True)
+    )
+    cache: str | os.PathLike[str] | ResponseCache = field(
+        default="run",
+        metadata=_described(
+            answer_cache,
+            "where finished answers are kept: run (for this run), off, or a file that runs can share",
+        ),
+    )
+    cache_sampled: bool = field(
+        default=False,
+        metadata=_described(
+            flag, "whether answers that are drawn at random (temperature above 0) are kept, too"
+        ),
+    )
+    cache_counts: bool = field(
+        default=False,
+        metadata=_described(
+            flag,
+            "whether the budget is charged for an answer that another run paid; a restarted run sees the same budget",
+        ),
+    )
+    log_dir: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata=_described(
+            path, "a folder for the logs supervisor.jsonl, worker.jsonl and repl.jsonl", optional=True
+        ),
+    )
+    on_event: Callable[[Event], None] | None = field(
+        default=None,
+        metadata=_described(
+            event_function, "called with each Event in the event loop; it must not block", optional=True
+        ),
+    )
+    prompts: Prompts | None = field(
+        default=None, metadata=_described(prompt_texts, "other texts for the supervisor", optional=True)
+    )
+    tools: Mapping[str, Tool] | None = field(
+        default=None,
+        metadata=_described(
+            tool_functions,
+            "more functions for the code, by name: a function runs in the sandbox, a HostTool in the engine",
+            optional=True,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name, option in options().items():
+            # A frozen dataclass has no other way to keep a checked value, such as 3.0 for 3.
+            object.__setattr__(self, name, option.checked(getattr(self, name)))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> RunConfig:
+        """Return the config of options by name.
+
+        Raises:
+            TaskError: an option is unknown, has a wrong type, or is out of bounds.
+        """
+        check_names(values)
+        unchecked: Any = values
+        return cls(**unchecked)
+
+    def override(self, values: Mapping[str, object]) -> RunConfig:
+        """Return a copy in which ``values`` replace options that have their default here.
+
+        Raises:
+            TaskError: an option is given here and in ``values``, is unknown, or has a wrong value.
+        """
+        check_names(values)
+        for name in values:
+            if getattr(self, name) != option_of(name).default:
+                raise TaskError(f"{name} is given twice: in config and as {name}=; remove one of them")
+        unchecked: Any = values
+        return replace(self, **unchecked)
+
+
+class Default:
+    """The default of a keyword in a signature: it reads as the option's default, and differs from any given value."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+@once
+def options() -> Mapping[str, Option]:
+    """Return what is known of each option, by name."""
+    return {
+        each.name: replace(each.metadata["option"], name=each.name, default=each.default)
+        for each in fields(RunConfig)
+    }
+
+
+def option_of(name: str) -> Option:
+    """Return what is known of an option."""
+    return options()[name]
+
+
+def check_names(values: Mapping[str, object]) -> None:
+    """Check the names of options.
+
+    Raises:
+        TaskError: a name is unknown; the message proposes the nearest one.
+    """
+    for name in values:
+        if name not in options():
+            near = difflib.get_close_matches(name, options(), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(options())}"
+            raise TaskError(f"unknown option {name}; {hint}")
+
+
+def option_list(margin: int) -> str:
+    """Return one line for each option with its default, for a docstring whose text begins after ``margin`` spaces."""
+    heading = " " * margin + "Options (with their defaults):\n"
+    lines = [f"{name} ({option.default!r}): {option.doc}." for name, option in options().items()]
+    return heading + indent("\n".join(lines), " " * (margin + 4))
+
+
+def pydantic_field(name: str, *, note: str = "", **changes: Any) -> Any:
+    """Return the pydantic field of an option: its default, bounds and description.
+
+    Args:
+        name: the option.
+        note: more for the description, such as "relative to the task file".
+        **changes: arguments of ``pydantic.Field`` that replace those of the option.
+    """
+    from pydantic import Field
+
+    option = option_of(name)
+    arguments: dict[str, Any] = {
+        "ge": option.least,
+        "gt": option.above,
+        "le": option.most,
+        "description": f"{option.doc}; {note}" if note else option.doc,
+    }
+    if "default_factory" not in changes:
+        arguments["default"] = option.default
+    if option.check is number:
+        arguments["allow_inf_nan"] = False
+    # A cast, since the overloads of Field take no dict of arguments.
+    return cast(Any, Field)(**arguments | changes)
+
+
+# The options have one place, the fields above; ``help(RunConfig)`` shows them as well.
+RunConfig.__doc__ = f"{RunConfig.__doc__ or ''}\n{option_list(4)}\n"
+
+DEFAULTS: Any = SimpleNamespace(**{name: Default(option.default) for name, option in options().items()})
+"""The ``Default`` of each option by name, for the signatures of functions."""

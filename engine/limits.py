@@ -1,0 +1,26 @@
+"""The limits of a run as one value, for ``run(..., limits=RunLimits(...))`` and for the files that hold limits."""
+
+from __future__ import annotations
+
+from .broker.budget import BudgetLimits
+from .config import RunConfig, pydantic_field
+
+
+class RunLimits(BudgetLimits):
+    """What a run may take, besides its turns. After a limit the supervisor is asked for its best answer."""
+
+    max_worker_calls: int | None = pydantic_field("max_worker_calls")
+    max_tokens: int | None = pydantic_field("max_tokens")
+    max_cost_usd: float | None = pydantic_field("max_cost_usd")
+    max_seconds: float | None = pydantic_field("max_seconds")
+    call_seconds: float | None = pydantic_field("call_seconds")
+    final_seconds: float = pydantic_field("final_seconds")
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunLimits:
+        """Return the limits among the options of a run."""
+        return cls(**{name: getattr(config, name) for name in RunLimits.model_fields})
+
+    def given(self) -> dict[str, object]:
+        """Return the limits that were given to the constructor, as options of a run."""
+        return {name: getattr(self, name) for name in RunLimits.model_fields if name in self.model_fields_set}

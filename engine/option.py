@@ -1,0 +1,201 @@
+"""What an option of a run can be: the checks of its value, and the one-line error for a wrong one."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from ..sandbox_image.text import shorten
+from .errors import TaskError
+
+if TYPE_CHECKING:
+    from .broker.cache import ResponseCache
+    from .sandbox import SandboxConfig
+    from .supervisor.prompts import Prompts
+
+_MOST_SHOWN = 60
+
+Check = Callable[["Option", object], object]
+"""Returns the value of an option, or raises a TaskError that names the option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is known of an option besides its type.
+
+    Attributes:
+        doc: its meaning and unit, as one phrase without a full stop.
+        check: checks a value that is not None.
+        optional: whether None is a value: no limit, or nothing.
+        least: the smallest value.
+        above: a bound that the value must exceed.
+        most: the largest value.
+        name: its keyword.
+        default: its value where none is given.
+    """
+
+    doc: str
+    check: Check
+    optional: bool
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    name: str = ""
+    default: object = None
+
+    def checked(self, value: object) -> object:
+        """Return a value that the option can take.
+
+        Raises:
+            TaskError: the value has a wrong type, or is out of bounds.
+        """
+        if value is None and self.optional:
+            return None
+        return self.check(self, value)
+
+    def reject(self, value: object, expected: str, remedy: str = "") -> NoReturn:
+        """Raise the error for a wrong value."""
+        none = " or None" if self.optional else ""
+        reject(self.name, value, expected + none, remedy)
+
+
+def reject(name: str, value: object, expected: str, remedy: str = "") -> NoReturn:
+    """Raise the error for an argument with a wrong value, in one line.
+
+    Raises:
+        TaskError: always.
+    """
+    raise TaskError(f"{name} must be {expected}, not {describe(value)}" + (f"; {remedy}" if remedy else ""))
+
+
+def describe(value: object) -> str:
+    """Return a short text for a value that an error message can name."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, (bool, int, float)):
+        return shorten(repr(value), _MOST_SHOWN)
+    if isinstance(value, str):
+        return f"the text {shorten(repr(value), _MOST_SHOWN)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    article = "an" if kind[:1].lower() in "aeiou" else "a"
+    return f"{article} {kind}"
+
+
+def whole_number(option: Option, value: object) -> int:
+    """Return an int."""
+    # bool is a subclass of int, but True is no number of turns.
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        option.reject(value, f"a whole number{_range(option)}", _without_quotes(value))
+    whole = int(value)
+    _check_range(option, whole, "a whole number")
+    return whole
+
+
+def number(option: Option, value: object) -> float:
+    """Return a finite float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        option.reject(value, f"a number{_range(option)}", _without_quotes(value))
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if not math.isfinite(real):
+        remedy = "use None for no limit" if option.optional else ""
+        option.reject(value, f"a finite number{_range(option)}", remedy)
+    _check_range(option, real, "a number")
+    return real
+
+
+def _check_range(option: Option, number: float, kind: str) -> None:
+    is_low = option.least is not None and number < option.least
+    is_at_bound = option.above is not None and number <= option.above
+    if is_low or is_at_bound or (option.most is not None and number > option.most):
+        option.reject(number, kind + _range(option))
+
+
+def _range(option: Option) -> str:
+    lowest = "" if option.least is None else f" of at least {option.least:,}"
+    lowest = lowest if option.above is None else f" above {option.above:,}"
+    return lowest + (f" and at most {option.most:,}" if option.most is not None else "")
+
+
+def _without_quotes(value: object) -> str:
+    return "give the number without quotes" if isinstance(value, str) else ""
+
+
+def flag(option: Option, value: object) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        option.reject(value, "True or False")
+    return value
+
+
+def path(option: Option, value: object) -> str | os.PathLike[str]:
+    """Return a path."""
+    expected = "a path (str or pathlib.Path)"
+    if not isinstance(value, (str, os.PathLike)):
+        option.reject(value, expected)
+    place = cast("str | os.PathLike[str]", value)
+    text = cast(object, os.fspath(place))  # a PathLike can give bytes
+    if not isinstance(text, str):
+        option.reject(text, expected, "use os.fsdecode(path)")
+    if not text or "\0" in text:
+        option.reject(text, f"{expected} that is not empty and holds no NUL character")
+    return place
+
+
+def sandbox_config(option: Option, value: object) -> SandboxConfig:
+    """Return a ``SandboxConfig``."""
+    from .sandbox import Sandbox, SandboxConfig, SyncSandbox
+
+    if isinstance(value, (Sandbox, SyncSandbox)):
+        option.reject(value, "a SandboxConfig", "a run opens its own sandbox")
+    if not isinstance(value, SandboxConfig):
+        option.reject(value, "a SandboxConfig", 'give SandboxConfig(memory="1GiB", timeout=60)')
+    return value
+
+
+def answer_cache(option: Option, value: object) -> str | os.PathLike[str] | ResponseCache:
+    """Return the place of finished answers."""
+    from .broker.cache import ResponseCache
+
+    if isinstance(value, ResponseCache):
+        return value
+    if not isinstance(value, (str, os.PathLike)):
+        option.reject(value, '"run", "off", a path or a ResponseCache')
+    return path(option, cast(object, value))
+
+
+def event_function(option: Option, value: object) -> object:
+    """Return a function that takes events."""
+    if not callable(value):
+        option.reject(value, "a function of one event")
+    call: object = getattr(value, "__call__", None)  # noqa: B004 - an object's method can be async, too
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call):
+        option.reject(
+            value, "a plain function", "an async function is not awaited; start a task in a plain one"
+        )
+    return value
+
+
+def prompt_texts(option: Option, value: object) -> Prompts:
+    """Return a ``Prompts``."""
+    from .supervisor.prompts import Prompts
+
+    if not isinstance(value, Prompts):
+        option.reject(value, "a Prompts", "give Prompts(system=...) or Prompts.from_directory(path)")
+    return value
+
+
+def tool_functions(option: Option, value: object) -> object:
+    """Return functions by name."""
+    from .toolbox.toolbox import Toolbox
+
+    if not isinstance(value, (Mapping, Toolbox)):
+        option.reject(value, "a dict of functions by name", 'give {"name": function}')
+    return cast(object, value)

@@ -1,0 +1,265 @@
+"""The options of a run: one place for each, and one clear line for a wrong value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+from supdist.engine import (
+    HostTool,
+    Prompts,
+    RunConfig,
+    RunLimits,
+    Sandbox,
+    SandboxConfig,
+    SyncSandbox,
+    TaskError,
+    Tool,
+    run,
+)
+from supdist.engine.api import RunOptions, arun
+from supdist.engine.broker.budget import BudgetLimits
+from supdist.engine.broker.cache import ResponseCache
+from supdist.engine.config import options
+from supdist.engine.events import Event
+from supdist.engine.taskfile import TaskFile, TaskLimits
+from supdist.handlers import ModelHandler, ScriptedHandler
+
+NAMES = {
+    "Callable": Callable, "Event": Event, "Mapping": Mapping, "ModelHandler": ModelHandler, "Prompts": Prompts,
+    "ResponseCache": ResponseCache, "SandboxConfig": SandboxConfig, "Tool": Tool,
+}  # fmt: skip
+
+
+class _Path:
+    """A PathLike that gives what it was made with."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __fspath__(self) -> Any:
+        return self.value
+
+
+async def _async_function(_: object) -> None:
+    """Do nothing."""
+
+
+class _AsyncCallable:
+    async def __call__(self, _: object) -> None:
+        """Do nothing."""
+
+
+WHOLE: list[tuple[object, str]] = [
+    ("15", "the text '15'; give the number without quotes"),
+    (True, "not True"),
+    (1.0, "not 1.0"),
+    (math.nan, "not nan"),
+    (0, "not 0"),
+    (-1, "not -1"),
+    ([1], "not a list"),
+    (int, "not the class int"),
+]
+NUMBER: list[tuple[object, str]] = [
+    ("0.5", "the text '0.5'; give the number without quotes"),
+    (True, "not True"),
+    (math.nan, "a finite number"),
+    (math.inf, "a finite number"),
+    (-math.inf, "a finite number"),
+    (10**400, "a finite number"),
+    (0, "not 0"),
+    (-0.5, "not -0.5"),
+    ({}, "not a dict"),
+]
+FLAG: list[tuple[object, str]] = [
+    ("true", "True or False, not the text 'true'"),
+    (1, "not 1"),
+    (0.0, "not 0.0"),
+    (None, "not None"),
+]
+PATH: list[tuple[object, str]] = [
+    (5, "a path"),
+    (b"logs", "not a bytes"),
+    (_Path(b"logs"), "os.fsdecode"),
+    ("", "not empty"),
+    ("a\0b", "NUL"),
+    (["logs"], "not a list"),
+]
+WRONG: dict[str, list[tuple[object, str]]] = {
+    "max_iterations": [*WHOLE, (None, "not None"), (10_001, "of at least 1 and at most 10,000, not 10001")],
+    "output_limit": [*WHOLE, (None, "not None")],
+    "worker_ctx_k": [*WHOLE, (None, "not None")],
+    "max_worker_calls": WHOLE,
+    "max_tokens": WHOLE,
+    "max_cost_usd": NUMBER,
+    "max_seconds": NUMBER,
+    "call_seconds": [*NUMBER, (math.inf, "use None for no limit")],
+    "final_seconds": [*NUMBER, (None, "not None")],
+    "sandbox": [
+        ({"memory": "1GiB"}, "not a dict; give SandboxConfig("),
+        ("docker", "not the text 'docker'"),
+        (object.__new__(Sandbox), "not a Sandbox; a run opens its own sandbox"),
+        (object.__new__(SyncSandbox), "not a SyncSandbox; a run opens its own sandbox"),
+        (SandboxConfig, "not the class SandboxConfig"),
+    ],
+    "cache": [
+        ({}, '"run", "off", a path or a ResponseCache, not a dict'),
+        (True, "not True"),
+        (None, "not None"),
+        ("", "not empty"),
+        (_Path(b"x"), "os.fsdecode"),
+    ],
+    "cache_sampled": FLAG,
+    "cache_counts": FLAG,
+    "log_dir": PATH,
+    "on_event": [
+        ("print", "a function of one event"),
+        (_async_function, "an async function is not awaited"),
+        (_AsyncCallable(), "an async function is not awaited"),
+    ],
+    "prompts": [
+        ("Answer.", "give Prompts(system=...)"),
+        ({"system": "x"}, "not a dict"),
+        (Path("prompts"), "from_directory"),
+    ],
+    "tools": [
+        ([len], "a dict of functions by name or None, not a list"),
+        (len, 'give {"name": function}'),
+        ("tools:record", "not the text"),
+    ],
+}
+RIGHT: dict[str, list[object]] = {
+    "max_iterations": [1, 10_000, np.int64(3)],
+    "output_limit": [1, 10**12],
+    "worker_ctx_k": [1, 1000],
+    "max_worker_calls": [1, None],
+    "max_tokens": [1, None],
+    "max_cost_usd": [1, 1e-9, None, np.float32(0.5)],
+    "max_seconds": [1, 0.001, None],
+    "call_seconds": [1, 0.5, None],
+    "final_seconds": [1, 0.5],
+    "sandbox": [SandboxConfig(memory="1GiB"), None],
+    "cache": ["run", "off", "answers.sqlite", Path("answers.sqlite"), ResponseCache()],
+    "cache_sampled": [True, False],
+    "cache_counts": [True, False],
+    "log_dir": ["logs", Path("logs"), None],
+    "on_event": [print, None],
+    "prompts": [Prompts(), None],
+    "tools": [{}, {"length": len, "record": HostTool(len)}, None],
+}
+
+
+def ask(**arguments: Any) -> object:
+    whole: dict[str, Any] = {
+        "query": "q",
+        "context": "c",
+        "supervisor": ScriptedHandler(["x"]),
+        "worker": None,
+        **arguments,
+    }
+    return run(**whole)
+
+
+@pytest.mark.parametrize("name", options())
+def test_a_wrong_value_is_one_line_that_says_what_is_expected(name: str) -> None:
+    assert WRONG[name]
+    for value, words in WRONG[name]:
+        for wrong in (lambda v=value: RunConfig.from_mapping({name: v}), lambda v=value: ask(**{name: v})):
+            with pytest.raises(TaskError) as caught:
+                wrong()
+            message = str(caught.value)
+            assert message.startswith(f"{name} must be "), message
+            assert words in message
+            assert "\n" not in message
+            assert len(message) < 200
+
+
+@pytest.mark.parametrize("name", options())
+def test_right_values_are_kept(name: str) -> None:
+    for value in RIGHT[name]:
+        assert getattr(RunConfig.from_mapping({name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"query": None}, "query must be text, not None"),
+        ({"query": " "}, "query is empty"),
+        ({"supervisor": "gpt-4o"}, "supervisor must be a ModelHandler, not the text 'gpt-4o'; make one: "),
+        ({"supervisor": None}, "supervisor must be a ModelHandler, not None"),
+        ({"supervisor": ScriptedHandler}, "not the class ScriptedHandler"),
+        ({"worker": "gpt-4o"}, "worker must be a ModelHandler or None, not the text 'gpt-4o'; make one: "),
+        ({"limits": {"max_tokens": 5}}, "limits must be a RunLimits or None, not a dict; give RunLimits("),
+        ({"limits": BudgetLimits()}, "not a BudgetLimits"),
+        ({"config": {"max_tokens": 5}}, "config must be a RunConfig or None, not a dict"),
+        ({"max_itertions": 5}, "unknown option max_itertions; did you mean max_iterations?"),
+        ({"zzz": 5}, "unknown option zzz; known are max_iterations, "),
+        ({"max_tokens": 1, "config": RunConfig(max_tokens=2)}, "max_tokens is given twice: in config and as max_tokens="),
+        ({"max_iterations": 1, "config": RunConfig(max_iterations=2)}, "max_iterations is given twice"),
+        ({"max_tokens": 1, "limits": RunLimits(max_tokens=2)}, "max_tokens is given twice: in limits and as max_tokens="),
+        ({"limits": RunLimits(max_tokens=2), "config": RunConfig(max_tokens=2)}, "max_tokens is given twice"),
+        ({"config": RunConfig(), "max_itertions": 1}, "unknown option max_itertions"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_a_run_are_one_clear_line(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        ask(**arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_keyword_joins_a_config_that_leaves_it_at_its_default() -> None:
+    joined = RunConfig(max_tokens=5).override({"max_seconds": 2})
+    assert (joined.max_tokens, joined.max_seconds) == (5, 2.0)
+
+
+def test_long_and_hostile_values_stay_short_and_on_one_line() -> None:
+    with pytest.raises(TaskError) as caught:
+        RunConfig.from_mapping({"max_tokens": "x\n\x1b[2J" * 1000})
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
+def test_the_task_file_takes_options_from_their_one_place() -> None:
+    for model, names in (
+        (RunLimits, RunLimits.model_fields),
+        (TaskLimits, TaskLimits.model_fields),
+        (TaskFile, ("sandbox", "cache", "cache_sampled", "log_dir", "tools")),
+    ):
+        for name in names:
+            found, option = model.model_fields[name], options()[name]
+            assert (found.description or "").startswith(option.doc), name
+            if found.default_factory is None:
+                assert found.default == option.default, name
+    numbers = {name for name, option in options().items() if option.least or option.above is not None}
+    assert set(TaskLimits.model_fields) == numbers
+
+
+def test_keywords_have_the_names_and_types_of_the_config() -> None:
+    """A type checker needs them spelled in a TypedDict and in signatures: they are equal to those of RunConfig."""
+    config = get_type_hints(RunConfig, localns=NAMES)
+    keywords = get_type_hints(arun, localns=NAMES) | get_type_hints(RunOptions, localns=NAMES)
+    assert {name: keywords[name] for name in config} == config
+    limits = get_type_hints(RunLimits)
+    assert {name: limits[name] for name in RunLimits.model_fields} == {
+        name: config[name] for name in RunLimits.model_fields
+    }
+    others = {"query", "context", "supervisor", "worker", "config", "options", "return", "limits"}
+    assert keywords.keys() - others == config.keys()
+
+
+def test_help_shows_every_option_with_its_default() -> None:
+    for text in (run.__doc__, arun.__doc__, RunConfig.__doc__):
+        for name, option in options().items():
+            assert f"{name} ({option.default!r}): {option.doc}." in (text or "")
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().max_tokens = 5  # pyright: ignore[reportAttributeAccessIssue]
