@@ -41,8 +41,6 @@ _ANSWER_CHARS = 8 << 20
 _ERROR_CHARS = (1_000, 8_000, 50_000)  # type, message, traceback; the guest's own library cuts below these
 _ENDED = "the cell of this call has ended"
 
-NO_USAGE = Usage(0.0, 0, "watchdog")
-
 
 @dataclass(slots=True)
 class Cell:
@@ -152,7 +150,12 @@ class Guard:
         return True
 
     def accept(
-        self, message: FromGuest, now: float, usage: Usage = NO_USAGE, *, refused_a_process: bool = False
+        self,
+        message: FromGuest,
+        now: float,
+        usage: Usage = protocol.NOT_MEASURED,
+        *,
+        refused_a_process: bool = False,
     ) -> tuple[list[protocol.FromShim], Reply | ToolReply | None]:
         """Judge a message. What the cell used is told beside its ``Done``.
 

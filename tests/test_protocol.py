@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supdist.engine.jail import rootfs
+from supdist.engine.jail.setup_errors import SetupError, SetupStep
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.protocol import FrameBuffer, Violation, frame
 
@@ -97,6 +99,33 @@ def test_the_kind_of_a_message_can_be_read_without_decoding_it() -> None:
     message = protocol.Done(7, None)
     assert protocol.kind(protocol.encode(message)) == 24
     assert protocol.kind(b"") == 0
+
+
+LINKS = [
+    protocol.ToGuest,
+    protocol.FromGuest,
+    protocol.ToShim,
+    protocol.FromShim,
+    protocol.ToZygote,
+    protocol.FromZygote,
+]
+
+
+def test_every_message_has_a_number_of_its_own_that_kind_can_read() -> None:
+    """One byte after a header of one byte: fewer than 128 numbers, and fewer than 16 items with the number."""
+    messages = {message for link in LINKS for message in get_args(link)}
+    numbers = [protocol.tag(message) for message in messages]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 < number < 128 for number in numbers)
+    assert all(len(message.__struct_fields__) < 15 for message in messages)
+    assert messages == set(protocol.Message.__subclasses__())
+
+
+def test_a_failure_that_is_encoded_by_hand_is_the_protocols() -> None:
+    failure = SetupError("user_namespace", 95)
+    data = rootfs.setup_failed(protocol.tag(protocol.SetupFailed), failure)
+    assert protocol.decode_from_zygote(data) == protocol.SetupFailed("user_namespace", 95)
+    assert all(len(name) < 32 for name in get_args(SetupStep))
 
 
 @pytest.mark.parametrize(

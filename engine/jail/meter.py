@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 
-from ...sandbox_image.protocol import Outcome, Usage
+from ...sandbox_image.protocol import NOT_MEASURED, Outcome, Usage
 from .cgroups import Cgroup
 
 
@@ -47,7 +47,7 @@ class CgroupMeter(Meter):
 
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""
-        self._usage = Usage(0.0, 0, "cgroup")
+        self._usage = NOT_MEASURED
         with contextlib.suppress(OSError):
             self._cpu = self._cgroup.cpu_seconds()
             self._refused = self._cgroup.refused_forks()
@@ -82,7 +82,7 @@ class NoMeter(Meter):
 
     def usage(self) -> Usage:
         """See ``Meter.usage``."""
-        return Usage(0.0, 0, "none")
+        return NOT_MEASURED
 
     def exceeded(self) -> tuple[Outcome, str] | None:
         """See ``Meter.exceeded``."""

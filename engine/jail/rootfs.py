@@ -86,10 +86,11 @@ class Plan(TypedDict):
 
 
 class Order(Plan):
-    """A plan, and the two ends that the engine holds: a descriptor and the path of its ZeroMQ socket."""
+    """A plan, the engine's control descriptor and ZeroMQ socket, and the number of ``protocol.SetupFailed``."""
 
     control: int
     socket: str
+    failed: int
 
 
 def plan(packages: str | None = None) -> Plan:
@@ -148,9 +149,17 @@ def command_without_view(control_fd: int, socket_file: str, contexts: str) -> li
 
 
 def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
-    """The command line that becomes the zygote, see ``plan``. ``control_fd`` must be inherited."""
+    """Return the command line that becomes the zygote, see ``plan``. ``control_fd`` must be inherited."""
+    # Here, since the interpreter that runs `main` has no msgspec.
+    from ...sandbox_image.protocol import SetupFailed, tag
+
     boot = BOOT.format(path=[], root=str(_ROOT), module="rootfs")
-    order: Order = {**plan(packages), "control": control_fd, "socket": socket_file}
+    order: Order = {
+        **plan(packages),
+        "control": control_fd,
+        "socket": socket_file,
+        "failed": tag(SetupFailed),
+    }
     return [sys.executable, "-I", "-S", "-c", boot, json.dumps(order)]
 
 
@@ -177,9 +186,15 @@ def main() -> None:
             ]
             os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
     except SetupError as failure:
-        # msgspec is not to be had in this interpreter; the engine reads this one line in its place.
-        os.write(order["control"], f"FAILED {failure.step} {failure.errno}".encode())
+        os.write(order["control"], setup_failed(order["failed"], failure))
         sys.exit(1)
+
+
+def setup_failed(number: int, failure: SetupError) -> bytes:
+    """Return ``protocol.SetupFailed`` in MessagePack: an array of 3 items, a str of at most 31 bytes, a uint16."""
+    # By hand: msgspec cannot be imported in this interpreter.
+    name = failure.step.encode()
+    return bytes((0x93, number, 0xA0 | len(name))) + name + b"\xcd" + failure.errno.to_bytes(2, "big")
 
 
 def _build(order: Order) -> None:

@@ -228,14 +228,12 @@ class Zygote:
         if not packet:
             self._zygote_died()
             return
-        if packet.startswith(b"FAILED "):
-            _, name, number = packet.decode("ascii").split()
-            self._fail(failure(name, int(number), self._packages))
-            return
         match protocol.decode_from_zygote(packet):
             case protocol.ZygoteReady():
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(None)
+            case protocol.SetupFailed(step, code):
+                self._fail(failure(step, code, self._packages))
             case protocol.NotForked(session, code):
                 known = self._sessions.pop(session, None)
                 if known is not None:

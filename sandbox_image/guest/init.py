@@ -31,8 +31,10 @@ REPL_FD = 5
 
 _DYING_SECONDS = 0.2
 _WAITING_BYTES = 32 << 20
-_EXECUTE, _INTERRUPT, _DISCARD, _HUNG_UP, _DONE = 3, 5, 9, 10, 24  # tags, read without decoding
-_FILES = {6, 7, 12}
+# Read without decoding the message.
+_EXECUTE, _INTERRUPT, _DISCARD = map(protocol.tag, (protocol.Execute, protocol.Interrupt, protocol.Discard))
+_HUNG_UP, _DONE = protocol.tag(protocol.HungUp), protocol.tag(protocol.Done)
+_FILES = set(map(protocol.tag, (protocol.PutFile, protocol.GetFile, protocol.ListFiles)))
 
 
 def main(sync: int) -> NoReturn:

@@ -252,7 +252,9 @@ class _Guest:
         if self._clock is not None:
             self._clock.cancel()
         if self._guard.cell is not None:
-            self._finish(self._guard.end_cell(outcome, None, time.monotonic(), _unknown(), died=detail))
+            self._finish(
+                self._guard.end_cell(outcome, None, time.monotonic(), protocol.NOT_MEASURED, died=detail)
+            )
         if not self._ready.done():
             self._ready.set_exception(SessionError(f"the Python process did not start: {detail}"))
             self._ready.exception()  # retrieved here too: after a cancelled start nobody else will
@@ -417,10 +419,6 @@ def _limits(limits: Limits) -> protocol.Limits:
         grace_seconds=limits.grace,
         tools=0,
     )
-
-
-def _unknown() -> protocol.Usage:
-    return protocol.Usage(0.0, 0, "watchdog")
 
 
 def _oom_kills() -> int:

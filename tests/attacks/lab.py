@@ -50,7 +50,7 @@ def raw(data):
     while view:
         view = view[os.write(channel._sock.fileno(), view):]
 def send(*fields):
-    raw(protocol.frame(protocol.msgspec.msgpack.encode(fields)))
+    raw(protocol.frame(protocol.encode(fields)))
 """
 """Guest code: frames written to the repl's own stream, past its library. ``send(22, ...)`` is a message."""
 

@@ -46,7 +46,7 @@ BREACHES: list[Attack] = [
     breach("RP11-too-many", "send(23, cell, 'x', 'y')"),
     breach("RP11-bool-as-int", "send(23, True, 'x')"),
     breach("RP11-int-as-text", "send('23', cell, 'x')"),
-    breach("RP11-map", "raw(protocol.frame(protocol.msgspec.msgpack.encode({'type': 23, 'cell': cell})))"),
+    breach("RP11-map", "raw(protocol.frame(protocol.encode({'type': 23, 'cell': cell})))"),
     breach("RP11-stream-3", "send(21, cell, 3, b'x')"),
     breach("RP11-nothing", "raw(protocol.frame(b'\\xc0'))"),
     breach("RP11-trailing", "raw(protocol.frame(protocol.encode(protocol.Final(cell, 'x')) + b'\\x00'))"),
@@ -61,7 +61,7 @@ BREACHES: list[Attack] = [
     breach("RP14-lower", "send(22, 5, cell, ['a']); send(22, 4, cell, ['a'])"),
     breach("RP14-absurd", "send(22, 1 << 62, cell, ['a'])"),
     *(breach(f"RP13-init-{tag}", f"send({fields})") for tag, fields in {
-        "file": "26, 1, b'x', None", "list": "32, 1, [], False", "discard": "9", "hung-up": "10",
+        "file": "26, 1, b'x', None", "list": "29, 1, [], False", "discard": "9", "hung-up": "10",
     }.items()),
     breach("RP17-future-call", "send(22, 1, cell + 1, ['a'])", "never was"),
     breach("RP17-future-final", "send(23, cell + 1, 'x')"),

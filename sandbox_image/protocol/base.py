@@ -1,0 +1,51 @@
+"""The base classes of all messages, the numbers of messages, and their encoder."""
+
+from __future__ import annotations
+
+import msgspec
+
+_NUMBERED = {
+    # To the guest.
+    1: (
+        "Start", "Load", "Execute", "Reply", "Interrupt", "PutFile", "GetFile", "ToolReply", "Discard", "HungUp",
+        "ListFiles",
+    ),
+    # From the guest.
+    20: (
+        "Ready", "Output", "Call", "Final", "Done", "ReplExit", "FileData", "ToolCall", "Display", "FileList",
+    ),
+    # Between shim and engine.
+    40: ("Kill", "CellEnd", "Exit", "SetupFailed", "Hello"),
+    # Between engine and zygote.
+    60: ("Spawn", "ZygoteReady", "ShimExit", "Abandon", "Attach", "NotForked"),
+}  # fmt: skip
+"""The messages of each direction, in order, by the number of its first. VERSION changes with an order."""
+
+# One space of numbers: a decoder of the shim or the engine takes messages of several rows.
+_TAGS = {
+    "Message": 0,
+    **{name: first + place for first, names in _NUMBERED.items() for place, name in enumerate(names)},
+}
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of the values in messages: positional, closed, immutable."""
+
+
+class Message(Value, frozen=True, tag=_TAGS.__getitem__):
+    """Base of all messages. The first item of each is its number."""
+
+
+def tag(message: type[Message]) -> int:
+    """Return the number of a kind of message, as ``kind`` reads it."""
+    number = message.__struct_config__.tag
+    assert isinstance(number, int)
+    return number
+
+
+def kind(payload: bytes) -> int:
+    """Return the number of a message: the item after the array's header. 0 for what cannot be a message."""
+    return payload[1] if len(payload) > 1 else 0
+
+
+encode = msgspec.msgpack.Encoder().encode
