@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from results_support import failed, record, write_run
 from support import REPOSITORY
 
+from supdist.sandbox_image.text import one_line
 from supdist.tools.evals import analyze_cli
 from supdist.tools.evals.analysis import Analysis, analyse
-from supdist.tools.evals.layout import Table, as_csv, as_markdown, as_text, one_line, table
 from supdist.tools.evals.records import EXAMPLES, RECORDS, Record, Tokens
-from supdist.tools.evals.report_columns import PAIRS, RUNS, SHORT, run_fields
+from supdist.tools.evals.report import PAIRS, RUNS, SHORT, run_fields
+from supdist.tools.tables import Table, as_csv, as_markdown, as_text, table
 
 TABLE = """\
 Supervisor                         | Worker                           |   Accuracy | Avg Steps | Total Steps |  Sup In | Sup Out |  Wrk In | Wrk Out

@@ -19,11 +19,10 @@ from supdist.engine import LogError, TaskError
 from supdist.handlers import NoAccess
 from supdist.tasks.base import Ask, Example, Score, TaskDataError
 from supdist.tools.evals.config import ExperimentConfig, Manifest
-from supdist.tools.evals.folder import Folder
+from supdist.tools.evals.folder import COLUMNS, open_folder, read_manifest, results_csv
 from supdist.tools.evals.records import CONFIG, EXAMPLES, RECORDS, TABLE, Failure, Record, read_records
+from supdist.tools.evals.report import Summary
 from supdist.tools.evals.runner import run_experiment
-from supdist.tools.evals.summary import Summary
-from supdist.tools.evals.table import COLUMNS, table
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Status, Text
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine", "bare_environment")]
@@ -55,8 +54,9 @@ async def test_every_example_is_recorded_with_what_it_took(tmp_path: Path) -> No
     assert (summary.examples, summary.failed, summary.judged, summary.correct) == (4, 0, 4, 4)
     billed = sum(entry.prompt_tokens + 2.5 * entry.completion_tokens for entry in server.ledger) / 1e6
     assert summary.cost_usd == pytest.approx(billed)
-    manifest = Folder(tmp_path).manifest()
+    manifest, is_own = read_manifest(tmp_path)
     assert isinstance(manifest, Manifest)
+    assert is_own
     assert manifest.provenance.data_hash == Lookup().data_hash()
     assert manifest.provenance.sample == [record.example for record in records]
 
@@ -233,7 +233,7 @@ async def test_other_settings_and_other_data_are_refused_by_name(tmp_path: Path)
 
 async def test_one_process_at_a_time(tmp_path: Path) -> None:
     async with FakeOpenAI(play) as server:
-        with Folder(tmp_path / "here"), pytest.raises(TaskError, match="another process"):
+        with open_folder(tmp_path / "here"), pytest.raises(TaskError, match="another process"):
             await run(server, tmp_path / "here")
     assert not (tmp_path / "here").exists(), "nothing was begun"
 
@@ -294,7 +294,7 @@ def test_the_table_holds_any_text() -> None:
         index=0, example="a", strategy="direct", query="a,b\r\n\"c\"", references=["x\ny"], answer="\x00;=1", score=None,
         correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
     )  # fmt: skip
-    assert '"a,b\r\n""c"""' in table([record])
+    assert '"a,b\r\n""c"""' in results_csv([record])
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r\n@x", "'=1"])
@@ -304,7 +304,7 @@ def test_no_cell_of_the_table_is_a_formula(text: str) -> None:
         score=None, correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
         error=Failure(stage="run", type="x", message=text),
     )  # fmt: skip
-    (cells,) = csv.DictReader(io.StringIO(table([record]), newline=""))
+    (cells,) = csv.DictReader(io.StringIO(results_csv([record]), newline=""))
     for column in ("document", "query", "answer", "note", "error_message"):
         assert cells[column] == f"'{text}"
     assert cells["seconds"] == "0.333"

@@ -17,10 +17,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .records import Record, Tokens
+from .records import Record, Tokens, total
 from .runs import Run, read_runs, table_in
 from .stats import Agreement, Difference, Interval, agreement, bootstrap, mean, paired, wilson
-from .summary import total
 
 
 @dataclass(frozen=True, slots=True)

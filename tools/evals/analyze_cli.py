@@ -78,15 +78,13 @@ def _tables(
     found: Analysis, *, short: bool = False, pairs: bool = False, markdown: bool = False
 ) -> list[str]:
     """The tables that are wanted, as wide as the terminal where stdout is one."""
-    import shutil
-
-    from .layout import Table, as_markdown, as_text, table
-    from .report_columns import PAIRS, RUNS, SHORT
+    from ..tables import Table, as_markdown, as_text, table, terminal_width
+    from .report import PAIRS, RUNS, SHORT
 
     def form(what: Table) -> str:
         return as_markdown(what) if markdown else as_text(what, width)
 
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_width()
     if short:
         return [form(table(SHORT, found.figures))]
     printed = [] if pairs else [form(table(RUNS, found.figures, ["Run"]))]
@@ -100,7 +98,7 @@ def _tables(
 def _json(found: Analysis) -> str:
     import json
 
-    from .report_columns import pair_fields, run_fields
+    from .report import pair_fields, run_fields
 
     whole = {
         "runs": [run_fields(each) for each in found.figures],
@@ -111,8 +109,8 @@ def _json(found: Analysis) -> str:
 
 
 def _csv(found: Analysis, *, pairs: bool) -> str:
-    from .layout import as_csv
-    from .report_columns import pair_fields, run_fields
+    from ..tables import as_csv
+    from .report import pair_fields, run_fields
 
     if pairs:
         return as_csv([pair_fields(pair) for pair in found.pairs])

@@ -25,6 +25,7 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 FREE = frozenset({"concurrency", "executor", "ray_address"})
 """Settings that decide how fast it goes, and not what comes out."""
 
+_NO_ENDPOINT = "no endpoint is configured; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
 _JUDGE = "Qwen/Qwen3-235B-A22B-Instruct-2507-tput"
 _JUDGE_AT_OPENAI = "gpt-4.1"
 _JUDGE_TOKENS = 1024
@@ -191,8 +192,32 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
     ]
 
 
-def judge_spec(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
-    """A judge of that name at the endpoint of the environment; ``none`` is none.
+def named_model(
+    role: Role, model: str, environment: Environment, before: ModelSpec | None = None
+) -> ModelSpec:
+    """Return the specification of a model that is given by its name; ``builtin`` is the builtin model.
+
+    Args:
+        role: the model's role.
+        model: its name.
+        environment: names the endpoint.
+        before: a specification whose endpoint is used instead.
+
+    Raises:
+        TaskError: the environment configures no endpoint.
+    """
+    if model == "builtin":
+        return BuiltinSpec(handler="builtin")
+    if before is not None and hasattr(before, "model"):
+        return before.model_copy(update={"model": model})
+    spec = specified_by(environment.with_value(f"{role.upper()}_MODEL", model), role)
+    if spec is None:
+        raise TaskError(f"{role} {model}: {_NO_ENDPOINT}, or use `builtin`")
+    return spec
+
+
+def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
+    """Return the specification of a judge at the environment's endpoint; ``none`` is no judge.
 
     Raises:
         TaskError: the environment configures no endpoint.
@@ -201,9 +226,7 @@ def judge_spec(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["n
         return "none"
     spec = _endpoint(environ, model)
     if spec is None:
-        raise TaskError(
-            f"judge {model}: no endpoint to ask it at; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
-        )
+        raise TaskError(f"judge {model}: {_NO_ENDPOINT}")
     return spec
 
 

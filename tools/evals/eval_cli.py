@@ -1,24 +1,24 @@
-"""``supdist-engine eval``, which is ``python tools/run_experiment.py`` as well: one list of flags for both.
-
-Exit codes: 0 every example has its result · 1 some failed, see results.csv, and try them again with --retry-failed ·
-2 a wrong argument, setting or task · 4 no sandbox to be had · 5 the model's endpoint refuses the key, the account or the
-model · 6 the folder cannot be written · 130 Ctrl-C · 143 SIGTERM. Whatever ended before stays, and --resume goes on.
-"""
+"""The flags of ``supdist-engine eval``, which is also ``python tools/run_experiment.py``."""
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from ...engine.cli.options import Backend
 from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite
 
+T = TypeVar("T")
+
 EXIT_CODES = (
-    "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, 4 no sandbox to be had, "
+    "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, 4 no sandbox, "
     "5 the endpoint refuses, 6 the folder cannot be written, 130 Ctrl-C, 143 SIGTERM."
 )
 
@@ -39,108 +39,157 @@ class ExecutorName(Enum):
     RAY = "ray"
 
 
-def evaluate(
-    *,
-    task: Annotated[str | None, typer.Option(help="The task; qasper by default.")] = None,
+_Text = str | None
+_Count = int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingFlags:
+    """The flags that are settings of an experiment; None where a flag was not given."""
+
+    task: Annotated[_Text, typer.Option(help="The task; qasper by default.")] = None
     task_options: Annotated[
         list[str] | None,
         typer.Option(
-            "-T", "--task-option", metavar="KEY=VALUE", help="An option of the task, as often as wanted."
+            "-T", "--task-option", metavar="KEY=VALUE", help="An option of the task; may be repeated."
         ),
-    ] = None,
+    ] = None
     strategy: Annotated[
         StrategyName | None,
         typer.Option(
-            help="supervisor (by default): the loop. no-worker: the loop without workers. direct: one call, the document "
-            "cut to the window. builtin: the loop with the builtin pair."
+            help="supervisor (the default): the loop. no-worker: the loop without workers. direct: one call, with "
+            "the document cut to the window. builtin: the loop with the builtin pair."
         ),
-    ] = None,
-    arm: Annotated[StrategyName | None, typer.Option(hidden=True, help="The old name of --strategy.")] = None,
+    ] = None
     supervisor_model: Annotated[
-        str | None, typer.Option(help="$SUPERVISOR_MODEL by default, else Llama-3.3-70B at Together.")
-    ] = None,
+        _Text, typer.Option(help="$SUPERVISOR_MODEL by default, else Llama-3.3-70B at Together.")
+    ] = None
     worker_model: Annotated[
-        str | None, typer.Option(help="$WORKER_MODEL by default, else Llama-3.1-8B at Together.")
-    ] = None,
+        _Text, typer.Option(help="$WORKER_MODEL by default, else Llama-3.1-8B at Together.")
+    ] = None
     judge_model: Annotated[
-        str | None, typer.Option(help="$JUDGE_MODEL by default, else Qwen3-235B; none for no judge.")
-    ] = None,
-    n: Annotated[int | None, typer.Option("-n", min=-1, help="Examples, 20 by default; -1 for all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Which examples: 42 by default.")] = None,
+        _Text, typer.Option(help="$JUDGE_MODEL by default, else Qwen3-235B; none for no judge.")
+    ] = None
+    n: Annotated[_Count, typer.Option("-n", min=-1, help="Examples, 20 by default; -1 for all.")] = None
+    seed: Annotated[_Count, typer.Option(help="Selects and orders the examples; 42 by default.")] = None
     max_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Turns of the supervisor for an example, 15 by default.")
-    ] = None,
-    max_worker_calls: Annotated[int | None, typer.Option(min=1, help="Worker calls for an example.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens for an example.")] = None,
-    max_cost_usd: Annotated[float | None, typer.Option(help="US dollars for an example.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Seconds for an example.")] = None,
+        _Count, typer.Option(min=1, help="Turns of the supervisor for an example, 15 by default.")
+    ] = None
+    max_worker_calls: Annotated[_Count, typer.Option(min=1, help="Worker calls for an example.")] = None
+    max_tokens: Annotated[_Count, typer.Option(min=1, help="Tokens for an example.")] = None
+    max_cost_usd: Annotated[float | None, typer.Option(help="US dollars for an example.")] = None
+    max_seconds: Annotated[float | None, typer.Option(help="Seconds for an example.")] = None
     output_limit: Annotated[
-        int | None, typer.Option(min=1, help="Characters of a block's output that the supervisor is shown.")
-    ] = None,
+        _Count, typer.Option(min=1, help="Characters of a block's output that the supervisor is shown.")
+    ] = None
     worker_ctx_k: Annotated[
-        int | None, typer.Option(min=1, help="The worker's window in thousands of tokens.")
-    ] = None,
+        _Count, typer.Option(min=1, help="The worker's window in thousands of tokens.")
+    ] = None
     window: Annotated[
-        int | None, typer.Option(min=256, help="direct: tokens of the prompt and its answer together.")
-    ] = None,
-    prompts_dir: Annotated[str | None, typer.Option(help="A folder with other prompts.")] = None,
-    backend: Annotated[Backend | None, typer.Option(help="What the sandboxes' walls are made of.")] = None,
+        _Count, typer.Option(min=256, help="direct: tokens of the prompt and its answer together.")
+    ] = None
+    prompts_dir: Annotated[_Text, typer.Option(help="A folder with other prompts.")] = None
+    backend: Annotated[Backend | None, typer.Option(help="What isolates the sandboxes.")] = None
     cache: Annotated[
-        str | None,
-        typer.Option(help="Where answers are kept: experiment (its folder, by default), off, or a file."),
-    ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Examples at once, 4 by default.")] = None,
-    executor: Annotated[ExecutorName | None, typer.Option(help="Where examples are run.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="ray: the cluster's address.")] = None,
+        _Text,
+        typer.Option(help="Where answers are kept: experiment (its folder, the default), off, or a file."),
+    ] = None
+    concurrency: Annotated[_Count, typer.Option(min=1, help="Examples at once, 4 by default.")] = None
+    executor: Annotated[
+        ExecutorName | None, typer.Option(help="Where examples run: local (the default) or ray.")
+    ] = None
+    ray_address: Annotated[_Text, typer.Option(help="ray: the cluster's address.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalFlags(SettingFlags):
+    """All flags of ``eval``."""
+
+    arm: Annotated[StrategyName | None, typer.Option(hidden=True, help="Old name of --strategy.")] = None
     config: Annotated[
-        Path | None, typer.Option(help="Settings in a TOML or JSON file; flags go before them.")
-    ] = None,
+        Path | None, typer.Option(help="Settings in a TOML or JSON file; flags override them.")
+    ] = None
     out: Annotated[
         Path | None, typer.Option("--out", "--log-dir", help="The folder; logs/TASK/TIME by default.")
-    ] = None,
+    ] = None
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with the experiment of this folder.")
-    ] = None,
+        Path | None, typer.Option(metavar="DIR", help="Continue the experiment in this folder.")
+    ] = None
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: run those again that failed.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")
-    ] = False,
-    env_file: WhatEnvFile = None,
-    allow_read: WhatRead = None,
-    allow_write: WhatWrite = None,
-    trust_endpoint: WhatEndpoint = False,
-    list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the tasks that there are.")] = False,
-) -> None:
+        bool, typer.Option("--retry-failed", help="With --resume: repeat failed examples.")
+    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")] = (
+        False
+    )
+    env_file: WhatEnvFile = None
+    allow_read: WhatRead = None
+    allow_write: WhatWrite = None
+    trust_endpoint: WhatEndpoint = False
+    list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the names of the tasks.")] = False
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that were given, by name.
+
+        Raises:
+            typer.BadParameter: a setting was given under its old name as well.
+        """
+        given = {each.name: getattr(self, each.name) for each in fields(SettingFlags)}
+        if self.arm is not None:
+            if self.strategy is not None:
+                raise typer.BadParameter("--arm is the old name of --strategy: give one of them")
+            print("--arm is now --strategy", file=sys.stderr)
+            given["strategy"] = self.arm
+        return {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in given.items()
+            if value is not None
+        }
+
+
+def takes(flags: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Make a command of a function that takes a dataclass of flags. Typer reads each field as a parameter."""
+
+    def decorated(command: Callable[[T], None]) -> Callable[..., None]:
+        def with_flags(**given: Any) -> None:
+            command(flags(**given))
+
+        hints = get_type_hints(flags, include_extras=True)
+        parameters = [
+            inspect.Parameter(each.name, each.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+            for each in inspect.signature(flags).parameters.values()
+        ]
+        wrapper: Any = with_flags
+        wrapper.__signature__ = inspect.Signature(parameters)
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        return wrapper
+
+    return decorated
+
+
+@takes(EvalFlags)
+def evaluate(flags: EvalFlags) -> None:
     """Score a task's examples: results.csv, config.json and the logs of each example go to a folder."""
-    given = {name: value.value if isinstance(value, Enum) else value for name, value in locals().items()}
-    if list_tasks:
+    if flags.list_tasks:
         from ...tasks.registry import names
 
         print(*names(), sep="\n")
         return
     from .command import Place, eval_with
 
-    if given["arm"] is not None:
-        if given["strategy"] is not None:
-            raise typer.BadParameter("--arm is the old name of --strategy: give one of them")
-        print("--arm is now --strategy", file=sys.stderr)
-        given["strategy"] = given["arm"]
-    flags = {name: value for name, value in given.items() if name not in _NO_SETTINGS and value is not None}
-    allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
-    code = eval_with(flags, config, Place(out, resume), allowed, retry_failed=retry_failed, as_json=as_json)
+    allowed = Allowed.by(flags.env_file, flags.allow_read, flags.allow_write, flags.trust_endpoint)
+    code = eval_with(
+        flags.settings(),
+        flags.config,
+        Place(flags.out, flags.resume),
+        allowed,
+        retry_failed=flags.retry_failed,
+        as_json=flags.as_json,
+    )
     raise typer.Exit(code)
 
 
-_NO_SETTINGS = frozenset({
-    "arm", "config", "out", "resume", "retry_failed", "as_json", "list_tasks",
-    "env_file", "allow_read", "allow_write", "trust_endpoint",
-})  # fmt: skip
-
-
 def main() -> None:
-    """``eval`` as a program of its own."""
+    """Run ``eval`` as a program of its own."""
     from ...engine.cli.main import run_app
 
     app = typer.Typer(

@@ -1,16 +1,21 @@
-"""The folder of an experiment, while it is written: by one process at a time, so that a kill loses nothing that ended."""
+"""The folder of an experiment: its lock, settings, records, results.csv and logs.
+
+One process at a time writes it. Every record is flushed as its example ends, so a kill loses none.
+"""
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import io
 import itertools
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from ...engine.errors import LogError, TaskError
@@ -18,193 +23,224 @@ from ...engine.private_files import PrivateFolder, is_there, open_file, read_fil
 from ...engine.taskfile import parse_as
 from ...engine.trust.seals import Seal
 from ...sandbox_image.text import ESCAPE_SURROGATES
+from ..tables import spreadsheet_text
 from .config import Manifest
-from .records import CACHE, CONFIG, EXAMPLES, RECORDS, TABLE, Record, read_records
-from .table import table
+from .records import CACHE, CONFIG, EXAMPLES, RECORDS, TABLE, Record, Tokens, read_records
 
 INTERRUPTED = "interrupted"
-"""Logs of attempts that did not end, or failed and were made again: ``interrupted/<id>.<number>/``."""
+"""Folder of the logs of attempts that did not end, or that failed and were repeated: ``<id>.<number>/``."""
 
 _LOCK = ".lock"
 _MARK = ".mark"
-_PURPOSE = "experiment"
+_SEAL_PURPOSE = "experiment"
 _TABLE_SECONDS = 1.0
+_BLOCK = 65_536
+
+_ROLES = ("supervisor", "worker", "judge")
+_NUMBERS = ("calls", "input_tokens", "output_tokens", "cost_usd")
+
+COLUMNS = (
+    "index", "example", "document", "kind", "strategy", "supervisor_model", "worker_model", "judge_model",
+    "query", "references", "answer", "score", "correct", "note", "steps", "stop_reason", "context_chars",
+    *(f"{role}_{number}" for role in _ROLES for number in _NUMBERS),
+    "seconds", "error_stage", "error_type", "error_message",
+)  # fmt: skip
+"""Columns of results.csv; ``metric.<name>`` of each figure of the task follows."""
 
 
-class Folder:
-    """Open within ``with``; that takes the lock, which ends with the process however it ends.
+class ExperimentFolder:
+    """The folder of one experiment, locked for this process. See ``open_folder``.
 
-    Raises:
-        TaskError: by entering: another process writes it.
-        LogError: by every method: it cannot be written.
+    Every method raises ``LogError`` if a file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: PrivateFolder) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
-        self._open: PrivateFolder | None = None
-        self._lines: BinaryIO | None = None
-        self._lock: int | None = None
-        self._table_due = 0.0
-
-    def __enter__(self) -> Folder:
-        with _writing(self.path):
-            self._open = PrivateFolder.open(self.path, create=True)
-            try:
-                self._lock = self._open.update(_LOCK)
-            except BaseException:
-                self._open.close()
-                raise
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            self._open.close()
-            raise TaskError(
-                f"{self.path}: another process is running this experiment; wait, or end it"
-            ) from None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._lines is not None:
-                self._lines.close()
-                self.write_table()
-            elif not is_there(self.path / CONFIG):
-                self._leave_nothing()
-        finally:
-            assert self._lock is not None
-            os.close(self._lock)
-            self._place.close()
-
-    @property
-    def _place(self) -> PrivateFolder:
-        assert self._open is not None, "use it within `with`"
-        return self._open
+        self._folder = folder
+        self._record_lines: BinaryIO | None = None
+        self._next_table = 0.0
 
     @property
     def cache(self) -> Path:
-        """The file for answers."""
+        """The file of cached answers."""
         return resolved(self.path) / CACHE
 
     def logs(self, example: str) -> Path:
-        """Where an example's logs are."""
+        """Return the folder of an example's logs."""
         return resolved(self.path) / EXAMPLES / example
 
-    def manifest(self) -> Manifest | None:
-        """What is being run here; None where nothing was begun.
-
-        Raises:
-            TaskError: config.json is not ours.
-        """
-        return self.manifest_and_owner()[0]
-
-    def manifest_and_owner(self) -> tuple[Manifest | None, bool]:
-        """Return what is being run here, and whether this user's ``eval`` wrote config.json as it is.
-
-        Raises:
-            TaskError: config.json is not ours.
-        """
-        path = resolved(self.path) / CONFIG
-        if not is_there(path):
-            return None, False
-        try:
-            data = read_file(path)
-            manifest = parse_as(Manifest, data.decode(), path, "experiment's config")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TaskError(f"cannot read the experiment's config file {path}: {error}") from error
-        return manifest, Seal.open(_PURPOSE).is_own(self._mark(), data, _here())
-
-    def _mark(self) -> bytes:
-        try:
-            return read_file(resolved(self.path) / _MARK)
-        except OSError:
-            return b""
-
-    def begin(self, manifest: Manifest) -> None:
-        """Write config.json, and the mark by which it is known again."""
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
-        self._replace(CONFIG, text.encode())
-        if mark := Seal.open(_PURPOSE).mark(text.encode(), _here()):
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write config.json, and the mark that identifies it as this user's."""
+        data = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
+        self._replace(CONFIG, data)
+        if mark := Seal.open(_SEAL_PURPOSE).mark(data, _working_directory()):
             self._replace(_MARK, mark.encode())
 
     def open_records(self) -> None:
-        """Read what has ended, and make ready for more: a last line that was cut off is cut away."""
-        with _writing(self.path):
-            self._lines = self._place.append(RECORDS)
-            _cut_after_last_line(self._lines)
+        """Read the records, and open their file for more. An incomplete last line is cut off."""
+        with _write_errors(self.path):
+            self._record_lines = self._folder.append(RECORDS)
+            _cut_incomplete_line(self._record_lines)
             self.records = {record.example: record for record in read_records(self.path)}
 
     def add(self, record: Record) -> None:
-        """An example has ended. The table follows within the second in which the next one ends, or at the end."""
-        assert self._lines is not None
-        with _writing(self.path):
-            self._lines.write(record.model_dump_json().encode() + b"\n")
-            self._lines.flush()
+        """Append the record of an example that has ended."""
+        assert self._record_lines is not None
+        with _write_errors(self.path):
+            self._record_lines.write(record.model_dump_json().encode() + b"\n")
+            self._record_lines.flush()
         self.records[record.example] = record
-        if time.monotonic() >= self._table_due:
-            self.write_table()
-
-    def write_table(self) -> None:
-        """Write results.csv whole."""
-        rows = sorted(self.records.values(), key=lambda record: record.index)
-        self._replace(TABLE, table(rows).encode("utf-8", ESCAPE_SURROGATES))
-        self._table_due = time.monotonic() + _TABLE_SECONDS
+        # The table is written whole, which takes long for many examples; `close` writes the last one.
+        if time.monotonic() >= self._next_table:
+            self._write_table()
 
     def set_aside(self, example: str) -> None:
-        """Move the logs of an attempt that did not end out of the way; they tell what was paid for."""
-        with _writing(self.path), suppress(FileNotFoundError), self._place.below(EXAMPLES) as examples:
+        """Move the logs of an earlier attempt to ``interrupted``; they say what was paid for."""
+        with _write_errors(self.path), suppress(FileNotFoundError), self._folder.below(EXAMPLES) as examples:
             if not examples.exists(example):
                 return
-            with self._place.below(INTERRUPTED, create=True) as aside:
+            with self._folder.below(INTERRUPTED, create=True) as aside:
                 taken = set(aside.names())
                 number = next(n for n in itertools.count(1) if f"{example}.{n}" not in taken)
                 examples.move(example, aside, f"{example}.{number}")
 
-    def _leave_nothing(self) -> None:
-        """Nothing was begun."""
-        with suppress(OSError):
-            self._place.remove(_LOCK)
-            self.path.rmdir()
+    def close(self) -> None:
+        """Write results.csv. Remove the folder if no experiment was started in it."""
+        if self._record_lines is not None:
+            self._record_lines.close()
+            self._write_table()
+        elif not is_there(self.path / CONFIG):
+            with suppress(OSError):
+                self._folder.remove(_LOCK)
+                self.path.rmdir()
+
+    def _write_table(self) -> None:
+        rows = sorted(self.records.values(), key=lambda record: record.index)
+        self._replace(TABLE, results_csv(rows).encode("utf-8", ESCAPE_SURROGATES))
+        self._next_table = time.monotonic() + _TABLE_SECONDS
 
     def _replace(self, name: str, data: bytes) -> None:
-        with _writing(self.path), self._place.replacing(name) as file:
+        with _write_errors(self.path), self._folder.replacing(name) as file:
             file.write(data)
 
 
-def _here() -> bytes:
-    """The working directory, from which the paths of the settings count: elsewhere they are other files."""
-    return os.fsencode(os.path.realpath(os.curdir))
-
-
-def _cut_after_last_line(file: BinaryIO) -> None:
-    """Without its end of line, a line was being written when the process died."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - 65_536)
-        file.seek(start)
-        place = file.read(end - start).rfind(b"\n")
-        if place >= 0:
-            file.truncate(start + place + 1)
-            return
-        end = start
-    file.truncate(0)
-
-
 @contextmanager
-def _writing(path: Path) -> Generator[None]:
+def open_folder(path: Path) -> Generator[ExperimentFolder]:
+    """Create the folder if it is missing, and lock it. The lock ends with the process.
+
+    Raises:
+        TaskError: another process has the lock.
+        LogError: the folder cannot be written.
+    """
+    with _write_errors(path):
+        folder = PrivateFolder.open(path, create=True)
+    with folder:
+        with _write_errors(path):
+            lock = folder.update(_LOCK)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TaskError(
+                    f"{path}: another process is running this experiment; wait until it ends, or stop it"
+                ) from None
+            experiment = ExperimentFolder(path, folder)
+            try:
+                yield experiment
+            finally:
+                experiment.close()
+        finally:
+            os.close(lock)
+
+
+def new_folder(task: str) -> Path:
+    """Create and return ``logs/TASK/TIME``, or that name with a number behind it."""
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+        folder = Path("logs", task, name + suffix)
+        try:
+            with PrivateFolder.open(folder.parent, create=True):
+                folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # open_folder fails as well, and names the reason
+        return folder
+    raise AssertionError
+
+
+def read_manifest(path: Path) -> tuple[Manifest | None, bool]:
+    """Return the manifest of a folder, None if there is none; and whether this user's ``eval`` wrote it.
+
+    Raises:
+        TaskError: config.json cannot be read, or is no experiment's.
+    """
+    file = resolved(path) / CONFIG
+    if not is_there(file):
+        return None, False
     try:
-        yield
-    except OSError as error:
-        raise LogError(
-            f"cannot write {error.filename or path}: {error.strerror or error}. Make room, or choose another folder"
-        ) from error
+        data = read_file(file)
+        manifest = parse_as(Manifest, data.decode(), file, "experiment's config")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read the experiment's config file {file}: {error}") from error
+    try:
+        mark = read_file(resolved(path) / _MARK)
+    except OSError:
+        mark = b""
+    return manifest, Seal.open(_SEAL_PURPOSE).is_own(mark, data, _working_directory())
+
+
+def results_csv(records: Sequence[Record]) -> str:
+    """Return the records as results.csv: line ends of RFC 4180, and no text that is a formula.
+
+    ``references`` is a JSON list; a missing value is empty; True and False are 1 and 0.
+    """
+    metrics = sorted({name for record in records for name in record.metrics})
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*COLUMNS, *(f"metric.{name}" for name in metrics)])
+    for record in records:
+        writer.writerow([_csv_value(value) for value in _row(record, metrics)])
+    return text.getvalue()
+
+
+def _row(record: Record, metrics: Iterable[str]) -> Iterable[object]:
+    error = record.error
+    values: dict[str, object] = {
+        **dict(record),
+        "references": json.dumps(record.references, ensure_ascii=False),
+        "seconds": round(record.seconds, 3),
+        "error_stage": error and error.stage,
+        "error_type": error and error.type,
+        "error_message": error and error.message,
+    }
+    for role in _ROLES:
+        values |= _token_values(role, getattr(record, role))
+    return [*(values[column] for column in COLUMNS), *(record.metrics.get(name) for name in metrics)]
+
+
+def _token_values(role: str, tokens: Tokens) -> dict[str, object]:
+    numbers = (tokens.calls, tokens.input, tokens.output, tokens.cost_usd)
+    return {f"{role}_{name}": number for name, number in zip(_NUMBERS, numbers, strict=True)}
+
+
+def _csv_value(value: object) -> object:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return int(value)
+        case float():
+            return f"{value:.9g}"
+        case str():
+            return spreadsheet_text(value)
+        case _:
+            return value
 
 
 def log_events(folder: Path, stream: str) -> Generator[dict[str, Any]]:
-    """The events of a log, as far as they can be read."""
+    """Yield the events of a log, without lines that cannot be read."""
     try:
         lines = open_file(folder / f"{stream}.jsonl")
     except OSError:
@@ -216,4 +252,34 @@ def log_events(folder: Path, stream: str) -> Generator[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(event, dict):
-                yield event  # pyright: ignore[reportUnknownVariableType]
+                yield event  # pyright: ignore[reportUnknownVariableType] - JSON has no type
+
+
+def _working_directory() -> bytes:
+    # Part of the mark: relative paths in the settings name other files elsewhere.
+    return os.fsencode(os.path.realpath(os.curdir))
+
+
+def _cut_incomplete_line(file: BinaryIO) -> None:
+    # A last line without a line end was being written as the process died.
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        place = file.read(end - start).rfind(b"\n")
+        if place >= 0:
+            file.truncate(start + place + 1)
+            return
+        end = start
+    file.truncate(0)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LogError(
+            f"cannot write {error.filename or path}: {error.strerror or error}. "
+            "Make room, or choose another folder"
+        ) from error

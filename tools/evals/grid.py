@@ -1,9 +1,9 @@
-"""Grids: all combinations of some settings, an experiment each, in a folder that has the same name every time.
+"""Grids: all combinations of lists of settings. Each combination is an experiment in a folder of its own.
 
-A grid file, in TOML; what is combined stands above ``[base]``, for a TOML table lasts until the next one::
+A grid file, in TOML. Lists stand above ``[base]``, since a TOML table lasts until the next one::
 
-    out = "logs/my_grid"            # a folder for the folders; logs/<the file's name> by default
-    supervisor = ["maker/large", "builtin"]      # names, at the environment's endpoint
+    out = "logs/my_grid"            # the folder of the folders; logs/<the file's name> by default
+    supervisor = ["maker/large", "builtin"]      # names of models at the environment's endpoint
     strategy = ["supervisor", "direct"]
     seed = [1, 2]
 
@@ -16,10 +16,10 @@ A grid file, in TOML; what is combined stands above ``[base]``, for a TOML table
     model = "maker/small"
     base_url = "http://127.0.0.1:8000/v1"
 
-    [task_options]                  # options of the task, of limits and sandbox are combined, too
+    [task_options]                  # options of the task, of limits and of sandbox are combined, too
     length = [10_000, 100_000]
 
-A model that a strategy does not use makes no combination of its own: `direct` and `no-worker` run once for each supervisor,
+A model that a strategy does not use makes no combination: `direct` and `no-worker` run once for each supervisor,
 `builtin` once.
 """
 
@@ -53,12 +53,15 @@ _UNUSED: Mapping[str, Sequence[str]] = {
     "no-worker": ("worker",),
     "builtin": ("supervisor", "worker"),
 }
-_SLUG = 40
-_MOST_BYTES = 16 << 20
-_MOST_COMBINATIONS = 10_000
+_SLUG_CHARACTERS = 40
+_MAX_FILE_BYTES = 16 << 20
+_MAX_COMBINATIONS = 10_000
 
-ByName = Callable[[Role, str], ModelSpec]
-"""What gives a model that is only named."""
+FindModel = Callable[[Role, str], ModelSpec]
+"""Returns the specification of a model that is only named."""
+
+Axis = tuple[str, ...]
+"""A combined setting: its name, or the name of its table and its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +69,20 @@ class Combination:
     """One experiment of a grid.
 
     Attributes:
-        settings: as they stand in the file; models may be names.
-        folder: where it is, or will be.
+        settings: as in the file; a model may be a name.
+        folder: the experiment's folder, which may not exist yet.
     """
 
     settings: Mapping[str, Any]
     folder: Path
 
-    def config(self, by_name: ByName) -> ExperimentConfig:
-        """The settings, with the models that are only named.
+    def config(self, find_model: FindModel) -> ExperimentConfig:
+        """Return the checked settings.
 
         Raises:
-            TaskError: a setting is wrong, or a model cannot be had.
+            TaskError: a setting is wrong, or a model has no endpoint.
         """
-        return _config(self.settings, by_name, f"{self.folder.name}: the settings are wrong")
+        return _config(self.settings, find_model, f"{self.folder.name}: the settings are wrong")
 
     @property
     def is_finished(self) -> bool:
@@ -89,12 +92,12 @@ class Combination:
 
 
 def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[Combination]:
-    """The combinations of a file, checked, in the order in which the file names things; equal ones once.
+    """Return the checked combinations of a file in its order, without repetitions.
 
     Args:
         file: the grid, in TOML.
-        out: the folder for the folders, whatever the file says.
-        overrides: settings that replace those of ``[base]``.
+        out: the folder of the folders; it overrides the file's.
+        overrides: settings that override those of ``[base]``.
 
     Raises:
         TaskError: the file cannot be read, or something in it is wrong.
@@ -110,20 +113,20 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
     axes = dict(_axes(file, content))
     shared = {**base, **overrides}
     _check_base(file, shared, axes)
-    if (count := math.prod(map(len, axes.values()))) > _MOST_COMBINATIONS:
-        raise TaskError(f"{file} has {count:,} combinations; at most {_MOST_COMBINATIONS:,} can be had")
+    if (count := math.prod(map(len, axes.values()))) > _MAX_COMBINATIONS:
+        raise TaskError(f"{file} has {count:,} combinations; the limit is {_MAX_COMBINATIONS:,}")
     folder = out or Path(place or Path("logs", file.stem))
     found: dict[str, Combination] = {}
     for values in itertools.product(*axes.values()):
         settings = _combined(shared, dict(zip(axes, values, strict=True)))
-        config = _config(settings, _placeholder, f"{file}: {_said(axes, values) or 'base'}")
+        config = _config(settings, _placeholder, f"{file}: {_axis_values(axes, values) or 'base'}")
         digest = _digest(config)
-        found.setdefault(digest, Combination(settings, _place(folder, config, axes, digest)))
+        found.setdefault(digest, Combination(settings, _folder(folder, config, axes, digest)))
     return list(found.values())
 
 
 def named_folder(file: Path) -> Path | None:
-    """Return the folder for the folders that a grid file names; None where it names none.
+    """Return the ``out`` of a grid file; None if it has none.
 
     Raises:
         TaskError: the file cannot be read.
@@ -133,15 +136,15 @@ def named_folder(file: Path) -> Path | None:
 
 
 def check(
-    combinations: Iterable[Combination], by_name: ByName, environ: Mapping[str, str] | None = None
+    combinations: Iterable[Combination], find_model: FindModel, environ: Mapping[str, str] | None = None
 ) -> list[ExperimentConfig]:
-    """Their settings, with models and tasks that can be had; nothing is run, no data are read.
+    """Return their settings with models resolved. Their tasks are made, but no data is read.
 
     Raises:
-        TaskError: one of them could not be run as things are.
+        TaskError: one of them cannot be run.
     """
     variables = os.environ if environ is None else environ
-    configs = [resolve(each.config(by_name), variables) for each in combinations]
+    configs = [resolve(each.config(find_model), variables) for each in combinations]
     for config in configs:
         try:
             create(config.task, config.task_options)
@@ -152,7 +155,7 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a combination went: so many of its examples failed, or an ``error`` stopped it."""
+    """How a combination ended: how many of its examples failed, or the ``error`` that stopped it."""
 
     folder: Path
     failed: int = 0
@@ -162,22 +165,22 @@ class Outcome:
 def run_grid(
     experiments: Iterable[tuple[ExperimentConfig, Path]], run: Callable[[ExperimentConfig, Path], int]
 ) -> Iterator[Outcome]:
-    """Run experiments one after another; one that fails stops no other.
+    """Run experiments one after another; one that fails does not stop the others.
 
     Args:
         experiments: settings and folder of each.
-        run: runs one to its end, going on with what is in the folder; how many examples failed.
+        run: runs or resumes one, and returns how many of its examples failed.
     """
     for config, folder in experiments:
         try:
             yield Outcome(folder, run(config, folder))
-        except Exception as error:  # whatever befell one, the others are worth having
+        except Exception as error:  # any error of one, so that the others run
             yield Outcome(folder, error=f"{type(error).__name__}: {error}")
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_file(file, _MOST_BYTES).decode("utf-8"))
+        return tomllib.loads(read_file(file, _MAX_FILE_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"cannot read the grid {file}: {error}") from error
 
@@ -189,14 +192,10 @@ def _current_names(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"strategy" if name == "arm" else name: value for name, value in settings.items()}
 
 
-Axis = tuple[str, ...]
-"""Where a setting is: its name, within a table the table's name before it."""
-
-
 def _axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[Axis, Sequence[Any]]]:
     for name, values in content.items():
         if name not in ExperimentConfig.model_fields:
-            # Checked as a setting is, for the hint of what may have been meant.
+            # Checked like a setting, so that the error names the closest setting.
             checked(ExperimentConfig, {name: values}, f"{file} combines what is no setting")
         if name in _TABLES and isinstance(values, dict):
             for key, inner in cast("dict[str, Any]", values).items():
@@ -208,7 +207,7 @@ def _axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[Axis, Sequen
 def _values(file: Path, name: str, values: object) -> Sequence[Any]:
     if not isinstance(values, list) or not values:
         raise TaskError(
-            f"{file}: {name}: what is combined is a list of at least one; what all share stands in [base]"
+            f"{file}: {name}: what is combined is a list of at least one value; put what all share into [base]"
         )
     return cast("list[Any]", values)
 
@@ -216,11 +215,11 @@ def _values(file: Path, name: str, values: object) -> Sequence[Any]:
 def _check_base(file: Path, base: Mapping[str, Any], axes: Mapping[Axis, Sequence[Any]]) -> None:
     for name, value in base.items():
         if isinstance(value, list):
-            raise TaskError(f"{file}: base.{name}: a list of what is combined stands above [base]")
+            raise TaskError(f"{file}: base.{name}: put a list of what is combined above [base]")
     for axis in axes:
         table = base if len(axis) == 1 else base.get(axis[0], {})
         if isinstance(table, dict) and axis[-1] in table:
-            raise TaskError(f"{file}: {'.'.join(axis)}: stands in [base] and is combined; choose one")
+            raise TaskError(f"{file}: {'.'.join(axis)}: is in [base] and is combined; choose one")
 
 
 def _combined(shared: Mapping[str, Any], values: Mapping[Axis, Any]) -> dict[str, Any]:
@@ -233,31 +232,31 @@ def _combined(shared: Mapping[str, Any], values: Mapping[Axis, Any]) -> dict[str
     return {name: value for name, value in settings.items() if name not in unused}
 
 
-def _config(settings: Mapping[str, Any], by_name: ByName, complaint: str) -> ExperimentConfig:
+def _config(settings: Mapping[str, Any], find_model: FindModel, complaint: str) -> ExperimentConfig:
     whole = dict(settings)
     for role in (*_ROLES, "judge"):
         if isinstance(name := whole.get(role), str) and (role, name) != ("judge", "none"):
-            whole[role] = by_name(cast("Role", role), name).model_dump(mode="json")
+            whole[role] = find_model(cast("Role", role), name).model_dump(mode="json")
     return checked(ExperimentConfig, whole, complaint)
 
 
 def _placeholder(role: Role, name: str) -> ModelSpec:
-    """A model whose endpoint does not matter."""
+    # For a digest, the endpoint of a model does not matter.
     del role
     return BuiltinSpec(handler="builtin") if name == "builtin" else OpenAISpec(handler="openai", model=name)
 
 
 def _digest(config: ExperimentConfig) -> str:
-    """Of what decides the results. Defaults are left out: one that is spelt out, or a new one, changes no name."""
+    # Without defaults: a default that is spelled out, or a new setting, changes no name.
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude=set(FREE))
-    # Under its old name, so that folders of version 0.1 are found again.
+    # Under its old name, so that folders of version 0.1 are found.
     if "strategy" in settings:
         settings["arm"] = settings.pop("strategy")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _place(folder: Path, config: ExperimentConfig, axes: Mapping[Axis, Sequence[Any]], digest: str) -> Path:
-    """The folder that bears the digest already, whatever else the grid combined then; else a new one."""
+def _folder(folder: Path, config: ExperimentConfig, axes: Mapping[Axis, Sequence[Any]], digest: str) -> Path:
+    # The digest alone identifies it: the words before it depend on what else the grid combines.
     before = sorted(folder.glob(f"*_{digest}"))
     return before[0] if before else folder / "_".join([*_words(config, axes), digest])
 
@@ -278,8 +277,8 @@ def _words(config: ExperimentConfig, axes: Mapping[Axis, Sequence[Any]]) -> Iter
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:_SLUG] or "x"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:_SLUG_CHARACTERS] or "x"
 
 
-def _said(axes: Mapping[Axis, Sequence[Any]], values: Sequence[Any]) -> str:
+def _axis_values(axes: Mapping[Axis, Sequence[Any]], values: Sequence[Any]) -> str:
     return ", ".join(f"{'.'.join(axis)}={value!r}" for axis, value in zip(axes, values, strict=True))

@@ -1,7 +1,7 @@
-"""The program ``grid``: all combinations of a grid file, and the table of what came of them.
+"""The command ``grid``: run all combinations of a grid file, and print the table of their results.
 
-Exit codes: 0 all have their results · 1 some combination, or some example, failed · 2 the grid is wrong · 130 Ctrl-C ·
-143 SIGTERM. The same command goes on where it stopped.
+Exit codes: 0 all have results · 1 a combination or an example failed · 2 the grid is wrong · 130 Ctrl-C ·
+143 SIGTERM. The same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from .config import ExperimentConfig
     from .grid import Combination
 
-SOME_FAILED = 1
+_SOME_FAILED = 1
 
 
 def main() -> None:
-    """The program."""
+    """Run ``grid`` as a program of its own."""
     from ...engine.cli.main import run_app
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,22 +39,19 @@ def grid(
     file: Annotated[Path, typer.Argument(help="The grid, in TOML; tools/README.md has an example.")],
     *,
     n: Annotated[
-        int | None, typer.Option("-n", min=-1, help="Examples of each, whatever the grid says.")
+        int | None, typer.Option("-n", min=-1, help="Examples of each; overrides the grid's.")
     ] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Examples at once.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder for the experiments' folders.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the experiments' folders.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the combinations, and run none.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run those examples again that failed.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Repeat failed examples.")] = False,
     env_file: WhatEnvFile = None,
     allow_read: WhatRead = None,
     allow_write: WhatWrite = None,
     trust_endpoint: WhatEndpoint = False,
 ) -> None:
-    """Run all combinations, one after another; what is finished is left as it is, what was begun goes on."""
+    """Run all combinations, one after another; finished ones are skipped, started ones are resumed."""
     from ...engine.private_files import ResolvedPath, resolved
-    from ...sandbox_image.text import one_line
     from .grid import check, named_folder, read_grid
     from .permissions import permit
 
@@ -62,26 +59,32 @@ def grid(
     flags = {"n": n, "concurrency": concurrency}
     combinations = read_grid(file, out, **{name: value for name, value in flags.items() if value is not None})
     if dry_run:
-        for each in combinations:
-            print(one_line(f"{_state(each):<8}  {each.folder}"))
+        _list(combinations)
         return
-    # What is finished needs no key any more.
+    # Finished combinations need no key.
     waiting = [each for each in combinations if retry_failed or not each.is_finished]
     environment = allowed.environment()
     permissions = allowed.bind(file, environment)
     if out is None and (folder := named_folder(file)) is not None:
         permissions.writable(folder, "out")
-    configs = check(waiting, partial(_by_name, environment), environment)
+    configs = check(waiting, partial(_find_model, environment), environment)
     for config in configs:
         permit(config, flags, permissions)
     for each in combinations:
         if each not in waiting:
             _note(f"{each.folder}: finished before")
-    # The name of a folder is known beforehand: a link of that name is not followed.
+    # A folder's name can be guessed: a link of that name must not be followed.
     places = [ResolvedPath(resolved(each.folder.parent), each.folder.name) for each in waiting]
     experiments = list(zip(configs, places, strict=True))
     folders = [each.folder for each in combinations]
     raise typer.Exit(_run(experiments, folders, permissions.granted(), retry_failed=retry_failed))
+
+
+def _list(combinations: Sequence[Combination]) -> None:
+    from ..tables import as_pairs
+
+    # Without a width, so that no path is broken into two lines.
+    print(as_pairs([(_state(each), str(each.folder)) for each in combinations], name_width=9))
 
 
 def _state(combination: Combination) -> str:
@@ -94,13 +97,12 @@ def _note(text: str) -> None:
     print(one_line(text), file=sys.stderr, flush=True)
 
 
-def _by_name(environment: Environment, role: Role, name: str) -> ModelSpec:
-    from .command import named_model
-    from .config import judge_spec
+def _find_model(environment: Environment, role: Role, name: str) -> ModelSpec:
+    from .config import named_judge, named_model
 
     if role in ("supervisor", "worker"):
-        return named_model(role, name, None, environment)
-    spec = judge_spec(name, environment)
+        return named_model(role, name, environment)
+    spec = named_judge(name, environment)
     assert spec != "none"
     return spec
 
@@ -112,7 +114,7 @@ def _run(
     *,
     retry_failed: bool,
 ) -> int:
-    """Run them, and show what is in all folders then; the exit code."""
+    """Run the experiments, print the table of all folders, and return the exit code."""
     from .command import Stopped, run_shown
     from .grid import run_grid
 
@@ -136,18 +138,18 @@ def _run(
                 failed.append(f"{outcome.folder} failed: {outcome.error}")
             elif outcome.failed:
                 failed.append(
-                    f"{outcome.folder}: {outcome.failed} examples failed; --retry-failed tries again"
+                    f"{outcome.folder}: {outcome.failed} examples failed; repeat them with --retry-failed"
                 )
     except Stopped as stopped:
-        _note("interrupted; the same command goes on")
+        _note("interrupted; the same command continues")
         return 128 + stopped.number
-    _show([folder for folder in folders if folder.exists()])
+    _print_results([folder for folder in folders if folder.exists()])
     for each in failed:
         _note(each)
-    return SOME_FAILED if failed else 0
+    return _SOME_FAILED if failed else 0
 
 
-def _show(folders: Sequence[Path]) -> None:
+def _print_results(folders: Sequence[Path]) -> None:
     from .analysis import analyse
     from .analyze_cli import show
 

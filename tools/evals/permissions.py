@@ -1,6 +1,4 @@
-"""What the settings of an experiment may do that come from a file: those of ``--config``, of a grid, of a folder that is
-resumed. What the user typed is the user's.
-"""
+"""Check the settings of an experiment that come from a file: ``--config``, a grid, a folder that is resumed."""
 
 from __future__ import annotations
 
@@ -20,15 +18,16 @@ _FIXED_CACHES = ("experiment", "off")
 
 
 def permit(config: ExperimentConfig, typed: Collection[str], permissions: Permissions) -> None:
-    """See that settings, with their models filled in, are permitted.
+    """Check that the settings are permitted.
 
     Args:
-        config: the settings; their paths are relative to the working directory.
-        typed: names of settings that the user typed; options of the task as ``task_options.NAME``.
-        permissions: of the file that the others come from.
+        config: the settings, with their models resolved; their paths are relative to the working directory.
+        typed: names of settings that the user typed, which are permitted; options of the task as
+            ``task_options.NAME``.
+        permissions: of the file that the other settings come from.
 
     Raises:
-        TaskError: one of them is not.
+        TaskError: a setting is not permitted.
     """
     here = Path()
     judge = None if config.judge == "none" else config.judge
@@ -42,24 +41,25 @@ def permit(config: ExperimentConfig, typed: Collection[str], permissions: Permis
     sandbox_in(config.sandbox, here, permissions)
     if config.ray_address and "ray_address" not in typed:
         permissions.require_trust("ray_address", "joins a Ray cluster, whose nodes can run code here")
-    _permit_task(config, typed, permissions)
+    _permit_task_options(config, typed, permissions)
 
 
-def _permit_task(config: ExperimentConfig, typed: Collection[str], permissions: Permissions) -> None:
+def _permit_task_options(config: ExperimentConfig, typed: Collection[str], permissions: Permissions) -> None:
     given = {name for name in config.task_options if f"task_options.{name}" not in typed}
     if not given:
         return
     try:
         kinds = {option.name: option.type for option in describe(config.task).options}
     except TaskDataError:
-        return  # there is no such task, and whoever makes it says so
+        return  # there is no such task; `create` reports it
     for name in sorted(given):
         value = config.task_options[name]
         if not isinstance(value, str):
             continue
         if kinds.get(name) == "path":
             readable_files(permissions, Path(value), f"task_options.{name}")
-        elif os.path.lexists(value):  # the name of a data set, for instance
+        elif os.path.lexists(value):
+            # The name of a data set, for instance, which its library takes for this folder.
             permissions.require_trust(
                 f"task_options.{name}",
                 f"names a folder ({shown(value)}), which can lead a library to other files",

@@ -22,7 +22,7 @@ from ...engine.private_files import PrivateFolder
 from ...sandbox_image.text import one_line, shorten_middle
 from .analysis import Analysis, Figures
 from .records import Record
-from .report_columns import model_name
+from .report import model_name
 from .stats import Interval, bootstrap, mean, wilson
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")

@@ -1,4 +1,4 @@
-"""How an experiment goes, on stderr: a bar on a terminal, calm lines elsewhere; and its result as a table."""
+"""Show on stderr how an experiment is going: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from ...sandbox_image.text import printable
 from .records import Record
-from .runner import Observer
-from .summary import Summary, mean, total
+from .report import standing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _LINE_SECONDS = 10.0
-"""Elsewhere than on a terminal a line is written this often at most; failures always."""
+
+
+class Observer(Protocol):
+    """Called by a running experiment, in the event loop; it must not block."""
+
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        ...
+
+    def begin(self, total: int, ended: Sequence[Record]) -> None:
+        """Take the number of examples, and the records of an earlier start."""
+        ...
+
+    def ended(self, record: Record) -> None:
+        """Take the record of an example that has ended."""
+        ...
 
 
 @contextmanager
 def progress(*, quiet: bool) -> Generator[Observer]:
-    """What fits: nothing, a bar where stderr is a terminal, or lines."""
+    """Open the display that fits: none, a bar if stderr is a terminal, or lines."""
     if quiet:
         yield _Silent()
     elif not sys.stderr.isatty():
@@ -43,34 +56,6 @@ def progress(*, quiet: bool) -> Generator[Observer]:
             yield _Bar(bar)
 
 
-def result_table(summary: Summary) -> str:
-    """The result, a line a figure."""
-    rows = [
-        ("task", f"{summary.task}, strategy {summary.strategy}"),
-        ("supervisor", summary.supervisor_model),
-        ("worker", summary.worker_model),
-        ("judge", summary.judge_model),
-        ("examples", f"{summary.examples:,}" + (f", {summary.failed:,} failed" if summary.failed else "")),
-        ("accuracy", _accuracy(summary.correct, summary.judged)),
-        *((f"  {name}", f"{value:.3f}") for name, value in summary.metrics.items()),
-        ("steps", f"{summary.steps:,}, {summary.steps / max(1, summary.examples):.1f} an example"),
-        *(
-            (f"{role} tokens", f"{tokens.input:,} in, {tokens.output:,} out, {tokens.calls:,} calls")
-            for role in ("supervisor", "worker", "judge")
-            if (tokens := getattr(summary, role)).calls
-        ),
-        ("cost", _dollars(summary.cost_usd)),
-    ]
-    return "\n".join(f"{name:<18} {printable(value)}" for name, value in rows if value)
-
-
-def as_data(summary: Summary, folder: str) -> dict[str, Any]:
-    """The result as plain data, for ``--json``."""
-    data = asdict(summary)
-    roles = {role: getattr(summary, role).model_dump() for role in ("supervisor", "worker", "judge")}
-    return {"folder": folder, **data, **roles, "cost_usd": summary.cost_usd}
-
-
 class _Silent:
     def note(self, text: str) -> None:
         pass
@@ -86,7 +71,7 @@ class _Lines:
     def __init__(self) -> None:
         self._records: list[Record] = []
         self._examples = 0
-        self._due = 0.0
+        self._next_line = 0.0
 
     def note(self, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
@@ -99,16 +84,17 @@ class _Lines:
     def ended(self, record: Record) -> None:
         self._records.append(record)
         if record.error is not None:
-            self.note(_failed(record))
-        if time.monotonic() >= self._due or len(self._records) == self._examples:
+            self.note(_failure(record))
+        # Every failure has a line; the standing has one every few seconds, so that a log stays short.
+        if time.monotonic() >= self._next_line or len(self._records) == self._examples:
             self.note(f"{len(self._records)}/{self._examples} · {standing(self._records)}")
-            self._due = time.monotonic() + _LINE_SECONDS
+            self._next_line = time.monotonic() + _LINE_SECONDS
 
 
 class _Bar:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._task = bar.add_task("getting ready", total=None)
+        self._task = bar.add_task("preparing", total=None)
         self._records: list[Record] = []
 
     def note(self, text: str) -> None:
@@ -122,35 +108,11 @@ class _Bar:
     def ended(self, record: Record) -> None:
         self._records.append(record)
         if record.error is not None:
-            self.note(_failed(record))
+            self.note(_failure(record))
         self._bar.update(self._task, advance=1, description=standing(self._records))
 
 
-def standing(records: Sequence[Record]) -> str:
-    """How it stands: right answers, the mean score, failures, dollars."""
-    judged = [record.correct for record in records if record.correct is not None]
-    score = mean(record.score for record in records)
-    failed = sum(record.error is not None for record in records)
-    parts = [
-        _accuracy(sum(judged), len(judged)),
-        "" if score is None else f"score {score:.3f}",
-        f"{failed} failed" if failed else "",
-        _dollars(
-            total(part for each in records for part in (each.supervisor, each.worker, each.judge)).cost_usd
-        ),
-    ]
-    return " · ".join(part for part in parts if part) or "begun"
-
-
-def _failed(record: Record) -> str:
+def _failure(record: Record) -> str:
     assert record.error is not None
     what = "failed" if record.error.stage == "run" else "could not be judged"
     return f"{record.example} {what}: {record.error.type}: {record.error.message}"
-
-
-def _accuracy(correct: int, judged: int) -> str:
-    return f"{correct / judged:.0%} right ({correct}/{judged})" if judged else ""
-
-
-def _dollars(cost: float | None) -> str:
-    return "price unknown" if cost is None else f"${cost:,.4f}" if cost else ""

@@ -15,7 +15,7 @@ Files are their owner's alone (mode 0600), and a link in the folder is not follo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,6 +64,19 @@ class Tokens(BaseModel):
     output: Count = 0
     cached: Count = Field(default=0, description="answers that came from the cache")
     cost_usd: Amount | None = Field(default=0.0, description="dollars; None where a price is unknown")
+
+
+def total(parts: Iterable[Tokens]) -> Tokens:
+    """Return the sum; its dollars are None if a price is unknown."""
+    each = list(parts)
+    costs = [part.cost_usd for part in each if part.cost_usd is not None]
+    return Tokens(
+        calls=sum(part.calls for part in each),
+        input=sum(part.input for part in each),
+        output=sum(part.output for part in each),
+        cached=sum(part.cached for part in each),
+        cost_usd=round(sum(costs), 9) if len(costs) == len(each) else None,
+    )
 
 
 class Record(BaseModel):

@@ -1,4 +1,4 @@
-"""Running an experiment: what is left of its sample, so many examples at once, each recorded as it ends."""
+"""Run an experiment: the examples of its sample that are not in its folder yet, each recorded as it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from anyio import to_thread
 
@@ -17,30 +16,13 @@ from ...handlers import all_or_none
 from ...tasks.base import Example, Task, TaskDataError
 from ...tasks.registry import create
 from .config import ExperimentConfig, Manifest, differences, provenance, resolve
-from .executor import Executor, Job, LocalExecutor
-from .folder import Folder
-from .ray_executor import RayExecutor
-from .records import Record
+from .executors import Executor, Job, open_executor
+from .folder import ExperimentFolder, open_folder, read_manifest
+from .progress import Observer
+from .report import Summary
 from .strategies import CacheFile
-from .summary import Summary
 
-_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
-
-
-class Observer(Protocol):
-    """Who watches an experiment. Called in the event loop; it must not block."""
-
-    def note(self, text: str) -> None:
-        """A line to keep."""
-        ...
-
-    def begin(self, total: int, ended: Sequence[Record]) -> None:
-        """It begins: examples in the sample, and those of them that ended before."""
-        ...
-
-    def ended(self, record: Record) -> None:
-        """An example has ended."""
-        ...
+_EXAMPLE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 async def run_experiment(
@@ -54,61 +36,60 @@ async def run_experiment(
     permissions: Permissions = UNBOUND,
     own_answers: bool = False,
 ) -> Summary:
-    """Run what is not in the folder yet, and give what is there then.
+    """Run what is missing in the folder, and return the summary of all examples.
 
-    An example that fails is recorded and stops nothing. Cancelled, or stopped by an error that would befall all
-    examples, it leaves everything that ended; with ``resume`` it goes on there, and an example that was under way is
-    run again with the answers that it had been given, from the cache.
+    An example that fails is recorded; the others go on. When cancelled or stopped by an error, all ended examples
+    stay in the folder. ``resume`` repeats the others with their cached answers.
 
     Args:
-        config: the settings; models that it does not name are the environment's, else builtin.
-        folder: where all is kept.
-        resume: whether to go on with what is in the folder; without it the folder must hold no experiment.
-        retry_failed: whether to run those again that failed; where only the judging did, that alone is done again.
-        task: the task; by default it is made of the settings.
-        observer: told how it goes.
+        config: the settings; a model that they do not name comes from the environment, or is builtin.
+        folder: where records, logs and the cache are written.
+        resume: continue the experiment in the folder; without it the folder must hold none.
+        retry_failed: repeat failed examples; if only the judge failed, only the judge is asked again.
+        task: the task; by default it is made from the settings.
+        observer: called with the progress.
         permissions: which keys the models get.
-        own_answers: whether answers that another user kept in the cache's file are passed over. In the folder's own
-            cache they always are.
+        own_answers: ignore answers of other users in the cache's file. The folder's own cache always does.
 
     Raises:
-        TaskError: a setting is wrong, or differs from the folder's; or another process is at it.
-        TaskDataError: the task's data cannot be used, or are not those that the folder was begun with.
-        SandboxUnavailable, LogError, CacheError, NoAccess: no example could be run as things are.
+        TaskError: a setting is wrong or differs from the folder's, or another process has the folder.
+        TaskDataError: the task's data cannot be used, or differ from those of the folder's experiment.
+        SandboxUnavailable, LogError, CacheError, NoAccess: no example can be run.
     """
     config = resolve(config, os.environ)
     if task is None:
         task = await to_thread.run_sync(create, config.task, config.task_options)
-    with Folder(folder) as place:
-        before = place.manifest()
+    with open_folder(folder) as place:
+        before, _ = read_manifest(folder)
         if before is not None and not resume:
             raise TaskError(
-                f"{folder} holds an experiment; go on with --resume {folder}, or choose another folder"
+                f"{folder} holds an experiment; continue it with --resume {folder}, or choose another folder"
             )
         sample = await to_thread.run_sync(_sample, task, config)
         data_hash = await to_thread.run_sync(task.data_hash)
         if before is not None:
-            _check(before, config, data_hash, folder)
+            _check_unchanged(before, config, data_hash, folder)
             place.open_records()
-        jobs = _left(sample, place, retry_failed=retry_failed)
+        jobs = _missing(sample, place, retry_failed=retry_failed)
         if observer is not None:
-            redone = {job.example.id for job in jobs}
-            observer.begin(
-                len(sample), [each for each in place.records.values() if each.example not in redone]
-            )
+            _report_start(observer, sample, jobs, place)
         if jobs:
             cache = _cache(config, place, own=own_answers)
-            async with _executor(config, task, cache, permissions) as executor:
-                if before is None:  # not before all that can be wrong was found
+            async with open_executor(config, task, cache, permissions) as executor:
+                if before is None:  # written only after every setting was found to work
                     ids = [example.id for example in sample]
-                    place.begin(Manifest.of(config, provenance(data_hash, ids, sys.argv)))
+                    place.write_manifest(Manifest.of(config, provenance(data_hash, ids, sys.argv)))
                     place.open_records()
-                await _run(executor, place, jobs, config.concurrency, observer)
+                await _run_jobs(executor, place, jobs, config.concurrency, observer)
         return Summary.of(config, [place.records[example.id] for example in sample])
 
 
-async def _run(
-    executor: Executor, place: Folder, jobs: Sequence[Job], concurrency: int, observer: Observer | None
+async def _run_jobs(
+    executor: Executor,
+    place: ExperimentFolder,
+    jobs: Sequence[Job],
+    concurrency: int,
+    observer: Observer | None,
 ) -> None:
     waiting = iter(jobs)
 
@@ -126,7 +107,7 @@ async def _run(
     await all_or_none([work() for _ in range(min(concurrency, len(jobs)))])
 
 
-def _left(sample: Sequence[Example], place: Folder, *, retry_failed: bool) -> list[Job]:
+def _missing(sample: Sequence[Example], place: ExperimentFolder, *, retry_failed: bool) -> list[Job]:
     jobs: list[Job] = []
     for index, example in enumerate(sample):
         record = place.records.get(example.id)
@@ -137,35 +118,33 @@ def _left(sample: Sequence[Example], place: Folder, *, retry_failed: bool) -> li
     return jobs
 
 
-def _executor(
-    config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions
-) -> Executor:
-    if config.executor == "ray":
-        return RayExecutor(config, task, permissions)
-    return LocalExecutor(config, task, cache, permissions)
+def _report_start(
+    observer: Observer, sample: Sequence[Example], jobs: Sequence[Job], place: ExperimentFolder
+) -> None:
+    repeated = {job.example.id for job in jobs}
+    ended = [record for record in place.records.values() if record.example not in repeated]
+    observer.begin(len(sample), ended)
 
 
-def _cache(config: ExperimentConfig, place: Folder, *, own: bool) -> CacheFile | None:
+def _cache(config: ExperimentConfig, place: ExperimentFolder, *, own: bool) -> CacheFile | None:
     if config.cache == "experiment":
         return CacheFile(place.cache, own=True)
     return None if config.cache == "off" else CacheFile(Path(config.cache), own)
 
 
 def _sample(task: Task, config: ExperimentConfig) -> list[Example]:
-    """The sample, with ids that can name folders.
-
-    Raises:
-        TaskDataError: it is empty, an id is not what it must be, or there twice.
-    """
     sample = task.sample(config.n, config.seed)
     if not sample:
-        raise TaskDataError(f"task {config.task}: no example is left; look at -n and at the task's options")
+        raise TaskDataError(
+            f"task {config.task}: the sample is empty; check -n and the task's options (-T): no example is left"
+        )
     seen = set[str]()
     for example in sample:
-        if not _ID.fullmatch(example.id):
+        # An id is the name of a folder.
+        if not _EXAMPLE_ID.fullmatch(example.id):
             raise TaskDataError(
-                f"task {config.task}: {example.id[:200]!r} is no id: letters, digits, '.', '_' and '-', at most 200, "
-                "and no '.' first"
+                f"task {config.task}: {example.id[:200]!r} is no id: an id has at most 200 letters, digits, '.', "
+                "'_' and '-', and does not begin with '.'"
             )
         if example.id in seen:
             raise TaskDataError(f"task {config.task}: two examples have the id {example.id}")
@@ -173,13 +152,15 @@ def _sample(task: Task, config: ExperimentConfig) -> list[Example]:
     return sample
 
 
-def _check(before: Manifest, now: ExperimentConfig, data_hash: str, folder: Path) -> None:
+def _check_unchanged(before: Manifest, now: ExperimentConfig, data_hash: str, folder: Path) -> None:
     changed = differences(before.settings(), now)
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
-        raise TaskError(f"{folder} was begun with other settings; choose another folder for these:\n{lines}")
+        raise TaskError(
+            f"{folder} was started with other settings; choose another folder for these:\n{lines}"
+        )
     if before.provenance.data_hash != data_hash:
         raise TaskDataError(
-            f"{folder} was begun with other data ({before.provenance.data_hash[:12]}) than task {now.task} has now "
-            f"({data_hash[:12]}); bring that back, or choose another folder"
+            f"{folder} was started with other data ({before.provenance.data_hash[:12]}) than task {now.task} "
+            f"has now ({data_hash[:12]}); restore that data, or choose another folder"
         )

@@ -1,10 +1,9 @@
-"""The strategies: how an example is answered. ``supervisor``, ``no-worker`` and ``builtin`` are runs of the loop, ``direct`` a
-call.
-"""
+"""The strategies: ``supervisor``, ``no-worker`` and ``builtin`` run the engine's loop, ``direct`` makes one call."""
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,7 +25,7 @@ from .direct import Direct, Run
 
 
 class CacheFile(NamedTuple):
-    """A file of answers. ``own``: those of other users are passed over, because this user did not name the file."""
+    """A file of cached answers. With ``own``, answers that another user stored in it are ignored."""
 
     path: Path
     own: bool = False
@@ -38,7 +37,7 @@ class CacheFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """Runs of the engine's loop, with its sandbox."""
+    """Answers questions by runs of the engine's loop."""
 
     config: ExperimentConfig
     supervisor: ModelHandler
@@ -47,7 +46,7 @@ class Loop:
     prompts: Prompts
 
     async def run(self, query: str, context: object, log_dir: Path) -> Run:
-        """One question.
+        """Answer one question.
 
         Raises:
             EngineError, HandlerError: as ``arun``.
@@ -66,6 +65,7 @@ class Loop:
             limits=limits,
             cache=self.cache if isinstance(self.cache, str) else self.cache.store(),
             cache_sampled=self.config.cache_sampled,
+            # A resumed example must reach its limits where the interrupted one did.
             cache_counts=True,
             prompts=self.prompts,
         )
@@ -79,78 +79,71 @@ class Loop:
         )
 
 
+@asynccontextmanager
 async def open_strategy(
-    config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions, stack: AsyncExitStack
-) -> Loop | Direct:
-    """What answers the examples. Models and, for the loop, the sandboxes' zygote stay open as long as the stack.
+    config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions
+) -> AsyncGenerator[Loop | Direct]:
+    """Open the strategy of an experiment, with the models and the zygote that its examples share.
 
     Args:
-        config: with its models filled in.
-        cache: the file of answers; None keeps none.
+        config: the settings, with their models resolved.
+        cache: the file of cached answers; None for none.
         permissions: which keys the models get.
-        stack: what to close in the end.
 
     Raises:
-        TaskError: a setting cannot be had; nothing was spent.
-        SandboxUnavailable: the isolation cannot be had here; nothing was spent.
+        TaskError: a setting is wrong; nothing was spent.
+        SandboxUnavailable: the isolation is not available here; nothing was spent.
     """
     assert config.supervisor is not None
-    if config.strategy == "direct":
-        handler = await _entered(_direct_model(config, permissions), stack)
-        window = await _window(config, handler)
-        store = await open_cache(cache, stack)
-        return Direct(handler, window, config.limits, store, config.cache_sampled)
-    prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
-    supervisor = await _entered(build(config.supervisor, "supervisor", config, permissions), stack)
-    worker = None
-    if config.worker is not None:
-        worker = await _entered(build(config.worker, "worker", config, permissions), stack)
-    await stack.enter_async_context(SandboxRuntime(config.sandbox))
-    kept: CacheFile | Literal["off", "run"] = "off" if config.cache == "off" else cache or "run"
-    return Loop(config, supervisor, worker, kept, prompts)
+    async with AsyncExitStack() as stack:
+        if config.strategy == "direct":
+            handler = await stack.enter_async_context(_direct_model(config, permissions))
+            window = await _window(config, handler)
+            store = await stack.enter_async_context(cache.store()) if cache else None
+            yield Direct(handler, window, config.limits, store, config.cache_sampled)
+            return
+        prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
+        supervisor = _handler(config.supervisor, "supervisor", config, permissions)
+        await stack.enter_async_context(supervisor)
+        worker = None
+        if config.worker is not None:
+            worker = _handler(config.worker, "worker", config, permissions)
+            await stack.enter_async_context(worker)
+        await stack.enter_async_context(SandboxRuntime(config.sandbox))
+        yield Loop(config, supervisor, worker, "off" if config.cache == "off" else cache or "run", prompts)
 
 
-async def open_cache(file: CacheFile | None, stack: AsyncExitStack) -> ResponseCache | None:
-    """The answers of a file."""
-    return None if file is None else await stack.enter_async_context(file.store())
-
-
-async def open_judge(
-    config: ExperimentConfig, permissions: Permissions, stack: AsyncExitStack
-) -> ModelHandler | None:
-    """The judge, where the experiment has one."""
-    if config.judge is None or config.judge == "none":
-        return None
-    return await _entered(build(config.judge, "supervisor", config, permissions), stack)
-
-
-def build(spec: ModelSpec, role: Role, config: ExperimentConfig, permissions: Permissions) -> ModelHandler:
-    """A specification's handler.
+def judge_handler(config: ExperimentConfig, permissions: Permissions) -> ModelHandler | None:
+    """Return the judge's handler, not open yet; None if the experiment has no judge.
 
     Raises:
-        TaskError: it cannot be.
+        TaskError: the handler cannot be built.
     """
+    if config.judge is None or config.judge == "none":
+        return None
+    return _handler(config.judge, "supervisor", config, permissions)
+
+
+def _handler(spec: ModelSpec, role: Role, config: ExperimentConfig, permissions: Permissions) -> ModelHandler:
     return spec.build(role, Path(), config.limits.worker_ctx_k, permissions)
 
 
 def _direct_model(config: ExperimentConfig, permissions: Permissions) -> ModelHandler:
-    """The builtin supervisor writes code and nothing else: the builtin worker stands in for it."""
     assert config.supervisor is not None
+    # The builtin supervisor can only write code, so the builtin worker answers instead.
     if isinstance(config.supervisor, BuiltinSpec):
         return builtin("worker", config.limits.worker_ctx_k)
-    return build(config.supervisor, "supervisor", config, permissions)
+    return _handler(config.supervisor, "supervisor", config, permissions)
 
 
 async def _window(config: ExperimentConfig, handler: ModelHandler) -> int | None:
     if config.window is not None or isinstance(config.supervisor, BuiltinSpec):
         return config.window
+    # In a thread: the first lookup reads the price table from disk.
     window = await to_thread.run_sync(window_of, handler)
     if window is None:
         raise TaskError(
-            f"strategy direct: nobody knows the window of {handler.model}; say it with --window, or as `window` of the model"
+            f"strategy direct: the window of {handler.model} is not known; set it with --window, "
+            "or as `window` of the model"
         )
     return window
-
-
-async def _entered(handler: ModelHandler, stack: AsyncExitStack) -> ModelHandler:
-    return await stack.enter_async_context(handler)

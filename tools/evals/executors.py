@@ -1,0 +1,384 @@
+"""Executors: run an example in this process, or as a task of a Ray cluster (extra ``ray``).
+
+Ray unpickles what a node returns, so nodes are trusted as the driver is. Keys do not travel: each node has its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from anyio import to_thread
+
+from ...engine.broker.cache import ResponseCache
+from ...engine.errors import CacheError, LogError, SandboxUnavailable, TaskError
+from ...engine.private_files import PrivateFolder
+from ...engine.trust import UNBOUND, Permissions
+from ...handlers import ModelHandler, NoAccess
+from ...sandbox_image.text import escape_surrogates
+from ...tasks.base import Example, Score, Task, TaskDataError
+from .calls import opened_judge
+from .config import ExperimentConfig
+from .direct import Direct, Run, as_text
+from .folder import log_events
+from .records import Failure, Record, Tokens
+from .strategies import CacheFile, Loop, judge_handler, open_strategy
+
+FATAL = (TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess)
+"""Errors that every other example would meet as well, so that the experiment stops."""
+
+_NODE_RETRIES = 3
+# With the value 0, Ray listens on 127.0.0.1 alone, on every system. Without it, Ray replaces that address by the
+# machine's own, even one that is passed to init(), and listens on all interfaces.
+_LOCALHOST_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+Reply = tuple[str | None, tuple[str, tuple[str, ...]] | None, dict[str, bytes]]
+"""A node's reply: the record as JSON if the example ended; a fatal error's name and arguments; the logs by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An example to run.
+
+    Attributes:
+        index: its index in the sample.
+        answered: its record, if it has an answer and only the judge is to be asked again.
+    """
+
+    index: int
+    example: Example
+    answered: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The record of an example that ended, and the error that stops the experiment, if any."""
+
+    record: Record
+    fatal: Exception | None = None
+
+
+class Executor(Protocol):
+    """Runs examples, many at once."""
+
+    async def run(self, job: Job, logs: Path) -> Ended:
+        """Run an example; its own failure is in its record.
+
+        Args:
+            job: the example.
+            logs: a folder that does not exist yet.
+
+        Raises:
+            TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess: no example can be run.
+                This one has not ended.
+        """
+        ...
+
+
+@asynccontextmanager
+async def open_executor(
+    config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions = UNBOUND
+) -> AsyncGenerator[Executor]:
+    """Open the executor that the settings name, with all that the examples share.
+
+    Raises:
+        TaskError, SandboxUnavailable, LogError, CacheError, NoAccess: as ``Executor.run``; or Ray is not
+            installed, or has no cluster at the address.
+    """
+    if config.executor == "ray":
+        # The experiment's cache stays with the driver: nodes do not reach its file.
+        opened = RayExecutor.open(config, task, permissions)
+    else:
+        opened = LocalExecutor.open(config, task, cache, permissions)
+    async with opened as executor:
+        yield executor
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    """Runs examples in this process; they share models, a zygote and a judge."""
+
+    config: ExperimentConfig
+    task: Task
+    strategy: Loop | Direct
+    judge: ModelHandler | None
+    judge_cache: ResponseCache | None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions
+    ) -> AsyncGenerator[Executor]:
+        """Open the models. ``cache`` is the file of cached answers; None for none."""
+        async with AsyncExitStack() as stack:
+            strategy = await stack.enter_async_context(open_strategy(config, cache, permissions))
+            judge = judge_handler(config, permissions) if task.wants_judge else None
+            store = None
+            if judge is not None:
+                await stack.enter_async_context(judge)
+                store = await stack.enter_async_context(cache.store()) if cache else None
+            yield cls(config, task, strategy, judge, store)
+
+    async def run(self, job: Job, logs: Path) -> Ended:
+        """See ``Executor.run``."""
+        started = time.monotonic()
+        if job.answered is not None:
+            return await self._score(job.example, job.answered.model_copy(update={"error": None}))
+        context = await to_thread.run_sync(self.task.context, job.example)
+        record = _unanswered(self.config, job, context, judge=self.judge is not None)
+        try:
+            run = await self.strategy.run(job.example.query, context, logs)
+        except FATAL:
+            raise
+        except Exception as error:  # any other error concerns this example alone
+            return Ended(_failed(record, error, time.monotonic() - started, **_spent(logs)))
+        record = record.model_copy(update=_of_run(run, time.monotonic() - started))
+        return await self._score(job.example, record)
+
+    async def _score(self, example: Example, record: Record) -> Ended:
+        async with AsyncExitStack() as stack:
+            judge = None
+            if self.judge is not None:
+                seconds = self.config.limits.call_seconds
+                opened = opened_judge(self.judge, self.judge_cache, seconds)
+                judge = await stack.enter_async_context(opened)
+            try:
+                score = _checked(await self.task.score(example, record.answer, judge))
+            except Exception as error:  # a judge's, or any error of a task's own code
+                update = {"error": _failure("score", error), "judge": judge.tokens if judge else Tokens()}
+                # The record keeps the answer, which was paid for, even if the experiment stops.
+                return Ended(record.model_copy(update=update), error if isinstance(error, FATAL) else None)
+            update = {"judge": judge.tokens if judge else Tokens(), **_of_score(score, record)}
+            return Ended(record.model_copy(update=update))
+
+
+@dataclass(frozen=True, slots=True)
+class RayExecutor:
+    """Runs each example as a Ray task, with models and sandboxes on the task's node.
+
+    The driver alone writes the experiment's folder. So a task that Ray repeats, because its node died, is
+    recorded once.
+    """
+
+    config: ExperimentConfig
+    task: Task
+    permissions: Permissions
+    ray: Any
+    remote: Any
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, config: ExperimentConfig, task: Task, permissions: Permissions
+    ) -> AsyncGenerator[Executor]:
+        """Connect to the cluster, or start one on this machine."""
+        # Before the import: Ray reads its environment variables as it is imported.
+        options = _ray_options(config.ray_address)
+        try:
+            ray: Any = import_module("ray")
+        except ImportError as error:
+            raise TaskError(
+                f"--executor ray: {error}; install the extra: pip install 'supdist-engine[ray]'"
+            ) from error
+        # Ray's threads print messages about nodes to stdout, which belongs to the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                ray.init(**options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise TaskError(f"--executor ray: cannot connect to a cluster: {error}") from error
+            try:
+                remote = ray.remote(max_retries=_NODE_RETRIES, num_cpus=1)(run_on_node)
+                yield cls(config, task, permissions, ray, remote)
+            finally:
+                ray.shutdown()
+
+    async def run(self, job: Job, logs: Path) -> Ended:
+        """See ``Executor.run``."""
+        started = time.monotonic()
+        settings = self.config.model_dump_json()
+        work = self.remote.remote(settings, self.task, job, version("supdist-engine"), self.permissions)
+        try:
+            reply: Reply = await work
+        except asyncio.CancelledError:
+            # Without force, Ray does not reach a task that waits.
+            self.ray.cancel(work, force=True)
+            raise
+        except self.ray.exceptions.RayError as error:
+            context = await to_thread.run_sync(self.task.context, job.example)
+            record = _unanswered(self.config, job, context, judge=self.task.wants_judge)
+            return Ended(_failed(record, error, time.monotonic() - started))
+        record_json, error_parts, files = reply
+        if files:
+            await to_thread.run_sync(_write_logs, logs, files)
+        fatal = None if error_parts is None else _rebuilt(*error_parts)
+        if record_json is None:
+            assert fatal is not None
+            raise fatal
+        return Ended(Record.model_validate_json(record_json), fatal)
+
+
+def run_on_node(
+    settings: str, task: Task, job: Job, driver_version: str, permissions: Permissions = UNBOUND
+) -> Reply:
+    """Run an example on this node.
+
+    Args:
+        settings: the experiment's settings as JSON.
+        task: the task.
+        job: the example.
+        driver_version: the driver's version of this package.
+        permissions: names of the keys for each endpoint; they hold no key.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="supdist-example-"))
+    logs = folder / "logs"
+    try:
+        if (here := version("supdist-engine")) != driver_version:
+            raise TaskError(
+                f"node {os.uname().nodename} has supdist-engine {here}, the driver {driver_version}; "
+                "install the same version on both"
+            )
+        config = ExperimentConfig.model_validate_json(settings)
+        ended = asyncio.run(_run_one(config, task, job, logs, permissions))
+    except FATAL as error:
+        return None, _error_parts(error), _read_logs(logs)
+    else:
+        fatal = None if ended.fatal is None else _error_parts(ended.fatal)
+        return ended.record.model_dump_json(), fatal, _read_logs(logs)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _run_one(
+    config: ExperimentConfig, task: Task, job: Job, logs: Path, permissions: Permissions
+) -> Ended:
+    # A file that the user names is a file of this node.
+    cache = None if config.cache in ("off", "experiment") else CacheFile(Path(config.cache))
+    async with LocalExecutor.open(config, task, cache, permissions) as executor:
+        return await executor.run(job, logs)
+
+
+def _ray_options(address: str | None) -> dict[str, Any]:
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("local", "127.")):
+        os.environ.setdefault(_LOCALHOST_ONLY, "0")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    return {"address": address, **({"include_dashboard": False} if address == "local" else {}), **quiet}
+
+
+def _error_parts(error: Exception) -> tuple[str, tuple[str, ...]]:
+    if isinstance(error, SandboxUnavailable):
+        return type(error).__name__, (error.capability, error.remedy)
+    return type(error).__name__, (str(error),)
+
+
+def _rebuilt(name: str, arguments: tuple[str, ...]) -> Exception:
+    known = {kind.__name__: kind for kind in FATAL}
+    return known[name](*arguments)
+
+
+def _read_logs(logs: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in logs.iterdir()} if logs.exists() else {}
+
+
+def _write_logs(logs: Path, files: dict[str, bytes]) -> None:
+    with PrivateFolder.open(logs, create=True) as folder:
+        for name, content in files.items():
+            with folder.replacing(Path(name).name) as file:
+                file.write(content)
+
+
+def _unanswered(config: ExperimentConfig, job: Job, context: object, *, judge: bool) -> Record:
+    example = job.example
+    supervisor, worker, judge_model = config.models
+    return Record(
+        index=job.index,
+        example=example.id,
+        document=escape_surrogates(example.document),
+        kind=escape_surrogates(example.kind),
+        strategy=config.strategy,
+        query=escape_surrogates(example.query),
+        references=[escape_surrogates(reference) for reference in example.references],
+        answer=None,
+        score=None,
+        correct=None,
+        steps=0,
+        stop_reason=None,
+        context_chars=len(as_text(context)),
+        supervisor_model=supervisor,
+        worker_model=worker,
+        judge_model=judge_model if judge else "",
+        seconds=0.0,
+    )
+
+
+def _failed(record: Record, error: Exception, seconds: float, **spent: object) -> Record:
+    return record.model_copy(update={**spent, "seconds": seconds, "error": _failure("run", error)})
+
+
+def _failure(stage: Literal["run", "score"], error: Exception) -> Failure:
+    return Failure(stage=stage, type=type(error).__name__, message=escape_surrogates(str(error)))
+
+
+def _of_run(run: Run, seconds: float) -> dict[str, object]:
+    return {
+        "answer": None if run.answer is None else escape_surrogates(run.answer),
+        "steps": run.steps,
+        "stop_reason": run.stop_reason,
+        "supervisor": run.supervisor,
+        "worker": run.worker,
+        "seconds": seconds,
+        "run_id": run.run_id,
+    }
+
+
+def _of_score(score: Score, record: Record) -> dict[str, object]:
+    return {
+        "score": score.value,
+        "correct": score.correct,
+        "metrics": dict(score.metrics),
+        "kind": escape_surrogates(score.kind) or record.kind,
+        "note": escape_surrogates(score.note),
+    }
+
+
+def _checked(score: Score) -> Score:
+    for name, value in {"value": score.value, **score.metrics}.items():
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            raise ValueError(f"the task's score has {name} = {value}; it must be from 0 to 1")
+    return score
+
+
+def _spent(logs: Path) -> dict[str, object]:
+    # An attempt that failed has no result; its logs say what it cost.
+    events = list(log_events(logs, "supervisor"))
+    return {
+        "run_id": events[0].get("run_id", "") if events else "",
+        "steps": max((event.get("step", 0) for event in events), default=0),
+        "supervisor": _tokens(events),
+        "worker": _tokens(log_events(logs, "worker")),
+    }
+
+
+def _tokens(events: Iterable[dict[str, Any]]) -> Tokens:
+    calls = [event for event in events if "usage" in event and "response" in event]
+    costs = [event["cost_usd"] for event in calls]
+    return Tokens(
+        calls=sum(event["usage"]["calls"] for event in calls),
+        input=sum(event["usage"]["input_tokens"] for event in calls),
+        output=sum(event["usage"]["output_tokens"] for event in calls),
+        cached=sum(event["cached"] for event in calls),
+        cost_usd=None if None in costs else round(sum(costs), 9),
+    )
