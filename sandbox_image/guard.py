@@ -21,7 +21,6 @@ from .protocol import (
     Final,
     FromGuest,
     GetFile,
-    Limits,
     ListFiles,
     Outcome,
     Output,
@@ -29,6 +28,7 @@ from .protocol import (
     Ready,
     ReplExit,
     Reply,
+    SessionLimits,
     ToolCall,
     ToolFailure,
     ToolReply,
@@ -76,7 +76,7 @@ class Cell:
 class Guard:
     """The state of one guest's session. ``accept`` takes what the guest said and returns what the engine may hear."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SessionLimits) -> None:
         self._limits = limits
         self._ready = False
         self._last_cell = 0

@@ -13,7 +13,7 @@ from supdist.engine import SandboxConfig
 from supdist.engine.jail import cgroups
 from supdist.engine.jail.cgroups import MOUNT, CgroupBase, CgroupV2
 
-LIMITS = SandboxConfig.model_validate({"memory": "64MiB", "pids": 8, "cpus": 0.5}).limits()
+LIMITS = SandboxConfig.model_validate({"memory": "64MiB", "pids": 8, "cpus": 0.5}).resource_limits()
 
 
 def unified(root: Path, path: str) -> Path:

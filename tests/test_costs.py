@@ -104,7 +104,9 @@ async def talk(zygote: Zygote, code: str) -> Counter[str]:
     """Run a cell in a sandbox of its own, every call answered; the messages from its shim since the cell's order."""
     said: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
     fd = zygote.contexts.descriptor("")
-    session = zygote.spawn(said.put_nowait, SandboxConfig().limits(), fd)
+    session = zygote.spawn(
+        said.put_nowait, SandboxConfig().session_limits(), SandboxConfig().resource_limits(), fd
+    )
     kind = zygote.contexts.write(fd, "")
     os.close(fd)
     heard: Counter[str] = Counter()

@@ -31,7 +31,7 @@ CONFIG = SandboxConfig.model_validate(
 
 
 def guard(cell: int = 1, timeout: float = 10.0, now: float = 100.0) -> Guard:
-    fresh = Guard(CONFIG.limits(tools=2))
+    fresh = Guard(CONFIG.session_limits(tools=2))
     fresh.accept(Ready(protocol.VERSION, FACTS), now)
     fresh.execute(cell, timeout, now)
     return fresh
@@ -164,7 +164,7 @@ def test_with_enough_pending_the_guest_is_not_read_until_some_is_answered() -> N
 
 def test_more_calls_a_second_than_allowed_only_make_the_guest_wait() -> None:
     config = SandboxConfig.model_validate({"calls_per_second": 2.0})
-    fresh = Guard(config.limits())
+    fresh = Guard(config.session_limits())
     fresh.accept(Ready(protocol.VERSION, FACTS), 100)
     fresh.execute(1, 10, 100)
     assert fresh.quiet_until(100) is None
@@ -202,7 +202,7 @@ def test_a_tool_call_of_an_ended_cell_is_refused_and_told() -> None:
 def test_tool_calls_wait_their_turn_with_worker_calls() -> None:
     """Each is counted by the result that it may bring, so that unread ones are bounded, and against the rate."""
     config = SandboxConfig.model_validate({"calls_per_second": 100.0})
-    fresh = Guard(config.limits(tools=1))
+    fresh = Guard(config.session_limits(tools=1))
     fresh.accept(Ready(protocol.VERSION, FACTS), 100)
     fresh.execute(1, 10, 100)
     assert fresh.quiet_until(100) is None

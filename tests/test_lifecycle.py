@@ -258,7 +258,7 @@ def test_where_no_process_is_to_be_had_an_open_says_so_and_the_engine_goes_on() 
     if groups is None:
         pytest.skip("this machine gives out no control groups")
     group = groups.create(f"{os.getpid()}-narrow")
-    group.limit(SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).limits())
+    group.limit(SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).resource_limits())
     pids = group._folders["pids"]  # pyright: ignore[reportPrivateUsage]
     process = subprocess.Popen(
         [sys.executable, "-c", f"input()\n{NARROW}", pids],

@@ -13,10 +13,10 @@ import pytest
 from supdist.engine import Outcome, SandboxConfig
 from supdist.engine.jail.isolated_process import IsolatedProcess
 from supdist.engine.jail.message_stream import MessageStream
-from supdist.engine.jail.shim import Shim
+from supdist.engine.jail.shim import Shim, meter_of
 from supdist.sandbox_image import protocol
 
-LIMITS = SandboxConfig().limits()
+LIMITS, RESOURCES = SandboxConfig().session_limits(), SandboxConfig().resource_limits()
 
 
 class End:
@@ -65,7 +65,11 @@ class Place:
             uid=os.geteuid(),
         )
         lane = MessageStream(self.engine.shims, protocol.FrameBuffer(protocol.MAX_FRAME_BYTES))
-        self._shim = threading.Thread(target=self._run, args=(Shim(LIMITS, lane, process), lane), daemon=True)
+        self._shim = threading.Thread(
+            target=self._run,
+            args=(Shim(LIMITS, lane, process, meter_of(process, RESOURCES)), lane),
+            daemon=True,
+        )
 
     def _run(self, shim: Shim, engine: MessageStream) -> None:
         shim.serve()

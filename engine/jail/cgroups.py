@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...sandbox_image.guest.procfs import read_from, write
-from ...sandbox_image.protocol import Limits
+from ...sandbox_image.protocol import ResourceLimits
 
 MOUNT = Path("/sys/fs/cgroup")
 PREFIX = "supdist-"
@@ -43,7 +43,7 @@ class Cgroup(ABC):
             write(f"{folder}/cgroup.procs", str(pid))
 
     @abstractmethod
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: ResourceLimits) -> None:
         """Apply the limits.
 
         Raises:
@@ -87,7 +87,7 @@ class Cgroup(ABC):
 class CgroupV1(Cgroup):
     """A folder in each controller's tree."""
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: ResourceLimits) -> None:
         """See ``Cgroup.limit``."""
         memory = self._folders["memory"]
         write(f"{memory}/memory.limit_in_bytes", str(limits.memory_bytes))
@@ -115,7 +115,7 @@ class CgroupV1(Cgroup):
 class CgroupV2(Cgroup):
     """One folder of the unified tree."""
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: ResourceLimits) -> None:
         """See ``Cgroup.limit``."""
         folder = self._folders["memory"]
         write(f"{folder}/memory.max", str(limits.memory_bytes))

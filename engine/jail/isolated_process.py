@@ -81,7 +81,7 @@ class IsolatedProcess:
         """The descriptor that becomes readable when the setup has succeeded or failed."""
         return self._setup.fileno()
 
-    def apply_limits(self, limits: protocol.Limits, context: int) -> None:
+    def apply_limits(self, limits: protocol.ResourceLimits, context: int) -> None:
         """Send the limits and a descriptor of the context; the guest then runs.
 
         Raises:
@@ -278,7 +278,7 @@ def _confine(template: Template, setup: int) -> None:
         packet, descriptors, _, _ = socket.recv_fds(receiver, _PACKET_BYTES, 1)
     if not packet or len(descriptors) != 1:
         os._exit(1)
-    limits = msgspec.msgpack.decode(packet, type=protocol.Limits)
+    limits = msgspec.msgpack.decode(packet, type=protocol.ResourceLimits)
     os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
     os.close(descriptors[0])
     mounts.resize_scratch(limits)
@@ -302,7 +302,7 @@ def _confine(template: Template, setup: int) -> None:
             seccomp.install(template.seccomp)
 
 
-def _enable_packages(limits: protocol.Limits) -> None:
+def _enable_packages(limits: protocol.ResourceLimits) -> None:
     with os.scandir(rootfs.PACKAGES) as entries:
         for entry in entries:
             needed = os.R_OK | os.X_OK if entry.is_dir() else os.R_OK
@@ -313,7 +313,7 @@ def _enable_packages(limits: protocol.Limits) -> None:
     os.environ |= environment.packages_variables(rootfs.PACKAGES, limits.cpus, limits.pids)
 
 
-def _set_rlimits(limits: protocol.Limits, *, has_cgroup: bool) -> None:
+def _set_rlimits(limits: protocol.ResourceLimits, *, has_cgroup: bool) -> None:
     wanted = {
         # RLIMIT_AS would also count what threads and allocators reserve. DATA counts writable memory (getrlimit(2)).
         resource.RLIMIT_DATA: limits.memory_bytes,

@@ -87,7 +87,7 @@ def enter() -> None:
     sc.pivot_root_here()
 
 
-def resize_scratch(limits: protocol.Limits) -> None:
+def resize_scratch(limits: protocol.ResourceLimits) -> None:
     """Set the bytes and inodes of the scratch space (tmpfs(5)).
 
     Raises:

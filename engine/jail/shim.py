@@ -92,9 +92,11 @@ def _run(
     process: isolated_process.IsolatedProcess | AttachedContainer | SetupError
     if isinstance(order, protocol.Attach):
         process = AttachedContainer(socket.socket(fileno=descriptors[0]), order.groups)
+        meter = NoMeter() if process.cgroup is None else CgroupMeter(process.cgroup)
     else:
         assert template is not None
-        process = _with_limits(template, name, built, order.limits, descriptors[0])
+        process = _with_limits(template, name, built, order.resources, descriptors[0])
+        meter = None if isinstance(process, SetupError) else meter_of(process, order.resources)
         os.close(descriptors[0])
     engine = _connect(engine_socket, order.session)
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
@@ -106,7 +108,8 @@ def _run(
         # whoever sends one more: guests' own are lower.
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-        Shim(order.limits, engine, process).serve()
+        assert meter is not None
+        Shim(order.limits, engine, process, meter).serve()
     engine.drain(_LAST_WORDS_SECONDS)
 
 
@@ -131,7 +134,7 @@ def _with_limits(
     template: isolated_process.Template,
     name: str,
     built: isolated_process.IsolatedProcess | None,
-    limits: protocol.Limits,
+    limits: protocol.ResourceLimits,
     context: int,
 ) -> isolated_process.IsolatedProcess | SetupError:
     """A sandbox with these limits. What was built ahead may have failed since, or may have failed then: it is tried again."""
@@ -145,7 +148,7 @@ def _with_limits(
 
 
 def _apply_limits(
-    built: isolated_process.IsolatedProcess, limits: protocol.Limits, context: int
+    built: isolated_process.IsolatedProcess, limits: protocol.ResourceLimits, context: int
 ) -> isolated_process.IsolatedProcess:
     try:
         built.apply_limits(limits, context)
@@ -156,14 +159,10 @@ def _apply_limits(
     return built
 
 
-def _meter_of(
-    process: isolated_process.IsolatedProcess | AttachedContainer, limits: protocol.Limits
-) -> Meter:
-    """The meter that this sandbox allows."""
+def meter_of(process: isolated_process.IsolatedProcess, limits: protocol.ResourceLimits) -> Meter:
+    """Return the meter of a sandbox: its control group's, else one that samples its processes."""
     if process.cgroup is not None:
         return CgroupMeter(process.cgroup)
-    if process.pid is None:
-        return NoMeter()
     from .watchdog import Watchdog
 
     return Watchdog(process.pid, limits)
@@ -174,9 +173,10 @@ class Shim:
 
     def __init__(
         self,
-        limits: protocol.Limits,
+        limits: protocol.SessionLimits,
         engine: MessageStream,
         process: isolated_process.IsolatedProcess | AttachedContainer,
+        meter: Meter,
     ) -> None:
         self._limits = limits
         self._engine = engine
@@ -190,7 +190,7 @@ class Shim:
         self._output = output_reader(process, self._init)
         self._sync = process.setup_fd
         self._guard = Guard(limits)
-        self._meter = _meter_of(process, limits)
+        self._meter = meter
         self._heard: deque[tuple[MessageStream, bytes]] = deque()
         self._over: Exit | None = None
         self._quiet_until: float | None = None

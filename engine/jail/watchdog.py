@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ...sandbox_image.protocol import Limits, Outcome, Usage
+from ...sandbox_image.protocol import Outcome, ResourceLimits, Usage
 from .meter import Meter
 
 _LOOK_SECONDS = 0.1
@@ -21,7 +21,7 @@ _CHILDREN = Path("/proc/thread-self/children")
 class Watchdog(Meter):
     """A look at the process tree every tenth of a second. A burst between two looks goes unseen."""
 
-    def __init__(self, init_pid: int, limits: Limits) -> None:
+    def __init__(self, init_pid: int, limits: ResourceLimits) -> None:
         self._init = psutil.Process(init_pid)
         self._limits = limits
         self._due = 0.0

@@ -71,7 +71,9 @@ class ProcessBackend(Backend):
         zygote, contexts = self._zygote, self._zygote.contexts
         fd = contexts.descriptor(context)
         try:
-            session = zygote.spawn(receiver, config.limits(len(toolbox.host)), fd)
+            session = zygote.spawn(
+                receiver, config.session_limits(len(toolbox.host)), config.resource_limits(), fd
+            )
             # While the guest gets its limits: it looks into the memory when it is told that it may, see ``Guest.load``.
             try:
                 kind = contexts.write(fd, context)

@@ -130,9 +130,9 @@ class SandboxConfig(BaseModel):
                     raise ValueError(f'{name} is for containers: add "backend": "docker"')
         return self
 
-    def limits(self, tools: int = 0) -> protocol.Limits:
-        """The limits as the jail takes them, with the number of the host's tools."""
-        return protocol.Limits(
+    def resource_limits(self) -> protocol.ResourceLimits:
+        """Return the limits that the kernel enforces."""
+        return protocol.ResourceLimits(
             memory_bytes=int(self.memory),
             pids=self.pids,
             cpus=self.cpus,
@@ -141,6 +141,11 @@ class SandboxConfig(BaseModel):
             file_bytes=2 * int(self.scratch),  # no room is said before too large
             scratch_bytes=int(self.scratch),
             scratch_inodes=self.scratch_files,
+        )
+
+    def session_limits(self, tools: int = 0) -> protocol.SessionLimits:
+        """Return the limits that the shim checks, with the number of the host's tools."""
+        return protocol.SessionLimits(
             output_bytes=int(self.output),
             display_bytes=int(self.display),
             frame_bytes=min(

@@ -321,7 +321,7 @@ class Daemon:
     def _settings(self, image: Image, config: SandboxConfig, folder: str | None) -> dict[str, Any]:
         from docker.types import Mount, Ulimit
 
-        limits = config.limits()
+        limits = config.resource_limits()
         mounts = [_mount(Mount, os.path.dirname(protocol.CONTEXT_FILE), folder)] if folder is not None else []
         environment: list[str] = []
         if config.packages is not None:

@@ -115,7 +115,7 @@ class DockerBackend(Backend):
             guest = DockerGuest(self, self._zygote, place, load, receiver)
             guest.walls = GVISOR if image.is_gvisor else "docker"
             guest.limited = bool(place.container.groups) or not self._daemon.shares_files
-            guest.attach(config.limits(len(toolbox.host)))
+            guest.attach(config.session_limits(len(toolbox.host)))
         except BaseException:
             self.throw_away(place)
             raise
@@ -208,7 +208,7 @@ class DockerGuest(Guest):
         self._held: list[protocol.FromShim | ShimExit] = []
         self._removing: asyncio.Future[None] | None = None
 
-    def attach(self, limits: protocol.Limits) -> None:
+    def attach(self, limits: protocol.SessionLimits) -> None:
         """Give the container's stream to a shim.
 
         Raises:

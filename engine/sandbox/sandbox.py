@@ -116,7 +116,7 @@ class Sandbox:
         self._check_usable()
         if not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
-        most = self._config.limits().frame_bytes // 2
+        most = self._config.session_limits().frame_bytes // 2
         if len(code) > most:  # before anything is copied
             raise ValueError(
                 f"a block of {len(code)} characters is too long; at most {most} bytes can be sent"
@@ -197,7 +197,7 @@ class Sandbox:
 
     def _file_chunk(self) -> int:
         """Bytes of a file that go into one frame."""
-        return min(_FILE_CHUNK, self._config.limits().frame_bytes // 2)
+        return min(_FILE_CHUNK, self._config.session_limits().frame_bytes // 2)
 
     async def _ask_for_file(
         self, path: str, message: Callable[[int], protocol.PutFile | protocol.GetFile]
@@ -356,7 +356,7 @@ class Sandbox:
             self._ready.set_exception(failure(message.step, message.errno, self._config.packages))
 
     def _guest_limits(self) -> tuple[int, int, int, int]:
-        limits = self._config.limits()
+        limits = self._config.session_limits()
         return limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes
 
     def _end_cell(self, end: CellEnd) -> None:

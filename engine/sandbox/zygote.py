@@ -116,16 +116,22 @@ class Zygote:
             return rootfs.command_without_view(control_fd, socket_file, self._contexts)
         return rootfs.command(control_fd, socket_file, self._packages)
 
-    def spawn(self, receiver: Receiver, limits: protocol.Limits, context_fd: int) -> bytes:
+    def spawn(
+        self,
+        receiver: Receiver,
+        limits: protocol.SessionLimits,
+        resources: protocol.ResourceLimits,
+        context_fd: int,
+    ) -> bytes:
         """Fork a shim, with a sandbox, whose messages go to ``receiver``; its session.
 
         Raises:
             SandboxLost: the zygote is gone.
         """
-        return self._order(receiver, lambda session: protocol.Spawn(session, limits), context_fd)
+        return self._order(receiver, lambda session: protocol.Spawn(session, limits, resources), context_fd)
 
     def attach(
-        self, receiver: Receiver, limits: protocol.Limits, stream_fd: int, groups: dict[str, str]
+        self, receiver: Receiver, limits: protocol.SessionLimits, stream_fd: int, groups: dict[str, str]
     ) -> bytes:
         """Fork a shim for a guest in a container, see ``protocol.Attach``; its session.
 

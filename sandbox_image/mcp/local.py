@@ -397,17 +397,9 @@ def _spawn(stream: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _limits(limits: Limits) -> protocol.Limits:
+def _limits(limits: Limits) -> protocol.SessionLimits:
     """As the guard takes them. What a container limits, it does not look at."""
-    return protocol.Limits(
-        memory_bytes=1,
-        pids=1,
-        cpus=1.0,
-        cpu_seconds=1,
-        open_files=1,
-        file_bytes=1,
-        scratch_bytes=1,
-        scratch_inodes=1,
+    return protocol.SessionLimits(
         output_bytes=limits.output,
         display_bytes=8 << 20,
         frame_bytes=16 << 20,

@@ -71,7 +71,8 @@ from .limits import (
     READ_BYTES,
     TOOL_ARGUMENT_BYTES,
     TOOL_RESULT_BYTES,
-    Limits,
+    ResourceLimits,
+    SessionLimits,
 )
 from .values import (
     CONTEXT_FILE,
@@ -176,7 +177,6 @@ __all__ = [
     "ImageForm",
     "Interrupt",
     "Kill",
-    "Limits",
     "ListFiles",
     "Load",
     "Message",
@@ -187,6 +187,8 @@ __all__ = [
     "Ready",
     "ReplExit",
     "Reply",
+    "ResourceLimits",
+    "SessionLimits",
     "SetupFailed",
     "ShimExit",
     "Spawn",

@@ -23,17 +23,9 @@ LISTING_CHARS = 1 << 20
 """The most characters of paths in one list of files."""
 
 
-class Limits(Value, frozen=True):
-    """What one sandbox may use. Bytes, counts and seconds; all positive. ``tools`` of the host it may call, from 0."""
+class SessionLimits(Value, frozen=True):
+    """What the shim checks. Bytes, counts and seconds; all positive, but for ``tools``, the number of the host's tools."""
 
-    memory_bytes: int
-    pids: int
-    cpus: float
-    cpu_seconds: int
-    open_files: int
-    file_bytes: int
-    scratch_bytes: int
-    scratch_inodes: int
     output_bytes: int
     display_bytes: int
     frame_bytes: int
@@ -44,3 +36,16 @@ class Limits(Value, frozen=True):
     wall_seconds: float
     grace_seconds: float
     tools: int
+
+
+class ResourceLimits(Value, frozen=True):
+    """What the kernel enforces. Bytes, counts and seconds; all positive."""
+
+    memory_bytes: int
+    pids: int
+    cpus: float
+    cpu_seconds: int
+    open_files: int
+    file_bytes: int
+    scratch_bytes: int
+    scratch_inodes: int

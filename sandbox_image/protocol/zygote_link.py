@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from .base import Message
-from .limits import Limits
+from .limits import ResourceLimits, SessionLimits
 from .shim_link import SetupFailed
 
 
@@ -15,7 +15,8 @@ class Spawn(Message, frozen=True):
     """Fork a shim for this session (its ZeroMQ routing id). The context's descriptor comes with the packet."""
 
     session: bytes
-    limits: Limits
+    limits: SessionLimits
+    resources: ResourceLimits
 
 
 class ZygoteReady(Message, frozen=True):
@@ -45,7 +46,7 @@ class Attach(Message, frozen=True):
     """
 
     session: bytes
-    limits: Limits
+    limits: SessionLimits
     groups: dict[str, str]
 
 
