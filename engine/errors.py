@@ -5,6 +5,7 @@
     EngineError
     ├── TaskError                   fix the task file or the arguments
     ├── LogError                    make room, or choose another log_dir; nothing was spent after it
+    ├── LogFormatError              a log cannot be read; the message names the file and the line
     ├── CacheError                  choose another path for the cache of answers, or mend what its message says
     ├── SandboxError                used wrongly: a cell while one runs, a sandbox after close
     │   ├── SandboxFileError        a file cannot be put or got; ``code`` says why
@@ -30,6 +31,10 @@ class TaskError(EngineError):
 
 class LogError(EngineError):
     """A log cannot be written."""
+
+
+class LogFormatError(EngineError):
+    """A log cannot be read, or a newer version wrote it; the message names the file and the line."""
 
 
 class CacheError(EngineError):

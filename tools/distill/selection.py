@@ -154,11 +154,11 @@ def _look(run: Run, filters: Filters) -> Run:
     if record.error is not None and record.error.stage == "run":
         raise NoConversation("failed", run.folder)
     conversation = run.read()
-    asked = [record.example, conversation.start.query, conversation.start.context.sha256]
+    asked = [record.example, conversation.start.query, conversation.start.context_sha256]
     return Run(
         run.experiment,
         record,
-        context_sha256=conversation.start.context.sha256,
+        context_sha256=conversation.start.context_sha256,
         question=digest([*asked, cleaned(conversation.opening)]),
         refused=filters.refuse(run, conversation),
         is_compact=len(conversation.stretches) > 1,

@@ -1,0 +1,136 @@
+"""The reader of run logs. It reads one line at a time and yields typed events.
+
+Logs are data from guests and models, and a person may have changed them. README.md in this folder has the rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast, get_args
+
+import msgspec
+
+from ..errors import LogFormatError
+from ..private_files import open_file
+from .events import SCHEMA_VERSION, Event, ReplEvent, Stream, SupervisorEvent, WorkerEvent
+
+# A cell with all that the default limits of output and display allow, each byte written as a \u escape.
+MAX_LINE_BYTES = 256 << 20
+_MAX_PROBLEMS = 20
+_MAX_NAME = 40
+
+# Names of fields in schema 1.
+_OLD_NAMES = {"arm": "strategy"}
+
+
+class RunLogReader:
+    """Reads the events of one run, or of all runs, in one folder.
+
+    Attributes:
+        problems: lines that were skipped, by file and number; the first 20.
+        skipped: how many lines were skipped, because they are no events.
+        unknown: how many events were skipped, by types that this version does not know.
+
+    Raises:
+        LogFormatError: by every method that yields events, while it is iterated: a file is a link or cannot be read, a
+            line is too long, an event of the run has wrong types, or a newer version wrote the run.
+    """
+
+    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+        """Remember what to read.
+
+        Args:
+            folder: the folder of the log.
+            run_id: None reads the events of all runs.
+        """
+        self._folder = folder
+        self._run_id = run_id
+        self.problems: list[str] = []
+        self.skipped = 0
+        self.unknown: Counter[str] = Counter()
+
+    def notes(self) -> list[str]:
+        """Return a line for each problem, and one for each unknown type of event."""
+        more = self.skipped - len(self.problems)
+        return [
+            *self.problems,
+            *([f"{self._folder}: {more} more lines are no JSON objects"] if more else []),
+            *(f"{self._folder}: skipped {count} events of the unknown type {name!r}"
+              for name, count in self.unknown.items()),
+        ]  # fmt: skip
+
+    def supervisor(self) -> Iterator[SupervisorEvent]:
+        """Yield the events of ``supervisor.jsonl``; none if there is no such file."""
+        return self._events("supervisor", SupervisorEvent)
+
+    def worker(self) -> Iterator[WorkerEvent]:
+        """Yield the events of ``worker.jsonl``; none if there is no such file."""
+        return self._events("worker", WorkerEvent)
+
+    def repl(self) -> Iterator[ReplEvent]:
+        """Yield the events of ``repl.jsonl``; none if there is no such file."""
+        return self._events("repl", ReplEvent)
+
+    def _events(self, stream: Stream, union: Any) -> Iterator[Any]:
+        kinds: dict[str, type[Event]] = {kind.__struct_config__.tag: kind for kind in get_args(union)}
+        path = self._folder / f"{stream}.jsonl"
+        try:
+            file = open_file(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise LogFormatError(f"{path}: {error.strerror or error}") from error
+        with file:
+            for place, fields in self._lines(file, path):
+                if self._run_id is not None and fields.get("run_id") != self._run_id:
+                    continue
+                kind = kinds.get(str(fields.get("event")))
+                if kind is None:
+                    self._count_unknown(str(fields.get("event")))
+                    continue
+                _check_version(fields, place)
+                for old, new in _OLD_NAMES.items():
+                    if old in fields:
+                        fields.setdefault(new, fields[old])
+                try:
+                    yield msgspec.convert(fields, kind)
+                except msgspec.ValidationError as error:
+                    raise LogFormatError(f"{place}: {error}") from error
+
+    def _count_unknown(self, name: str) -> None:
+        # A hostile log may have another type on each line.
+        is_counted = name[:_MAX_NAME] in self.unknown or len(self.unknown) < _MAX_PROBLEMS
+        self.unknown[name[:_MAX_NAME] if is_counted else "other"] += 1
+
+    def _lines(self, file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield the place and the fields of each line that is a JSON object."""
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            place = f"{path}, line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise LogFormatError(f"{place}: it is longer than {MAX_LINE_BYTES >> 20} MiB")
+            try:
+                value: object = json.loads(line.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
+                value = None
+            del line
+            if isinstance(value, dict):
+                yield place, cast("dict[str, object]", value)
+            else:
+                self.skipped += 1
+                if len(self.problems) < _MAX_PROBLEMS:
+                    self.problems.append(f"{place}: no JSON object; a killed run leaves such a line")
+
+
+def _check_version(fields: dict[str, object], place: str) -> None:
+    found = fields.get("schema_version")
+    if isinstance(found, int) and found > SCHEMA_VERSION:
+        engine = str(fields.get("engine_version"))[:_MAX_NAME]
+        raise LogFormatError(
+            f"{place}: supdist-engine {engine} wrote this log with schema {found}. This version reads up to "
+            f"{SCHEMA_VERSION}; install a newer supdist-engine"
+        )
