@@ -1,15 +1,7 @@
-"""A benchmark from a file of your own: one question a line, JSON Lines.
+"""A task from your own JSON Lines file: one question on each line.
 
-A sample example::
-
-    {"context_file": "report.md", "query": "What was the deck made of?", "answers": ["fibre-reinforced polymer", "FRP"]}
-
-A line has ``query``; ``context`` (a text, list or object) or ``context_file`` (.txt or .md as text, .json parsed; relative
-to the file, and in its folder); ``answer`` or ``answers``, of which each is right; and may have ``id``, ``document`` and ``kind``.
-
-Score, by ``metric``, the best over the answers: ``exact`` (equal once normalised), ``f1`` (token F1; correct from 0.5 on),
-``contains`` (an answer's normalised words in a row), all as in ``metrics``; or ``judge``, a language model's verdict (F1, and nothing that
-is correct, where no judge is asked). The cheap three are among the figures in any case.
+A sample example: ``{"context_file": "report.md", "query": "What was the deck made of?", "answers":
+["polymer", "FRP"]}``
 """
 
 from __future__ import annotations
@@ -37,6 +29,8 @@ _Answer = Annotated[str, Field(coerce_numbers_to_str=True)]
 _Context = str | list[Any] | dict[str, Any]
 
 
+# Either "context" (a text, list or object) or "context_file" (.txt, .md, .json), and either "answer" or
+# "answers", each of which is right.
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -61,7 +55,7 @@ class _Line(BaseModel):
             raise ValueError("an answer is empty; give what counts as right")
         if self.id is not None and not valid_id(self.id):
             raise ValueError(
-                f'"id" {self.id!r} can name no folder; use letters, digits, ".", "_" and "-", 128 at most'
+                f'"id" {self.id!r} cannot name a folder; use letters, digits, ".", "_" and "-", 128 at most'
             )
         return self
 
@@ -74,19 +68,18 @@ class Jsonl(TaskWithOptions):
 
     name: ClassVar[str] = "jsonl"
 
-    path: Path = Field(
-        description="the file: one question a line, with query, context or context_file, answer or answers"
-    )
-    metric: Metric = Field(default="f1", description="what the main figure is, and so what counts as correct")
+    path: Path = Field(description="the file; a line has query, context or context_file, answer or answers")
+    metric: Metric = Field(default="f1", description="the main figure; it decides what is correct")
 
     @property
     def wants_judge(self) -> bool:
-        """Just where a judge decides."""
+        """Whether the metric is ``judge``."""
         return self.metric == "judge"
 
     def examples(self) -> list[Example]:
-        """One a line; contexts are read only to be checked, and read again when they are asked for."""
+        """Return one example for each line."""
         found, problems, hashes = list[Example](), list[str](), dict[Path, str]()
+        # Contexts are only checked and hashed here: together they may not fit into memory.
         for number, offset, raw in self._lines():
             try:
                 found.append(self._example(number, offset, raw, hashes))
@@ -104,14 +97,14 @@ class Jsonl(TaskWithOptions):
                 )
             )
         if not found:
-            raise TaskDataError(f"{self.path} holds no question; write one a line")
+            raise TaskDataError(f"{self.path} holds no question; write one on each line")
         return check_unique(found, self.path)
 
     def context(self, example: Example) -> _Context:
-        """The line's context, or the content of its file.
+        """Return the context of the line, or the content of its file.
 
         Raises:
-            TaskDataError: the file is not what it was when the examples were read.
+            TaskDataError: the file has changed since ``examples``.
         """
         data = example.data
         if "context_file" in data:
@@ -131,7 +124,7 @@ class Jsonl(TaskWithOptions):
         return context
 
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """By the chosen metric; the judge is asked just where it decides."""
+        """Score an answer: the best over the references by the metric."""
         text = answer or ""
         metrics = {
             "exact": best(exact_match, text, example.references),
@@ -141,6 +134,7 @@ class Jsonl(TaskWithOptions):
         if self.metric != "judge":
             value = metrics[self.metric]
             return Score(value, value >= (_F1_CORRECT if self.metric == "f1" else 1.0), metrics)
+        # Without a verdict F1 is the figure, and nothing is correct or wrong.
         if judge is None:
             return Score(metrics["f1"], None, metrics)
         verdict = await judge_answer(judge, example.query, example.references, text)
@@ -148,7 +142,8 @@ class Jsonl(TaskWithOptions):
         return Score(metrics["judge"], verdict.correct, metrics, note=verdict.reason)
 
     def data_hash(self) -> str:
-        """Of the questions, their contexts and the metric; where the files lie does not matter."""
+        """Hash the questions, their contexts and the metric."""
+        # Without paths: a copy of the files elsewhere is the same task.
         examples = [
             [each.id, each.query, each.references, each.document, each.kind, each.data["sha256"]]
             for each in self.examples()
@@ -156,7 +151,6 @@ class Jsonl(TaskWithOptions):
         return self.hash_of(self.metric, examples)
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """Number, place and bytes of each line that is not blank."""
         offset = 0
         try:
             with open(regular_file(self.path), "rb") as file:
@@ -170,22 +164,19 @@ class Jsonl(TaskWithOptions):
             ) from error
 
     def _place(self, name: str) -> Path:
-        """Where a context file is. The data set may be anybody's: it reads no other files of yours.
-
-        Raises:
-            TaskDataError: it is elsewhere, links resolved, or hidden.
-        """
+        # A stranger may have written the data set: it must not read the user's other files, through links
+        # either.
         try:
             place = Path(os.path.realpath(self.path.parent / name))
-        except ValueError as error:  # a null character, half a surrogate pair
-            raise TaskDataError(f"context_file {name!r} is no path: {error}") from error
+        except ValueError as error:  # a null character or a lone surrogate
+            raise TaskDataError(f"context_file {name!r} is not a path: {error}") from error
         folder = os.path.realpath(self.path.parent)
         if not place.is_relative_to(folder) or any(
             part.startswith(".") for part in place.relative_to(folder).parts
         ):
             raise TaskDataError(
-                f"context_file {name!r} is {str(place)!r}, outside {folder} or hidden; put {self.path.name} and its "
-                "documents into one folder"
+                f"context_file {name!r} is {str(place)!r}, outside {folder} or hidden;"
+                f" put {self.path.name} and its documents into one folder"
             )
         return self.path.parent / name
 
@@ -220,7 +211,7 @@ def _parse(raw: bytes) -> _Line:
         raise TaskDataError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise TaskDataError(
-            f"no JSON: {error.msg} at character {error.pos + 1}; write one object a line"
+            f"not JSON: {error.msg} at character {error.pos + 1}; write one object on each line"
         ) from None
     except ValidationError as error:
         raise TaskDataError(
@@ -259,12 +250,12 @@ def _content(path: Path, raw: bytes) -> _Context:
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TaskDataError(f"{path} is no JSON: {error}") from error
+        raise TaskDataError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, (str, list, dict)):
         raise TaskDataError(
             f"{path} holds a {type(value).__name__}; a context is a text, a list or an object"
         )
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return value  # pyright: ignore[reportUnknownVariableType]  # JSON: any depth of lists and objects
 
 
 def _check_same(raw: bytes, sha256: str, path: Path) -> None:

@@ -1,9 +1,6 @@
-"""Records whose class must be read: messages to a shop, each about one of seven matters that it never calls by name.
+"""Generate records for ``oolong`` and ``pairs``: messages to a shop.
 
-A sample example: "#17 | 2023-04-02 | user 31 | Hello, my card shows two payments for one desk lamp. Thanks." is about
-billing. ``oolong`` counts such records, ``pairs`` joins them.
-
-Source: generated here, offline, from a seed, as in ``prose``; the sentences are the project's own.
+A sample example: "#17 | 2023-04-02 | user 31 | Hello, my card shows two payments for one desk lamp."
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from random import Random
 from .options import CHARACTERS_PER_TOKEN
 from .prose import listed, picker
 
+# Each message is about one of these and does not name it. The sentences are the project's own.
 MATTERS: dict[str, str] = {
     "billing": "money that was taken, owed or should come back",
     "delivery": "where a parcel is, or how it arrived",
@@ -25,7 +23,6 @@ MATTERS: dict[str, str] = {
     "cancellation": "calling off an order that was made",
     "enquiry": "a question about the goods before buying",
 }
-"""The classes, and how queries explain them."""
 
 _TEXTS: dict[str, tuple[str, ...]] = {
     "billing": (
@@ -48,7 +45,10 @@ _TEXTS: dict[str, tuple[str, ...]] = {
         "your site does not take my password any more, so that I cannot see my order of a %s.",
         "I never get the code by text message, and so cannot get in to look up my %s.",
         "since I changed my e-mail address I am locked out and cannot find my %s.",
-        "the page says that too many attempts were made and shuts me out, and I only wanted to look at my %s.",
+        (
+            "the page says that too many attempts were made and shuts me out,"
+            " and I only wanted to look at my %s."
+        ),
         "I forgot the answer to my security question and cannot open the page with my %s.",
         "the reset link that you mailed me leads to an empty page, and my %s is behind it.",
     ),
@@ -86,9 +86,10 @@ _TEXTS: dict[str, tuple[str, ...]] = {
     ),
 }
 _ITEMS = listed(
-    "desk lamp|garden chair|bread oven|record player|wool blanket|bicycle pump|folding table|coffee grinder|tent|kite"
-    "|rain jacket|wall clock|fountain pen|hand mixer|sewing machine|chess set|camping stove|bookshelf|telescope|kettle"
-    "|sleeping bag|radio|umbrella stand|picnic basket|hammock|microscope|piano stool|step ladder|toaster|globe"
+    "desk lamp|garden chair|bread oven|record player|wool blanket|bicycle pump|folding table"
+    "|coffee grinder|tent|kite|rain jacket|wall clock|fountain pen|hand mixer|sewing machine|chess set"
+    "|camping stove|bookshelf|telescope|kettle|sleeping bag|radio|umbrella stand|picnic basket|hammock"
+    "|microscope|piano stool|step ladder|toaster|globe"
 )
 _OPENINGS = (
     "Hello, ",
@@ -110,23 +111,23 @@ _CLOSINGS = (
 
 FIRST_DAY = date(2023, 1, 1)
 DAYS = 730
+# Mean characters of a record with its line end, without its two numbers. Measured: a text's length is right
+# within a few percent.
 _MEAN_RECORD = 124
-"""Characters of a record, its line end among them and its two numbers not; a text is as long as asked for within a few percent."""
-
-_USER_RECORDS = 12
-"""Records of a user, about."""
+_RECORDS_PER_USER = 12
 
 
 @dataclass(slots=True)
 class Mailbox:
-    """Records by their number: what each is about, its day (from 0, ``FIRST_DAY``) and its user."""
+    """The matter, day and user of each record."""
 
     matters: list[str]
+    # 0 is FIRST_DAY.
     days: list[int]
     users: list[int]
 
     def text(self, random: Random) -> str:
-        """The records as text, a line each, in no order of dates."""
+        """Return one line for each record."""
         pick, dates = picker(random), [day(number) for number in range(DAYS)]
         return "\n".join(
             f"#{number} | {dates[when]} | user {user} | {_message(pick, matter)}"
@@ -137,11 +138,12 @@ class Mailbox:
 
 
 def draw(random: Random, length: int, weights: Sequence[float]) -> Mailbox:
-    """A mailbox of about ``length`` tokens, its matters in the proportion of the weights."""
+    """Return a mailbox of about ``length`` tokens whose matters have these weights."""
     characters = length * CHARACTERS_PER_TOKEN
-    numbered = 2 * len(str(characters // _MEAN_RECORD))  # its own number and its user's
-    count = characters // (_MEAN_RECORD + numbered)
-    users = random.sample(range(10, 10 + 5 * count), max(4, count // _USER_RECORDS))
+    # A record holds two numbers, its own and its user's.
+    digits = 2 * len(str(characters // _MEAN_RECORD))
+    count = characters // (_MEAN_RECORD + digits)
+    users = random.sample(range(10, 10 + 5 * count), max(4, count // _RECORDS_PER_USER))
     return Mailbox(
         matters=random.choices(list(MATTERS), weights, k=count),
         days=random.choices(range(DAYS), k=count),
@@ -150,12 +152,12 @@ def draw(random: Random, length: int, weights: Sequence[float]) -> Mailbox:
 
 
 def day(number: int) -> str:
-    """A day as it is written in records and queries: 2023-04-02."""
+    """Return a day as ISO date."""
     return (FIRST_DAY + timedelta(days=number)).isoformat()
 
 
 def explained() -> str:
-    """The classes, for queries."""
+    """Return the matters with their explanations."""
     return "; ".join(f"{matter} ({meaning})" for matter, meaning in MATTERS.items())
 
 

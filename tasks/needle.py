@@ -1,15 +1,9 @@
-"""Needles in a haystack: numbers, and chains of variables, that stand somewhere in a long text.
+"""Needles in a haystack: numbers or chains of variables, hidden in a long text.
 
-A sample example (``variant=single``): "What is the special magic number for tall-otter?", with the sentence "Keep this in
-mind: the special magic number for tall-otter is 7215043." somewhere in the chronicle of a town; 7215043 is right.
+A sample example (``single``): "What is the special magic number for tall-otter?". The text has the sentence
+"Keep this in mind: the special magic number for tall-otter is 7215043."; 7215043 is right.
 
-Source: generated here, offline, from a seed. After the single needle of Kamradt (2023) and RULER (Hsieh et al. 2024):
-``single`` (S-NIAH), ``multi-key`` (others' numbers are in the way), ``multi-value`` (one key, several numbers),
-``multi-query`` (several keys are asked for), ``variable-tracking`` (which variables hold a value, through others).
-The sentences are the project's own.
-
-Score: RULER's, the share of the references that the answer holds, whatever the case. It counts as correct where it
-holds all. It asks for recall alone: an answer that lists everything scores too; look at answers' lengths where it matters.
+Source: generated offline, after Kamradt (2023) and RULER (Hsieh et al. 2024).
 """
 
 from __future__ import annotations
@@ -25,22 +19,28 @@ from .metrics import share_found
 from .options import CHARACTERS_PER_TOKEN, Length, TaskWithOptions
 from .prose import GENERATOR, haystack, listed
 
+# RULER's S-NIAH; with numbers of other keys; several numbers of one key; several keys asked for; which
+# variables hold a value.
 Variant = Literal["single", "multi-key", "multi-value", "multi-query", "variable-tracking"]
 _VARIANTS: tuple[Variant, ...] = ("single", "multi-key", "multi-value", "multi-query", "variable-tracking")
 
 _ADJECTIVES = listed(
-    "amber|ancient|brave|bright|calm|clever|copper|crimson|curious|dusty|eager|early|electric|fancy|gentle|giant|golden"
-    "|grand|happy|hidden|hollow|humble|icy|idle|jolly|keen|lively|lonely|lucky|mellow|mighty|misty|modest|noble|odd|pale"
-    "|patient|plain|polite|proud|purple|quick|quiet|rapid|rare|royal|rusty|shy|silent|silver|simple|sleepy|small|solemn"
-    "|speedy|steady|strange|sunny|tall|tidy|tiny|velvet|vivid|wild|wise"
+    "amber|ancient|brave|bright|calm|clever|copper|crimson|curious|dusty|eager|early|electric|fancy"
+    "|gentle|giant|golden|grand|happy|hidden|hollow|humble|icy|idle|jolly|keen|lively|lonely|lucky|mellow"
+    "|mighty|misty|modest|noble|odd|pale|patient|plain|polite|proud|purple|quick|quiet|rapid|rare|royal"
+    "|rusty|shy|silent|silver|simple|sleepy|small|solemn|speedy|steady|strange|sunny|tall|tidy|tiny"
+    "|velvet|vivid|wild|wise"
 )
 _NOUNS = listed(
-    "acorn|anchor|antelope|badger|bamboo|beacon|beaver|bison|button|cactus|camel|candle|canyon|cedar|comet|coral|cricket"
-    "|dolphin|eagle|falcon|fern|ferret|galaxy|gecko|glacier|hammer|heron|iguana|island|jaguar|kettle|koala|ladder|lemur"
-    "|lizard|magnet|mango|meadow|meteor|mirror|newt|ocelot|octopus|orchid|otter|owl|panda|pebble|pelican|penguin|pepper"
-    "|piano|puffin|quail|rabbit|raven|rocket|salmon|sparrow|spruce|teapot|tiger|tulip|turtle|violin|walnut|walrus|zebra"
+    "acorn|anchor|antelope|badger|bamboo|beacon|beaver|bison|button|cactus|camel|candle|canyon|cedar"
+    "|comet|coral|cricket|dolphin|eagle|falcon|fern|ferret|galaxy|gecko|glacier|hammer|heron|iguana"
+    "|island|jaguar|kettle|koala|ladder|lemur|lizard|magnet|mango|meadow|meteor|mirror|newt|ocelot"
+    "|octopus|orchid|otter|owl|panda|pebble|pelican|penguin|pepper|piano|puffin|quail|rabbit|raven|rocket"
+    "|salmon|sparrow|spruce|teapot|tiger|tulip|turtle|violin|walnut|walrus|zebra"
 )
-_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # without vowels, so that no variable is part of an English word
+# Without vowels, so that no variable is part of an English word.
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+# Characters, more than any hidden sentence has.
 _SENTENCE_ROOM = 100
 
 
@@ -50,31 +50,27 @@ class Needle(TaskWithOptions):
     name: ClassVar[str] = "needle"
 
     variant: Literal[Variant, "all"] = Field(
-        default="single", description="what is hidden; all takes each in turn"
+        default="single", description="what is hidden; all takes each variant in turn"
     )
     length: Length = Field(
         default=32_000, description="tokens of each text, four characters each; 128k and 10M are understood"
     )
-    n: int = Field(
-        default=100, ge=1, le=100_000, description="examples there are; each has a text of its own"
-    )
-    seed: int = Field(default=0, description="another seed, other texts and questions")
-    keys: int = Field(
-        default=4, ge=2, le=2_000, description="multi-key: keys with a number each, of which one is asked for"
-    )
-    values: int = Field(default=4, ge=2, le=100, description="multi-value: numbers of the one key")
-    queries: int = Field(default=4, ge=2, le=100, description="multi-query: keys that are asked for")
+    n: int = Field(default=100, ge=1, le=100_000, description="number of examples; each has its own text")
+    seed: int = Field(default=0, description="another seed gives other texts and questions")
+    keys: int = Field(default=4, ge=2, le=2_000, description="multi-key: number of keys; one is asked for")
+    values: int = Field(default=4, ge=2, le=100, description="multi-value: how many numbers the key has")
+    queries: int = Field(default=4, ge=2, le=100, description="multi-query: number of keys asked for")
     hops: int = Field(
         default=4, ge=1, le=100, description="variable-tracking: variables after the first of a chain"
     )
     chains: int = Field(
-        default=2, ge=1, le=100, description="variable-tracking: chains, of which one is asked for"
+        default=2, ge=1, le=100, description="variable-tracking: number of chains; one is asked for"
     )
     depth: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="single: where the needle stands, 0 the beginning, 1 the end; else anywhere",
+        description="single: where the needle is, from 0 (beginning) to 1 (end); anywhere by default",
     )
 
     @model_validator(mode="after")
@@ -82,32 +78,34 @@ class Needle(TaskWithOptions):
         most = max(self.keys, self.values, self.queries, self.chains * (self.hops + 1))
         if most * _SENTENCE_ROOM > self.length * CHARACTERS_PER_TOKEN:
             raise ValueError(
-                f"{most} hidden sentences do not fit a length of {self.length} tokens; hide fewer, or take more"
+                f"{most} hidden sentences do not fit a length of {self.length} tokens; "
+                "hide fewer, or use a longer text"
             )
         return self
 
     def examples(self) -> list[Example]:
-        """``n`` examples, each a document of its own."""
+        """Return ``n`` examples."""
         return [self._hidden(index)[0] for index in range(self.n)]
 
     def context(self, example: Example) -> str:
-        """The text: at most ``length`` tokens, and less than a paragraph fewer."""
+        """Return the text of an example."""
         _, needles, random = self._hidden(int(example.data["index"]))
         return haystack(random, self.length * CHARACTERS_PER_TOKEN, needles)
 
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """The share of the references that the answer holds; the judge is not asked."""
+        """Return the share of references in the answer."""
+        # RULER measures recall only: an answer that lists everything scores 1.
         found = share_found(answer or "", example.references)
         return Score(value=found, correct=found == 1.0, metrics={"found": found})
 
     def data_hash(self) -> str:
-        """Of the options and the generator's version: they decide all."""
+        """Hash the options and the generator's version."""
         return self.hash_of(GENERATOR, self.model_dump())
 
     def _hidden(self, index: int) -> tuple[Example, list[tuple[float, str]], Random]:
-        """An example, what is hidden in its text and how deep, and the generator that goes on to make the text."""
+        # The third value continues with the text: one generator makes the whole example.
         variant = _VARIANTS[index % len(_VARIANTS)] if self.variant == "all" else self.variant
-        random = Random(f"{self.name}:{self.seed}:{variant}:{index}")  # noqa: S311 - anybody can make it again
+        random = Random(f"{self.name}:{self.seed}:{variant}:{index}")  # noqa: S311 - not for secrets
         query, references, sentences = self._question(random, variant)
         depths = sorted(random.random() for _ in sentences)
         if variant == "single" and self.depth is not None:
@@ -123,23 +121,21 @@ class Needle(TaskWithOptions):
         return example, list(zip(depths, sentences, strict=True)), random
 
     def _question(self, random: Random, variant: Variant) -> tuple[str, Sequence[str], list[str]]:
-        """The query, its references, and the sentences to hide, in their order."""
+        # Query, references, sentences to hide in order.
         if variant == "variable-tracking":
             return _tracking(random, self.chains, self.hops)
         keys = _distinct_keys(random, {"multi-key": self.keys, "multi-query": self.queries}.get(variant, 1))
         numbers = _distinct_numbers(random, self.values if variant == "multi-value" else len(keys))
         owners = keys * self.values if variant == "multi-value" else keys
+        article = "one" if variant == "multi-value" else "the"
         hidden = [
-            f"Keep this in mind: {'one' if variant == 'multi-value' else 'the'} special magic number for {key} is {number}."
+            f"Keep this in mind: {article} special magic number for {key} is {number}."
             for key, number in zip(owners, numbers, strict=True)
         ]
         random.shuffle(hidden)
         if variant == "multi-value":
-            return (
-                f"What are all the special magic numbers for {keys[0]}? Give every one, in digits.",
-                numbers,
-                hidden,
-            )
+            query = f"What are all the special magic numbers for {keys[0]}? Give every one, in digits."
+            return query, numbers, hidden
         if variant == "multi-query":
             asked = ", ".join(keys[:-1]) + " and " + keys[-1]
             return f"What are the special magic numbers for {asked}? Give each, in digits.", numbers, hidden
@@ -152,12 +148,12 @@ def _distinct_keys(random: Random, count: int) -> list[str]:
 
 
 def _distinct_numbers(random: Random, count: int) -> list[str]:
-    """Of seven digits each, so that none is part of another."""
+    # Seven digits each, so that no number is part of another.
     return [str(number) for number in random.sample(range(1_000_000, 10_000_000), count)]
 
 
 def _tracking(random: Random, chains: int, hops: int) -> tuple[str, Sequence[str], list[str]]:
-    """Chains of assignments, woven into each other; in each, a variable is assigned before it is read."""
+    # The chains alternate; a variable is assigned before it is read.
     names = _distinct_variables(random, chains * (hops + 1))
     numbers = _distinct_numbers(random, chains)
     turns = [chain for chain in range(chains) for _ in range(hops + 1)]
@@ -169,8 +165,8 @@ def _tracking(random: Random, chains: int, hops: int) -> tuple[str, Sequence[str
         hidden.append(f"Note in the margin: variable {names[place]} is set to {source}.")
         done[chain] += 1
     query = (
-        f"Which variables hold the value {numbers[0]}? The margin notes set each variable once, to a number or to another"
-        " variable's value. Name all that end up with it."
+        f"Which variables hold the value {numbers[0]}? The margin notes set each variable once, to a number"
+        " or to another variable's value. Name all that end up with it."
     )
     return query, names[: hops + 1], hidden
 

@@ -1,7 +1,4 @@
-"""Tasks whose options are checked: ``create("needle", {"length": "128k"})`` on the command line, in a file, in Python.
-
-A sample example: ``class Needle(TaskWithOptions): length: Length = Field(default=32_000, description="...")``.
-"""
+"""Tasks with checked options, and checks that several tasks share."""
 
 from __future__ import annotations
 
@@ -17,9 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from .base import Example, Task, TaskDataError
 
+# A rule that needs no tokenizer, and is close to what tokenizers count in English prose.
 CHARACTERS_PER_TOKEN = 4
-"""How lengths are measured: four characters are a token, in any text. It is a rule that all can repeat, and near what
-tokenizers make of English prose; a model's own count differs by a tenth or more."""
 
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])\s*")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -31,30 +27,31 @@ def _length(value: object) -> object:
 
 
 Length = Annotated[int, BeforeValidator(_length), Field(ge=1_000, le=10_000_000)]
-"""Tokens by the rule above, a thousand to ten million; "128k" and "1.5M" are understood."""
+"""Tokens; accepts "128k" and "1.5M"."""
 
 
 class TaskWithOptions(BaseModel, Task):
-    """A task that is a frozen pydantic model of its options. What a field's ``description`` says is its help."""
+    """A task that is a frozen pydantic model of its options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def hash_of(self, *parts: object) -> str:
-        """SHA-256 of the task's name and of plain data."""
+        """Hash the task's name and plain data."""
         text = json.dumps([self.name, *parts], ensure_ascii=True, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def valid_id(value: str) -> bool:
-    """Whether it can be an example's id, and so a folder's name."""
+    """Return whether a text can be an example's id."""
+    # An id names a folder: no separators, and no hidden folder.
     return _IDENTIFIER.fullmatch(value) is not None and not value.startswith(".")
 
 
 def check_unique(examples: list[Example], where: object) -> list[Example]:
-    """The same examples.
+    """Return the examples.
 
     Raises:
-        TaskDataError: two have one id.
+        TaskDataError: two have the same id.
     """
     seen = set[str]()
     for example in examples:
@@ -67,33 +64,34 @@ def check_unique(examples: list[Example], where: object) -> list[Example]:
 
 
 def decode(raw: bytes, what: object) -> str:
-    """UTF-8, without a byte order mark.
+    """Decode UTF-8 and remove a byte order mark.
 
     Raises:
-        TaskDataError: it is something else.
+        TaskDataError: it is not UTF-8.
     """
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TaskDataError(f"{what} is no UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise TaskDataError(f"{what} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path, unless something is there that is read without end, or waits for a writer.
+    """Return the path of a regular file.
 
     Raises:
-        OSError: it is no regular file, or is not there.
+        OSError: it is not a regular file, or does not exist.
     """
+    # Reading a device never ends; opening a pipe waits for a writer.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file.
+    """Return the text of a UTF-8 file.
 
     Raises:
-        TaskDataError: it cannot be read.
+        TaskDataError: the file cannot be read.
     """
     try:
         return decode(regular_file(path).read_bytes(), path)

@@ -1,14 +1,9 @@
-"""Pairs of records that meet a condition together: every record has to be read, and then held against the others.
+"""Pairs of records that meet a condition together: an answer must compare every record with the others.
 
-A sample example (kind ``same-user``): "Each line of the context is a message to a shop … List all pairs of a message about
-billing and a message about defect by the same user." over some thousand lines; "(17, 403), (17, 588), (92, 250)" is right.
+A sample example (``same-user``): "List all pairs of a message about billing and a message about defect by the
+same user."; "(17, 403), (92, 250)" is right.
 
-Source: generated here, offline, from a seed (see ``mailbox``), after the pairs of OOLONG in the work on recursive language
-models (Zhang et al. 2025). Of two rare classes there are ten records each, however long the text is, so that the answer
-stays short enough to be written.
-
-Score: F1 over the set of pairs; the order within a pair does not matter. A pair is two numbers in parentheses or brackets with a
-comma between. It counts as correct where the sets are equal.
+Source: generated offline, after the pairs of OOLONG in Zhang et al. (2025) on recursive language models.
 """
 
 from __future__ import annotations
@@ -18,93 +13,72 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import combinations, product
 from random import Random
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
 from .base import Ask, Example, Score
-from .mailbox import DAYS, MATTERS, Mailbox, draw, explained
+from .mailbox import DAYS, MATTERS, Mailbox, draw
+from .mailbox_task import MailboxTask, Question
 from .metrics import set_f1
-from .options import Length, TaskWithOptions
-from .prose import GENERATOR
 
 Kind = Literal["same-user", "close-dates", "follow-up"]
-_KINDS: tuple[Kind, ...] = ("same-user", "close-dates", "follow-up")
+_NumberPair = tuple[int, int]
 
+# Ten records of each rare class in a text of any length: the answer stays short enough to write.
 _RARE = 10
+# Few users and days, so that rare records meet.
 _RARE_USERS = 6
 _RARE_DAYS = 90
-_CLOSE, _SOON = 7, 14
+_CLOSE_DAYS, _FOLLOW_UP_DAYS = 7, 14
 
-_PREAMBLE = (
-    "Each line of the context is a message to a shop: its number, date, user and text. What a message is about has to be read"
-    " from its text; each is about exactly one of these: {matters}.\n\n{question} Name the messages by their numbers,"
-    " and write each pair as (12, 57), the smaller number first."
-)
+_FORMAT = "Name the messages by their numbers, and write each pair as (12, 57), the smaller number first."
+# 18 digits at most: Python refuses to convert very long texts to int.
 _PAIR = re.compile(r"[(\[]\s*#?(\d{1,18})\s*,\s*#?(\d{1,18})\s*[)\]]")
 
 
-class _Planted(NamedTuple):
+class _Records(NamedTuple):
+    """A mailbox, and the numbers and names of its two rare classes."""
+
     mailbox: Mailbox
     first: list[int]
     second: list[int]
     names: tuple[str, str]
 
 
-class Pairs(TaskWithOptions):
+class Pairs(MailboxTask):
     """List the pairs of records that meet a joint condition (set F1)."""
 
     name: ClassVar[str] = "pairs"
+    kinds: ClassVar[tuple[str, ...]] = get_args(Kind)
 
-    kind: Literal[Kind, "all"] = Field(
-        default="all", description="of condition; all asks three of each text, one of each kind"
+    kind: Literal[Kind, "all"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  # a frozen field
+        default="all", description="kind of condition; all asks three about each text, one of each kind"
     )
-    length: Length = Field(
-        default=32_000, description="tokens of each text, about, four characters each; 128k is understood"
-    )
-    n: int = Field(default=60, ge=1, le=100_000, description="examples there are")
-    seed: int = Field(default=0, description="another seed, other texts and questions")
 
-    def examples(self) -> list[Example]:
-        """``n`` examples; of kind ``all``, three in a row share a document."""
-        return [self._example(index) for index in range(self.n)]
+    def mailbox(self, document: int) -> Mailbox:
+        """Return the records of a document."""
+        return self._records(document).mailbox
 
-    def context(self, example: Example) -> str:
-        """The records, a line each."""
-        document = int(example.data["document"])
-        random = Random(f"{self.name}:{self.seed}:text:{document}")  # noqa: S311 - anybody can make it again
-        return self._planted(document).mailbox.text(random)
+    def question(self, kind: str, document: int, index: int) -> Question:
+        """Return the question of this kind."""
+        text, pairs = _QUESTIONS[kind](self._records(document))
+        reference = ", ".join(f"({low}, {high})" for low, high in sorted(pairs))
+        return Question(f"{text} {_FORMAT}", (reference,))
 
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """As the top of the file says; the judge is not asked."""
-        f1 = set_f1(_read(answer or ""), _read(example.references[0]))
+        """Return the F1 over the set of pairs."""
+        f1 = set_f1(_pairs_in(answer or ""), _pairs_in(example.references[0]))
         return Score(value=f1, correct=f1 == 1.0, metrics={"pair_f1": f1})
 
-    def data_hash(self) -> str:
-        """Of the options and the generator's version: they decide all."""
-        return self.hash_of(GENERATOR, self.model_dump())
-
-    def _example(self, index: int) -> Example:
-        kind = _KINDS[index % len(_KINDS)] if self.kind == "all" else self.kind
-        document = index // len(_KINDS) if self.kind == "all" else index
-        question, pairs = _ASK[kind](self._planted(document))
-        return Example(
-            id=f"{self.name}-{index:04d}",
-            query=_PREAMBLE.format(matters=explained(), question=question),
-            references=(", ".join(f"({low}, {high})" for low, high in sorted(pairs)),),
-            document=f"{self.name}-{self.seed}-{document:04d}",
-            kind=kind,
-            data={"document": document},
-        )
-
-    def _planted(self, document: int) -> _Planted:
-        return _plant(f"{self.name}:{self.seed}:records:{document}", self.length)
+    def _records(self, document: int) -> _Records:
+        return _draw(f"{self.name}:{self.seed}:records:{document}", self.length)
 
 
+# One document serves three examples in a row, and drawing it takes most of their time.
 @lru_cache(maxsize=1)
-def _plant(seed: str, length: int) -> _Planted:
-    """A mailbox with two rare classes, whose users and days are few enough to meet."""
-    random = Random(seed)  # noqa: S311 - anybody can make it again
+def _draw(seed: str, length: int) -> _Records:
+    random = Random(seed)  # noqa: S311 - not for secrets
     rare = random.sample(list(MATTERS), 2)
     mailbox = draw(random, length, [0 if matter in rare else 1 for matter in MATTERS])
     places = random.sample(range(len(mailbox.matters)), 2 * _RARE)
@@ -114,55 +88,53 @@ def _plant(seed: str, length: int) -> _Planted:
         mailbox.matters[place] = rare[number % 2]
         mailbox.users[place] = random.choice(users)
         mailbox.days[place] = start + random.randrange(_RARE_DAYS)
-    first, second, third = places[:3]  # at least one pair of each kind
+    # At least one pair of each kind.
+    first, second, third = places[:3]
     mailbox.users[second] = mailbox.users[first]
     mailbox.days[first] = start
-    mailbox.days[second], mailbox.days[third] = start + _SOON, start + _CLOSE
-    return _Planted(mailbox, places[::2], places[1::2], (rare[0], rare[1]))
+    mailbox.days[second], mailbox.days[third] = start + _FOLLOW_UP_DAYS, start + _CLOSE_DAYS
+    return _Records(mailbox, places[::2], places[1::2], (rare[0], rare[1]))
 
 
-_Asked = tuple[str, set[tuple[int, int]]]
+def _same_user(records: _Records) -> tuple[str, set[_NumberPair]]:
+    users = records.mailbox.users
+    one, other = records.names
+    text = f"List all pairs of a message about {one} and a message about {other} by the same user."
+    pairs = product(records.first, records.second)
+    return text, {_ordered(a, b) for a, b in pairs if users[a] == users[b]}
 
 
-def _same_user(planted: _Planted) -> _Asked:
-    users = planted.mailbox.users
-    one, other = planted.names
-    question = f"List all pairs of a message about {one} and a message about {other} by the same user."
-    return question, {
-        _ordered(a, b) for a, b in product(planted.first, planted.second) if users[a] == users[b]
-    }
-
-
-def _close_dates(planted: _Planted) -> _Asked:
-    days = planted.mailbox.days
-    question = f"List all pairs of messages that are both about {planted.names[0]} and whose dates are at most {_CLOSE} days apart."
-    return question, {
-        _ordered(a, b) for a, b in combinations(planted.first, 2) if abs(days[a] - days[b]) <= _CLOSE
-    }
-
-
-def _follow_up(planted: _Planted) -> _Asked:
-    days = planted.mailbox.days
-    one, other = planted.names
-    question = (
-        f"List all pairs of a message about {one} and a message about {other} that is dated later than it,"
-        f" by {_SOON} days at most."
+def _close_dates(records: _Records) -> tuple[str, set[_NumberPair]]:
+    days = records.mailbox.days
+    text = (
+        f"List all pairs of messages that are both about {records.names[0]} and whose dates are at most"
+        f" {_CLOSE_DAYS} days apart."
     )
-    return question, {
-        _ordered(a, b) for a, b in product(planted.first, planted.second) if 0 < days[b] - days[a] <= _SOON
-    }
+    pairs = combinations(records.first, 2)
+    return text, {_ordered(a, b) for a, b in pairs if abs(days[a] - days[b]) <= _CLOSE_DAYS}
 
 
-_ASK: dict[Kind, Callable[[_Planted], _Asked]] = {
+def _follow_up(records: _Records) -> tuple[str, set[_NumberPair]]:
+    days = records.mailbox.days
+    one, other = records.names
+    text = (
+        f"List all pairs of a message about {one} and a message about {other} that is dated later than it,"
+        f" by {_FOLLOW_UP_DAYS} days at most."
+    )
+    pairs = product(records.first, records.second)
+    return text, {_ordered(a, b) for a, b in pairs if 0 < days[b] - days[a] <= _FOLLOW_UP_DAYS}
+
+
+_QUESTIONS: dict[str, Callable[[_Records], tuple[str, set[_NumberPair]]]] = {
     "same-user": _same_user,
     "close-dates": _close_dates,
     "follow-up": _follow_up,
 }
 
 
-def _ordered(one: int, other: int) -> tuple[int, int]:
+def _ordered(one: int, other: int) -> _NumberPair:
     return (one, other) if one < other else (other, one)
 
 
-def _read(answer: str) -> set[tuple[int, int]]:
-    return {_ordered(int(one), int(other)) for one, other in _PAIR.findall(answer)}
+def _pairs_in(text: str) -> set[_NumberPair]:
+    return {_ordered(int(one), int(other)) for one, other in _PAIR.findall(text)}

@@ -1,19 +1,10 @@
-"""QASPER: questions about research papers, asked by readers of the abstract, answered by others who read the whole.
+"""QASPER: questions about research papers.
 
-A sample example: "Which languages are in the corpus?" about a paper of some 3,500 words, with one answer by each of its
-annotators: the spans "English" and "German", or the words "English and German", or Yes or No, or Unanswerable.
+A sample example: "Which languages are in the corpus?". An annotator gives spans of the paper, text, Yes or
+No, or Unanswerable.
 
-Source: Dasigi et al., "A Dataset of Information-Seeking Questions and Answers Anchored in Research Papers" (NAACL 2021);
-https://allenai.org/data/qasper, or ``allenai/qasper`` on the Hugging Face hub. CC BY 4.0.
-
-Score: as the official evaluator has it. Answer F1 is the best token F1 over the annotators (``metrics.token_f1``), whose answers
-are, in this order: Unanswerable; the extractive spans, joined by commas; the free-form answer; Yes or No. A score belongs to
-the answer type of the best annotator, the first of those that tie. Evidence F1 compares paragraphs, and is for files of
-predictions: ``python -m supdist.tasks.qasper GOLD PREDICTIONS``, or ``score_predictions``. A prediction that is missing
-scores 0 and belongs to no type.
-
-F1 is low even for people (60.9), as there are many ways to say the same. So "correct" is a judge's verdict, and nothing where no
-judge is asked; the main figure stays answer F1 either way, so that judged and unjudged runs can be compared.
+Source: Dasigi et al. (NAACL 2021), https://allenai.org/data/qasper, or ``allenai/qasper`` on the Hugging Face
+hub. CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -45,19 +36,19 @@ from .qasper_files import (
     read_papers,
 )
 
+# The official names of the answer types; "none" is Unanswerable.
 KINDS = ("extractive", "abstractive", "boolean", "none")
-"""The answer types, by the official names; ``none`` is Unanswerable."""
 
 _FLOAT = "FLOAT SELECTED"
 _BETWEEN_PAPERS = "\n\n---\n\n"
 _HINT = (
-    "Answer as briefly as you can, in the paper's words where they fit; a yes-or-no question with Yes or No, and a question"
-    " that the paper does not answer with Unanswerable."
+    "Answer as briefly as you can, in the paper's words where they fit; a yes-or-no question with Yes or No,"
+    " and a question that the paper does not answer with Unanswerable."
 )
 
 
 class Prediction(NamedTuple):
-    """What is predicted for a question."""
+    """The prediction for a question."""
 
     answer: str
     evidence: tuple[str, ...] = ()
@@ -70,47 +61,45 @@ class Qasper(TaskWithOptions):
 
     path: Path | None = Field(
         default=None,
-        description="an official JSON file, the hub's rows as JSON or JSON Lines, or a folder with a file for each split;"
-        " without it, the hub is asked",
+        description="an official JSON file, the hub's rows as JSON or JSON Lines, or a folder with a file for"
+        " each split; without it, the hub is asked",
     )
-    split: str = Field(default="test", description="train, validation or test; of a folder or of the hub")
+    split: str = Field(default="test", description="train, validation or test; for a folder or the hub")
     dataset: str = Field(
         default=ON_THE_HUB,
-        description="on the hub, or a folder that datasets reads; needs the extra datasets",
+        description="name on the hub, or a folder; needs the extra datasets",
     )
-    revision: str = Field(default="refs/convert/parquet", description="of the dataset on the hub")
-    distractors: int = Field(
-        default=0, ge=0, description="other papers of the same file around the one that is asked about"
-    )
-    seed: int = Field(default=0, description="other distractors in another order")
+    revision: str = Field(default="refs/convert/parquet", description="revision of the dataset on the hub")
+    distractors: int = Field(default=0, ge=0, description="number of other papers in the context")
+    seed: int = Field(default=0, description="another seed gives other distractors in another order")
     hint: bool = Field(
-        default=True, description="tell the supervisor, after the question, in what form answers are expected"
+        default=True, description="tell the supervisor the form of an answer, after the question"
     )
 
     @property
     def wants_judge(self) -> bool:
-        """Without a judge, nothing counts as correct or wrong."""
+        """Always true."""
+        # Even people reach an F1 of only 60.9, so that no threshold on F1 means "correct".
         return True
 
     def examples(self) -> list[Example]:
-        """One a question, in the order of the file. Its kind is the type that most annotators' answers have, the earliest
-        of those that tie; what an answer is scored by is in ``Score.kind``.
-        """
+        """Return one example for each question, in the order of the file."""
         papers = self._papers()
         if self.distractors >= len(papers):
             raise TaskDataError(
-                f"{len(papers)} papers are there, too few for distractors={self.distractors}; at most {len(papers) - 1} are others"
+                f"{self._source()} has {len(papers)} papers, too few for distractors={self.distractors};"
+                f" use at most {len(papers) - 1}"
             )
         examples = [self._example(paper, question) for paper in papers.values() for question in paper.qas]
         return check_unique(examples, self._source())
 
     def context(self, example: Example) -> str:
-        """The paper, among others where ``distractors`` says so; which and in what order, seed and example decide."""
+        """Return the paper and its distractors."""
         papers = self._papers()
         target = papers.get(example.document)
         if target is None:
             raise TaskDataError(f"{self._source()} has no paper {example.document!r} any more; start again")
-        random = Random(f"{self.name}:{self.seed}:{example.id}")  # noqa: S311 - anybody can draw it again
+        random = Random(f"{self.name}:{self.seed}:{example.id}")  # noqa: S311 - not for secrets
         shown = [
             target,
             *random.sample([paper for paper in papers.values() if paper is not target], self.distractors),
@@ -119,7 +108,8 @@ class Qasper(TaskWithOptions):
         return _BETWEEN_PAPERS.join(paper.text() for paper in shown)
 
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """Answer F1, and the judge's verdict where there is a judge; an answer that never came is not shown to it."""
+        """Return answer F1 and, with a judge, its verdict."""
+        # F1 stays the main figure with a judge, so that judged and unjudged runs compare.
         references = [Reference(text, kind) for text, kind in example.data["answers"]]
         f1, kind = best_answer(answer or "", references)
         metrics = {"answer_f1": f1}
@@ -133,14 +123,16 @@ class Qasper(TaskWithOptions):
         )
 
     def data_hash(self) -> str:
-        """Of what was read, whatever its form, and of the options that decide queries and contexts."""
+        """Hash the papers and the options that change queries or contexts."""
+        # Of the parsed papers: the official file and the hub's rows give the same hash.
         papers = [paper.model_dump() for paper in self._papers().values()]
         return self.hash_of(papers, self.distractors, self.seed, self.hint)
 
     def _example(self, paper: Paper, question: Question) -> Example:
         if not valid_id(question.question_id):
             raise TaskDataError(
-                f"{self._source()}: question_id {question.question_id!r} can name no folder; use letters and digits"
+                f"{self._source()}: question_id {question.question_id!r} cannot name a folder;"
+                " use letters and digits"
             )
         references = question.references()
         counts = Counter(reference.kind for reference in references)
@@ -152,7 +144,8 @@ class Qasper(TaskWithOptions):
             query=f"{query}\n\n{_HINT}" if self.hint else query,
             references=tuple(dict.fromkeys(reference.text for reference in references)),
             document=paper.id,
-            kind=counts.most_common(1)[0][0],  # of equal counts, the first that was seen
+            # The type of most annotators' answers; of equal counts, most_common returns the first.
+            kind=counts.most_common(1)[0][0],
             data={
                 "question": question.question,
                 "answers": [[reference.text, reference.kind] for reference in references],
@@ -169,26 +162,27 @@ class Qasper(TaskWithOptions):
 
 
 def best_answer(answer: str, references: Sequence[Reference]) -> tuple[float, str]:
-    """The best token F1 over annotators, and the answer type of the first annotator that has it."""
+    """Return the best token F1 over the annotators, and that annotator's answer type."""
+    # Of annotators that tie, the first, as in the official evaluator.
     scores = [(token_f1(answer, reference.text), reference.kind) for reference in references]
     return max(scores, key=lambda score: score[0])
 
 
 def evidence_f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
-    """F1 of two lists of paragraphs, 1 where both are empty. A paragraph that is listed twice is found once, and counts
-    twice in its list's length, as in the official evaluator.
-    """
+    """Return the F1 of two lists of paragraphs; 1 if both are empty."""
     if not predicted and not gold:
         return 1.0
+    # As in the official evaluator, a repeated paragraph matches once and counts twice in its list's length.
     common = len(set(predicted) & set(gold))
     return harmonic(common / len(predicted), common / len(gold)) if common else 0.0
 
 
 def evaluate(gold: Mapping[str, Sequence[Reference]], predicted: Mapping[str, Prediction]) -> dict[str, Any]:
-    """The official figures, by their official names; what is predicted for other questions is left out."""
+    """Return the official figures by their official names."""
     answers, evidences, by_kind = list[float](), list[float](), {kind: list[float]() for kind in KINDS}
     for question, references in gold.items():
         prediction = predicted.get(question)
+        # A missing prediction scores 0 and counts for no answer type.
         if prediction is None:
             answers.append(0.0)
             evidences.append(0.0)
@@ -208,21 +202,21 @@ def evaluate(gold: Mapping[str, Sequence[Reference]], predicted: Mapping[str, Pr
 
 
 def score_predictions(gold: Path, predictions: Path, *, text_evidence_only: bool = False) -> dict[str, Any]:
-    """The official figures of a file of predictions: JSON Lines with ``question_id``, ``predicted_answer`` and
-    ``predicted_evidence``. An answer or evidence that is null is an empty one; of two lines for a question, the later counts.
+    """Return the official figures of a file of predictions.
 
     Args:
-        gold: any form that ``read_papers`` reads.
-        predictions: the file.
-        text_evidence_only: leave evidence in figures and tables out of the gold.
+        gold: a file that ``read_papers`` reads.
+        predictions: JSON Lines with ``question_id``, ``predicted_answer`` and ``predicted_evidence``.
+        text_evidence_only: ignore gold evidence in figures and tables.
 
     Raises:
-        TaskDataError: a file cannot be read, or is something else.
+        TaskDataError: a file cannot be read or has another format.
     """
     papers = read_papers(gold).values()
     references = {question.question_id: question.references() for paper in papers for question in paper.qas}
     if text_evidence_only:
         references = {question: tuple(map(_without_floats, found)) for question, found in references.items()}
+    # Of two lines for a question, the later counts.
     return evaluate(references, dict(_predictions(predictions)))
 
 
@@ -244,20 +238,20 @@ def _predictions(path: Path) -> Iterable[tuple[str, Prediction]]:
             found = _PredictionLine.model_validate_json(line)
         except ValidationError as error:
             raise TaskDataError(
-                f"{path}, line {number}: {error.errors()[0]['msg']}; see QASPER's evaluator for the form"
+                f"{path}, line {number}: {error.errors()[0]['msg']}; see QASPER's evaluator for the format"
             ) from None
         yield found.question_id, Prediction(found.predicted_answer, tuple(found.predicted_evidence))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score a file of predictions, and print the figures as JSON."""
+    """Score a file of predictions and print the figures as JSON."""
     parser = argparse.ArgumentParser(prog="python -m supdist.tasks.qasper", description=main.__doc__)
     parser.add_argument("gold", type=Path, help="a file of QASPER")
     parser.add_argument(
         "predictions", type=Path, help="JSON Lines: question_id, predicted_answer, predicted_evidence"
     )
     parser.add_argument(
-        "--text-evidence-only", action="store_true", help="leave evidence in figures and tables out"
+        "--text-evidence-only", action="store_true", help="ignore evidence in figures and tables"
     )
     options = parser.parse_args(arguments)
     try:

@@ -1,12 +1,6 @@
-"""The files that QASPER comes in: the official JSON, and the hub's rows and columns.
+"""Read QASPER's files: the official JSON, and the hub's rows and columns.
 
-A sample example, official::
-
-    {"1912.01214": {"title": "...", "abstract": "...", "full_text": [{"section_name": "Introduction", "paragraphs": ["..."]}],
-     "qas": [{"question": "...", "question_id": "...", "answers": [{"answer": {"unanswerable": false, "extractive_spans": [],
-     "yes_no": null, "free_form_answer": "...", "evidence": ["..."], "highlighted_evidence": ["..."]}}]}]}}
-
-The hub has a row a paper, with its ``id``, in which every list of objects is an object of lists. Source: see ``qasper``.
+A sample example: ``{"1912.01214": {"title": "...", "abstract": "...", "full_text": [...], "qas": [...]}}``
 """
 
 from __future__ import annotations
@@ -23,7 +17,7 @@ from .options import read_text
 
 
 class Reference(NamedTuple):
-    """One annotator's answer: its text, its type, and the paragraphs that it rests on."""
+    """One annotator's answer: text, type and evidence (paragraphs)."""
 
     text: str
     kind: str
@@ -31,7 +25,7 @@ class Reference(NamedTuple):
 
 
 def _rows(value: object) -> object:
-    """Rows of columns: ``{"a": [1, 2], "b": [3, 4]}`` is ``[{"a": 1, "b": 3}, {"a": 2, "b": 4}]``; all else as it is."""
+    # The hub has a list of objects as an object of lists: {"a": [1, 2]} is [{"a": 1}, {"a": 2}].
     if not isinstance(value, dict):
         return value
     if not all(isinstance(column, list) for column in cast("dict[str, object]", value).values()):
@@ -55,7 +49,8 @@ class _Answer(BaseModel):
     evidence: Texts = []
 
     def reference(self) -> Reference | None:
-        """As the official evaluator reads it; None where there is no answer in it."""
+        """Return the reference, if the annotation has an answer."""
+        # The official evaluator's order of checks.
         if self.unanswerable:
             return Reference("Unanswerable", "none")
         evidence = tuple(self.evidence)
@@ -85,15 +80,16 @@ class Question(BaseModel):
     answers: Annotated[list[_Annotation], Rows]
 
     def references(self) -> tuple[Reference, ...]:
-        """One an annotator.
+        """Return one reference for each annotator.
 
         Raises:
-            TaskDataError: there is none, or one has no answer in it.
+            TaskDataError: there is none, or an annotation has no answer.
         """
         found = [annotation.answer.reference() for annotation in self.answers]
         if not found or None in found:
+            missing = "an annotation without" if found else "no"
             raise TaskDataError(
-                f"question {self.question_id!r} has {'an annotation without' if found else 'no'} answer; leave it out of the file"
+                f"question {self.question_id!r} has {missing} answer; remove it from the file"
             )
         return tuple(reference for reference in found if reference)
 
@@ -108,7 +104,8 @@ class Paper(BaseModel):
     qas: Annotated[list[Question], Rows]
 
     def text(self) -> str:
-        """Title, abstract and sections, their paragraphs word by word, as evidence has them."""
+        """Return title, abstract and sections as one text."""
+        # Paragraphs stay unchanged: evidence quotes them word by word.
         parts = [f"# {self.title}"] if self.title else []
         if self.abstract:
             parts += ["## Abstract", self.abstract]
@@ -119,10 +116,10 @@ class Paper(BaseModel):
 
 
 def read_papers(path: Path) -> dict[str, Paper]:
-    """Papers by id: an official file, ``{id: paper}``, or the hub's rows, as a JSON list, columns, or JSON Lines.
+    """Return the papers of an official file, or of the hub's rows (JSON or JSON Lines), by id.
 
     Raises:
-        TaskDataError: it cannot be read, or is something else.
+        TaskDataError: the file cannot be read or has another format.
     """
     try:
         stat = path.stat()
@@ -131,9 +128,9 @@ def read_papers(path: Path) -> dict[str, Paper]:
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
+# Contexts are requested one by one. The time and size in the key make a changed file be read again.
 @lru_cache(maxsize=2)
 def _read(path: Path, _modified: int, _size: int) -> dict[str, Paper]:
-    """Kept, because contexts are asked for one by one; a file that has changed is read anew."""
     text = read_text(path)
     try:
         data: object = (
@@ -142,7 +139,7 @@ def _read(path: Path, _modified: int, _size: int) -> dict[str, Paper]:
             else json.loads(text)
         )
     except ValueError as error:
-        raise TaskDataError(f"{path} is no JSON: {error}; files of rows are called .jsonl") from error
+        raise TaskDataError(f"{path} is not JSON: {error}; name a file of rows .jsonl") from error
     return _papers_of(data, path)
 
 
@@ -180,17 +177,18 @@ def _paper(row: object, number: int, source: object) -> Paper:
 
 
 def file_of_split(folder: Path, split: str) -> Path:
-    """The one JSON file of a folder that has the split in its name; the official files call validation "dev".
+    """Return the JSON file of a folder with the split in its name.
 
     Raises:
         TaskDataError: there is none, or more than one.
     """
+    # The official files call validation "dev".
     words = {"validation": ("validation", "dev")}.get(split, (split,))
     found = [path for path in sorted(folder.glob("*.json*")) if any(word in path.name for word in words)]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise TaskDataError(
-            f"{folder}: one JSON file with {split!r} in its name is needed, {names} found; name the file itself"
+            f"{folder} needs one JSON file with {split!r} in its name, and has {names}; name the file itself"
         )
     return found[0]
 
@@ -200,27 +198,29 @@ ON_THE_HUB = "allenai/qasper"
 
 @lru_cache(maxsize=2)
 def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
-    """Papers by id, through the library ``datasets``: from the hub, or from a folder that the library reads.
+    """Return the papers by id from the hub, or from a folder, with the library ``datasets``.
 
     Raises:
-        TaskDataError: the library is not there, or cannot load it.
+        TaskDataError: the library is not installed, or cannot load the data.
     """
     try:
-        import datasets  # pyright: ignore[reportMissingTypeStubs]
+        import datasets  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
     except ImportError as error:
         raise TaskDataError(
-            "QASPER comes from the Hugging Face hub: pip install 'supdist-engine[datasets]', or give path= a file of it"
+            "QASPER comes from the Hugging Face hub: pip install 'supdist-engine[datasets]', or give path= a"
+            " file of it"
         ) from error
     load = cast("Any", datasets).load_dataset
     local = Path(dataset).exists()
     if local and dataset == ON_THE_HUB:
         raise TaskDataError(
-            f"the working directory has a folder {dataset}, which datasets would read in place of the hub: rename it, or "
-            f"name it with dataset=./{dataset}"
+            f"the working directory has a folder {dataset}, which datasets would read in place of the hub:"
+            f" rename it, or name it with dataset=./{dataset}"
         )
     try:
         rows = list(load(dataset, split=split) if local else load(dataset, split=split, revision=revision))
-    except Exception as error:  # the hub's client raises those of three HTTP libraries, besides its own
+    # The hub's client raises errors of three HTTP libraries besides its own.
+    except Exception as error:
         raise TaskDataError(
             f"cannot load {dataset} ({split}): {error}; give path= a file of QASPER instead"
         ) from error

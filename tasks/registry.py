@@ -1,15 +1,6 @@
-"""Tasks by name: those that ship, and those of other packages.
+"""Find tasks by name: built-in tasks, and tasks of other packages.
 
-A sample example::
-
-    task = create("needle", {"variant": "multi-key", "length": "128k"})
-
-Another package adds its own in its ``pyproject.toml``; the class is a frozen pydantic model or dataclass of its options::
-
-    [project.entry-points."supdist_engine.tasks"]
-    contracts = "my_package.tasks:Contracts"
-
-A name that ships cannot be taken over. Listing imports no task.
+A sample example: ``create("needle", {"variant": "multi-key", "length": "128k"})``
 """
 
 from __future__ import annotations
@@ -27,8 +18,10 @@ from .base import Task, TaskDataError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+# The group of entry points under which another package registers its tasks.
 GROUP = "supdist_engine.tasks"
 
+# Names, not classes: listing tasks must import none of them.
 _BUILT_IN = {
     "jsonl": "jsonl:Jsonl",
     "needle": "needle:Needle",
@@ -40,24 +33,19 @@ _BUILT_IN = {
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of a task, for help texts.
-
-    Attributes:
-        name: as it is given, ``-T name=value``.
-        type: ``int``, ``text``, ``yes|no``, ``a|b|c``.
-        default: as JSON; None where the option must be given.
-        help: what it does.
-    """
+    """An option of a task, for help texts."""
 
     name: str
+    # "int", "text", "yes|no", "a|b|c".
     type: str
+    # JSON; None if the option is required.
     default: str | None
     help: str
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a task is, in a line, and its options."""
+    """A task's summary (one line) and options."""
 
     name: str
     summary: str
@@ -65,15 +53,15 @@ class Description:
 
 
 def names() -> list[str]:
-    """All tasks, in order."""
+    """Return the names of all tasks, sorted."""
     return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """A task with these options; texts, as they come from a command line, are understood as what each option needs.
+    """Return a task with these options. A text is converted to the option's type.
 
     Raises:
-        TaskDataError: there is no such task or option, or a value does not fit it.
+        TaskDataError: the task or option does not exist, or a value does not fit.
     """
     from pydantic import ValidationError
 
@@ -88,10 +76,10 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
 
 def describe(name: str) -> Description:
-    """What ``create`` takes for a task.
+    """Return a task's summary and options.
 
     Raises:
-        TaskDataError: there is no such task.
+        TaskDataError: the task does not exist.
     """
     adapter = _adapter(name)
     schema = _schema(adapter)
@@ -117,6 +105,7 @@ def _adapter(name: str) -> TypeAdapter[Task]:
 
 
 def _load(name: str) -> type[Task]:
+    # Built-in names come first, so that no package can replace them.
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return getattr(import_module(f".{module}", __package__), attribute)
@@ -136,6 +125,7 @@ def _load_other(point: EntryPoint) -> type[Task]:
 
     try:
         found: object = point.load()
+    # Another package's module can raise anything.
     except Exception as error:
         raise TaskDataError(
             f"task {point.name!r} of {_package(point)} cannot be imported: {error!r}"
@@ -144,7 +134,8 @@ def _load_other(point: EntryPoint) -> type[Task]:
         raise TaskDataError(f"task {point.name!r} of {_package(point)}: {point.value} is no subclass of Task")
     if not (issubclass(found, BaseModel) or is_dataclass(found)):
         raise TaskDataError(
-            f"task {point.name!r} of {_package(point)}: {point.value} is neither a pydantic model nor a dataclass"
+            f"task {point.name!r} of {_package(point)}: {point.value} is"
+            " neither a pydantic model nor a dataclass"
         )
     return found
 

@@ -283,7 +283,7 @@ async def test_a_fifo_in_the_folder_is_waited_for_by_nobody(place: Place) -> Non
     place.write("q.jsonl", {"query": "q", "context_file": "context.txt", "answer": "a"})
     command = ["eval", "--task", "jsonl", "--strategy", "builtin", "--out", "out"]
     for data in ("q.jsonl", "context.txt"):
-        refused(await place.start(*command, "-T", f"path={data}"), "it is no regular file")
+        refused(await place.start(*command, "-T", f"path={data}"), "it is not a regular file")
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])

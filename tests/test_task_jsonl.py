@@ -74,7 +74,7 @@ def test_a_line_is_an_example(tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
-    ("{", "no JSON: .* at character 2"),
+    ("{", "not JSON: .* at character 2"),
     ("[1]", "valid dictionary"),
     ({**FULL, "query": " "}, '"query" is empty'),
     ({"query": "?", "answer": "x"}, 'give either "context" or "context_file"'),
@@ -84,13 +84,13 @@ WRONG: list[tuple[Any, str]] = [
     ({**FULL, "answers": []}, "an answer is empty"),
     ({**FULL, "answers": [""]}, "an answer is empty"),
     ({**FULL, "answrs": "oak"}, '"answrs": unknown; known are query'),
-    ({**FULL, "id": "../x"}, "can name no folder"),
-    ({**FULL, "id": ".hidden"}, "can name no folder"),
+    ({**FULL, "id": "../x"}, "cannot name a folder"),
+    ({**FULL, "id": ".hidden"}, "cannot name a folder"),
     ({"context_file": "no.md", "query": "?", "answer": "x"}, "cannot read .*no.md"),
     ({"context_file": "questions.jsonl", "query": "?", "answer": "x"}, "must be a .txt, .md or .json file"),
-    ({"context_file": "bad.json", "query": "?", "answer": "x"}, "bad.json is no JSON"),
+    ({"context_file": "bad.json", "query": "?", "answer": "x"}, "bad.json is not JSON"),
     ({"context_file": "three.json", "query": "?", "answer": "x"}, "holds a int"),
-    ({"context_file": "latin.txt", "query": "?", "answer": "x"}, "latin.txt is no UTF-8"),
+    ({"context_file": "latin.txt", "query": "?", "answer": "x"}, "latin.txt is not UTF-8"),
     ({"context": 3, "query": "?", "answer": "x"}, '"context"'),
     ("[" * 100_000, "nested too deeply|recursion"),
 ]

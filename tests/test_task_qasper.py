@@ -165,7 +165,7 @@ def test_importing_the_task_imports_no_heavy_library() -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
-    ("{", "is no JSON"),
+    ("{", "is not JSON"),
     ("[]", "neither papers by id"),
     ("3", "neither papers by id"),
     ({"p": {"qas": [{"question": "?"}]}}, "paper 1 is not as QASPER has it: qas.0.question_id"),
@@ -173,7 +173,7 @@ WRONG: list[tuple[Any, str]] = [
     ([{"id": "p", "qas": []}] * 2, "the id of another"),
     ({"p": paper(0, question("q", answer()))}, "'q' has an annotation without answer"),
     ({"p": paper(0, question("q"))}, "'q' has no answer"),
-    ({"p": paper(0, question("../q", YES))}, "can name no folder"),
+    ({"p": paper(0, question("../q", YES))}, "cannot name a folder"),
     ({"p": paper(0, question("q", YES), question("q", YES))}, "'q' is there twice"),
     (
         {"p": paper(0, {**question("q"), "answers": {"answer": [1, 2], "worker_id": [1]}})},
@@ -192,7 +192,7 @@ def test_a_folder_needs_one_file_of_the_split(tmp_path: Path, official: Path) ->
     write(tmp_path / "qasper-dev-v0.3.json", {"d": paper(9, question("q9", YES))})
     assert [each.id for each in Qasper(path=tmp_path, split="validation").examples()] == ["q9"]
     assert len(Qasper(path=tmp_path, split="test").examples()) == 4
-    with pytest.raises(TaskDataError, match="'train' in its name is needed, none found"):
+    with pytest.raises(TaskDataError, match="with 'train' in its name, and has none"):
         Qasper(path=tmp_path, split="train").examples()
     with pytest.raises(TaskDataError, match="cannot read"):
         Qasper(path=tmp_path / "no.json").examples()
@@ -239,7 +239,7 @@ def test_distractors_are_other_papers_the_same_ones_every_time(official: Path) -
     one = Qasper(path=official, distractors=1)
     assert all(one.context(each).count("# Title ") == 2 for each in one.examples())
     assert all(f"# Title {each.document[1:]}\n" in one.context(each) for each in one.examples())
-    with pytest.raises(TaskDataError, match="at most 2 are others"):
+    with pytest.raises(TaskDataError, match="use at most 2"):
         Qasper(path=official, distractors=3).examples()
 
 
