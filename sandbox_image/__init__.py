@@ -1,1 +1,1 @@
-"""What is not the engine: the wire protocol, the guest, and the jail that the guest runs in."""
+"""The guest, the wire protocol, and the image that a guest can run in."""

@@ -23,8 +23,9 @@ VARIABLES = {
 
 # These files describe the host or its kernel (proc(5)). Most are closed to an ordinary user anyway.
 MASKED_PROC_FILES = (
-    "config.gz", "interrupts", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats",
-    "modules", "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo",
+    "config.gz", "interrupts", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg",
+    "latency_stats", "modules", "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list",
+    "timer_stats", "vmallocinfo",
 )  # fmt: skip
 # These folders describe the host's devices.
 MASKED_PROC_FOLDERS = ("acpi", "asound", "scsi")

@@ -1,4 +1,4 @@
-"""What the sandbox's image is called and labelled. ``supdist-engine image build`` makes it (see ``Dockerfile``)."""
+"""The names and labels of the sandbox image, which ``supdist-engine image build`` builds."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Literal, get_args
 
 Variant = Literal["data"]
 
+# `data` has numpy, pandas, matplotlib and pillow.
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-"""``data`` has numpy, pandas, matplotlib and pillow."""
 
 REPOSITORY = "supdist-sandbox"
 BASE = "python:3.12-slim"
 
+# Its value is `protocol.VERSION`. An engine refuses images with another version.
 PROTOCOL_LABEL = "supdist.protocol"
-"""Its value is ``protocol.VERSION``: an engine takes no image that speaks another version."""
 
+# Major and minor version of Python. Functions pickled by value need the version of the host.
 PYTHON_LABEL = "supdist.python"
-"""Major and minor version of the image's Python: functions that the host pickles by value need the host's own."""
 
 
 def default_tag(variant: Variant | None = None) -> str:
-    """The name under which ``image build`` of this version leaves the image, and engines look for it."""
+    """Return the tag of the image that this version builds and uses."""
     from importlib.metadata import version
 
     suffix = f"-{variant}" if variant else ""

@@ -1,8 +1,7 @@
-"""Plain data on the wire: what the arguments and results of a host tool may be, and how they are written.
+"""Encode and check the arguments and results of host tools, as JSON.
 
-None, bool, int of 64 bits, finite float, str, list and dict with str keys, as JSON; a tuple is taken as a list.
-Both ends judge by these rules: the guest for a message that helps, the engine because the guest is hostile.
-"""
+Allowed: None, bool, int of 64 bits, finite float, str, list, dict with str keys. A tuple becomes a list. The
+guest checks for a helpful message, the engine because the guest is hostile."""
 
 from __future__ import annotations
 
@@ -17,25 +16,25 @@ from .text import replace_surrogates
 Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 MAX_DEPTH = 32
+# Containers and what they hold. Short JSON can hold very many values.
 MAX_VALUES = 10_000
-"""Values in one piece of data, containers and what they hold; a short text may announce very many."""
 
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 class NotPlain(Exception):
-    """The data breaks the rules. The text names at most the type of what was found, never a value."""
+    """The data breaks the rules. The message may name a type, but no value."""
 
 
 class TooLarge(NotPlain):
-    """It is plain, and too much of it."""
+    """The data is plain, but too large."""
 
 
 def encode(value: object, most_bytes: int) -> bytes:
-    """Plain data as JSON of at most ``most_bytes``.
+    """Return plain data as JSON of at most ``most_bytes``.
 
     Raises:
-        NotPlain: there is something else in it, or it is nested too deeply.
+        NotPlain: it holds other data, or is nested too deeply.
         TooLarge: it has too many bytes or values.
     """
     data = msgspec.json.encode(_Copier(most_bytes).copy(value, 1))
@@ -45,13 +44,14 @@ def encode(value: object, most_bytes: int) -> bytes:
 
 
 def decode(data: bytes) -> Plain:
-    """The data that a peer, trusted or not, says is plain.
+    """Decode and check JSON from a hostile peer.
 
     Raises:
-        NotPlain: it is no JSON, or breaks the rules.
+        NotPlain: it is not JSON, or breaks the rules.
         TooLarge: it has too many values.
     """
-    # Judged before anything is made of it: many small containers cost far more than their bytes.
+    # Counted before it is decoded: many small containers take far more memory than their bytes.
+    # Brackets in texts count too, so the second count leaves texts out.
     if _containers(data) > MAX_VALUES and _containers(_TEXT.sub(b"", data)) > MAX_VALUES:
         raise _too_many()
     try:
@@ -62,7 +62,6 @@ def decode(data: bytes) -> Plain:
 
 
 def _containers(data: bytes) -> int:
-    """How many begin in this JSON, if it has no text in it that counts as well."""
     return data.count(b"[") + data.count(b"{")
 
 
@@ -75,7 +74,7 @@ def _too_many() -> TooLarge:
 
 
 class _Copier:
-    """Copies data into exact types, and stops at the first thing that is too much."""
+    """Copies data into exact types, and stops at the first that is too much."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes

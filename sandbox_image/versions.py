@@ -1,4 +1,4 @@
-"""What is in an image, as a CycloneDX bill of materials on stdout. Runs while the image is built, alone."""
+"""Print the contents of an image as a CycloneDX bill of materials. Runs once, in the build of the image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDERS = [*sys.path, "/opt/supdist", "/opt/mcp"]
 
 
 def main() -> None:
-    """Print it."""
+    """Print the bill of materials."""
     python = {"type": "platform", "name": "python", "version": platform.python_version()}
     components = [python, *sorted([*_packages(), *_debian()], key=lambda one: one["purl"])]
     print(

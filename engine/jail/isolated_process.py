@@ -1,8 +1,8 @@
 """Build the isolation of one sandbox around a fork of the shim.
 
-The child is PID 1 of new namespaces (namespaces(7)) from its first moment. It waits until the shim has moved it into a
-control group and mapped its ids. Then it mounts its root file system and waits for its user's limits and context.
-"""
+The child is PID 1 of new namespaces (namespaces(7)) from its first moment. It waits until the shim has moved
+it into a control group and mapped its ids. Then it mounts its root file system and waits for its user's
+limits and context."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ _ERROR_BYTES = 256
 # Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones.
 _HOST_IDS = range(0x6000_0000, 0x7000_0000)
 
-# The cgroup namespace follows later: its root is the group of the process that creates it (cgroup_namespaces(7)).
+# The cgroup namespace follows later: its root is the group of the process that creates it
+# (cgroup_namespaces(7)).
 _NAMESPACES = (
     sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 )
@@ -315,7 +316,8 @@ def _enable_packages(limits: protocol.ResourceLimits) -> None:
 
 def _set_rlimits(limits: protocol.ResourceLimits, *, has_cgroup: bool) -> None:
     wanted = {
-        # RLIMIT_AS would also count what threads and allocators reserve. DATA counts writable memory (getrlimit(2)).
+        # RLIMIT_AS would also count what threads and allocators reserve. DATA counts writable memory
+        # (getrlimit(2)).
         resource.RLIMIT_DATA: limits.memory_bytes,
         # No core file (core(5)).
         resource.RLIMIT_CORE: 0,
@@ -329,7 +331,7 @@ def _set_rlimits(limits: protocol.ResourceLimits, *, has_cgroup: bool) -> None:
         _, ceiling = resource.getrlimit(kind)
         held = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
         resource.setrlimit(kind, (held, held))
-    # Only the soft limit: init lowers the hard one for the repl. The kernel counts descriptors in flight by user, against
-    # the sender's limit (unix(7)). So the limits of shim and init must be above the guest's.
+    # Only the soft limit: init lowers the hard one for the repl. The kernel counts descriptors in flight by
+    # user, against the sender's limit (unix(7)). So the limits of shim and init must be above the guest's.
     _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits.open_files, ceiling // 2), ceiling))

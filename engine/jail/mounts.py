@@ -1,7 +1,7 @@
 """Mount the file systems of one sandbox, inside its own mount namespace (mount_namespaces(7)).
 
-They lie below ``protocol.ROOT`` until ``enter`` makes that folder the root. The zygote's own root is in ``rootfs.py``.
-"""
+They lie below ``protocol.ROOT`` until ``enter`` makes that folder the root. The zygote's own root is in
+``rootfs.py``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def mount_root(folders: tuple[str, ...]) -> None:
         sc.protect(packages, sc.ATTR_RDONLY)
     for name in rootfs.DEVICES:
         sc.mount(f"/dev/{name}", f"dev/{name}", None, sc.MS_BIND)
-    # One tmpfs at three places, so that its size bounds all that can be written. `mount_proc` covers this mount.
+    # One tmpfs at three places, so that its size bounds all that can be written. `mount_proc` covers this
+    # mount.
     sc.mount("tmpfs", "proc", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700")
     for name, target in (("work", "work"), ("tmp", "tmp"), ("shm", "dev/shm")):
         os.mkdir(f"proc/{name}", 0o700)
@@ -57,8 +58,8 @@ def mount_root(folders: tuple[str, ...]) -> None:
 
 
 def _mount_folder(source: str, target: str) -> None:
-    # An overlay has the same pages as the host's folder, but inodes of its own. So a lock on a library is not seen
-    # elsewhere, a socket in the folder cannot be connected to, and mountinfo names no path of the host.
+    # An overlay has the same pages as the host's folder, but inodes of its own. So a lock on a library is not
+    # seen elsewhere, a socket in the folder cannot be connected to, and mountinfo names no path of the host.
     try:
         flags = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
         sc.mount("overlay", target, "overlay", flags, f"lowerdir={source}:{rootfs.EMPTY}")

@@ -1,7 +1,7 @@
 """Linux calls that Python 3.11 does not offer. Each raises OSError with its errno.
 
-Calls without a wrapper in libc are made by number. On a processor whose numbers are unknown they raise ``SetupError``.
-"""
+Calls without a wrapper in libc are made by number. On a processor whose numbers are unknown they raise
+``SetupError``."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def fork_into(flags: int) -> int:
 
     With ``CLONE_NEWPID`` the child is PID 1. Only for processes with one thread.
     """
-    # unshare(CLONE_NEWPID) would move only later children, and so cost a second fork.
-    # Stack, thread ids and TLS are 0, as in fork(2). So their order, which differs by processor, does not matter.
+    # unshare(CLONE_NEWPID) would move only later children, and so cost a second fork. Stack, thread ids and
+    # TLS are 0, as in fork(2). So their order, which differs by processor, does not matter.
     arguments = (c_long(_number("clone")), c_ulong(flags | signal.SIGCHLD), *(c_ulong(0),) * 4)
     # From here the interpreter holds locks: nothing may fail (C API, "Operating System Utilities").
     _before_fork()

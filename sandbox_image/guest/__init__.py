@@ -1,1 +1,1 @@
-"""What runs inside the walls: init (PID 1) and the repl."""
+"""The processes of a sandbox: init (PID 1) and the repl."""

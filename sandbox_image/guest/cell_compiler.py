@@ -1,4 +1,4 @@
-"""A block's source, compiled in two: what is run, and the expression at its end whose value is shown."""
+"""Compile a block in two parts: its statements, and its last expression, whose value is shown."""
 
 from __future__ import annotations
 import __future__
@@ -13,16 +13,19 @@ _STATEMENT = re.compile(r"(?!(?:elif|else|except|finally)\b)[^\s#)\]}]")
 
 
 def split(source: str, name: str) -> tuple[list[CodeType], CodeType | None]:
-    """What to execute in order, and then, if the last statement is an expression without ``;``, what to evaluate.
+    """Return the code to execute in order, and the code to evaluate after it.
 
-    Most blocks need no syntax tree, which takes longer than compiling: they are cut at the last line that can begin a
-    statement. If what is before it compiles, that line does begin one, for nothing is open there.
+    The latter is None unless the block ends with an expression without ``;``.
 
     Raises:
-        SyntaxError, ValueError, MemoryError, RecursionError: as ``compile`` does of the whole.
+        SyntaxError, ValueError, MemoryError, RecursionError: as ``compile`` raises for the whole.
     """
-    if "\r" in source or "\f" in source:  # lines that only Python's own tokenizer sees
+    # Only Python's tokenizer knows where lines with these characters end.
+    if "\r" in source or "\f" in source:
         return _split_tree(source, name)
+    # A syntax tree takes longer than compiling. So the block is cut at its last line that can begin a
+    # statement. If the part before it compiles, no bracket or string is open there, and the line does begin
+    # one.
     start = _last_statement(source)
     tail = "\n" * source.count("\n", 0, start) + source[start:]
     try:
@@ -31,15 +34,15 @@ def split(source: str, name: str) -> tuple[list[CodeType], CodeType | None]:
         try:
             return [before], compile(tail, name, "eval", flags, dont_inherit=True)
         except SyntaxError:
-            if ";" not in tail and "__future__" not in tail:  # which may stand at the beginning alone
+            if ";" not in tail and "__future__" not in tail:  # future imports must come first
                 return [before, compile(tail, name, "exec", flags, dont_inherit=True)], None
-    except Exception:  # noqa: S110 - cut in the wrong place, or wrong as a whole, which is told below
+    except Exception:  # noqa: S110 - a wrong cut, or an error that the next line raises
         pass
     return _split_tree(source, name)
 
 
 def _last_statement(source: str) -> int:
-    """Where the last line begins that looks as if it began a statement; 0 where none does."""
+    """Return the start of the last line that can begin a statement, or 0."""
     end = len(source)
     while end > 0:
         start = source.rfind("\n", 0, end) + 1
@@ -60,7 +63,6 @@ def _split_tree(source: str, name: str) -> tuple[list[CodeType], CodeType | None
 
 
 def _is_silenced(source: str, last: ast.Expr) -> bool:
-    """Whether a ``;`` follows the expression."""
     lines = re.split(r"\r\n|\r|\n", source)[(last.end_lineno or 1) - 1 :]
     rest = lines[0].encode()[last.end_col_offset or 0 :]
     return rest.lstrip().startswith(b";")

@@ -1,8 +1,7 @@
-"""The repl's end of its stream: frames out from any thread, frames in to whoever waits for them.
+"""The repl's end of its stream, for all its threads.
 
-There is no reader thread. Whoever waits first reads for all (the leader) and hands over to the next
-when its own message has come; a single-threaded cell thus reads its reply itself, without a switch.
-"""
+There is no reader thread. The first thread that waits reads for all (leader and followers). So a cell with
+one thread reads its replies itself, without a context switch."""
 
 from __future__ import annotations
 
@@ -19,12 +18,13 @@ from .. import protocol
 
 T = TypeVar("T")
 
+# A thread that cannot send waits so long for the leader to read. Then it checks whether there is still a
+# leader.
 _LEADER_MS = 50
-"""So long a thread that has no room to send trusts in another that reads, which may be done before."""
 
 
 class Channel:
-    """Frames over a socket that other threads, and an interrupt's handler, use too."""
+    """Send and receive frames on a socket that threads share."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -43,72 +43,74 @@ class Channel:
         self.interrupts = Interrupts()
 
     def send(self, message: protocol.FromGuest) -> None:
-        """Write one frame, whole. Where there is no room for it, read meanwhile: the shim listens to nobody who does not.
+        """Send one message.
 
         Raises:
-            RuntimeError: this is a child process of the cell; only the cell's own process may speak.
+            RuntimeError: this process is a child of the repl.
         """
         if os.getpid() != self._owner:
             raise RuntimeError(
-                "worker, worker_batch, FINAL and tools of the host work only in the process of the cell, not in its children"
+                "worker, worker_batch, FINAL and host tools work only in the process of the cell, "
+                "not in its children"
             )
         data = memoryview(protocol.frame(protocol.encode(message)))
-        with self.interrupts.held(), self._send_lock:
+        with self.interrupts.deferred(), self._send_lock:
             while data:
                 try:
                     data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
                 except BlockingIOError:
+                    # The shim reads a guest only while the guest reads its replies.
                     self._wait_for_room()
 
-    def has_mail(self) -> bool:
-        """Whether something waits to be read now."""
+    def has_input(self) -> bool:
+        """Whether there are bytes to read now."""
         return bool(self._poller.poll(0))
 
     def receive(self) -> protocol.ToGuest:
-        """The next message that is no reply."""
+        """Return the next message that is not a reply."""
         return self._wait(lambda: self._orders.popleft() if self._orders else None)  # type: ignore[return-value]  # mypy joins the union
 
     def reply(self, call: int) -> list[str | protocol.CallError]:
-        """The reply to a call, once it is there."""
+        """Wait for the reply to a worker call."""
         return self._wait(lambda: self._replies.pop(call, None))
 
     def tool_reply(self, call: int) -> bytes | protocol.ToolFailure:
-        """The reply to a call of a host tool, once it is there."""
+        """Wait for the reply to a tool call."""
         return self._wait(lambda: self._tool_replies.pop(call, None))  # type: ignore[return-value]  # mypy joins the union
 
     def descriptors(self, count: int) -> list[int]:
-        """Descriptors that came beside the last message."""
+        """Return descriptors that came beside the last message."""
         return [self._descriptors.popleft() for _ in range(count)]
 
     def _wait(self, take: Callable[[], T | None]) -> T:
-        with self.interrupts.held(), self._changed:
+        with self.interrupts.deferred(), self._changed:
             while True:
                 value = take()
                 if value is not None:
                     return value
                 if self._leading:
-                    with self.interrupts.let_in():
+                    with self.interrupts.allowed():
                         self._changed.wait()
                     continue
                 self._leading = True
                 self._changed.release()
                 try:
-                    with self.interrupts.let_in():
+                    with self.interrupts.allowed():
                         self._poller.poll()
                     payloads = self._read()
                 finally:
                     self._changed.acquire()
                     self._leading = False
                     self._changed.notify_all()
-                self._sort(payloads)
+                self._dispatch(payloads)
 
     def _wait_for_room(self) -> None:
-        """Until more may be sent. Whoever waits for a message reads as ever; else this thread does."""
+        """Wait until more can be sent; read meanwhile if no other thread does."""
         poller = select.poll()
         with self._changed:
-            leads = not self._leading
+            is_leader = not self._leading
             self._leading = True
-        if not leads:
+        if not is_leader:
             poller.register(self._sock, select.POLLOUT)
             poller.poll(_LEADER_MS)
             return
@@ -120,10 +122,10 @@ class Channel:
         finally:
             with self._changed:
                 self._leading = False
-                self._sort(payloads)
+                self._dispatch(payloads)
                 self._changed.notify_all()
 
-    def _sort(self, payloads: list[bytes]) -> None:
+    def _dispatch(self, payloads: list[bytes]) -> None:
         for payload in payloads:
             message = protocol.decode_to_guest(payload)
             if isinstance(message, protocol.Reply):
@@ -144,9 +146,9 @@ class Channel:
 
 
 class Interrupts:
-    """Keeps KeyboardInterrupt out of the channel's code but where it waits and holds nothing.
+    """Defer KeyboardInterrupt while the channel works; raise it where the channel only waits.
 
-    Used by the main thread alone, where Python runs signal handlers; in other threads it does nothing.
+    Other threads than the main one are not affected: Python runs signal handlers in the main thread.
     """
 
     def __init__(self) -> None:
@@ -155,27 +157,27 @@ class Interrupts:
         self._open = False
         self._pending = False
 
-    def arrive(self) -> None:
-        """An interrupt is due: raise it here, or as soon as the channel lets it in."""
+    def raise_or_defer(self) -> None:
+        """Raise an interrupt here, or later where the channel allows it."""
         if self._depth and not self._open:
             self._pending = True
         else:
             raise KeyboardInterrupt
 
-    def held(self) -> _Held:
-        """Hold interrupts back for a while."""
-        return _Held(self)
+    def deferred(self) -> _Deferred:
+        """Return a context that defers interrupts."""
+        return _Deferred(self)
 
-    def let_in(self) -> _LetIn:
-        """Within ``held``: here they may be raised."""
-        return _LetIn(self)
+    def allowed(self) -> _Allowed:
+        """Return a context, inside ``deferred``, that raises them."""
+        return _Allowed(self)
 
     def clear(self) -> None:
-        """Forget one that was held back: its cell has ended."""
+        """Drop a deferred interrupt, since its cell has ended."""
         self._pending = False
 
     def enter(self, change: int) -> None:
-        """Count into and out of ``held``."""
+        """Enter (1) or leave (-1) a ``deferred`` context."""
         if threading.get_ident() == self._main:
             self._depth += change
             if not self._depth and self._pending:
@@ -183,7 +185,7 @@ class Interrupts:
                 raise KeyboardInterrupt
 
     def open(self, *, state: bool) -> None:
-        """Open and close the inner window."""
+        """Enter or leave an ``allowed`` context."""
         if threading.get_ident() == self._main:
             self._open = state
             if state and self._pending:
@@ -192,7 +194,7 @@ class Interrupts:
                 raise KeyboardInterrupt
 
 
-class _Held:
+class _Deferred:
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
 
@@ -203,7 +205,7 @@ class _Held:
         self._interrupts.enter(-1)
 
 
-class _LetIn:
+class _Allowed:
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
 

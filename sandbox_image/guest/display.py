@@ -1,8 +1,7 @@
-"""What a cell shows besides its output: the value of its last expression, and the figures that it drew.
+"""Show the value of a cell's last expression, and its figures.
 
-A value's forms come from the methods that notebooks know: ``_repr_mimebundle_``, ``_repr_html_`` and so on. They are
-the user's code: what they raise becomes text, what they print is output, and the cell's clock runs on.
-"""
+The forms of a value come from the methods that notebooks use: ``_repr_mimebundle_``, ``_repr_html_`` and so
+on. They are guest code: an exception becomes text, and the clock of the cell runs on."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from .safe_repr import bounded_repr
 
 _PLAIN_CHARS = 100_000
 _NOTE_CHARS = 500
-_FIGURES = protocol.MAX_DISPLAYS - 2
-"""Beside them there may be the value, and a note about what was left out."""
+# Two displays are left for the value, and for a note about what was left out.
+_MAX_FIGURES = protocol.MAX_DISPLAYS - 2
 
 _METHODS = {
     "text/html": "_repr_html_",
@@ -34,7 +33,7 @@ _Forms: TypeAlias = dict[str, str | bytes]
 
 
 class Displays:
-    """What one cell shows. The cell runs within it; at the end its figures are shown, and closed."""
+    """The displays of one cell, which runs inside this context; at its end its figures are shown."""
 
     def __init__(self, cell: int, most_bytes: int, send: Callable[[protocol.Display], None]) -> None:
         self._cell = cell
@@ -43,7 +42,7 @@ class Displays:
         self._value: object = None
 
     def value(self, value: object) -> None:
-        """Show the value of the cell's last expression; None is nothing to show."""
+        """Show the value of the cell's last expression, unless it is None."""
         if value is not None:
             self._value = value
             self._attempt("showing the value", lambda: self._show(value))
@@ -67,15 +66,14 @@ class Displays:
     def _end_figures(self, pyplot: ModuleType, *, draw: bool) -> None:
         try:
             numbers: list[int] = pyplot.get_fignums() if draw else []
-            for number in numbers[:_FIGURES]:
+            for number in numbers[:_MAX_FIGURES]:
                 figure = pyplot.figure(number)
                 if figure is not self._value:
                     self._show(figure)
-            if len(numbers) > _FIGURES:
-                left_out = (
-                    f"[{len(numbers) - _FIGURES} more figures left out: {_FIGURES} of a cell are shown]"
-                )
-                self._fit_and_send({}, [left_out])
+            if len(numbers) > _MAX_FIGURES:
+                count = len(numbers) - _MAX_FIGURES
+                note = f"[{count} more figures left out: {_MAX_FIGURES} of a cell are shown]"
+                self._fit_and_send({}, [note])
         finally:
             pyplot.close("all")
 
@@ -84,7 +82,7 @@ class Displays:
         self._fit_and_send(_forms(value, notes), notes)
 
     def _fit_and_send(self, forms: _Forms, notes: list[str]) -> None:
-        """Send what there is room for. The plain text has its room first, and says what was left out."""
+        """Send the forms that fit. The plain text comes first and names those that do not."""
         first = str(forms.pop("text/plain", ""))
         room = self._left - len(first.encode())
         kept: _Forms = {}
@@ -97,15 +95,15 @@ class Displays:
             else:
                 limit = f"larger than what is left of {self._most_bytes}"
                 notes.append(f"[{mime} of {size} bytes left out: {limit}]")
-        told = "\n".join(filter(None, [first, *notes])).encode()[: self._left].decode(errors="ignore")
-        self._left -= len(told.encode())
+        shown = "\n".join(filter(None, [first, *notes])).encode()[: self._left].decode(errors="ignore")
+        self._left -= len(shown.encode())
         text = {mime: form for mime, form in kept.items() if isinstance(form, str)}
         images = {mime: form for mime, form in kept.items() if isinstance(form, bytes)}
-        self._send(protocol.Display(self._cell, {"text/plain": told, **text}, images))  # type: ignore[arg-type, dict-item]  # pyright: ignore[reportArgumentType]  # `_forms` makes no other keys
+        self._send(protocol.Display(self._cell, {"text/plain": shown, **text}, images))  # type: ignore[arg-type, dict-item]  # pyright: ignore[reportArgumentType]  # `_forms` makes no other keys
 
 
 def _forms(value: object, notes: list[str]) -> _Forms:
-    """A value in all its forms; ``notes`` get what failed."""
+    """Return a value in all its forms; add what failed to ``notes``."""
     bundle = _call(value, "_repr_mimebundle_", notes, include=None, exclude=None)
     given = cast("dict[object, object]", bundle) if isinstance(bundle, dict) else {}
     own = given.get("text/plain")
@@ -113,7 +111,7 @@ def _forms(value: object, notes: list[str]) -> _Forms:
         own = _attempt("repr", notes, lambda: bounded_repr(value, _PLAIN_CHARS))
     forms: _Forms = {"text/plain": _cut(own or "")}
     for mime, method in _METHODS.items():
-        if mime == "image/jpeg" and "image/png" in forms:  # Pillow's images have both; one is enough
+        if mime == "image/jpeg" and "image/png" in forms:  # Pillow offers both
             continue
         form = given[mime] if mime in given else _call(value, method, notes)
         if isinstance(form, bytes if mime in _BINARY else str):
@@ -125,18 +123,18 @@ def _forms(value: object, notes: list[str]) -> _Forms:
 
 
 def _call(value: object, method: str, notes: list[str], **arguments: None) -> object:
-    """What a method of the value's class gives, without the metadata that may come with it; None if there is none."""
+    """Call a method of the value's class; return None if there is none."""
     function = getattr(type(value), method, None)
     if function is None:
         return None
     form: object = _attempt(method, notes, lambda: function(value, **arguments))
-    if isinstance(form, tuple):
+    if isinstance(form, tuple):  # the form and its metadata
         return next(iter(cast("tuple[object, ...]", form)), None)
     return form
 
 
 def _attempt(what: str, notes: list[str], action: Callable[[], Any]) -> Any:
-    """Do it; what it raises, but an interrupt, becomes a note, and None is returned."""
+    """Run ``action``; an exception becomes a note, except an interrupt."""
     try:
         return action()
     except KeyboardInterrupt:

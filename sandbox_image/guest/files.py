@@ -1,9 +1,8 @@
-"""Files in and out of the working directory. Init, which stays in it, does it, with the guest's own rights and inside
-its walls.
+"""Read, write and list files in the working directory, for the host.
 
-Every folder on the way is opened without following links, and so is the file; what is opened is looked at
-before it is used, so that nothing can be swapped in between.
-"""
+Init does it, inside the sandbox and with the guest's rights. Each folder of a path is opened without
+following links. The open descriptor is checked and then used, so that guest code cannot swap the file in
+between."""
 
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ from ..protocol import FileCode, FileData, FileEntry, FileList, GetFile, ListFil
 from ..text import replace_surrogates
 
 # No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
-_HOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_LOOKED_AT = 20_000
-"""Entries of folders that a list looks at, at most: init relays nothing meanwhile."""
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# A bound on the entries of one list: init serves nothing else meanwhile.
+_MAX_ENTRIES = 20_000
 
 
 class _RefusedError(Exception):
@@ -30,7 +29,7 @@ class _RefusedError(Exception):
 
 
 def serve(request: protocol.ToGuest) -> FileData | FileList:
-    """Do what is asked; the answer in any case."""
+    """Serve a request and return the answer, which may hold an error."""
     if isinstance(request, ListFiles):
         return _list(request)
     assert isinstance(request, (PutFile, GetFile))
@@ -50,7 +49,7 @@ def serve(request: protocol.ToGuest) -> FileData | FileList:
 def _list(request: ListFiles) -> FileList:
     files: list[FileEntry] = []
     room = protocol.LISTING_CHARS
-    for entry in islice(_entries(), _LOOKED_AT):
+    for entry in islice(_entries(), _MAX_ENTRIES):
         if entry is None:
             continue
         room -= len(entry.path)
@@ -61,12 +60,12 @@ def _list(request: ListFiles) -> FileList:
 
 
 def _entries() -> Iterator[FileEntry | None]:
-    """What lies in the working directory, the upper folders first; None for what is no regular file."""
+    """Walk the working directory, breadth first; yield None for what is no regular file."""
     folders = deque(["."])
     while folders:
         try:
             with os.scandir(folders.popleft()) as found:
-                entries = sorted(islice(found, _LOOKED_AT), key=lambda entry: entry.name)
+                entries = sorted(islice(found, _MAX_ENTRIES), key=lambda entry: entry.name)
         except OSError:
             continue
         for entry in entries:
@@ -88,8 +87,8 @@ def _describe(entry: os.DirEntry[str]) -> FileEntry | None:
 def _put(request: PutFile) -> None:
     folder, name = _folder(request.path, create=True)
     try:
-        how = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.append else 0) | _HOW
-        fd = _open(name, how, folder)
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if request.append else 0) | _FLAGS
+        fd = _open(name, flags, folder)
     finally:
         os.close(folder)
     try:
@@ -105,7 +104,7 @@ def _put(request: PutFile) -> None:
 def _get(request: GetFile) -> bytes:
     folder, name = _folder(request.path, create=False)
     try:
-        fd = _open(name, os.O_RDONLY | _HOW, folder)
+        fd = _open(name, os.O_RDONLY | _FLAGS, folder)
     finally:
         os.close(folder)
     try:
@@ -123,29 +122,29 @@ def _get(request: GetFile) -> bytes:
 
 
 def _folder(path: str, *, create: bool) -> tuple[int, str]:
-    """The opened folder of a path below the working directory, and the file's name in it."""
+    """Open the folder of a path; return its descriptor and the file's name."""
     parts = [part for part in path.split("/") if part not in ("", ".")]  # pathlib takes long to import
     if not parts or ".." in parts or path.startswith("/") or "\0" in path:
         raise _RefusedError("outside")
-    fd = _open(".", os.O_RDONLY | _HOW, None, stat.S_ISDIR)
+    fd = _open(".", os.O_RDONLY | _FLAGS, None, stat.S_ISDIR)
     try:
         for part in parts[:-1]:
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=fd)
-            deeper = _open(part, os.O_RDONLY | _HOW, fd, stat.S_ISDIR)
+            child = _open(part, os.O_RDONLY | _FLAGS, fd, stat.S_ISDIR)
             os.close(fd)
-            fd = deeper
+            fd = child
     except BaseException:
         os.close(fd)
         raise
     return fd, parts[-1]
 
 
-def _open(name: str, how: int, folder: int | None, is_wanted: Callable[[int], bool] = stat.S_ISREG) -> int:
-    """Open a regular file, or a folder, and only that: no link, no pipe, socket or device."""
+def _open(name: str, flags: int, folder: int | None, is_wanted: Callable[[int], bool] = stat.S_ISREG) -> int:
+    """Open a regular file or a folder, but no link, pipe, socket or device."""
     try:
-        fd = os.open(name, how, 0o644, dir_fd=folder)
+        fd = os.open(name, flags, 0o644, dir_fd=folder)
     except FileNotFoundError:
         raise
     except OSError as error:

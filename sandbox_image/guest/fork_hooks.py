@@ -1,8 +1,7 @@
 """Defer fork hooks (``os.register_at_fork``) until the repl runs.
 
-``threading``, ``logging``, ``random`` and ``concurrent.futures`` register hooks when the zygote imports them. A sandbox
-takes three forks. Only in the last, the repl, does guest code fork.
-"""
+``threading``, ``logging``, ``random`` and ``concurrent.futures`` register hooks when the zygote imports them.
+A sandbox takes three forks. Only in the last, the repl, does guest code fork."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ _ARENAS_PER_CPU = 8
 
 
 def prefer_for_oom_kill() -> None:
-    """Let the kernel kill this process and its children first when memory runs out (proc(5), oom_score_adj)."""
-    # A container without /proc has no such file.
+    """Let the kernel kill this process and its children first when memory runs out."""
+    # oom_score_adj in proc(5). Best effort: it only decides which process is killed first.
     with contextlib.suppress(OSError):
         write("/proc/self/oom_score_adj", "1000")
 

@@ -1,8 +1,7 @@
-"""The pipes of a cell's fd 1 and 2, where they are read.
+"""Make and read the pipes of a cell's fd 1 and 2.
 
-Every cell gets pipes of its own. What a process that outlives its cell still writes goes to the old pipes, which are
-read to their end and thrown away, and never appears as a later cell's output.
-"""
+Each cell gets its own pipes. A process that outlives its cell writes to the old ones, which are read and
+discarded. So its output never appears in a later cell."""
 
 from __future__ import annotations
 
@@ -20,10 +19,13 @@ _OLD_PIPES = 16
 
 
 class Pipes:
-    """The reading ends of one cell's pipes, by the stream that each is.
+    """The reading ends of one cell's pipes.
 
     Args:
-        owner: whose the pipes shall be, where that is not who makes them: ``/dev/stdout`` opens for its owner alone.
+        owner: the user who shall own them; None for the user of this process.
+
+    Attributes:
+        streams: 1 or 2 for each reading end.
     """
 
     def __init__(self, owner: int | None = None) -> None:
@@ -31,10 +33,10 @@ class Pipes:
         self.streams: dict[int, Literal[1, 2]] = {}
 
     def make(self) -> list[int]:
-        """New pipes; their writing ends, which are the caller's to close. There must be no others now.
+        """Make two pipes and return their writing ends, which the caller closes.
 
         Raises:
-            OSError: no pipe can be had. None is left.
+            OSError: a pipe cannot be made; none is left.
         """
         assert not self.streams
         writers: list[int] = []
@@ -45,9 +47,10 @@ class Pipes:
                 self.streams[reader] = stream
                 os.set_blocking(reader, False)
                 with contextlib.suppress(OSError):
-                    # A user has so many pages for pipes; a small one works too.
+                    # Beyond pipe-user-pages-soft the kernel refuses (pipe(7)). A small pipe works too.
                     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 if self._owner is not None:
+                    # /dev/stdout leads to /proc/self/fd/1, which opens for its owner only.
                     os.fchown(reader, self._owner, self._owner)
         except OSError:
             for fd in (*writers, *self.retire()):
@@ -56,15 +59,16 @@ class Pipes:
         return writers
 
     def read(self, fd: int) -> bytes | None:
-        """A piece of what was written; None where there is nothing now. At its end nothing, and the pipe is gone."""
+        """Return a piece; None if there is nothing now; b"" at the end, when the pipe is closed."""
         data = read(fd)
         if data == b"":
             del self.streams[fd]
         return data
 
     def drain(self) -> Generator[tuple[Literal[1, 2], bytes]]:
-        """What the pipes hold, in pieces; so often and no more, since a flood must not hold the cell's end back."""
+        """Read what the pipes hold now."""
         for fd, stream in list(self.streams.items()):
+            # Bounded: a writer that never stops must not delay the end of the cell.
             for _ in range(_PIPE_BYTES // protocol.READ_BYTES + 1):
                 data = self.read(fd)
                 if not data:
@@ -72,13 +76,13 @@ class Pipes:
                 yield stream, data
 
     def retire(self) -> list[int]:
-        """Those of them that have not come to their end, which are the caller's now."""
+        """Give up the open pipes; the caller closes them."""
         readers, self.streams = list(self.streams), {}
         return readers
 
 
 class OldPipes:
-    """Pipes that outlived their cells. Of more than a few the oldest are closed, and who writes there gets EPIPE."""
+    """Pipes that are still open after their cells. Above 16 the oldest is closed; its writers get EPIPE."""
 
     def __init__(self) -> None:
         self._fds: deque[int] = deque()
@@ -87,7 +91,7 @@ class OldPipes:
         return fd in self._fds
 
     def add(self, fd: int) -> int | None:
-        """Take one; the one that was closed for it, if any."""
+        """Add a pipe; return the one that was closed for it, if any."""
         self._fds.append(fd)
         if len(self._fds) <= _OLD_PIPES:
             return None
@@ -96,7 +100,7 @@ class OldPipes:
         return oldest
 
     def discard(self, fd: int) -> bool:
-        """Throw a piece away; whether that was its end, and it is closed."""
+        """Read and discard a piece; return whether the pipe has ended and is closed."""
         if read(fd) != b"":
             return False
         self._fds.remove(fd)
@@ -104,7 +108,7 @@ class OldPipes:
 
 
 def read(fd: int) -> bytes | None:
-    """A piece of what is there; None where there is nothing now. At its end nothing, and it is closed."""
+    """Read a piece; return None if there is nothing now, and b"" at the end, when ``fd`` is closed."""
     try:
         data = os.read(fd, protocol.READ_BYTES)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The names that a cell finds: worker, worker_batch, FINAL, the way to host tools, and the errors of all these."""
+"""Define what a cell can call: worker, worker_batch, FINAL and host tools; and their errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ANSWER_BYTES = 8 << 20
 
 
 class CallFailed(Exception):
-    """A call to the outside brought nothing. ``code`` says why in a word, ``message`` in a sentence."""
+    """A call failed. ``code`` is a word, ``message`` a sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -31,18 +31,15 @@ class CallFailed(Exception):
 
 
 class WorkerError(CallFailed):
-    """A worker call has no answer. ``code``: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
+    """A worker call failed: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
 
 
 class ToolError(CallFailed):
-    """A call of a host tool has no result.
-
-    ``code``: budget_exceeded, bad_arguments, failed, timeout, cancelled or too_large.
-    """
+    """A tool call failed: budget_exceeded, bad_arguments, failed, timeout, cancelled or too_large."""
 
 
 class WorkerBatchError(WorkerError):
-    """Some calls of a batch failed. ``results`` has, in the prompts' order, each answer or its WorkerError."""
+    """Some calls of a batch failed. ``results`` has an answer or a WorkerError for each prompt."""
 
     def __init__(self, results: list[str | WorkerError]) -> None:
         failed = [result for result in results if isinstance(result, WorkerError)]
@@ -67,10 +64,10 @@ class Primitives:
         self._owner = os.getpid()
 
     def worker(self, prompt: str) -> str:
-        """Ask the worker model one thing; its answer as text.
+        """Ask the worker model one prompt; return its answer.
 
         Raises:
-            WorkerError: there is no answer; ``code`` and ``message`` say why.
+            WorkerError: there is no answer.
         """
         (result,) = self._ask([prompt])
         if isinstance(result, WorkerError):
@@ -78,11 +75,10 @@ class Primitives:
         return result
 
     def worker_batch(self, prompts: Iterable[str], *, return_errors: bool = False) -> list[str | WorkerError]:
-        """Ask the worker model many things at once; the answers in the order of the prompts.
+        """Ask the worker model many prompts at once; return the answers in their order.
 
         Raises:
-            WorkerBatchError: some failed; ``results`` holds what succeeded. With ``return_errors`` nothing
-                is raised and the failed ones' slots hold their WorkerError.
+            WorkerBatchError: some failed. With ``return_errors`` the list holds their WorkerErrors instead.
         """
         if isinstance(prompts, (str, bytes)):
             raise TypeError("worker_batch takes a list of prompts; for a single prompt use worker(prompt)")
@@ -92,9 +88,9 @@ class Primitives:
         return results
 
     def final(self, answer: object) -> None:
-        """Give the answer. Text is taken as it is, a number by ``str``, lists and dicts as JSON.
+        """Set the answer: text as it is, a number by ``str``, lists and dicts as JSON.
 
-        The first call counts; the cell runs on to its end.
+        Only the first call of a block counts. The block runs on to its end.
         """
         cell = self._current_cell()
         if self._answered_cell == cell:
@@ -107,10 +103,10 @@ class Primitives:
         self._answered_cell = cell
 
     def call_tool(self, number: int, args: Sequence[object], kwargs: dict[str, object]) -> object:
-        """Have the engine call its tool of this number.
+        """Call a host tool by its number.
 
         Raises:
-            ToolError: there is no result; ``code`` and ``message`` say why.
+            ToolError: there is no result.
         """
         try:
             arguments = plain.encode([args, kwargs], protocol.TOOL_ARGUMENT_BYTES)
@@ -128,15 +124,15 @@ class Primitives:
         return plain.decode(result)
 
     def _send(self, kind: Callable[..., protocol.Call | protocol.ToolCall], *fields: object) -> int:
-        """Send a call under the next number, and tell it."""
-        # The number is taken and sent under one lock: the shim wants them in rising order.
-        with self._channel.interrupts.held(), self._number_lock:
+        """Send a call and return its number."""
+        # One lock for both steps: the shim requires rising numbers.
+        with self._channel.interrupts.deferred(), self._number_lock:
             call = next(self._numbers)
             self._channel.send(kind(call, *fields))
         return call
 
     def _ask(self, prompts: list[Any]) -> list[str | WorkerError]:
-        for slot, prompt in enumerate(prompts):  # before the first is paid for
+        for slot, prompt in enumerate(prompts):  # before the first one costs anything
             if not isinstance(prompt, str):
                 raise TypeError(f"a prompt must be a str; number {slot} is of type {type(prompt).__name__}")
         cell = self._current_cell()
@@ -153,7 +149,7 @@ class Primitives:
     def _chunks(
         self, prompts: list[Any], results: list[str | WorkerError]
     ) -> Iterable[tuple[list[int], list[str]]]:
-        """Prompts in frames of a bearable size, with their places; what is too long fails here, unsent."""
+        """Divide prompts into calls of bounded size, with their places; prompts that are too long fail."""
         slots, chunk, size = list[int](), list[str](), 0
         most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
         most_prompts = min(_CHUNK_PROMPTS, self._start.batch)
@@ -162,7 +158,7 @@ class Primitives:
             text = replace_surrogates(prompt)
             length = len(text) if text.isascii() else len(text.encode())
             if length > longest:
-                message = f"a prompt of {length} bytes; at most {longest} are allowed"
+                message = f"the prompt has {length} bytes; at most {longest} are allowed"
                 results[slot] = WorkerError("too_long", message)
                 continue
             if chunk and (size + length > most_bytes or len(chunk) >= most_prompts):

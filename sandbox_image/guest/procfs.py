@@ -1,20 +1,15 @@
-"""Files of the kernel, mostly a line or a page, by system calls alone: every sandbox writes some twenty of them, and what
-``open`` and ``pathlib`` would do around it takes ten times as long.
-"""
+"""Read and write small files of the kernel: /proc and control groups."""
 
 from __future__ import annotations
 
 import os
 
+# System calls only. Every sandbox writes some twenty files; `open` and `pathlib` take ten times as long.
 _BYTES = 4096
 
 
 def read(path: str) -> str:
-    """The text of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the text of a file."""
     fd, text = os.open(path, os.O_RDONLY | os.O_CLOEXEC), b""
     try:
         while piece := os.read(fd, _BYTES):
@@ -25,15 +20,15 @@ def read(path: str) -> str:
 
 
 def read_from(fd: int) -> str:
-    """The first page of a file that is open, as it is now."""
+    """Return the current first page of an open file."""
     return os.pread(fd, _BYTES, 0).decode("ascii")
 
 
 def write(path: str, text: str) -> None:
-    """Write a value that is one for the kernel.
+    """Write a value in one call.
 
     Raises:
-        OSError: the file is not there, or the kernel refuses the value.
+        OSError: the file is missing, or the kernel refuses the value.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

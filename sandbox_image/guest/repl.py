@@ -1,4 +1,4 @@
-"""The process that runs the supervisor's code: a persistent namespace, one cell after another."""
+"""Run the supervisor's code: cell after cell, in one namespace that lasts."""
 
 from __future__ import annotations
 
@@ -35,38 +35,43 @@ _TRACEBACK_CHARS = 24_000
 _TRACEBACK_FRAMES = 60
 _RESERVED_FILES = 8
 _RESERVED_MEMORY = 16 << 20
-_ALL = "ffffffffffffffff"  # every capability
+_ALL_CAPABILITIES = "ffffffffffffffff"
 
 _PACKAGE = __file__.rpartition("/guest/")[0]
 
 _BLOCKED = {
-    "input": "input() has nobody to ask: the document is in `context`, the question in `query`",
+    "input": "input() has no user to ask: the document is in `context`, the question in `query`",
     "eval": "eval() is switched off here: write the expression into the block itself",
     "exec": "exec() is switched off here: write the code into the block itself",
     "compile": "compile() is switched off here: write the code into the block itself",
 }
 
 
-def main(sock: socket.socket, context_fd: int | None, target: mmap.mmap) -> NoReturn:
-    """Load the context, say that all is ready, run cells until the process is killed."""
-    Repl(Channel(sock), target).serve(context_fd)
+def main(sock: socket.socket, context_fd: int | None, interrupted_cell: mmap.mmap) -> NoReturn:
+    """Load the context, report that the guest is ready, and run cells until the process is killed."""
+    Repl(Channel(sock), interrupted_cell).serve(context_fd)
 
 
 class Repl:
-    """The namespace and what runs in it."""
+    """The namespace of the cells, and their loop.
 
-    def __init__(self, channel: Channel, target: mmap.mmap) -> None:
+    Args:
+        interrupted_cell: shared memory with the number of the cell that init interrupts.
+    """
+
+    def __init__(self, channel: Channel, interrupted_cell: mmap.mmap) -> None:
         self._channel = channel
-        self._target = target
+        self._interrupted_cell = interrupted_cell
         self._cell = 0
         self._running = False
-        # Registered as __main__, so that classes and functions of cells can be pickled inside the sandbox.
+        # pickle finds classes and functions of cells by this name.
         self._module = types.ModuleType("__main__")
         self._blocked = {name: _refusal(message) for name, message in _BLOCKED.items()}
 
     def serve(self, context_fd: int | None) -> NoReturn:
-        """The main loop. Ends with the process."""
-        if not self._channel.has_mail():
+        """Run the main loop, which ends with the process."""
+        if not self._channel.has_input():
+            # The sandbox has no user yet. So the import delays nobody.
             _import_ahead()
         start = self._channel.receive()
         load = self._channel.receive()
@@ -85,12 +90,14 @@ class Repl:
             "ToolError": ToolError,
         }
         sys.modules["__main__"] = self._module
-        _note_cells_of_threads(lambda: self._cell)
+        _mark_threads_with_cell(lambda: self._cell)
         facts = measure()
         apply_gvisor_limits()
-        names |= tools.load(start, primitives)  # after what was measured: this is code of a user's
+        # After the measurement: tools are code of a user.
+        names |= tools.load(start, primitives)
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
-        _note_cells_of_work(lambda: self._cell)
+        # After the report: the import takes long, and the host need not wait for it.
+        _mark_executors_with_cell(lambda: self._cell)
         while True:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
@@ -100,13 +107,13 @@ class Repl:
             self._channel.send(protocol.Done(message.cell, error))
 
     def _prepare(self, cell: int, names: dict[str, Any]) -> None:
-        """Put back what the last cell may have changed: fd 1 and 2, the streams, the handler, the names."""
-        # First out of the way: a cell that closed fd 1 or 2 made room there for these very descriptors.
+        """Restore what the last cell may have changed: fd 1 and 2, the streams, the handler, the names."""
+        # Move them above 9 first: if the last cell closed fd 1 or 2, the new pipes may have these numbers.
         arrived = self._channel.descriptors(2)
-        lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in arrived]
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in arrived]
         for fd in arrived:
             os.close(fd)
-        for fd, writer in enumerate(lifted, start=1):
+        for fd, writer in enumerate(moved, start=1):
             os.dup2(writer, fd)
             os.close(writer)
         self._cell = cell
@@ -121,31 +128,32 @@ class Repl:
         error: protocol.ErrorInfo | None = None
         try:
             self._running = True
-            if self._is_meant(cell):  # an interrupt that came before the block began
-                raise KeyboardInterrupt  # noqa: TRY301 - described below as any other
+            if self._is_interrupted(cell):  # before the code began
+                raise KeyboardInterrupt  # noqa: TRY301 - described below like the others
             error = run_code(cell, code, self._module.__dict__, displays)
             _flush()
             self._running = False
         except BaseException as late:
+            # The interrupt came after the code had ended.
             self._running = False
             error = describe(late)
         self._channel.interrupts.clear()
         return error
 
     def _on_interrupt(self, *_: object) -> None:
-        if self._running and self._is_meant(self._cell):
-            self._channel.interrupts.arrive()
+        if self._running and self._is_interrupted(self._cell):
+            self._channel.interrupts.raise_or_defer()
 
-    def _is_meant(self, cell: int) -> bool:
-        """Whether the last interrupt was for this cell."""
-        return int.from_bytes(self._target[:8], "little") == cell
+    def _is_interrupted(self, cell: int) -> bool:
+        return int.from_bytes(self._interrupted_cell[:8], "little") == cell
 
 
 def run_code(
     cell: int, code: str, namespace: dict[str, Any], displays: Displays
 ) -> protocol.ErrorInfo | None:
-    """Run a block in a namespace and show its value; the exception that left it, described."""
+    """Run a block and show its last value; return the exception that it raised, as text."""
     name = f"<cell {cell}>"
+    # So that tracebacks show the source.
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
         with _Reserve(), displays:
@@ -160,7 +168,8 @@ def run_code(
 
 
 def describe(error: BaseException) -> protocol.ErrorInfo:
-    """An exception as bounded text. Its own ``__str__`` may do anything; the cell's clock still runs."""
+    """Return an exception as text of bounded length."""
+    # Its `__str__` is guest code. The clock of the cell still runs.
     try:
         message = str(error)
     except Exception:
@@ -179,7 +188,7 @@ def describe(error: BaseException) -> protocol.ErrorInfo:
 
 
 def _hide_own_frames(report: traceback.TracebackException | None) -> None:
-    """Leave out the frames of this package, in the exception and in those that it came from."""
+    # A chain of causes may be a circle.
     seen: set[int] = set()
     while report is not None and id(report) not in seen:
         seen.add(id(report))
@@ -192,7 +201,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def load_context(load: protocol.Load, descriptor: int | None) -> object:
-    """The context, equal to what the user passed. Raises nothing that a context of ours can cause."""
+    """Return the context, equal to what the user passed."""
     if load.source == "frame":
         return _decode(load.kind, load.data)
     if load.source == "file":
@@ -213,16 +222,17 @@ def load_context(load: protocol.Load, descriptor: int | None) -> object:
 def _decode(kind: str, data: bytes | memoryview) -> object:
     if kind == "text":
         return codecs.utf_8_decode(data, KEEP_SURROGATES, True)[0]
-    return pickle.loads(data)  # noqa: S301 - the host wrote it, for a guest that the host does not trust
+    return pickle.loads(data)  # noqa: S301 - the host wrote it
 
 
 def measure() -> protocol.Facts:
-    """What holds of the walls, seen from inside. What this kernel does not tell counts as not held."""
+    """Measure the isolation from inside. What the kernel does not report counts as missing."""
     status = dict(line.split(":", 1) for line in read("/proc/self/status").splitlines() if ":" in line)
     return protocol.Facts(
         namespaces=_namespaces(),
         uid=os.getuid(),
-        capabilities=int(status.get("CapEff", _ALL), 16) | int(status.get("CapBnd", _ALL), 16),
+        capabilities=int(status.get("CapEff", _ALL_CAPABILITIES), 16)
+        | int(status.get("CapBnd", _ALL_CAPABILITIES), 16),
         no_new_privs=status.get("NoNewPrivs", "").strip() == "1",
         seccomp=status.get("Seccomp", "").strip() == "2",
         interfaces=_interfaces(),
@@ -231,9 +241,9 @@ def measure() -> protocol.Facts:
 
 
 def _root_is_read_only() -> bool:
-    """gVisor tells it of a mount in mountinfo alone (proc(5): fields 5 and 6 are the place and its options)."""
     if os.statvfs("/").f_flag & os.ST_RDONLY:
         return True
+    # gVisor reports it here only. Fields 5 and 6 are the mount point and its options (proc(5), mountinfo).
     mounts = (line.split() for line in read("/proc/self/mountinfo").splitlines())
     return [fields[5].split(",")[0] for fields in mounts if fields[4] == "/"][-1:] == ["ro"]
 
@@ -254,9 +264,9 @@ def _namespaces() -> dict[str, int]:
 
 
 class CellOutput(io.TextIOWrapper):
-    """sys.stdout or sys.stderr of one cell. Lines go out as they are complete.
+    """``sys.stdout`` or ``sys.stderr`` of one cell, written line by line.
 
-    A thread that an earlier cell started writes into nothing: its text belongs to no running cell.
+    Text from threads of earlier cells is dropped.
     """
 
     def __init__(self, fd: int, cell: int, current: Callable[[], int]) -> None:
@@ -266,63 +276,59 @@ class CellOutput(io.TextIOWrapper):
         self._current = current
 
     def write(self, text: str, /) -> int:
-        """Write text of this cell; other cells' text is dropped."""
+        """Write text of this cell; drop text of others."""
         if self._current() != self._cell or cell_of_thread(self._cell) != self._cell:
             return len(text)
         return super().write(text)
 
 
 class _Reserve:
-    """Within it, some open files and some memory cannot be had: a cell that uses up all that it may have leaves
-    enough to say so, and for the next cell's pipes to arrive.
-    """
+    """Lower the soft limits on files and memory inside the block."""
+
+    # A cell that uses up its limits leaves enough to report it, and to receive the next pipes.
 
     def __enter__(self) -> None:
-        _hold_back(resource.RLIMIT_NOFILE, _RESERVED_FILES)
+        _reserve(resource.RLIMIT_NOFILE, _RESERVED_FILES)
         for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-            _hold_back(kind, _RESERVED_MEMORY)
+            _reserve(kind, _RESERVED_MEMORY)
 
     def __exit__(self, *_: object) -> None:
-        _hold_back(resource.RLIMIT_NOFILE, 0)
+        _reserve(resource.RLIMIT_NOFILE, 0)
         for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-            _hold_back(kind, 0)
+            _reserve(kind, 0)
 
 
-def _hold_back(kind: int, reserve: int) -> None:
-    _, most = resource.getrlimit(kind)
-    if most != resource.RLIM_INFINITY:
-        resource.setrlimit(kind, (most - reserve, most))
+def _reserve(kind: int, amount: int) -> None:
+    _, ceiling = resource.getrlimit(kind)
+    if ceiling != resource.RLIM_INFINITY:
+        resource.setrlimit(kind, (ceiling - amount, ceiling))
 
 
 def cell_of_thread(current: int) -> int:
-    """The cell that this thread works for: the one that started it, or handed it its work."""
+    """Return the cell that started this thread, or that submitted its work item."""
     return getattr(threading.current_thread(), "supdist_cell", current)
 
 
-def _note_cells_of_threads(current: Callable[[], int]) -> None:
+def _mark_threads_with_cell(current: Callable[[], int]) -> None:
     start = threading.Thread.start
 
-    def start_and_note(self: threading.Thread) -> None:
+    def start_marked(self: threading.Thread) -> None:
         self.__dict__["supdist_cell"] = cell_of_thread(current())
         start(self)
 
-    threading.Thread.start = start_and_note  # type: ignore[method-assign]  # every thread must note its cell
+    threading.Thread.start = start_marked  # type: ignore[method-assign]  # every thread must know its cell
 
 
 def _import_ahead() -> None:
-    """What is needed once a sandbox has its user, while it waits for one."""
     import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
-def _note_cells_of_work(current: Callable[[], int]) -> None:
-    """The same for executors; while the host hears that all is ready, for it takes long to import them."""
+def _mark_executors_with_cell(current: Callable[[], int]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     submit = ThreadPoolExecutor.submit
 
-    def submit_and_note(
-        self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
+    def submit_marked(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         cell = cell_of_thread(current())
 
         def work() -> Any:
@@ -331,7 +337,7 @@ def _note_cells_of_work(current: Callable[[], int]) -> None:
 
         return submit(self, work)
 
-    ThreadPoolExecutor.submit = submit_and_note  # type: ignore[method-assign, assignment]  # every work item must note its cell
+    ThreadPoolExecutor.submit = submit_marked  # type: ignore[method-assign, assignment]  # every work item must know its cell
 
 
 def _flush() -> None:
@@ -339,7 +345,7 @@ def _flush() -> None:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            continue  # the cell closed it or put something else in its place; what it held is lost
+            continue  # the cell closed or replaced it
 
 
 def _refusal(message: str) -> Callable[..., NoReturn]:

@@ -1,4 +1,4 @@
-"""``repr`` of a value that may be huge, without making all of it first."""
+"""Make the ``repr`` of a large value without building all of it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _BRACKETS: dict[type, tuple[str, str]] = {
 
 
 def bounded_repr(value: object, most: int) -> str:
-    """The value's ``repr``; of one that is longer than ``most`` characters, the beginning, longer than ``most``.
+    """Return the value's ``repr``, or a beginning of it that is longer than ``most`` characters.
 
-    Python's own containers and texts are not written beyond that. What else the value holds is asked for its
-    whole ``repr``, one at a time.
+    Only Python's own containers and texts are cut. Other values give their whole ``repr``.
     """
     writer = _Writer(most)
     with contextlib.suppress(_Enough):
@@ -28,7 +27,7 @@ def bounded_repr(value: object, most: int) -> str:
 
 
 class _Enough(Exception):
-    """More than was asked for is written."""
+    """Enough characters were written."""
 
 
 class _Writer:
@@ -74,9 +73,9 @@ class _Writer:
 
 
 def _beginning(text: str | bytes, length: int) -> str | bytes:
-    """Cut a text, and keep behind it what makes ``repr`` choose the quotes of the whole."""
     if len(text) <= length:
         return text
+    # `repr` chooses its quotes by those in the text. So one of each kind is kept.
     if isinstance(text, bytes):
         return text[:length] + b"".join(quote for quote in (b"'", b'"') if quote in text)
     return text[:length] + "".join(quote for quote in ("'", '"') if quote in text)

@@ -1,4 +1,4 @@
-"""The tools that a run brings along: functions that came in by value, and stand-ins for those that stay outside."""
+"""Load guest tools, which run here, and make stand-ins for host tools."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .primitives import Primitives
 
 
 def load(start: protocol.Start, primitives: Primitives) -> dict[str, Any]:
-    """Each tool by its name. One that cannot be loaded says so when it is called."""
+    """Return the tools by name. A tool that cannot be loaded raises ImportError when it is called."""
     tools: dict[str, Any] = {tool.name: _load(tool) for tool in start.guest_tools}
     for number, tool in enumerate(start.host_tools):
         tools[tool.name] = _stand_in(number, tool, primitives.call_tool)
@@ -20,11 +20,11 @@ def load(start: protocol.Start, primitives: Primitives) -> dict[str, Any]:
 
 def _load(tool: protocol.GuestTool) -> object:
     try:
-        return pickle.loads(tool.pickle)  # noqa: S301 - the host wrote it, for a guest that the host does not trust
+        return pickle.loads(tool.pickle)  # noqa: S301 - the host wrote it
     except Exception as error:
         return _missing(
-            f"the tool {tool.name} cannot be used here: {type(error).__name__}: {error}. A tool brings its own module "
-            "along; from elsewhere it has the standard library alone"
+            f"the tool {tool.name} cannot be used here: {type(error).__name__}: {error}. "
+            "A tool brings only its own module; from others it can use the standard library"
         )
 
 
