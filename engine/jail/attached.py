@@ -1,8 +1,7 @@
-"""A guest that a container daemon runs: its stdio, as the daemon multiplexes it, is all that a shim has of it.
+"""Read and write the stdio of a guest in a container.
 
-The walls are the container's. What ends it is the daemon, which only the engine speaks to; closing the stream ends a
-guest's init, too.
-"""
+The container isolates it. Only the engine talks to the container daemon. If the shim closes the stream, the
+guest's init ends."""
 
 from __future__ import annotations
 
@@ -16,11 +15,10 @@ _STDOUT = 1
 
 
 class AttachedStream:
-    """The stdin and stdout of a container without a terminal, over one socket that was attached to it.
+    """Stdin and stdout of a container without a terminal, over one socket."""
 
-    What goes there goes as it is. What comes is cut into pieces, each with a header: the stream's number, three bytes
-    of nothing and the piece's length, big-endian (Docker Engine API, "Attach to a container", stream format).
-    """
+    # Input goes as it is. Output comes in pieces: stream number, three zero bytes, u32 length big-endian,
+    # data (Docker Engine API, "Attach to a container", stream format).
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -29,7 +27,7 @@ class AttachedStream:
         self._is_stdout = False
 
     def fileno(self) -> int:
-        """The socket's descriptor, to wait on."""
+        """Return the socket's descriptor."""
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
@@ -41,22 +39,22 @@ class AttachedStream:
         return self._sock.send(data)
 
     def recv(self, size: int) -> bytes:
-        """What the guest wrote; empty at its end.
+        """Return bytes of stdout; empty at its end.
 
         Raises:
-            BlockingIOError: there is nothing of it now.
+            BlockingIOError: there are none now.
         """
         while data := self._sock.recv(size):
-            if written := self._cut(data):
+            if written := self._stdout_of(data):
                 return written
         return b""
 
     def close(self) -> None:
-        """Close this end; the daemon closes the container's stdin then."""
+        """Close the socket; the daemon then closes the container's stdin."""
         self._sock.close()
 
-    def _cut(self, data: bytes) -> bytes:
-        """What of these bytes belongs to stdout."""
+    def _stdout_of(self, data: bytes) -> bytes:
+        # A piece or its header may arrive in parts. No length is allocated: `_left` only counts down.
         pieces: list[bytes] = []
         at = 0
         while at < len(data):
@@ -78,7 +76,11 @@ class AttachedStream:
 
 
 class AttachedContainer:
-    """A guest in a container, as ``isolated_process.IsolatedProcess`` is one behind walls of ours."""
+    """A guest in a container, with the methods of ``IsolatedProcess``.
+
+    Args:
+        groups: its control groups, folders by controller.
+    """
 
     pid = None
     setup_fd = -1
@@ -89,15 +91,15 @@ class AttachedContainer:
         self.cgroup = _cgroup(groups)
 
     def setup_error(self) -> SetupError | None:
-        """The container runs, or there were no stream."""
+        """Return None: the container runs already."""
         return None
 
     def kill(self) -> None:
-        """Let go of it: its init ends with the stream."""
+        """Close the stream, which ends the guest's init."""
         self.init_stream.close()
 
     def remove_cgroup(self) -> None:
-        """Its daemon's business."""
+        """Do nothing: the daemon removes its group."""
 
 
 def _cgroup(groups: dict[str, str]) -> Cgroup | None:

@@ -1,8 +1,7 @@
-"""A control group per sandbox: memory, processes and processor time of the whole tree, and what it used.
+"""Make a control group for each sandbox (cgroups(7)): limits and usage of all its processes.
 
-Version 2 (one tree) where its controllers are there to be used, else version 1 (a tree per controller). Where
-neither is writable, limits per process and a watchdog are what is left, and the sandbox's usage says so.
-"""
+Version 2 (one tree) if its controllers can be used, else version 1 (a tree per controller). If neither is
+writable, rlimits and ``watchdog.py`` remain, and the usage says so."""
 
 from __future__ import annotations
 
@@ -20,24 +19,24 @@ from ...sandbox_image.protocol import ResourceLimits
 MOUNT = Path("/sys/fs/cgroup")
 PREFIX = "supdist-"
 _LEAF = f"{PREFIX}engine"
-_ROUNDS = 10
-"""How often a group is looked through for processes that were forked while others were moved."""
+# While some processes are moved, others may fork.
+_MOVE_ROUNDS = 10
 _PERIOD_US = 100_000
 V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 
 
 class Cgroup(ABC):
-    """One sandbox's control group, from ``add`` to ``remove``."""
+    """The control group of one sandbox. ``folders`` are its folders by controller."""
 
     def __init__(self, folders: dict[str, str]) -> None:
         self._folders = folders
-        self._books: dict[str, int] = {}
+        self._files: dict[str, int] = {}
 
     def add(self, pid: int) -> None:
-        """Move a process in; what it forks from then on is in it too. Version 1 takes its time (milliseconds).
+        """Move a process in, with its future children. Version 1 takes milliseconds.
 
         Raises:
-            OSError: it is not allowed here.
+            OSError: the kernel refuses.
         """
         for folder in set(self._folders.values()):
             write(f"{folder}/cgroup.procs", str(pid))
@@ -52,49 +51,50 @@ class Cgroup(ABC):
 
     @abstractmethod
     def oom_kills(self) -> int:
-        """How many processes the kernel has killed here for want of memory."""
+        """Return how many processes the kernel killed because memory ran out."""
 
     @abstractmethod
     def cpu_seconds(self) -> float:
-        """Processor time of all processes so far."""
+        """Return the processor time of all processes so far."""
 
     @abstractmethod
     def peak_memory(self) -> int:
-        """The most bytes that were in use at once."""
+        """Return the most bytes that were in use at once."""
 
     def refused_forks(self) -> int:
-        """How often a process or thread was refused for want of room."""
+        """Return how often a process or thread exceeded the limit on pids."""
         return _field(self._read("pids", "pids.events"), "max")
 
     def _read(self, controller: str, name: str) -> str:
-        """A file as it is now. It stays open: to open one takes longer than to read it, and each cell reads six."""
-        fd = self._books.get(name)
+        # Files stay open: to open one takes longer than to read it, and each cell reads six.
+        fd = self._files.get(name)
         if fd is None:
-            fd = self._books[name] = os.open(
+            fd = self._files[name] = os.open(
                 f"{self._folders[controller]}/{name}", os.O_RDONLY | os.O_CLOEXEC
             )
         return read_from(fd)
 
     def remove(self) -> None:
-        """Remove the group; its processes must have ended."""
-        while self._books:
-            os.close(self._books.popitem()[1])
+        """Remove the group, whose processes must have ended."""
+        while self._files:
+            os.close(self._files.popitem()[1])
         for folder in set(self._folders.values()):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(folder)
 
 
 class CgroupV1(Cgroup):
-    """A folder in each controller's tree."""
+    """A folder in the tree of each controller."""
 
     def limit(self, limits: ResourceLimits) -> None:
         """See ``Cgroup.limit``."""
         memory = self._folders["memory"]
         write(f"{memory}/memory.limit_in_bytes", str(limits.memory_bytes))
-        with contextlib.suppress(FileNotFoundError):  # swap is counted only where the kernel was built for it
+        # Missing if the kernel does not count swap.
+        with contextlib.suppress(FileNotFoundError):
             write(f"{memory}/memory.memsw.limit_in_bytes", str(limits.memory_bytes))
         write(f"{memory}/memory.swappiness", "0")
-        write(f"{self._folders['pids']}/pids.max", str(limits.pids + 1))  # init is not the user's
+        write(f"{self._folders['pids']}/pids.max", str(limits.pids + 1))  # and init
         cpu = self._folders["cpu"]
         write(f"{cpu}/cpu.cfs_period_us", str(_PERIOD_US))
         write(f"{cpu}/cpu.cfs_quota_us", str(int(limits.cpus * _PERIOD_US)))
@@ -119,11 +119,14 @@ class CgroupV2(Cgroup):
         """See ``Cgroup.limit``."""
         folder = self._folders["memory"]
         write(f"{folder}/memory.max", str(limits.memory_bytes))
+        # Missing if the kernel does not count swap.
         with contextlib.suppress(FileNotFoundError):
             write(f"{folder}/memory.swap.max", "0")
+        # All processes or none: with one missing, the state of the cell would be unknown.
         write(f"{folder}/memory.oom.group", "1")
-        write(f"{folder}/pids.max", str(limits.pids + 1))
-        with contextlib.suppress(FileNotFoundError):  # systemd may hand no cpu down to a user
+        write(f"{folder}/pids.max", str(limits.pids + 1))  # and init
+        # Missing if systemd delegates no cpu controller to this user.
+        with contextlib.suppress(FileNotFoundError):
             write(f"{folder}/cpu.max", f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
 
     def oom_kills(self) -> int:
@@ -135,14 +138,14 @@ class CgroupV2(Cgroup):
         return _field(self._read("memory", "cpu.stat"), "usage_usec") / 1e6
 
     def peak_memory(self) -> int:
-        """See ``Cgroup.peak_memory``. 0 before Linux 5.19, which does not tell."""
+        """See ``Cgroup.peak_memory``; 0 before Linux 5.19, which has no such file."""
         with contextlib.suppress(FileNotFoundError):
             return int(self._read("memory", "memory.peak"))
         return 0
 
 
 class CgroupBase:
-    """Where an engine's sandboxes get their groups. Found once, by trying."""
+    """The parent of all sandboxes' groups, by controller."""
 
     def __init__(self, version: Literal[1, 2], parents: dict[str, Path]) -> None:
         self.version: Literal[1, 2] = version
@@ -150,14 +153,14 @@ class CgroupBase:
 
     @classmethod
     def find(cls, mount: Path = MOUNT, membership: Path = Path("/proc/self/cgroup")) -> CgroupBase | None:
-        """The first place where a group can be made and limited; None where there is none."""
+        """Return the first place where a group can be made and limited, or None."""
         for base in _candidates(mount, membership):
             if base.works():
                 return base
         return None
 
     def works(self) -> bool:
-        """Whether a group with its limits' files can be made here. The probe is removed."""
+        """Return whether a group with limits can be made here."""
         try:
             self.create(f"{os.getpid()}-probe").remove()
         except OSError:
@@ -165,10 +168,10 @@ class CgroupBase:
         return True
 
     def create(self, name: str) -> Cgroup:
-        """A new group.
+        """Make a group.
 
         Raises:
-            OSError: it cannot be made, or lacks a file that a limit is written to. Nothing is left of it.
+            OSError: it cannot be made, or lacks the file of a limit; nothing is left of it.
         """
         folders = {controller: f"{parent}/{PREFIX}{name}" for controller, parent in self._parents.items()}
         group = CgroupV1(folders) if self.version == 1 else CgroupV2(folders)
@@ -182,14 +185,14 @@ class CgroupBase:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
         except OSError:
             for folder in set(folders.values()):
-                # A tree that is read-only says so of what is not there, too.
+                # A read-only tree raises EROFS even if the folder does not exist.
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
             raise
         return group
 
     def sweep(self, name: str) -> bool:
-        """Remove the group of a sandbox that was killed; whether any of it is left, not empty yet."""
+        """Remove the group of a killed sandbox; return whether some of it is not empty yet."""
         left = False
         for parent in set(self._parents.values()):
             try:
@@ -201,7 +204,7 @@ class CgroupBase:
         return left
 
     def sweep_all(self, owner: int) -> bool:
-        """The same for all that this zygote has made."""
+        """Remove all groups of a zygote; return whether some are not empty yet."""
         names = {
             folder.name.removeprefix(PREFIX)
             for parent in set(self._parents.values())
@@ -211,7 +214,7 @@ class CgroupBase:
         return bool(left)
 
     def sweep_the_dead(self) -> None:
-        """Remove the empty groups of zygotes that are gone."""
+        """Remove the empty groups of zygotes that have ended."""
         for parent in set(self._parents.values()):
             for folder in parent.glob(f"{PREFIX}*-*"):
                 owner = folder.name.removeprefix(PREFIX).split("-")[0]
@@ -221,10 +224,8 @@ class CgroupBase:
 
 
 def _candidates(mount: Path, membership: Path) -> Iterator[CgroupBase]:
-    """Places to try: of version 2 the best that there is (``_places``), then version 1 below this process's groups.
-
-    A place is made ready when its turn has come, so that no other group of the machine is changed.
-    """
+    """Yield places to try: version 2 first, then version 1 below this process's groups."""
+    # Each place is prepared only when it is tried, so that no other group of the machine changes.
     unified: str | None = None
     own: dict[str, str] = {}
     for line in membership.read_text().splitlines():
@@ -242,28 +243,25 @@ def _candidates(mount: Path, membership: Path) -> Iterator[CgroupBase]:
 
 
 def _places(mount: Path, here: Path) -> Iterator[Path]:
-    """Groups of version 2 that may become parents, the process's own being ``here``.
-
-    In a delegated group, the limits of its unit hold for the sandboxes too, and they end with it, however it ends.
-    Else beside this process, as in all units of a user, which systemd does not mark; then at the root.
-    """
+    """Yield groups of version 2 that can be parents; ``here`` is the group of this process."""
+    # In a delegated group the limits of its unit hold for the sandboxes too, and they end with it.
     if mount in here.parents and _is_delegated(here.parent, mount):
-        yield here.parent  # this process is in a leaf of it, as the next line would have it
+        yield here.parent  # this process is in the leaf that `_vacate` makes
     if _is_delegated(here, mount) and _vacate(here):
         yield here
+    # Beside this process: systemd does not mark the units of a user as delegated.
     if mount in here.parents:
         yield here.parent
     yield mount
 
 
 def _is_delegated(group: Path, mount: Path) -> bool:
-    """Whether groups below this one are ours to make: systemd says so (CGROUP_DELEGATION.md), or a container is all of it."""
+    """Return whether systemd (CGROUP_DELEGATION.md) or a container allows groups below this one."""
     if group == mount:
-        return (group / "cgroup.type").exists()  # every group has one but the machine's root
-    for name in (
-        "user.delegate",
-        "trusted.delegate",
-    ):  # a unit of the system has both, or before systemd 251 the second
+        # The root of a container's namespace has the file, the root of the machine does not.
+        return (group / "cgroup.type").exists()
+    # System units have both attributes; before systemd 251 only the second.
+    for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(group, name) == b"1":
                 return True
@@ -271,13 +269,14 @@ def _is_delegated(group: Path, mount: Path) -> bool:
 
 
 def _vacate(group: Path) -> bool:
-    """Move a group's processes into a leaf of its own: a group that has any cannot hand memory down (cgroups(7))."""
+    """Move the processes of a group into a child group of its own; return whether that worked."""
+    # A group with processes cannot enable controllers for its children (cgroups(7), "no internal processes").
     leaf = group / _LEAF
     try:
         if not {"memory", "pids"} <= set((group / "cgroup.controllers").read_text().split()):
             return False
         leaf.mkdir(exist_ok=True)
-        for _ in range(_ROUNDS):
+        for _ in range(_MOVE_ROUNDS):
             pids = (group / "cgroup.procs").read_text().split()
             if not pids:
                 return True
@@ -291,18 +290,17 @@ def _vacate(group: Path) -> bool:
 
 
 def _enable(parent: Path) -> None:
-    """Hand the controllers down: the needed ones, then the one that a tree may lack.
-
-    A group with processes of its own refuses memory. It would take the others, and be a threaded one from then on,
-    below which no ordinary group can be used: so these two go together.
-    """
+    """Enable the controllers for the children of a group."""
+    # Memory and pids in one write: a group with processes refuses memory. With pids alone it would become a
+    # threaded domain, below which ordinary groups cannot be used (cgroups(7), "Thread mode").
     with contextlib.suppress(OSError):
         write(f"{parent}/cgroup.subtree_control", "+memory +pids")
+        # Alone: a tree may have no cpu controller.
         write(f"{parent}/cgroup.subtree_control", "+cpu")
 
 
 def _field(text: str, name: str) -> int:
-    """A line ``name number`` of a file; 0 where it does not say."""
+    """Return the number of the line ``name number``, or 0."""
     for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == name:

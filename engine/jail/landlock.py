@@ -1,6 +1,6 @@
-"""Landlock (Linux 5.13): a second opinion on files, TCP ports, abstract sockets and signals, where the kernel has it.
+"""Apply Landlock (landlock(7), Linux 5.13) to files, TCP ports, abstract sockets and signals.
 
-It takes nothing from the mount and network namespaces; it holds where one of them would fail.
+It repeats what the mount and network namespaces enforce, and still holds if one of them fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from . import syscalls as sc
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 
-# linux/landlock.h: the bits of access to files that each version of the interface knows, as a mask.
+# The access rights on files that each version of the interface knows (linux/landlock.h).
 _FS_ALL = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _MAKE_CHAR, _MAKE_BLOCK = 1 << 6, 1 << 11
@@ -31,32 +31,37 @@ class _Beneath(ctypes.Structure):
 
 
 def restrict(*, read: tuple[str, ...], write: tuple[str, ...]) -> int:
-    """Allow reading and executing below ``read``, all but device nodes below ``write``, no TCP; nothing else.
+    """Allow to read and execute below ``read``, and all but device nodes below ``write``; no TCP.
 
-    The process must have no_new_privs; what it starts is restricted with it.
+    It holds for this process, which must have no_new_privs, and for its descendants.
 
     Returns:
-        the kernel's version of the interface; 0 where it has none, and nothing was done.
+        The version of the kernel's interface; 0 if there is none, and nothing was done.
 
     Raises:
-        OSError: the kernel has it and refuses.
+        OSError: the kernel has Landlock and refuses.
     """
     try:
         version = sc.syscall(_CREATE, None, 0, _VERSION_FLAG)
-    except OSError:  # not built into this kernel, switched off, or refused by a filter around this process
+    except OSError:
+        # Not in this kernel, switched off, or refused by a filter around this process.
         return 0
     known = _FS_ALL[min(version, 5)]
     rules = _Ruleset(
         known,
+        # No rule follows that allows a port.
         _NET_BIND_CONNECT if version >= 4 else 0,
+        # Abstract sockets and signals stay inside this domain.
         _SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0,
     )
+    # An older kernel refuses a larger structure (E2BIG).
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = sc.syscall(_CREATE, ctypes.byref(rules), size, 0)
     try:
         for path in read:
             _allow(ruleset, path, _EXECUTE | _READ_FILE | _READ_DIR)
         for path in write:
+            # A device node would lead around the device list of the sandbox.
             _allow(ruleset, path, known & ~(_MAKE_CHAR | _MAKE_BLOCK))
         sc.syscall(_RESTRICT, ruleset, 0)
     finally:

@@ -1,4 +1,4 @@
-"""A stream of whole messages on a socket that must never hold up its reader or writer."""
+"""Send and receive messages on a socket without blocking."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from .attached import AttachedStream
 
 
 class Framing(Protocol):
-    """How messages stand in a stream of bytes. Does no I/O."""
+    """Encodes messages into bytes and back, without I/O."""
 
     def frame(self, payload: bytes) -> bytes:
-        """A message as bytes."""
+        """Return a message as bytes."""
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are complete now.
+        """Return the messages that are complete now.
 
         Raises:
-            Violation: these bytes cannot be.
+            Violation: the bytes break the protocol.
         """
         ...
 
 
 class MessageStream:
-    """Messages in and out, without blocking.
+    """A non-blocking stream of messages.
 
     Attributes:
-        is_open: whether the other end is.
-        unsent_bytes: bytes that the other end has not read yet.
+        is_open: False after the other end has closed the stream.
+        unsent_bytes: bytes that the socket has not taken yet.
     """
 
     def __init__(self, stream: socket.socket | AttachedStream, framing: Framing) -> None:
@@ -48,26 +48,26 @@ class MessageStream:
         self.unsent_bytes = 0
 
     def __len__(self) -> int:
-        """Messages that wait, one that has gone in part among them."""
+        """Return the number of messages that are not sent completely."""
         return len(self._out)
 
     def fileno(self) -> int:
-        """The descriptor to wait on."""
+        """Return the socket's descriptor."""
         return self._stream.fileno()
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Write a message, as much of it as there is room for now; beside it go descriptors, which are closed here then."""
+        """Queue a message and send what the socket takes; descriptors are closed when they are sent."""
         self.send_raw(self._framing.frame(payload), descriptors)
 
     def send_raw(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Write bytes that are framed already, as what the framing begins with is."""
+        """Queue bytes that are framed already, such as a handshake."""
         view = memoryview(data)
         self._out.append((view, list(descriptors)))
         self.unsent_bytes += len(view)
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, as far as there is room."""
+        """Send as much as the socket takes now."""
         try:
             while self._out:
                 data, descriptors = self._out[0]
@@ -84,10 +84,10 @@ class MessageStream:
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self.discard_unsent()  # that the other end is gone is seen where it is read
+            self.discard_unsent()  # the reader will see that the other end is closed
 
     def discard_unsent(self) -> None:
-        """Give up what waits."""
+        """Drop all that is not sent, and close its descriptors."""
         for _, descriptors in self._out:
             for fd in descriptors:
                 os.close(fd)
@@ -101,14 +101,15 @@ class MessageStream:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
-            # Others of this user's have too many on their way. Whoever needed these says so, or dies of it.
+            # Too many descriptors of this user are in flight (unix(7)). The receiver then reports the missing
+            # ones.
             sent = self._stream.send(data)
         while descriptors:
             os.close(descriptors.pop())
         return sent
 
     def drain(self, seconds: float) -> None:
-        """Write all that waits, or what of it the other end reads within that time."""
+        """Send all, or as much as the other end reads within that time."""
         poller, until = select.poll(), time.monotonic() + seconds
         poller.register(self.fileno(), select.POLLOUT)
         while self._out and (left := until - time.monotonic()) > 0:
@@ -116,10 +117,10 @@ class MessageStream:
             self.flush()
 
     def receive(self) -> list[bytes] | None:
-        """The messages that are complete now; None where nothing has come.
+        """Return the messages that are complete now; None if nothing has arrived.
 
         Raises:
-            Violation: what came cannot be.
+            Violation: the bytes break the protocol.
         """
         try:
             data = self._stream.recv(READ_BYTES)
@@ -131,14 +132,14 @@ class MessageStream:
         return self._framing.feed(data)
 
     def close(self) -> None:
-        """Close this end."""
+        """Close the socket."""
         self.is_open = False
         self.discard_unsent()
         self._stream.close()
 
 
 class DescriptorPoller:
-    """Descriptors, and the events of ``select.poll`` that are waited for on each."""
+    """A ``select.poll`` that makes a system call only when there is something to wait for."""
 
     def __init__(self) -> None:
         self._poller = select.poll()
@@ -146,18 +147,18 @@ class DescriptorPoller:
         self._group: set[int] = set()
 
     def watch(self, fd: int, events: int) -> None:
-        """Wait for these from now on; for none, not even for its end."""
-        before = self._events.get(fd, 0)
-        if events == before:
+        """Poll a descriptor for these events from now on; not at all if there are none."""
+        if events == self._events.get(fd, 0):
             return
         self._events[fd] = events
         if not events:
+            # Registered without events, it would still report the end of the stream, again and again.
             self._poller.unregister(fd)
         else:
             self._poller.register(fd, events)
 
     def watch_group(self, fds: Collection[int], events: int) -> None:
-        """Wait for these events on these, and no longer on those that were named here before."""
+        """Poll these descriptors for these events, instead of those of the last call."""
         for fd in self._group.difference(fds):
             self.watch(fd, 0)
         for fd in fds:
@@ -165,5 +166,5 @@ class DescriptorPoller:
         self._group = set(fds)
 
     def poll(self, milliseconds: int | None) -> dict[int, int]:
-        """What has come true, once something has or the time is over."""
+        """Wait, and return the events by descriptor; None waits without a deadline."""
         return dict(self._poller.poll(milliseconds))

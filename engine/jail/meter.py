@@ -1,4 +1,4 @@
-"""What a sandbox uses, as its control group counts it. Where there is none, ``watchdog`` looks at its processes."""
+"""Measure what a sandbox uses, in its control group. Without one, see ``watchdog.py``."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from .cgroups import Cgroup
 
 
 class Meter(ABC):
-    """Use of one sandbox, cell by cell. Times are seconds of the caller's monotonic clock."""
+    """The resource use of one sandbox. Times are seconds of the monotonic clock."""
 
     @abstractmethod
     def begin_cell(self) -> None:
-        """A cell begins: what is counted from now on is its own."""
+        """Start to count for a new cell."""
 
     @abstractmethod
     def usage(self) -> Usage:
-        """Of the running cell, up to now."""
+        """Return what the running cell has used so far."""
 
     @abstractmethod
     def exceeded(self) -> tuple[Outcome, str] | None:
-        """A limit that was passed when last looked, and the words for it; None where all is well."""
+        """Return the outcome and its reason if a limit was exceeded at the last check, else None."""
 
     @abstractmethod
     def was_refused_a_process(self) -> bool:
-        """Whether the running cell came up against the limit on processes."""
+        """Return whether the running cell reached the limit on processes."""
 
     def next_check(self, now: float) -> float | None:
-        """When ``check`` is due; None where the kernel does the looking."""
+        """Return when ``check`` is due; None if the kernel checks."""
         return None
 
     def check(self, now: float) -> tuple[Outcome, str] | None:
-        """Look, where that is due, and what was ``exceeded``."""
+        """Measure if that is due; return what was ``exceeded``."""
         return None
 
 
 class CgroupMeter(Meter):
-    """The kernel's books. A container's are closed with it: what they said last holds then."""
+    """A meter on a control group. After the end of a container its last figures stay."""
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
+        self._usage = NOT_MEASURED
         self._cpu, self._refused, self._is_out_of_memory = 0.0, 0, False
         self.begin_cell()
 
@@ -60,7 +61,8 @@ class CgroupMeter(Meter):
         return self._usage
 
     def exceeded(self) -> tuple[Outcome, str] | None:
-        """See ``Meter.exceeded``. Where any process was killed, the tree is no longer whole."""
+        """See ``Meter.exceeded``."""
+        # Any killed process counts: the state of the cell may be incomplete without it.
         with contextlib.suppress(OSError):
             self._is_out_of_memory = self._cgroup.oom_kills() > 0
         if self._is_out_of_memory:
@@ -75,7 +77,7 @@ class CgroupMeter(Meter):
 
 
 class NoMeter(Meter):
-    """Of a container on another machine, or one that its runtime puts into no control group, nothing is seen."""
+    """A meter for a container whose control group cannot be read from here."""
 
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""

@@ -1,4 +1,4 @@
-"""What cells print, where it is the shim that reads the pipes of their fd 1 and 2."""
+"""Read what cells print, from the pipes of their fd 1 and 2."""
 
 from __future__ import annotations
 
@@ -13,65 +13,71 @@ from .attached import AttachedContainer
 from .isolated_process import IsolatedProcess
 from .message_stream import MessageStream
 
+# After this time the repl has replaced the old pipes with the new ones.
 _NEW_PIPES_SECONDS = 0.05
 _DISCARD = protocol.encode(protocol.Discard())
-_UNREAD_ORDERS = 16
+_MAX_UNREAD_MESSAGES = 16
 
+# The stream and its bytes.
 Piece = tuple[Literal[1, 2], bytes]
-"""Of which stream, and what."""
 
 
 class OutputReader:
-    """What of the running cell's output is read here: nothing, where a container's init reads it, and sends it as frames."""
+    """Reads nothing: the init of a container reads the output and sends it as frames.
 
-    release_at: float | None = None
-    """When ``release_if_due`` is due."""
+    Attributes:
+        release_at: when ``release_if_due`` is due; None if it is not.
+    """
+
+    def __init__(self) -> None:
+        self.release_at: float | None = None
 
     def prepare(self) -> None:
-        """Have pipes ready before there is a cell that waits for them, if they can be had."""
+        """Make the pipes of the next cell ahead of time, if possible."""
 
     def begin_cell(self, now: float) -> list[int]:
-        """A cell begins; the writing ends of its pipes, for the repl.
+        """Start a cell; return the writing ends of its pipes, for the repl.
 
         Raises:
-            OSError: no pipes can be had.
+            OSError: pipes cannot be made.
         """
         return []
 
     def descriptors(self) -> list[int]:
-        """What to wait on: what the running cell prints; where none runs, what something may still print."""
+        """Return the descriptors to poll for reading."""
         return []
 
     def read(self, fd: int) -> Piece | None:
-        """A piece of what the running cell printed."""
+        """Read a piece of the running cell's output."""
 
     def drain(self) -> Iterable[Piece]:
-        """What of the running cell has not been read."""
+        """Read the rest of the running cell's output."""
         return ()
 
     def end_cell(self) -> None:
-        """The cell has ended."""
+        """End the running cell."""
 
     def release_if_due(self, now: float) -> None:
-        """See whether the repl has put the running cell's pipes in the place of the last one's."""
+        """Release the pipes of the last cell once the repl has replaced them."""
 
 
 class PipeReader(OutputReader):
-    """The pipes of the running cell, those that are ready for the next, and those of the last.
-
-    The last cell's stay here until something is written to them, or the next cell has its own: when the repl alone had
-    their other ends they come to their end then. Where something else has them, which may write for ever, they go to
-    init, whose time is the sandbox's, and which throws away what comes. In a new cell they are looked at once, a moment
-    later, or at its end: to wait on them would be two more wake-ups of every cell.
+    """Reads the pipes of the running cell, and releases those of the last one.
 
     Args:
-        owner: the guest's id outside.
+        uid: the guest's user id outside of the sandbox.
         init: the stream of the guest's init.
     """
 
-    def __init__(self, owner: int, init: MessageStream) -> None:
+    # If only the repl held the other ends of the last pipes, they end when the next cell replaces them.
+    # Another process that holds them may write for ever. Then init gets them and discards what comes, in the
+    # sandbox's own time. In a new cell they are checked once, later or at its end. Polling them would wake
+    # the shim twice more per cell.
+
+    def __init__(self, uid: int, init: MessageStream) -> None:
+        super().__init__()
         self._init = init
-        self._pipes = Pipes(owner if owner != os.geteuid() else None)
+        self._pipes = Pipes(uid if uid != os.geteuid() else None)
         self._writers: list[int] = []
         self._old: list[int] = []
         self._is_running = False
@@ -131,13 +137,14 @@ class PipeReader(OutputReader):
     def _release(self, fd: int) -> None:
         self._old.remove(fd)
         if read(fd) == b"":
-            return  # nobody can write there any more
-        if len(self._init) < _UNREAD_ORDERS:
+            return  # it has ended
+        if len(self._init) < _MAX_UNREAD_MESSAGES:
             self._init.send(_DISCARD, [fd])
         else:
+            # An init that does not read gets no more; the writers get EPIPE.
             os.close(fd)
 
 
 def output_reader(process: IsolatedProcess | AttachedContainer, init: MessageStream) -> OutputReader:
-    """As the guest has it; ``init`` is the stream of its init."""
+    """Return the reader for this kind of guest; ``init`` is the stream of its init."""
     return PipeReader(process.uid, init) if isinstance(process, IsolatedProcess) else OutputReader()

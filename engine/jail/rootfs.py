@@ -1,20 +1,15 @@
-"""The zygote's view of the machine: a mount namespace of its own that holds little, under neutral names.
+"""Build the root file system of the zygote, in a mount namespace of its own and under neutral paths.
 
-``plan`` runs in the engine and only looks. ``main`` runs in a fresh interpreter (standard library
-alone): it builds the view and becomes the zygote. In the view lie
+``plan`` runs in the engine and only looks. ``main`` runs in a fresh interpreter with the standard library. It
+builds the root and becomes the zygote. The root holds:
 
-    /lower          what sandboxes see of the host, each folder a bind: system libraries, the interpreter
-    /template       the rest of a sandbox's tree: empty folders to mount on, links, a few files of /etc
+    /lower          folders of the host for sandboxes, each a bind: system libraries, the interpreter
+    /template       the rest of a sandbox's tree: mount points, links, a few files of /etc
     /usr /lib ...   links into /lower, so that a path means the same here and in a sandbox
-    /hostlib        the modules that zygote and shim import; no sandbox sees it
-    /guest          where a sandbox puts its root together (``isolated_process.py``)
-    /proc           the host's, to watch and to map ids
-    /run/engine     the engine's ZeroMQ socket, a bind of the file itself: the engine unlinks its
-                    directory at once, so that nothing is left on disk whoever is killed
-
-An interpreter under /home or in a virtual environment appears as /opt/python, the user's folder of packages as
-/opt/packages: neither a traceback nor /proc/self/maps in a sandbox names a path of the host. That folder is one more
-bind, made by path: a descriptor of another mount namespace cannot be bound.
+    /hostlib        the modules of zygote and shim; no sandbox has them
+    /guest          where a sandbox mounts its root (``mounts.py``)
+    /proc           the host's, to watch processes and to map ids
+    /run/engine     the engine's ZeroMQ socket, a bind of the file itself
 """
 
 from __future__ import annotations
@@ -31,13 +26,15 @@ from typing import TypedDict
 from . import syscalls as sc
 from .setup_errors import SetupError, setup_step
 
+# Where sandboxes find the third-party packages that their user chose.
 PACKAGES = "/opt/packages"
-"""Where sandboxes find the third-party packages that their user chose."""
 _ROOT = Path(__file__).resolve().parents[2]
 _OUR_MODULES = ("engine/jail", "sandbox_image")
 HOST_MODULES = ("msgspec", "cloudpickle", "psutil", "pyseccomp")
 ENGINE_SOCKET = "/run/engine"
 
+# An interpreter under /home or in a virtual environment appears here. So no traceback and no /proc/self/maps
+# names a path of the host.
 _PYTHON = "/opt/python"
 _SYSTEM = (
     "/usr/bin",
@@ -62,20 +59,18 @@ _MOUNT_POINTS = ("proc", "tmp", "work", "dev/shm")
 
 LOWER, TEMPLATE, EMPTY = "/lower", "/template", "/empty"
 
+# A program that imports `jail` and `sandbox_image` from their folders, installed or not. It makes the
+# packages above `jail` itself: the zygote's root holds no other part of the engine.
 BOOT = (
     "import sys, types; sys.path[:0] = {path!r}\n"
     "for name, folder in (('supdist', {root!r}), ('supdist.engine', {root!r} + '/engine')):\n"
     "    sys.modules[name] = package = types.ModuleType(name); package.__path__ = [folder]\n"
     "from supdist.engine.jail.{module} import main; main()"
 )
-"""A program that imports ``jail`` and ``sandbox_image`` from where they lie, installed there or not.
-
-It makes the packages above ``jail`` itself: the view holds no other part of the engine.
-"""
 
 
 class Plan(TypedDict):
-    """What the view is made of. Binds are pairs of the host's path and the view's."""
+    """What the root holds. Binds, copies and modules are pairs: the host's path, the path in the root."""
 
     binds: list[list[str]]
     copies: list[list[str]]
@@ -86,7 +81,7 @@ class Plan(TypedDict):
 
 
 class Order(Plan):
-    """A plan, the engine's control descriptor and ZeroMQ socket, and the number of ``protocol.SetupFailed``."""
+    """A plan; the engine's control descriptor and ZeroMQ socket; the number of ``protocol.SetupFailed``."""
 
     control: int
     socket: str
@@ -94,9 +89,10 @@ class Order(Plan):
 
 
 def plan(packages: str | None = None) -> Plan:
-    """What the view is made of on this host, as data for ``main``; found without importing anything.
+    """Find what the root holds on this host, for ``main``.
 
-    ``packages`` is the real path of a folder that sandboxes see as ``PACKAGES``.
+    Args:
+        packages: the real path of the folder that becomes ``PACKAGES``.
     """
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
     executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
@@ -128,7 +124,8 @@ def plan(packages: str | None = None) -> Plan:
 
 
 def _module_files(name: str) -> list[Path]:
-    """A module's file or folder, and the folder of shared libraries that a wheel puts beside it."""
+    """Return the file or folder of a module, and the ``.libs`` folder that a wheel puts beside it."""
+    # Without an import, which would load the module into the engine.
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named {name!r}; reinstall supdist-engine", name=name)
@@ -138,10 +135,10 @@ def _module_files(name: str) -> list[Path]:
     return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
 
 
-def command_without_view(control_fd: int, socket_file: str, contexts: str) -> list[str]:
-    """The command line of a zygote that builds no walls, and so needs no view: its guests are in containers.
+def command_for_containers(control_fd: int, socket_file: str, contexts: str) -> list[str]:
+    """Return the command line of a zygote whose guests are in containers, and which needs no root.
 
-    ``contexts`` is the folder with what they read; it is removed at the end.
+    ``contexts`` is the folder with their contexts; the zygote removes it at its end.
     """
     path = sorted({str(_module_files(module)[0].parent) for module in HOST_MODULES})
     boot = BOOT.format(path=path, root=str(_ROOT), module="start")
@@ -149,7 +146,7 @@ def command_without_view(control_fd: int, socket_file: str, contexts: str) -> li
 
 
 def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
-    """Return the command line that becomes the zygote, see ``plan``. ``control_fd`` must be inherited."""
+    """Return the command line that becomes the zygote; it must inherit ``control_fd``."""
     # Here, since the interpreter that runs `main` has no msgspec.
     from ...sandbox_image.protocol import SetupFailed, tag
 
@@ -164,9 +161,10 @@ def command(control_fd: int, socket_file: str, packages: str | None = None) -> l
 
 
 def main() -> None:
-    """Build the view and exec the zygote in it. A failure is reported on the control socket by exit status."""
+    """Build the root and execute the zygote in it; report a failure on the control socket."""
     order: Order = json.loads(sys.argv[1])
-    os.umask(0o022)  # every uid must be able to walk through what is made here
+    # Each sandbox has its own uid, and must be able to read the root.
+    os.umask(0o022)
     try:
         _build(order)
         with setup_step("exec"):
@@ -191,44 +189,46 @@ def main() -> None:
 
 
 def setup_failed(number: int, failure: SetupError) -> bytes:
-    """Return ``protocol.SetupFailed`` in MessagePack: an array of 3 items, a str of at most 31 bytes, a uint16."""
+    """Return ``protocol.SetupFailed`` as MessagePack: array of 3, str of at most 31 bytes, uint16."""
     # By hand: msgspec cannot be imported in this interpreter.
     name = failure.step.encode()
     return bytes((0x93, number, 0xA0 | len(name))) + name + b"\xcd" + failure.errno.to_bytes(2, "big")
 
 
 def _build(order: Order) -> None:
-    _leave_the_hosts_mounts()
+    _enter_mount_namespace()
     with setup_step("zygote_root"):
-        # Two pivots: the first puts the host's tree, whole, under /host of an empty tmpfs, so that a
-        # source below the mount point (/tmp) stays in reach; the second forgets it.
+        # Two pivots (pivot_root(2)). The first moves the host's tree to /host, so that also sources below
+        # /tmp can be bound. The second detaches it.
         sc.mount("tmpfs", "/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
         os.chdir("/tmp")
-        for folder in ("host", "view"):
+        for folder in ("host", "root"):
             os.mkdir(folder)
         sc.pivot_root(".", "host")
         os.chdir("/")
-        sc.mount("tmpfs", "/view", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
-        os.chdir("/view")
+        sc.mount("tmpfs", "/root", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
+        os.chdir("/root")
         _fill(order)
         sc.pivot_root_here()
 
 
-def _leave_the_hosts_mounts() -> None:
+def _enter_mount_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         with setup_step("zygote_root"):
             sc.unshare(sc.CLONE_NEWNS)
     else:
-        # An ordinary user owns a user namespace instead, as its uid 0: a mapped root keeps its
-        # capabilities over exec, another uid would lose them.
+        # An ordinary user becomes uid 0 of a user namespace: only uid 0 keeps its capabilities over execve(2)
+        # (capabilities(7)).
         with setup_step("user_namespace"):
             sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
         with setup_step("id_map"):
+            # Required before an unprivileged gid_map (user_namespaces(7)).
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
             Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     with setup_step("zygote_root"):
+        # Else mounts made here would appear on the host (shared subtrees, mount_namespaces(7)).
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
@@ -238,12 +238,13 @@ def _fill(order: Order) -> None:
     for source, target in order["binds"]:
         with setup_step("packages" if target == PACKAGES else "zygote_root"):
             _bind(source, f"lower{target}")
+    # After all binds: a bind can lie below another one.
     for _, target in order["binds"]:
         sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
     for source, target in order["copies"]:
         os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
         shutil.copyfile(f"/host{source}", f"lower{target}")
-        os.chmod(f"lower{target}", 0o555)  # noqa: S103 - an executable for any uid
+        os.chmod(f"lower{target}", 0o555)  # noqa: S103 - every sandbox has its own uid
     _fill_template(order)
     links = (
         {f"/{name}": f"{LOWER}/{name}" for name in os.listdir("lower")}
@@ -261,6 +262,7 @@ def _fill(order: Order) -> None:
     sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
     if os.path.isdir("/host/sys/fs/cgroup"):
         _bind("/sys/fs/cgroup", "sys/fs/cgroup")
+    # The file itself: the engine unlinks its folder at once, so that nothing is left on disk after a kill.
     _bind(order["socket"], ENGINE_SOCKET[1:])
 
 
@@ -284,7 +286,7 @@ def _fill_template(order: Order) -> None:
 
 
 def _bind(source: str, target: str) -> None:
-    """Bind ``source`` of the host to ``target`` of the view, a file to a file and a folder to a folder."""
+    # By path: a descriptor of another mount namespace cannot be bound.
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     if os.path.isdir(f"/host{source}"):
         Path(target).mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""The system-call filter: ``seccomp.json`` (OCI format, shared with the docker backend) as a BPF program.
+"""Compile ``seccomp.json`` to a filter of system calls (seccomp(2)), and install it.
 
-The zygote compiles it once; a sandbox only loads the result, as its last step before the guest's code.
-"""
+The profile has the OCI format and is the docker backend's too. The zygote compiles it once. Each sandbox
+installs the result as the last step of its setup."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PROFILE = Path(SECCOMP_PROFILE)
 _SECCOMP_MODE_FILTER = 2
 _INSTRUCTION_BYTES = 8
 _BINARY_TREE = 2
+# Linux 6.18 ends at 470. Calls from here on get the default of the profile.
 _NUMBERS_END = 512
-"""Linux 6.18 ends at 470; from here on a call gets the profile's default."""
 
 _RETURNS = {"SCMP_ACT_ALLOW": 0x7FFF0000, "SCMP_ACT_ERRNO": 0x00050000}
 _OPERATORS = {
@@ -52,15 +52,15 @@ Operator = Literal[
 
 
 class SeccompUnavailable(Exception):
-    """This machine has no libseccomp, or a processor for which the profile was not written."""
+    """There is no libseccomp, or the profile does not name this processor."""
 
 
 class _Part(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """A part of the profile. An unknown key is an error: it could be one that narrows a rule."""
+    """A part of the profile. An unknown key is an error, since it may narrow a rule."""
 
 
 class Condition(_Part, frozen=True):
-    """A comparison of one argument. For ``MASKED_EQ``: argument & ``value`` == ``value_two``."""
+    """A comparison of one argument; ``MASKED_EQ`` is argument & ``value`` == ``value_two``."""
 
     index: int
     op: Operator
@@ -69,7 +69,7 @@ class Condition(_Part, frozen=True):
 
 
 class Rule(_Part, frozen=True):
-    """What happens to calls whose arguments meet every condition. A call's rules are alternatives."""
+    """The action for calls that meet all conditions. Rules for the same call are alternatives."""
 
     names: tuple[str, ...]
     action: Action
@@ -79,14 +79,14 @@ class Rule(_Part, frozen=True):
 
 
 class Architecture(_Part, frozen=True):
-    """A processor. The ABIs that it runs besides its own stay refused, so their list is empty."""
+    """A processor. Its other ABIs stay refused, so their list is empty."""
 
     architecture: str
     sub_architectures: tuple[()]
 
 
 class Profile(_Part, frozen=True):
-    """The whole file."""
+    """The whole profile."""
 
     default_action: Literal["SCMP_ACT_ERRNO"]
     default_errno_ret: int
@@ -95,10 +95,10 @@ class Profile(_Part, frozen=True):
 
 
 def parse_profile(text: bytes) -> Profile:
-    """Read a profile.
+    """Parse a profile.
 
     Raises:
-        ValueError: it is no JSON, or holds an action, an operator or a key that is not known here.
+        ValueError: it is not JSON, or holds an unknown action, operator or key.
     """
     try:
         return msgspec.json.decode(text, type=Profile)
@@ -107,10 +107,10 @@ def parse_profile(text: bytes) -> Profile:
 
 
 def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
-    """The profile as a program for this processor. Milliseconds: to be done once, outside the sandboxes.
+    """Compile the profile to BPF for this processor, in some milliseconds.
 
     Args:
-        refused: calls that get the profile's default, whatever it says of them.
+        refused: calls that get the default, whatever the profile says.
 
     Raises:
         SeccompUnavailable: libseccomp cannot be loaded, or the profile does not name this processor.
@@ -124,6 +124,7 @@ def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
         raise SeccompUnavailable(f"{PROFILE.name} was not written for {os.uname().machine}")
     default = _returns(profile.default_action, profile.default_errno_ret)
     program = library.SyscallFilter(default)
+    # 32-bit calls have other numbers and would pass a filter written for 64 bits.
     program.set_attr(library.Attr.ACT_BADARCH, library.KILL_PROCESS)
     program.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     newest = 0
@@ -135,17 +136,17 @@ def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
         for name in rule.names:
             number = library.resolve_syscall(library.Arch.NATIVE, name)
             newest = max(newest, number)
-            # Below zero: unknown to this libseccomp, or a call that this processor does not have.
+            # Below zero: this libseccomp does not know the call, or the processor does not have it.
             if number >= 0 and action != default and name not in refused:
                 program.add_rule(action, number, *conditions)
-    # Calls that came after this libseccomp: a newer libc tries them, and falls back if they do not exist.
+    # A newer libc tries calls that this libseccomp does not know, and falls back only on ENOSYS.
     for number in range(newest + 1, _NUMBERS_END):
         program.add_rule(_returns("SCMP_ACT_ERRNO", errno.ENOSYS), number)
     return _export(program)
 
 
 def install(program: bytes) -> None:
-    """Put this process, and all that it will ever start, under ``program``. It must have no_new_privs.
+    """Install a filter for this process, which must have no_new_privs, and for its descendants.
 
     Raises:
         OSError: the kernel refuses it.
@@ -165,8 +166,8 @@ def _returns(action: Action, code: int) -> int:
 
 
 def _load_library() -> ModuleType:
-    # pyseccomp looks for its library when it is imported, with the help of ldconfig and compilers. That takes
-    # 30 ms and fails in the zygote's view; the dynamic linker finds the library by its name alone.
+    # At its import pyseccomp searches its library with ldconfig and compilers. That takes 30 ms and fails in
+    # the zygote's root file system. The dynamic linker finds the library by its name.
     find_library = ctypes.util.find_library
     names: Any = {"seccomp": "libseccomp.so.2"}  # Any: dict.get does not name its parameter
     ctypes.util.find_library = names.get

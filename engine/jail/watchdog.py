@@ -1,6 +1,6 @@
-"""What a sandbox uses where no control group counts it: a look at its processes now and then.
+"""Measure what a sandbox uses without control groups, by reading /proc of its processes.
 
-A module of its own, so that who needs none does not hold psutil in the memory of every sandbox.
+Only zygotes without control groups import it, since psutil takes memory in every sandbox.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import psutil
 from ...sandbox_image.protocol import Outcome, ResourceLimits, Usage
 from .meter import Meter
 
-_LOOK_SECONDS = 0.1
+_CHECK_SECONDS = 0.1
+# Exists if the kernel lists the children of a thread (CONFIG_PROC_CHILDREN), as most do.
 _CHILDREN = Path("/proc/thread-self/children")
-"""There where the kernel lists a thread's children (CONFIG_PROC_CHILDREN), as most do."""
 
 
 class Watchdog(Meter):
-    """A look at the process tree every tenth of a second. A burst between two looks goes unseen."""
+    """Checks the process tree every 0.1 s. It misses a burst between two checks."""
 
     def __init__(self, init_pid: int, limits: ResourceLimits) -> None:
         self._init = psutil.Process(init_pid)
@@ -61,12 +61,12 @@ class Watchdog(Meter):
         """See ``Meter.check``."""
         if now < self._due:
             return None
-        self._due = now + _LOOK_SECONDS
+        self._due = now + _CHECK_SECONDS
         self._count()
         return self.exceeded()
 
     def _count(self) -> None:
-        """Sum over the tree: memory in bytes that lies in no file, processor time, threads."""
+        """Add up anonymous and shared memory, processor time and threads of the tree."""
         processes = _tree(self._init)
         memory, cpu, threads = 0, 0.0, 0
         for process in processes:
@@ -76,7 +76,8 @@ class Watchdog(Meter):
                 cpu += times.user + times.system + times.children_user + times.children_system
                 threads += process.num_threads()
         if memory > min(self._peak or memory, self._limits.memory_bytes):
-            # So far, pages that a fork shares with its parent were counted in each. This costs more and is exact.
+            # Rss counts pages that processes share once for each; Pss divides them. It is exact, but slower
+            # (proc(5)).
             memory = sum(
                 _sum_kib(f"/proc/{process.pid}/smaps_rollup", "Pss_Anon", "Pss_Shmem")
                 for process in processes
@@ -86,13 +87,14 @@ class Watchdog(Meter):
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it. psutil would read every process of the machine for it."""
+    """Return a process and its descendants."""
     if not _CHILDREN.exists():
         with contextlib.suppress(psutil.NoSuchProcess):
             return [root, *root.children(recursive=True)]
         return []
+    # psutil would read every process of the machine.
     pids = [root.pid]
-    for pid in pids:  # which grows on the way
+    for pid in pids:  # the list grows meanwhile
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 pids.extend(map(int, (task / "children").read_text().split()))
@@ -104,7 +106,7 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 def _sum_kib(path: str, *names: str) -> int:
-    """Bytes that lines such as ``RssAnon:  12 kB`` add up to (proc(5)); 0 once the process has ended."""
+    """Add up lines such as ``RssAnon:  12 kB``, in bytes; 0 if the process has ended."""
     with contextlib.suppress(OSError):
         lines = (line.split() for line in Path(path).read_text().splitlines())
         wanted = {f"{name}:" for name in names}

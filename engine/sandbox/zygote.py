@@ -113,7 +113,7 @@ class Zygote:
 
     def _command(self, control_fd: int, socket_file: str) -> list[str]:
         if self._contexts is not None:
-            return rootfs.command_without_view(control_fd, socket_file, self._contexts)
+            return rootfs.command_for_containers(control_fd, socket_file, self._contexts)
         return rootfs.command(control_fd, socket_file, self._packages)
 
     def spawn(
