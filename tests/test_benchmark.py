@@ -18,7 +18,7 @@ from supdist.tools.benchmark import figures
 from supdist.tools.benchmark.metrics import METRICS, OURS, Goal, Metric, chosen
 from supdist.tools.benchmark.peers import PEERS
 from supdist.tools.benchmark.report import Series, as_markdown, as_text, rows
-from supdist.tools.benchmark.rounds import measure, present
+from supdist.tools.benchmark.rounds import available, measure
 from supdist.tools.benchmark.subjects import Scale, Subject, Trial
 
 VALUES = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50)
@@ -149,7 +149,7 @@ def test_absent_peers_are_told_with_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
     told: list[str] = []
-    names = [subject.name for subject in present([peer() for peer in PEERS], told.append)]
+    names = [subject.name for subject in available([peer() for peer in PEERS], told.append)]
     assert names == ["python -I -c"]
     assert told == [
         "without bwrap python -I -c: apt install bubblewrap",

@@ -1,4 +1,4 @@
-"""``python -m supdist.tools.benchmark``."""
+"""Run the benchmark: ``python -m supdist.tools.benchmark``."""
 
 from __future__ import annotations
 

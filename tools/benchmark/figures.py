@@ -1,4 +1,4 @@
-"""Figures of repeated trials: medians, spreads, ratios taken round by round. No I/O."""
+"""Figures of repeated trials: medians, quartiles, and ratios of rounds. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle of some values: the median, and the quartiles on both sides of it."""
+    """The median of some values, and their lower and upper quartile."""
 
     median: float
     low: float
@@ -19,13 +19,13 @@ class Spread:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The value below which this part (0 to 1) of them lies, between two of them in proportion.
+    """Return the value below which this part (0 to 1) of the values lies, interpolated.
 
     Raises:
-        ValueError: there are no values, or no such part.
+        ValueError: there are no values, or the part is not from 0 to 1.
     """
     if not values or not 0 <= part <= 1:
-        raise ValueError("a quantile is of at least one value, for a part from 0 to 1")
+        raise ValueError("a quantile needs at least one value, and a part from 0 to 1")
     ordered = sorted(values)
     place = part * (len(ordered) - 1)
     below = math.floor(place)
@@ -34,7 +34,7 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles.
+    """Return median and quartiles.
 
     Raises:
         ValueError: there are no values.
@@ -43,17 +43,15 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
-    """The median of the ratios of each round, so that a machine that changes its pace changes both sides of each.
-
-    None where no round has both, or what is divided by is nothing.
-    """
-    pairs = zip(values, others, strict=False)  # one side may have failed in a later round
+    """Return the median of ``values / others`` over the rounds; None if no round has both, or others are 0."""
+    # Round by round: a machine that changes its pace changes both sides. One side may have failed early.
+    pairs = zip(values, others, strict=False)
     ratios = [value / other for value, other in pairs if other > 0]
     return statistics.median(ratios) if ratios else None
 
 
 def shown(value: float) -> str:
-    """Three digits that count, without an exponent."""
+    """Return the value with three significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

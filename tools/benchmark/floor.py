@@ -1,7 +1,6 @@
-"""The machine's floor: what it costs to wake another process and be woken by it, whatever the two have to say.
+"""The machine's floor: the time of a round trip to another process, mostly that of waking a processor.
 
-An idle virtual processor sleeps, and its waking up is most of a short round trip. A worker call is one over each, from the
-repl to the shim and from there to the engine, so that it cannot take less than both together.
+A worker call makes one round trip over each transport, so it cannot take less than both together.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import zmq
 from .subjects import Scale, Subject, Trial
 
 _MESSAGE = b"x" * 64
-_MS = 20_000
+_TIMEOUT_MS = 20_000
 
 
 class Floor(Subject):
-    """Round trips over a bare socketpair, and over bare ZeroMQ."""
+    """Round trips over a socketpair, and over ZeroMQ."""
 
     name = "this machine"
 
@@ -42,11 +41,11 @@ def _floor(count: int) -> Generator[Trial]:
         }
 
 
-def _round_trip_us(there_and_back: Callable[[], None], count: int) -> float:
+def _round_trip_us(round_trip: Callable[[], None], count: int) -> float:
     found: list[float] = []
     for _ in range(count):
         start = time.perf_counter()
-        there_and_back()
+        round_trip()
         found.append(time.perf_counter() - start)
     return statistics.median(found) * 1e6
 
@@ -54,17 +53,18 @@ def _round_trip_us(there_and_back: Callable[[], None], count: int) -> float:
 @contextmanager
 def _socketpair() -> Generator[Callable[[], None]]:
     ours, theirs = socket.socketpair()
-    ours.settimeout(_MS / 1000)
+    ours.settimeout(_TIMEOUT_MS / 1000)
     with ours, _echo("socketpair", str(theirs.fileno()), keep=theirs.fileno()):
         theirs.close()
 
-        def there_and_back() -> None:
+        def round_trip() -> None:
             ours.sendall(_MESSAGE)
             if not ours.recv(len(_MESSAGE)):
                 raise RuntimeError("the other process ended")
 
-        there_and_back()
-        yield there_and_back
+        # The first one waits for the other process to start.
+        round_trip()
+        yield round_trip
 
 
 @contextmanager
@@ -72,23 +72,23 @@ def _zeromq() -> Generator[Callable[[], None]]:
     with tempfile.TemporaryDirectory(prefix="supdist-") as folder, zmq.Context() as context:
         router = context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.RCVTIMEO, _MS)
+        router.setsockopt(zmq.RCVTIMEO, _TIMEOUT_MS)
         address = f"ipc://{folder}/floor"
         router.bind(address)
         with router, _echo("zeromq", address):
+            # ROUTER can send only to a peer that has sent something.
             identity, _ = router.recv_multipart()
 
-            def there_and_back() -> None:
+            def round_trip() -> None:
                 router.send_multipart([identity, _MESSAGE])
                 router.recv_multipart()
 
-            yield there_and_back
+            yield round_trip
 
 
 @contextmanager
-def _echo(way: str, place: str, *, keep: int | None = None) -> Generator[None]:
-    """Another process that sends back what it gets."""
-    command = [sys.executable, "-m", __name__, way, place]
+def _echo(transport: str, address: str, *, keep: int | None = None) -> Generator[None]:
+    command = [sys.executable, "-m", __name__, transport, address]
     with subprocess.Popen(command, pass_fds=[] if keep is None else [keep]) as process:
         try:
             yield
@@ -97,17 +97,17 @@ def _echo(way: str, place: str, *, keep: int | None = None) -> Generator[None]:
 
 
 def main() -> None:
-    """The other process."""
-    way, place = sys.argv[1:]
-    if way == "socketpair":
-        with socket.socket(fileno=int(place)) as stream:
+    """Be the other process: send back every message."""
+    transport, address = sys.argv[1:]
+    if transport == "socketpair":
+        with socket.socket(fileno=int(address)) as stream:
             while data := stream.recv(len(_MESSAGE)):
                 stream.sendall(data)
         return
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
-        dealer.connect(place)
-        dealer.send(b"here")
+        dealer.connect(address)
+        dealer.send(b"ready")
         while True:
             dealer.send(dealer.recv())
 

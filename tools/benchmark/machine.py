@@ -1,4 +1,4 @@
-"""The machine that figures are of: without it they say nothing."""
+"""Describe the machine: a figure means nothing without it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PACKAGES = (
     "supdist-engine", "pyzmq", "msgspec", "pydantic", "ipykernel", "jupyter_client", "rlms", "smolagents",
 )  # fmt: skip
 
-_WALLS = ("capabilities", "no_new_privs", "seccomp", "network", "root_writable", "limited")
+_ISOLATION = ("capabilities", "no_new_privs", "seccomp", "network", "root_writable", "limited")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and when figures were taken.
+    """Where and when figures were measured.
 
     Attributes:
-        load: what the kernel counts as running or about to, in the mean of the last minute, before the run.
-        versions: of what is installed.
-        isolation: what was measured of the walls from inside.
+        versions: of the installed packages.
+        load: the load average of the minute before the run.
+        isolation: as measured from inside a sandbox.
     """
 
     date: str
@@ -38,26 +38,27 @@ class Machine:
     isolation: dict[str, Any]
 
     def as_data(self, load_after: float) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data, for JSON."""
         return {**asdict(self), "load_after": load_after}
 
     def lines(self, load_after: float) -> list[str]:
-        """For people."""
+        """Return lines of text."""
         found = self.isolation
-        walls = [f"{name} {'yes' if found[name] else 'no'}" for name in _WALLS]
+        layers = [f"{name} {'yes' if found[name] else 'no'}" for name in _ISOLATION]
         lines = [
             f"{self.date}: {self.cpu}, {self.cores} cores, {self.kernel}, Python {self.python}",
             ", ".join(f"{name} {version}" for name, version in self.versions.items()),
             f"load {self.load:.2f} before and {load_after:.2f} after",
-            f"walls: {found['backend']}; namespaces {' '.join(found['namespaces'])}; {', '.join(walls)}",
+            f"isolation: {found['backend']}; namespaces {' '.join(found['namespaces'])}; {', '.join(layers)}",
         ]
-        if self.load > self.cores / 2:  # what it is afterwards is our own
-            lines.append("This machine had other work: look at the ratios, and measure again.")
+        # The load after the run is the benchmark's own.
+        if self.load > self.cores / 2:
+            lines.append("The machine was busy before the run: trust only the ratios, and measure again.")
         return lines
 
 
 def machine(isolation: Any) -> Machine:
-    """This one, now."""
+    """Describe this machine now."""
     return Machine(
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         cpu=_cpu(),
@@ -71,7 +72,7 @@ def machine(isolation: Any) -> Machine:
 
 
 def load() -> float:
-    """The mean of the last minute."""
+    """Return the load average of the last minute."""
     return os.getloadavg()[0]
 
 

@@ -1,8 +1,7 @@
-"""What is measured, and what each figure is to reach. A goal is judged by medians; nothing is asserted."""
+"""The metrics and their goals. Medians are compared with goals; nothing is asserted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 OURS = "supdist-engine"
@@ -13,12 +12,12 @@ RLM = "rlm local"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the median of a variant is to be: at most ``bound`` (or at least), as it is or as a ratio.
+    """A bound of the median of a variant, or of its ratio to another figure.
 
     Attributes:
-        bound: in the metric's unit; a plain number where it is a ratio.
-        peer: what our figure is divided by: this peer's, for the same variant.
-        than: or another variant of our own.
+        bound: the most (or the least) that the figure may be, in the metric's unit; a number for a ratio.
+        peer: our figure is divided by this peer's, of the same variant.
+        than: our figure is divided by our figure of this variant.
     """
 
     variant: str
@@ -28,17 +27,17 @@ class Goal:
     at_least: bool = False
 
     def is_met(self, figure: float) -> bool:
-        """Whether the figure is on the right side of the bound."""
+        """Return whether the figure is on the right side of the bound."""
         return figure >= self.bound if self.at_least else figure <= self.bound
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One thing that is measured in rounds, each of which asks every subject once.
+    """A quantity that is measured in rounds. Each round measures every subject once.
 
     Attributes:
         name: for ``--only``.
-        rounds, quick: how many rounds there are, and with ``--quick``.
+        rounds, quick: the number of rounds, and with ``--quick``.
     """
 
     name: str
@@ -50,7 +49,13 @@ class Metric:
 
 
 def live(count: int, busy: str, part: str) -> str:
-    """The variant of ``live``: so many sandboxes at once, ``one`` or ``all`` of them executing, ``p50`` or ``p95``."""
+    """Return the variant of ``live``.
+
+    Args:
+        count: sandboxes that are open.
+        busy: which of them execute: ``one`` or ``all``.
+        part: ``p50`` or ``p95``.
+    """
     return f"{count}, {busy} executing, {part}"
 
 
@@ -102,17 +107,13 @@ METRICS = (
 
 
 def chosen(names: list[str]) -> list[Metric]:
-    """The metrics of these names, in their own order; all of them for none.
+    """Return the metrics with these names in their fixed order; all without names.
 
     Raises:
-        ValueError: there is no metric of a name.
+        ValueError: a name is unknown.
     """
     known = [metric.name for metric in METRICS]
     for name in names:
         if name not in known:
             raise ValueError(f"there is no metric {name!r}; choose from {', '.join(known)}")
     return [metric for metric in METRICS if not names or metric.name in names]
-
-
-Told = Callable[[str], None]
-"""Where progress and what was left out are told."""

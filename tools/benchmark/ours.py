@@ -1,12 +1,11 @@
-"""The engine's own sandboxes as a subject: all walls on, worker calls through the broker as a run has them."""
+"""The engine's own sandboxes as a subject: all isolation on, and worker calls through the broker of a run."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
-from types import TracebackType
+from collections.abc import Coroutine, Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
 import psutil
@@ -31,37 +30,36 @@ from .trials import Interactive
 
 T = TypeVar("T")
 
-_REST = 0.05
-"""Seconds in which the zygote builds the next sandbox, as it can between two users. ``cycle`` leaves it none."""
+# Between two users the zygote has time to build the next sandbox. The metric `cycle` leaves it none.
+_REST_SECONDS = 0.05
 
+# The defaults, but for a cell that prints 50 MB.
 CONFIG = SandboxConfig.model_validate({"output": "64MiB"})
-"""The defaults, but for a cell that prints 50 MB."""
-
 
 _ANSWER = Completion("y")
 
 
-class One(ModelHandler):
-    """Answers each conversation for itself."""
+class InstantModel(ModelHandler):
+    """A model that answers each conversation at once."""
 
     model = "null"
     price = Price(0, 0)
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """Next to nothing, at once."""
+        """Return the same answer."""
         return _ANSWER
 
 
-class Many(One):
-    """Answers what waits together."""
+class InstantBatchModel(InstantModel):
+    """A model that answers many conversations at once."""
 
     async def chat_batch(self, message_batches: Sequence[Sequence[Message]]) -> Sequence[Completion]:
-        """Next to nothing, at once."""
+        """Return the same answer to each."""
         return [_ANSWER] * len(message_batches)
 
 
 class OurSession(Session):
-    """A sandbox behind a broker, in the subject's event loop."""
+    """A sandbox with a broker, in the event loop of its subject."""
 
     def __init__(self, ours: OurSessions, stack: AsyncExitStack, sandbox: Sandbox) -> None:
         self._ours = ours
@@ -73,7 +71,7 @@ class OurSession(Session):
         return checked(self._ours.wait(self.sandbox.execute(code))).stdout
 
     def times(self, code: str, count: int) -> list[float]:
-        """See ``Session.times``: measured within the event loop, where its users are."""
+        """See ``Session.times``; timed in the event loop, where users call it."""
         return self._ours.wait(execute_times(self.sandbox, code, count))
 
     def close(self) -> None:
@@ -82,32 +80,27 @@ class OurSession(Session):
 
 
 class OurSessions(Interactive):
-    """Sandboxes of one engine, which is up between ``with`` and its end.
-
-    Its event loop runs only while something of ours is measured, so that peers have the process to themselves.
-    """
+    """Sandboxes of one runtime. See ``open``."""
 
     name = OURS
     ask = ("worker", "worker_batch")
     takes_context = True
 
-    def __enter__(self) -> Self:
-        self._runner = asyncio.Runner()
-        self._engine = SandboxRuntime(CONFIG)
-        try:
-            self.wait(self._engine.__aenter__())
-        except BaseException:
-            self._runner.close()
-            raise
-        return self
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.wait(self._engine.__aexit__(None, None, None))
-        finally:
-            self._runner.close()
+    @classmethod
+    @contextmanager
+    def open(cls) -> Generator[Self]:
+        """Start a runtime for the time of the context."""
+        # The event loop runs only while ours is measured: it takes no time from the peers in this process.
+        with asyncio.Runner() as runner:
+            runtime = SandboxRuntime(CONFIG)
+            runner.run(runtime.__aenter__())
+            try:
+                yield cls(runner)
+            finally:
+                runner.run(runtime.__aexit__(None, None, None))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run the event loop until the work is done."""
@@ -115,14 +108,15 @@ class OurSessions(Interactive):
 
     def start(self, context: object = "", worker: ModelHandler | None = None) -> OurSession:
         """See ``Interactive.start``."""
-        return self.wait(self._start(context, worker or One()))
+        return self.wait(self._start(context, worker or InstantModel()))
 
     async def _start(self, context: object, worker: ModelHandler) -> OurSession:
         async with AsyncExitStack() as stack:
             rules = CallRules(
                 await stack.enter_async_context(ResponseCache()), call_seconds=RunLimits().call_seconds
             )
-            broker = Broker(One(), worker, RunLogger(None, "benchmark"), lambda _: None, rules=rules)
+            log = RunLogger(None, "benchmark")
+            broker = Broker(InstantModel(), worker, log, lambda _: None, rules=rules)
             await stack.enter_async_context(broker)
             opened = open_sandbox(CONFIG, context=context, on_call=broker.answer)
             sandbox = await stack.enter_async_context(opened)
@@ -130,27 +124,27 @@ class OurSessions(Interactive):
 
     def first_output(self, context: object = "") -> float:
         """See ``Interactive.first_output``."""
-        return self.wait(self._open_rested(context))
+        return self.wait(self._open_after_rest(context))
 
-    async def _open_rested(self, context: object) -> float:
-        await asyncio.sleep(_REST)
+    async def _open_after_rest(self, context: object) -> float:
+        await asyncio.sleep(_REST_SECONDS)
         return await open_seconds(context)
 
     def isolation(self) -> Isolation:
-        """What is measured of the walls from inside."""
+        """Return the isolation that is measured from inside a sandbox."""
 
-        async def look() -> Isolation:
+        async def measure() -> Isolation:
             async with open_sandbox(CONFIG) as sandbox:
                 return sandbox.isolation
 
-        return self.wait(look())
+        return self.wait(measure())
 
 
 def checked(result: CellResult, *expected: Outcome) -> CellResult:
-    """A result that ended as it should: a figure of one that failed would say nothing.
+    """Return the result if it has an expected outcome, ``OK`` by default.
 
     Raises:
-        RuntimeError: it ended otherwise.
+        RuntimeError: it has another outcome, so that its time means nothing.
     """
     if result.outcome not in (expected or (Outcome.OK,)):
         raise RuntimeError(
@@ -160,7 +154,7 @@ def checked(result: CellResult, *expected: Outcome) -> CellResult:
 
 
 async def execute_times(sandbox: Sandbox, code: str, count: int) -> list[float]:
-    """Seconds of each of so many cells."""
+    """Return the seconds of each of ``count`` executions."""
     found: list[float] = []
     for _ in range(count):
         start = time.perf_counter()
@@ -171,24 +165,22 @@ async def execute_times(sandbox: Sandbox, code: str, count: int) -> list[float]:
 
 
 async def open_seconds(context: object = "") -> float:
-    """Seconds from the order for a sandbox to the output of its first cell."""
+    """Return the seconds from the order for a sandbox to the output of its first cell."""
     start = time.perf_counter()
     async with open_sandbox(CONFIG, context=context) as sandbox:
         result = await sandbox.execute("print(1)")
         took = time.perf_counter() - start
     if checked(result).stdout != "1\n":
-        raise RuntimeError(f"the cell printed {result.stdout!r}")
+        raise RuntimeError(f"the cell printed {result.stdout!r} instead of 1")
     return took
 
 
 def processes_in_use() -> list[dict[str, int]]:
-    """Of each sandbox in use below this process: the pids of ``shim``, ``init`` and ``repl``.
-
-    The zygote keeps one more built ahead, whose repl does not bear its name yet.
-    """
+    """Return the pids of ``shim``, ``init`` and ``repl`` of each sandbox in use below this process."""
     found: list[dict[str, int]] = []
     for shim in _children(psutil.Process(), "supdist-zygote", "supdist-shim"):
         for init in _children(shim, "supdist-init"):
+            # The repl of the sandbox that is built ahead has another name.
             found.extend(
                 {"shim": shim.pid, "init": init.pid, "repl": repl.pid} for repl in _children(init, "python")
             )
@@ -196,7 +188,6 @@ def processes_in_use() -> list[dict[str, int]]:
 
 
 def _children(parent: psutil.Process, *names: str) -> list[psutil.Process]:
-    """The processes that a path of names leads to."""
     level = [parent]
     for name in names:
         level = [child for each in level for child in each.children() if child.name() == name]

@@ -1,6 +1,6 @@
-"""What else runs Python code, each as its own documentation recommends. None is a dependency: one that is not there is told.
+"""Other software that runs Python code, each used as its documentation recommends. None is a dependency.
 
-Their models, too, answer at once and in this process; nothing here uses a network.
+Their models answer at once in this process; nothing uses a network.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class Program(Subject):
 
     @abstractmethod
     def first_output(self) -> float:
-        """Seconds from the start to the output."""
+        """Return the seconds from its start to its output."""
 
     def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
         """See ``Subject.trial``."""
-        return self._starting() if metric == "open" else None
+        return self._open() if metric == "open" else None
 
     @contextmanager
-    def _starting(self) -> Generator[Trial]:
+    def _open(self) -> Generator[Trial]:
         self.first_output()
         yield lambda: {"": self.first_output() * 1e3}
 
 
-class Bare(Program):
-    """The interpreter alone: no walls at all."""
+class PlainPython(Program):
+    """The interpreter alone, without isolation."""
 
     name = "python -I -c"
     command: Sequence[str] = (_PYTHON, "-I", "-c", "print(1)")
@@ -61,20 +61,20 @@ class Bare(Program):
             assert process.stderr is not None
             if not select.select([process.stdout], [], [], _SECONDS)[0]:
                 process.kill()
-            said = process.stdout.readline()
+            line = process.stdout.readline()
             took = time.perf_counter() - start
-            if said != b"1\n":
-                raise RuntimeError(f"{self.name} said {said!r} {process.stderr.read(500)!r}")
+            if line != b"1\n":
+                raise RuntimeError(f"{self.name} printed {line!r} {process.stderr.read(500)!r} instead of 1")
         return took
 
 
-class Bubblewrap(Bare):
-    """The interpreter in every namespace that bubblewrap has, with the host's files read-only."""
+class Bubblewrap(PlainPython):
+    """The interpreter in every namespace of bubblewrap, with the host's files read-only."""
 
     name = BWRAP
     command = (
         "bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-all", "--new-session",
-        "--die-with-parent", *Bare.command,
+        "--die-with-parent", *PlainPython.command,
     )  # fmt: skip
 
     def missing(self) -> str | None:
@@ -96,8 +96,8 @@ class Docker(Program):
             "DOCKER_HOST" in os.environ or os.path.exists("/var/run/docker.sock")
         ):
             return "start a docker daemon, and name it in DOCKER_HOST"
-        looked = ["docker", "image", "inspect", default_tag()]
-        if subprocess.run(looked, capture_output=True, check=False, timeout=_SECONDS).returncode:
+        inspect = ["docker", "image", "inspect", default_tag()]
+        if subprocess.run(inspect, capture_output=True, check=False, timeout=_SECONDS).returncode:
             return "supdist-engine image build"
         return None
 
@@ -107,11 +107,11 @@ class Docker(Program):
 
 
 class Library(Interactive):
-    """A package of Python.
+    """A Python package.
 
     Attributes:
-        modules: what it is imported by.
-        install: what it is installed by.
+        modules: names to import.
+        install: names to install.
     """
 
     modules: Sequence[str]
@@ -122,8 +122,8 @@ class Library(Interactive):
         return None if all(map(find_spec, self.modules)) else f"pip install {self.install}"
 
 
-class Kernel(Session):
-    """A Jupyter kernel behind a blocking client."""
+class JupyterSession(Session):
+    """A Jupyter kernel with a blocking client."""
 
     def __init__(self) -> None:
         manager: Any = import_module("jupyter_client.manager")
@@ -135,13 +135,13 @@ class Kernel(Session):
         """See ``Session.run``."""
         printed: list[str] = []
 
-        def hear(message: dict[str, Any]) -> None:
+        def collect(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
                 printed.append(message["content"]["text"])
 
-        reply = self._client.execute_interactive(code, timeout=_SECONDS, output_hook=hear)
+        reply = self._client.execute_interactive(code, timeout=_SECONDS, output_hook=collect)
         if reply["content"]["status"] != "ok":
-            raise RuntimeError(f"the kernel says {reply['content']}")
+            raise RuntimeError(f"the Jupyter kernel replied {reply['content']}")
         return "".join(printed)
 
     def close(self) -> None:
@@ -151,11 +151,12 @@ class Kernel(Session):
 
     def processes(self) -> list[int]:
         """See ``Session.processes``."""
-        return _tree(int(self._manager.provisioner.pid))
+        kernel = psutil.Process(int(self._manager.provisioner.pid))
+        return [kernel.pid, *(child.pid for child in kernel.children(recursive=True))]
 
 
 class Ipykernel(Library):
-    """What notebooks run in."""
+    """The kernel of Jupyter notebooks."""
 
     name = IPYKERNEL
     modules = ("ipykernel", "jupyter_client")
@@ -163,37 +164,37 @@ class Ipykernel(Library):
 
     def start(self, context: object = "") -> Session:
         """See ``Interactive.start``."""
-        return Kernel()
+        return JupyterSession()
 
 
-class Null:
-    """A language model as rlm's handler asks it: it answers at once."""
+class InstantRlmModel:
+    """A language model with rlm's interface. It answers at once."""
 
     model_name = "null"
 
     def completion(self, prompt: object) -> str:
-        """Next to nothing."""
+        """Return the same answer."""
         return "y"
 
     async def acompletion(self, prompt: object) -> str:
-        """Next to nothing."""
+        """Return the same answer."""
         return "y"
 
     def get_last_usage(self) -> Any:
-        """Of one call."""
+        """Return the usage of one call."""
         return import_module("rlm.core.types").ModelUsageSummary(1, 1, 1)
 
 
-class Environment(Session):
-    """An environment of rlm with the server through which its code asks models."""
+class RlmSession(Session):
+    """An environment of rlm, with the server that its code asks for models."""
 
     def __init__(self, kind: str, context: object, **options: object) -> None:
-        self._stack = ExitStack()
         with ExitStack() as stack:
-            handler = stack.enter_context(import_module("rlm.core.lm_handler").LMHandler(Null()))
+            handler = import_module("rlm.core.lm_handler").LMHandler(InstantRlmModel())
+            stack.enter_context(handler)
             chosen = {"lm_handler_address": handler.address, "context_payload": context, **options}
             environments = import_module("rlm.environments")
-            with _quiet_children():
+            with _without_stderr():
                 self._environment = environments.get_environment(kind, chosen)
             stack.callback(self._environment.cleanup)
             self._stack = stack.pop_all()
@@ -202,7 +203,7 @@ class Environment(Session):
         """See ``Session.run``."""
         result = self._environment.execute_code(code)
         if result.stderr:
-            raise RuntimeError(f"rlm says {result.stderr[-500:]}")
+            raise RuntimeError(f"rlm printed on stderr: {result.stderr[-500:]}")
         return result.stdout
 
     def close(self) -> None:
@@ -211,8 +212,8 @@ class Environment(Session):
 
 
 @contextmanager
-def _quiet_children() -> Generator[None]:
-    """Processes that are started here say nothing on stderr: a kernel warns of its own defaults at each start."""
+def _without_stderr() -> Generator[None]:
+    # Processes that are started here inherit it: a kernel warns of its own defaults at each start.
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nothing:
@@ -224,7 +225,7 @@ def _quiet_children() -> Generator[None]:
 
 
 class RlmLocal(Library):
-    """``exec`` in this very process."""
+    """``exec`` in this process."""
 
     name = RLM
     modules: Sequence[str] = ("rlm",)
@@ -234,11 +235,11 @@ class RlmLocal(Library):
 
     def start(self, context: object = "") -> Session:
         """See ``Interactive.start``."""
-        return Environment("local", context or None)
+        return RlmSession("local", context or None)
 
 
 class RlmIpython(RlmLocal):
-    """A kernel of Jupyter in another process."""
+    """A Jupyter kernel in another process."""
 
     name = "rlm ipython"
     modules = ("rlm", "ipykernel", "jupyter_client")
@@ -246,11 +247,11 @@ class RlmIpython(RlmLocal):
 
     def start(self, context: object = "") -> Session:
         """See ``Interactive.start``."""
-        return Environment("ipython", context or None, kernel_mode="subprocess")
+        return RlmSession("ipython", context or None, kernel_mode="subprocess")
 
 
-class Interpreted(Session):
-    """smolagents' own interpreter of Python's syntax tree."""
+class SmolagentsSession(Session):
+    """smolagents' interpreter of Python syntax trees."""
 
     def __init__(self) -> None:
         module: Any = import_module("smolagents.local_python_executor")
@@ -266,7 +267,7 @@ class Interpreted(Session):
 
 
 class Smolagents(Library):
-    """Code agents' default executor, in this very process."""
+    """The default executor of smolagents' code agents, in this process."""
 
     name = "smolagents local"
     modules = ("smolagents",)
@@ -274,14 +275,10 @@ class Smolagents(Library):
 
     def start(self, context: object = "") -> Session:
         """See ``Interactive.start``."""
-        return Interpreted()
+        return SmolagentsSession()
 
 
-def _tree(pid: int) -> list[int]:
-    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-
-
+# Without rlm's docker environment: it installs its requirements from the network in each container.
 PEERS: tuple[Callable[[], Subject], ...] = (
-    Bare, Bubblewrap, Docker, Ipykernel, RlmLocal, RlmIpython, Smolagents,
+    PlainPython, Bubblewrap, Docker, Ipykernel, RlmLocal, RlmIpython, Smolagents,
 )  # fmt: skip
-"""All of them. rlm's docker is not among them: it installs its requirements from the network in each container."""

@@ -1,4 +1,4 @@
-"""Figures as images, one for each metric: every round is a point, so that spread and drift can be seen."""
+"""Draw the figures, an image for each metric. Box plots show spread and outliers of the rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .report import Records
 
 
 def draw(folder: Path, metrics: Sequence[Metric], records: Records) -> list[Path]:
-    """Write an SVG for each metric; the files.
+    """Write an SVG for each metric, and return the files.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -31,6 +31,7 @@ def draw(folder: Path, metrics: Sequence[Metric], records: Records) -> list[Path
         labels = [f"{series.subject} {series.variant}".rstrip() for series in shown]
         axes.set_yticks(range(1, len(shown) + 1), labels)
         axes.invert_yaxis()
+        # Peers differ by powers of ten. A difference of two times can be negative, and has no logarithm.
         if all(value > 0 for series in shown for value in records[series]):
             axes.set_xscale("log")
         axes.set_xlabel(metric.unit)

@@ -1,4 +1,4 @@
-"""What was found, as rows: a median with its spread, what it is beside our own, and whether the goal is met."""
+"""The benchmark's table: medians and quartiles, ratios to the peers, and whether goals are met."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from ...sandbox_image.text import one_line
+from .. import tables
 from .figures import Spread, ratio, shown, spread
 from .metrics import OURS, Goal, Metric
 
 
 class Series(NamedTuple):
-    """Whose figures they are, and of what."""
+    """The figures of a subject for a variant of a metric."""
 
     metric: str
     variant: str
@@ -21,16 +23,19 @@ class Series(NamedTuple):
 Records = Mapping[Series, Sequence[float]]
 """The figures of each round."""
 
+HEADINGS = ("", "median", "p25", "p75", "", "ratio", "goal", "met")
+_LEFT = (True, False, False, False, True, False, True, True)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        ratio: ours divided by this one, round by round, where this is a peer; where a goal compares two variants of
-            ours, this divided by the other.
-        goal: what it is to be; empty where there is no goal.
-        met: whether it is; None where there is no goal.
+        ratio: our figure divided by this peer's, round by round; or this variant of ours divided by the one
+            that its goal names.
+        goal: the goal in words; empty without a goal.
+        met: whether the goal is met; None without a goal.
     """
 
     series: Series
@@ -41,7 +46,7 @@ class Row:
     met: bool | None
 
     def as_data(self, values: Sequence[float]) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data, for JSON."""
         return {
             **self.series._asdict(),
             "unit": self.unit,
@@ -54,7 +59,7 @@ class Row:
 
 
 def rows(metrics: Sequence[Metric], records: Records) -> list[Row]:
-    """The table's lines in order: of each metric, variant by variant, ours first."""
+    """Return the rows of each metric, variant by variant, ours first."""
     found: list[Row] = []
     for metric in metrics:
         of_metric = [series for series in records if series.metric == metric.name]
@@ -70,8 +75,8 @@ def rows(metrics: Sequence[Metric], records: Records) -> list[Row]:
 
 def _row(metric: Metric, series: Series, records: Records) -> Row:
     is_ours = series.subject == OURS
-    wanted = "" if is_ours else series.subject
-    goals = [goal for goal in metric.goals if (goal.variant, goal.peer) == (series.variant, wanted)]
+    peer = "" if is_ours else series.subject
+    goals = [goal for goal in metric.goals if (goal.variant, goal.peer) == (series.variant, peer)]
     goal = goals[0] if goals else None
     own, middle = records[series], spread(records[series])
     compared: float | None = None
@@ -81,10 +86,11 @@ def _row(metric: Metric, series: Series, records: Records) -> Row:
         compared = ratio(records.get(series._replace(subject=OURS), ()), own)
     figure = compared if goal is not None and (goal.peer or goal.than is not None) else middle.median
     met = None if goal is None or figure is None else goal.is_met(figure)
-    return Row(series, metric.unit, middle, compared, "" if goal is None else _words(goal, metric.unit), met)
+    words = "" if goal is None else _goal_words(goal, metric.unit)
+    return Row(series, metric.unit, middle, compared, words, met)
 
 
-def _words(goal: Goal, unit: str) -> str:
+def _goal_words(goal: Goal, unit: str) -> str:
     sign = "≥" if goal.at_least else "≤"
     if goal.peer:
         return f"{sign} {goal.bound:g} of it"
@@ -93,17 +99,18 @@ def _words(goal: Goal, unit: str) -> str:
     return f"{sign} {goal.bound:g} {unit}"
 
 
-HEADINGS = ("", "median", "p25", "p75", "", "ratio", "goal", "met")
-
-
 def cells(metrics: Sequence[Metric], lines: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The rows as text, under ``HEADINGS``; peers stand indented below what they are measured beside."""
+    """Return the cells below ``HEADINGS``. A peer is indented below our row of the same variant."""
     titles = {metric.name: metric.title for metric in metrics}
+    ours = {row.series for row in lines if row.series.subject == OURS}
     found: list[tuple[str, ...]] = []
     for row in lines:
         name, variant, subject = row.series
-        label = f"{titles[name]} {variant}".rstrip() if subject == OURS else f"  {subject}"
-        if subject not in (OURS, *_peers_of_ours(lines, row)):
+        if subject == OURS:
+            label = f"{titles[name]} {variant}".rstrip()
+        elif row.series._replace(subject=OURS) in ours:
+            label = f"  {subject}"
+        else:
             label = f"{titles[name]}: {variant or subject}"
         middle = row.spread
         met = "" if row.met is None else "yes" if row.met else "no"
@@ -113,28 +120,14 @@ def cells(metrics: Sequence[Metric], lines: Sequence[Row]) -> list[tuple[str, ..
     return found
 
 
-def _peers_of_ours(lines: Sequence[Row], row: Row) -> list[str]:
-    """Whose rows stand below one of ours of the same variant."""
-    ours = row.series._replace(subject=OURS)
-    return [row.series.subject] if any(other.series == ours for other in lines) else []
-
-
-def as_text(metrics: Sequence[Metric], lines: Sequence[Row]) -> str:
-    """A table for a terminal."""
-    table = [HEADINGS, *cells(metrics, lines)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    numeric = {1, 2, 3, 5}
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place in numeric else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    )
+def as_text(metrics: Sequence[Metric], lines: Sequence[Row], width: int | None = None) -> str:
+    """Return the table as text. See ``tables.as_text`` for ``width``."""
+    body = [[one_line(cell) for cell in line] for line in cells(metrics, lines)]
+    return tables.as_text(tables.Table(HEADINGS, _LEFT, body, ruled=False), width)
 
 
 def as_markdown(metrics: Sequence[Metric], lines: Sequence[Row]) -> str:
-    """The same table for a README."""
+    """Return the same table as Markdown."""
     table = [[cell.replace("  ", "&emsp;", 1) for cell in line] for line in cells(metrics, lines)]
     marks = ("---", "--:", "--:", "--:", "---", "--:", "---", "---")
     return "\n".join("| " + " | ".join(line) + " |" for line in [HEADINGS, marks, *table])

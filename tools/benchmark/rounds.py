@@ -1,34 +1,37 @@
-"""Rounds: each asks every subject once, in turn, so that a machine that changes its pace changes it for all alike."""
+"""Rounds: each measures every subject once, so that a machine that changes its pace changes it for all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from .metrics import OURS, Metric, Told
+from .metrics import OURS, Metric
 from .report import Series
 from .subjects import Scale, Subject, Trial
 
+Log = Callable[[str], None]
+"""Takes a line about the progress, or about a subject that is left out."""
+
 
 def measure(
-    metric: Metric, subjects: Sequence[Subject], scale: Scale, rounds: int, tell: Told
+    metric: Metric, subjects: Sequence[Subject], scale: Scale, rounds: int, log: Log
 ) -> dict[Series, list[float]]:
-    """The figures of every round. A peer that fails is told and left out from there on; what is ours may not fail."""
+    """Return the figures of every round. A peer that fails is left out from then on; ours must not fail."""
     found: dict[Series, list[float]] = {}
     with ExitStack() as stack:
         trials: dict[str, Trial] = {}
         for subject in subjects:
-            trial = _entered(stack, subject, metric, scale, tell)
+            trial = _opened(stack, subject, metric, scale, log)
             if trial is not None:
                 trials[subject.name] = trial
         for _ in range(rounds):
             for name, trial in list(trials.items()):
                 try:
                     figures = trial()
-                except Exception as error:
+                except Exception as error:  # the code of others may raise anything
                     if name == OURS:
                         raise
-                    tell(f"{metric.name}: {name} failed: {error!r}")
+                    log(f"{metric.name}: {name} failed: {error!r}")
                     del trials[name]
                     continue
                 for variant, figure in figures.items():
@@ -36,26 +39,26 @@ def measure(
     return found
 
 
-def _entered(stack: ExitStack, subject: Subject, metric: Metric, scale: Scale, tell: Told) -> Trial | None:
+def _opened(stack: ExitStack, subject: Subject, metric: Metric, scale: Scale, log: Log) -> Trial | None:
     trial = subject.trial(metric.name, scale)
     if trial is None:
         return None
     try:
         return stack.enter_context(trial)
-    except Exception as error:  # others' code may raise anything
+    except Exception as error:  # the code of others may raise anything
         if subject.name == OURS:
             raise
-        tell(f"{metric.name}: {subject.name} failed: {error!r}")
+        log(f"{metric.name}: {subject.name} failed: {error!r}")
         return None
 
 
-def present(subjects: Sequence[Subject], tell: Told) -> list[Subject]:
-    """The subjects that can be measured here; of the others it is told what they need."""
+def available(subjects: Sequence[Subject], log: Log) -> list[Subject]:
+    """Return the subjects that can be measured here; log what the others need."""
     found: list[Subject] = []
     for subject in subjects:
         missing = subject.missing()
         if missing is None:
             found.append(subject)
         else:
-            tell(f"without {subject.name}: {missing}")
+            log(f"without {subject.name}: {missing}")
     return found

@@ -1,4 +1,4 @@
-"""What is measured side by side: things that run Python code, behind one interface."""
+"""What is measured: software that runs Python code, behind one interface."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 Figures = Mapping[str, float]
-"""What one round found: a figure, in its metric's unit, for each variant; ``""`` where there is only one."""
+"""Figures of one round by variant, in the metric's unit; a single variant is ``""``."""
 
 Trial = Callable[[], Figures]
-"""One round of one subject."""
+"""Measures one round of one subject."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is done in a round: all, or as much as fits into a minute."""
+    """How much a round does: everything, or as much as takes a minute."""
 
     quick: bool
 
     def of(self, full: int, quick: int) -> int:
-        """The number for this scale."""
+        """Return the number for this scale."""
         return quick if self.quick else full
 
 
 class Subject(ABC):
-    """Something that runs Python code."""
+    """Software that runs Python code."""
 
     name: str
 
     def missing(self) -> str | None:
-        """Why it cannot be measured here, and what to install; None where it can."""
+        """Return what must be installed before it can be measured; None if nothing."""
         return None
 
     @abstractmethod
     def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
-        """What measures the metric; None where this has no such thing."""
+        """Return the trial of a metric; None if the metric does not apply."""
 
 
 class Session(ABC):
-    """A persistent namespace that runs one piece of code after another."""
+    """A persistent namespace that executes pieces of code, one after another."""
 
     @abstractmethod
     def run(self, code: str) -> str:
-        """Run it to its end; what it printed.
+        """Run code to its end, and return what it printed.
 
         Raises:
-            RuntimeError: the code failed, which no code here should.
+            RuntimeError: the code failed.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and wait until it is gone."""
+        """End the session, and wait for its processes."""
 
     def times(self, code: str, count: int) -> list[float]:
-        """Seconds from the order to the result, for each of so many runs."""
+        """Return the seconds from order to result of each of ``count`` runs."""
         found: list[float] = []
         for _ in range(count):
             start = time.perf_counter()
@@ -66,12 +66,12 @@ class Session(ABC):
         return found
 
     def processes(self) -> list[int]:
-        """The processes that are there for this session alone."""
+        """Return the pids of this session's own processes."""
         return []
 
 
 def pss(processes: list[int]) -> int:
-    """Bytes of memory that processes hold, what is shared counted in parts (``Pss`` of proc(5), smaps_rollup)."""
+    """Return the bytes of memory of processes; shared pages count in parts (proc(5), ``smaps_rollup``)."""
     total = 0
     for pid in processes:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
@@ -80,7 +80,7 @@ def pss(processes: list[int]) -> int:
 
 
 def processor_ns(pid: int) -> int:
-    """Nanoseconds for which all threads of a process ran (the first number of proc(5), schedstat)."""
+    """Return the processor time of a process in nanoseconds (proc(5), ``schedstat`` of its threads)."""
     total = 0
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:

@@ -1,4 +1,4 @@
-"""Trials that hold for whatever has sessions: ours and the peers' are measured by the same code."""
+"""Trials of every subject with sessions: the same code measures ours and the peers'."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from .subjects import Scale, Session, Subject, Trial, pss
 
 MB = 10**6
-BATCHES = (1, 10, 200, 10_000)
+_BATCHES = (1, 10, 200, 10_000)
 
-_TIMES = """\
+# Timed by the guest's code, since its user sees this time.
+_TIME_CALLS = """\
 import json, time
 found = []
 for _ in range({count}):
@@ -29,8 +30,8 @@ class Interactive(Subject):
     """A subject with sessions.
 
     Attributes:
-        ask: how its code asks the worker for one answer and for many, where it can.
-        takes_context: whether it brings a document into the session.
+        ask: names of the functions that ask a worker for one answer, and for many; None without workers.
+        takes_context: whether a session can be given a document.
     """
 
     ask: tuple[str, str] | None = None
@@ -38,10 +39,10 @@ class Interactive(Subject):
 
     @abstractmethod
     def start(self, context: object = "") -> Session:
-        """Open a session; with a context only where it takes one."""
+        """Open a session; pass a context only if ``takes_context``."""
 
     def first_output(self, context: object = "") -> float:
-        """Seconds from the order for a session to the output of its first piece of code; it is closed thereafter."""
+        """Return the seconds from the order for a session to its first output, and close the session."""
         start = time.perf_counter()
         session = self.start(context)
         try:
@@ -50,66 +51,67 @@ class Interactive(Subject):
         finally:
             session.close()
         if printed.strip() != "1":
-            raise RuntimeError(f"{self.name} printed {printed[:80]!r}")
+            raise RuntimeError(f"{self.name} printed {printed[:80]!r} instead of 1")
         return took
 
     def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
         """See ``Subject.trial``."""
-        return of_sessions(self, metric, scale)
+        return session_trial(self, metric, scale)
 
 
-def of_sessions(subject: Interactive, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
-    """What measures the metric with sessions of the subject; None where it cannot be."""
+def session_trial(subject: Interactive, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
+    """Return the trial of a metric with sessions of the subject; None if the metric does not apply."""
     match metric:
         case "open":
-            return _opening(subject)
+            return _open(subject)
         case "execute":
-            return _executing(subject)
+            return _execute(subject)
         case "output":
-            return _printing(subject)
+            return _output(subject)
         case "memory":
-            return _resting(subject)
+            return _memory(subject)
         case "worker" if subject.ask is not None:
-            return _asking(subject, subject.ask[0], scale)
+            return _worker(subject, subject.ask[0], scale)
         case "batch" if subject.ask is not None:
-            return _asking_many(subject, subject.ask[1], scale)
+            return _batch(subject, subject.ask[1], scale)
         case "context" if subject.takes_context:
-            return _bringing(subject, scale)
+            return _context(subject, scale)
         case _:
             return None
 
 
 def text_of(megabytes: float, mark: int = 0) -> str:
-    """A text of so many megabytes; an object of its own, whatever was made before."""
+    """Return a text of this size; the mark makes it differ from other texts."""
     return f"{mark:09d}\n" + "012345678\n" * (int(megabytes * MB) // 10 - 1)
 
 
-def sizes(scale: Scale) -> tuple[float, ...]:
-    """Of contexts, in MB."""
+def context_sizes(scale: Scale) -> tuple[float, ...]:
+    """Return the sizes of contexts in MB."""
     return (1, 10, 100) if scale.quick else (0.1, 1, 10, 100)
 
 
 def seconds_of_calls(session: Session, call: str, count: int) -> float:
-    """Seconds that a call takes, measured by the code that makes it: the median of so many."""
-    found: list[float] = json.loads(session.run(_TIMES.format(call=call, count=count)))
+    """Return the median seconds of ``count`` calls, timed by the code that makes them."""
+    found: list[float] = json.loads(session.run(_TIME_CALLS.format(call=call, count=count)))
     return statistics.median(found)
 
 
 @contextmanager
-def _opening(subject: Interactive) -> Generator[Trial]:
-    subject.first_output()  # files of the disk, and what is built once
+def _open(subject: Interactive) -> Generator[Trial]:
+    # The first one reads files from disk, and builds what is built once.
+    subject.first_output()
     yield lambda: {"": subject.first_output() * 1e3}
 
 
 @contextmanager
-def _executing(subject: Interactive) -> Generator[Trial]:
+def _execute(subject: Interactive) -> Generator[Trial]:
     with closing(subject.start()) as session:
         session.times("1 + 1", 5)
         yield lambda: {"": statistics.median(session.times("1 + 1", 20)) * 1e3}
 
 
 @contextmanager
-def _printing(subject: Interactive) -> Generator[Trial]:
+def _output(subject: Interactive) -> Generator[Trial]:
     with closing(subject.start()) as session:
         yield lambda: {
             f"{megabytes} MB": session.times(f"print('x' * {megabytes * MB})", 1)[0] * 1e3
@@ -118,14 +120,14 @@ def _printing(subject: Interactive) -> Generator[Trial]:
 
 
 @contextmanager
-def _asking(subject: Interactive, ask: str, scale: Scale) -> Generator[Trial]:
+def _worker(subject: Interactive, ask: str, scale: Scale) -> Generator[Trial]:
     with closing(subject.start()) as session:
         seconds_of_calls(session, f"{ask}('x')", 20)
         yield lambda: {"": seconds_of_calls(session, f"{ask}('x')", scale.of(50, 20)) * 1e3}
 
 
 @contextmanager
-def _asking_many(subject: Interactive, ask: str, scale: Scale) -> Generator[Trial]:
+def _batch(subject: Interactive, ask: str, scale: Scale) -> Generator[Trial]:
     with closing(subject.start()) as session:
         seconds_of_calls(session, f"{ask}(['x'] * 200)", 3)
         yield lambda: {
@@ -133,25 +135,26 @@ def _asking_many(subject: Interactive, ask: str, scale: Scale) -> Generator[Tria
                 session, f"{ask}(['x'] * {size})", max(1, scale.of(1000, 200) // size)
             )
             * 1e3
-            for size in BATCHES
+            for size in _BATCHES
         }
 
 
 @contextmanager
-def _bringing(subject: Interactive, scale: Scale) -> Generator[Trial]:
+def _context(subject: Interactive, scale: Scale) -> Generator[Trial]:
+    # A new text each time, so that no copy of an earlier one is used again.
     marks = iter(range(10**9))
 
-    def more(megabytes: float) -> float:
+    def extra_ms(megabytes: float) -> float:
         text = text_of(megabytes, next(marks))
         plain = subject.first_output()
         return (subject.first_output(text) - plain) * 1e3
 
     subject.first_output()
-    yield lambda: {f"str, {megabytes} MB": more(megabytes) for megabytes in sizes(scale)}
+    yield lambda: {f"str, {megabytes} MB": extra_ms(megabytes) for megabytes in context_sizes(scale)}
 
 
 @contextmanager
-def _resting(subject: Interactive) -> Generator[Trial]:
+def _memory(subject: Interactive) -> Generator[Trial]:
     with closing(subject.start()) as session:
         session.run("print(1)")
         processes = session.processes()

@@ -1,4 +1,4 @@
-"""Trials of what only our own sandboxes have, or what is asked of them in another way."""
+"""Trials that only our sandboxes have, or that measure them in another way than the peers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,30 @@ from ...engine.sandbox import CallError, WorkerCall
 from . import trials
 from .figures import quantile
 from .metrics import live
-from .ours import CONFIG, Many, OurSessions, checked, execute_times, open_seconds, processes_in_use
+from .ours import (
+    CONFIG,
+    InstantBatchModel,
+    OurSessions,
+    checked,
+    execute_times,
+    open_seconds,
+    processes_in_use,
+)
 from .subjects import Figures, Scale, Trial, processor_ns, pss
 
-_FOREVER = "while True: pass"
-_DEAF = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{_FOREVER}"
+_ENDLESS = "while True: pass"
+_IGNORES_INTERRUPTS = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{_ENDLESS}"
 _SECONDS = 0.1
 _CORES = os.cpu_count() or 1
+_LINE_BYTES = 1000
 
 
 @contextmanager
-def _asking_many(ours: OurSessions, scale: Scale) -> Generator[Trial]:
-    """As of every subject, and with a model that takes many conversations at once."""
+def _batch(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     count = scale.of(10, 3)
-    each = trials.of_sessions(ours, "batch", scale)
-    assert each is not None
-    with each as trial, closing(ours.start(worker=Many())) as session:
+    common = trials.session_trial(ours, "batch", scale)
+    assert common is not None
+    with common as trial, closing(ours.start(worker=InstantBatchModel())) as session:
         call = "worker_batch(['x'] * 200)"
         yield lambda: {
             **trial(),
@@ -43,39 +51,42 @@ def _asking_many(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 @contextmanager
-def _bringing(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+def _context(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     ours.first_output()
+    # A new text each round: one that was given before is shared, which `again` measures.
     marks = iter(range(10**9))
 
-    def more() -> Figures:
+    def extra_ms() -> Figures:
         found: dict[str, float] = {}
-        ours.first_output()  # what the round before took, 100 MB several times, is given back by now
-        for size in trials.sizes(scale):
+        # Until this one is open, the memory of the round before (several times 100 MB) has been freed.
+        ours.first_output()
+        for size in trials.context_sizes(scale):
             text = trials.text_of(size, next(marks))
             plain, once, again = (ours.first_output(context) for context in ("", text, text))
             found |= {f"str, {size} MB": once - plain, f"str, {size} MB, again": again - plain}
             if size <= scale.of(100, 10):
-                lines = [f"{line:0999d}" for line in range(int(size * 1000))]
+                lines = [
+                    f"{line:0{_LINE_BYTES - 1}d}" for line in range(int(size * trials.MB) // _LINE_BYTES)
+                ]
                 found[f"list, {size} MB"] = ours.first_output(lines) - plain
-                found[f"dict, {size} MB"] = (
-                    ours.first_output(dict(zip(map(str, range(len(lines))), lines, strict=True))) - plain
-                )
+                by_number = dict(zip(map(str, range(len(lines))), lines, strict=True))
+                found[f"dict, {size} MB"] = ours.first_output(by_number) - plain
         return {name: seconds * 1e3 for name, seconds in found.items()}
 
-    yield more
+    yield extra_ms
 
 
 @contextmanager
 def _beside(ours: OurSessions, scale: Scale) -> Generator[Trial]:
-    with closing(ours.start()) as bare, closing(ours.start(trials.text_of(100))) as laden:
-        sessions = {"0 MB": bare, "100 MB": laden}
+    with closing(ours.start()) as empty, closing(ours.start(trials.text_of(100))) as full:
+        sessions = {"0 MB": empty, "100 MB": full}
         yield lambda: {
             name: statistics.median(session.times("1 + 1", 20)) * 1e3 for name, session in sessions.items()
         }
 
 
 @contextmanager
-def _cycling(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+def _cycle(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     count = scale.of(40, 8)
 
     async def rate(at_once: int) -> float:
@@ -94,17 +105,17 @@ def _cycling(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 @contextmanager
-def _resting(ours: OurSessions, scale: Scale) -> Generator[Trial]:
-    yield lambda: {"": _mib_of_one(ours, scale.of(20, 4))}
+def _memory(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+    yield lambda: {"": _idle_mib(ours, scale.of(20, 4))}
 
 
 @contextmanager
-def _dense(ours: OurSessions, scale: Scale) -> Generator[Trial]:
-    yield lambda: {"": 1024 / _mib_of_one(ours, scale.of(20, 4))}
+def _density(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+    yield lambda: {"": 1024 / _idle_mib(ours, scale.of(20, 4))}
 
 
-def _mib_of_one(ours: OurSessions, count: int) -> float:
-    """What one of so many idle sandboxes holds in memory: shim, init and repl."""
+def _idle_mib(ours: OurSessions, count: int) -> float:
+    """Return the mean memory of one of ``count`` idle sandboxes: shim, init and repl, in MiB."""
 
     async def measure() -> float:
         async with AsyncExitStack() as stack:
@@ -112,33 +123,34 @@ def _mib_of_one(ours: OurSessions, count: int) -> float:
                 checked(await sandbox.execute("print(1)"))
             found = processes_in_use()
             if len(found) != count:
-                raise RuntimeError(f"{len(found)} sandboxes are in use, and not {count}")
+                raise RuntimeError(f"found the processes of {len(found)} sandboxes instead of {count}")
             return pss([pid for each in found for pid in each.values()]) / count / (1 << 20)
 
     return ours.wait(measure())
 
 
 @contextmanager
-def _stopping(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+def _stop(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     yield lambda: {
         "interrupted": ours.wait(_interrupt_seconds()) * 1e3,
-        "timed out": ours.wait(_overtime(_FOREVER, 0.0)) * 1e3,
-        "killed": ours.wait(_overtime(_DEAF, _SECONDS)) * 1e3,
+        "timed out": ours.wait(_overtime(_ENDLESS, 0.0)) * 1e3,
+        "killed": ours.wait(_overtime(_IGNORES_INTERRUPTS, _SECONDS)) * 1e3,
     }
 
 
 async def _interrupt_seconds() -> float:
-    """From the order to stop a cell to its result."""
-    begun = asyncio.Event()
+    """Return the seconds from the order to stop a cell to its result."""
+    called = asyncio.Event()
 
     async def answer(call: WorkerCall) -> Sequence[str | CallError]:
-        begun.set()
+        called.set()
         return [""] * len(call.prompts)
 
     async with open_sandbox(CONFIG, on_call=answer) as sandbox:
-        cell = asyncio.ensure_future(sandbox.execute(f"worker('begun')\n{_FOREVER}"))
-        await asyncio.wait_for(begun.wait(), CONFIG.start_timeout)
-        await asyncio.sleep(_SECONDS)  # into its loop
+        cell = asyncio.ensure_future(sandbox.execute(f"worker('started')\n{_ENDLESS}"))
+        await asyncio.wait_for(called.wait(), CONFIG.start_timeout)
+        # Until the cell is in its loop.
+        await asyncio.sleep(_SECONDS)
         start = time.perf_counter()
         await sandbox.interrupt()
         result = await cell
@@ -148,14 +160,16 @@ async def _interrupt_seconds() -> float:
 
 
 async def _overtime(code: str, grace: float) -> float:
-    """Seconds by which a cell that never ends is over its time, and the grace where it hears of no interrupt."""
+    """Return the seconds by which an endless cell exceeds its timeout; ``grace`` is added to the timeout."""
     config = CONFIG.model_copy(update={"grace": grace or CONFIG.grace})
     async with open_sandbox(config) as sandbox:
         start = time.perf_counter()
         result = await sandbox.execute(code, timeout=_SECONDS)
         took = time.perf_counter() - start
     if checked(result, Outcome.TIMEOUT).state_lost != (grace > 0):
-        raise RuntimeError("a cell that hears of interrupts was killed, or one that does not was not")
+        raise RuntimeError(
+            "a cell was killed although it can be interrupted, or interrupted although it cannot"
+        )
     return took - _SECONDS - grace
 
 
@@ -164,21 +178,21 @@ async def _open(stack: AsyncExitStack, count: int) -> list[Sandbox]:
 
 
 @contextmanager
-def _crowding(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+def _live(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     counts = (1, 8) if scale.quick else (1, 8, 64, 200)
-    yield lambda: ours.wait(_grow(counts, scale.of(100, 40)))
+    yield lambda: ours.wait(_execute_among(counts, scale.of(100, 40)))
 
 
-async def _grow(counts: Sequence[int], cells: int) -> Figures:
-    """One crowd after another, each the last one with more; at least so many cells of each."""
+async def _execute_among(counts: Sequence[int], cells: int) -> Figures:
+    """Return times of ``execute`` with each number of open sandboxes, from at least so many cells."""
     found: dict[str, float] = {}
     async with AsyncExitStack() as stack:
-        crowd: list[Sandbox] = []
+        sandboxes: list[Sandbox] = []
         for count in counts:
-            crowd += await _open(stack, count - len(crowd))
-            one = await execute_times(crowd[0], "1 + 1", cells)
+            sandboxes += await _open(stack, count - len(sandboxes))
+            one = await execute_times(sandboxes[0], "1 + 1", cells)
             each = await asyncio.gather(
-                *(execute_times(sandbox, "1 + 1", max(3, cells // count)) for sandbox in crowd)
+                *(execute_times(sandbox, "1 + 1", max(3, cells // count)) for sandbox in sandboxes)
             )
             for busy, times in (("one", one), ("all", [seconds for some in each for seconds in some])):
                 found[live(count, busy, "p50")] = quantile(times, 0.5) * 1e3
@@ -187,7 +201,7 @@ async def _grow(counts: Sequence[int], cells: int) -> Figures:
 
 
 @contextmanager
-def _working(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+def _cpu(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     calls, cells = scale.of(500, 100), scale.of(200, 50)
     with closing(ours.start()) as session:
         (pids,) = processes_in_use()
@@ -200,7 +214,7 @@ def _working(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 def _processor_us(work: Callable[[], object], pids: dict[str, int], count: int, what: str) -> Figures:
-    """Microseconds for which each process ran, of which the work is so many times the same."""
+    """Return the microseconds of each process for one of ``count`` repetitions in ``work``."""
     processes = {"engine": os.getpid(), **pids}
     before = {name: processor_ns(pid) for name, pid in processes.items()}
     work()
@@ -210,7 +224,7 @@ def _processor_us(work: Callable[[], object], pids: dict[str, int], count: int, 
 
 
 @contextmanager
-def _starting(ours: OurSessions, scale: Scale) -> Generator[Trial]:
+def _cli(ours: OurSessions, scale: Scale) -> Generator[Trial]:
     quickstart = Path(tasks.__path__[0], "examples", "quickstart", "task.json")
     engine = ["-m", "supdist.engine"]
     programs = {
@@ -219,7 +233,8 @@ def _starting(ours: OurSessions, scale: Scale) -> Generator[Trial]:
         "supdist-engine --help": [*engine, "--help"],
         "run quickstart": [*engine, "run", str(quickstart)],
     }
-    keys = ("TOGETHER_API_KEY", "OPENAI_API_KEY")  # without one, the builtin models answer
+    # Without a key, the builtin models answer.
+    keys = ("TOGETHER_API_KEY", "OPENAI_API_KEY")
     environment = {name: value for name, value in os.environ.items() if name not in keys}
 
     def seconds(arguments: list[str]) -> float:
@@ -239,21 +254,21 @@ def _starting(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 TRIALS: dict[str, Callable[[OurSessions, Scale], AbstractContextManager[Trial]]] = {
-    "batch": _asking_many,
-    "context": _bringing,
+    "batch": _batch,
+    "context": _context,
     "beside": _beside,
-    "cycle": _cycling,
-    "memory": _resting,
-    "density": _dense,
-    "stop": _stopping,
-    "live": _crowding,
-    "cpu": _working,
-    "cli": _starting,
+    "cycle": _cycle,
+    "memory": _memory,
+    "density": _density,
+    "stop": _stop,
+    "live": _live,
+    "cpu": _cpu,
+    "cli": _cli,
 }
 
 
-class Ours(OurSessions):
-    """Our sandboxes, with the trials that they alone have."""
+class OurSubject(OurSessions):
+    """Our sandboxes, with the trials that only they have."""
 
     def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
         """See ``Subject.trial``."""
