@@ -1,4 +1,4 @@
-"""What an experiment is: every setting, and what is written down beside them so that it can be had again."""
+"""The settings of an experiment, and the provenance that is written beside them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from ...engine.config import RunConfig, option_of, pydantic_field
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, specified_by
 from ...engine.sandbox import SandboxConfig
+from ...engine.supervisor.prompts import Prompts
 from ...engine.taskfile import TaskLimits, read_as
 from ...engine.trust import Environment
 from .records import STRATEGY_NAMES, Strategy
@@ -23,23 +25,23 @@ from .records import STRATEGY_NAMES, Strategy
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 FREE = frozenset({"concurrency", "executor", "ray_address"})
-"""Settings that decide how fast it goes, and not what comes out."""
+"""Settings that may change when an experiment is resumed: they change no result."""
 
 _NO_ENDPOINT = "no endpoint is configured; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
 _JUDGE = "Qwen/Qwen3-235B-A22B-Instruct-2507-tput"
 _JUDGE_AT_OPENAI = "gpt-4.1"
 _JUDGE_TOKENS = 1024
 
+# Packages that answers, scores or token counts depend on.
 _DEPENDENCIES = (
     "bm25s", "datasets", "genai-prices", "msgspec", "openai", "pydantic", "pyzmq", "ray", "tokenizers", "vllm",
 )  # fmt: skip
-"""What answers, scores or counts may depend on."""
 
 _SECRET = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
 class ExperimentConfig(BaseModel):
-    """Examples of a task, run by a strategy. Paths are relative to the current directory."""
+    """The settings of an experiment. Paths are relative to the working directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="supdist-engine experiment")
 
@@ -48,40 +50,41 @@ class ExperimentConfig(BaseModel):
         default_factory=dict[str, JsonValue], description="the task's own options"
     )
     strategy: Strategy = Field(
-        default="supervisor", validation_alias=STRATEGY_NAMES, description="how the examples are answered"
+        default="supervisor", validation_alias=STRATEGY_NAMES, description="how an example is answered"
     )
     supervisor: ModelSpec | None = Field(
-        default=None, description="the model that writes code, or is asked directly; else the environment's"
+        default=None,
+        description="the model that writes code, or answers directly; from the environment by default",
     )
     worker: ModelSpec | None = Field(
-        default=None, description="the model that the code asks; else the environment's"
+        default=None, description="the model that the code asks; from the environment by default"
     )
     judge: ModelSpec | Literal["none"] | None = Field(
-        default=None, description="the model that judges answers, where the task wants one; else the default"
+        default=None, description="the model that judges answers, if the task uses one; none for no judge"
     )
-    n: int = Field(default=20, ge=-1, description="examples; -1 for all")
-    seed: int = Field(default=42, description="which examples, and in what order")
+    n: int = Field(default=20, ge=-1, description="number of examples; -1 for all")
+    seed: int = Field(default=42, description="seed that selects and orders the examples")
     limits: TaskLimits = Field(default_factory=TaskLimits, description="what one example may take")
-    sandbox: SandboxConfig = Field(default_factory=SandboxConfig)
+    sandbox: SandboxConfig = pydantic_field("sandbox", default_factory=SandboxConfig)
     cache: str = Field(
         default="experiment",
         min_length=1,
         description="where finished answers are kept: experiment (in its folder), off, or a file; "
-        "without it an example that was interrupted is paid for anew",
+        "with off, an interrupted example is paid for again",
     )
-    cache_sampled: bool = Field(
-        default=True, description="whether answers that were drawn at random are kept, too"
-    )
-    prompts_dir: str | None = Field(default=None, description="a folder with other prompts")
+    # Unlike in a run, true by default: a resumed example needs the answers that it had.
+    cache_sampled: bool = pydantic_field("cache_sampled", default=True)
+    prompts_dir: str | None = Field(default=None, description=f"a folder with {option_of('prompts').doc}")
     window: int | None = Field(
         default=None,
         ge=256,
-        description="direct: tokens that the document is cut to, with question and answer",
+        description="direct: tokens of the prompt and its answer; the document is cut to fit",
     )
     concurrency: int = Field(default=4, ge=1, le=10_000, description="examples at once")
-    executor: Literal["local", "ray"] = Field(default="local", description="where examples are run")
+    executor: Literal["local", "ray"] = Field(default="local", description="where examples run")
     ray_address: str | None = Field(
-        default=None, description="ray: the cluster's address; by default it is found, or one is started here"
+        default=None,
+        description="ray: the cluster's address; by default one is found, or started on this machine",
     )
 
     @model_validator(mode="after")
@@ -90,13 +93,13 @@ class ExperimentConfig(BaseModel):
             if isinstance(spec, OpenAISpec) and (where := _secret_in(spec)):
                 raise ValueError(
                     f"{role}: {where} seems to hold a key, and settings are written to the experiment's folder; "
-                    "put the key into a variable, and name that in api_key_env"
+                    "put the key into a variable, and name that variable in api_key_env"
                 )
         return self
 
     @property
     def models(self) -> tuple[str, str, str]:
-        """Names to show, of supervisor, worker and judge; empty where there is none."""
+        """The names of supervisor, worker and judge; empty where there is none."""
         if self.strategy == "direct" and isinstance(self.supervisor, BuiltinSpec):
             supervisor = "builtin-worker"
         else:
@@ -104,53 +107,69 @@ class ExperimentConfig(BaseModel):
         judge = None if self.judge == "none" else self.judge
         return supervisor, _name("worker", self.worker), _name("judge", judge)
 
+    def run_config(self) -> RunConfig:
+        """Return the options of an example's run, without its log folder and the file of its cache.
+
+        Raises:
+            TaskError: the prompts cannot be read.
+        """
+        return RunConfig.from_mapping(
+            {
+                **dict(self.limits),
+                "sandbox": self.sandbox,
+                "cache": "off" if self.cache == "off" else "run",
+                "cache_sampled": self.cache_sampled,
+                # A resumed example must reach its limits where the interrupted one did.
+                "cache_counts": True,
+                "prompts": Prompts.from_directory(self.prompts_dir) if self.prompts_dir else None,
+            }
+        )
+
 
 class Provenance(BaseModel):
-    """What an experiment was made of, besides its settings."""
+    """Facts about an experiment besides its settings."""
 
     model_config = _STRICT
 
-    version: str = Field(description="of this package")
+    version: str = Field(description="version of this package")
     python: str
     platform: str
-    dependencies: dict[str, str] = Field(description="versions of what answers and scores may depend on")
-    data_hash: str = Field(description="of the task's data")
+    dependencies: dict[str, str] = Field(description="versions of packages that results depend on")
+    data_hash: str = Field(description="hash of the task's data")
     sample: list[str] = Field(description="ids of the examples, in order")
     command: list[str] = Field(description="the command line")
-    started: str = Field(description="when it was begun, ISO 8601, UTC")
+    started: str = Field(description="time of the start, ISO 8601, UTC")
 
 
 class Manifest(ExperimentConfig):
-    """The content of config.json: the settings with models filled in, and where it all came from."""
+    """The content of config.json: the settings with their models resolved, and the provenance."""
 
     provenance: Provenance
 
     @classmethod
     def of(cls, config: ExperimentConfig, provenance: Provenance) -> Manifest:
-        """The two together."""
+        """Join settings and provenance."""
         return cls(**dict(config), provenance=provenance)
 
     def settings(self) -> ExperimentConfig:
-        """The settings alone."""
+        """Return the settings alone."""
         return ExperimentConfig(**{name: getattr(self, name) for name in ExperimentConfig.model_fields})
 
 
 def read_config(path: Path) -> ExperimentConfig:
-    """The settings of a TOML or JSON file.
+    """Read the settings of a TOML or JSON file.
 
     Raises:
-        TaskError: every mistake, a line each.
+        TaskError: the file is wrong; every mistake has a line.
     """
     return read_as(ExperimentConfig, path, "experiment")
 
 
 def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentConfig:
-    """The settings with their models filled in: from the environment, else the builtin pair.
-
-    Models that the strategy does not use are left out.
+    """Return the settings with the models that the strategy uses, from the environment or else builtin.
 
     Raises:
-        TaskError: the strategy cannot be had with these models, or the environment names half an endpoint.
+        TaskError: the strategy does not work with these models, or the environment names half an endpoint.
     """
     if config.strategy == "builtin":
         pair = BuiltinSpec(handler="builtin")
@@ -160,7 +179,7 @@ def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentC
     supervisor = config.supervisor or _model("supervisor", environ)
     if config.strategy == "no-worker" and isinstance(supervisor, BuiltinSpec):
         raise TaskError(
-            "strategy no-worker: the builtin supervisor asks its worker, and can do nothing else; "
+            "strategy no-worker: the builtin supervisor cannot work without a worker; "
             "set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL, or name a model in a --config"
         )
     worker = (config.worker or _model("worker", environ)) if config.strategy == "supervisor" else None
@@ -169,7 +188,7 @@ def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentC
 
 
 def provenance(data_hash: str, sample: Sequence[str], command: Sequence[str]) -> Provenance:
-    """Where an experiment that begins now comes from."""
+    """Return the provenance of an experiment that starts now."""
     return Provenance(
         version=version("supdist-engine"),
         python=platform.python_version(),
@@ -183,7 +202,7 @@ def provenance(data_hash: str, sample: Sequence[str], command: Sequence[str]) ->
 
 
 def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
-    """The settings that may not change in an experiment, and did: a line each."""
+    """Return a line for each setting that has changed and must not."""
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     return [
         f"{name}: {old[name]!r} before, {new[name]!r} now"
@@ -224,7 +243,7 @@ def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["
     """
     if model == "none":
         return "none"
-    spec = _endpoint(environ, model)
+    spec = _judge_at_endpoint(environ, model)
     if spec is None:
         raise TaskError(f"judge {model}: {_NO_ENDPOINT}")
     return spec
@@ -236,13 +255,13 @@ def _judge(config: ExperimentConfig, environ: Mapping[str, str]) -> ModelSpec | 
     elsewhere = ("TOGETHER_API_KEY", "BASE_URL", "OPENAI_BASE_URL")
     at_openai = not any(environ.get(name) for name in elsewhere)
     default = _JUDGE_AT_OPENAI if at_openai else _JUDGE
-    return _endpoint(environ, environ.get("JUDGE_MODEL") or default) or "none"
+    return _judge_at_endpoint(environ, environ.get("JUDGE_MODEL") or default) or "none"
 
 
-def _endpoint(environ: Mapping[str, str], model: str) -> OpenAISpec | None:
-    """Greedy, so that a verdict can be had again."""
+def _judge_at_endpoint(environ: Mapping[str, str], model: str) -> OpenAISpec | None:
     known = environ if isinstance(environ, Environment) else Environment(environ)
     spec = specified_by(known.with_value("SUPERVISOR_MODEL", model), "supervisor")
+    # Without sampling, so that a verdict can be repeated.
     return spec and spec.model_copy(update={"temperature": 0.0, "max_tokens": _JUDGE_TOKENS})
 
 
@@ -261,7 +280,7 @@ def _name(role: str, spec: ModelSpec | None) -> str:
 
 
 def _secret_in(spec: OpenAISpec) -> str | None:
-    """Where a specification seems to hold a key."""
+    """Return the name of a field that seems to hold a key."""
     for name in spec.extra_headers or {}:
         if _SECRET.search(name):
             return f"extra_headers.{name}"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ...engine.cli.options import Backend
+from ...engine.cli.options import Backend, flag
 from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite
 
 T = TypeVar("T")
@@ -72,19 +72,13 @@ class SettingFlags:
     ] = None
     n: Annotated[_Count, typer.Option("-n", min=-1, help="Examples, 20 by default; -1 for all.")] = None
     seed: Annotated[_Count, typer.Option(help="Selects and orders the examples; 42 by default.")] = None
-    max_iterations: Annotated[
-        _Count, typer.Option(min=1, help="Turns of the supervisor for an example, 15 by default.")
-    ] = None
-    max_worker_calls: Annotated[_Count, typer.Option(min=1, help="Worker calls for an example.")] = None
-    max_tokens: Annotated[_Count, typer.Option(min=1, help="Tokens for an example.")] = None
-    max_cost_usd: Annotated[float | None, typer.Option(help="US dollars for an example.")] = None
-    max_seconds: Annotated[float | None, typer.Option(help="Seconds for an example.")] = None
-    output_limit: Annotated[
-        _Count, typer.Option(min=1, help="Characters of a block's output that the supervisor is shown.")
-    ] = None
-    worker_ctx_k: Annotated[
-        _Count, typer.Option(min=1, help="The worker's window in thousands of tokens.")
-    ] = None
+    max_iterations: Annotated[_Count, flag("max_iterations", note="15 by default.")] = None
+    max_worker_calls: Annotated[_Count, flag("max_worker_calls", note="For each example.")] = None
+    max_tokens: Annotated[_Count, flag("max_tokens", note="For each example.")] = None
+    max_cost_usd: Annotated[float | None, flag("max_cost_usd", note="For each example.")] = None
+    max_seconds: Annotated[float | None, flag("max_seconds", note="For each example.")] = None
+    output_limit: Annotated[_Count, flag("output_limit")] = None
+    worker_ctx_k: Annotated[_Count, flag("worker_ctx_k")] = None
     window: Annotated[
         _Count, typer.Option(min=256, help="direct: tokens of the prompt and its answer together.")
     ] = None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from anyio import to_thread
 
 from ...engine.api import arun
 from ...engine.broker.cache import ResponseCache
 from ...engine.broker.prices import window_of
+from ...engine.config import RunConfig
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, builtin
 from ...engine.sandbox import SandboxRuntime
-from ...engine.supervisor.prompts import Prompts
 from ...engine.trust import Permissions
 from ...handlers import ModelHandler
 from .calls import tokens_of
@@ -39,11 +39,10 @@ class CacheFile(NamedTuple):
 class Loop:
     """Answers questions by runs of the engine's loop."""
 
-    config: ExperimentConfig
+    config: RunConfig
     supervisor: ModelHandler
     worker: ModelHandler | None
-    cache: CacheFile | Literal["off", "run"]
-    prompts: Prompts
+    cache: CacheFile | None
 
     async def run(self, query: str, context: object, log_dir: Path) -> Run:
         """Answer one question.
@@ -51,23 +50,14 @@ class Loop:
         Raises:
             EngineError, HandlerError: as ``arun``.
         """
-        limits = self.config.limits
+        # Each run opens the file by itself: an open cache belongs to one run.
+        cache = self.config.cache if self.cache is None else self.cache.store()
         result = await arun(
             query=query,
             context=context,
             supervisor=self.supervisor,
             worker=self.worker,
-            max_iterations=limits.max_iterations,
-            log_dir=log_dir,
-            output_limit=limits.output_limit,
-            worker_ctx_k=limits.worker_ctx_k,
-            sandbox=self.config.sandbox,
-            limits=limits,
-            cache=self.cache if isinstance(self.cache, str) else self.cache.store(),
-            cache_sampled=self.config.cache_sampled,
-            # A resumed example must reach its limits where the interrupted one did.
-            cache_counts=True,
-            prompts=self.prompts,
+            config=replace(self.config, cache=cache, log_dir=log_dir),
         )
         return Run(
             result.answer,
@@ -102,7 +92,7 @@ async def open_strategy(
             store = await stack.enter_async_context(cache.store()) if cache else None
             yield Direct(handler, window, config.limits, store, config.cache_sampled)
             return
-        prompts = Prompts.from_directory(config.prompts_dir) if config.prompts_dir else Prompts()
+        run_config = config.run_config()
         supervisor = _handler(config.supervisor, "supervisor", config, permissions)
         await stack.enter_async_context(supervisor)
         worker = None
@@ -110,7 +100,7 @@ async def open_strategy(
             worker = _handler(config.worker, "worker", config, permissions)
             await stack.enter_async_context(worker)
         await stack.enter_async_context(SandboxRuntime(config.sandbox))
-        yield Loop(config, supervisor, worker, "off" if config.cache == "off" else cache or "run", prompts)
+        yield Loop(run_config, supervisor, worker, cache)
 
 
 def judge_handler(config: ExperimentConfig, permissions: Permissions) -> ModelHandler | None:
