@@ -27,7 +27,7 @@ from .sandbox import SandboxConfig, open_sandbox
 from .sandbox.context import EncodedContext
 from .sandbox.packages import importable
 from .supervisor.conversation import Conversation
-from .supervisor.loop import Research, Task
+from .supervisor.loop import SupervisorLoop, Task
 from .supervisor.prompts import Prompts
 from .toolbox.toolbox import Tool, Toolbox
 
@@ -175,14 +175,15 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
             await starting
             emit(RunStarted(run_id, sandbox.isolation, config.max_iterations))
             stack.enter_context(_metrics_every_second(broker, emit))
-            research = Research(task, broker, sandbox, config.prompts or Prompts(), conversation, log, emit)
-            answer, stop_reason = await research.run()
+            prompts = config.prompts or Prompts()
+            loop = SupervisorLoop(task, broker, sandbox, prompts, conversation, log, emit)
+            answer, stop_reason = await loop.run()
         except BaseException as error:
             await _report_failure(log, starting, emit, run_id, error)
             raise
         result = RunResult(
             answer=answer,
-            iterations=research.iterations,
+            iterations=loop.iterations,
             supervisor_usage=broker.supervisor.usage,
             worker_usage=broker.worker.usage,
             elapsed=time.monotonic() - started,

@@ -1,4 +1,4 @@
-"""The old name of ``supervisor.blocks``, for one release."""
+"""Old name of ``supervisor.blocks``, kept for one release."""
 
 from __future__ import annotations
 

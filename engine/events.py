@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: the values that ``on_event`` gets, in this order."""
+"""The events that ``on_event`` receives while a run goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The sandbox stands; nothing was spent yet."""
+    """The sandbox is ready; nothing was spent yet."""
 
     run_id: str
     isolation: Isolation
@@ -23,14 +23,14 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class TurnStarted:
-    """The supervisor is asked."""
+    """A turn begins: the supervisor is asked."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorReplied:
-    """The supervisor answered; ``text`` is as untrusted as its code."""
+    """The supervisor replied. ``text`` is as untrusted as its code; ``elapsed`` is in seconds."""
 
     step: int
     text: str
@@ -40,7 +40,7 @@ class SupervisorReplied:
 
 @dataclass(frozen=True, slots=True)
 class BlockStarted:
-    """A block is executed: number ``block`` of ``blocks`` in its message."""
+    """A block begins: number ``block`` of ``blocks`` in its message."""
 
     step: int
     block: int
@@ -58,7 +58,7 @@ class BlockEnded:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorWrote:
-    """A piece of the supervisor's message, as it comes; as untrusted as the whole."""
+    """A piece of the supervisor's message, when it arrives; as untrusted as the whole."""
 
     step: int
     text: str
@@ -66,13 +66,13 @@ class SupervisorWrote:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How the worker's calls stand: told once a second, and when some begin or end.
+    """Counts of the worker's prompts, once a second and when some begin or end.
 
     Attributes:
-        queued, in_flight: prompts that wait, and that are with the model.
-        done, failed, cached: prompts with a result; those without an answer and those that cost nothing among them.
+        queued, in_flight: prompts that wait, and that a model works on.
+        done: prompts with a result; ``failed`` and ``cached`` are parts of it.
         usage: what the worker's calls used.
-        cost_usd: dollars of supervisor and worker; None where a price is unknown.
+        cost_usd: dollars of supervisor and worker; None if a price is unknown.
     """
 
     queued: int = 0
@@ -86,7 +86,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The run is over. ``result`` is None where it was cancelled or failed."""
+    """The run ended. ``result`` is None if it was cancelled or failed."""
 
     run_id: str
     how: Literal["result", "cancelled", "failed"]

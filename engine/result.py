@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ StopReason = Literal["final", "max_iterations", "budget", "timeout", "sandbox_lo
 
 @dataclass(frozen=True, slots=True)
 class CallTotals:
-    """What the calls of one model took, over a run.
+    """What the calls of one model took in a run.
 
     Attributes:
-        cost_usd: dollars; None once something of unknown price is among it.
-        cached: answers that came from the cache, or with an equal request under way.
-        retries: attempts that failed before an answer came.
+        cost_usd: dollars; None if a price is unknown.
+        cached: answers from the cache, or from an equal request in flight.
+        retries: failed attempts before an answer.
         queue_seconds, model_seconds: sums over all answers.
-        earlier: what answers from a cache that outlives runs took when another run paid for them, each once:
-            with what this run paid for, it is what the run would have taken by itself.
-        earlier_cost_usd: the same in dollars; None once something of unknown price is among it.
+        earlier: what other runs paid for the cached answers, each once. Without a cache, this run would have paid
+            for it.
+        earlier_cost_usd: the same in dollars; None if a price is unknown.
     """
 
     cost_usd: float | None = 0.0
@@ -36,19 +36,18 @@ class CallTotals:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The answer and how it came about.
+    """The answer of a run, and what it took.
 
     Attributes:
-        answer: the text given to ``FINAL``, or, where a limit was reached first, the supervisor's best answer;
-            None where it gave none.
-        iterations: turns of the supervisor, the request for a best answer not counted.
+        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer; None if it gave none.
+        iterations: turns of the supervisor, without the request for a best answer.
         supervisor_usage, worker_usage: tokens and calls of each.
         elapsed: seconds.
-        stop_reason: why the run ended. ``cancelled`` stands in logs alone: whoever cancels gets no result.
-        isolation: the walls, as measured from inside.
-        run_id: the name of the run in its logs.
-        cost_usd: dollars, of supervisor and worker together; None where a price is unknown.
-        supervisor, worker: what the calls of each took, summed.
+        stop_reason: why the run ended. Only logs have ``cancelled``: a caller that cancels gets no result.
+        isolation: the isolation as measured from inside.
+        run_id: name of the run in its log.
+        cost_usd: dollars of supervisor and worker together; None if a price is unknown.
+        supervisor, worker: what the calls of each took.
     """
 
     answer: str | None

@@ -13,10 +13,10 @@ NOTE = "[$number left out: $characters characters]"
 def talk(*lengths: int) -> Conversation:
     """Instructions, a question, and turns of such lengths."""
     conversation = Conversation()
-    conversation.say("system", "s" * 1000)
-    conversation.say("user", "q" * 1000)
+    conversation.add("system", "s" * 1000)
+    conversation.add("user", "q" * 1000)
     for number, length in enumerate(lengths):
-        conversation.say("user" if number % 2 else "assistant", chr(97 + number % 26) * length)
+        conversation.add("user" if number % 2 else "assistant", chr(97 + number % 26) * length)
     return conversation
 
 
@@ -49,7 +49,7 @@ def test_history_has_everything() -> None:
 
 def test_a_message_taken_back_is_gone_from_both() -> None:
     conversation = talk(10, 20)
-    assert conversation.take_back() == "b" * 20
+    assert conversation.remove_last() == "b" * 20
     assert len(conversation.sent) == len(conversation.history) == 3
 
 

@@ -1,1 +1,1 @@
-"""The loop of a run: what the supervisor model is told, what it writes, and what it is shown."""
+"""The loop of a run, and what it needs: prompts, conversation, code blocks, transcript."""

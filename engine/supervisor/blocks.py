@@ -11,17 +11,18 @@ import warnings
 _FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
 _REPL = frozenset({"repl"})
 _PYTHON = frozenset({"python", "py", "python3"})
-_EXTENSIONS = 8
-"""So many later fences are tried as the end of a block that does not parse."""
-_PARSED_CHARS = 200_000
+
+# Bounds on what a message of a model gone astray can cost: later fences tried per block, and characters parsed.
+_MAX_LATER_FENCES = 8
+_MAX_PARSED_CHARS = 200_000
 
 
 def code_blocks(message: str) -> list[str]:
-    """The blocks to execute, in order: those marked ``repl``, or, where there is none, those marked ``python``.
+    """Return the blocks to execute, in order: those marked ``repl``, or, if there is none, those marked ``python``.
 
-    A fence is a line of at least three backticks or tildes; it ends at a line of at least as many of the
-    same, or with the message. A closing fence may also be the text of a string: where the code up to it is
-    no Python, and the code up to a later one is, the block goes on to that one.
+    A fence is a line of three or more backticks or tildes. A block ends at a line of at least as many of the same, or
+    with the message. A fence inside a string does not end it: if the code up to a fence does not parse, and the code up
+    to a later fence does, the block ends at the later one.
     """
     lines = message.replace("\r\n", "\n").split("\n")
     return _blocks(lines, _REPL) or _blocks(lines, _PYTHON)
@@ -38,14 +39,14 @@ def _blocks(lines: list[str], languages: frozenset[str]) -> list[str]:
             continue
         words = opening["info"].split()
         wanted = bool(words) and words[0].lower() in languages
-        code, at = _body(lines, at + 1, opening["fence"], parser if wanted else None)
+        code, at = _read_block(lines, at + 1, opening["fence"], parser if wanted else None)
         if wanted and code.strip():
             blocks.append(textwrap.dedent(code) if opening["indent"] else code)
     return blocks
 
 
-def _body(lines: list[str], start: int, fence: str, parser: _Parser | None) -> tuple[str, int]:
-    """The code after an opening fence, and the line after its closing one. Without a parser, the first closes."""
+def _read_block(lines: list[str], start: int, fence: str, parser: _Parser | None) -> tuple[str, int]:
+    """Return the code after an opening fence, and the number of the line after its closing fence."""
     closings = (
         number
         for number in range(start, len(lines))
@@ -54,12 +55,13 @@ def _body(lines: list[str], start: int, fence: str, parser: _Parser | None) -> t
     first = next(closings, None)
     if first is not None:
         if parser is not None:
-            for number in (first, *itertools.islice(closings, _EXTENSIONS)):
+            for number in (first, *itertools.islice(closings, _MAX_LATER_FENCES)):
                 code = "\n".join(lines[start:number])
                 if parser.accepts(code):
                     return code, number + 1
         return "\n".join(lines[start:first]), first + 1
     code = "\n".join(lines[start:])
+    # Models put the closing fence at the end of the last line of code, too.
     stripped = code.rstrip().removesuffix(fence)
     if (
         parser is not None
@@ -76,16 +78,16 @@ def _closes(match: re.Match[str], fence: str) -> bool:
 
 
 class _Parser:
-    """Says whether code parses, within a budget for the whole message: it may be a model gone astray."""
+    """Parses code, within a budget for the whole message."""
 
     def __init__(self) -> None:
-        self._left = _PARSED_CHARS
+        self._left = _MAX_PARSED_CHARS
 
     def accepts(self, code: str) -> bool:
-        """Only parses: the text is a model's, and compiling is the guest's business."""
+        """Return whether the code parses. It is only parsed: a model wrote it, and only the guest compiles it."""
         self._left -= len(code) + 100
         if self._left < 0:
-            return True  # the budget is used up: the first closing fence closes
+            return True  # the budget is used up, so the first closing fence closes
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

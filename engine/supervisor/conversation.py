@@ -1,4 +1,4 @@
-"""What supervisor and engine have said: all of it, and the part that still fits the supervisor's window."""
+"""The conversation of supervisor and engine: all of it, and the part that still fits the supervisor's window."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from string import Template
 
 from ...handlers import Message, Role
 
+# The instructions and the question at the head, and the last two turns with their outputs, always stay.
 _HEAD, _TAIL = 2, 4
-"""Messages that stay: the instructions and the question; the last two turns with their outputs."""
 
-_WORTH = 400
-"""Characters; what is shorter is not worth a note in its place."""
+# A note takes about 100 characters, so it is not worth replacing a shorter message.
+_MIN_CHARS = 400
 
 
 class Conversation:
-    """A list of messages that only grows, and the same list with old ones left out.
+    """A list of messages that only grows, and the same list with notes in the place of old messages.
 
     Attributes:
         history: every message, whole.
@@ -26,25 +26,25 @@ class Conversation:
         self.history: list[Message] = []
         self.sent: list[Message] = []
 
-    def say(self, role: Role, text: str) -> None:
+    def add(self, role: Role, text: str) -> None:
         """Add a message."""
         for messages in (self.history, self.sent):
             messages.append({"role": role, "content": text})
 
-    def take_back(self) -> str:
-        """Remove the last message; its text."""
+    def remove_last(self) -> str:
+        """Remove the last message and return its text."""
         self.sent.pop()
         return self.history.pop()["content"]
 
     def leave_out(self, fits: Callable[[Sequence[Message]], bool], note: str) -> list[int]:
-        """Put notes in the place of old messages, outputs before the supervisor's own, until ``fits`` is content.
+        """Replace old messages by notes until ``fits`` returns true: outputs first, then the supervisor's own.
 
         Args:
             fits: whether the messages fit.
-            note: what stands there instead. ``$number`` of the message, ``$characters`` of it.
+            note: template of a note, with ``$number`` and ``$characters`` of the message.
 
         Returns:
-            the numbers of those that were left out; none where nothing could be.
+            the numbers of the messages that were replaced.
         """
         left_out: list[int] = []
         last = len(self.sent) - _TAIL
@@ -55,13 +55,13 @@ class Conversation:
                 text = self.sent[number]["content"]
                 if self.sent[number]["role"] == role and text == self.history[number]["content"]:
                     short = Template(note).safe_substitute(number=number, characters=f"{len(text):,}")
-                    if len(text) > _WORTH:
+                    if len(text) > _MIN_CHARS:
                         self.sent[number] = {"role": role, "content": short}
                         left_out.append(number)
         return left_out
 
     def show(self, start: int = 0, stop: int | None = None) -> list[dict[str, str]]:
-        """The messages from ``start`` to ``stop``, whole, as a list of ``{"role": ..., "content": ...}``."""
+        """Return the messages from ``start`` to ``stop``, whole, as plain dicts."""
         return [
             {"role": message["role"], "content": message["content"]} for message in self.history[start:stop]
         ]

@@ -1,4 +1,4 @@
-"""The loop: supervisor, code, outputs, supervisor, until FINAL or a limit."""
+"""The loop of a run: ask the supervisor, run its code, report the outputs, until FINAL or a limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...handlers import Completion, ContextTooLong, HandlerError, Message, Role
+from ...handlers import Completion, ContextTooLong, HandlerError, Message
 from ..broker.broker import Broker
 from ..broker.budget import BudgetExceeded
 from ..errors import SandboxError, SandboxLost
@@ -21,8 +21,8 @@ from .conversation import Conversation
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
 from .transcript import show_results
 
+# A guest that attacks its shim gets no second interpreter.
 _ENDS_THE_RUN = frozenset({Outcome.PROTOCOL_VIOLATION})
-"""A guest that attacks its shim gets no second interpreter."""
 
 _REASONS: dict[StopReason, str] = {
     "max_iterations": "all turns are used",
@@ -33,17 +33,17 @@ _REASONS: dict[StopReason, str] = {
 
 
 def is_last(result: CellResult) -> bool:
-    """Whether the blocks after this one are not run: it answered, or went wrong."""
+    """Return whether the blocks after this one are skipped, because it answered or failed."""
     return result.final is not None or result.outcome is not Outcome.OK
 
 
 class _TimeIsUp(Exception):
-    """The run's seconds are used."""
+    """The run has used its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is to be answered, under which limits."""
+    """The question of a run, and its limits."""
 
     query: str
     context: object
@@ -58,8 +58,12 @@ class Task:
 
 
 @dataclass(slots=True)
-class Research:
-    """One run's conversation with its supervisor."""
+class SupervisorLoop:
+    """The loop of one run.
+
+    Attributes:
+        iterations: turns so far.
+    """
 
     task: Task
     broker: Broker
@@ -69,12 +73,12 @@ class Research:
     log: RunLogger
     emit: Callable[[Event], None]
     iterations: int = 0
-    _seen: int = 0
+    _logged: int = 0
     _deadline: float | None = None
 
     async def run(self) -> tuple[str | None, StopReason]:
-        """Answer and reason. Limits are reasons; errors of models and logs are raised."""
-        self._open()
+        """Return the answer and why the run ended. A limit is a reason; errors of models and logs are raised."""
+        self._begin()
         if self.task.max_seconds is not None:
             self._deadline = asyncio.get_running_loop().time() + self.task.max_seconds
         reason: StopReason = "max_iterations"
@@ -92,7 +96,7 @@ class Research:
         return await self._best_answer(reason), reason
 
     async def _turn(self, step: int) -> str | None:
-        """One message of the supervisor and what came of it; the answer, if it gave one."""
+        """Run one turn. Return the answer, if the supervisor gave one."""
         self.log.step = self.iterations = step
         self.emit(TurnStarted(step))
         self._make_room()
@@ -106,7 +110,7 @@ class Research:
         await self._report(step, blocks, results)
         return None
 
-    def _open(self) -> None:
+    def _begin(self) -> None:
         task = self.task
         values = {
             "output_limit": task.output_limit,
@@ -122,11 +126,11 @@ class Research:
         system = fill(text, **values)
         if task.tools:
             system += "\n" + fill(self.prompts.tools, tools=task.tools)
-        self._say("system", system)
-        self._say("user", fill(self.prompts.first, **values))
+        self.conversation.add("system", system)
+        self.conversation.add("user", fill(self.prompts.first, **values))
 
     async def _execute(self, step: int, blocks: list[str]) -> list[CellResult]:
-        """Run blocks in order, up to the first that raises, ends the interpreter, or answers."""
+        """Run blocks in order, up to the first that answers or fails."""
         results: list[CellResult] = []
         for number, code in enumerate(blocks, 1):
             self.emit(BlockStarted(step, number, len(blocks), code))
@@ -139,7 +143,7 @@ class Research:
         return results
 
     async def _run_block(self, code: str) -> CellResult:
-        """Run a block; when the time is up it is interrupted, and what it did until then counts."""
+        """Run a block, and interrupt it when the time is up. What it did until then counts."""
         running = asyncio.ensure_future(self.sandbox.execute(code))
         try:
             await asyncio.wait([running], timeout=self._seconds_left())
@@ -147,6 +151,7 @@ class Research:
                 await self.sandbox.interrupt()
             return await running
         except asyncio.CancelledError:
+            # The cell must have ended before the sandbox closes.
             running.cancel()
             await asyncio.wait([running])
             raise
@@ -157,7 +162,7 @@ class Research:
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
     async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
-        """Tell the supervisor what its blocks did, and give it a fresh interpreter where it lost its own."""
+        """Show the supervisor the outputs of its blocks, and replace a lost interpreter."""
         if results and results[-1].outcome in _ENDS_THE_RUN:
             raise SandboxLost(results[-1].detail)
         parts = (
@@ -171,28 +176,25 @@ class Research:
         if turns_left and not time_is_up:
             parts.append(nudge(self.prompts, turns_left, self.task.max_iterations))
             parts.extend(budget_left(self.prompts, self.broker.budget.left()))
-        self._say("user", "\n\n".join(parts))
+        self.conversation.add("user", "\n\n".join(parts))
         if time_is_up:
             raise _TimeIsUp
 
     async def _best_answer(self, reason: StopReason) -> str | None:
-        """Ask once more, for text. A block that gives the answer by FINAL is taken, too."""
+        """Ask once more, for text. A block that calls FINAL counts, too."""
         last = ""
         if self.conversation.sent[-1]["role"] == "user":
-            # A turn that was cut off; two user messages in a row confuse models.
-            last = self.conversation.take_back() + "\n\n"
-            self._seen = min(self._seen, len(self.conversation.history))
-        self._say(
+            # The last turn was cut off. Two user messages in a row confuse models.
+            last = self.conversation.remove_last() + "\n\n"
+            self._logged = min(self._logged, len(self.conversation.history))
+        self.conversation.add(
             "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query)
         )
         self._deadline = asyncio.get_running_loop().time() + self.task.final_seconds
         try:
             text = (await self._ask("best_answer")).text
-        except (
-            _TimeIsUp,
-            BudgetExceeded,
-            HandlerError,
-        ):  # the run has its reason to end; a model's failure now is no other
+        except (_TimeIsUp, BudgetExceeded, HandlerError):
+            # The run already has its reason to end, so a failure of the model now is no other.
             return None
         with contextlib.suppress(SandboxError):
             for result in await self._execute(self.iterations, code_blocks(text)):
@@ -201,38 +203,40 @@ class Research:
         return text.strip() or None
 
     async def _ask(self, purpose: str) -> Completion:
-        """Send the conversation to the supervisor. Its answer is logged before anything else happens."""
+        """Send the conversation to the supervisor, and log its reply before anything else happens."""
         started = time.monotonic()
         clock = asyncio.timeout(self._seconds_left())
         try:
             async with clock:
-                completion, stats = await self._ask_once_more_if_too_long(purpose)
+                completion, stats = await self._ask_and_shorten(purpose)
         except TimeoutError:
             if clock.expired():
                 raise _TimeIsUp from None
-            raise  # somebody else's: a handler's, say
+            raise  # a handler raised it
         elapsed = time.monotonic() - started
         model = self.broker.supervisor.handler.model
-        self.log.supervisor(model, self.conversation.history[self._seen :], completion, stats, purpose)
-        self._say("assistant", completion.text)
-        self._seen = len(self.conversation.history)
+        self.log.supervisor(model, self.conversation.history[self._logged :], completion, stats, purpose)
+        self.conversation.add("assistant", completion.text)
+        self._logged = len(self.conversation.history)
         self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
         return completion
 
-    async def _ask_once_more_if_too_long(self, purpose: str) -> tuple[Completion, CallStats]:
-        """Where nobody knew how long the window is, its endpoint says it."""
+    async def _ask_and_shorten(self, purpose: str) -> tuple[Completion, CallStats]:
         best_answer = purpose == "best_answer"
         try:
             return await self.broker.ask_supervisor(
-                self.conversation.sent, self._hear, best_answer=best_answer
+                self.conversation.sent, self._emit_text, best_answer=best_answer
             )
         except ContextTooLong:
+            # The size of the window was unknown until its endpoint refused the request.
             if not self._leave_out(lambda _: False):
                 raise
-        return await self.broker.ask_supervisor(self.conversation.sent, self._hear, best_answer=best_answer)
+        return await self.broker.ask_supervisor(
+            self.conversation.sent, self._emit_text, best_answer=best_answer
+        )
 
     def _make_room(self) -> None:
-        """Leave old messages out, where the supervisor's window nears its end."""
+        """Leave old messages out when the supervisor's window is nearly full."""
         self._leave_out(self.broker.supervisor_has_room)
 
     def _leave_out(self, fits: Callable[[Sequence[Message]], bool]) -> bool:
@@ -241,8 +245,5 @@ class Research:
             self.log.left_out({number: self.conversation.sent[number]["content"] for number in left_out})
         return bool(left_out)
 
-    def _hear(self, text: str) -> None:
+    def _emit_text(self, text: str) -> None:
         self.emit(SupervisorWrote(self.iterations, text))
-
-    def _say(self, role: Role, text: str) -> None:
-        self.conversation.say(role, text)

@@ -1,7 +1,6 @@
-"""What the engine says to a supervisor. All of it can be replaced: ``run(..., prompts=Prompts(...))``.
+"""The texts that the engine sends to a supervisor. ``run(..., prompts=Prompts(...))`` replaces them.
 
-The texts are templates of ``string.Template``: ``$name`` stands for a value. Values are put in as they are
-and are never read as templates themselves.
+Each text is a ``string.Template``: ``$name`` stands for a value. A value is never read as a template.
 """
 
 from __future__ import annotations
@@ -127,19 +126,19 @@ $tools
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The texts, by when they are used.
+    """The texts, with the values that each can hold.
 
     Attributes:
-        system: the supervisor's instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
-        system_alone: the same where there is no worker.
+        system: instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
+        system_alone: the same for a run without a worker.
         first: the question. ``$query $context_facts $max_iterations``.
-        no_code: after a message without a block.
+        no_code: the answer to a message without a block.
         nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
-        budget: after that, where a budget is limited. ``$left``.
-        left_out: in the place of an old message, where the window nears its end. ``$number $characters``.
-        best_answer: once, after a limit was reached. ``$reason $query``.
-        state_lost: after the interpreter had to be replaced. ``$outcome``.
-        tools: the end of ``system`` where there are tools. ``$tools``.
+        budget: next, if the budget is limited. ``$left``.
+        left_out: replaces an old message in a full window. ``$number $characters``.
+        best_answer: once, after a limit. ``$reason $query``.
+        state_lost: after a fresh interpreter was started. ``$outcome``.
+        tools: the end of ``system``, if there are tools. ``$tools``.
     """
 
     system: str = _SYSTEM
@@ -157,10 +156,10 @@ class Prompts:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Prompts:
-        """The texts of a folder: ``system.txt``, ``first.txt`` and so on; what is not there stays as it is.
+        """Read ``system.txt``, ``first.txt`` and so on from a folder; other texts keep their default.
 
         Raises:
-            TaskError: the folder is not there, or holds a ``.txt`` that is no prompt's name.
+            TaskError: the folder does not exist, or holds a ``.txt`` file that is no prompt.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -174,15 +173,15 @@ class Prompts:
 
 
 def fill(template: str, **values: object) -> str:
-    """Put values into a prompt; a ``$name`` that has none stays as it is."""
+    """Put values into a prompt; a ``$name`` without a value stays."""
     return Template(template).safe_substitute({name: str(value) for name, value in values.items()})
 
 
 def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
-    """What follows the outputs of a turn: calm, then pressing (the last third), then the last call."""
+    """Return the text after the outputs of a turn."""
     if turns_left <= 1:
         text = prompts.nudge_last
-    elif turns_left * 3 <= max_iterations:
+    elif turns_left * 3 <= max_iterations:  # in the last third, the supervisor should aggregate
         text = prompts.nudge_late
     else:
         text = prompts.nudge_early
@@ -190,7 +189,7 @@ def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
 
 
 def budget_left(prompts: Prompts, left: Left) -> list[str]:
-    """What is left of a limited budget, after the outputs of a turn; nothing where nothing is limited."""
+    """Return what is left of a limited budget as text; nothing if nothing is limited."""
     parts = [
         f"{amount:,.4f} US dollars" if unit == "dollars" else f"{amount:,.0f} {unit.replace('_', ' ')}"
         for unit, amount in asdict(left).items()
@@ -203,12 +202,13 @@ _KEY_CHARS = 60
 
 
 def context_facts(context: object) -> str:
-    """What the supervisor is told about the document: kind and size, never the text."""
+    """Return the kind and the size of the document, never its text."""
     match context:
         case str():
             lines = context.count("\n") + 1
             return f"a str of {len(context):,} characters in {lines:,} lines."
         case list():
+            # The type checker knows nothing of the items: a context may hold anything.
             kinds = sorted({type(item).__name__ for item in context[:1000]})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             return f"a list of {len(context):,} items ({', '.join(kinds) or 'empty'})."  # pyright: ignore[reportUnknownArgumentType]
         case dict():

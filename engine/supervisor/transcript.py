@@ -1,4 +1,4 @@
-"""What the supervisor is shown of what its blocks did. Pure text to text."""
+"""Formats the output of blocks for the supervisor."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from ...sandbox_image.text import excerpt
 from ..sandbox import CellResult, Outcome
 
-_WORTH_TELLING = 10.0
-"""Seconds of its own that a block's time is told from: quicker ones, run again with the same answers of the worker, give
-the same text, so that what the supervisor said to it is found in the cache.
-"""
+# A shorter time is not shown. Blocks that run again then give the same text, and the cache has the supervisor's reply.
+_MIN_SECONDS = 10.0
 
 _SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
 
 
 def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> str:
-    """The outputs of a turn's blocks, for the supervisor.
+    """Return the outputs of a turn's blocks as text.
 
     Args:
         results: of the blocks that ran.
-        blocks: how many the message held.
-        output_limit: characters of output, and of traceback, that are shown of each.
+        blocks: how many the message had.
+        output_limit: characters of output, and of traceback, that each block shows.
     """
     parts = [_show(number, blocks, result, output_limit) for number, result in enumerate(results, 1)]
     if len(results) < blocks:
@@ -32,7 +30,7 @@ def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) 
 
 
 def without_seconds(shown: str) -> str:
-    """The same outputs without the time that long blocks took, which is another one each time."""
+    """Return the outputs without the seconds of long blocks, which differ from run to run."""
     return _SECONDS.sub(r"\1", shown)
 
 
@@ -47,6 +45,7 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
     if result.truncated:
         parts.append("[the output went over the sandbox's limit; what came after it is lost]")
     if result.error is not None:
+        # A small limit on output must not cut a traceback to nothing.
         parts.append(excerpt(result.error.traceback.rstrip(), max(limit, 400)))
     return "\n".join(parts)
 
@@ -61,7 +60,7 @@ def _output(result: CellResult) -> str:
 
 def _seconds(result: CellResult) -> str:
     own = result.elapsed - result.worker_wait
-    return f" ({own:.0f} s)" if own >= _WORTH_TELLING else ""
+    return f" ({own:.0f} s)" if own >= _MIN_SECONDS else ""
 
 
 def _verdict(result: CellResult) -> str:

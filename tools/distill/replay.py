@@ -170,7 +170,7 @@ class _Replay:
         conversation = self.recorded.conversation
         history = conversation.history
         for message in history[:2]:
-            self.live.say(message["role"], message["content"])
+            self.live.add(message["role"], message["content"])
         for turn, recorded in enumerate(conversation.turns, 1):
             at = len(recorded.sent)
             if at >= len(self.messages):
@@ -178,7 +178,7 @@ class _Replay:
             if not await self._turn(turn, at):
                 break
             for message in history[at + 1 : at + 2]:
-                self.live.say(message["role"], message["content"])
+                self.live.add(message["role"], message["content"])
         if len(self.messages) > len(history):
             self._report(len(self._reports) + 1, self.messages[len(history)]["content"], "")
         return self._reports
@@ -188,7 +188,7 @@ class _Replay:
         conversation = self.recorded.conversation
         recorded = conversation.turns[turn - 1]
         reply = recorded.reply if at in self.left_out else self.messages[at]["content"]
-        self.live.say("assistant", reply)
+        self.live.add("assistant", reply)
         cells = self.recorded.cells.take(recorded.reply, recorded.step)
         if conversation.stop_reason == "timeout" and cells and cells[-1].outcome == "killed":
             self._report(turn, why="the run's time was up in the middle of it")
