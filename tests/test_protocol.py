@@ -108,6 +108,7 @@ LINKS = [
     protocol.FromShim,
     protocol.ToZygote,
     protocol.FromZygote,
+    protocol.ToIsolated,
 ]
 
 

@@ -28,11 +28,9 @@ from ...sandbox_image.guest.procfs import read, write
 from . import landlock, mounts, rootfs, seccomp
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
-from .setup_errors import SetupError, SetupStep, setup_step
+from .setup_errors import SetupError, SetupStep, is_setup_step, setup_step
 
 _SETUP_FD = 6
-_PACKET_BYTES = 4096
-_ERROR_BYTES = 256
 
 # Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones.
 _HOST_IDS = range(0x6000_0000, 0x7000_0000)
@@ -92,7 +90,7 @@ class IsolatedProcess:
             with setup_step("cgroup"):
                 self.cgroup.limit(limits)
         try:
-            socket.send_fds(self._setup, [protocol.encode(limits)], [context])
+            socket.send_fds(self._setup, [protocol.encode(protocol.ApplyLimits(limits))], [context])
         except BrokenPipeError as error:
             # It ended while it was built. The error that it reported can still be read.
             raise self.setup_error() or SetupError("namespaces", errno.EPIPE) from error
@@ -102,12 +100,12 @@ class IsolatedProcess:
     def setup_error(self) -> SetupError | None:
         """Return the error that ended the setup, or None. Call it once, when ``setup_fd`` is readable."""
         try:
-            text = self._setup.recv(_ERROR_BYTES).decode()
+            packet = self._setup.recv(protocol.SETUP_PACKET_BYTES)
         except ConnectionResetError:
             # It ended before it read its limits. The kernel reports that first, and then its message.
-            text = self._setup.recv(_ERROR_BYTES).decode()
+            packet = self._setup.recv(protocol.SETUP_PACKET_BYTES)
         self._setup.close()
-        return _parse_error(text) if text else None
+        return _decode_error(packet) if packet else None
 
     def kill(self) -> None:
         """Kill the process and wait for its end; its PID namespace ends with it (pid_namespaces(7))."""
@@ -163,7 +161,7 @@ def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> Isol
         with setup_step("id_map"):
             _map_ids(pid, uid)
         with setup_step("namespaces"):
-            ours.send(b"placed")
+            ours.send(protocol.encode(protocol.Placed()))
     except BaseException:
         built.kill()
         built.remove_cgroup()
@@ -195,9 +193,12 @@ def _fork_or(step: SetupStep, error: OSError) -> SetupStep:
     return "fork" if error.errno in (errno.EAGAIN, errno.ENOMEM) else step
 
 
-def _parse_error(text: str) -> SetupError:
-    _, name, errno = text.split()
-    return SetupError(name, int(errno))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # `_run_child` sends a SetupStep
+def _decode_error(packet: bytes) -> SetupError:
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
+        failed = protocol.decode_from_isolated(packet)
+        if is_setup_step(failed.step):
+            return SetupError(failed.step, failed.errno)
+    return SetupError("namespaces", errno.EPROTO)
 
 
 def _map_ids(pid: int, outside: int) -> None:
@@ -216,7 +217,8 @@ def _run_child(
 ) -> NoReturn:
     setup = descriptors[-1]
     try:
-        if os.read(setup, 16) != b"placed":
+        placed = os.read(setup, protocol.SETUP_PACKET_BYTES)
+        if not placed or not isinstance(protocol.decode_to_isolated(placed), protocol.Placed):
             os._exit(1)
         with setup_step("namespaces"):
             sc.unshare(sc.CLONE_NEWCGROUP)
@@ -225,9 +227,10 @@ def _run_child(
         _confine(template, setup)
         run(setup)
     except SetupError as error:
-        os.write(setup, f"FAILED {error.step} {error.errno}".encode())
+        os.write(setup, protocol.encode(protocol.SetupFailed(error.step, error.errno)))
     except OSError as error:
-        os.write(setup, f"FAILED {_fork_or('namespaces', error)} {error.errno or 0}".encode())
+        failed = protocol.SetupFailed(_fork_or("namespaces", error), error.errno or 0)
+        os.write(setup, protocol.encode(failed))
     finally:
         os._exit(1)
 
@@ -276,10 +279,13 @@ def _become_guest() -> None:
 def _confine(template: Template, setup: int) -> None:
     """Wait for the limits and apply them; then give up rights, the filter of system calls last."""
     with socket.socket(fileno=os.dup(setup)) as receiver:
-        packet, descriptors, _, _ = socket.recv_fds(receiver, _PACKET_BYTES, 1)
+        packet, descriptors, _, _ = socket.recv_fds(receiver, protocol.SETUP_PACKET_BYTES, 1)
     if not packet or len(descriptors) != 1:
         os._exit(1)
-    limits = msgspec.msgpack.decode(packet, type=protocol.ResourceLimits)
+    order = protocol.decode_to_isolated(packet)
+    if not isinstance(order, protocol.ApplyLimits):
+        os._exit(1)
+    limits = order.limits
     os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
     os.close(descriptors[0])
     mounts.resize_scratch(limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
 SetupStep = Literal[
     "processor",
@@ -23,6 +23,11 @@ SetupStep = Literal[
     "packages",
     "exec",
 ]
+
+
+def is_setup_step(name: str) -> TypeGuard[SetupStep]:
+    """Return whether a step has this name."""
+    return name in get_args(SetupStep)
 
 
 class SetupError(Exception):

@@ -1,9 +1,10 @@
 """The wire protocol of supdist-engine. This package is the authority; ``VERSION`` changes when it does.
 
-Three links, all bounded::
+Four links, all bounded::
 
     engine <-> zygote   SOCK_SEQPACKET socketpair, one message a packet, descriptors beside it
     engine <-> shim     ZeroMQ ROUTER/DEALER, one message a ZeroMQ message; both ends are trusted
+    shim   <-> process  SOCK_SEQPACKET socketpair, while the process is set up; one message a packet
     shim   <-> guest    byte streams of frames: one with the repl and one with init, or a container's stdio for both;
                         the guest is hostile
 
@@ -96,6 +97,15 @@ from .values import (
 )
 
 if TYPE_CHECKING:
+    from .setup_link import (
+        SETUP_PACKET_BYTES,
+        ApplyLimits,
+        FromIsolated,
+        Placed,
+        ToIsolated,
+        decode_from_isolated,
+        decode_to_isolated,
+    )
     from .shim_link import (
         CellEnd,
         Exit,
@@ -124,12 +134,12 @@ VERSION = 5
 
 
 def __getattr__(name: str) -> object:
-    # A guest needs neither link of the host. Without them its import takes a millisecond less.
+    # A guest needs no link of the host. Without them its import takes a millisecond less.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import shim_link, zygote_link
+    from . import setup_link, shim_link, zygote_link
 
-    for link in (shim_link, zygote_link):
+    for link in (setup_link, shim_link, zygote_link):
         globals().update({each: vars(link)[each] for each in __all__ if each in vars(link)})
     return globals()[name]
 
@@ -143,11 +153,13 @@ __all__ = [
     "NOT_MEASURED",
     "READ_BYTES",
     "ROOT",
+    "SETUP_PACKET_BYTES",
     "TOOL_ARGUMENT_BYTES",
     "TOOL_RESULT_BYTES",
     "VERSION",
     "WORK",
     "Abandon",
+    "ApplyLimits",
     "Attach",
     "Call",
     "CallCode",
@@ -167,6 +179,7 @@ __all__ = [
     "Final",
     "FrameBuffer",
     "FromGuest",
+    "FromIsolated",
     "FromShim",
     "FromZygote",
     "GetFile",
@@ -183,6 +196,7 @@ __all__ = [
     "NotForked",
     "Outcome",
     "Output",
+    "Placed",
     "PutFile",
     "Ready",
     "ReplExit",
@@ -195,6 +209,7 @@ __all__ = [
     "Start",
     "TextForm",
     "ToGuest",
+    "ToIsolated",
     "ToShim",
     "ToZygote",
     "ToolCall",
@@ -206,9 +221,11 @@ __all__ = [
     "Violation",
     "ZygoteReady",
     "decode_from_guest",
+    "decode_from_isolated",
     "decode_from_shim",
     "decode_from_zygote",
     "decode_to_guest",
+    "decode_to_isolated",
     "decode_to_shim",
     "decode_to_zygote",
     "encode",

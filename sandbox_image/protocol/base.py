@@ -18,6 +18,8 @@ _NUMBERED = {
     40: ("Kill", "CellEnd", "Exit", "SetupFailed", "Hello"),
     # Between engine and zygote.
     60: ("Spawn", "ZygoteReady", "ShimExit", "Abandon", "Attach", "NotForked"),
+    # Between shim and isolated process.
+    80: ("Placed", "ApplyLimits"),
 }  # fmt: skip
 """The messages of each direction, in order, by the number of its first. VERSION changes with an order."""
 

@@ -1,0 +1,35 @@
+"""The messages between a shim and the isolated process that it builds, one message a packet.
+
+No guest code runs yet, but the packets are decoded as strictly as a guest's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from .base import Message
+from .limits import ResourceLimits
+from .shim_link import SetupFailed
+
+# The longest message, `ApplyLimits`, has nine bytes for each number at most.
+SETUP_PACKET_BYTES = 256
+
+
+class Placed(Message, frozen=True):
+    """The process is in its control group, and its ids are mapped: it can mount its root."""
+
+
+class ApplyLimits(Message, frozen=True):
+    """Apply these limits and run the guest. The context's descriptor comes with the packet."""
+
+    limits: ResourceLimits
+
+
+ToIsolated = Placed | ApplyLimits
+# A success has no message: the process closes its end.
+FromIsolated = SetupFailed
+
+decode_to_isolated: Callable[[bytes], ToIsolated] = msgspec.msgpack.Decoder(ToIsolated).decode
+decode_from_isolated: Callable[[bytes], FromIsolated] = msgspec.msgpack.Decoder(FromIsolated).decode
