@@ -73,10 +73,11 @@ class Experiment:
         """A line of results.jsonl."""
         score = facts.get("score")
         fields: dict[str, Any] = {
-            "index": self._index, "example": example, "strategy": "supervisor", "query": "why?", "references": [],
-            "answer": None, "score": None, "correct": None if score is None else score >= 0.5, "steps": 0,
-            "stop_reason": None, "context_chars": 0, "supervisor_model": "scripted", "worker_model": "shouting",
-            "seconds": 0.0, **facts,
+            "index": self._index, "example": example, "strategy": "supervisor", "query": "why?",
+            "references": [], "answer": None, "score": None,
+            "correct": None if score is None else score >= 0.5, "steps": 0, "stop_reason": None,
+            "context_chars": 0, "supervisor_model": "scripted", "worker_model": "shouting", "seconds": 0.0,
+            **facts,
         }  # fmt: skip
         self._index += 1
         with open(self.folder / RECORDS, "a", encoding="utf-8") as file:

@@ -127,7 +127,8 @@ def test_the_figures_by_hand(tmp_path: Path) -> None:
     examples = [
         record(0, right=True, score=0.8, kind="a", metrics={"answer_f1": 0.8, "f1": 0.1, "judge": 1.0}),
         record(1, right=False, score=0.2, kind="b", metrics={"answer_f1": 0.2, "judge": 0.0}),
-        record(2, right=True, score=0.4, kind="a", stop_reason="max_iterations", metrics={"answer_f1": 0.4, "judge": 1.0}),
+        record(2, right=True, score=0.4, kind="a", stop_reason="max_iterations",
+            metrics={"answer_f1": 0.4, "judge": 1.0}),
         failed(3),
     ]  # fmt: skip
     found = analyse([write_run(tmp_path, examples, strategy="supervisor")])
@@ -436,7 +437,11 @@ def test_plots_have_their_marks_axes_and_legends(tmp_path: Path) -> None:
     for name, title in (("cost", "Dollars"), ("steps", "Steps"), ("context", "Characters")):
         png, svg = (tmp_path / "plots" / f"accuracy-{name}.{suffix}" for suffix in ("png", "svg"))
         assert png.read_bytes().startswith(b"\x89PNG")
-        texts = ["".join(node.itertext()) for node in ET.fromstring(svg.read_text("utf-8")).iter() if node.tag.endswith("}text")]  # fmt: skip
+        texts = [
+            "".join(node.itertext())
+            for node in ET.fromstring(svg.read_text("utf-8")).iter()
+            if node.tag.endswith("}text")
+        ]
         assert any(text.startswith(title) for text in texts)
         assert "Accuracy" in texts
         for label in (

@@ -213,7 +213,10 @@ def test_every_metric_of_ours_can_be_measured(command: Command, tmp_path: Path) 
 
 
 def test_the_command_imports_nothing_heavy_before_it_runs() -> None:
-    code = "import sys, supdist.tools.benchmark.command; print({'zmq', 'pydantic', 'asyncio'} & set(sys.modules))"
+    code = (
+        "import sys, supdist.tools.benchmark.command; print({'zmq', 'pydantic', 'asyncio'} &"
+        " set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )

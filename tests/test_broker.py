@@ -351,8 +351,13 @@ async def test_a_cancelled_call_is_neither_finished_nor_paid() -> None:
 
 async def ask(replies: Sequence[str], worker: ModelHandler | None = None, **options: Any) -> Any:
     return await arun(
-        query="q", context="c", supervisor=ScriptedHandler(replies), worker=worker or Model(), sandbox=SMALL_CONFIG, **options
-    )  # fmt: skip
+        query="q",
+        context="c",
+        supervisor=ScriptedHandler(replies),
+        worker=worker or Model(),
+        sandbox=SMALL_CONFIG,
+        **options,
+    )
 
 
 async def test_a_run_whose_budget_is_used_up_ends_in_a_best_answer() -> None:
@@ -375,8 +380,15 @@ async def test_code_and_supervisor_are_told_what_is_left() -> None:
         seen.append(messages[-1]["content"])
         return block("worker('a')\nFINAL(budget())" if len(seen) > 1 else "print(worker('a'))")
 
-    result = await arun(query="q", context="c", supervisor=ScriptedHandler(play), worker=Model(), sandbox=SMALL_CONFIG,
-                        cache="off", limits=RunLimits(max_worker_calls=7))  # fmt: skip
+    result = await arun(
+        query="q",
+        context="c",
+        supervisor=ScriptedHandler(play),
+        worker=Model(),
+        sandbox=SMALL_CONFIG,
+        cache="off",
+        limits=RunLimits(max_worker_calls=7),
+    )
     assert json.loads(result.answer or "") == {
         "worker_calls": 5,
         "tokens": None,
@@ -470,7 +482,10 @@ async def test_a_killed_run_that_is_started_again_pays_only_for_what_was_not_fin
     """The server's own ledger is the witness. The first run is killed while the second half hangs."""
     halfway, hang = asyncio.Event(), True
     asked = Counter[str]()
-    code = "r = worker_batch([str(n) for n in range(10)]); r += worker_batch([str(n) for n in range(10, 20)]); FINAL(len(r))"
+    code = (
+        "r = worker_batch([str(n) for n in range(10)]); r += worker_batch([str(n) for n in range(10,"
+        " 20)]); FINAL(len(r))"
+    )
 
     def play(request: Request) -> Reply:
         if request.model == "big":
@@ -492,7 +507,12 @@ async def test_a_killed_run_that_is_started_again_pays_only_for_what_was_not_fin
             str(task_file(tmp_path, server.base_url)),
             "--json",
         ]
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OPENAI_API_KEY": "k"})  # fmt: skip
+        first = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OPENAI_API_KEY": "k"},
+        )
         async with asyncio.timeout(30):
             await halfway.wait()
         os.kill(first.pid, signal.SIGKILL)
@@ -500,7 +520,9 @@ async def test_a_killed_run_that_is_started_again_pays_only_for_what_was_not_fin
         hang = False
         billed = Counter(entry.model for entry in server.ledger)
         assert billed == {"big": 1, "small": 10}
-        again = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": "k"})  # fmt: skip
+        again = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, env={**os.environ, "OPENAI_API_KEY": "k"}
+        )
         out, _ = await asyncio.wait_for(again.communicate(), 60)
         assert json.loads(out)["answer"] == "20"
         total = Counter(entry.model for entry in server.ledger)

@@ -13,11 +13,47 @@ from hypothesis import strategies as st
 from supdist.sandbox_image.guest.cell_compiler import split
 from supdist.sandbox_image.guest.safe_repr import bounded_repr
 
-LINES = st.sampled_from([
-    "x = 1", "x", "x + 1", "(x)", "x;", "x; y = 2", "y = 2; x", "f(", "  x,", ")", '"""', "'''", "for example", "for i in [1]:",
-    "    i", "if x:", "elif x:", "else:", "try:", "except E:", "finally:", "# a ; comment", "", "\\", "x  # ;", "[x", "for i in x]",
-    '"text"', "'''one line'''", "@f", "def g(): return 1", "from __future__ import annotations", "z: 'T' = 3", "\tx", "lambda: 0", "x = (yield)", "\f",
-])  # fmt: skip
+LINES = st.sampled_from(
+    [
+        "x = 1",
+        "x",
+        "x + 1",
+        "(x)",
+        "x;",
+        "x; y = 2",
+        "y = 2; x",
+        "f(",
+        "  x,",
+        ")",
+        '"""',
+        "'''",
+        "for example",
+        "for i in [1]:",
+        "    i",
+        "if x:",
+        "elif x:",
+        "else:",
+        "try:",
+        "except E:",
+        "finally:",
+        "# a ; comment",
+        "",
+        "\\",
+        "x  # ;",
+        "[x",
+        "for i in x]",
+        '"text"',
+        "'''one line'''",
+        "@f",
+        "def g(): return 1",
+        "from __future__ import annotations",
+        "z: 'T' = 3",
+        "\tx",
+        "lambda: 0",
+        "x = (yield)",
+        "\f",
+    ]
+)
 SOURCES = st.lists(LINES, max_size=7).flatmap(
     lambda lines: st.sampled_from(["\n", "\r\n"]).map(lambda end: end.join(lines))
 )

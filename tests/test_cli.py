@@ -194,7 +194,10 @@ def test_on_a_terminal_the_answer_is_escaped_and_progress_is_drawn(tmp_path: Pat
         ("import time; time.sleep(9)", 124, "", "KeyboardInterrupt\n"),
         ("print('out', end='')\n['value']", 0, "out\n['value']\n", ""),
         (
-            "class Image:\n  __repr__ = lambda self: 'image'\n  _repr_png_ = lambda self: b'x' * 12345\nImage()",
+            (
+                "class Image:\n  __repr__ = lambda self: 'image'\n  _repr_png_ = lambda self: b'x' * 12345\n"
+                "Image()"
+            ),
             0,
             "image\n[image/png, 12345 bytes]\n",
             "",

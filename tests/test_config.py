@@ -32,8 +32,8 @@ from supdist.engine.taskfile import TaskFile, TaskLimits
 from supdist.handlers import ModelHandler, ScriptedHandler
 
 NAMES = {
-    "Callable": Callable, "Event": Event, "Mapping": Mapping, "ModelHandler": ModelHandler, "Prompts": Prompts,
-    "ResponseCache": ResponseCache, "SandboxConfig": SandboxConfig, "Tool": Tool,
+    "Callable": Callable, "Event": Event, "Mapping": Mapping, "ModelHandler": ModelHandler,
+    "Prompts": Prompts, "ResponseCache": ResponseCache, "SandboxConfig": SandboxConfig, "Tool": Tool,
 }  # fmt: skip
 
 
@@ -200,9 +200,11 @@ def test_right_values_are_kept(name: str) -> None:
         ({"config": {"max_tokens": 5}}, "config must be a RunConfig or None, not a dict"),
         ({"max_itertions": 5}, "unknown option max_itertions; did you mean max_iterations?"),
         ({"zzz": 5}, "unknown option zzz; known are max_iterations, "),
-        ({"max_tokens": 1, "config": RunConfig(max_tokens=2)}, "max_tokens is given twice: in config and as max_tokens="),
+        ({"max_tokens": 1, "config": RunConfig(max_tokens=2)},
+            "max_tokens is given twice: in config and as max_tokens="),
         ({"max_iterations": 1, "config": RunConfig(max_iterations=2)}, "max_iterations is given twice"),
-        ({"max_tokens": 1, "limits": RunLimits(max_tokens=2)}, "max_tokens is given twice: in limits and as max_tokens="),
+        ({"max_tokens": 1, "limits": RunLimits(max_tokens=2)},
+            "max_tokens is given twice: in limits and as max_tokens="),
         ({"limits": RunLimits(max_tokens=2), "config": RunConfig(max_tokens=2)}, "max_tokens is given twice"),
         ({"config": RunConfig(), "max_itertions": 1}, "unknown option max_itertions"),
     ],

@@ -25,7 +25,8 @@ class Rich:
 """
 
 FORMS = {
-    "text/plain": "plain", "text/html": "<b>rich</b>", "image/svg+xml": "<svg/>", "image/png": b"\x89PNG bytes",
+    "text/plain": "plain", "text/html": "<b>rich</b>", "image/svg+xml": "<svg/>",
+    "image/png": b"\x89PNG bytes",
 }  # fmt: skip
 
 
@@ -68,7 +69,8 @@ async def test_a_value_is_shown_in_all_its_forms(small: Open) -> None:
             sandbox,
             "class Both:\n"
             "    def _repr_mimebundle_(self, include, exclude):\n"
-            "        return {'text/plain': 'own', 'image/jpeg': b'jpeg', 'application/x-other': 1}, {'width': 1}\n"
+            "        return {'text/plain': 'own', 'image/jpeg': b'jpeg', 'application/x-other': 1},"
+            " {'width': 1}\n"
             "    def _repr_html_(self): return None\n"
             "    def _repr_svg_(self): return '<svg/>', {'metadata': 1}\n"
             "Both()",

@@ -124,7 +124,8 @@ async def test_a_container_that_is_killed_from_outside_is_lost_and_not_a_result(
 async def test_memory_that_only_the_kernel_bounds_is_oom(docker: Any) -> None:
     async with open_sandbox(DOCKER) as sandbox:
         one_of_many = await sandbox.execute(
-            "import os, time\nfor _ in range(4):\n  if os.fork() == 0:\n    held = b'x' * (100 << 20)\n    time.sleep(3)\n"
+            "import os, time\nfor _ in range(4):\n  if os.fork() == 0:\n    held = b'x' * (100 << 20)\n"
+            "    time.sleep(3)\n"
             "    os._exit(0)\nfor _ in range(4): os.wait()"
         )
     assert one_of_many.outcome is Outcome.OOM, one_of_many
@@ -341,7 +342,8 @@ async def test_packages_can_be_imported_and_not_changed(docker: Any, tmp_path: P
     async with open_sandbox(config) as sandbox:
         result = await sandbox.execute(
             "import greeting, subprocess, sys\nprint(greeting.text)\n"
-            "print(subprocess.run([sys.executable, '-c', 'import greeting; print(greeting.__file__)'], capture_output=True, text=True).stdout)\n"
+            "print(subprocess.run([sys.executable, '-c', 'import greeting; print(greeting.__file__)'],"
+            " capture_output=True, text=True).stdout)\n"
             "open('/opt/packages/x', 'w')"
         )
     assert result.stdout == "hello\n/opt/packages/greeting.py\n\n"

@@ -75,7 +75,10 @@ async def test_the_table_has_the_documented_columns_in_the_order_of_the_sample(t
 async def test_every_other_arm_runs(strategy: str, supervisor_calls: int, steps: int, tmp_path: Path) -> None:
     def alone(request: Request) -> Reply:
         asked = request.body["messages"][-1]["content"]
-        code = "import re\nitem = re.search('item-[0-9]+', query)[0]\nFINAL(re.search(item + ' is ([0-9]+)', context)[1])"
+        code = (
+            "import re\nitem = re.search('item-[0-9]+', query)[0]\n"
+            "FINAL(re.search(item + ' is ([0-9]+)', context)[1])"
+        )
         return Text(looked_up_or(asked) if strategy == "direct" else block(code))
 
     def looked_up_or(asked: str) -> str:
@@ -291,19 +294,41 @@ async def test_a_score_that_is_none_is_the_scorers_failure(tmp_path: Path) -> No
 
 def test_the_table_holds_any_text() -> None:
     record = Record(
-        index=0, example="a", strategy="direct", query="a,b\r\n\"c\"", references=["x\ny"], answer="\x00;=1", score=None,
-        correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
-    )  # fmt: skip
+        index=0,
+        example="a",
+        strategy="direct",
+        query='a,b\r\n"c"',
+        references=["x\ny"],
+        answer="\x00;=1",
+        score=None,
+        correct=None,
+        steps=0,
+        stop_reason=None,
+        context_chars=0,
+        seconds=1 / 3,
+    )
     assert '"a,b\r\n""c"""' in results_csv([record])
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "\r\n@x", "'=1"])
 def test_no_cell_of_the_table_is_a_formula(text: str) -> None:
     record = Record(
-        index=0, example="a", document=text, strategy="direct", query=text, references=[text], answer=text, note=text,
-        score=None, correct=None, steps=0, stop_reason=None, context_chars=0, seconds=1 / 3,
+        index=0,
+        example="a",
+        document=text,
+        strategy="direct",
+        query=text,
+        references=[text],
+        answer=text,
+        note=text,
+        score=None,
+        correct=None,
+        steps=0,
+        stop_reason=None,
+        context_chars=0,
+        seconds=1 / 3,
         error=Failure(stage="run", type="x", message=text),
-    )  # fmt: skip
+    )
     (cells,) = csv.DictReader(io.StringIO(results_csv([record]), newline=""))
     for column in ("document", "query", "answer", "note", "error_message"):
         assert cells[column] == f"'{text}"

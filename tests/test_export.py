@@ -277,8 +277,15 @@ async def test_no_document_is_on_both_sides_and_order_does_not_matter(tmp_path: 
                 document=document,
                 query=f"{folder.name} {number}",
             )
-            await each.run(f"{number}-c", [LOOK], context=document, document=document, query=f"{folder.name} {number}",
-                           max_iterations=1, limits=RunLimits(final_seconds=5))  # fmt: skip
+            await each.run(
+                f"{number}-c",
+                [LOOK],
+                context=document,
+                document=document,
+                query=f"{folder.name} {number}",
+                max_iterations=1,
+                limits=RunLimits(final_seconds=5),
+            )
     wanted = ExportOptions("sft", validation=0.4, seed=3)
     export(folders, tmp_path / "there", wanted)
     export([*reversed(folders), *folders], tmp_path / "back", wanted)
@@ -361,8 +368,13 @@ async def test_the_library_that_trainers_use_reads_it(
     other = Experiment(tmp_path / "logs" / "task" / "two")
     for each, text in ((experiment, "good"), (other, HOSTILE)):
         for number in range(3):
-            await each.run(str(number), [LOOK, block(f"print({text!r}); FINAL({text!r})")], query=f"{number}", context=f"{number}",
-                           score=float(text == "good"))  # fmt: skip
+            await each.run(
+                str(number),
+                [LOOK, block(f"print({text!r}); FINAL({text!r})")],
+                query=f"{number}",
+                context=f"{number}",
+                score=float(text == "good"),
+            )
     out = tmp_path / "out"
     export([tmp_path / "logs"], out, ExportOptions(form, validation=0.5))
     files = {side: str(out / f"{side}.jsonl") for side in ("train", "validation")}

@@ -223,8 +223,13 @@ def grid(*arguments: str | Path, cwd: Path, script: bool = True) -> subprocess.C
     program = [str(REPOSITORY / "tools/grid.py")] if script else ["-m", "supdist.tools.grid"]
     return subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
-        check=False, cwd=cwd, capture_output=True, text=True, timeout=120, env=clean_environment(PYTHONPATH=python_path(cwd)),
-    )  # fmt: skip
+        check=False,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean_environment(PYTHONPATH=python_path(cwd)),
+    )
 
 
 SMALL_GRID = """

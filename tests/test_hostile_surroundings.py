@@ -24,7 +24,10 @@ from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Text
 
 KEY, OTHER = "sk-canary-openai", "canary-of-aws"
 SECRET = "canary-of-a-file"
-READ_PACKAGE = "```repl\nimport os\nFINAL(str([open(os.path.join(d, f)).read() for d, _, n in os.walk('/opt/packages') for f in n]))\n```"
+READ_PACKAGE = (
+    "```repl\nimport os\n"
+    "FINAL(str([open(os.path.join(d, f)).read() for d, _, n in os.walk('/opt/packages') for f in n]))\n```"
+)
 
 MODEL = {"handler": "openai", "model": "m", "base_url": "URL", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
 
@@ -73,9 +76,16 @@ class Place:
     async def start(self, *command: str, program: str = "supdist.engine") -> subprocess.CompletedProcess[str]:
         run = [sys.executable, "-m", program, *command]
         return await asyncio.to_thread(
-            subprocess.run, run, cwd=self.folder, env=clean_environment(**self.environ), capture_output=True, text=True,
-            timeout=60, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            subprocess.run,
+            run,
+            cwd=self.folder,
+            env=clean_environment(**self.environ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
 
 
 def _answer(request: Request) -> Text:
@@ -248,8 +258,10 @@ async def test_a_host_that_looks_like_a_known_one_is_another(place: Place, url: 
         ("sandbox.packages", {"sandbox": {"packages": "."}}),
         ("prompts_dir", {"prompts_dir": "HOME"}),
         ("prompts_dir", {"prompts_dir": "prompts"}),
-        ("supervisor.replies_file", {"supervisor": {"handler": "scripted", "replies_file": "../home/replies.json"}}),
-        ("supervisor.curve_keys", {"supervisor": {"handler": "broker", "address": "tcp://127.0.0.1:9", "curve_keys": "HOME"}}),
+        ("supervisor.replies_file",
+            {"supervisor": {"handler": "scripted", "replies_file": "../home/replies.json"}}),
+        ("supervisor.curve_keys",
+            {"supervisor": {"handler": "broker", "address": "tcp://127.0.0.1:9", "curve_keys": "HOME"}}),
         ("log_dir", {"log_dir": "HOME/deep/new"}),
         ("log_dir", {"log_dir": "linked/logs"}),
         ("cache", {"cache": "HOME/cache.sqlite"}),
@@ -325,7 +337,8 @@ async def test_a_refusal_shows_no_line_of_the_files_own_and_no_command_of_its_ow
         ("tools", {"tools": {"t": "evil:run"}}),
         ("tools", {"tools": {"t": "os:system"}}),
         ("worker.model", {"worker": {"handler": "vllm", "model": "s3://bucket/model"}}),
-        ("worker.engine_args", {"worker": {"handler": "vllm", "model": "m", "engine_args": {"trust_remote_code": True}}}),
+        ("worker.engine_args",
+            {"worker": {"handler": "vllm", "model": "m", "engine_args": {"trust_remote_code": True}}}),
         ("sandbox.isolation", {"sandbox": {"isolation": "best_effort"}}),
     ],
 )  # fmt: skip
@@ -472,7 +485,8 @@ def _changed(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "changes"),
     [
-        (["supervisor.api_key_env", "AWS_SECRET_ACCESS_KEY"], {"strategy": "direct", "worker": None, "window": 4000, "supervisor": MODEL}),
+        (["supervisor.api_key_env", "AWS_SECRET_ACCESS_KEY"],
+            {"strategy": "direct", "worker": None, "window": 4000, "supervisor": MODEL}),
         (["prompts_dir would read"], {"prompts_dir": "HOME"}),
         (["cache would write"], {"cache": "HOME/cache.sqlite"}),
         (["sandbox.packages would read"], {"sandbox": {"packages": "HOME"}}),
@@ -568,7 +582,9 @@ async def test_a_grid_is_bound(place: Place) -> None:
     base = 'n = 1\ntask = "needle"\n'
     for out, worker, words in (
         (f'out = "{place.home}/runs"\n', 'handler = "builtin"', "out would write"),
-        ("", f'handler = "openai"\nmodel = "m"\nbase_url = "{place.url}"\napi_key_env = "AWS_SECRET_ACCESS_KEY"', "worker.api_key_env"),
+        ("",
+            (f'handler = "openai"\nmodel = "m"\nbase_url = "{place.url}"\n'
+            f'api_key_env = "AWS_SECRET_ACCESS_KEY"'), "worker.api_key_env"),
     ):  # fmt: skip
         place.write("grid.toml", f'{out}supervisor = ["builtin"]\n[base]\n{base}[[worker]]\n{worker}\n')
         refused(await place.start("grid.toml", program="supdist.tools.grid"), words)

@@ -89,7 +89,8 @@ def test_alone_it_speaks_the_protocol_whatever_is_printed(options: Sequence[str]
             "for fd in (0, 1, 2):\n"
             "    with contextlib.suppress(OSError):\n"
             "        os.write(os.open(f'/proc/1/fd/{fd}', os.O_WRONLY), b'junk')\n"
-            "print(subprocess.run(['ps', '-A', '-o', 'pid='], capture_output=True, text=True).stdout.split()[0])"
+            "print(subprocess.run(['ps', '-A', '-o', 'pid='], capture_output=True,"
+            " text=True).stdout.split()[0])"
         )
         assert (text, end) == ("text /work\n1\n", Done(1, None))
 

@@ -75,7 +75,10 @@ async def test_a_fork_bomb_meets_its_limit_and_says_so(small: Open, backend: dic
 
 
 async def test_a_thread_bomb_meets_it_too(small: Open, backend: dict[str, Any]) -> None:
-    code = "import threading\nstop = threading.Event()\nwhile True: threading.Thread(target=stop.wait, daemon=True).start()"
+    code = (
+        "import threading\nstop = threading.Event()\n"
+        "while True: threading.Thread(target=stop.wait, daemon=True).start()"
+    )
     async with small(pids=16) as sandbox:
         result = await sandbox.execute(code)
     assert result.outcome is _refused(backend)
@@ -187,9 +190,9 @@ async def test_a_guest_that_calls_too_often_is_slowed_down_and_not_refused(small
 @pytest.mark.parametrize(
     "absurd",
     [
-        {"memory": "1KiB"}, {"memory": "-1"}, {"pids": 0}, {"cpus": 0.0}, {"timeout": float("nan")}, {"open_files": 1},
-        {"scratch": 0}, {"output": "1TiB"}, {"prompt": "1GiB"}, {"batch": 0}, {"calls_per_second": -1.0}, {"grace": 0.0},
-        {"pids": "8"}, {"unknown": 1},
+        {"memory": "1KiB"}, {"memory": "-1"}, {"pids": 0}, {"cpus": 0.0}, {"timeout": float("nan")},
+        {"open_files": 1}, {"scratch": 0}, {"output": "1TiB"}, {"prompt": "1GiB"}, {"batch": 0},
+        {"calls_per_second": -1.0}, {"grace": 0.0}, {"pids": "8"}, {"unknown": 1},
     ],
 )  # fmt: skip
 def test_absurd_limits_are_refused(absurd: dict[str, object]) -> None:

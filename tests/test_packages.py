@@ -91,7 +91,10 @@ async def test_a_data_frame_is_shown_as_text_and_as_html(small: Open, science: s
 async def test_figures_and_images_are_shown_as_png(small: Open, science: str) -> None:
     plot = "import matplotlib.pyplot as plt\nlines = plt.plot([1, 2, 3])\nplt.show()"
     look = "\nimport os\nprint(plt.get_backend().lower(), os.listdir('/work'))"
-    in_child = f"import subprocess, sys\ndone = subprocess.run([sys.executable, '-W', 'error', '-c', {plot!r}], check=True)"
+    in_child = (
+        f"import subprocess, sys\n"
+        f"done = subprocess.run([sys.executable, '-W', 'error', '-c', {plot!r}], check=True)"
+    )
     async with small(packages=science, **SCIENCE) as sandbox:
         plotted = await sandbox.execute(plot + look)
         again = await sandbox.execute("figure, axes = plt.subplots()\nother = plt.figure()\nfigure")
@@ -477,9 +480,23 @@ for line in open("/proc/self/mountinfo"):
 """
     engine = [*COMMAND, "exec", "--packages", str(tmp_path / "two"), code]
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", STACKED, "sh", str(tmp_path), *engine],
-        check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            STACKED,
+            "sh",
+            str(tmp_path),
+            *engine,
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout == (
         "1 30\n/ ['ro', 'nosuid', 'nodev'] True\n/opt/packages ['ro', 'nosuid', 'nodev'] False\n"
     ), done.stderr
@@ -512,7 +529,8 @@ def test_a_task_files_folder_lies_beside_it(tmp_path: Path) -> None:
     task = {
         "query": "q",
         "context": "c",
-        "supervisor": {"handler": "scripted", "replies": ["```repl\nimport greeting\nFINAL(greeting.VALUE)\n```"]},
+        "supervisor": {"handler": "scripted",
+            "replies": ["```repl\nimport greeting\nFINAL(greeting.VALUE)\n```"]},
         "worker": {"handler": "builtin"},
         "sandbox": {"packages": "packages"},
     }  # fmt: skip

@@ -69,7 +69,8 @@ class Word(str):
 
 @pytest.mark.parametrize(
     ("value", "back"),
-    [((1, (2,)), [1, [2]]), (Colour.RED, 1), (Word("x"), "x"), ({Word("k"): True}, {"k": True}), ("\ud800", "\ufffd")],
+    [((1, (2,)), [1, [2]]), (Colour.RED, 1), (Word("x"), "x"), ({Word("k"): True}, {"k": True}),
+        ("\ud800", "\ufffd")],
 )  # fmt: skip
 def test_what_is_almost_plain_becomes_plain(value: object, back: object) -> None:
     read = plain.decode(plain.encode(value, ROOM))
@@ -92,9 +93,10 @@ def cycle() -> list[Any]:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({1, 2}, "type set"), (b"x", "type bytes"), (object(), "type object"), (print, "builtin_function"), ({1: 2}, "key of type int"),
-        ({None: 2}, "key of type NoneType"), (math.nan, "not finite"), (-math.inf, "not finite"), (1 << 64, "64 bits"),
-        (-(1 << 63) - 1, "64 bits"), (nested(MAX_DEPTH + 1), "32 levels"), (cycle(), "32 levels"),
+        ({1, 2}, "type set"), (b"x", "type bytes"), (object(), "type object"), (print, "builtin_function"),
+        ({1: 2}, "key of type int"), ({None: 2}, "key of type NoneType"), (math.nan, "not finite"),
+        (-math.inf, "not finite"), (1 << 64, "64 bits"), (-(1 << 63) - 1, "64 bits"),
+        (nested(MAX_DEPTH + 1), "32 levels"), (cycle(), "32 levels"),
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_named_by_its_type(value: object, words: str) -> None:
@@ -119,8 +121,9 @@ def test_the_largest_that_fits_fits() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"{", b"NaN", b"Infinity", b"1e999", b"9" * 100_000, b"18446744073709551616", b"[" * 100_000, b'{"a":' * 50_000,
-        b'"\\ud800"', b'"\xff"', b"[1] 2", b"{1: 2}", b"[" * 33 + b"]" * 33, b"\x93\x01\x02\x03", b"[" + b"[]," * 60_000 + b"[]]",
+        b"", b"{", b"NaN", b"Infinity", b"1e999", b"9" * 100_000, b"18446744073709551616", b"[" * 100_000,
+        b'{"a":' * 50_000, b'"\\ud800"', b'"\xff"', b"[1] 2", b"{1: 2}", b"[" * 33 + b"]" * 33,
+        b"\x93\x01\x02\x03", b"[" + b"[]," * 60_000 + b"[]]",
     ],
 )  # fmt: skip
 def test_a_peer_that_does_not_keep_to_it_is_refused(data: bytes) -> None:

@@ -135,7 +135,10 @@ async def test_a_lost_interpreter_is_replaced_and_the_supervisor_told(code: str)
 
 
 async def test_an_attack_on_the_protocol_ends_the_run_with_a_best_answer() -> None:
-    attack = "import os, socket, struct\nfor fd in range(3, 20):\n  try: os.write(fd, struct.pack('<I', 2**31))\n  except OSError: pass\nimport time; time.sleep(5)"
+    attack = (
+        "import os, socket, struct\nfor fd in range(3, 20):\n"
+        "  try: os.write(fd, struct.pack('<I', 2**31))\n  except OSError: pass\nimport time; time.sleep(5)"
+    )
     result, _ = await answer(block(attack), "gave up")
     assert (result.answer, result.stop_reason) == ("gave up", "sandbox_lost")
 
@@ -162,8 +165,13 @@ async def test_machinery_killed_from_outside_ends_the_run_with_a_best_answer() -
 @pytest.mark.timing
 async def test_time_runs_out_into_a_best_answer() -> None:
     limits = RunLimits(max_seconds=1.0)
-    result, supervisor = await answer(block("print('saw this')"), block("import time; time.sleep(60)"), "best", limits=limits,
-                                      sandbox=SMALL_CONFIG.model_copy(update={"timeout": 60.0}))  # fmt: skip
+    result, supervisor = await answer(
+        block("print('saw this')"),
+        block("import time; time.sleep(60)"),
+        "best",
+        limits=limits,
+        sandbox=SMALL_CONFIG.model_copy(update={"timeout": 60.0}),
+    )
     assert (result.answer, result.stop_reason) == ("best", "timeout")
     assert result.elapsed < 5
     roles = [message["role"] for message in supervisor.calls[-1]]
@@ -185,7 +193,10 @@ async def test_what_a_block_did_until_the_time_was_up_is_seen() -> None:
 
 
 async def test_a_best_answer_in_a_block_survives_a_lost_sandbox() -> None:
-    attack = "import os, struct\nfor fd in range(3, 20):\n  try: os.write(fd, struct.pack('<I', 2**31))\n  except OSError: pass\nimport time; time.sleep(5)"
+    attack = (
+        "import os, struct\nfor fd in range(3, 20):\n  try: os.write(fd, struct.pack('<I', 2**31))\n"
+        "  except OSError: pass\nimport time; time.sleep(5)"
+    )
     result, _ = await answer(block(attack), block("FINAL('BEST')"))
     assert result.stop_reason == "sandbox_lost"
     assert result.answer is not None
@@ -422,8 +433,15 @@ async def test_a_disk_that_fills_during_the_run_ends_it_there(tmp_path: Path) ->
 
     try:
         with pytest.raises(LogError):
-            await arun(query="q", context="c", supervisor=ScriptedHandler([block("for i in range(100): worker(str(i))")]),
-                       worker=worker, log_dir=tmp_path, on_event=on_event, prompts=Prompts(system="s", first="f"))  # fmt: skip
+            await arun(
+                query="q",
+                context="c",
+                supervisor=ScriptedHandler([block("for i in range(100): worker(str(i))")]),
+                worker=worker,
+                log_dir=tmp_path,
+                on_event=on_event,
+                prompts=Prompts(system="s", first="f"),
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert 0 < len(worker.calls) < 100
@@ -431,8 +449,9 @@ async def test_a_disk_that_fills_during_the_run_ends_it_there(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"query": " "}, "query is empty"), ({"max_iterations": 0}, "max_iterations"), ({"context": object()}, "object of type"),
-     ({"output_limit": 0}, "output_limit"), ({"worker_ctx_k": 0}, "worker_ctx_k")],
+    [({"query": " "}, "query is empty"), ({"max_iterations": 0}, "max_iterations"),
+     ({"context": object()}, "object of type"), ({"output_limit": 0}, "output_limit"),
+     ({"worker_ctx_k": 0}, "worker_ctx_k")],
 )  # fmt: skip
 async def test_wrong_arguments_are_named(change: dict[str, Any], words: str) -> None:
     with pytest.raises(TaskError, match=words):
@@ -471,7 +490,11 @@ async def test_a_cancelled_run_leaves_a_log_that_says_so(tmp_path: Path) -> None
 
 async def test_keys_reach_neither_logs_nor_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-5151")
-    code = "import os, glob\nprint(dict(os.environ))\nfor f in glob.glob('/proc/*/environ') + glob.glob('/proc/*/cmdline'):\n  try: print(open(f).read())\n  except OSError as e: print(e)"
+    code = (
+        "import os, glob\nprint(dict(os.environ))\n"
+        "for f in glob.glob('/proc/*/environ') + glob.glob('/proc/*/cmdline'):\n"
+        "  try: print(open(f).read())\n  except OSError as e: print(e)"
+    )
     await answer(block(code), block("FINAL(1)"), log_dir=tmp_path)
     for file in tmp_path.iterdir():
         assert b"canary" not in file.read_bytes()

@@ -36,7 +36,10 @@ async def test_every_paper_is_answered_over_http_with_usage_from_the_server(
         turns[request.model] += 1
         asked = sum(message["role"] == "assistant" for message in request.body["messages"])
         code = (
-            "parts = [context[i:i + 8000] for i in range(0, len(context), 8000)]\nfound = worker_batch(parts)\nprint(found)",
+            (
+                "parts = [context[i:i + 8000] for i in range(0, len(context), 8000)]\n"
+                "found = worker_batch(parts)\nprint(found)"
+            ),
             "FINAL(' | '.join(found))",
         )[asked]
         return Text(block(code))
@@ -79,7 +82,10 @@ async def test_trouble_on_the_way_is_retried_and_the_answers_keep_their_places()
 async def test_what_fails_for_good_is_typed_in_its_slot() -> None:
     def play(request: Request) -> Reply:
         if request.model == "big":
-            code = "r = worker_batch(['ok', 'auth', 'long', 'broken'], return_errors=True)\nFINAL([getattr(x, 'code', x) for x in r])"
+            code = (
+                "r = worker_batch(['ok', 'auth', 'long', 'broken'], return_errors=True)\n"
+                "FINAL([getattr(x, 'code', x) for x in r])"
+            )
             return Text(block(code))
         return {
             "ok": Text("fine"),

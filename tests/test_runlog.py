@@ -233,7 +233,8 @@ def write(folder: Path, stream: str, *events: Mapping[str, object] | str) -> Run
 
 
 def left_out(**more: object) -> dict[str, object]:
-    return {"event": "left_out", "run_id": "r", "step": 1, "timestamp": 1.0, "messages": [3], "notes": ["n"], **more}  # fmt: skip
+    return {"event": "left_out", "run_id": "r", "step": 1, "timestamp": 1.0, "messages": [3], "notes": ["n"],
+        **more}  # fmt: skip
 
 
 def test_unknown_fields_are_ignored_and_unknown_events_counted(tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ async def test_variables_persist_between_cells_and_over_an_exception(small: Open
 
 
 async def test_streams_are_apart_and_whole(small: Open) -> None:
-    code = "import sys, subprocess\nprint('a')\nsubprocess.run(['echo', 'b'])\nprint('c')\nprint('é\\ud800', file=sys.stderr)"
+    code = (
+        "import sys, subprocess\nprint('a')\nsubprocess.run(['echo', 'b'])\nprint('c')\n"
+        "print('é\\ud800', file=sys.stderr)"
+    )
     async with small() as sandbox:
         result = await sandbox.execute(code)
         raw = await sandbox.execute("import os; n = os.write(1, b'\\xff\\x00ok')")
@@ -50,7 +53,10 @@ async def test_streams_are_apart_and_whole(small: Open) -> None:
 
 
 async def test_the_streams_can_be_opened_by_name(small: Open) -> None:
-    code = "import subprocess; subprocess.run(['sh', '-c', 'echo a > /dev/stdout; echo b > /dev/stderr']); open('/dev/stdout', 'a').write('c')"
+    code = (
+        "import subprocess; subprocess.run(['sh', '-c', 'echo a > /dev/stdout; echo b >"
+        " /dev/stderr']); open('/dev/stdout', 'a').write('c')"
+    )
     async with small() as sandbox:
         result = await sandbox.execute(code)
     assert (result.stdout, result.stderr) == ("a\nc", "b\n")
@@ -354,7 +360,10 @@ async def test_a_timeout_interrupts_and_keeps_output_and_state(small: Open, code
         "sum(range(10**13))",
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
-        "import os, signal\nfor _ in range(5): os.fork()\nwhile True:\n  try:\n    for x in iter(int, 1): x += 1\n  except BaseException: pass",
+        (
+            "import os, signal\nfor _ in range(5): os.fork()\nwhile True:\n  try:\n"
+            "    for x in iter(int, 1): x += 1\n  except BaseException: pass"
+        ),
     ],
     ids=["catches", "c-code", "ignores", "blocks", "forks"],
 )
@@ -419,7 +428,10 @@ async def test_calls_of_an_ended_cell_are_cancelled(small: Open) -> None:
             cancelled.set()
         return []
 
-    code = "import threading\nthreading.Thread(target=worker, args=('x',), daemon=True).start()\nimport time\ntime.sleep(0.1)\nFINAL(1)"
+    code = (
+        "import threading\nthreading.Thread(target=worker, args=('x',), daemon=True).start()\n"
+        "import time\ntime.sleep(0.1)\nFINAL(1)"
+    )
     async with small(on_call=hang) as sandbox:
         result = await sandbox.execute(code)
         assert result.final == "1"
@@ -556,7 +568,8 @@ thread = threading.Thread(target=late); thread.start()
 async def test_a_pool_works_for_the_cell_that_hands_it_work(small: Open) -> None:
     async with small(on_call=echo) as sandbox:
         await sandbox.execute(
-            "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 1).result()"
+            "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\n"
+            "pool.submit(print, 1).result()"
         )
         result = await sandbox.execute("pool.submit(print, 2).result(); print(list(pool.map(worker, 'ab')))")
     assert result.stdout == "2\n['A', 'B']\n"
@@ -657,12 +670,16 @@ async def test_an_interrupt_never_hits_the_next_cell(small: Open) -> None:
 
 
 async def test_a_reset_leaves_nothing_of_the_old_session(small: Open, backend: dict[str, Any]) -> None:
-    code = "open('/work/f', 'w').write('x'); open('/tmp/f', 'w').write('x'); import subprocess; subprocess.Popen(['sleep', '1000'])"
+    code = (
+        "open('/work/f', 'w').write('x'); open('/tmp/f', 'w').write('x'); import subprocess;"
+        " subprocess.Popen(['sleep', '1000'])"
+    )
     async with small(context="doc") as sandbox:
         await sandbox.execute(code)
         await sandbox.reset()
         result = await sandbox.execute(
-            "import os; print(os.listdir('/work'), os.listdir('/tmp'), len([p for p in os.listdir('/proc') if p.isdecimal()]), context)"
+            "import os; print(os.listdir('/work'), os.listdir('/tmp'), len([p for p in"
+            " os.listdir('/proc') if p.isdecimal()]), context)"
         )
     visible = 1 if backend["backend"] == "process" else 2
     assert result.stdout == f"[] [] {visible} doc\n", (

@@ -117,7 +117,8 @@ def test_no_values_have_no_mean() -> None:
 
 @pytest.mark.parametrize(
     ("more", "less", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (1, 6, 0.125), (3, 3, 1.0), (2, 10, 158 / 4096), (10, 2, 158 / 4096)],
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (1, 6, 0.125), (3, 3, 1.0), (2, 10, 158 / 4096),
+        (10, 2, 158 / 4096)],
 )  # fmt: skip
 def test_the_sign_test_is_the_binomial_by_hand(more: int, less: int, p: float) -> None:
     """2 of 12: (1 + 12 + 66) / 2^12, twice."""

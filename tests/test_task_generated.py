@@ -67,7 +67,10 @@ def test_the_bytes_are_those_of_every_machine(name: str) -> None:
 
 
 def test_the_hash_seed_of_python_does_not_matter() -> None:
-    code = "from supdist.tasks.registry import create; from test_task_generated import *; print(*map(fingerprint, TASKS.values()))"
+    code = (
+        "from supdist.tasks.registry import create; from test_task_generated import *;"
+        " print(*map(fingerprint, TASKS.values()))"
+    )
     done = [
         subprocess.run(
             [sys.executable, "-c", code],

@@ -157,7 +157,10 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_importing_the_task_imports_no_heavy_library() -> None:
-    code = "import sys, supdist.tasks.qasper; print(sorted({'datasets', 'pandas', 'pyarrow', 'openai'} & set(sys.modules)))"
+    code = (
+        "import sys, supdist.tasks.qasper; print(sorted({'datasets', 'pandas', 'pyarrow', 'openai'} &"
+        " set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
@@ -224,7 +227,8 @@ def test_an_example_is_a_question_of_its_papers_majority(official: Path) -> None
 def test_the_context_is_the_papers_text_word_by_word(official: Path) -> None:
     task = Qasper(path=official)
     assert task.context(task.examples()[0]) == (
-        "# Title 0\n\n## Abstract\n\nAbstract 0.\n\n## Introduction\n\nPaper 0 begins.\n\nA section without a name."
+        "# Title 0\n\n## Abstract\n\nAbstract 0.\n\n## Introduction\n\nPaper 0 begins.\n\n"
+        "A section without a name."
     )
 
 

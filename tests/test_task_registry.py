@@ -58,7 +58,8 @@ class Plain(Task):
     )
     (tmp_path / "broken_tasks.py").write_text("import no_such_module")
     for package, points in {
-        "other": "contracts = other_tasks:Contracts\nneedle = other_tasks:Contracts\nno-task = other_tasks:Path\nplain = other_tasks:Plain",
+        "other": "contracts = other_tasks:Contracts\nneedle = other_tasks:Contracts\n"
+        "no-task = other_tasks:Path\nplain = other_tasks:Plain",
         "broken": "broken = broken_tasks:X\ntwice = other_tasks:Contracts",
         "again": "twice = other_tasks:Contracts",
     }.items():
@@ -162,7 +163,8 @@ def test_a_package_cannot_take_a_name_that_ships_and_its_faults_are_its_own() ->
 def test_listing_imports_no_task() -> None:
     code = (
         "import sys; from supdist.tasks.registry import names; print(names());"
-        "print([m for m in sys.modules if m.startswith('supdist.tasks.') and m.rpartition('.')[2] in names()])"
+        "print([m for m in sys.modules if m.startswith('supdist.tasks.') and m.rpartition('.')[2] in"
+        " names()])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60

@@ -39,10 +39,13 @@ def count_vowels(text: str, *, at_least: int = 0) -> int:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        *((name, "gives this name to the code itself") for name in ("context", "query", "worker", "worker_batch", "FINAL", "budget", "history", "ToolError")),
-        *((name, "hide Python's own") for name in ("print", "len", "list", "ValueError", "__import__", "__name__")),
+        *((name, "gives this name to the code itself") for name in ("context", "query", "worker",
+            "worker_batch", "FINAL", "budget", "history", "ToolError")),
+        *((name, "hide Python's own") for name in ("print", "len", "list", "ValueError", "__import__",
+            "__name__")),
         *((name, "keyword") for name in ("if", "None", "async", "lambda")),
-        *((name, "letters, digits and _") for name in ("", "2x", "a b", "a.b", "naïve", "x;y", "a\n", 5, None)),
+        *((name, "letters, digits and _") for name in ("", "2x", "a b", "a.b", "naïve", "x;y", "a\n", 5,
+            None)),
         ("__mine__", "two underscores"), ("x" * 65, "at most 64 characters"),
     ],
 )  # fmt: skip
@@ -105,7 +108,10 @@ def test_a_signature_shows_no_text_that_may_be_a_key() -> None:
     ) -> list[str]:
         raise NotImplementedError
 
-    shown = "(query: str, key: str = ..., mode: Literal['a', 'b'] = 'a', n: int = 3, *rest: Any, d: Any = ...) -> list[str]"
+    shown = (
+        "(query: str, key: str = ..., mode: Literal['a', 'b'] = 'a', n: int = 3, *rest: Any, d: Any ="
+        " ...) -> list[str]"
+    )
     assert show_signature(ask).replace("typing.", "") == shown
     assert show_signature(takes_the_unknown) == "(x: 'Unknown') -> 'None'"
     assert show_signature(max) == "(...)"
@@ -224,8 +230,9 @@ def task_with_tools(folder: Path, tools: dict[str, str], code: str = "FINAL(1)")
     (folder / "supdist_test_helper.py").write_text("SIZES = {'a': 7}\n")
     (folder / "supdist_test_tools.py").write_text(MODULE.format(helper="supdist_test_helper"))
     task = {
-        "query": "q", "context": "c", "tools": tools, "sandbox": {"memory": "256MiB"}, "log_dir": str(folder / "logs"),
-        "supervisor": {"handler": "scripted", "replies": [block(code)]}, "worker": {"handler": "builtin"},
+        "query": "q", "context": "c", "tools": tools, "sandbox": {"memory": "256MiB"},
+        "log_dir": str(folder / "logs"), "supervisor": {"handler": "scripted", "replies": [block(code)]},
+        "worker": {"handler": "builtin"},
     }  # fmt: skip
     (folder / "task.json").write_text(json.dumps(task))
     return folder / "task.json"

@@ -250,7 +250,8 @@ def first_of(
         ("first_of([], mode='all')", "bad_arguments: mode: Input should be 'head' or 'tail'"),
         ("first_of([], day='soon')", "bad_arguments: day: "),
         ("first_of([], n='x')", "bad_arguments: n: Input should be a valid integer"),
-        ("first_of({'a'})", "bad_arguments: a tool of the host takes plain data, and this is a value of type set"),
+        ("first_of({'a'})",
+            "bad_arguments: a tool of the host takes plain data, and this is a value of type set"),
         ("first_of([], anything=print)", "and this is a value of type builtin_function_or_method"),
         ("first_of([], anything=float('nan'))", "and this is a float that is not finite"),
         ("first_of([], 1 << 70)", "and this is an int of more than 64 bits"),
@@ -287,9 +288,11 @@ async def test_text_of_any_kind_goes_there_and_back(small: Open) -> None:
 @pytest.mark.parametrize(
     ("result", "printed"),
     [
-        (None, "None"), ((1, (2.5, "x")), "[1, [2.5, 'x']]"), ({"a": [True]}, "{'a': [True]}"), ({1, 2}, "failed the tool failed"),
-        (b"x", "failed the tool failed"), (math.inf, "failed the tool failed"), (1 << 64, "failed the tool failed"),
-        ("x" * (1 << 20), "too_large the result is more than 1048576 bytes"), ([0] * 12_000, "too_large the result is more than 10000 values"),
+        (None, "None"), ((1, (2.5, "x")), "[1, [2.5, 'x']]"), ({"a": [True]}, "{'a': [True]}"),
+        ({1, 2}, "failed the tool failed"), (b"x", "failed the tool failed"),
+        (math.inf, "failed the tool failed"), (1 << 64, "failed the tool failed"),
+        ("x" * (1 << 20), "too_large the result is more than 1048576 bytes"),
+        ([0] * 12_000, "too_large the result is more than 10000 values"),
     ],
     ids=repr,
 )  # fmt: skip
@@ -372,7 +375,10 @@ async def test_a_call_has_a_deadline(small: Open) -> None:
         "blocks": HostTool(release.wait, timeout=0.1),
         "works": HostTool(lambda: "works"),
     }
-    code = "for tool in (hangs, blocks):\n  try: tool()\n  except ToolError as error: print(error)\nprint(works())"
+    code = (
+        "for tool in (hangs, blocks):\n  try: tool()\n  except ToolError as error: print(error)\n"
+        "print(works())"
+    )
     async with small(tools=tools) as sandbox:
         result = await sandbox.execute(code)
         release.set()

@@ -71,8 +71,10 @@ P_OPENAI, P_TOGETHER = {"OPENAI_API_KEY": "o"}, {"TOGETHER_API_KEY": "t"}
         (OPENAI, "OPENAI_API_KEY", {}, P_OPENAI, "OPENAI_API_KEY"),
         (OPENAI, None, {}, {}, "OPENAI_API_KEY"),  # the handler says that it is not set
         (TOGETHER, None, P_OPENAI | P_TOGETHER, {}, "TOGETHER_API_KEY"),
-        ("https://openrouter.ai/api/v1", None, P_OPENAI | {"OPENROUTER_API_KEY": "r"}, {}, "OPENROUTER_API_KEY"),
-        ("https://generativelanguage.googleapis.com/v1beta/openai", None, {"GOOGLE_API_KEY": "g"}, {}, "GOOGLE_API_KEY"),
+        ("https://openrouter.ai/api/v1", None, P_OPENAI | {"OPENROUTER_API_KEY": "r"}, {},
+            "OPENROUTER_API_KEY"),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", None, {"GOOGLE_API_KEY": "g"}, {},
+            "GOOGLE_API_KEY"),
         ("https://router.huggingface.co/v1", None, {"HF_TOKEN": "h"}, {}, "HF_TOKEN"),
         (LOCAL, None, P_OPENAI, {}, None),
         (LOCAL, None, {"VLLM_API_KEY": "v"}, {}, "VLLM_API_KEY"),
@@ -95,8 +97,9 @@ def test_a_key_goes_to_hosts_to_which_it_belongs(
 
 @pytest.mark.parametrize(
     ("url", "variable"),
-    [(BOX, "OPENAI_API_KEY"), (PLAIN, "OPENAI_API_KEY"), (LOCAL, "AWS_SECRET_ACCESS_KEY"), (OPENAI, "TOGETHER_API_KEY"),
-     (TOGETHER, "OPENAI_API_KEY"), ("http://api.openai.com/v1", "OPENAI_API_KEY"), (BOX, "AWS_SECRET_ACCESS_KEY")],
+    [(BOX, "OPENAI_API_KEY"), (PLAIN, "OPENAI_API_KEY"), (LOCAL, "AWS_SECRET_ACCESS_KEY"),
+     (OPENAI, "TOGETHER_API_KEY"), (TOGETHER, "OPENAI_API_KEY"),
+     ("http://api.openai.com/v1", "OPENAI_API_KEY"), (BOX, "AWS_SECRET_ACCESS_KEY")],
 )  # fmt: skip
 def test_any_other_pairing_needs_the_user(url: str, variable: str) -> None:
     process = {variable: "k", "BASE_URL": BOX if variable.startswith("AWS") else "https://another/v1"}
@@ -129,7 +132,8 @@ def test_a_question_is_asked_once_for_a_host_and_remembered_if_wished() -> None:
 
 
 def test_a_rule_for_https_is_none_for_http() -> None:
-    for typed, covered in (("gpu-box:8000", [True, True]), ("http://gpu-box:8000", [True, False]), ("https://gpu-box:8000", [False, True]), ("gpu-box", [False, False])):  # fmt: skip
+    for typed, covered in (("gpu-box:8000", [True, True]), ("http://gpu-box:8000", [True, False]),
+        ("https://gpu-box:8000", [False, True]), ("gpu-box", [False, False])):  # fmt: skip
         rule = parse_host(typed)
         urls = ("http://gpu-box:8000/v1", "https://gpu-box:8000/v1")
         assert [rule.covers(origin_of(url)) for url in urls] == covered, typed
@@ -193,7 +197,8 @@ def test_the_handler_itself_sends_the_key_that_the_program_names(monkeypatch: py
         ({"OPENAI_BASE_URL": PLAIN, **P_TOGETHER}, PLAIN, None),
         ({"BASE_URL": BOX, "OPENAI_BASE_URL": PLAIN, **P_OPENAI}, BOX, "OPENAI_API_KEY"),
         ({"BASE_URL": TOGETHER, **P_OPENAI, **P_TOGETHER}, TOGETHER, "TOGETHER_API_KEY"),
-        ({"BASE_URL": "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY": "r"}, "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+        ({"BASE_URL": "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY": "r"},
+            "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
         (Environment(P_OPENAI, {"BASE_URL": BOX}), BOX, None),
         (Environment({}, {"BASE_URL": BOX, **P_OPENAI}), BOX, "OPENAI_API_KEY"),
         (Environment(P_TOGETHER, {"BASE_URL": TOGETHER}), TOGETHER, "TOGETHER_API_KEY"),
@@ -229,7 +234,10 @@ def test_a_file_gives_what_the_process_has_not_and_only_keys_and_models_reach_li
     tmp_path: Path,
 ) -> None:
     process = {"OPENAI_API_KEY": "mine"}
-    text = "export OPENAI_API_KEY=its\nHF_TOKEN='h # t'\nBASE_URL=u\nWORKER_MODEL=m\nHTTPS_PROXY=p\nA=1\nB=${A}2 # c\n"
+    text = (
+        "export OPENAI_API_KEY=its\nHF_TOKEN='h # t'\nBASE_URL=u\nWORKER_MODEL=m\nHTTPS_PROXY=p\nA=1\n"
+        "B=${A}2 # c\n"
+    )
     found = _loaded(tmp_path, text, process)
     assert (found["OPENAI_API_KEY"], found["HF_TOKEN"], found["BASE_URL"], found["B"]) == (
         "mine",
@@ -290,7 +298,11 @@ def test_a_folder_of_that_name_is_no_file_of_variables(
 
 
 def test_settings_are_the_users_alone_and_changed_by_one_at_a_time(tmp_path: Path) -> None:
-    program = "import sys; from supdist.engine.trust.settings import *\nfor n in range(20): change_settings(lambda s: s.with_host(HostRule(host=f'h{sys.argv[1]}-{n}:1', key='K')))"
+    program = (
+        "import sys; from supdist.engine.trust.settings import *\n"
+        "for n in range(20): change_settings(lambda s: s.with_host(HostRule(host=f'h{sys.argv[1]}-{n}:1',"
+        " key='K')))"
+    )
     workers = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(3)]
     assert [worker.wait(60) for worker in workers] == [0, 0, 0]
     assert len(read_settings().hosts) == 60
@@ -472,8 +484,8 @@ async def test_a_cache_with_a_view_or_a_trigger_is_not_used(tmp_path: Path) -> N
 )
 def test_a_record_of_which_no_table_can_be_made_is_none(field: str) -> None:
     good = {
-        "index": 0, "example": "e", "strategy": "direct", "query": "q", "references": ["a"], "answer": "a", "score": 1.0,
-        "correct": True, "steps": 1, "stop_reason": "final", "context_chars": 1, "seconds": 1.0,
+        "index": 0, "example": "e", "strategy": "direct", "query": "q", "references": ["a"], "answer": "a",
+        "score": 1.0, "correct": True, "steps": 1, "stop_reason": "final", "context_chars": 1, "seconds": 1.0,
     }  # fmt: skip
     Record.model_validate_json(json.dumps(good))
     name = field.split('"')[1]

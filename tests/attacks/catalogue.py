@@ -73,8 +73,10 @@ NOT_HERE: dict[str, dict[str, str]] = {
             ),
             "gVisor's own kernel answers, and there is nothing of the host's behind what it gives",
         ),
-        "test_a_death_from_outside_is_told_within_two_seconds[LC1-python]": "a guest's process is none of the host's",
-        "test_fs10_inodes_cannot_be_used_up": "gVisor's scratch counts no files; they are its memory, see the next",
+        "test_a_death_from_outside_is_told_within_two_seconds[LC1-python]": "a guest's process is none of"
+        " the host's",
+        "test_fs10_inodes_cannot_be_used_up": "gVisor's scratch counts no files; they are its memory, see"
+        " the next",
         # `supdist-engine doctor` finds it, and says what to do.
         **dict.fromkeys(
             (
@@ -88,7 +90,8 @@ NOT_HERE: dict[str, dict[str, str]] = {
                 "test_me6_full_buffers_are_bounded",
                 "test_time_has_an_end[CP8-constants]",
             ),
-            "CI's runsc is configured with --ignore-cgroups, as its machines need it, so that no memory is limited there",
+            "CI's runsc is configured with --ignore-cgroups, as its machines need it, so that no memory"
+            " is limited there",
         ),
     },
 }
@@ -103,16 +106,20 @@ PARTLY = {
 
 WEAKER = {
     "docker": {
-        "EN2": "init is seen in /proc, though nothing of it can be read: a daemon mounts /proc without hidepid",
+        "EN2": "init is seen in /proc, though nothing of it can be read: a daemon mounts /proc without"
+        " hidepid",
         "EN9": "mountinfo names the folders in which the daemon keeps its layers",
-        "NW6": "a socket that everybody may write to and that a program keeps in the folder of packages answers: it is a bind",
-        "SY1": "all sandboxes are one user of the host, and share what the kernel counts by user (inotify, pages for pipes)",
+        "NW6": "a socket that everybody may write to and that a program keeps in the folder of packages"
+        " answers: it is a bind",
+        "SY1": "all sandboxes are one user of the host, and share what the kernel counts by user"
+        " (inotify, pages for pipes)",
     },
     "docker-runsc": {
         "EN2": "init is seen in /proc, and it can be looked into",
         "PR3": "init can be killed and stopped: the sandbox's own end, told at once or with the cell's time",
         "PR8": "a refused process is told to the guest alone, so that its cell's outcome is its own error",
-        "SY1": "no_new_privs and the filter cannot be measured: /proc does not tell; a guest may set its own priority among its own",
+        "SY1": "no_new_privs and the filter cannot be measured: /proc does not tell; a guest may set its"
+        " own priority among its own",
         "LC4": "thirty at once, not a hundred: each start has both processors of a small machine for a second",
     },
 }

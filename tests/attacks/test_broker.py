@@ -35,7 +35,8 @@ class Counter:
 CHOICES = {
     "BR3-model": "send(22, 1, cell, ['x'], 'gpt-expensive')",
     "BR3-map": "send(22, 1, cell, [{'role': 'system', 'content': 'x'}])",
-    "BR3-options": "send(22, 1, cell, ['x'], {'temperature': 2, 'base_url': 'http://127.0.0.1', 'max_tokens': 10**9})",
+    "BR3-options": "send(22, 1, cell, ['x'], {'temperature': 2, 'base_url': 'http://127.0.0.1',"
+    " 'max_tokens': 10**9})",
     "BR3-nested": "send(22, 1, cell, [['x', {'tools': []}]])",
 }
 
@@ -67,7 +68,8 @@ TOO_MUCH = {
     "BR4-huge": "try: worker('x' * (100 << 20))\nexcept WorkerError as error: print(error.code)",
     "BR4-many": "r = worker_batch(['x'] * 100_000, return_errors=True); print(len(r))",
     "BR4-empty": "print(worker_batch([]))",
-    "BR4-endless": "import itertools\ntry: worker_batch(itertools.repeat('x'))\nexcept (MemoryError, TypeError) as error: print(type(error).__name__)",
+    "BR4-endless": "import itertools\ntry: worker_batch(itertools.repeat('x'))\n"
+    "except (MemoryError, TypeError) as error: print(type(error).__name__)",
 }
 
 
@@ -201,7 +203,10 @@ async def test_br14_a_close_during_a_call_leaves_no_task(arena: Arena) -> None:
 
 async def test_br14_a_guest_that_dies_during_a_call_cancels_it(arena: Arena) -> None:
     count = Counter(delay=60)
-    code = "import threading, os, time\nthreading.Thread(target=worker, args=('x',)).start()\ntime.sleep(0.2)\nos._exit(1)"
+    code = (
+        "import threading, os, time\nthreading.Thread(target=worker, args=('x',)).start()\n"
+        "time.sleep(0.2)\nos._exit(1)"
+    )
     async with arena.open(on_call=count) as sandbox:
         result = await timed(sandbox, code, within=3)
         assert result.outcome is Outcome.CRASHED

@@ -52,7 +52,8 @@ async def attempt(code: str, worker: ModelHandler, box: SandboxConfig, **options
 
 
 FLOODS = {
-    "BR1-loop": "for i in range(1000):\n  try: worker(str(i))\n  except WorkerError as error: code = error.code",
+    "BR1-loop": "for i in range(1000):\n  try: worker(str(i))\n"
+    "  except WorkerError as error: code = error.code",
     "BR1-batch": "code = worker_batch([str(i) for i in range(10_000)], return_errors=True)[-1].code",
     "BR1-forged": RAW
     + "for call in range(1, 2001): send(22, call, cell, [f'{call}-{i}' for i in range(5)])\n"

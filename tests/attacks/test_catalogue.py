@@ -21,9 +21,19 @@ def arena() -> None:
 async def collect(backend: str, *options: str) -> list[str]:
     """The ids of the cases that pytest would try."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "--backend", backend, *options,
-        str(Path(__file__).parent), cwd=Path(__file__).parent.parent.parent, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "--backend",
+        backend,
+        *options,
+        str(Path(__file__).parent),
+        cwd=Path(__file__).parent.parent.parent,
+        stdout=asyncio.subprocess.PIPE,
+    )
     output, _ = await process.communicate()
     return [line for line in output.decode().splitlines() if "::" in line]
 

@@ -58,11 +58,20 @@ PLACES = {
         "import socket; print(socket.gethostname() == 'mark')",
     ),
     "SC2-sysv": (
-        "import ctypes; libc = ctypes.CDLL(None); x = [libc.shmget(4242, 4096, 0o1666), libc.msgget(4242, 0o1666), libc.semget(4242, 1, 0o1666)]",
-        "import ctypes; libc = ctypes.CDLL(None); print(max(libc.shmget(4242, 4096, 0), libc.msgget(4242, 0), libc.semget(4242, 1, 0)) >= 0)",
+        (
+            "import ctypes; libc = ctypes.CDLL(None); x = [libc.shmget(4242, 4096, 0o1666), libc.msgget(4242,"
+            " 0o1666), libc.semget(4242, 1, 0o1666)]"
+        ),
+        (
+            "import ctypes; libc = ctypes.CDLL(None); print(max(libc.shmget(4242, 4096, 0), libc.msgget(4242,"
+            " 0), libc.semget(4242, 1, 0)) >= 0)"
+        ),
     ),
     "SC2-nice": (
-        "import os\nfor n in range(1, 100):\n  try: os.setpriority(os.PRIO_USER, 0, 5)\n  except OSError: pass",
+        (
+            "import os\nfor n in range(1, 100):\n  try: os.setpriority(os.PRIO_USER, 0, 5)\n"
+            "  except OSError: pass"
+        ),
         "import os; print(os.getpriority(os.PRIO_PROCESS, 0) != 0)",
     ),
     "SC2-atime": (
@@ -70,8 +79,15 @@ PLACES = {
         "import os; print(os.stat('/usr/bin/env').st_atime == 1)",
     ),
     "SC2-sysctl": (
-        "for f in ('kernel/domainname', 'kernel/msgmax', 'net/ipv4/ip_forward', 'user/max_net_namespaces', 'kernel/ns_last_pid'):\n  try: open('/proc/sys/' + f, 'w').write('4242')\n  except OSError: pass",
-        "import glob; print(any('4242' in open('/proc/sys/' + f).read() for f in ('kernel/domainname', 'kernel/msgmax') if __import__('os').path.exists('/proc/sys/' + f)))",
+        (
+            "for f in ('kernel/domainname', 'kernel/msgmax', 'net/ipv4/ip_forward',"
+            " 'user/max_net_namespaces', 'kernel/ns_last_pid'):\n"
+            "  try: open('/proc/sys/' + f, 'w').write('4242')\n  except OSError: pass"
+        ),
+        (
+            "import glob; print(any('4242' in open('/proc/sys/' + f).read() for f in ('kernel/domainname',"
+            " 'kernel/msgmax') if __import__('os').path.exists('/proc/sys/' + f)))"
+        ),
     ),
 }
 

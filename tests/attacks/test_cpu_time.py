@@ -17,10 +17,12 @@ ENDLESS: list[Attack] = [
     Attack(id="CP1", code="while True: pass", expect=TIMEOUT, timeout=0.3, within=1),
     Attack(id="CP2-power", code="10**10**8", expect=TIMEOUT, lost=None, timeout=0.3, within=2),
     Attack(
-        id="CP2-regex", code="import re; re.match('(a*)*b', 'a' * 40)", expect=TIMEOUT, lost=None, timeout=0.3, within=2
+        id="CP2-regex", code="import re; re.match('(a*)*b', 'a' * 40)", expect=TIMEOUT, lost=None,
+        timeout=0.3, within=2
     ),
     Attack(
-        id="CP2-scrypt", code="import hashlib\nwhile True: hashlib.scrypt(b'', salt=b'', n=1 << 14, r=8, p=400)",
+        id="CP2-scrypt",
+        code="import hashlib\nwhile True: hashlib.scrypt(b'', salt=b'', n=1 << 14, r=8, p=400)",
         expect=(*TIMEOUT, Outcome.USER_ERROR), lost=None, timeout=0.3, within=2,
     ),
     Attack(id="CP2-sorted", code="sorted(range(10**9), key=lambda _: 0)", lost=None, timeout=0.3, within=2,
@@ -33,28 +35,33 @@ ENDLESS: list[Attack] = [
         id="CP4-deadlock", code="import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
         expect=TIMEOUT, timeout=0.3, within=1,
     ),
-    Attack(id="CP4-select", code="import select; select.select([], [], [])", expect=TIMEOUT, timeout=0.3, within=1),
+    Attack(id="CP4-select", code="import select; select.select([], [], [])", expect=TIMEOUT, timeout=0.3,
+        within=1),
     Attack(
-        id="CP5-import", code="open('slow.py', 'w').write('while True: pass')\nimport sys; sys.path.insert(0, '')\nimport slow",
-        expect=TIMEOUT, timeout=0.3, within=1,
+        id="CP5-import",
+        code="open('slow.py', 'w').write('while True: pass')\nimport sys; sys.path.insert(0, '')\nimport slow", expect=TIMEOUT, timeout=0.3, within=1,
     ),
     Attack(
         id="CP5-del", code="class D:\n  def __del__(self):\n    while True: pass\nd = D()\ndel d",
         expect=TIMEOUT, lost=None, timeout=0.3, within=2,
     ),
     Attack(
-        id="CP5-repr", code="class R:\n  def __repr__(self):\n    while True: pass\nR()", expect=TIMEOUT, timeout=0.3, within=1
+        id="CP5-repr", code="class R:\n  def __repr__(self):\n    while True: pass\nR()", expect=TIMEOUT,
+        timeout=0.3, within=1
     ),
     Attack(
         id="CP5-repr-stubborn", expect=TIMEOUT, lost=True, timeout=0.3, within=2,
-        code="class R:\n  def _repr_html_(self):\n    while True:\n      try:\n        for x in iter(int, 1): x += 1\n      except BaseException: pass\nR()",
+        code="class R:\n  def _repr_html_(self):\n    while True:\n      try:\n"
+            "        for x in iter(int, 1): x += 1\n      except BaseException: pass\nR()",
     ),
     Attack(
         id="CP5-repr-of-many", expect=TIMEOUT, timeout=0.3, within=1,
-        code="import time\nclass R:\n  def __repr__(self):\n    time.sleep(0.01)\n    return ''\n[R()] * 10**6",
+        code="import time\nclass R:\n  def __repr__(self):\n    time.sleep(0.01)\n    return ''\n"
+            "[R()] * 10**6",
     ),
     Attack(
-        id="CP8-parentheses", code="(" * 1_000_000, expect=(Outcome.USER_ERROR, Outcome.CRASHED), lost=None, within=3
+        id="CP8-parentheses", code="(" * 1_000_000, expect=(Outcome.USER_ERROR, Outcome.CRASHED), lost=None,
+        within=3
     ),
     Attack(
         id="CP8-terms", code="x = " + "+".join(["1"] * 100_000), lost=None, within=3,
@@ -65,11 +72,14 @@ ENDLESS: list[Attack] = [
         expect=(Outcome.USER_ERROR, Outcome.CRASHED),
     ),
     Attack(
-        id="CP8-nested", code="\n".join(" " * depth + "if True:" for depth in range(99)) + "\n" + " " * 99 + "x = 1",
+        id="CP8-nested",
+        code="\n".join(" " * depth + "if True:" for depth in range(99)) + "\n" + " " * 99 + "x = 1",
         expect=(OK, Outcome.USER_ERROR), lost=None,
     ),
-    Attack(id="CP8-constants", code="x = (1,) * 10**8 * 10", expect=(Outcome.USER_ERROR, Outcome.OOM), lost=None),
-    Attack(id="CP8-minus", code="-" * 200_000 + "1", expect=(Outcome.USER_ERROR, Outcome.CRASHED), lost=None, within=3),
+    Attack(id="CP8-constants", code="x = (1,) * 10**8 * 10", expect=(Outcome.USER_ERROR, Outcome.OOM),
+        lost=None),
+    Attack(id="CP8-minus", code="-" * 200_000 + "1", expect=(Outcome.USER_ERROR, Outcome.CRASHED), lost=None,
+        within=3),
 ]  # fmt: skip
 
 

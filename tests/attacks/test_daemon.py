@@ -127,7 +127,10 @@ async def use(arena: Arena, folder: Path, step: str, fault: Fault) -> Use:
 
 async def sweep(arena: Arena, *engines: int) -> None:
     """Another engine removes what these could not."""
-    code = f"from supdist.engine import SyncSandbox\nwith SyncSandbox({arena.machine.source}) as s: s.execute('1')"
+    code = (
+        f"from supdist.engine import SyncSandbox\n"
+        f"with SyncSandbox({arena.machine.source}) as s: s.execute('1')"
+    )
     await outside(code)
     assert await comes_true(lambda: all(arena.machine.is_swept(engine, []) for engine in engines), 5)
 

@@ -115,8 +115,8 @@ async def test_pk5_an_exception_is_known_by_its_text_alone(arena: Arena, tmp_pat
             assert result.error.type == name
         result = await timed(
             sandbox,
-            RAW
-            + f"send(24, cell, ['pathlib.Path', 'touch {canary}', '{{0.__class__}}'])\nimport time; time.sleep(60)",
+            RAW + f"send(24, cell, ['pathlib.Path', 'touch {canary}', '{{0.__class__}}'])\n"
+            f"import time; time.sleep(60)",
         )
     assert result.error is not None
     assert type(result.error.type) is str
@@ -124,20 +124,25 @@ async def test_pk5_an_exception_is_known_by_its_text_alone(arena: Arena, tmp_pat
 
 
 TEMPLATES = [
-    "{0.__class__.__mro__}", "%(x)s %n %s", "${HOME}", "{{7*7}}", "[bold red]x[/] [link=http://127.0.0.1]y[/link]",
-    "{query}", "{outcome!r:>9999999}", "f'{1+1}'", "\\g<0>", "{", "}", "%", "[/]", "[", "$(id)", "`id`",
+    "{0.__class__.__mro__}", "%(x)s %n %s", "${HOME}", "{{7*7}}",
+    "[bold red]x[/] [link=http://127.0.0.1]y[/link]", "{query}", "{outcome!r:>9999999}", "f'{1+1}'", "\\g<0>",
+    "{", "}", "%", "[/]", "[", "$(id)", "`id`",
 ]  # fmt: skip
 
 
 async def test_pk6_no_text_is_a_template(tmp_path: Path) -> None:
     text = " ".join(TEMPLATES)
     replies = [
-        f"{text}\n```repl\nimport sys\nprint({text!r}); print({text!r}, file=sys.stderr)\nraise ValueError({text!r})\n```",
+        (
+            f"{text}\n```repl\nimport sys\nprint({text!r}); print({text!r}, file=sys.stderr)\n"
+            f"raise ValueError({text!r})\n```"
+        ),
         f"```repl\nFINAL({text!r} + worker({text!r}))\n```",
     ]
     task = {
         "query": text, "context": text, "log_dir": "logs",
-        "supervisor": {"handler": "scripted", "replies": replies}, "worker": {"handler": "scripted", "replies": [text]},
+        "supervisor": {"handler": "scripted", "replies": replies},
+        "worker": {"handler": "scripted", "replies": [text]},
     }  # fmt: skip
     (tmp_path / "task.json").write_text(json.dumps(task))
     done = await asyncio.to_thread(

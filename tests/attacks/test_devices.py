@@ -67,8 +67,9 @@ async def test_dv2_a_node_that_is_there_is_dead_on_scratch(arena: Arena) -> None
 
 
 async def test_dv3_no_device_of_the_host_is_there(arena: Arena) -> None:
-    names = ["kvm", "fuse", "net/tun", "nvidia0", "nvidiactl", "dri", "mem", "kmem", "port", "vsock", "vhost-net", "vhost-vsock",
-             "loop0", "loop-control", "sda", "vda", "tty", "console", "ptmx", "kmsg", "hpet", "snd", "input", "userfaultfd"]  # fmt: skip
+    names = ["kvm", "fuse", "net/tun", "nvidia0", "nvidiactl", "dri", "mem", "kmem", "port", "vsock",
+             "vhost-net", "vhost-vsock", "loop0", "loop-control", "sda", "vda", "tty", "console", "ptmx",
+             "kmsg", "hpet", "snd", "input", "userfaultfd"]  # fmt: skip
     code = f"import os; print([n for n in {names} + {os.listdir('/dev')} if os.path.lexists('/dev/' + n)])"
     async with arena.open() as sandbox:
         result = await timed(sandbox, code)

@@ -119,7 +119,8 @@ async def test_lc2_after_the_engines_death_nothing_is_left(arena: Arena, tmp_pat
     assert list(tmp_path.iterdir()) == []
     # Who is killed removes no group and no container; the next that starts does.
     await outside(
-        f"from supdist.engine import SyncSandbox\nwith SyncSandbox({arena.machine.source}) as s: s.execute('1')"
+        f"from supdist.engine import SyncSandbox\n"
+        f"with SyncSandbox({arena.machine.source}) as s: s.execute('1')"
     )
     assert await comes_true(lambda: arena.machine.is_swept(process.pid, tree), 5)
 

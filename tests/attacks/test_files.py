@@ -60,7 +60,10 @@ async def test_a_link_is_not_followed(arena: Arena, target: str, canary: str) ->
 
 
 async def test_ft2_no_folder_on_the_way_may_be_a_link(arena: Arena) -> None:
-    code = "import os; os.mkdir('d'); open('d/f', 'w').write('x'); os.symlink('/etc', 'etc'); os.symlink('d', 'same'); os.symlink('/', 'd/up')"
+    code = (
+        "import os; os.mkdir('d'); open('d/f', 'w').write('x'); os.symlink('/etc', 'etc');"
+        " os.symlink('d', 'same'); os.symlink('/', 'd/up')"
+    )
     async with arena.open() as sandbox:
         await timed(sandbox, code)
         for path in ("etc/passwd", "same/f", "d/up/etc/passwd"):
@@ -164,7 +167,8 @@ print(linked)
 
 
 NAMES = [
-    "new\nline", "\x1b]52;c;eA==\x07", "\u202egnp.exe", "-rf", "CON", "a" * 255, "sp ace", "%s{0}", "é", "~", "*", "\x01\x7f", "\\", "'\"",
+    "new\nline", "\x1b]52;c;eA==\x07", "\u202egnp.exe", "-rf", "CON", "a" * 255, "sp ace", "%s{0}", "é", "~",
+    "*", "\x01\x7f", "\\", "'\"",
 ]  # fmt: skip
 
 

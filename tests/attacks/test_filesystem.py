@@ -52,7 +52,8 @@ async def test_fs1_a_file_of_the_host_cannot_be_read(
 
 async def test_fs1_neither_the_hosts_users_nor_its_code_are_there(arena: Arena) -> None:
     paths = ["/etc/shadow", "/etc/ssh", "/root", "/home", "/var", "/sys", "/boot", "/etc/hostname",
-             str(REPOSITORY), str(Path.home() / ".ssh"), "/etc/machine-id", "/run/systemd", "/hostlib"]  # fmt: skip
+             str(REPOSITORY), str(Path.home() / ".ssh"), "/etc/machine-id", "/run/systemd",
+             "/hostlib"]  # fmt: skip
     code = """
 import json, os
 def content(path):

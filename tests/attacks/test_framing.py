@@ -51,10 +51,11 @@ BREACHES: list[Attack] = [
     breach("RP11-nothing", "raw(protocol.frame(b'\\xc0'))"),
     breach("RP11-trailing", "raw(protocol.frame(protocol.encode(protocol.Final(cell, 'x')) + b'\\x00'))"),
     *(breach(f"RP13-{tag}", f"send({fields})") for tag, fields in {
-        "start": "1, 'q', 1, 1, 1", "load": "2, 'object', -1, b'cos\\nsystem\\n.'", "execute": "3, 2, 'x', 1.0",
-        "reply": "4, 1, ['forged']", "interrupt": "5, cell", "kill": "40", "hello": "44, {}",
-        "cell-end": "41, cell, 'ok', None, 0.0, 0.0, False, False, 0, ''", "exit": "42, 'ok', ''",
-        "setup-failed": "43, 'mounts', 1", "spawn": "60, b's', []", "shim-exit": "62, b's', 0",
+        "start": "1, 'q', 1, 1, 1", "load": "2, 'object', -1, b'cos\\nsystem\\n.'",
+        "execute": "3, 2, 'x', 1.0", "reply": "4, 1, ['forged']", "interrupt": "5, cell", "kill": "40",
+        "hello": "44, {}", "cell-end": "41, cell, 'ok', None, 0.0, 0.0, False, False, 0, ''",
+        "exit": "42, 'ok', ''", "setup-failed": "43, 'mounts', 1", "spawn": "60, b's', []",
+        "shim-exit": "62, b's', 0",
     }.items()),
     breach("RP14-same-call", "send(22, 1, cell, ['a']); send(22, 1, cell, ['a'])", "used before"),
     breach("RP14-after", "send(22, 5, cell, ['a']); import time; time.sleep(0.2); send(22, 5, cell, ['a'])"),
@@ -70,9 +71,12 @@ BREACHES: list[Attack] = [
     breach("RP17-negative", "send(23, -1, 'x')"),
     breach("RP11-no-prompt", "send(22, 1, cell, [])"),
     breach("RP2-displays", "for _ in range(40): send(28, cell, {'text/plain': ''}, {})", "one too many"),
-    breach("RP2-display-size", "send(28, cell, {}, {'image/png': b'x' * ((8 << 20) + 1)})", "displays larger"),
-    breach("RP2-display-sum", "for _ in range(5): send(28, cell, {'text/html': 'x' * (2 << 20)}, {})", "displays larger"),
-    breach("RP9-display", "raw(protocol.frame(b'\\x94\\x1c' + bytes([cell]) + b'\\x81\\xaatext/plain\\xa2\\xff\\xfe\\x80'))"),
+    breach("RP2-display-size", "send(28, cell, {}, {'image/png': b'x' * ((8 << 20) + 1)})",
+        "displays larger"),
+    breach("RP2-display-sum", "for _ in range(5): send(28, cell, {'text/html': 'x' * (2 << 20)}, {})",
+        "displays larger"),
+    breach("RP9-display",
+        "raw(protocol.frame(b'\\x94\\x1c' + bytes([cell]) + b'\\x81\\xaatext/plain\\xa2\\xff\\xfe\\x80'))"),
     breach("RP11-display-form", "send(28, cell, {'application/x-python': 'x'}, {})"),
     breach("RP11-display-type", "send(28, cell, {'text/plain': b'x'}, {})"),
     breach("RP11-display-of-nothing", "send(28, cell, {}, {})", "of nothing"),
@@ -107,8 +111,8 @@ async def test_a_breach_ends_the_session_at_once(arena: Arena, attack: Attack) -
 async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> None:
     """The control of this group: the same helpers, with frames that are right."""
     code = (
-        RAW
-        + "send(21, cell, 1, b'raw'); send(28, cell, {'text/plain': 'x'}, {}); send(23, cell, 'by hand'); send(22, 7, cell, ['prompt'])\nimport time; time.sleep(0.2)"
+        RAW + "send(21, cell, 1, b'raw'); send(28, cell, {'text/plain': 'x'}, {}); send(23, cell, 'by hand');"
+        " send(22, 7, cell, ['prompt'])\nimport time; time.sleep(0.2)"
     )
     asked: list[str] = []
 
@@ -135,8 +139,8 @@ async def test_rp13_a_repl_cannot_tell_of_its_death_in_inits_name(arena: Arena) 
 @pytest.mark.timing
 async def test_rp2_a_repl_that_hangs_up_is_gone_whatever_it_does_next(arena: Arena) -> None:
     code = (
-        RAW
-        + "import socket, time; channel._sock.shutdown(socket.SHUT_WR); print('still here', flush=True); time.sleep(60)"
+        RAW + "import socket, time; channel._sock.shutdown(socket.SHUT_WR); print('still here', flush=True);"
+        " time.sleep(60)"
     )
     async with arena.open() as sandbox:
         used = cpu_of_shims()
@@ -149,8 +153,8 @@ async def test_rp2_a_repl_that_hangs_up_is_gone_whatever_it_does_next(arena: Are
 async def test_rp2_a_stream_of_large_frames_is_cut(arena: Arena) -> None:
     arena.most_growth = 64 << 20
     code = (
-        RAW
-        + "data = protocol.frame(protocol.encode(protocol.Output(cell, 1, b'x' * (1 << 20))))\nfor _ in range(300): raw(data)"
+        RAW + "data = protocol.frame(protocol.encode(protocol.Output(cell, 1, b'x' * (1 << 20))))\n"
+        "for _ in range(300): raw(data)"
     )
     async with arena.open(output="1MiB") as sandbox:
         growth = ShimGrowth()
@@ -261,7 +265,8 @@ async def test_the_decoder_is_quick_and_closed(arena: Arena, shape: str) -> None
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [("b'\\xa1\\x00'", "\0"), ("b'\\xa3\\xef\\xbb\\xbf'", "\ufeff"), ("b'\\xa4\\xf0\\x9f\\x99\\x82'", "🙂"), ("b'\\xa3\\xef\\xbf\\xbe'", "\ufffe")],
+    [("b'\\xa1\\x00'", "\0"), ("b'\\xa3\\xef\\xbb\\xbf'", "\ufeff"), ("b'\\xa4\\xf0\\x9f\\x99\\x82'", "🙂"),
+        ("b'\\xa3\\xef\\xbf\\xbe'", "\ufffe")],
     ids=["RP9-nul", "RP9-bom", "RP9-astral", "RP9-noncharacter"],
 )  # fmt: skip
 async def test_odd_but_valid_text_is_text(arena: Arena, answer: str, text: str) -> None:
@@ -326,8 +331,8 @@ async def test_rp19_a_flood_of_calls_is_slowed_and_harms_nobody_else(arena: Aren
 
 async def test_rp21_the_name_of_a_class_is_text(arena: Arena, tmp_path: object) -> None:
     code = (
-        RAW
-        + "send(24, cell, ['os.system', 'touch /work/x', '__import__(\"os\").abort()'])\nimport time; time.sleep(60)"
+        RAW + "send(24, cell, ['os.system', 'touch /work/x', '__import__(\"os\").abort()'])\n"
+        "import time; time.sleep(60)"
     )
     async with arena.open() as sandbox:
         result = await timed(sandbox, code)
@@ -345,7 +350,8 @@ def _valid(cell: int) -> list[bytes]:
     messages: list[protocol.FromGuest] = [
         protocol.Output(cell, 1, b"text"), protocol.Call(1, cell, ["a", "b"]), protocol.Final(cell, "answer"),
         protocol.ToolCall(2, cell, 0, b'[["x"],{}]'), protocol.ToolCall(3, cell, 1, b"[[],{}]"),
-        protocol.Display(cell, {"text/plain": "x"}, {"image/png": b"x"}), protocol.Done(cell, None), protocol.Done(cell, protocol.ErrorInfo("E", "m", "t")), protocol.ReplExit(0, hung_up=False),
+        protocol.Display(cell, {"text/plain": "x"}, {"image/png": b"x"}), protocol.Done(cell, None),
+        protocol.Done(cell, protocol.ErrorInfo("E", "m", "t")), protocol.ReplExit(0, hung_up=False),
     ]  # fmt: skip
     return [protocol.frame(protocol.encode(message)) for message in messages]
 

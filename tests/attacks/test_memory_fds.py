@@ -32,8 +32,10 @@ BOMBS: list[Attack] = [
         expect=(Outcome.USER_ERROR, *OOM), lost=None,
     ),
     Attack(id="ME1-string", code="x = 'x'\nwhile True: x += x", expect=(Outcome.USER_ERROR, *OOM), lost=None),
-    Attack(id="ME1-drawing", code="class R:\n  def _repr_png_(self): return b'x' * (1 << 34)\nR()", expect=(OK, *OOM), lost=None),
-    Attack(id="ME1-drawings", code="class R:\n  def _repr_html_(self):\n    x = 'x'\n    while True: x += x\nR()",
+    Attack(id="ME1-drawing", code="class R:\n  def _repr_png_(self): return b'x' * (1 << 34)\nR()",
+        expect=(OK, *OOM), lost=None),
+    Attack(id="ME1-drawings",
+           code="class R:\n  def _repr_html_(self):\n    x = 'x'\n    while True: x += x\nR()",
            expect=(OK, *OOM), lost=None),
     Attack(
         id="ME3", code="""
@@ -45,7 +47,8 @@ for _ in range(8):
 time.sleep(60)
 """, expect=OOM, lost=None, timeout=1.5, within=4,
     ),
-    Attack(id="ME4-shared-mapping", code=SHARED + "x = [take(64) for _ in range(16)]", expect=OOM, lost=True, within=6),
+    Attack(id="ME4-shared-mapping", code=SHARED + "x = [take(64) for _ in range(16)]", expect=OOM, lost=True,
+        within=6),
     Attack(
         id="ME5-memfd", code="""
 import os
@@ -59,7 +62,8 @@ except PermissionError: print("refused", len(files))
         # Where no control group counts what no process maps, there is no such file at all.
         expect=OOM if CGROUPS else (OK,), says="" if CGROUPS else "refused 0", lost=CGROUPS, within=6,
     ),
-    Attack(id="ME10-agent", code=SHARED + "x = [take(16) for _ in range(64)]", expect=OOM, lost=True, within=6),
+    Attack(id="ME10-agent", code=SHARED + "x = [take(16) for _ in range(64)]", expect=OOM, lost=True,
+        within=6),
     Attack(
         id="ME10-child", code=SHARED + """
 import os, time
@@ -76,7 +80,8 @@ time.sleep(60)
         id="ME11-status", code="import os; os._exit(137)", expect=(Outcome.CRASHED,), lost=True, within=2,
     ),
     Attack(
-        id="ME12", code="x = []\nwhile True:\n  try: x.append(bytearray(1 << 20))\n  except MemoryError: pass",
+        id="ME12",
+        code="x = []\nwhile True:\n  try: x.append(bytearray(1 << 20))\n  except MemoryError: pass",
         expect=(Outcome.TIMEOUT, *OOM), lost=None, timeout=0.7,
     ),
     Attack(
@@ -84,7 +89,8 @@ time.sleep(60)
         expect=(Outcome.USER_ERROR,),
     ),
     Attack(
-        id="ME14-environment", code="import subprocess; subprocess.run(['true'], env={str(i): 'x' * 100_000 for i in range(100)})",
+        id="ME14-environment",
+        code="import subprocess; subprocess.run(['true'], env={str(i): 'x' * 100_000 for i in range(100)})",
         expect=(Outcome.USER_ERROR,),
     ),
 ]  # fmt: skip

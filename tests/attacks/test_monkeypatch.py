@@ -17,64 +17,91 @@ PATCHES: list[Attack] = [
     Attack(id="MP1-none", code="import sys; sys.stdout = sys.stderr = sys.stdin = None", expect=(OK, *WRONG)),
     Attack(
         id="MP1-evil", expect=(OK, *WRONG),
-        code="import sys\nclass W:\n  def write(self, t): raise SystemExit\n  def flush(self): raise MemoryError\nsys.stdout = sys.stderr = W()\nprint(1)",
+        code="import sys\nclass W:\n  def write(self, t): raise SystemExit\n"
+            "  def flush(self): raise MemoryError\nsys.stdout = sys.stderr = W()\nprint(1)",
     ),
     Attack(
         id="MP1-hanging", expect=(OK, *WRONG, Outcome.TIMEOUT), lost=None, timeout=0.5,
-        code="import sys\nclass W:\n  def write(self, t): pass\n  def flush(self):\n    while True: pass\nsys.stdout = W()",
+        code="import sys\nclass W:\n  def write(self, t): pass\n  def flush(self):\n    while True: pass\n"
+            "sys.stdout = W()",
     ),
-    Attack(id="MP2-builtins", code="import builtins\nfor n in ('print', 'open', 'len', 'isinstance', '__import__', '__build_class__'): setattr(builtins, n, None)",
-           expect=ANY_END, lost=None),
-    Attack(id="MP2-clear", code="import builtins; builtins.__dict__.clear()", expect=ANY_END, lost=None, timeout=1),
+    Attack(id="MP2-builtins",
+           code="import builtins\n"
+               "for n in ('print', 'open', 'len', 'isinstance', '__import__', '__build_class__'):"
+               " setattr(builtins, n, None)", expect=ANY_END, lost=None),
+    Attack(id="MP2-clear", code="import builtins; builtins.__dict__.clear()", expect=ANY_END, lost=None,
+        timeout=1),
     Attack(id="MP2-modules", code="import sys; sys.modules.clear()", expect=ANY_END, lost=None, timeout=1),
     Attack(
         id="MP3", expect=ANY_END, lost=None, timeout=1,
-        code="import json, socket, struct, threading, time, os, select\nfor m in (json, struct, threading, time, select):\n  for n in dir(m):\n    if not n.startswith('__'): setattr(m, n, None)",
+        code="import json, socket, struct, threading, time, os, select\n"
+            "for m in (json, struct, threading, time, select):\n  for n in dir(m):\n"
+            "    if not n.startswith('__'): setattr(m, n, None)",
     ),
     Attack(
         id="MP3-protocol", expect=ANY_END, lost=None, timeout=1,
-        code=RAW + "protocol.encode = lambda m: b'\\xc0'\nprotocol.frame = lambda p: b'\\xff' * 8\nprotocol.FrameBuffer.feed = lambda s, d: []",
+        code=RAW + "protocol.encode = lambda m: b'\\xc0'\nprotocol.frame = lambda p: b'\\xff' * 8\n"
+            "protocol.FrameBuffer.feed = lambda s, d: []",
     ),
-    Attack(id="MP3-os", code="import os\nos.dup2 = os.close = os.getpid = os.read = lambda *a: 0", expect=ANY_END, lost=None, timeout=1),
+    Attack(id="MP3-os", code="import os\nos.dup2 = os.close = os.getpid = os.read = lambda *a: 0",
+        expect=ANY_END, lost=None, timeout=1),
     Attack(
         id="MP3-thread", expect=ANY_END, lost=None, timeout=1,
         code=RAW + "channel._send_lock.acquire()",
     ),
     Attack(
         id="MP3-ids", expect=ANY_END, lost=None, timeout=1,
-        code="import itertools\nFINAL.__self__._numbers = itertools.count(-5)\nFINAL.__self__._current_cell = lambda: 99\nFINAL('x')",
+        code="import itertools\nFINAL.__self__._numbers = itertools.count(-5)\n"
+            "FINAL.__self__._current_cell = lambda: 99\nFINAL('x')",
     ),
-    Attack(id="MP5-null", code="import ctypes; ctypes.string_at(0)", expect=(Outcome.CRASHED,), lost=True, detail="SIGSEGV"),
+    Attack(id="MP5-null", code="import ctypes; ctypes.string_at(0)", expect=(Outcome.CRASHED,), lost=True,
+        detail="SIGSEGV"),
     Attack(
-        id="MP5-memset", code="import ctypes, sys; ctypes.memset(id(sys.modules), 0xff, 64); sys.modules['x']; import json5",
+        id="MP5-memset",
+        code="import ctypes, sys; ctypes.memset(id(sys.modules), 0xff, 64); sys.modules['x']; import json5",
         expect=ANY_END, lost=None,
     ),
     Attack(
-        id="MP5-channel", code=RAW + "import ctypes; ctypes.memset(id(channel), 0, 48)", expect=ANY_END, lost=None, timeout=1
+        id="MP5-channel", code=RAW + "import ctypes; ctypes.memset(id(channel), 0, 48)", expect=ANY_END,
+        lost=None, timeout=1
     ),
-    Attack(id="MP5-code", code="import ctypes\nfor at in (id(print), id(list)): ctypes.memset(at, 0x41, 32)\nprint([1])",
+    Attack(id="MP5-code",
+           code="import ctypes\nfor at in (id(print), id(list)): ctypes.memset(at, 0x41, 32)\nprint([1])",
            expect=ANY_END, lost=None, timeout=1),
-    Attack(id="MP5-refcount", code="import ctypes\nfor _ in range(1000): ctypes.pythonapi.Py_DecRef(ctypes.py_object(()))\nx = ((),) * 5",
-           expect=ANY_END, lost=None, timeout=1),
-    Attack(id="MP5-stack", code="import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", lost=None, timeout=3,
-           expect=(Outcome.CRASHED, *WRONG, Outcome.TIMEOUT, Outcome.OOM)),
-    Attack(id="MP9-excepthook", code="import sys, threading\nsys.excepthook = threading.excepthook = lambda *a: 1 / 0\n1 / 0", expect=WRONG),
-    Attack(id="MP9-str", code="class E(Exception):\n  def __str__(self): raise E()\n  __repr__ = __str__\nraise E()", expect=WRONG),
+    Attack(id="MP5-refcount",
+           code="import ctypes\nfor _ in range(1000): ctypes.pythonapi.Py_DecRef(ctypes.py_object(()))\n"
+               "x = ((),) * 5", expect=ANY_END, lost=None, timeout=1),
+    Attack(id="MP5-stack", code="import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", lost=None,
+           timeout=3, expect=(Outcome.CRASHED, *WRONG, Outcome.TIMEOUT, Outcome.OOM)),
+    Attack(id="MP9-excepthook",
+        code="import sys, threading\nsys.excepthook = threading.excepthook = lambda *a: 1 / 0\n1 / 0",
+        expect=WRONG),
+    Attack(id="MP9-str",
+        code="class E(Exception):\n  def __str__(self): raise E()\n  __repr__ = __str__\nraise E()",
+        expect=WRONG),
     Attack(
         id="MP9-str-loops", code="class E(Exception):\n  def __str__(self):\n    while True: pass\nraise E()",
         expect=(*WRONG, Outcome.TIMEOUT), lost=None, timeout=0.4,
     ),
-    Attack(id="MP9-str-exits", code="class E(Exception):\n  def __str__(self): raise SystemExit\nraise E()", expect=WRONG),
-    Attack(id="MP9-str-huge", code="class E(Exception):\n  def __str__(self): return 'x' * (50 << 20)\nraise E()", expect=WRONG),
-    Attack(id="MP9-str-kind", code="class S(str):\n  def encode(self, *a): raise KeyboardInterrupt\nclass E(Exception):\n  def __str__(self): return S('s')\nraise E()",
-           expect=WRONG),
+    Attack(id="MP9-str-exits", code="class E(Exception):\n  def __str__(self): raise SystemExit\nraise E()",
+        expect=WRONG),
+    Attack(id="MP9-str-huge",
+        code="class E(Exception):\n  def __str__(self): return 'x' * (50 << 20)\nraise E()", expect=WRONG),
+    Attack(id="MP9-str-kind",
+           code="class S(str):\n  def encode(self, *a): raise KeyboardInterrupt\nclass E(Exception):\n"
+               "  def __str__(self): return S('s')\nraise E()", expect=WRONG),
     Attack(id="MP9-name", code="raise type('x' * 10**6, (Exception,), {})('m')", expect=WRONG),
-    Attack(id="MP9-meta", code="class M(type):\n  __name__ = property(lambda s: 1 / 0)\nclass E(Exception, metaclass=M): pass\nraise E()",
-           expect=(*WRONG, *DEATHS), lost=None),
-    Attack(id="MP9-chain", code="e = None\nfor i in range(10_000):\n  try: raise ValueError(i) from e\n  except ValueError as x: e = x\nraise e",
-           expect=(*WRONG, Outcome.TIMEOUT), lost=None, timeout=3),
-    Attack(id="MP9-cycle", code="a, b = ValueError(), ValueError()\na.__cause__, b.__cause__ = b, a\nraise a", expect=WRONG),
-    Attack(id="MP9-group", code="e = ValueError()\nfor _ in range(10_000): e = ExceptionGroup('g', [e])\nraise e",
+    Attack(id="MP9-meta",
+           code="class M(type):\n  __name__ = property(lambda s: 1 / 0)\n"
+               "class E(Exception, metaclass=M): pass\nraise E()", expect=(*WRONG, *DEATHS), lost=None),
+    Attack(id="MP9-chain",
+           code="e = None\nfor i in range(10_000):\n  try: raise ValueError(i) from e\n"
+               "  except ValueError as x: e = x\nraise e", expect=(*WRONG, Outcome.TIMEOUT), lost=None,
+               timeout=3),
+    Attack(id="MP9-cycle", code="a, b = ValueError(), ValueError()\na.__cause__, b.__cause__ = b, a\nraise a",
+        expect=WRONG),
+    Attack(id="MP9-group",
+           code="e = ValueError()\nfor _ in range(10_000): e = ExceptionGroup('g', [e])\nraise e",
            expect=(*WRONG, Outcome.CRASHED), lost=None),
     Attack(id="MP9-recursion", code="def f(): return f()\nf()", expect=WRONG),
 ]  # fmt: skip
@@ -134,7 +161,8 @@ HANGERS = {
     "MP7-del": "class D:\n  def __del__(self):\n    while True: pass\nd = D()",
     "MP7-threading": "import threading, time; threading._shutdown = lambda: time.sleep(1e6)",
     "MP7-exit": "import os, time; os._exit = lambda *a: time.sleep(1e6)",
-    "MP7-signals": "import signal\nfor n in range(1, 65):\n  try: signal.signal(n, lambda *a: None)\n  except (OSError, ValueError): pass",
+    "MP7-signals": "import signal\nfor n in range(1, 65):\n  try: signal.signal(n, lambda *a: None)\n"
+    "  except (OSError, ValueError): pass",
 }
 
 

@@ -14,25 +14,29 @@ FLOOD = (Outcome.OUTPUT_LIMIT,)
 FLOODS: list[Attack] = [
     Attack(id="OU1", code="while True: print('x' * 4096)", expect=FLOOD, limits=SMALL_OUTPUT),
     Attack(
-        id="OU2", code="import sys\nwhile True: print('x' * 4096, file=sys.stderr)", expect=FLOOD, limits=SMALL_OUTPUT
+        id="OU2", code="import sys\nwhile True: print('x' * 4096, file=sys.stderr)", expect=FLOOD,
+        limits=SMALL_OUTPUT
     ),
     Attack(
-        id="OU2-both", code="import sys\nwhile True:\n  print('x' * 100)\n  print('y' * 100, file=sys.stderr)",
-        expect=FLOOD, limits=SMALL_OUTPUT,
+        id="OU2-both",
+        code="import sys\nwhile True:\n  print('x' * 100)\n  print('y' * 100, file=sys.stderr)", expect=FLOOD,
+        limits=SMALL_OUTPUT,
     ),
     Attack(
-        id="OU2-raw", code="import os\nwhile True: os.write(2, b'z' * 65536)", expect=FLOOD, limits=SMALL_OUTPUT
+        id="OU2-raw", code="import os\nwhile True: os.write(2, b'z' * 65536)", expect=FLOOD,
+        limits=SMALL_OUTPUT
     ),
     Attack(
         id="OU2-stubborn", code="while True:\n  try: print('x' * 4096)\n  except BaseException: pass",
         expect=FLOOD, lost=None, limits=SMALL_OUTPUT,
     ),
     Attack(
-        id="OU2-child", code="import subprocess; subprocess.run(['yes'])", expect=FLOOD, lost=None, limits=SMALL_OUTPUT
+        id="OU2-child", code="import subprocess; subprocess.run(['yes'])", expect=FLOOD, lost=None,
+        limits=SMALL_OUTPUT
     ),
     Attack(
-        id="OU3", code="import sys\nfor _ in range(11): sys.stdout.write('x' * (100 << 20))", expect=FLOOD, lost=None,
-        limits=SMALL_OUTPUT, within=6, timeout=4,
+        id="OU3", code="import sys\nfor _ in range(11): sys.stdout.write('x' * (100 << 20))", expect=FLOOD,
+        lost=None, limits=SMALL_OUTPUT, within=6, timeout=4,
     ),
 ]  # fmt: skip
 
@@ -85,15 +89,19 @@ CLOSERS: list[Attack] = [
         expect=(*DEATHS, Outcome.PROTOCOL_VIOLATION),
     ),
     Attack(
-        id="OU6-over", code="import os\nnull = os.open('/dev/null', os.O_RDWR)\nfor fd in range(64):\n  if fd != null: os.dup2(null, fd)",
-        expect=(*DEATHS, Outcome.PROTOCOL_VIOLATION), lost=True, within=3,
+        id="OU6-over",
+        code="import os\nnull = os.open('/dev/null', os.O_RDWR)\nfor fd in range(64):\n"
+            "  if fd != null: os.dup2(null, fd)", expect=(*DEATHS, Outcome.PROTOCOL_VIOLATION), lost=True,
+            within=3,
     ),
     Attack(
-        id="OU6-crossed", code="import os\nfor fd in range(3, 30):\n  try: os.dup2(1, fd)\n  except OSError: pass",
+        id="OU6-crossed",
+        code="import os\nfor fd in range(3, 30):\n  try: os.dup2(1, fd)\n  except OSError: pass",
         expect=(*DEATHS, Outcome.PROTOCOL_VIOLATION, Outcome.TIMEOUT), lost=True, timeout=1, within=3,
     ),
     Attack(
-        id="OU6-objects", code="import sys\nsys.stdout.close(); sys.stderr.close(); sys.stdin and sys.stdin.close()",
+        id="OU6-objects",
+        code="import sys\nsys.stdout.close(); sys.stderr.close(); sys.stdin and sys.stdin.close()",
         expect=(OK, Outcome.USER_ERROR),
     ),
 ]  # fmt: skip
@@ -116,7 +124,8 @@ async def test_ou6_without_its_streams_the_next_cell_runs_or_is_lost(arena: Aren
 
 LATE = {
     "thread": "threading.Thread(target=late, args=(print,)).start()",
-    "raw-thread": "fd = os.dup(1); threading.Thread(target=late, args=(lambda text: os.write(fd, text.encode()),)).start()",
+    "raw-thread": "fd = os.dup(1); threading.Thread(target=late, args=(lambda text: os.write(fd,"
+    " text.encode()),)).start()",
     "kept-stream": "kept = sys.stdout; threading.Thread(target=late, args=(kept.write,)).start()",
     "child": "os.fork() or (late(lambda text: os.write(1, text.encode())), os._exit(0))",
 }
@@ -202,9 +211,9 @@ print("over")
 
 async def test_ou8_no_text_is_a_sentinel(arena: Arena) -> None:
     marks = [
-        "EXITCODESTART0EXITCODEEND", ">>> ", "... ", "FINAL(1)", "FINAL_VAR(x)", "```repl\nFINAL(1)\n```", "\x04", "\x1a",
-        "PROTOCOL", "READY", "FAILED mounts 1", "unshared", "mapped", "pid 1", "\0\0\0\0", "\x92\x18\x01\xc0",
-        "[1 further block not executed]", "SandboxLost", "__END__", "\x1b[6n",
+        "EXITCODESTART0EXITCODEEND", ">>> ", "... ", "FINAL(1)", "FINAL_VAR(x)", "```repl\nFINAL(1)\n```",
+        "\x04", "\x1a", "PROTOCOL", "READY", "FAILED mounts 1", "unshared", "mapped", "pid 1", "\0\0\0\0",
+        "\x92\x18\x01\xc0", "[1 further block not executed]", "SandboxLost", "__END__", "\x1b[6n",
     ]  # fmt: skip
     async with arena.open() as sandbox:
         result = await timed(sandbox, f"for mark in {marks!r}: print(mark)")

@@ -40,26 +40,28 @@ CALLS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
         ("clone3", (BAD, 64)), ("clone3", (0, 0)),
     ],
     "SY3": [
-        ("mount", (BAD, BAD, BAD, 0, 0)), ("umount2", (BAD, 0)), ("pivot_root", (BAD, BAD)), ("chroot", (BAD,)),
-        ("fsopen", (BAD, 0)), ("fsconfig", (MINUS, 0, 0, 0, 0)), ("fsmount", (MINUS, 0, 0)), ("fspick", (MINUS, BAD, 0)),
-        ("open_tree", (MINUS, BAD, 0)), ("move_mount", (MINUS, BAD, MINUS, BAD, 0)),
-        ("mount_setattr", (MINUS, BAD, 0, BAD, 0)),
+        ("mount", (BAD, BAD, BAD, 0, 0)), ("umount2", (BAD, 0)), ("pivot_root", (BAD, BAD)),
+        ("chroot", (BAD,)), ("fsopen", (BAD, 0)), ("fsconfig", (MINUS, 0, 0, 0, 0)),
+        ("fsmount", (MINUS, 0, 0)), ("fspick", (MINUS, BAD, 0)), ("open_tree", (MINUS, BAD, 0)),
+        ("move_mount", (MINUS, BAD, MINUS, BAD, 0)), ("mount_setattr", (MINUS, BAD, 0, BAD, 0)),
     ],
     "SY4": [("setns", (MINUS, 0))],
     "SY5": [("bpf", (999, BAD, 8))],
     "SY6": [("perf_event_open", (BAD, 0, MINUS, MINUS, 0))],
-    "SY7": [("io_uring_setup", (1, BAD)), ("io_uring_enter", (MINUS, 0, 0, 0, 0, 0)), ("io_uring_register", (MINUS, 0, 0, 0))],
+    "SY7": [("io_uring_setup", (1, BAD)), ("io_uring_enter", (MINUS, 0, 0, 0, 0, 0)),
+        ("io_uring_register", (MINUS, 0, 0, 0))],
     "SY8": [("userfaultfd", (0xFFFF,))],
     "SY9": [
-        ("kexec_load", (0, 0, 0, 0xFFFF)), ("kexec_file_load", (MINUS, MINUS, 0, 0, 0xFFFF)), ("init_module", (BAD, 16, BAD)),
-        ("finit_module", (MINUS, BAD, 0)), ("delete_module", (BAD, 0)), ("reboot", (0, 0, 0, 0)), ("swapon", (BAD, 0)),
-        ("swapoff", (BAD,)), ("syslog", (99, 0, 0)), ("acct", (BAD,)), ("quotactl", (MINUS, BAD, 0, 0)), ("iopl", (99,)),
-        ("ioperm", (70_000, 70_000, 1)), ("settimeofday", (BAD, BAD)), ("sethostname", (BAD, 1)),
+        ("kexec_load", (0, 0, 0, 0xFFFF)), ("kexec_file_load", (MINUS, MINUS, 0, 0, 0xFFFF)),
+        ("init_module", (BAD, 16, BAD)), ("finit_module", (MINUS, BAD, 0)), ("delete_module", (BAD, 0)),
+        ("reboot", (0, 0, 0, 0)), ("swapon", (BAD, 0)), ("swapoff", (BAD,)), ("syslog", (99, 0, 0)),
+        ("acct", (BAD,)), ("quotactl", (MINUS, BAD, 0, 0)), ("iopl", (99,)), ("ioperm", (70_000, 70_000, 1)),
+        ("settimeofday", (BAD, BAD)), ("sethostname", (BAD, 1)),
     ],
     "SY10": [
         ("ptrace", (0xFFFF, 0, 0, 0)), ("ptrace", (16, 0, 0, 0)), ("process_vm_readv", (0, 0, 0, 0, 0, 99)),
-        ("process_vm_writev", (0, 0, 0, 0, 0, 99)), ("kcmp", (0, 0, 99, 0, 0)), ("pidfd_getfd", (MINUS, 0, 0)),
-        ("process_madvise", (MINUS, 0, 0, 0, 99)),
+        ("process_vm_writev", (0, 0, 0, 0, 0, 99)), ("kcmp", (0, 0, 99, 0, 0)),
+        ("pidfd_getfd", (MINUS, 0, 0)), ("process_madvise", (MINUS, 0, 0, 0, 99)),
     ],
     "EN5": [
         ("keyctl", (9999, 0, 0, 0, 0)), ("keyctl", (0, 0xFFFFFFFD, 0)), ("add_key", (BAD, BAD, BAD, 0, 0)),
@@ -181,10 +183,11 @@ print(attempt(lambda: os.open("/dev/tty", os.O_RDWR)), attempt(pty.openpty))
 
 async def test_sy18_calls_unknown_to_the_filter_are_refused(arena: Arena) -> None:
     """Numbers up to 600. The answer must not depend on whether this kernel knows them."""
-    known = ["close_range", "openat2", "faccessat2", "epoll_pwait2", "futex_waitv", "fchmodat2", "cachestat", "clone3",
-             "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "futex_wake", "futex_wait",
-             "futex_requeue", "statmount", "listmount", "getxattrat", "listxattrat", "setxattrat", "removexattrat",
-             "map_shadow_stack", "mseal", "set_mempolicy_home_node", "pidfd_getfd", "process_mrelease"]  # fmt: skip
+    known = ["close_range", "openat2", "faccessat2", "epoll_pwait2", "futex_waitv", "fchmodat2", "cachestat",
+             "clone3", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "futex_wake",
+             "futex_wait", "futex_requeue", "statmount", "listmount", "getxattrat", "listxattrat",
+             "setxattrat", "removexattrat", "map_shadow_stack", "mseal", "set_mempolicy_home_node",
+             "pidfd_getfd", "process_mrelease"]  # fmt: skip
     spared = {syscall_number(syscall) for syscall in known}
     unknown = [call for call in range(440, 600) if call not in spared]
     code = CALL.format(calls=[[call, *[MINUS] * 6] for call in unknown])
@@ -201,10 +204,12 @@ async def test_another_abi_is_no_way_around(arena: Arena, abi: str) -> None:
         assert abi
         return
     code = {
-        "SY18-x32": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syscall(ctypes.c_long(0x40000000 | 39)))",
+        "SY18-x32": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.syscall(ctypes.c_long(0x40000000 | 39)))",
         "SY18-int80": (
             # mov eax, 20 (getpid of i386); int 0x80; ret
-            "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"
+            "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+            "m.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3')\n"
             "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nprint(f())"
         ),
     }[abi]

@@ -96,15 +96,18 @@ AGENT: list[Attack] = [
     ),
     Attack(
         id="PR3-child-stops-repl",
-        code="import os, time\nif os.fork() == 0:\n  os.kill(os.getppid(), 19)\n  time.sleep(60)\ntime.sleep(60)",
+        code="import os, time\nif os.fork() == 0:\n  os.kill(os.getppid(), 19)\n  time.sleep(60)\n"
+            "time.sleep(60)",
         expect=(*DEATHS, Outcome.TIMEOUT), lost=None, timeout=5, within=2,
     ),
     Attack(
-        id="PR4", code="import signal\nfor n in (1, 2, 14, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
+        id="PR4",
+        code="import signal\nfor n in (1, 2, 14, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
         expect=(Outcome.TIMEOUT,), lost=True, timeout=0.3, within=1.5,
     ),
     Attack(
-        id="PR5", code="import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+        id="PR5",
+        code="import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
         expect=(Outcome.TIMEOUT,), lost=True, timeout=0.3, within=1.5,
     ),
     Attack(
@@ -124,11 +127,15 @@ AGENT: list[Attack] = [
         expect=(Outcome.RESOURCE_LIMIT, Outcome.TIMEOUT), lost=None, timeout=0.7,
     ),
     Attack(
-        id="PR9", code="import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
-        expect=(Outcome.USER_ERROR, Outcome.RESOURCE_LIMIT), lost=None,
+        id="PR9",
+        code="import threading, time\n"
+            "while True: threading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
+            expect=(Outcome.USER_ERROR, Outcome.RESOURCE_LIMIT), lost=None,
     ),
-    Attack(id="PR13-exit", code="import os; os._exit(0)", expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5),
-    Attack(id="PR13-abort", code="import os; os.abort()", expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5),
+    Attack(id="PR13-exit", code="import os; os._exit(0)", expect=(Outcome.CRASHED,), lost=True, timeout=5,
+        within=1.5),
+    Attack(id="PR13-abort", code="import os; os.abort()", expect=(Outcome.CRASHED,), lost=True, timeout=5,
+        within=1.5),
     Attack(
         id="PR13-exec", code="import os; os.execv('/bin/sleep', ['sleep', '60'])",
         expect=(Outcome.CRASHED,), lost=True, timeout=5, within=1.5,
@@ -143,8 +150,8 @@ AGENT: list[Attack] = [
         says="done", within=1.5,
     ),
     Attack(
-        id="PR14-talker", code="import subprocess; subprocess.Popen(['sh', '-c', 'while :; do echo LATE; done']); print('done')",
-        says="done", expect=(OK, Outcome.OUTPUT_LIMIT), lost=None,
+        id="PR14-talker",
+        code="import subprocess; subprocess.Popen(['sh', '-c', 'while :; do echo LATE; done']); print('done')", says="done", expect=(OK, Outcome.OUTPUT_LIMIT), lost=None,
     ),
 ]  # fmt: skip
 

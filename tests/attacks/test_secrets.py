@@ -105,10 +105,26 @@ async def test_en4_nothing_that_a_daemon_tells_holds_a_secret(arena: Arena, cana
 
 
 PROC_FILES = (
-    "kcore", "kallsyms", "config.gz", "sched_debug", "timer_list", "kmsg", "keys", "key-users", "sysrq-trigger",
-    "iomem", "ioports", "modules", "slabinfo", "vmallocinfo", "kpagecount", "latency_stats", "acpi", "scsi",
+    "kcore",
+    "kallsyms",
+    "config.gz",
+    "sched_debug",
+    "timer_list",
+    "kmsg",
+    "keys",
+    "key-users",
+    "sysrq-trigger",
+    "iomem",
+    "ioports",
+    "modules",
+    "slabinfo",
+    "vmallocinfo",
+    "kpagecount",
+    "latency_stats",
+    "acpi",
+    "scsi",
     "sys/kernel/core_pattern",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("file", PROC_FILES)

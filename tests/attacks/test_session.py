@@ -59,7 +59,8 @@ FINAL("now")
 STRAYS = {
     "SE4-thread": "threading.Thread(target=lambda: (time.sleep(0.3), FINAL('stray')), daemon=True).start()",
     "SE4-child": "os.fork() or (time.sleep(0.3), FINAL('stray'))",
-    "SE4-raw": "threading.Thread(target=lambda: (time.sleep(0.3), send(23, cell, 'stray')), daemon=True).start()",
+    "SE4-raw": "threading.Thread(target=lambda: (time.sleep(0.3), send(23, cell, 'stray')),"
+    " daemon=True).start()",
 }
 
 
@@ -76,7 +77,10 @@ async def test_an_answer_of_an_ended_cell_is_not_the_next_ones(arena: Arena, str
 
 
 async def test_se4_what_an_ended_cell_shows_is_not_the_next_ones(arena: Arena) -> None:
-    late = "threading.Thread(target=lambda: (time.sleep(0.3), send(28, cell, {'text/plain': 'stray'}, {})), daemon=True).start()"
+    late = (
+        "threading.Thread(target=lambda: (time.sleep(0.3), send(28, cell, {'text/plain': 'stray'},"
+        " {})), daemon=True).start()"
+    )
     async with arena.open() as sandbox:
         first = await timed(sandbox, RAW + "import threading, time\n" + late)
         second = await timed(sandbox, "import time; time.sleep(0.6); 'own'")
@@ -114,7 +118,10 @@ async def test_a_mention_is_no_answer(arena: Arena, number: int) -> None:
 
 
 async def test_se6_an_exception_with_a_grand_name_is_an_error(arena: Arena) -> None:
-    code = "class FinalAnswerException(BaseException):\n  answer = 'forged'\nraise FinalAnswerException('forged')"
+    code = (
+        "class FinalAnswerException(BaseException):\n  answer = 'forged'\n"
+        "raise FinalAnswerException('forged')"
+    )
     async with arena.open() as sandbox:
         result = await timed(sandbox, code)
         await assert_alive(sandbox)

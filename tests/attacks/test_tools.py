@@ -25,11 +25,14 @@ BREACHES = [
     breach("RP11-tool-items", "send(27, 1, cell, 0, [['x'], {}])"),
     breach("RP11-tool-missing", "send(27, 1, cell, 0)"),
     breach("RP11-tool-too-many", "send(27, 1, cell, 0, b'[[],{}]', {'timeout': 1e9})"),
-    breach("RP7-tool-long", f"send(27, 1, cell, 0, b'x' * {protocol.TOOL_ARGUMENT_BYTES + 1})", "arguments longer"),
+    breach("RP7-tool-long", f"send(27, 1, cell, 0, b'x' * {protocol.TOOL_ARGUMENT_BYTES + 1})",
+        "arguments longer"),
     breach("RP13-tool-reply", "send(8, 1, b'\"forged\"')"),
     breach("RP13-tool-failure", "send(8, 1, ['failed', 'forged'])"),
-    breach("RP14-tool-same-call", "send(22, 5, cell, ['a']); send(27, 5, cell, 0, b'[[\"x\"],{}]')", "used before"),
-    breach("RP14-tool-lower", "send(22, 5, cell, ['a']); send(27, 4, cell, 0, b'[[\"x\"],{}]')", "used before"),
+    breach("RP14-tool-same-call", "send(22, 5, cell, ['a']); send(27, 5, cell, 0, b'[[\"x\"],{}]')",
+        "used before"),
+    breach("RP14-tool-lower", "send(22, 5, cell, ['a']); send(27, 4, cell, 0, b'[[\"x\"],{}]')",
+        "used before"),
     breach("RP17-tool-future", "send(27, 1, cell + 1, 0, b'[[\"x\"],{}]')", "never was"),
     breach("RP17-tool-cell-zero", "send(27, 1, 0, 0, b'[[\"x\"],{}]')", "never was"),
 ]  # fmt: skip
@@ -84,12 +87,14 @@ async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> 
 
 
 HOSTILE = {
-    "RP7-empty": b"", "RP7-deep": b"[" * 200_000, "RP7-deep-inside": b"[[" + b"[" * 100 + b"]" * 100 + b"],{}]",
-    "RP7-deep-maps": b'[[],{"a":' * 20_000, "RP7-number": b"[[" + b"9" * 200_000 + b"],{}]", "RP7-float": b"[[1e999],{}]",
-    "RP7-nan": b"[[NaN],{}]", "RP7-wide": b"[[18446744073709551616],{}]", "RP7-many": b"[[" + b"[]," * 60_000 + b"[]],{}]",
+    "RP7-empty": b"", "RP7-deep": b"[" * 200_000,
+    "RP7-deep-inside": b"[[" + b"[" * 100 + b"]" * 100 + b"],{}]", "RP7-deep-maps": b'[[],{"a":' * 20_000,
+    "RP7-number": b"[[" + b"9" * 200_000 + b"],{}]", "RP7-float": b"[[1e999],{}]", "RP7-nan": b"[[NaN],{}]",
+    "RP7-wide": b"[[18446744073709551616],{}]", "RP7-many": b"[[" + b"[]," * 60_000 + b"[]],{}]",
     "RP9-utf8": b'[["\xff"],{}]', "RP9-surrogate": b'[["\\ud800"],{}]', "RP9-raw-nul": b'[["\x00"],{}]',
-    "RP11-null": b"null", "RP11-swapped": b"[{},[]]", "RP11-short": b"[[]]", "RP11-more": b"[[],{},1]", "RP11-map": b'{"args": []}',
-    "RP11-trailing": b"[[],{}] ", "RP11-key": b"[[],{1:2}]", "RP11-pickle": pickle.dumps([[], {}]), "RP11-msgpack": b"\x92\x90\x80",
+    "RP11-null": b"null", "RP11-swapped": b"[{},[]]", "RP11-short": b"[[]]", "RP11-more": b"[[],{},1]",
+    "RP11-map": b'{"args": []}', "RP11-trailing": b"[[],{}] ", "RP11-key": b"[[],{1:2}]",
+    "RP11-pickle": pickle.dumps([[], {}]), "RP11-msgpack": b"\x92\x90\x80",
 }  # fmt: skip
 
 
@@ -115,7 +120,8 @@ async def test_rp7_heavy_arguments_do_not_hold_up_the_loop(arena: Arena) -> None
         RAW
         + "allowed, refused = (b'[[' + b'[],' * many + b'[]],{}]' for many in (9_990, 87_000))\n"
         + "for call in range(1, 61): send(27, call, cell, 1, allowed if call % 2 else refused)\n"
-        + "print([type(channel.tool_reply(call)).__name__ for call in range(1, 61)] == ['bytes', 'ToolFailure'] * 30)"
+        + "print([type(channel.tool_reply(call)).__name__ for call in range(1, 61)] == ['bytes',"
+        " 'ToolFailure'] * 30)"
     )
     async with arena.open(tools=shout.tools) as sandbox:
         result = await timed(sandbox, code, timeout=10, within=12)
