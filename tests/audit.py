@@ -1,4 +1,4 @@
-"""An audit hook that sees what the engine deserialises, over the whole test run: nothing, so no guest's bytes."""
+"""An audit hook that records what the engine deserialises in a test run; it must be nothing."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def docker() -> Generator[DockerClient]:
-    """A daemon that has the sandbox's image. Without one its tests are skipped, unless there has to be one."""
+    """Return a client of a daemon with the sandbox's image; skip the test if there is none."""
     with ExitStack() as stack:
         client = _daemon_with_image(stack)
         if isinstance(client, str):

@@ -22,7 +22,7 @@ def containers(docker: Any, lease: str | None = None) -> set[str]:
 
 
 class Relay:
-    """A daemon of its own, as far as an engine can see: a port that passes on to the real one, until it is told not to."""
+    """A proxy of the Docker daemon that a test can silence or stop."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

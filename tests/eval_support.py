@@ -1,4 +1,4 @@
-"""What the tests of experiments share: an endpoint that plays supervisor, worker and judge, and settings for it."""
+"""An endpoint that plays supervisor, worker and judge, and settings of experiments with it."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Guest:
     def serve(
         self, code: str, answer: Callable[[Call], list[str | CallError]], *, after: bytes, quiet_bytes: int
     ) -> tuple[str, Done | ReplExit]:
-        """Run a cell and answer its calls once it has printed this, and listen only while less than so much waits for it."""
+        """Run a cell and answer its calls after it printed ``after``; read while few bytes wait."""
         self.begin(code)
         waiting, text, held = bytearray(), b"", bytearray()
         os.set_blocking(self._in.fileno(), False)

@@ -1,7 +1,7 @@
 """Run the tests in several processes at once (pytest-xdist).
 
-Each process has a folder for temporary files of its own, in which nothing of ours may be left. A test that is marked
-``timing`` judges by the clock: it runs while no other test does.
+Each process has its own folder for temporary files; nothing of ours may be left there. A test marked
+``timing`` runs while no other test does.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _turn(folder: Path, *, alone: bool) -> Generator[None]:
     """Hold the right to run, alone or beside others.
 
-    A test that must be alone holds the entrance while it waits for the others to end. So no new test begins before it.
+    A test that must be alone holds the entrance lock while it waits, so that no new test begins.
     """
     with open(folder / "entrance.lock", "w") as entrance, open(folder / "running.lock", "w") as running:
         _lock(entrance, fcntl.LOCK_EX)

@@ -106,7 +106,7 @@ def descendants(pid: int | None = None) -> set[int]:
 def processes_named(name: str, parent: int | None = None) -> set[int]:
     """Return the pids with that short name below a process; below this one by default.
 
-    The names are supdist-zygote, supdist-shim, supdist-spare (a shim before its sandbox opens) and supdist-init.
+    Names: supdist-zygote, supdist-shim, supdist-spare (a shim before its sandbox opens), supdist-init.
     """
     below = psutil.Process(parent).children(recursive=True)
     return {child.pid for child in below if _name(child) == name}

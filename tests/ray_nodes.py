@@ -1,6 +1,7 @@
-"""A Ray cluster of three nodes on this machine, as a program: it prints its address, and kills a node for each line that it
-reads. A machine that dies takes all its processes with it: ``remove_node`` ends Ray's own alone, whose workers go on until they
-have noticed, and may still answer.
+"""A Ray cluster of three nodes on this machine, as a program.
+
+It prints its address, and kills a node for each line that it reads. Like a lost machine, a node takes all its
+processes with it; ``remove_node`` alone leaves workers that may still answer.
 """
 
 from __future__ import annotations

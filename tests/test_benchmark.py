@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic, what it tells of absent peers, and a small run of it. Its figures are asserted nowhere."""
+"""The benchmark: its arithmetic, its report of absent peers, and a small run. No test asserts its figures."""
 
 from __future__ import annotations
 

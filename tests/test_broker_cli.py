@@ -108,7 +108,7 @@ async def test_engines_of_several_processes_share_one_service_and_a_stranger_get
 
 
 async def test_killing_one_client_cancels_its_calls_and_the_other_goes_on(tmp_path: Path, keys: Path) -> None:
-    """One slot, held by the client that is killed: the other's call can only arrive once that one is cancelled."""
+    """The killed client holds the only slot: the other's call arrives once that one is cancelled."""
     release = asyncio.Event()
 
     async def play(request: Request) -> Reply:
@@ -128,7 +128,7 @@ async def test_killing_one_client_cancels_its_calls_and_the_other_goes_on(tmp_pa
             await eventually(lambda: server.requests, START_SECONDS)
             async with supdist("run", other, "--broker", address, *with_keys, cwd=tmp_path) as survivor:
                 victim.kill()
-                # No other call can arrive while the slot is held: how long the survivor's start takes says nothing.
+                # No other call can arrive while the slot is held, however slowly the other client starts.
                 await eventually(lambda: len(server.requests) == 2, START_SECONDS)
                 assert (await ended(survivor))[:2] == (0, "OTHER\n")
         release.set()
@@ -248,7 +248,8 @@ from supdist.engine.service.protocol import Cancel, Hello, encode
 keys = read_client_keys(Path(sys.argv[2]))
 socket = zmq.Context().socket(zmq.DEALER)
 socket.sndhwm, socket.heartbeat_ivl, socket.heartbeat_timeout = 0, 1, 60_000
-socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = keys.pair.public, keys.pair.secret, keys.server
+socket.curve_publickey, socket.curve_secretkey = keys.pair.public, keys.pair.secret
+socket.curve_serverkey = keys.server
 socket.connect(sys.argv[1])
 socket.send(encode(Hello(1)))
 print("begins", flush=True)

@@ -136,7 +136,8 @@ def test_a_future_import_holds_for_the_end_of_the_block_too() -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab\n\u00e9'\"") | st.binary().map(bytes.hex).map(str.encode),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab\n\u00e9'\"")
+    | st.binary().map(bytes.hex).map(str.encode),
     lambda inner: (
         st.lists(inner) | st.tuples(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner)
         | st.sets(st.integers()) | st.frozensets(st.text())

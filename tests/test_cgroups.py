@@ -36,8 +36,8 @@ BORN_WITH = {
 def like_the_kernel(monkeypatch: pytest.MonkeyPatch, root: Path, *, lacking: str = "") -> None:
     """The rules of cgroups(7) that matter here.
 
-    A folder below one that hands memory down is born with files, a process is in one group alone, and a group with
-    processes hands no memory down.
+    A folder below one that hands memory down is born with files, a process is in one group alone, and a group
+    with processes hands no memory down.
     """
     made = os.mkdir
 
@@ -129,7 +129,7 @@ def test_a_limit_that_the_kernel_may_lack_is_left_out(
 
 
 def test_a_tree_that_is_read_only_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As containers have it. Even to remove what is not there is refused by its file system, not for being missing."""
+    """As in containers. There even removing a missing group fails because the file system is read-only."""
 
     def refuse(path: str | Path, mode: int = 0) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
@@ -156,7 +156,7 @@ def test_a_group_that_is_to_be_had_but_not_now_is_an_error(
 def test_a_delegated_group_holds_the_sandboxes_once_its_processes_are_in_a_leaf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the limits of a unit hold for its sandboxes, and its end is theirs. The next engine starts in the leaf."""
+    """The limits and the end of a unit hold for its sandboxes. The next engine starts in the leaf."""
     group = unified(tmp_path, "system.slice/run.service")
     (group / "cgroup.controllers").write_text("cpu memory pids\n")
     (group / "cgroup.procs").write_text("11\n12\n")

@@ -244,7 +244,7 @@ def test_the_task_file_takes_options_from_their_one_place() -> None:
 
 
 def test_keywords_have_the_names_and_types_of_the_config() -> None:
-    """A type checker needs them spelled in a TypedDict and in signatures: they are equal to those of RunConfig."""
+    """The TypedDict and the signatures, spelled for type checkers, equal RunConfig."""
     config = get_type_hints(RunConfig, localns=NAMES)
     keywords = get_type_hints(arun, localns=NAMES) | get_type_hints(RunOptions, localns=NAMES)
     assert {name: keywords[name] for name in config} == config

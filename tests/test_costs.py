@@ -1,4 +1,4 @@
-"""What things cost in counts that no machine changes: frames, messages, system calls, bytes, processes, tasks."""
+"""Costs in counts that no machine changes: frames, messages, system calls, bytes, processes, tasks."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_in_the_shim_a_frame_is_a_system_call() -> None:
 
 
 async def talk(zygote: Zygote, code: str) -> Counter[str]:
-    """Run a cell in a sandbox of its own, every call answered; the messages from its shim since the cell's order."""
+    """Run a cell in its own sandbox, answer its calls, and count the messages from its shim."""
     said: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
     fd = zygote.contexts.descriptor("")
     session = zygote.spawn(

@@ -168,7 +168,8 @@ def figure(number=None):
     number = number or len(figures) + 1
     return figures.setdefault(number, Figure(number))
 pyplot, module = types.ModuleType("matplotlib.pyplot"), types.ModuleType("matplotlib.figure")
-pyplot.get_fignums, pyplot.figure, pyplot.close, module.Figure = lambda: sorted(figures), figure, lambda which: figures.clear(), Figure
+pyplot.get_fignums, pyplot.figure = lambda: sorted(figures), figure
+pyplot.close, module.Figure = lambda which: figures.clear(), Figure
 sys.modules["matplotlib.pyplot"], sys.modules["matplotlib.figure"] = pyplot, module
 """
 """As much of pyplot as the display of figures needs; matplotlib itself is tested in test_packages."""

@@ -1,4 +1,4 @@
-"""What is special about sandboxes in containers; the contract is in test_sandbox.py (``pytest --backend docker``)."""
+"""What is special about containers; ``pytest --backend docker`` runs the contract in test_sandbox.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark as a process of its own, over HTTP, killed and interrupted: nothing is lost, and nothing paid for twice."""
+"""An eval in its own process, killed and interrupted: nothing is lost, and nothing is paid for twice."""
 
 from __future__ import annotations
 

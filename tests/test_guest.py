@@ -1,4 +1,4 @@
-"""The guest on stdin and stdout, as a container runs it; here without walls, and so only with code of our own."""
+"""The guest on stdin and stdout, as in a container; here not isolated, so only with our own code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_it_outlives_its_repl_until_the_host_hangs_up() -> None:
 
 
 def test_it_keeps_no_more_for_its_repl_than_a_bound(tmp_path: Path) -> None:
-    """Where its memory is not limited, as with a gVisor that may make no control groups, nothing else would end that."""
+    """Without a memory limit, as in gVisor without control groups, nothing else would end that."""
     enough = tmp_path / "enough"
     reply = protocol.frame(protocol.encode(protocol.ToolReply(1, b"x" * (1 << 20))))
     with guest(COMMAND) as speaker:
@@ -75,7 +75,7 @@ def test_it_keeps_no_more_for_its_repl_than_a_bound(tmp_path: Path) -> None:
 
 
 def test_a_host_that_listens_to_nobody_who_does_not_read_is_read() -> None:
-    """As a shim does with 8 MiB waiting. Threads wait for large answers while the cell holds them up, and prints."""
+    """As a shim does with 8 MiB waiting. Threads wait for large answers while the cell prints."""
     code = (
         "import time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"

@@ -1,7 +1,8 @@
 """The commands started where somebody else has prepared files: what they do, read, write and send.
 
-Each surrounding has a server that records what it is sent, keys in the environment, and a folder of the user's that no file
-there may read or write. A surrounding is an example of its kind; ``test_trust.py`` has the rules.
+Each surrounding has a server that records what it is sent, keys in the environment, and a folder of the
+user's that no file there may read or write. A surrounding is an example of its kind; ``test_trust.py`` has
+the rules.
 """
 
 from __future__ import annotations
@@ -594,7 +595,8 @@ async def test_a_grid_is_bound(place: Place) -> None:
 async def test_a_link_under_the_name_of_a_grids_experiment_leads_nowhere(place: Place) -> None:
     place.write(
         "grid.toml",
-        'out = "runs"\nsupervisor = ["builtin"]\n[base]\nn = 1\ntask = "needle"\ntask_options.length = "2k"\n',
+        'out = "runs"\nsupervisor = ["builtin"]\n[base]\nn = 1\ntask = "needle"\n'
+        'task_options.length = "2k"\n',
     )
     listed = await place.start("grid.toml", "--dry-run", program="supdist.tools.grid")
     name = listed.stdout.split("/")[-1].strip()

@@ -46,7 +46,8 @@ from supdist.engine import open_sandbox
 async def main():
     async with open_sandbox() as sandbox:
         print("busy", flush=True)
-        await sandbox.execute("import subprocess; subprocess.Popen(['sleep', '1000'])\\nwhile True: x = 1", timeout=600)
+        code = "import subprocess; subprocess.Popen(['sleep', '1000'])\\nwhile True: x = 1"
+        await sandbox.execute(code, timeout=600)
 asyncio.run(main())
 """
 
@@ -232,7 +233,8 @@ import asyncio, json, os, psutil, sys, time
 from supdist.engine import SandboxRuntime, SandboxUnavailable, open_sandbox
 pids, said = sys.argv[1], []
 def waits():  # the next sandbox, for its user: shim and init sleep, and both are called so
-    spares = [process for process in psutil.Process().children(recursive=True) if process.name() == "supdist-spare"]
+    below = psutil.Process().children(recursive=True)
+    spares = [process for process in below if process.name() == "supdist-spare"]
     return len(spares) == 2 and all(process.status() == "sleeping" for process in spares)
 async def main():
     async with SandboxRuntime(), open_sandbox() as kept:
@@ -244,7 +246,8 @@ async def main():
         for room in range(12):
             with open(pids + "/pids.max", "w") as file: file.write(str(now + room))
             try:
-                async with open_sandbox() as sandbox: said.append((await sandbox.execute("print('here')")).stdout)
+                async with open_sandbox() as sandbox:
+                    said.append((await sandbox.execute("print('here')")).stdout)
             except SandboxUnavailable as error: said.append([error.capability, error.remedy])
         said.append((await kept.execute("print('still here')")).stdout)
 asyncio.run(main())

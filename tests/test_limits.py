@@ -144,7 +144,7 @@ async def test_too_many_open_files_are_the_cells_error(small: Open) -> None:
 
 
 async def test_a_batch_is_sent_to_its_end_while_the_first_answers_come(small: Open) -> None:
-    """The shim listens no more once enough waits for the guest, which must so read while it has no room to send."""
+    """The shim stops reading once enough waits for the guest, so the guest must read while it cannot send."""
     asked = 0
 
     async def at_length_at_first(call: WorkerCall) -> list[str | CallError]:
@@ -161,7 +161,7 @@ async def test_a_batch_is_sent_to_its_end_while_the_first_answers_come(small: Op
 async def test_files_that_are_asked_for_all_at_once_go_one_after_another(
     small: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More would wait for init than the shim listens with, or for the shim than a container's init has memory for."""
+    """More would wait than the shim reads with, or than a container's init has memory for."""
     piece, most = bytes(1 << 20), 0
 
     def counted(message: protocol.ToShim) -> None:

@@ -1,4 +1,4 @@
-"""The contract of an MCP server over a Python session, with the SDK's own client, over every server that there is."""
+"""The contract of an MCP server over a Python session, with the SDK's client, for every server."""
 
 from __future__ import annotations
 
@@ -347,8 +347,10 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 async def main():
     command, *arguments = sys.argv[1:]
-    async with Client(stdio_client(StdioServerParameters(command=command, args=arguments)), mode="legacy") as client:
-        await client.call_tool("python", {"code": "import subprocess; p = subprocess.Popen(['sleep', '1234'])"})
+    parameters = StdioServerParameters(command=command, args=arguments)
+    async with Client(stdio_client(parameters), mode="legacy") as client:
+        code = "import subprocess; p = subprocess.Popen(['sleep', '1234'])"
+        await client.call_tool("python", {"code": code})
         print("ready", flush=True)
         await client.call_tool("python", {"code": "while True: pass"})
 asyncio.run(main())

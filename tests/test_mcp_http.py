@@ -221,7 +221,8 @@ from mcp.client.streamable_http import streamable_http_client
 async def main():
     async with httpx2.AsyncClient(headers={"Authorization": "Bearer " + sys.argv[2]}) as http:
         async with Client(streamable_http_client(sys.argv[1], http_client=http), mode="legacy") as client:
-            await client.call_tool("python", {"code": "import subprocess; p = subprocess.Popen(['sleep', '1234'])"})
+            code = "import subprocess; p = subprocess.Popen(['sleep', '1234'])"
+            await client.call_tool("python", {"code": code})
             print("ready", flush=True)
             await client.call_tool("python", {"code": "while True: pass"})
 asyncio.run(main())

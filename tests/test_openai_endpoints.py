@@ -1,4 +1,4 @@
-"""Several endpoints, and limits of how much they are asked: who is asked, how often, and what waiting costs."""
+"""Several endpoints and rate limits: which endpoint is asked, how often, and what waiting costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from supdist.tools.testing.fake_openai import Drop, FakeOpenAI, Reply, Request, 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
-# --- who is asked next, by itself ------------------------------------------------------------------------------
+# --- who is asked next, by itself -----------------------------------------------------------------
 
 
 def fail(endpoints: Endpoints, endpoint: Endpoint, retry_after: float | None = None) -> None:
@@ -107,7 +107,7 @@ def test_refusal_is_an_answer_and_cancellation_says_nothing() -> None:
     assert (a.in_flight, a.ready(0.5)) == (0, True)
 
 
-# --- several endpoints over HTTP -------------------------------------------------------------------------------
+# --- several endpoints over HTTP ------------------------------------------------------------------
 
 
 def both(first: FakeOpenAI, second: FakeOpenAI, **options: Any) -> OpenAIHandler:
@@ -224,7 +224,7 @@ async def test_where_all_rest_one_is_asked_still() -> None:
     assert [len(first.requests), len(second.requests)] == [1, 2]
 
 
-# --- limits ----------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def asked_of(server: FakeOpenAI) -> int:

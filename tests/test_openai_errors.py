@@ -36,7 +36,7 @@ from supdist.tools.testing.fake_openai import (
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
-# --- errors of the endpoint ------------------------------------------------------------------------------------
+# --- errors of the endpoint -----------------------------------------------------------------------
 
 
 async def test_retry_after_is_obeyed() -> None:
@@ -136,7 +136,7 @@ async def test_spent_quota_is_no_rate_limit() -> None:
     assert requests == 1
 
 
-# --- replies that are none -------------------------------------------------------------------------------------
+# --- replies that are none ------------------------------------------------------------------------
 
 
 NO_JSON = {
@@ -209,14 +209,14 @@ async def test_what_is_missing_beside_the_text_is_forgiven(reply: Shape, answer:
     assert await outcome_of(reply) == (answer, 1)
 
 
-# --- the translation of the SDK's exceptions -------------------------------------------------------------------
+# --- the translation of the SDK's exceptions ------------------------------------------------------
 
 
 _CLASS = re.compile(r"^class (\w+)\(([^)]*)\)", re.MULTILINE)
 
 
 def sdk_exceptions() -> list[type[openai.OpenAIError]]:
-    """Every exception class in the SDK's sources, in modules too that are not imported until they are used."""
+    """Return every exception class in the SDK's sources, also in modules that are imported late."""
     root = Path(openai.__file__).parent
     bases = [
         (root / path, name, set(re.findall(r"\w+", parents)))

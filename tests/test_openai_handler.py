@@ -36,7 +36,7 @@ from supdist.tools.testing.fake_openai import (
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
-# --- what is sent, and what comes back -------------------------------------------------------------------------
+# --- what is sent, and what comes back ------------------------------------------------------------
 
 
 async def test_answer_and_usage() -> None:
@@ -143,7 +143,7 @@ async def test_attempts_before_the_answer_are_counted() -> None:
     assert got.retries == 2
 
 
-# --- what the engine asks of a handler -------------------------------------------------------------------------
+# --- what the engine asks of a handler ------------------------------------------------------------
 
 
 def test_identity_is_json_that_holds_what_decides_an_answer_and_no_secret() -> None:
@@ -202,7 +202,7 @@ async def test_batch_keeps_order_and_errors_in_place() -> None:
     assert (first.text, third.text) == ("A", "C")
 
 
-# --- the key ---------------------------------------------------------------------------------------------------
+# --- the key --------------------------------------------------------------------------------------
 
 
 async def keys_sent(**options: Any) -> list[str | None]:
@@ -304,7 +304,7 @@ async def test_key_is_in_no_repr_and_no_error() -> None:
     assert "sk-hidden" not in f"{handler!r} {caught.value!r} {caught.value.__cause__!r} {server.requests!r}"
 
 
-# --- connections -----------------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------
 
 
 async def test_dropped_connection_is_tried_again() -> None:

@@ -64,7 +64,7 @@ async def broken_by(*parts: Part, **options: Any) -> BatchItem:
     return got
 
 
-# --- what comes back -------------------------------------------------------------------------------------------
+# --- what comes back ------------------------------------------------------------------------------
 
 
 async def test_pieces_are_the_text_with_its_usage_and_end() -> None:
@@ -127,7 +127,7 @@ async def test_connection_is_used_again_after_a_stream() -> None:
     assert server.connections == 1
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
 async def test_stream_that_breaks_is_unavailable() -> None:

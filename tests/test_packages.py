@@ -1,4 +1,4 @@
-"""Third-party packages in sandboxes: numpy behind all the walls, and a folder of the host that stays the host's."""
+"""Third-party packages in sandboxes: numpy works isolated, and the host's folder stays unchanged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def science(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def copy_installed(folder: Path, *names: str) -> None:
-    """Copy these distributions, and what they require where they are installed, as pip would install them anew."""
+    """Copy these installed distributions and their requirements, as pip would install them."""
     wanted, known = list(names), set[str]()
     with readable_by_all():
         while wanted:
@@ -143,7 +143,8 @@ NUMPY = {
     """,
     "random": """
         draws = np.random.default_rng().normal(size=100_000)
-        print(abs(draws.mean()) < 0.05, len({np.random.default_rng().integers(1 << 60) for _ in range(9)}) == 9)
+        seeds = {np.random.default_rng().integers(1 << 60) for _ in range(9)}
+        print(abs(draws.mean()) < 0.05, len(seeds) == 9)
     """,
     "fft": """
         x = np.sin(2 * np.pi * 50 * np.arange(1000) / 1000)
@@ -166,7 +167,8 @@ NUMPY = {
     "processes": """
         import multiprocessing
         def norm(seed):
-            return float(np.linalg.norm(np.random.default_rng(seed).normal(size=(200, 200)) @ np.ones((200, 200))))
+            draws = np.random.default_rng(seed).normal(size=(200, 200))
+            return float(np.linalg.norm(draws @ np.ones((200, 200))))
         with multiprocessing.Pool(4) as pool:
             norms = pool.map(norm, range(16))
         print(np.allclose(norms, [norm(seed) for seed in range(16)]), len(set(norms)) == 16)
@@ -218,7 +220,8 @@ async def test_a_package_comes_after_the_standard_library_and_is_there_for_child
     code = """
 import colorsys, greeting, subprocess, sys
 print(greeting.VALUE, greeting.__file__, sys.path[-1])
-print(subprocess.run([sys.executable, "-c", "import greeting; print(greeting.VALUE)"], capture_output=True, text=True).stdout)
+program = [sys.executable, "-c", "import greeting; print(greeting.VALUE)"]
+print(subprocess.run(program, capture_output=True, text=True).stdout)
 """
     async with small(packages=folder) as sandbox:
         result = await sandbox.execute(code)
@@ -252,7 +255,8 @@ def attempt(action, *arguments):
         return errno.errorcode[error.errno]
 at = "/opt/packages/greeting.py"
 print(*{
-    attempt(open, at, "w"), attempt(open, at, "a"), attempt(open, "/opt/packages/new", "x"), attempt(os.unlink, at),
+    attempt(open, at, "w"), attempt(open, at, "a"), attempt(open, "/opt/packages/new", "x"),
+    attempt(os.unlink, at),
     attempt(os.rename, at, at + "c"), attempt(os.mkdir, "/opt/packages/d"), attempt(os.chmod, at, 0o777),
     attempt(os.utime, at), attempt(os.truncate, at, 0), attempt(os.link, at, "/opt/packages/l"),
     attempt(os.symlink, at, "/opt/packages/s"), attempt(os.mkfifo, "/opt/packages/p"),
@@ -285,7 +289,8 @@ for path in glob.glob("/proc/self/*") + glob.glob("/proc/self/task/*/*") + glob.
 for path in glob.glob("/proc/self/fd/*") + glob.glob("/proc/self/map_files/*"):
     try: print(os.readlink(path))
     except OSError: pass
-print(sys.path, os.environ, sysconfig.get_paths(), [getattr(m, "__file__", "") for m in list(sys.modules.values())])
+files = [getattr(m, "__file__", "") for m in list(sys.modules.values())]
+print(sys.path, os.environ, sysconfig.get_paths(), files)
 """
 
 

@@ -113,7 +113,7 @@ LINKS = [
 
 
 def test_every_message_has_a_number_of_its_own_that_kind_can_read() -> None:
-    """One byte after a header of one byte: fewer than 128 numbers, and fewer than 16 items with the number."""
+    """One byte after a header of one byte: fewer than 128 numbers, fewer than 16 items."""
     messages = {message for link in LINKS for message in get_args(link)}
     numbers = [protocol.tag(message) for message in messages]
     assert len(set(numbers)) == len(numbers)

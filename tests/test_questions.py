@@ -1,4 +1,4 @@
-"""What a person on a terminal is asked, and what each answer does: at most one question for a host or a folder."""
+"""Questions on a terminal, and what each answer does: at most one for a host or a folder."""
 
 from __future__ import annotations
 

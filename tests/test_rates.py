@@ -122,7 +122,7 @@ TestWindows.settings = SHORT
 
 
 class FakeTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes when it is told to; one that has something to do does not wait for it."""
+    """An event loop whose clock the test moves; a loop with ready callbacks does not wait."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
 
 class Gate(RuleBasedStateMachine):
-    """Those who wait come, are cancelled and are let in, in any order; the limit's uses are those of whom it let in."""
+    """Waiters come, are cancelled and are admitted in any order; the limit counts the admitted ones."""
 
     def __init__(self) -> None:
         super().__init__()

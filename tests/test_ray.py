@@ -1,4 +1,4 @@
-"""Experiments over a Ray cluster of three nodes, one of which is killed. Without the extra ``ray`` they are skipped."""
+"""Experiments over a Ray cluster of three nodes; one node is killed. They need the extra ``ray``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def started(folder: Path, *arguments: str, **environment: str) -> Process:
 
 @pytest.fixture
 def nodes_folder() -> Generator[str]:
-    """For temporary files of the nodes: a killed one leaves some. The name is short, since Ray has sockets below it."""
+    """Return a folder for the nodes' temporary files, with a short name: Ray has sockets below it."""
     with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield folder
 

@@ -50,7 +50,7 @@ def shout(messages: Sequence[Message]) -> str:
     return messages[-1]["content"].upper()
 
 
-# --- what crosses ----------------------------------------------------------------------------------------------
+# --- what crosses ---------------------------------------------------------------------------------
 
 
 async def test_a_completion_crosses_whole(place: Place) -> None:
@@ -174,7 +174,7 @@ async def test_pieces_of_a_stream_are_the_whole_text(tmp_path: Path) -> None:
     assert pieces == ["the answer"]
 
 
-# --- who waits for whom ----------------------------------------------------------------------------------------
+# --- who waits for whom ---------------------------------------------------------------------------
 
 
 async def test_a_cancelled_call_is_cancelled_at_the_model_and_its_slot_goes_on(place: Place) -> None:
@@ -349,7 +349,7 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
         asyncio.run(play(ipc_place(Path(folder))))
 
 
-# --- ends and beginnings ---------------------------------------------------------------------------------------
+# --- ends and beginnings --------------------------------------------------------------------------
 
 
 @pytest.mark.timing
@@ -417,7 +417,7 @@ async def test_a_client_that_leaves_takes_its_requests_with_it(place: Place) -> 
         await eventually(lambda: service.load.engines == 1)
 
 
-# --- keys and addresses ----------------------------------------------------------------------------------------
+# --- keys and addresses ---------------------------------------------------------------------------
 
 
 async def test_a_key_that_is_not_authorized_gets_nothing(tmp_path: Path) -> None:

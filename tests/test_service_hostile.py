@@ -1,4 +1,4 @@
-"""Authenticated clients that break the protocol, on purpose or by age: they lose their connection, the others nothing."""
+"""Authenticated clients that break the protocol lose their connection; other clients lose nothing."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def test_no_more_engines_than_are_allowed(tmp_path: Path) -> None:
         assert (await client_of(service, place).chat(user_messages("x"))).text == "x"
 
 
-# --- versions --------------------------------------------------------------------------------------------------
+# --- versions -------------------------------------------------------------------------------------
 
 
 async def test_an_engine_of_another_version_is_told_which_one_is_spoken(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""The shim's loop, with a guest and an engine that the test itself speaks for. Behind it is a process without walls."""
+"""The shim's loop; the test plays guest and engine, and the process behind it is not isolated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals and tests of experiments' results: pure, beside figures that were worked out by hand or are published."""
+"""Intervals and tests of results, against figures that are published or were worked out by hand."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_pairs_must_be_pairs() -> None:
 
 
 def test_agreement_by_hand() -> None:
-    """Four of five agree; chance is .4 x .6 + .6 x .4; of six right-wrong pairs five stand in order and one is a tie."""
+    """Four of five agree; chance is .4 x .6 + .6 x .4; of six pairs five are in order, one is a tie."""
     found = agreement([True, True, False, False, False], [0.9, 0.5, 0.5, 0.2, 0.0])
     assert found.n == 5
     assert found.share == 0.8

@@ -120,7 +120,7 @@ async def test_an_answer_that_never_came_scores_0_and_no_judge_is_asked(task: Ta
 
 @pytest.mark.parametrize("length", [1_000, 10_000, 100_000])
 def test_texts_are_as_long_as_asked_for(length: int) -> None:
-    """Four characters a token: prose to the paragraph, records within a few percent (a tenth of the shortest)."""
+    """Four characters a token: prose to the paragraph, records within a few percent."""
     needle = create("needle", {"length": length})
     characters = len(needle.context(needle.examples()[0]))
     assert characters <= 4 * length < characters + 1_500

@@ -1,4 +1,4 @@
-"""Tools before and around their calls: names, signatures, what the supervisor is told, the log, the task file."""
+"""Tools outside of their calls: names, signatures, system prompt, log, task file."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ TOLD = """
 For this question there are further functions:
 
 - `vowels(text: str, *, at_least: int = 0) -> int`: Count the vowels of a text.
-- `shout(text: str) -> str` (on the host: plain data in and out, at most 5 calls, raises ToolError): Make it $loud.
+- `shout(text: str) -> str` (on the host: plain data in and out, at most 5 calls, raises ToolError): \
+Make it $loud.
 """
 
 

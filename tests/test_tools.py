@@ -78,7 +78,8 @@ async def test_a_function_brings_its_module_along(small: Open) -> None:
         "Scaler": Scaler,
     }
     code = """
-print(vowels("Education"), vowels("rhythm", at_least=1), scale(4), describe(), step(), step(), twice(), root(9))
+print(vowels("Education"), vowels("rhythm", at_least=1), scale(4), describe(),
+      step(), step(), twice(), root(9))
 print(Scaler(1) == Scaler(1), vowels.__name__, vowels.__doc__)
 """
     async with small(tools=tools) as sandbox:

@@ -1,4 +1,4 @@
-"""The rules of trust, each for itself: which key goes where, which variables a .env gives, what a question may answer."""
+"""The rules of trust, one by one: keys and hosts, variables of a .env, answers to questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VLLMHandler with vLLM itself, on a tiny model of random weights. It runs where both are there, on any device."""
+"""VLLMHandler with the real vLLM, on a tiny model with random weights, on any device."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ NOT_HERE: dict[str, dict[str, str]] = {
     },
     "docker-runsc": {
         "test_a_start_that_fails_half_way_says_where_and_leaves_nothing": _DAEMONS_OWN,
-        # What gVisor's kernel does for its guests it does behind its own walls: it makes some 70 system calls of the host's
-        # and has no network. The filter that keeps Linux's guests from Linux is not applied between a guest and gVisor.
+        # gVisor's kernel is isolated itself: it makes some 70 system calls of the host and has no network.
+        # The filter for guests of Linux is not applied between a guest and gVisor.
         **dict.fromkeys(
             (
                 "test_a_call_is_refused_before_the_kernel_looks_at_it[SY2]",
@@ -95,7 +95,7 @@ NOT_HERE: dict[str, dict[str, str]] = {
         ),
     },
 }
-"""For each backend the cases that cannot be tried over it, or that would say nothing there, with the reason."""
+"""For each backend, the cases that it cannot run or that would prove nothing, with the reason."""
 
 PARTLY = {
     "LC13": "70 sandboxes a run of the suite, not 10,000; growth by a page each would show",
@@ -120,7 +120,7 @@ WEAKER = {
         "PR8": "a refused process is told to the guest alone, so that its cell's outcome is its own error",
         "SY1": "no_new_privs and the filter cannot be measured: /proc does not tell; a guest may set its"
         " own priority among its own",
-        "LC4": "thirty at once, not a hundred: each start has both processors of a small machine for a second",
+        "LC4": "thirty at once, not a hundred: a start uses both processors of a small machine for a second",
     },
 }
 """Rows that hold over containers, and how they hold less than over the process backend."""

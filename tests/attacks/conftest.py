@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Set the time limit, and leave out what does not apply to the chosen backend: see ``catalogue.NOT_HERE``."""
+    """Set the time limit; leave out what does not apply to the backend (``catalogue.NOT_HERE``)."""
     for item in items:
         if item.path.parent == _HERE:
             item.add_marker(pytest.mark.timeout(_HANG_SECONDS))
@@ -66,7 +66,7 @@ def machine(request: pytest.FixtureRequest, backend: dict[str, Any]) -> Generato
 async def engine(
     anyio_backend: str, backend: dict[str, Any], canary: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[SandboxRuntime]:
-    """A zygote whose engine has secrets in its environment, and a temporary folder that must be left empty."""
+    """Start an engine with secrets in its environment; its temporary folder must be empty at the end."""
     tmp_path_factory.getbasetemp()
     before, folder = tempfile.tempdir, tempfile.mkdtemp(prefix="sa-")
     tempfile.tempdir = folder
@@ -102,7 +102,7 @@ _TIMES = pytest.StashKey[tuple[float, float]]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Note when the attack itself began and ended. What no time limit can interrupt ends the process, and says where."""
+    """Note when the attack began and ended; end the process, with a traceback, if nothing else can."""
     started = time.monotonic()
     faulthandler.dump_traceback_later(_HANG_SECONDS + 30, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
@@ -116,7 +116,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 async def arena(
     request: pytest.FixtureRequest, small: Open, machine: Machine, neighbour: Sandbox, before: list[Held]
 ) -> AsyncGenerator[Arena]:
-    """Every attack is watched: loop, neighbour, wall time, memory; and afterwards nothing may be left of it."""
+    """Watch every attack: loop, neighbour, wall time, memory. Afterwards nothing of it may be left."""
     arena = Arena(small, machine)
     tasks = [asyncio.create_task(arena.beat()), asyncio.create_task(arena.ask(neighbour))]
     yield arena

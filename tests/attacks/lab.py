@@ -141,7 +141,7 @@ class Arena:
         """Run a row in a sandbox of its own and judge what the host can judge."""
         async with self.open(**attack.limits) as sandbox:
             slower = self.machine.slowness - 1
-            # The clock has longer where it is not what is tried, and the verdict as much longer as clock and grace have.
+            # Where the clock itself is not tested, it gets more time, and the verdict as much more.
             more = 0.0 if Outcome.TIMEOUT in attack.expect else attack.timeout * slower
             within = attack.within + more + SMALL["grace"] * slower
             result = await timed(sandbox, attack.code, attack.timeout + more, within)
@@ -248,7 +248,7 @@ class ShimGrowth:
 def waited_for_processor() -> float:
     """Seconds that this thread was ready while the processor was others': no fault of the loop's.
 
-    Other processes had it (schedstat), or other machines of the same hypervisor (steal, of all processors together).
+    Other processes (schedstat) or other machines of the hypervisor (steal, of all processors) had it.
     """
     others = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     with open("/proc/stat", encoding="ascii") as file:

@@ -1,4 +1,4 @@
-"""Where a backend's sandboxes are on this machine: their first processes, and what they hold beside the engine's own."""
+"""Find the processes of a backend's sandboxes on this machine, and what they hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Machine:
 
     Attributes:
         config: what of a sandbox's config says the backend.
-        start_seconds: what a start, or a removal, takes at most of a daemon's time where it is measured with something else.
+        start_seconds: the longest time that a daemon takes for a start or a removal.
         has_host_processes: whether a guest's processes are processes of this kernel.
         hides_init: whether a guest sees its own processes alone in /proc, and not even init.
         has_own_users: whether each sandbox has a user of this machine for itself, where the engine is root.
@@ -69,7 +69,7 @@ class Machine:
 
     @property
     def source(self) -> str:
-        """The same as source for a program that is run outside: arguments of ``open_sandbox`` and ``SyncSandbox``."""
+        """The config as source, for programs that call ``open_sandbox`` or ``SyncSandbox``."""
         return f"__import__('supdist.engine').engine.SandboxConfig.model_validate({self.config!r})"
 
     def inits(self, engine: int | None = None) -> list[int]:
@@ -126,7 +126,7 @@ class Machine:
 
 
 class DockerMachine(Machine):
-    """The daemon's: containers with the engine's lease, which run below the daemon, and folders with their contexts."""
+    """The docker backend: containers labelled with their engine, and folders with contexts."""
 
     start_seconds = 0.8
     soak = 20  # a start and a removal take a daemon half a second, or a whole one
@@ -205,7 +205,7 @@ class DockerMachine(Machine):
 
 
 class GvisorMachine(DockerMachine):
-    """Under gVisor a guest's processes are its own kernel's alone; each call of theirs takes some microseconds more."""
+    """gVisor: the host does not see a guest's processes, and each system call takes microseconds more."""
 
     start_seconds = 2.0
     has_host_processes = False
@@ -220,7 +220,7 @@ class GvisorMachine(DockerMachine):
     guards_priority = False  # a number of its own kernel's, which no scheduler of the host's reads
 
     def marked(self, word: str, before: set[int]) -> list[int]:
-        """See ``Machine.marked``: what runs all of a sandbox's processes is all that this machine has of them."""
+        """See ``Machine.marked``: this machine sees one process for each sandbox."""
         return [pid for pid in self.inits() if pid not in before]
 
 

@@ -52,7 +52,8 @@ async def test_a_guest_chooses_nothing_but_the_prompt(arena: Arena, choice: str)
 
 async def test_br3_the_library_has_no_such_parameter(arena: Arena) -> None:
     code = """
-for options in ({"model": "x"}, {"base_url": "x"}, {"headers": {}}, {"temperature": 2}, {"max_tokens": 5}, {"tools": []}):
+for options in ({"model": "x"}, {"base_url": "x"}, {"headers": {}},
+                {"temperature": 2}, {"max_tokens": 5}, {"tools": []}):
     for ask in (lambda: worker("x", **options), lambda: worker_batch(["x"], **options)):
         try: ask(); print("did")
         except TypeError: pass
@@ -102,7 +103,7 @@ async def test_past_the_library_too_much_is_a_breach(arena: Arena, much: str) ->
 
 
 async def test_br6_batches_from_many_threads_do_not_wait_for_each_other(arena: Arena) -> None:
-    """32 batches of 32, and four answered at once; a thread each would be over the small limit, so eight at a time."""
+    """32 batches of 32, eight at a time, and four calls answered at once."""
     running, gate = 0, asyncio.Semaphore(4)
 
     async def answer(call: WorkerCall) -> list[str | CallError]:
@@ -119,7 +120,9 @@ async def test_br6_batches_from_many_threads_do_not_wait_for_each_other(arena: A
 
     code = """
 from concurrent.futures import ThreadPoolExecutor
-def one(thread): return worker_batch([f"t{thread}-{i}" for i in range(32)]) == [f"T{thread}-{i}" for i in range(32)]
+def one(thread):
+    prompts = [f"t{thread}-{i}" for i in range(32)]
+    return worker_batch(prompts) == [prompt.upper() for prompt in prompts]
 with ThreadPoolExecutor(8) as pool: print(sum(pool.map(one, range(32))))
 """
     async with arena.open(on_call=answer, calls_per_second=1_000_000) as sandbox:

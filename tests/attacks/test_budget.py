@@ -76,7 +76,8 @@ code = codes[-1]
     "BR2-batches": """
 from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor(12) as pool:
-    results = [r for each in pool.map(lambda n: worker_batch([f"{n}-{i}" for i in range(50)], return_errors=True), range(12)) for r in each]
+    ask = lambda n: worker_batch([f"{n}-{i}" for i in range(50)], return_errors=True)
+    results = [r for each in pool.map(ask, range(12)) for r in each]
 code = "budget_exceeded" if sum(isinstance(r, str) for r in results) == 10 else "too many"
 """,
 }

@@ -1,4 +1,4 @@
-"""Every row of the catalogue is tested or has its reason, over each backend, and no case is lost in silence."""
+"""Every row of the catalogue is tested, or has a reason, over each backend."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ for path in {paths}:
 
 
 def own(text: str) -> list[str]:
-    """The lines that tell of what a sandbox has for itself: with device nodes only where root can make them."""
+    """Return the lines about a sandbox's own files; only root can make device nodes."""
     return [line for line in text.splitlines() if os.geteuid() == 0 or "/dev/" not in line]
 
 
@@ -113,7 +113,8 @@ block = left * 500_000
 """
     look = """
 import builtins, gc, os, sys
-print([f for f in ("/work", "/tmp", "/dev/shm") if os.listdir(f)], hasattr(builtins, "left"), hasattr(sys, "left"), "LEFT" in os.environ)
+print([f for f in ("/work", "/tmp", "/dev/shm") if os.listdir(f)],
+      hasattr(builtins, "left"), hasattr(sys, "left"), "LEFT" in os.environ)
 x = bytearray(24 << 20)
 print(any(x))
 """

@@ -39,7 +39,9 @@ ENDLESS: list[Attack] = [
         within=1),
     Attack(
         id="CP5-import",
-        code="open('slow.py', 'w').write('while True: pass')\nimport sys; sys.path.insert(0, '')\nimport slow", expect=TIMEOUT, timeout=0.3, within=1,
+        code="open('slow.py', 'w').write('while True: pass')\n"
+        "import sys; sys.path.insert(0, '')\nimport slow",
+        expect=TIMEOUT, timeout=0.3, within=1,
     ),
     Attack(
         id="CP5-del", code="class D:\n  def __del__(self):\n    while True: pass\nd = D()\ndel d",

@@ -97,14 +97,15 @@ async def main():
     except SandboxError as error: said = [type(error).__name__, str(error)]
     import psutil
     left = [p.name() for p in psutil.Process().children(recursive=True)]
-    print(json.dumps([said, time.monotonic() - started, left, os.listdir(tempfile.gettempdir()), os.getpid()]))
+    seconds = time.monotonic() - started
+    print(json.dumps([said, seconds, left, os.listdir(tempfile.gettempdir()), os.getpid()]))
 asyncio.run(main())
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What an engine of its own says of a daemon, after how many seconds, and its process, which has ended."""
+    """Return what another engine reports of a daemon, after how many seconds, and its ended process."""
 
     said: str | list[str]
     seconds: float
@@ -168,7 +169,7 @@ async def test_lc8_no_answer_that_does_not_come_is_waited_for_without_end(
 
 
 async def test_lc8_a_daemon_that_is_gone_takes_nobody_along(arena: Arena, tmp_path: Path) -> None:
-    """In the middle of a cell: the engine says so within its deadlines, and the guest ends with its stream."""
+    """In a cell: the engine reports it within its deadlines, and the guest ends with its stream."""
     code = USE.replace("print(1 + 1)", "worker(''); import time; time.sleep(600)").replace(
         "CONFIG", arena.machine.source
     )

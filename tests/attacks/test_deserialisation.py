@@ -39,7 +39,7 @@ FINAL(text)
 
 @pytest.mark.parametrize("row", ["PK1", "PK2"])
 async def test_a_pickle_in_every_field_is_never_loaded(arena: Arena, tmp_path: Path, row: str) -> None:
-    """Bytes on both streams, a prompt, an answer, a file and an exception; with the prefixes that others honour."""
+    """On both streams, in a prompt, an answer, a file and an exception, with prefixes others obey."""
     canary = tmp_path / "loaded"
     code = PICKLE.format(command=f"touch {canary}") + SPREAD + "raise type(text[:50], (Exception,), {})(text)"
     prompts: list[str] = []
@@ -73,7 +73,7 @@ async def test_pk1_a_pickle_through_a_whole_run_is_never_loaded(
 
 
 async def test_pk3_the_engine_deserialises_nothing(arena: Arena, audited: list[str]) -> None:
-    """The hook has watched since the suite began; that it sees the engine is shown with a function of its file's name."""
+    """Show that the hook, installed since the start of the suite, sees the engine's files."""
     async with arena.open(context={"a": (1, 2)}) as sandbox:
         await timed(sandbox, "FINAL(context)")
     assert audited == []
@@ -91,7 +91,8 @@ async def test_pk3_the_engine_does_not_even_import_the_dangerous(arena: Arena) -
 import sys
 from supdist.engine import SyncSandbox
 with SyncSandbox({arena.machine.source}, context=[1]) as sandbox: sandbox.execute("FINAL(context)")
-print([name for name in ("dill", "cloudpickle", "joblib", "torch", "numpy", "pandas", "yaml", "shelve") if name in sys.modules])
+names = ("dill", "cloudpickle", "joblib", "torch", "numpy", "pandas", "yaml", "shelve")
+print([name for name in names if name in sys.modules])
 """
     assert await outside(code, timeout=60) == "[]\n"
 

@@ -44,7 +44,8 @@ async def test_dv2_no_device_can_be_made(arena: Arena) -> None:
         ATTEMPT
         + """
 import stat
-for kind, major, minor in ((stat.S_IFBLK, 8, 0), (stat.S_IFCHR, 1, 1), (stat.S_IFCHR, 1, 3), (stat.S_IFBLK, 7, 0)):
+devices = ((stat.S_IFBLK, 8, 0), (stat.S_IFCHR, 1, 1), (stat.S_IFCHR, 1, 3), (stat.S_IFBLK, 7, 0))
+for kind, major, minor in devices:
     for folder in ("/work", "/tmp", "/dev/shm", "/dev"):
         print(attempt(os.mknod, f"{folder}/node", kind | 0o666, os.makedev(major, minor)))
 print(attempt(os.mkfifo, "/work/fifo"))

@@ -81,7 +81,8 @@ async def test_lc1_a_guest_that_destroys_its_own_programs_gets_a_result(arena: A
         )
         await timed(
             sandbox,
-            "try:\n  for n in range(999): open(f'/tmp/{n}', 'wb').write(bytes(1 << 20))\nexcept OSError: pass",
+            "try:\n  for n in range(999): open(f'/tmp/{n}', 'wb').write(bytes(1 << 20))\n"
+            "except OSError: pass",
         )
         result = await timed(
             sandbox, "import subprocess; print(subprocess.run(['echo', 'x'], capture_output=True).stdout)"
@@ -95,7 +96,8 @@ from supdist.engine import open_sandbox
 async def main():
     async with open_sandbox(CONFIG) as one, open_sandbox(CONFIG) as two:
         print("busy", flush=True)
-        await asyncio.gather(*(s.execute("import subprocess; subprocess.Popen(['sleep', '600'])\\nwhile True: pass", timeout=600) for s in (one, two)))
+        code = "import subprocess; subprocess.Popen(['sleep', '600'])\\nwhile True: pass"
+        await asyncio.gather(*(s.execute(code, timeout=600) for s in (one, two)))
 asyncio.run(main())
 """
 
@@ -138,7 +140,7 @@ async def test_lc4_a_hundred_starts_at_once(arena: Arena) -> None:
     assert results == [f"{number}\n" for number in range(count)]
 
 
-# A user namespace whose owner allows no more of one kind: the kernel itself refuses, at that step and no other.
+# A user namespace that allows no more of one kind: the kernel refuses exactly that step.
 FAULT = """
 import asyncio, contextlib, json, os, tempfile, time
 from supdist.engine.jail import syscalls as sc
@@ -157,7 +159,8 @@ def is_dead(process):
 async def say():
     try:
         async with open_sandbox() as sandbox:
-            return (await sandbox.execute("print(1 + 1)\\ntry: open('RAN', 'w')\\nexcept OSError: pass")).stdout
+            code = "print(1 + 1)\\ntry: open('RAN', 'w')\\nexcept OSError: pass"
+            return (await sandbox.execute(code)).stdout
     except SandboxUnavailable as error: return [error.capability, error.remedy]
 async def main():
     said = []
@@ -183,7 +186,7 @@ KINDS = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"]
 async def test_a_start_that_fails_half_way_says_where_and_leaves_nothing(
     arena: Arena, tmp_path: Path, kind: str
 ) -> None:
-    """``none`` is the control: in the same nest, without a fault, it starts. Nothing weaker is taken instead."""
+    """``none`` is the control: without a fault it starts. No weaker isolation is used instead."""
     ran, temporary = tmp_path / "ran", tmp_path / "temporary"
     temporary.mkdir()
     code = FAULT.replace("FAULT", kind).replace("RAN", str(ran))
@@ -262,8 +265,13 @@ async def test_lc12_what_is_claimed_is_what_holds(arena: Arena) -> None:
 import json, os
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
 print(json.dumps({
-    "namespaces": {n: os.stat("/proc/self/ns/" + n).st_ino for n in os.listdir("/proc/self/ns") if not n.endswith("_for_children")},
-    "network": any(not line.strip().startswith("lo:") for line in open("/proc/self/net/dev").read().splitlines()[2:]),
+    "namespaces": {
+        n: os.stat("/proc/self/ns/" + n).st_ino
+        for n in os.listdir("/proc/self/ns") if not n.endswith("_for_children")
+    },
+    "network": any(
+        not line.strip().startswith("lo:") for line in open("/proc/self/net/dev").read().splitlines()[2:]
+    ),
     "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16) | int(status["CapPrm"], 16),
     "no_new_privs": status.get("NoNewPrivs", "").strip() == "1",
     "root_writable": " / / ro" not in open("/proc/self/mountinfo").read(),

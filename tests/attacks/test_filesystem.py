@@ -172,7 +172,8 @@ def call(number, *arguments):
         raise OSError(ctypes.get_errno(), "")
 handle = (ctypes.c_uint32 * 34)(128)
 mount = ctypes.c_int()
-print(attempt(call, {syscall_number("name_to_handle_at")}, -100, b"/", ctypes.byref(handle), ctypes.byref(mount), 0),
+print(attempt(call, {syscall_number("name_to_handle_at")},
+              -100, b"/", ctypes.byref(handle), ctypes.byref(mount), 0),
       attempt(call, {syscall_number("open_by_handle_at")}, -1, ctypes.byref(handle), 0))
 """
     )
@@ -201,7 +202,8 @@ for folder in ("/work", "/tmp", "/dev/shm", *site.getsitepackages(), os.path.dir
 """
     look = """
 import builtins, os, sys
-print([d for d in ("/work", "/tmp", "/dev/shm") if os.listdir(d)], hasattr(builtins, "POISON"), hasattr(sys, "POISON"),
+print([d for d in ("/work", "/tmp", "/dev/shm") if os.listdir(d)],
+      hasattr(builtins, "POISON"), hasattr(sys, "POISON"),
       [n for n in os.environ if n.startswith("PYTHON")])
 """
     async with arena.open() as sandbox:

@@ -128,7 +128,7 @@ async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> 
 
 
 async def test_rp13_a_repl_cannot_tell_of_its_death_in_inits_name(arena: Arena) -> None:
-    """Init knows how a repl ended. Where one stream is all there is, the guest dies of it; nowhere is it believed."""
+    """Only init knows how a repl ended. On a shared stream the guest dies of it; no backend believes it."""
     code = RAW + "send(25, 0, False); import time; time.sleep(60)"
     async with arena.open() as sandbox:
         result = await timed(sandbox, code, timeout=5, within=1.5)

@@ -147,8 +147,10 @@ async def test_me4_there_is_no_memory_that_outlives_processes(arena: Arena) -> N
     code = f"""
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
-for number, arguments in (({syscall_number("shmget")}, (0, 1 << 30, 0o1600)), ({syscall_number("msgget")}, (0, 0o1600)),
-                          ({syscall_number("semget")}, (0, 100, 0o1600)), ({syscall_number("mq_open")}, (b"m", 0o102, 0o600, 0))):
+for number, arguments in (
+    ({syscall_number("shmget")}, (0, 1 << 30, 0o1600)), ({syscall_number("msgget")}, (0, 0o1600)),
+    ({syscall_number("semget")}, (0, 100, 0o1600)), ({syscall_number("mq_open")}, (b"m", 0o102, 0o600, 0)),
+):
     print(libc.syscall(number, *arguments) == -1)
 """
     async with arena.open() as sandbox:
@@ -159,7 +161,8 @@ for number, arguments in (({syscall_number("shmget")}, (0, 1 << 30, 0o1600)), ({
 async def test_me5_huge_pages_are_refused(arena: Arena) -> None:
     code = """
 import errno, mmap, os
-for action in (lambda: os.write(os.memfd_create("h", os.MFD_HUGETLB), b""), lambda: mmap.mmap(-1, 2 << 20, flags=0x40022)):
+for action in (lambda: os.write(os.memfd_create("h", os.MFD_HUGETLB), b""),
+               lambda: mmap.mmap(-1, 2 << 20, flags=0x40022)):
     try: action(); print("did")
     except (OSError, ValueError) as error: print(errno.errorcode.get(getattr(error, "errno", 0)))
 """
@@ -258,5 +261,5 @@ async def test_me9_nothing_is_swapped(arena: Arena) -> None:
             if first is not None and first != engines["memory"]:
                 most = (first / "memory.limit_in_bytes").read_text()
                 limit = first / "memory.memsw.limit_in_bytes"
-                # A kernel without swap accounting has no such file, and where there is no swap none is needed.
+                # Without swap accounting there is no such file; without swap none is needed.
                 assert not limit.exists() or limit.read_text() == most

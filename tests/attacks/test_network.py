@@ -58,9 +58,12 @@ async def test_there_is_no_interface_and_no_route(arena: Arena, row: str) -> Non
     """What has neither reaches no address at all: no foreign one, no metadata service, no gateway."""
     code = """
 import socket
-print([line.split(":")[0].strip() for line in open("/proc/self/net/dev").read().splitlines()[2:] if "lo:" not in line])
+lines = open("/proc/self/net/dev").read().splitlines()[2:]
+print([line.split(":")[0].strip() for line in lines if "lo:" not in line])
 print(open("/proc/self/net/route").read().splitlines()[1:])
-print([line for line in open("/proc/self/net/ipv6_route") if not line.split()[-1] == "lo"] if __import__("os").path.exists("/proc/self/net/ipv6_route") else [])
+routes = "/proc/self/net/ipv6_route"
+found = open(routes) if __import__("os").path.exists(routes) else []
+print([line for line in found if not line.split()[-1] == "lo"])
 names = []
 for name in ("host.docker.internal", "metadata", "gateway.docker.internal"):
     try: names.append(socket.getaddrinfo(name, 80))
@@ -232,7 +235,8 @@ for number in range(50):
     while True:
         try: channel._sock.sendmsg([data], rights); break
         except OSError as error:
-            if error.errno == errno.EPERM: channel._sock.sendall(data); break  # since Linux 6.16 the shim can refuse them
+            # Since Linux 6.16 the shim can refuse them.
+            if error.errno == errno.EPERM: channel._sock.sendall(data); break
             if error.errno != errno.ETOOMANYREFS: raise  # more in flight than this process may have open
 """
     )
@@ -312,7 +316,8 @@ for family, address in ((1, b"\\0meet"), (1, "/tmp/meet"), (2, ("127.0.0.1", 555
 async def test_pm1_installing_a_package_fails_cleanly(arena: Arena) -> None:
     code = """
 import subprocess, sys
-done = subprocess.run([sys.executable or "python3", "-m", "pip", "install", "--retries", "0", "--timeout", "1", "idna"],
+pip = [sys.executable or "python3", "-m", "pip", "install", "--retries", "0", "--timeout", "1", "idna"]
+done = subprocess.run(pip,
                       capture_output=True, text=True)
 print(done.returncode != 0)
 """

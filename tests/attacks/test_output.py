@@ -52,7 +52,8 @@ async def test_a_flood_is_cut_and_said_to_be(arena: Arena, attack: Attack) -> No
 FORGE = """
 import os, sys
 protocol = sys.modules["supdist.sandbox_image.protocol"]
-forged = protocol.frame(protocol.encode(protocol.Final(1, "FORGED"))) + protocol.frame(protocol.encode(protocol.Done(1, None)))
+messages = (protocol.Final(1, "FORGED"), protocol.Done(1, None))
+forged = b"".join(protocol.frame(protocol.encode(message)) for message in messages)
 wrote = []
 for way in {ways}:
     try:
@@ -162,7 +163,7 @@ async def test_ou7_what_floods_after_its_cell_costs_nobody_outside(arena: Arena)
 
 
 HOLD = {"splice": "os.splice(a.fileno(), {}, 1)", "sendfile": "os.sendfile({}, a.fileno(), None, 1)"}
-"""What may wait for a socket with a pipe's lock held. A reader of the pipe, blocking or not, waits with it."""
+"""Calls that wait for a socket and hold a pipe's lock. Readers of the pipe wait with them."""
 
 
 @pytest.mark.parametrize("hold", HOLD.values(), ids=HOLD)

@@ -32,8 +32,8 @@ def call(number, *arguments):
 print(json.dumps([call(*each) for each in {calls}]))
 """
 
-# Row, call, arguments, and what the kernel says outside to root and to an ordinary user; where that is EPERM or
-# ENOSYS by itself (a capability, a kernel built without), the refusal inside proves nothing more, and is wanted still.
+# Row, call, arguments, and the kernel's answer outside to root and to an ordinary user. Where that is already
+# EPERM or ENOSYS, the refusal inside proves nothing more, but must still come.
 CALLS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
     "SY2": [
         ("unshare", (0x10000000 | 1,)), ("unshare", (0x7E020000 | 1,)), ("clone", (0x10010000, 0, 0, 0, 0)),
@@ -94,7 +94,8 @@ async def test_a_call_is_refused_before_the_kernel_looks_at_it(arena: Arena, row
 async def test_sy1_no_privilege_is_held_or_to_be_had(arena: Arena) -> None:
     code = """
 import json, os, stat, subprocess
-with open("/proc/self/status") as file: status = dict(line.rstrip("\\n").split(":\\t", 1) for line in file if ":\\t" in line)
+with open("/proc/self/status") as file:
+    status = dict(line.rstrip("\\n").split(":\\t", 1) for line in file if ":\\t" in line)
 names = ("NoNewPrivs", "Seccomp", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 print(json.dumps({name: status[name] for name in names if name in status}))
 print(os.getresuid(), os.getresgid(), os.getgroups())
@@ -108,7 +109,8 @@ for folder in ("/bin", "/usr/bin", "/usr/sbin", "/usr/lib/openssh", "/usr/libexe
             if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID): gained.append(path)
 for path in gained:
     if os.statvfs(path).f_flag & os.ST_NOSUID == 0: print("honoured", path)
-for action in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgid(0), lambda: os.setgroups([0]),
+for action in (lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgid(0),
+               lambda: os.setgroups([0]),
                lambda: os.chown("/work", 0, 0)):
     try: action(); print("did")
     except OSError: pass
@@ -146,7 +148,8 @@ async def test_sy2_no_process_gets_a_namespace(arena: Arena) -> None:
 import ctypes, os, subprocess
 before = {n: os.readlink("/proc/self/ns/" + n) for n in os.listdir("/proc/self/ns")}
 libc = ctypes.CDLL(None, use_errno=True)
-for flag in (0x10000000, 0x00020000, 0x20000000, 0x40000000, 0x08000000, 0x04000000, 0x02000000, 0x80, 0x7e020000):
+for flag in (0x10000000, 0x00020000, 0x20000000, 0x40000000, 0x08000000,
+             0x04000000, 0x02000000, 0x80, 0x7e020000):
     if libc.unshare(flag) == 0: print("did", hex(flag))
 for tool in (["unshare", "-U", "true"], ["unshare", "-r", "true"], ["nsenter", "-t", "1", "-a", "true"]):
     try:
@@ -167,7 +170,8 @@ import ctypes, pty
 libc = ctypes.CDLL(None, use_errno=True)
 def ioctl(fd, request):
     ctypes.set_errno(0)
-    if libc.syscall(SYS_IOCTL, fd, ctypes.c_ulong(request), ctypes.c_char_p(b"x")) == -1: raise OSError(ctypes.get_errno(), "")
+    if libc.syscall(SYS_IOCTL, fd, ctypes.c_ulong(request), ctypes.c_char_p(b"x")) == -1:
+        raise OSError(ctypes.get_errno(), "")
 for request in (0x5412, 0x541C, (1 << 32) | 0x5412, (0xdeadbeef << 32) | 0x541C):
     print(attempt(ioctl, 0, request), attempt(ioctl, 1, request), attempt(ioctl, -1, request))
 print(attempt(lambda: os.open("/dev/tty", os.O_RDWR)), attempt(pty.openpty))

@@ -151,7 +151,9 @@ AGENT: list[Attack] = [
     ),
     Attack(
         id="PR14-talker",
-        code="import subprocess; subprocess.Popen(['sh', '-c', 'while :; do echo LATE; done']); print('done')", says="done", expect=(OK, Outcome.OUTPUT_LIMIT), lost=None,
+        code="import subprocess; subprocess.Popen(['sh', '-c', 'while :; do echo LATE; done'])\n"
+        "print('done')",
+        says="done", expect=(OK, Outcome.OUTPUT_LIMIT), lost=None,
     ),
 ]  # fmt: skip
 
@@ -163,7 +165,7 @@ INITS = {attack.code for attack in AGENT if attack.id in ("PR3-kill-init", "PR3-
 @pytest.mark.parametrize("attack", AGENT, ids=name)
 async def test_the_verdict_is_in_time_and_true(arena: Arena, attack: Attack) -> None:
     if attack.id == "PR8-plain" and not arena.machine.counts_refusals:
-        # The kernel tells nobody but the guest, whose word is no verdict; and where forks are slow its time ends first.
+        # Only the guest learns of it, and the host does not believe it. Slow forks reach the time limit.
         attack = replace(attack, expect=(Outcome.RESOURCE_LIMIT, Outcome.USER_ERROR, Outcome.TIMEOUT))
     if attack.code in INITS and not arena.machine.protects_init:
         attack = replace(attack, expect=(*DEATHS, Outcome.TIMEOUT), lost=True)  # its own loss, and told
@@ -238,8 +240,10 @@ here = Span(ctypes.addressof(buffer), 8)
 for pid in TARGETS:
     pidfd = os.pidfd_open(pid)
     print(attempt(call, {syscall_number("ptrace")}, 16, pid, 0, 0),
-          attempt(call, {syscall_number("process_vm_readv")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
-          attempt(call, {syscall_number("process_vm_writev")}, pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
+          attempt(call, {syscall_number("process_vm_readv")},
+                  pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
+          attempt(call, {syscall_number("process_vm_writev")},
+                  pid, ctypes.byref(here), 1, ctypes.byref(here), 1, 0),
           attempt(call, {syscall_number("pidfd_getfd")}, pidfd, 0, 0),
           attempt(lambda: open(f"/proc/{{pid}}/mem", "r+b")) if pid != os.getpid() else "EPERM",
           attempt(lambda: os.listdir(f"/proc/{{pid}}/fd")) if pid != os.getpid() else "EPERM",

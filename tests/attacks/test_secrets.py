@@ -88,7 +88,7 @@ async def test_en4_no_argument_of_the_machinery_holds_a_secret(arena: Arena, can
 
 
 async def test_en4_nothing_that_a_daemon_tells_holds_a_secret(arena: Arena, canary: str) -> None:
-    """``docker inspect`` and ``docker history`` show arguments, environments, labels and layers to whoever may use it."""
+    """``docker inspect`` and ``docker history`` show arguments, environments, labels and layers."""
     assert isinstance(arena.machine, DockerMachine)
 
     async def ask(_: WorkerCall) -> list[str | CallError]:

@@ -73,7 +73,7 @@ async def on_terminal(folder: Path, *arguments: str, **environ: str) -> subproce
 
 @pytest.mark.parametrize("row", ["LG1", "LG2", "LG3", "LG4"])
 async def test_nasty_text_is_shown_and_logged_as_text(tmp_path: Path, row: str) -> None:
-    """Printed, raised, asked and answered: on the terminal nothing but visible characters, in each log one event a line."""
+    """Only visible characters reach the terminal, and each log has one event on each line."""
     texts = [text for name, text in NASTY.items() if name.startswith(row)]
     replies = [_say(text) for text in texts]
     replies += [f"```repl\nraise type('E', (Exception,), {{}})({text!a})\n```" for text in texts]
@@ -112,7 +112,7 @@ async def test_nasty_text_is_shown_and_logged_as_text(tmp_path: Path, row: str) 
 
 
 def _say(text: str) -> str:
-    """A turn that has a text in its message, on both streams, in a prompt and, from the worker, in an answer."""
+    """Return a turn with the text in its message, on both streams, in a prompt and in an answer."""
     code = f"import sys\ntext = {text!a}\nprint(text); print(text, file=sys.stderr)\nprint(worker(text))\n"
     code += "type('Shown', (), {'__repr__': lambda _: text, '_repr_html_': lambda _: text})()"
     return f"{text.encode('utf-8', 'replace').decode()}\n```repl\n{code}\n```"
@@ -156,7 +156,7 @@ async def test_lg6_a_key_is_sent_to_its_endpoint_and_nowhere_else(tmp_path: Path
         return Text("answer")
 
     async with FakeOpenAI(play) as server:
-        # The key and the endpoint that it is for come from one place; a task file that names the endpoint gets no key.
+        # Key and endpoint come from one place: a task file that names the endpoint gets no key.
         done = await supdist(
             tmp_path,
             {"query": "q", "context": "c", "log_dir": "logs"},

@@ -1,4 +1,4 @@
-"""Tools of the host as a way out, and functions that travel as a way in. What is counted is what the host's saw."""
+"""Host tools as a way out, and guest tools as a way in."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ async def test_se4_a_call_after_its_cell_is_not_made(arena: Arena) -> None:
 
 
 async def test_en3_the_memory_holds_nothing_of_a_host_tool(arena: Arena, canary: str, tmp_path: Path) -> None:
-    """In its closure, its defaults, its errors; a function that travels brings the same canary along, which is found."""
+    """In closure, defaults and errors. A guest tool with the same canary is the control."""
 
     def ask(name: str, key: str = canary) -> str:
         """Ask."""

@@ -1,7 +1,7 @@
 """Check that mypy, pyright and jedi see an installed supdist-engine.
 
-Usage: ``python tests/typing/check.py PYTHON``. PYTHON is the interpreter of an environment in which the package is
-installed, from a wheel or editable. The tools are those of the interpreter that runs this program.
+Usage: ``python tests/typing/check.py PYTHON``. PYTHON is the interpreter of an environment in which the
+package is installed, from a wheel or editable. The tools are those of the interpreter that runs this program.
 """
 
 # ruff: noqa: T201 - a program reports to its user
