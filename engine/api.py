@@ -8,12 +8,12 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 from anyio.from_thread import start_blocking_portal
 
-from ..handlers import ModelHandler
-from .broker.broker import Broker, CallRules
+from ..handlers import ModelHandler, Usage
+from .broker.broker import Broker, CallRules, open_broker
 from .broker.budget import Budget
 from .broker.cache import ResponseCache
 from .config import DEFAULTS, Default, RunConfig, option_list
@@ -21,7 +21,7 @@ from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
 from .limits import RunLimits
 from .option import reject
-from .result import RunResult
+from .result import CallTotals, RunResult
 from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
 from .sandbox.context import EncodedContext
@@ -167,7 +167,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
                 config.sandbox,
                 context=question.context if encoded is None else encoded,
                 query=question.query,
-                on_call=None if question.worker is None else broker.answer,
+                on_call=None if broker.worker is None else broker.worker.answer,
                 tools=tools,
                 on_tool=log.tool,
             )
@@ -185,14 +185,14 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
             answer=answer,
             iterations=loop.iterations,
             supervisor_usage=broker.supervisor.usage,
-            worker_usage=broker.worker.usage,
+            worker_usage=Usage() if broker.worker is None else broker.worker.model.usage,
             elapsed=time.monotonic() - started,
             stop_reason=stop_reason,
             isolation=sandbox.isolation,
             run_id=run_id,
             cost_usd=broker.cost_usd,
             supervisor=broker.supervisor.totals,
-            worker=broker.worker.totals,
+            worker=CallTotals() if broker.worker is None else broker.worker.model.totals,
         )
         log.end(result)
         emit(RunEnded(run_id, "result", result))
@@ -256,24 +256,21 @@ async def _open_broker(
         await stack.enter_async_context(handler)
     store = await _open_cache(stack, config.cache)
     rules = CallRules(store, config.cache_sampled, limits.call_seconds, config.cache_counts)
-    broker = Broker(
-        question.supervisor,
-        question.worker,
-        log,
-        config.on_event or _ignore,
-        budget=Budget(limits),
-        rules=rules,
+    opening = open_broker(
+        question.supervisor, question.worker, log, config.on_event, budget=Budget(limits), rules=rules
     )
-    return await stack.enter_async_context(broker)
+    return await stack.enter_async_context(opening)
 
 
 async def _open_cache(
     stack: contextlib.AsyncExitStack, cache: str | os.PathLike[str] | ResponseCache
-) -> ResponseCache | None:
+) -> ResponseCache | Literal["run"] | None:
     if cache == "off":
         return None
+    if cache == "run":
+        return "run"
     if not isinstance(cache, ResponseCache):
-        cache = ResponseCache(None if cache == "run" else cache)
+        cache = ResponseCache(cache)
     return await stack.enter_async_context(cache)
 
 

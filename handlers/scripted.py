@@ -1,9 +1,10 @@
-"""Canned replies: the model of tests, of demonstrations and of replays."""
+"""Scripted replies: the model of tests, demonstrations and replays."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from .base import Completion, Message, ModelHandler, Price, Usage
@@ -14,16 +15,21 @@ Reply = str | Completion | HandlerError
 
 
 class ScriptedHandler(ModelHandler):
-    """Answers from a list, one reply after another, or from a function of the messages.
+    """Answers from a list, one reply after another, or from a function of the messages, plain or ``async``.
 
-    ``calls`` keeps every conversation that it was asked, in order. Usage counts words, so that it is
-    the same everywhere.
+    Usage counts words, so that it is the same everywhere.
+
+    Attributes:
+        calls: every conversation that it was asked, in order.
     """
 
     price = Price(0, 0)
 
     def __init__(
-        self, replies: Iterable[Reply] | Callable[[Sequence[Message]], Reply], *, model: str = "scripted"
+        self,
+        replies: Iterable[Reply] | Callable[[Sequence[Message]], Reply | Awaitable[Reply]],
+        *,
+        model: str = "scripted",
     ) -> None:
         self.model = model
         self.calls: list[list[Message]] = []
@@ -32,7 +38,11 @@ class ScriptedHandler(ModelHandler):
 
     @classmethod
     def from_file(cls, path: str | Path, *, model: str = "scripted") -> ScriptedHandler:
-        """Replies from a file: JSON Lines whose lines are strings or objects with ``text``, or a JSON list of them.
+        """Read replies from a file.
+
+        Args:
+            path: JSON Lines or one JSON list, of strings or objects with ``text``.
+            model: the name that logs and tables show.
 
         Raises:
             ValueError: the file holds something else.
@@ -46,13 +56,15 @@ class ScriptedHandler(ModelHandler):
         replies: list[Reply] = []
         for item in items if isinstance(items, list) else [items]:  # pyright: ignore[reportUnknownVariableType]
             text: object = item.get("text") if isinstance(item, dict) else item  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            if not isinstance(text, str):  # it is the file's content that is wrong, not a type in the program
-                raise ValueError(f"{path}: a reply must be a string, or an object with a string under 'text'")  # noqa: TRY004
+            if not isinstance(text, str):
+                raise ValueError(  # noqa: TRY004 - the file is wrong, not a type in the program
+                    f"{path}: a reply must be a string, or an object with a string under 'text'"
+                )
             replies.append(text)
         return cls(replies, model=model)
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """The next reply.
+        """Return the next reply.
 
         Raises:
             Rejected: the list is used up.
@@ -60,6 +72,8 @@ class ScriptedHandler(ModelHandler):
         self.calls.append(list(messages))
         if self._function is not None:
             reply = self._function(messages)
+            if inspect.isawaitable(reply):
+                reply = await reply
         else:
             try:
                 reply = next(self._replies)
@@ -69,5 +83,7 @@ class ScriptedHandler(ModelHandler):
             raise reply
         if isinstance(reply, Completion):
             return reply
-        asked = sum(len(message["content"].split()) for message in messages)
-        return Completion(reply, Usage(asked, len(reply.split()), 1))
+        words = 0
+        for message in messages:
+            words += len(message["content"].split())
+        return Completion(reply, Usage(words, len(reply.split()), 1))

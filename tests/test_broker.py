@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from support import SMALL_CONFIG, block, run_pending
 
 from supdist.engine import LogError, RunLimits, TaskError, arun
-from supdist.engine.broker.broker import Broker, CallRules
+from supdist.engine.broker.broker import Broker, CallRules, open_broker
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
+from supdist.engine.broker.worker_calls import WorkerCalls
 from supdist.engine.events import Metrics
 from supdist.engine.runlog.writer import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -90,12 +91,17 @@ async def broker(
 ) -> AsyncGenerator[Broker]:
     rules = CallRules(cache, cache_sampled, call_seconds)
     told: list[Metrics] = []
-    opened = Broker(
+    opened = open_broker(
         supervisor or Model(), model, RunLogger(None, "x"), told.append, budget=Budget(limits), rules=rules
     )
-    async with opened:
-        yield opened
+    async with opened as own:
+        yield own
     assert told == [] or (told[-1].in_flight, told[-1].queued) == (0, 0)
+
+
+def calls_of(broker: Broker) -> WorkerCalls:
+    assert broker.worker is not None
+    return broker.worker
 
 
 def call(*prompts: str) -> WorkerCall:
@@ -135,7 +141,7 @@ async def test_of_calls_by_the_hundred_a_few_are_looked_up_at_once() -> None:
                 looking -= 1
 
     async with Looked() as cache, broker(Model(), cache=cache) as own:
-        answers = await asyncio.gather(*(own.answer(call(f"a{number}")) for number in range(200)))
+        answers = await asyncio.gather(*(calls_of(own).answer(call(f"a{number}")) for number in range(200)))
     assert answers == [[f"A{number}"] for number in range(200)]
     assert most == 4
 
@@ -144,7 +150,11 @@ async def test_long_prompts_are_counted_outside_of_the_loops_thread_and_refused_
     model = Tokenizing()
     async with broker(model, BudgetLimits(max_worker_calls=9)) as own:
         fits, too_long = "x" * 49_999, "x" * 50_000
-        assert codes(await own.answer(call(fits, too_long, "short"))) == [fits.upper(), "too_long", "SHORT"]
+        assert codes(await calls_of(own).answer(call(fits, too_long, "short"))) == [
+            fits.upper(),
+            "too_long",
+            "SHORT",
+        ]
         assert model.asked == [fits, "short"]
         assert threading.get_ident() not in model.threads
         assert own.budget.left().worker_calls == 7
@@ -156,8 +166,12 @@ async def test_long_prompts_are_counted_outside_of_the_loops_thread_and_refused_
 async def test_a_batch_over_budget_is_served_as_far_as_it_goes() -> None:
     model = Model()
     async with broker(model, BudgetLimits(max_worker_calls=3)) as own:
-        assert codes(await own.answer(call("a", "b"))) == ["A", "B"]
-        assert codes(await own.answer(call("c", "d", "e"))) == ["C", "budget_exceeded", "budget_exceeded"]
+        assert codes(await calls_of(own).answer(call("a", "b"))) == ["A", "B"]
+        assert codes(await calls_of(own).answer(call("c", "d", "e"))) == [
+            "C",
+            "budget_exceeded",
+            "budget_exceeded",
+        ]
         assert own.budget.left().worker_calls == 0
         assert model.asked == ["a", "b", "c"]
 
@@ -165,16 +179,21 @@ async def test_a_batch_over_budget_is_served_as_far_as_it_goes() -> None:
 async def test_what_is_set_aside_too_carefully_is_used_by_the_next() -> None:
     """Each call may take 20 tokens and takes 15: 100 tokens are enough for six, one after another."""
     async with broker(Model(), BudgetLimits(max_tokens=100)) as own:
-        results = codes(await own.answer(call(*"abcdefghij")))
+        results = codes(await calls_of(own).answer(call(*"abcdefghij")))
         assert results == [*"ABCDEF", *["budget_exceeded"] * 4]
-        assert own.worker.usage == Usage(60, 30, 6)
+        assert calls_of(own).model.usage == Usage(60, 30, 6)
         assert own.budget.left().tokens == 10
 
 
 async def test_dollars_are_limited_and_an_unknown_price_is_said_before_anything_is_spent() -> None:
     model = Model()
     async with broker(model, BudgetLimits(max_cost_usd=0.00005)) as own:
-        assert codes(await own.answer(call("a", "b", "c", "d"))) == ["A", "B", "C", "budget_exceeded"]
+        assert codes(await calls_of(own).answer(call("a", "b", "c", "d"))) == [
+            "A",
+            "B",
+            "C",
+            "budget_exceeded",
+        ]
         assert own.cost_usd == pytest.approx(45e-6)
     unpriced = Model()
     unpriced.price = None
@@ -182,7 +201,7 @@ async def test_dollars_are_limited_and_an_unknown_price_is_said_before_anything_
         async with broker(unpriced, BudgetLimits(max_cost_usd=1.0)):
             pass
     async with broker(unpriced) as own:
-        await own.answer(call("a"))
+        await calls_of(own).answer(call("a"))
         assert own.cost_usd is None, "unknown is not nothing"
 
 
@@ -202,7 +221,7 @@ def test_no_interleaving_of_answers_failures_and_cancellations_passes_a_limit_or
                 prompts = [f"{number} {index}" for index in range(data.draw(st.integers(1, 4)))]
                 if data.draw(st.booleans()):
                     model.answer[prompts[0]] = Unavailable("x")
-                tasks.append(asyncio.create_task(own.answer(call(*prompts))))
+                tasks.append(asyncio.create_task(calls_of(own).answer(call(*prompts))))
                 match data.draw(st.integers(0, 3)):
                     case 0:
                         await run_pending()
@@ -218,7 +237,11 @@ def test_no_interleaving_of_answers_failures_and_cancellations_passes_a_limit_or
             model.gate.set()
             await asyncio.gather(*tasks, return_exceptions=True)
             spent = own.budget.spent()
-            assert spent.tokens == own.worker.usage.input_tokens + own.worker.usage.output_tokens <= most
+            assert (
+                spent.tokens
+                == calls_of(own).model.usage.input_tokens + calls_of(own).model.usage.output_tokens
+                <= most
+            )
             assert own.budget.left().tokens == most - spent.tokens, "nothing is still set aside"
 
     asyncio.run(play())
@@ -228,9 +251,9 @@ async def test_the_best_answers_share_is_kept_from_the_workers() -> None:
     supervisor = Model()
     async with broker(Model(), BudgetLimits(max_tokens=80), supervisor=supervisor) as own:
         conversation: list[Message] = [{"role": "user", "content": "q"}]
-        own.keep_for_best_answer(conversation)
-        assert codes(await own.answer(call(*"abcdef"))).count("budget_exceeded") == 3
-        await own.ask_supervisor(conversation, lambda _: None, best_answer=True)
+        own.supervisor.reserve_best_answer(conversation)
+        assert codes(await calls_of(own).answer(call(*"abcdef"))).count("budget_exceeded") == 3
+        await own.supervisor.ask(conversation, lambda _: None, best_answer=True)
         assert supervisor.asked == ["q"]
 
 
@@ -240,18 +263,18 @@ async def test_the_best_answers_share_is_kept_from_the_workers() -> None:
 async def test_an_answer_is_paid_once() -> None:
     model = Model()
     async with ResponseCache() as cache, broker(model, cache=cache) as own:
-        assert codes(await own.answer(call("a", "b", "a"))) == ["A", "B", "A"]
-        assert codes(await own.answer(call("b", "a", "c"))) == ["B", "A", "C"]
+        assert codes(await calls_of(own).answer(call("a", "b", "a"))) == ["A", "B", "A"]
+        assert codes(await calls_of(own).answer(call("b", "a", "c"))) == ["B", "A", "C"]
         assert model.asked == ["a", "b", "c"]
-        assert own.worker.usage.calls == 3
-        assert own.worker.totals.cached == 3
+        assert calls_of(own).model.usage.calls == 3
+        assert calls_of(own).model.totals.cached == 3
 
 
 async def test_equal_calls_under_way_share_one_request_that_lives_as_long_as_one_wants_it() -> None:
     model = Model(let=False)
     async with ResponseCache() as cache, broker(model, cache=cache) as own:
-        first = asyncio.create_task(own.answer(call("a")))
-        second = asyncio.create_task(own.answer(call("a", "b")))
+        first = asyncio.create_task(calls_of(own).answer(call("a")))
+        second = asyncio.create_task(calls_of(own).answer(call("a", "b")))
         await asyncio.sleep(0.05)
         first.cancel()
         await run_pending()
@@ -260,7 +283,7 @@ async def test_equal_calls_under_way_share_one_request_that_lives_as_long_as_one
         assert codes(await second) == ["A", "B"]
         assert model.asked == ["a", "b"]
         model.gate.clear()
-        third = [asyncio.create_task(own.answer(call("c"))) for _ in range(2)]
+        third = [asyncio.create_task(calls_of(own).answer(call("c"))) for _ in range(2)]
         await asyncio.sleep(0.05)
         for task in third:
             task.cancel()
@@ -284,8 +307,8 @@ async def test_a_log_that_cannot_be_written_ends_every_call_that_shares_the_requ
     model = Model(let=False)
     async with ResponseCache() as cache:
         rules = CallRules(cache)
-        async with Broker(Model(), model, FullDisk(None, "x"), lambda _: None, rules=rules) as own:
-            both = [asyncio.create_task(own.answer(call("a"))) for _ in range(2)]
+        async with open_broker(Model(), model, FullDisk(None, "x"), rules=rules) as own:
+            both = [asyncio.create_task(calls_of(own).answer(call("a"))) for _ in range(2)]
             while not model.asked:
                 await asyncio.sleep(0.001)
             await run_pending()
@@ -298,21 +321,21 @@ async def test_a_log_that_cannot_be_written_ends_every_call_that_shares_the_requ
 
 async def test_what_is_drawn_at_random_is_kept_only_where_that_is_asked_for() -> None:
     async with ResponseCache() as cache, broker(Drawing(), cache=cache) as own:
-        assert len(set(codes(await own.answer(call("a", "a", "a"))))) == 3
-        assert own.worker.totals.cached == 0
+        assert len(set(codes(await calls_of(own).answer(call("a", "a", "a"))))) == 3
+        assert calls_of(own).model.totals.cached == 0
     async with ResponseCache() as cache, broker(Drawing(), cache=cache, cache_sampled=True) as own:
-        drawn = codes(await own.answer(call("a", "a", "b")))
+        drawn = codes(await calls_of(own).answer(call("a", "a", "b")))
         assert len(set(drawn)) == 3, "each of a batch is drawn for itself"
-        assert codes(await own.answer(call("a", "a", "b"))) == drawn
+        assert codes(await calls_of(own).answer(call("a", "a", "b"))) == drawn
 
 
 async def test_failures_are_not_kept() -> None:
     model = Model()
     model.answer["a"] = Unavailable("x")
     async with ResponseCache() as cache, broker(model, cache=cache) as own:
-        assert codes(await own.answer(call("a", "a"))) == ["unavailable"] * 2
+        assert codes(await calls_of(own).answer(call("a", "a"))) == ["unavailable"] * 2
         del model.answer["a"]
-        assert codes(await own.answer(call("a"))) == ["A"]
+        assert codes(await calls_of(own).answer(call("a"))) == ["A"]
 
 
 # Ends
@@ -322,20 +345,20 @@ async def test_too_long_is_said_unpaid() -> None:
     model = Model()
     model.window = 10
     async with broker(model) as own:
-        assert codes(await own.answer(call("a"))) == ["too_long"]
+        assert codes(await calls_of(own).answer(call("a"))) == ["too_long"]
         assert model.asked == []
 
 
 async def test_a_call_has_a_deadline() -> None:
     async with broker(Model(let=False), call_seconds=0.02) as own:
-        assert codes(await own.answer(call("a", "b"))) == ["timeout"] * 2
+        assert codes(await calls_of(own).answer(call("a", "b"))) == ["timeout"] * 2
 
 
 async def test_a_cancelled_call_is_neither_finished_nor_paid() -> None:
     model = Model(let=False)
     model.max_concurrency = 1
     async with broker(model, BudgetLimits(max_worker_calls=5)) as own:
-        task = asyncio.create_task(own.answer(call("a", "b")))
+        task = asyncio.create_task(calls_of(own).answer(call("a", "b")))
         await run_pending()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -343,7 +366,7 @@ async def test_a_cancelled_call_is_neither_finished_nor_paid() -> None:
         await run_pending()
         assert (model.asked, model.cancelled) == (["a"], ["a"])
         assert own.budget.left().worker_calls == 5
-        assert own.worker.usage == Usage()
+        assert calls_of(own).model.usage == Usage()
 
 
 # Whole runs

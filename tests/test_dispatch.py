@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import run_pending
 
-from supdist.engine.broker.dispatch import Admission, CallTimeout, Dispatcher, Queue, Request
+from supdist.engine.broker.dispatch import Dispatcher
+from supdist.engine.broker.handler_queue import Admission, CallTimeout, Request, RequestQueue
 from supdist.handlers import BatchItem, Completion, Message, ModelHandler, Unavailable
 
 
@@ -39,7 +40,7 @@ class Asked(Request):
         self.answer.set_result(answer.text if isinstance(answer, Completion) else answer)
 
 
-def put(queue: Queue, *texts: str) -> list[Asked]:
+def put(queue: RequestQueue, *texts: str) -> list[Asked]:
     requests = [Asked(text) for text in texts]
     queue.put(requests)
     return requests
@@ -163,7 +164,7 @@ async def test_a_queue_that_may_not_go_now_lets_the_others_pass_and_is_asked_aga
     assert await free.answer == "free"
     assert not held.answer.done()
     held.admission = "now"
-    held_queue.look_again()
+    held_queue.retry()
     assert await held.answer == "held"
 
 
@@ -276,13 +277,13 @@ async def test_a_batch_with_too_few_answers_is_an_error_for_each() -> None:
 
 
 @pytest.mark.parametrize("kind", [GatedHandler, Batching])
-async def test_a_lane_is_forgotten_with_its_last_queue(kind: type[ModelHandler]) -> None:
+async def test_a_handler_queue_is_forgotten_with_its_last_queue(kind: type[ModelHandler]) -> None:
     handler = GatedHandler(1) if kind is GatedHandler else Batching()
     dispatcher = Dispatcher()
     queue = dispatcher.queue(handler)
-    assert len(dispatcher._lanes) == 1  # pyright: ignore[reportPrivateUsage]
+    assert len(dispatcher._handler_queues) == 1  # pyright: ignore[reportPrivateUsage]
     del queue
-    assert len(dispatcher._lanes) == 0  # pyright: ignore[reportPrivateUsage]
+    assert len(dispatcher._handler_queues) == 0  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_handler_that_does_not_wait_costs_no_task_for_each() -> None:
@@ -354,7 +355,7 @@ class Play:
         self.gate = Moody(slots)
         dispatcher = Dispatcher()
         self.queues = [dispatcher.queue(self.gate), dispatcher.queue(self.gate)]
-        self.sent: list[tuple[Queue, str, Asked]] = []
+        self.sent: list[tuple[RequestQueue, str, Asked]] = []
         self.dropped = set[Asked]()
 
     async def step(self, step: tuple[Any, ...]) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support import eventually, user_messages
 
 from supdist.engine import TaskError
-from supdist.engine.broker.dispatch import CallTimeout
+from supdist.engine.broker.handler_queue import CallTimeout
 from supdist.engine.service import (
     RemoteHandler,
     Service,

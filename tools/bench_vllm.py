@@ -29,7 +29,8 @@ from statistics import median
 from typing import Any
 
 from ..engine import Sandbox, SandboxConfig, open_sandbox
-from ..engine.broker.broker import Broker
+from ..engine.broker.broker import open_broker
+from ..engine.broker.worker_calls import WorkerCalls
 from ..engine.runlog.writer import RunLogger
 from ..handlers import Message, ScriptedHandler, VLLMHandler
 
@@ -111,7 +112,7 @@ class Bench:
             started = time.perf_counter()
             answers = await asyncio.gather(*(_run(box, _IN_BATCHES) for box, _ in boxes))
             seconds = time.perf_counter() - started
-            ours = sum(broker.worker.usage.output_tokens for _, broker in boxes) / seconds
+            ours = sum(calls.model.usage.output_tokens for _, calls in boxes) / seconds
         for prompt, answer in (
             (p, a) for part, own in zip(parts, answers, strict=True) for p, a in zip(part, own, strict=True)
         ):
@@ -123,10 +124,10 @@ class Bench:
         """Tokens a second of calls one after another, and from threads; of other prompts, so that none is remembered."""
         found: list[float] = []
         for name, code in (("in turn", _IN_TURN), ("threads", _IN_THREADS)):
-            async with self._sandbox(_prompts(f"{trial} {name}", _THREADS)) as (box, broker):
+            async with self._sandbox(_prompts(f"{trial} {name}", _THREADS)) as (box, calls):
                 started = time.perf_counter()
                 await _run(box, code)
-                found.append(broker.worker.usage.output_tokens / (time.perf_counter() - started))
+                found.append(calls.model.usage.output_tokens / (time.perf_counter() - started))
         return found[0], found[1]
 
     def _chat(self, prompts: list[str]) -> tuple[list[str], int]:
@@ -136,14 +137,17 @@ class Bench:
         return [answer.text for answer in answers], sum(len(answer.token_ids) for answer in answers)
 
     @asynccontextmanager
-    async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[tuple[Sandbox, Broker]]:
+    async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[tuple[Sandbox, WorkerCalls]]:
         """A sandbox with a broker of its own, as each run has one."""
         log = RunLogger(None, "bench")
         async with (
-            Broker(ScriptedHandler([]), self._handler, log, lambda _: None) as broker,
-            open_sandbox(_CONFIG, context={"prompts": prompts}, on_call=broker.answer) as box,
+            open_broker(ScriptedHandler([]), self._handler, log) as broker,
+            open_sandbox(
+                _CONFIG, context={"prompts": prompts}, on_call=broker.worker and broker.worker.answer
+            ) as box,
         ):
-            yield box, broker
+            assert broker.worker is not None
+            yield box, broker.worker
 
 
 async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, trials: int) -> Figures:

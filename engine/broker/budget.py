@@ -121,6 +121,7 @@ class Budget:
         self._kept: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
         self._priced = True
         self._turn = asyncio.Lock()
+        self._when_freed: dict[Callable[[], None], None] = {}
         self._freed = asyncio.Event()
 
     def reserve(self, cost: Cost) -> Reservation:
@@ -177,6 +178,10 @@ class Budget:
         """Take what was paid for elsewhere, whether it fits or not."""
         self._end(cost)
 
+    def call_when_freed(self, callback: Callable[[], None]) -> None:
+        """Call this once when the next reservation ends, however often it was asked for."""
+        self._when_freed[callback] = None
+
     def limits(self, *names: Limit) -> bool:
         """Whether any of these is limited."""
         return any(name in self._limits for name in names)
@@ -232,6 +237,9 @@ class Budget:
             _add(self._settled, _amounts(paid))
             self._priced = self._priced and paid.dollars is not None
         self._freed.set()
+        callbacks, self._when_freed = self._when_freed, {}
+        for callback in callbacks:
+            callback()
 
 
 class Reservation:

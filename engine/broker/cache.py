@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import sqlite3
@@ -41,6 +42,8 @@ _KEPT = ("stop", "length")
 _KEY_VERSION = 1
 _SCHEMA_VERSION = 1
 _APPLICATION = 0x73757064  # "supd": how file(1) and we know the file as ours
+
+_memories = itertools.count()
 
 _JOURNALS = ("-wal", "-shm", "-journal")
 
@@ -80,6 +83,11 @@ def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: 
     return hashlib.sha256(content.encode("ascii")).digest()
 
 
+def is_kept(completion: Completion) -> bool:
+    """Whether an answer may be kept: it is whole, or was ended by its length."""
+    return completion.finish_reason in _KEPT
+
+
 class ResponseCache:
     """Answers, found by ``cache_key``. Open between ``async with`` and its end; SQLite works in a thread of its own.
 
@@ -100,6 +108,11 @@ class ResponseCache:
         """
         self._store = _Store(path, timeout, own=own)
         self._thread: ThreadPoolExecutor | None = None
+
+    @property
+    def place(self) -> str:
+        """What caches share that hold the same answers: the file's path without links; of memory a name of its own."""
+        return self._store.place
 
     async def __aenter__(self) -> ResponseCache:
         if self._thread is not None:
@@ -131,7 +144,7 @@ class ResponseCache:
 
     async def put_many(self, completions: Mapping[bytes, Completion]) -> None:
         """Keep those that are to be kept, in one transaction. An answer that is there already stays as it is."""
-        kept = {key: each for key, each in completions.items() if each.finish_reason in _KEPT}
+        kept = {key: each for key, each in completions.items() if is_kept(each)}
         if kept:
             await self._in_thread(self._store.write, kept)
 
@@ -159,12 +172,13 @@ class _Store:
         self._own = own
         self._seal = Seal("cache", None)
         self._connection: sqlite3.Connection | None = None
+        self.place = f":memory:{next(_memories)}"
 
     def open(self) -> None:
         with self._errors():
             name = ":memory:"
             if self._path is not None:
-                name = _make_private(self._path, own=self._own)
+                name = self.place = _make_private(self._path, own=self._own)
                 self._seal = Seal.open("cache")
             self._connection = sqlite3.connect(name, timeout=self._timeout, isolation_level=None)
             self._claim(self._connection)

@@ -17,7 +17,7 @@ import zmq
 import zmq.asyncio
 
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, Rejected, Unavailable, Usage
-from ..broker.dispatch import CallTimeout
+from ..broker.handler_queue import CallTimeout
 from ..errors import RemoteProtocolError, TaskError
 from . import protocol
 from .address import resolved

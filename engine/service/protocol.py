@@ -26,7 +26,7 @@ from msgspec import Meta
 
 from ...handlers import ContextTooLong, HandlerError, Rejected, Unavailable
 from ...sandbox_image.text import replace_surrogates
-from ..broker.dispatch import CallTimeout
+from ..broker.handler_queue import CallTimeout
 from ..errors import RemoteProtocolError
 
 T = TypeVar("T")

@@ -24,7 +24,8 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from ...handlers import Completion, Message, ModelHandler, Rejected, Unavailable
 from ...sandbox_image.text import replace_surrogates
-from ..broker.dispatch import Dispatcher, Queue, Request
+from ..broker.dispatch import Dispatcher
+from ..broker.handler_queue import Request, RequestQueue
 from ..errors import RemoteProtocolError, TaskError
 from . import protocol
 from .address import check_address, ipc_path, private_socket
@@ -61,7 +62,7 @@ class _Engine:
 
     route: bytes
     descriptor: int
-    queues: dict[str, Queue]
+    queues: dict[str, RequestQueue]
     pending: dict[int, _Asked] = field(default_factory=dict[int, "_Asked"])
     room: int = protocol.CREDIT
 

@@ -100,7 +100,7 @@ class SupervisorLoop:
         self.log.step = self.iterations = step
         self.emit(TurnStarted(step))
         self._make_room()
-        self.broker.keep_for_best_answer(self.conversation.sent)
+        self.broker.supervisor.reserve_best_answer(self.conversation.sent)
         completion = await self._ask("turn")
         blocks = code_blocks(completion.text)
         results = await self._execute(step, blocks)
@@ -224,20 +224,20 @@ class SupervisorLoop:
     async def _ask_and_shorten(self, purpose: str) -> tuple[Completion, CallStats]:
         best_answer = purpose == "best_answer"
         try:
-            return await self.broker.ask_supervisor(
+            return await self.broker.supervisor.ask(
                 self.conversation.sent, self._emit_text, best_answer=best_answer
             )
         except ContextTooLong:
             # The size of the window was unknown until its endpoint refused the request.
             if not self._leave_out(lambda _: False):
                 raise
-        return await self.broker.ask_supervisor(
+        return await self.broker.supervisor.ask(
             self.conversation.sent, self._emit_text, best_answer=best_answer
         )
 
     def _make_room(self) -> None:
         """Leave old messages out when the supervisor's window is nearly full."""
-        self._leave_out(self.broker.supervisor_has_room)
+        self._leave_out(self.broker.supervisor.has_room)
 
     def _leave_out(self, fits: Callable[[Sequence[Message]], bool]) -> bool:
         left_out = self.conversation.leave_out(fits, self.prompts.left_out)

@@ -20,7 +20,7 @@ from ...engine import (
     SandboxRuntime,
     open_sandbox,
 )
-from ...engine.broker.broker import Broker, CallRules
+from ...engine.broker.broker import CallRules, open_broker
 from ...engine.broker.cache import ResponseCache
 from ...engine.runlog.writer import RunLogger
 from ...handlers import Completion, Message, ModelHandler, Price
@@ -116,9 +116,10 @@ class OurSessions(Interactive):
                 await stack.enter_async_context(ResponseCache()), call_seconds=RunLimits().call_seconds
             )
             log = RunLogger(None, "benchmark")
-            broker = Broker(InstantModel(), worker, log, lambda _: None, rules=rules)
-            await stack.enter_async_context(broker)
-            opened = open_sandbox(CONFIG, context=context, on_call=broker.answer)
+            opening = open_broker(InstantModel(), worker, log, lambda _: None, rules=rules)
+            broker = await stack.enter_async_context(opening)
+            assert broker.worker is not None
+            opened = open_sandbox(CONFIG, context=context, on_call=broker.worker.answer)
             sandbox = await stack.enter_async_context(opened)
             return OurSession(self, stack.pop_all(), sandbox)
 

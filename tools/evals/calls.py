@@ -1,5 +1,6 @@
-"""Models that are asked without a loop, as a judge and in the direct strategy: through a broker all the same, so that
-prices, budgets and the cache are those of runs.
+"""Models that are asked without a loop: a judge, and the model of the direct strategy.
+
+They are metered like the models of runs, so that prices, budgets and the cache are the same.
 """
 
 from __future__ import annotations
@@ -8,32 +9,32 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from ...engine.broker.broker import Broker, CallRules
+from ...engine.broker.answers import RunAnswers
 from ...engine.broker.budget import Budget, BudgetLimits
 from ...engine.broker.cache import ResponseCache
-from ...engine.broker.dispatch import CallTimeout
+from ...engine.broker.handler_queue import CallTimeout
+from ...engine.broker.metered_model import MeteredModel, meter
 from ...engine.result import CallTotals
-from ...engine.runlog.writer import RunLogger
 from ...handlers import Completion, Message, ModelHandler, Usage
 from .records import Tokens
 
 
 class Judge:
-    """Asks a judge on behalf of one example, and counts. An answer that is in the cache is not asked for."""
+    """Asks a judge for one example, and counts. An answer that is in the cache is not asked for."""
 
-    def __init__(self, broker: Broker, seconds: float | None) -> None:
-        self._broker = broker
+    def __init__(self, model: MeteredModel, seconds: float | None) -> None:
+        self._model = model
         self._seconds = seconds
 
     async def __call__(self, messages: Sequence[Message]) -> Completion:
-        """The judge's reply.
+        """Return the judge's reply.
 
         Raises:
             HandlerError: there is none.
         """
         try:
             async with asyncio.timeout(self._seconds):
-                completion, _ = await self._broker.ask_supervisor(messages, _ignore)
+                completion, _ = await self._model.ask(messages, _ignore)
         except TimeoutError:
             raise CallTimeout(f"the judge did not answer within {self._seconds} s") from None
         return completion
@@ -41,35 +42,37 @@ class Judge:
     @property
     def tokens(self) -> Tokens:
         """What it took so far."""
-        return tokens_of(self._broker.supervisor.usage, self._broker.supervisor.totals)
+        return tokens_of(self._model.usage, self._model.totals)
 
 
 @asynccontextmanager
 async def opened_judge(
     handler: ModelHandler, cache: ResponseCache | None, seconds: float | None
 ) -> AsyncGenerator[Judge]:
-    """A judge for one example."""
-    async with one_model(handler, RunLogger(None, ""), cache) as broker:
-        yield Judge(broker, seconds)
+    """Open a judge for one example."""
+    async with metered_model(handler, cache) as model:
+        yield Judge(model, seconds)
 
 
 @asynccontextmanager
-async def one_model(
+async def metered_model(
     handler: ModelHandler,
-    log: RunLogger,
     cache: ResponseCache | None,
     *,
     limits: BudgetLimits | None = None,
     cache_sampled: bool = True,
-) -> AsyncGenerator[Broker]:
-    """A broker whose supervisor is the model, and which has no worker."""
-    rules = CallRules(cache, cache_sampled, cache_counts=True)
-    async with Broker(handler, None, log, _ignore, budget=Budget(limits), rules=rules) as broker:
-        yield broker
+) -> AsyncGenerator[MeteredModel]:
+    """Open a model with a budget of its own. At the end its answers are in the cache."""
+    answers = RunAnswers(cache, sampled=cache_sampled, charged=True)
+    model = await meter(handler, Budget(limits), answers)
+    try:
+        yield model
+    finally:
+        await answers.flushed()
 
 
 def tokens_of(usage: Usage, totals: CallTotals) -> Tokens:
-    """What a model's calls took, by whomever they were paid for."""
+    """Return what the calls of a model took, whether this run paid for them or another."""
     usage += totals.earlier
     costs = totals.cost_usd, totals.earlier_cost_usd
     cost = None if costs[0] is None or costs[1] is None else round(costs[0] + costs[1], 9)

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...engine.api import RunLimits
-from ...engine.broker.broker import Broker
 from ...engine.broker.budget import BudgetExceeded
 from ...engine.broker.cache import ResponseCache
+from ...engine.broker.metered_model import MeteredModel
 from ...engine.broker.tokens import most_answer
 from ...engine.result import StopReason
 from ...engine.runlog.writer import CallStats, RunLogger, new_run_id
 from ...engine.sandbox.context import EncodedContext
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler
-from .calls import one_model, tokens_of
+from .calls import metered_model, tokens_of
 from .records import Tokens
 
 _SYSTEM = """\
@@ -92,15 +92,14 @@ class Direct:
         with RunLogger(log_dir, run_id) as log, EncodedContext(context) as encoded:
             models = {"supervisor_model": self.handler.model, "worker_model": None}
             await log.start(query, encoded, **models, strategy="direct", window=self.window)
-            async with one_model(
-                self.handler, log, self.cache, limits=self.limits, cache_sampled=self.cache_sampled
-            ) as broker:
+            async with metered_model(
+                self.handler, self.cache, limits=self.limits, cache_sampled=self.cache_sampled
+            ) as model:
                 try:
-                    answer, reason = await self._answer(broker, log, query, as_text(context))
+                    answer, reason = await self._answer(model, log, query, as_text(context))
                 except HandlerError as error:
                     log.end_without_result(error=f"{type(error).__name__}: {error}")
                     raise
-                model = broker.supervisor
                 tokens = tokens_of(model.usage, model.totals)
                 elapsed = time.monotonic() - started
                 facts = {"answer": answer, "iterations": 1, "stop_reason": reason, "elapsed": elapsed}
@@ -108,13 +107,13 @@ class Direct:
         return Run(answer, reason, 1, run_id, tokens, Tokens())
 
     async def _answer(
-        self, broker: Broker, log: RunLogger, query: str, text: str
+        self, model: MeteredModel, log: RunLogger, query: str, text: str
     ) -> tuple[str | None, StopReason]:
         log.step = 1
         clock = asyncio.timeout(self.limits.max_seconds)
         try:
             async with clock:
-                messages, completion, stats = await self._ask(broker, query, text)
+                messages, completion, stats = await self._ask(model, query, text)
         except BudgetExceeded as exceeded:
             return None, "timeout" if exceeded.limit == "max_seconds" else "budget"
         except TimeoutError:
@@ -125,17 +124,17 @@ class Direct:
         return completion.text.strip() or None, "final"
 
     async def _ask(
-        self, broker: Broker, query: str, text: str
+        self, model: MeteredModel, query: str, text: str
     ) -> tuple[Sequence[Message], Completion, CallStats]:
         keep = most_characters(self.handler, query, text, self.window)
         for _ in range(_ATTEMPTS - 1):
             messages = conversation(query, text, keep)
             try:
-                return messages, *await broker.ask_supervisor(messages, _ignore)
+                return messages, *await model.ask(messages, _ignore)
             except ContextTooLong:
                 keep = int(keep * _SHORTER)
         messages = conversation(query, text, keep)
-        return messages, *await broker.ask_supervisor(messages, _ignore)
+        return messages, *await model.ask(messages, _ignore)
 
 
 def conversation(query: str, text: str, keep: int) -> list[Message]:

@@ -1,0 +1,25 @@
+"""What guest code is told of a worker call that failed."""
+
+from __future__ import annotations
+
+from ...handlers import ContextTooLong, HandlerError, Unavailable
+from ..sandbox import CallError
+from .budget import BudgetExceeded
+from .handler_queue import CallTimeout
+
+REFUSED = CallError("refused", "the worker refused to answer")
+
+
+def call_error(error: Exception) -> CallError:
+    """Return the kind of an error. Its words stay on the host: they may hold addresses and keys."""
+    match error:
+        case BudgetExceeded():
+            return CallError("budget_exceeded", f"the run's {error.limit} is used up")
+        case ContextTooLong():
+            return CallError("too_long", "the prompt does not fit the worker's window")
+        case CallTimeout():
+            return CallError("timeout", "the worker did not answer in time")
+        case HandlerError() if not isinstance(error, Unavailable):
+            return CallError("refused", "the worker's endpoint refused the request")
+        case _:
+            return CallError("unavailable", "the worker could not be reached, or failed")

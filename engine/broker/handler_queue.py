@@ -1,0 +1,366 @@
+"""The way to one model handler: a queue for each run, slots that they share in turn, deadlines.
+
+Nothing here waits or polls. Queues are looked at when something was put in, and when something has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...handlers import Completion, Message, ModelHandler, Unavailable, call_chat
+
+Admission = Literal["now", "later", "never"]
+Answers = Sequence[Completion | Exception]
+
+_NEVER = math.inf
+
+# A task asks one request after another for so long, then others have their turn.
+_TURN_SECONDS = 0.005
+
+# To report a refusal takes time too. A refused flood must not hold the event loop.
+_DROPPED_AT_ONCE = 64
+
+
+class CallTimeout(Unavailable):
+    """No answer came before the deadline of the request."""
+
+
+@dataclass(eq=False, slots=True)
+class Request(ABC):
+    """One conversation on its way to a model. What follows ``seconds`` is set by the queues.
+
+    Attributes:
+        seconds: the deadline, counted from ``started``; None is no deadline.
+        queued: when it was made, on the monotonic clock.
+        started: when it was sent to the handler; None before.
+        queue: its queue; None once it has ended or was cancelled.
+        has_slot: whether it takes a slot of the handler.
+        call: the handler call that carries it.
+    """
+
+    seconds: float | None = None
+    queued: float = field(default_factory=time.monotonic, init=False)
+    started: float | None = field(default=None, init=False)
+    queue: RequestQueue | None = field(default=None, init=False)
+    has_slot: bool = field(default=False, init=False)
+    call: HandlerCall | None = field(default=None, init=False)
+
+    @abstractmethod
+    def conversation(self) -> Sequence[Message]:
+        """Make the messages. Called when they are sent, so that requests that wait hold none."""
+
+    def admit(self) -> Admission:
+        """Say whether it may be sent now that a slot is free. ``never`` drops it. Must not raise."""
+        return "now"
+
+    @abstractmethod
+    def finish(self, answer: Completion | Exception) -> None:
+        """Take the answer. Called once, and not after a cancellation. Must not raise."""
+
+
+class RequestQueue:
+    """The requests of one run for one handler, first come, first served.
+
+    Attributes:
+        running: how many of them are with the handler.
+    """
+
+    def __init__(self, handler_queue: HandlerQueue) -> None:
+        self._handler_queue = handler_queue
+        self._waiting: deque[Request] = deque()
+        # Cancelled requests stay in ``_waiting`` and are skipped in their turn: to remove each would be O(n).
+        self._cancelled = 0
+        self.running = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting) - self._cancelled
+
+    def put(self, requests: Sequence[Request]) -> None:
+        """Add requests. Those for which there is a slot start at once."""
+        for request in requests:
+            request.queue = self
+        self._waiting.extend(requests)
+        self._handler_queue.enter(self)
+        self._handler_queue.start_ready()
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Drop requests that wait, and cancel those under way. None of them is finished."""
+        for request in requests:
+            if request.queue is None:
+                continue
+            request.queue = None
+            if not request.has_slot:
+                self._cancelled += 1
+                continue
+            self.running -= 1
+            if request.call is not None:
+                request.call.drop_one()
+        if self._cancelled > len(self):
+            self._waiting = deque(request for request in self._waiting if request.queue is not None)
+            self._cancelled = 0
+        self._handler_queue.start_ready()
+
+    def retry(self) -> None:
+        """Ask the requests that were not admitted again, in the event loop's next turn."""
+        self._handler_queue.schedule_start()
+
+    def take(self, most: int) -> list[Request]:
+        """Return the next requests that may be sent now, for the handler queue."""
+        taken: list[Request] = []
+        dropped = 0
+        while self._waiting and len(taken) < most:
+            request = self._waiting.popleft()
+            if request.queue is None:
+                self._cancelled -= 1
+                continue
+            admission = request.admit()
+            if admission == "now":
+                request.has_slot = True
+                taken.append(request)
+                continue
+            if admission == "later":
+                self._waiting.appendleft(request)
+                break
+            request.queue = None
+            dropped += 1
+            if dropped == _DROPPED_AT_ONCE:
+                self._handler_queue.schedule_start()
+                break
+        self.running += len(taken)
+        return taken
+
+
+class HandlerCall:
+    """A task that asks the handler, and the requests that it carries now.
+
+    It is cancelled when its last request is dropped, or at their deadline.
+    """
+
+    __slots__ = ("_task", "_timeout", "_wanted", "deadline", "is_stopped", "requests")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._wanted = 0
+        self._timeout: CallTimeout | None = None
+        self.requests: list[Request] = []
+        self.deadline = 0.0
+        self.is_stopped = False
+
+    def add(self, request: Request, now: float) -> bool:
+        """Carry a request, unless it was cancelled since it got its slot."""
+        if request.queue is None:
+            return False
+        request.call = self
+        request.started = now
+        self.requests.append(request)
+        self._wanted += 1
+        if request.seconds is None:
+            self.deadline = _NEVER
+        elif now + request.seconds > self.deadline:
+            self.deadline = now + request.seconds
+        return True
+
+    def drop_one(self) -> None:
+        """Stop the task if this was its last request."""
+        self._wanted -= 1
+        if not self._wanted:
+            self._stop()
+
+    def time_out(self) -> None:
+        """Stop the task at its deadline."""
+        self.deadline = _NEVER
+        seconds = max(request.seconds or 0.0 for request in self.requests)
+        self._timeout = CallTimeout(f"no answer within {seconds:g} s")
+        self._stop()
+
+    def _stop(self) -> None:
+        self.is_stopped = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def finish(self, answers: Answers) -> None:
+        """Hand the answers to the requests."""
+        requests, self.requests = self.requests, []
+        self._wanted, self.deadline = 0, 0.0
+        for request, answer in zip(requests, answers, strict=True):
+            queue = request.queue
+            if queue is None:  # it was cancelled
+                continue
+            request.queue = None
+            queue.running -= 1
+            request.finish(answer)
+
+    def fail(self) -> None:
+        """Finish the requests that the task leaves without an answer."""
+        if self.requests:
+            error = self._timeout or Unavailable("the handler cancelled the request")
+            self.finish([error] * len(self.requests))
+
+
+class HandlerQueue(ABC):
+    """The slots of one handler, and the queues that want them, in turn."""
+
+    def __init__(self, handler: ModelHandler) -> None:
+        self._handler = handler
+        self._queues: deque[RequestQueue] = deque()
+        self._calls: set[HandlerCall] = set()
+        self._slots_used: int = 0
+        self._is_taking = False
+        self._start_is_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = _NEVER
+
+    def enter(self, queue: RequestQueue) -> None:
+        """Give a queue its turns as long as requests wait in it."""
+        if len(queue) and queue not in self._queues:
+            self._queues.append(queue)
+
+    def start_ready(self) -> None:
+        """Start the requests for which there are slots."""
+        while taken := self._take_ready():
+            self._start(taken)
+
+    def schedule_start(self) -> None:
+        """Start what is ready in the event loop's next turn, once for all who ask in this one."""
+        if not self._start_is_scheduled:
+            self._start_is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_scheduled)
+
+    def _start_scheduled(self) -> None:
+        self._start_is_scheduled = False
+        self.start_ready()
+
+    @abstractmethod
+    def _free_slots(self) -> int: ...
+
+    @abstractmethod
+    def _start(self, taken: list[Request]) -> None: ...
+
+    def _take_ready(self) -> list[Request]:
+        # ``admit`` may come back here. The outer call sees what the inner one would.
+        if not self._queues or self._is_taking:
+            return []
+        self._is_taking = True
+        try:
+            most = self._free_slots()
+            taken = self._take(most) if most > 0 else []
+        finally:
+            self._is_taking = False
+        self._slots_used += len(taken)
+        return taken
+
+    def _take(self, most: int) -> list[Request]:
+        """Take as many of each queue, round after round."""
+        taken: list[Request] = []
+        share = max(1, most // max(1, len(self._queues)))
+        passed = 0
+        while self._queues and len(taken) < most and passed < len(self._queues):
+            queue = self._queues[0]
+            requests = queue.take(min(share, most - len(taken)))
+            taken += requests
+            if not len(queue):
+                self._queues.popleft()
+                continue
+            self._queues.rotate(-1)
+            passed = 0 if requests else passed + 1
+        return taken
+
+    def _open_call(self) -> HandlerCall:
+        """Return a call for the current task."""
+        call = HandlerCall()
+        self._calls.add(call)
+        return call
+
+    def _close_call(self, call: HandlerCall) -> None:
+        """Free the slots of a task that ends, by itself or cancelled."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._stop_timer()
+        self._slots_used -= len(call.requests)
+        call.fail()
+        if self._queues:
+            self.schedule_start()
+
+    def _watch_deadline(self, call: HandlerCall) -> None:
+        # One timer for all calls: a timer for each would be a fifth of what a request costs.
+        if call.deadline >= self._timer_due:
+            return
+        self._stop_timer()
+        self._timer_due = call.deadline
+        wait = max(0.0, call.deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(wait, self._end_late_calls)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_due = None, _NEVER
+
+    def _end_late_calls(self) -> None:
+        self._stop_timer()
+        now = time.monotonic()
+        for call in self._calls:
+            if call.deadline <= now:
+                call.time_out()
+            self._watch_deadline(call)
+
+
+class ChatQueue(HandlerQueue):
+    """Calls ``chat`` once for each request, as many at once as the handler has slots.
+
+    One task asks request after request. A second one waits behind it, and starts a task for each request
+    that is left as soon as the handler makes the first task wait.
+    """
+
+    # A task for each request would be most of the cost where the handler answers at once: a cache, a script.
+
+    def __init__(self, handler: ModelHandler) -> None:
+        super().__init__(handler)
+        self._ready: deque[Request] = deque()
+
+    def _free_slots(self) -> int:
+        return self._handler.max_concurrency - self._slots_used
+
+    def _start(self, taken: list[Request]) -> None:
+        asyncio.get_running_loop().create_task(self._ask_in_turn())
+        self._add_ready(taken)
+
+    def _add_ready(self, taken: list[Request]) -> None:
+        self._ready += taken
+        if len(taken) > 1:
+            asyncio.get_running_loop().create_task(self._ask_at_once())
+
+    async def _ask_at_once(self) -> None:
+        for _ in range(1, len(self._ready)):
+            asyncio.get_running_loop().create_task(self._ask_in_turn())
+        await self._ask_in_turn()
+
+    async def _ask_in_turn(self) -> None:
+        call, now = self._open_call(), time.monotonic()
+        end = now + _TURN_SECONDS
+        try:
+            while self._ready:
+                request = self._ready.popleft()
+                if call.add(request, now):
+                    self._watch_deadline(call)
+                    answer: Completion | Exception
+                    try:
+                        answer = await call_chat(self._handler, request.conversation())
+                    except Exception as error:
+                        answer = error
+                    call.finish((answer,))
+                self._slots_used -= 1
+                now = time.monotonic()
+                # A handler may catch the cancellation of its task. The task must end all the same.
+                if call.is_stopped or now > end:
+                    return
+                if not self._ready and self._queues:
+                    self._add_ready(self._take_ready())
+        finally:
+            self._close_call(call)

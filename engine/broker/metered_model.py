@@ -1,0 +1,299 @@
+"""A metered model: one handler with its price, its part of the budget, its cached answers and its counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from anyio import to_thread
+
+from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Usage
+from ..errors import TaskError
+from ..result import CallTotals
+from ..runlog.writer import CallStats, CallTimes
+from .answers import RunAnswers
+from .budget import Budget, BudgetExceeded, Cost, Reservation
+from .pending import SharedRequest
+from .prices import Rate, price_of, window_of
+from .tokens import fits, most_answer, most_tokens, most_usage
+
+# The part of a window that may be used. Tables of windows round, and tokens are estimated.
+_USABLE = 0.9
+
+# Characters whose tokens may be counted in the event loop: a tokenizer takes about 20 ms for them.
+_COUNTED_IN_LOOP = 16_384
+
+# Before the first answer, for code and stats: the densest text that supervisors read.
+_TOKENS_PER_CHARACTER = 0.4
+
+
+async def meter(
+    handler: ModelHandler, budget: Budget, answers: RunAnswers, *, converses: bool = True
+) -> MeteredModel:
+    """Look up what a model costs, and, if it ``converses``, how long its window is.
+
+    Raises:
+        TaskError: dollars are limited, and the price of the model is unknown.
+    """
+    rate: Rate | None = handler.price
+    if rate is None:
+        rate = await to_thread.run_sync(price_of, handler)
+    if rate is None and budget.limits("max_cost_usd"):
+        raise TaskError(
+            f"max_cost_usd: the price of {handler.model} is unknown; give it as `price` of the model"
+        )
+    window = await to_thread.run_sync(window_of, handler) if converses else handler.window
+    return MeteredModel(handler, budget, answers, rate, window)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The conversation up to its last answer, and its length in tokens as the endpoint counted it."""
+
+    messages: list[Message]
+    tokens: int
+
+
+class MeteredModel:
+    """One model of a run.
+
+    Attributes:
+        rate: what its tokens cost; None if unknown.
+        window: in tokens, to plan with; None if unknown.
+        cost_usd: dollars that were paid; None once a part of it is unknown.
+        cached: answers that cost nothing.
+    """
+
+    def __init__(
+        self,
+        handler: ModelHandler,
+        budget: Budget,
+        answers: RunAnswers,
+        rate: Rate | None = None,
+        window: int | None = None,
+    ) -> None:
+        self.handler = handler
+        self.budget = budget
+        self.answers = answers
+        self.rate = rate
+        self.window = window
+        self.is_limited = budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
+        self.cost_usd: float | None = 0.0
+        self.cached = 0
+        self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
+        self._queue_seconds, self._model_seconds = 0.0, 0.0
+        self._earlier = Usage()
+        self._earlier_cost: float | None = 0.0
+        self._measured = _Measured([], 0)
+        self._best_answer: tuple[Cost, Reservation] | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and requests that were paid for."""
+        return Usage(self._input_tokens, self._output_tokens, self._calls)
+
+    @property
+    def totals(self) -> CallTotals:
+        """What else its calls took."""
+        return CallTotals(
+            self.cost_usd, self.cached, self._retries, self._queue_seconds, self._model_seconds,
+            self._earlier, self._earlier_cost,
+        )  # fmt: skip
+
+    def cost(self, usage: Usage, *, worker_calls: int) -> Cost:
+        """Return what a call with this usage takes from the budget."""
+        return Cost(worker_calls, usage.input_tokens + usage.output_tokens, self._price(usage))
+
+    def count(
+        self, completion: Completion, queued_at: float, started: float, first_token: float | None = None
+    ) -> CallStats:
+        """Count a call that was paid for and has just ended.
+
+        Args:
+            completion: its answer.
+            queued_at, started, first_token: when it was made, given to the handler, and began to be answered, on the
+                monotonic clock.
+        """
+        usage, done = completion.usage, time.monotonic()
+        cost = self._price(usage)
+        sent = min(done, started + completion.queued)
+        queued, worked = started - queued_at + completion.queued, done - sent
+        self._input_tokens += usage.input_tokens
+        self._output_tokens += usage.output_tokens
+        self._calls += usage.calls
+        self.cost_usd = add_dollars(self.cost_usd, cost)
+        self._retries += completion.retries
+        self._queue_seconds += queued
+        self._model_seconds += worked
+        times = CallTimes(queued_at, sent, first_token, done)
+        return CallStats(usage, cost, queued, worked, completion.retries, times=times)
+
+    def count_cached(
+        self, key: bytes, completion: Completion, *, worker_calls: int
+    ) -> tuple[Completion, CallStats]:
+        """Count an answer that this run did not ask for now, and return it without its usage."""
+        self.cached += 1
+        if self.answers.count(key):  # another run paid for it
+            self._earlier += completion.usage
+            self._earlier_cost = add_dollars(self._earlier_cost, self._price(completion.usage))
+            if self.answers.is_charged:
+                self.budget.charge(self.cost(completion.usage, worker_calls=worker_calls))
+        stats = CallStats(cached=True, times=CallTimes(done=time.monotonic()))
+        return replace(completion, usage=Usage()), stats
+
+    async def ask(
+        self, messages: Sequence[Message], on_text: Callable[[str], None], *, best_answer: bool = False
+    ) -> tuple[Completion, CallStats]:
+        """Answer a conversation, from the cache if it can be.
+
+        Args:
+            messages: the whole conversation.
+            on_text: called with the text as it comes.
+            best_answer: whether to use what ``reserve_best_answer`` has reserved.
+
+        Raises:
+            BudgetExceeded: the call does not fit in what is left.
+            HandlerError: the model failed, and trying again does not help.
+        """
+        key = self.answers.key(self.handler, messages)
+        if key is None:
+            completion, stats = await self._send(messages, on_text, SharedRequest(), best_answer=best_answer)
+            assert stats is not None, "no other run can send it"
+            return completion, stats
+        # Joined before the search, so that no answer is missed that comes meanwhile.
+        shared = self.answers.share(key)
+        stats = None
+        try:
+            found = (await self.answers.find([key])).get(key)
+            if found is None:
+                found, stats = await self._send(messages, on_text, shared, best_answer=best_answer)
+                self.answers.keep(key, found, is_paid=stats is not None)
+                shared.resolve(found)
+        except BaseException as error:
+            shared.leave(failed=isinstance(error, Exception))
+            raise
+        shared.leave(failed=False)
+        await self.answers.flushed()
+        if stats is not None:
+            return found, stats
+        on_text(found.text)
+        self._measure(messages, found)
+        return self.count_cached(key, found, worker_calls=0)
+
+    async def _send(
+        self,
+        messages: Sequence[Message],
+        on_text: Callable[[str], None],
+        shared: SharedRequest,
+        *,
+        best_answer: bool,
+    ) -> tuple[Completion, CallStats | None]:
+        """Return an answer and what it took; None if another run sent an equal request and paid."""
+        answer = await shared.other_answer()
+        if answer is not None:  # needs nothing of the budget
+            return answer, None
+        reservation = await self._reserve(messages, best_answer=best_answer)
+        with reservation or nullcontext():
+            while not shared.claim():  # another run was faster while this one waited for its budget
+                answer = await shared.other_answer()
+                if answer is not None:
+                    return answer, None
+            started = time.monotonic()
+            first_token: float | None = None
+
+            def note_first_token(text: str) -> None:
+                nonlocal first_token
+                first_token = first_token or time.monotonic()
+                on_text(text)
+
+            answer = await self.handler.chat_stream(messages, note_first_token)
+            stats = self.count(answer, started, started, first_token)
+            if reservation is not None:
+                reservation.settle(stats.usage, stats.cost_usd)
+        self._measure(messages, answer)
+        return answer, stats
+
+    async def most_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
+        """Return what a worker call of each prompt costs at most.
+
+        None stands where nothing is limited, an error where the prompt does not fit the window.
+        """
+        if sum(map(len, prompts)) <= _COUNTED_IN_LOOP:
+            return [self._most_call_cost(prompt) for prompt in prompts]
+        return await to_thread.run_sync(
+            lambda: [self._most_call_cost(prompt) for prompt in prompts], abandon_on_cancel=True
+        )
+
+    def _most_call_cost(self, prompt: str) -> Cost | ContextTooLong | None:
+        handler = self.handler
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+        if handler.window is not None and not fits(handler, messages, handler.window):
+            return ContextTooLong(f"the prompt is longer than the window of {handler.window} tokens")
+        return self.cost(most_usage(handler, messages), worker_calls=1) if self.is_limited else None
+
+    def has_room(self, messages: Sequence[Message]) -> bool:
+        """Whether a call with these messages stays clear of the end of the window, as far as is known."""
+        if self.window is None:
+            return True
+        tokens: float | None = self.handler.count_tokens(messages)
+        if tokens is None:
+            tokens = _characters(messages) * self._tokens_per_character()
+        return tokens + most_answer(self.handler) < _USABLE * self.window
+
+    def reserve_best_answer(self, messages: Sequence[Message]) -> None:
+        """Reserve what a last answer to this conversation would take, in place of what was reserved before.
+
+        Raises:
+            BudgetExceeded: it does not fit; the reservation before stays.
+        """
+        if not self.is_limited:
+            return
+        before, self._best_answer = self._best_answer, None
+        cost = self._most_cost(messages)
+        if before is not None:
+            before[1].release()
+        try:
+            self._best_answer = cost, self.budget.keep(cost)
+        except BudgetExceeded:
+            if before is not None:
+                self._best_answer = before[0], self.budget.keep(before[0])
+            raise
+
+    async def _reserve(self, messages: Sequence[Message], *, best_answer: bool) -> Reservation | None:
+        if not self.is_limited:
+            return None
+        if best_answer and self._best_answer is not None:
+            (_, reservation), self._best_answer = self._best_answer, None
+            return reservation
+        return await self.budget.acquire(self._most_cost(messages))
+
+    def _most_cost(self, messages: Sequence[Message]) -> Cost:
+        measured = self._measured
+        if list(messages[: len(measured.messages)]) != measured.messages:  # some of it was left out since
+            measured = _Measured([], 0)
+        tokens = measured.tokens + most_tokens(self.handler, messages[len(measured.messages) :])
+        return self.cost(Usage(tokens, most_answer(self.handler), 1), worker_calls=0)
+
+    def _measure(self, messages: Sequence[Message], completion: Completion) -> None:
+        if completion.usage.input_tokens:  # some endpoints report no usage
+            answer: Message = {"role": "assistant", "content": completion.text}
+            tokens = completion.usage.input_tokens + completion.usage.output_tokens
+            self._measured = _Measured([*messages, answer], tokens)
+
+    def _tokens_per_character(self) -> float:
+        characters = _characters(self._measured.messages)
+        return self._measured.tokens / characters if characters else _TOKENS_PER_CHARACTER
+
+    def _price(self, usage: Usage) -> float | None:
+        return None if self.rate is None else self.rate.of(usage)
+
+
+def add_dollars(dollars: float | None, more: float | None) -> float | None:
+    """Add two sums; an unknown one makes the sum unknown."""
+    return None if dollars is None or more is None else dollars + more
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)

@@ -1,0 +1,162 @@
+"""Answers that several runs of this process wait for, so that one of them sends the request and pays.
+
+The runs share a cache, and their requests have the same key. Each request keeps its place in the queue of its own
+run. The first that gets a slot *sends*; the others wait for its answer from their own turn on.
+
+- **An answer** goes to all. For those who did not send, it is like an answer from the cache: it costs them nothing.
+- **The sender is cancelled**: nothing is paid. The next that gets a slot sends, within its own budget.
+- **The request fails**: nothing is paid. From now on each sends for itself, because the reason may be the sender's
+  own: its key, its deadline, its limits. So no run waits for the failures of several others.
+
+Runs may be in different threads, each with its own event loop. One lock guards the states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from threading import Lock
+from typing import Protocol
+
+from ...handlers import Completion
+
+_Place = tuple[str, bytes]
+
+_lock = Lock()
+
+
+class Waiter(Protocol):
+    """Somebody who wants an answer."""
+
+    def wake(self, answer: Completion | None) -> None:
+        """Take the answer; or, where it is None, ask again: the sender has none. Called in the waiter's event loop."""
+        ...
+
+
+class PendingAnswer:
+    """One answer that is not there yet, and those who want it."""
+
+    def __init__(self, registry: dict[_Place, PendingAnswer], place: _Place) -> None:
+        self._registry = registry
+        self._place = place
+        self._waiters: dict[Waiter, asyncio.AbstractEventLoop] = {}
+        self._sender: Waiter | None = None
+        self._has_failed = False
+
+    def add(self, waiter: Waiter) -> None:
+        """Add one who wants it, in the running event loop. The lock is the caller's."""
+        self._waiters[waiter] = asyncio.get_running_loop()
+
+    def is_sent_by_other(self, waiter: Waiter) -> bool:
+        """Whether another has sent the request, so that this one will be woken."""
+        with _lock:
+            return self._must_wait(waiter)
+
+    def claim(self, waiter: Waiter) -> bool:
+        """Become the sender. False: another is, or the answer is on its way to this one."""
+        with _lock:
+            if self._must_wait(waiter):
+                return False
+            self._sender = waiter
+            return True
+
+    def _must_wait(self, waiter: Waiter) -> bool:
+        # One that is no longer among the waiters has been given the answer from another event loop.
+        is_sent = self._sender is not None and self._sender is not waiter
+        return waiter not in self._waiters or (is_sent and not self._has_failed)
+
+    def _forget(self) -> None:
+        # By now another may stand there: one that was resolved lives on in those who hold it.
+        if self._registry.get(self._place) is self:
+            del self._registry[self._place]
+
+    def resolve(self, waiter: Waiter, answer: Completion) -> None:
+        """Give everybody else the answer that this one has received."""
+        with _lock:
+            others, self._waiters = self._waiters, {}
+            self._forget()
+        others.pop(waiter, None)
+        _wake(others, answer)
+
+    def leave(self, waiter: Waiter, *, failed: bool = False) -> None:
+        """Want it no more: cancelled, or ``failed``. If this one was the sender, the others ask again."""
+        with _lock:
+            self._waiters.pop(waiter, None)
+            if not self._waiters:
+                self._forget()
+            if self._sender is not waiter:
+                return
+            self._sender = None
+            self._has_failed |= failed
+            others = dict(self._waiters)
+        _wake(others, None)
+
+
+class SharedRequest:
+    """A request that is sent only as long as no other run has sent an equal one.
+
+    Attributes:
+        pending: what it waits for; None if no other run can send it.
+    """
+
+    def __init__(self) -> None:
+        self.pending: PendingAnswer | None = None
+        self._woken = asyncio.Event()
+        self._answer: Completion | None = None
+
+    def wake(self, answer: Completion | None) -> None:
+        """See ``Waiter.wake``."""
+        self._answer = answer
+        self._woken.set()
+
+    async def other_answer(self) -> Completion | None:
+        """Wait as long as another run has sent it. Return that answer, or None if there is none."""
+        while self._answer is None and self.pending is not None and self.pending.is_sent_by_other(self):
+            await self._woken.wait()
+            self._woken.clear()
+        return self._answer
+
+    def claim(self) -> bool:
+        """See ``PendingAnswer.claim``."""
+        return self.pending is None or self.pending.claim(self)
+
+    def resolve(self, answer: Completion) -> None:
+        """See ``PendingAnswer.resolve``."""
+        if self.pending is not None:
+            self.pending.resolve(self, answer)
+
+    def leave(self, *, failed: bool) -> None:
+        """See ``PendingAnswer.leave``."""
+        if self.pending is not None:
+            self.pending.leave(self, failed=failed)
+
+
+_pending: dict[_Place, PendingAnswer] = {}
+
+
+def join(cache: str, key: bytes, waiter: Waiter) -> PendingAnswer:
+    """Return the pending answer of a key, with this waiter among those who want it.
+
+    Args:
+        cache: what the runs share, as ``ResponseCache.place``.
+        key: of the request in that cache.
+        waiter: belongs to the running event loop.
+    """
+    place = (cache, key)
+    with _lock:
+        pending = _pending.get(place)
+        if pending is None:
+            pending = _pending[place] = PendingAnswer(_pending, place)
+        pending.add(waiter)
+        return pending
+
+
+def _wake(waiters: dict[Waiter, asyncio.AbstractEventLoop], answer: Completion | None) -> None:
+    here = asyncio.get_running_loop()
+    for waiter, loop in waiters.items():
+        if loop is here:
+            waiter.wake(answer)
+        else:
+            # A loop that is closed has no run that waits.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(waiter.wake, answer)

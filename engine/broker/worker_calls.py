@@ -1,0 +1,403 @@
+"""Worker calls: the prompts that the code of one run asks its worker.
+
+Each prompt of a call becomes a request. What the cache holds is answered, equal requests are joined, a prompt
+that cannot fit the window is refused unpaid, and the rest is queued. When a slot of the handler is free, a request
+reserves its part of the budget and is sent; when it has ended, the reservation is settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...handlers import Completion, ContextTooLong, Message
+from ..errors import LogError
+from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger, WorkerPrompt
+from ..sandbox import CallError, WorkerCall
+from .answers import RunAnswers
+from .budget import BudgetExceeded, Cost, Reservation
+from .cache import cache_key
+from .call_errors import REFUSED, call_error
+from .dispatch import Dispatcher
+from .handler_queue import Admission, CallTimeout, Request
+from .metered_model import MeteredModel
+from .pending import PendingAnswer
+
+# Calls that are resolved together before they are queued. A flood of calls must leave turns of the event loop to others.
+_RESOLVED_AT_ONCE = 4
+
+
+class WorkerCalls:
+    """Answers the worker calls of one run. Guest code is told what kind of failure it was, never a host's words.
+
+    Attributes:
+        done: prompts that have a result.
+        failed: those of them without an answer.
+    """
+
+    def __init__(
+        self,
+        model: MeteredModel,
+        log: RunLogger,
+        on_change: Callable[[], None] | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> None:
+        """Queue calls of the running event loop.
+
+        Args:
+            model: the worker.
+            log: records each call.
+            on_change: called when a call begins and when it ends.
+            seconds: the deadline of a call, from the moment it is sent.
+        """
+        self.model = model
+        self.done = 0
+        self.failed = 0
+        self._log = log
+        self._on_change = on_change
+        self._seconds = seconds
+        self._answers: RunAnswers = model.answers
+        self._queue = Dispatcher.current().queue(model.handler)
+        self._entrance = asyncio.Semaphore(_RESOLVED_AT_ONCE)
+        self._leaders: dict[bytes, PromptRequest] = {}
+        self._parked = 0
+
+    @property
+    def queued(self) -> int:
+        """How many prompts wait for the model."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """How many prompts are with the model, those among them that another run has sent."""
+        return self._queue.running + self._parked
+
+    async def answer(self, call: WorkerCall) -> Sequence[str | CallError]:
+        """Ask the worker each prompt of a call. Return the results in order, an error in the place of its prompt.
+
+        A cancellation cancels its requests: those that wait are not sent, those under way are not paid.
+        """
+        batch = BatchResult(call)
+        requests = [
+            PromptRequest(self._seconds, calls=self, batch=batch, index=index, prompt=prompt)
+            for index, prompt in enumerate(call.prompts)
+        ]
+        try:
+            async with self._entrance:
+                unanswered = requests if not self._answers.is_on else await self._resolve_cached(requests)
+                if self.model.is_limited or self.model.handler.window is not None:
+                    unanswered = await self._set_costs(unanswered)
+                self._queue.put(unanswered)
+            if self._on_change is not None:
+                self._on_change()
+            results = await batch.results()
+            # What code has seen is in the cache, so that it is not paid again after a kill.
+            if self._answers.writing is not None:
+                await self._answers.flushed()
+            return results
+        finally:
+            if batch.missing:
+                self._abandon(requests)
+            if self._on_change is not None:
+                self._on_change()
+
+    async def _resolve_cached(self, requests: list[PromptRequest]) -> list[PromptRequest]:
+        """Answer from the cache, join equal requests, and return the rest in order."""
+        identity = self._answers.identity(self.model.handler)
+        if identity is None:
+            return requests
+        samples = self.model.handler.samples
+        copies = Counter[str]()
+        keys: dict[PromptRequest, bytes] = {}
+        for request in requests:
+            # Equal prompts of one batch have an answer each where answers are drawn at random.
+            copy = copies[request.prompt] if samples else 0
+            keys[request] = request.key = cache_key(identity, request.conversation(), copy)
+            copies[request.prompt] += 1
+            # Before the search, so that no answer of another run is missed that comes meanwhile.
+            request.pending = self._answers.join(request.key, request)
+        found = await self._answers.find(keys.values())
+        rest: list[PromptRequest] = []
+        for request, key in keys.items():
+            if request.is_answered:
+                continue
+            if key not in found and key not in self._leaders:
+                self._leaders[key] = request
+                rest.append(request)
+                continue
+            if request.pending is not None:
+                request.pending.leave(request)
+                request.pending = None
+            if key in found:
+                self._deliver_cached(request, key, found[key])
+            else:
+                self._leaders[key].join(request)
+        return rest
+
+    async def _set_costs(self, requests: list[PromptRequest]) -> list[PromptRequest]:
+        """Set what each request may cost. Refuse those that are too long, and return the rest in order."""
+        costs = await self.model.most_costs([request.prompt for request in requests])
+        rest: list[PromptRequest] = []
+        for request, cost in zip(requests, costs, strict=True):
+            if request.is_answered:
+                continue
+            if isinstance(cost, ContextTooLong):
+                self._fail(request, cost)
+                continue
+            request.cost = cost
+            rest.append(request)
+        return rest
+
+    def admit(self, request: PromptRequest) -> Admission:
+        """Reserve what a request may cost, now that there is a slot; or let it wait for one of another run."""
+        pending = request.pending
+        # First, because the answer to another run's request needs nothing of the budget.
+        if pending is not None and pending.is_sent_by_other(request):
+            return self._park(request)
+        if request.cost is not None:
+            try:
+                request.reservation = self.model.budget.reserve(request.cost)
+            except BudgetExceeded as exceeded:
+                if not exceeded.for_good:
+                    self.model.budget.call_when_freed(self._queue.retry)
+                    return "later"
+                self._fail(request, exceeded)
+                return "never"
+        if pending is not None and not pending.claim(request):
+            request.release()
+            return self._park(request)
+        return "now"
+
+    def _park(self, request: PromptRequest) -> Admission:
+        """Let a request wait for the answer to an equal one of another run."""
+        self._parked += 1
+        request.is_parked = True
+        if request.seconds is not None:
+            loop = asyncio.get_running_loop()
+            request.timer = loop.call_later(request.seconds, self._end_parked, request)
+        return "never"
+
+    def _end_parked(self, request: PromptRequest) -> None:
+        self._unpark(request)
+        self._fail(request, CallTimeout(f"no answer within {request.seconds:g} s"))
+
+    def _unpark(self, request: PromptRequest) -> None:
+        self._parked -= 1
+        request.is_parked = False
+        if request.timer is not None:
+            request.timer.cancel()
+            request.timer = None
+
+    def wake(self, request: PromptRequest, answer: Completion | None) -> None:
+        """Take the answer that another run has paid for; or queue the request again, if that run has none."""
+        if request.pending is None or request.has_slot:
+            return  # it has ended meanwhile, or is under way itself
+        was_parked = request.is_parked
+        if was_parked:
+            self._unpark(request)
+        if answer is None:
+            if was_parked:
+                self._queue.put([request])
+            return
+        key = request.key
+        assert key is not None, "only a request with a key joins others"
+        request.is_answered = True
+        self._queue.cancel([request])
+        self._answers.keep(key, answer, is_paid=False)
+        for each in (request, *self._end(request)):
+            self._deliver_cached(each, key, answer)
+
+    def settle(self, request: PromptRequest, answer: Completion | Exception) -> None:
+        """Count a request that has ended, and deliver its result to all that joined it."""
+        if not isinstance(answer, Completion):
+            request.release()
+            self._fail(request, answer)
+            return
+        assert request.started is not None, "it was sent"
+        stats = self.model.count(answer, request.queued, request.started)
+        if request.reservation is not None:
+            request.reservation.settle(stats.usage, stats.cost_usd)
+        if request.key is None:
+            self._deliver(request, _result(answer), stats, answer)
+            return
+        self._answers.keep(request.key, answer)
+        self._deliver(request, _result(answer), stats, answer)
+        if request.pending is not None:
+            request.pending.resolve(request, answer)
+        for joined in self._end(request):
+            self._deliver_cached(joined, request.key, answer)
+
+    def _fail(self, request: PromptRequest, error: Exception) -> None:
+        if request.pending is not None:
+            request.pending.leave(request, failed=True)
+        failure = call_error(error)
+        for each in (request, *self._end(request)):
+            times = CallTimes(each.queued, each.started, done=time.monotonic())
+            stats = CallStats(retries=None, times=times)
+            self._deliver(each, failure, stats, None, f"{type(error).__name__}: {error}")
+
+    def _deliver_cached(self, request: PromptRequest, key: bytes, answer: Completion) -> None:
+        completion, stats = self.model.count_cached(key, answer, worker_calls=1)
+        self._deliver(request, _result(answer), stats, completion)
+
+    def _deliver(
+        self,
+        request: PromptRequest,
+        result: str | CallError,
+        stats: CallStats,
+        completion: Completion | None,
+        message: str = "",
+    ) -> None:
+        """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
+        if self._log.is_on:
+            failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
+            try:
+                self._log.worker(self.model.handler.model, stats, request.place(), completion, failure)
+            except LogError as failed:
+                request.batch.fail(failed)
+                return
+        self.done += 1
+        self.failed += not isinstance(result, str)
+        request.batch.put(request.index, result)
+
+    def _end(self, request: PromptRequest) -> list[PromptRequest]:
+        """Let nobody join a request any more, and return those who have."""
+        request.pending = None
+        if request.key is not None and self._leaders.get(request.key) is request:
+            del self._leaders[request.key]
+        joined, request.joined = list(request.joined or ()), None
+        return joined
+
+    def _abandon(self, requests: list[PromptRequest]) -> None:
+        """Cancel requests whose caller is gone. One that others have joined goes on for them."""
+        unwanted: list[PromptRequest] = []
+        for request in requests:
+            request.is_wanted = False
+            leader = request.leader or request
+            if leader.joined is not None:
+                leader.joined.pop(request, None)
+            if not leader.is_wanted and not leader.joined:
+                unwanted.append(leader)
+        left = [(request, request.pending) for request in unwanted]
+        for request in unwanted:
+            if request.is_parked:
+                self._unpark(request)
+            self._end(request)
+        self._queue.cancel(unwanted)
+        for request, pending in left:
+            request.release()
+            if pending is not None:
+                pending.leave(request)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class PromptRequest(Request):
+    """One prompt of a call on its way.
+
+    Attributes:
+        key: of its answer in the cache; None if that is not kept.
+        cost: what it may take from the budget; None if nothing is limited.
+        is_wanted: whether its caller waits for it.
+        leader: the equal request of this run that it has joined.
+        joined: those that have joined it.
+        pending: the answer that it waits for together with other runs.
+        is_answered: whether another run's answer came before it was sent.
+        is_parked: whether another run has sent the request that it waits for.
+        timer: ends the wait.
+    """
+
+    calls: WorkerCalls
+    batch: BatchResult
+    index: int
+    prompt: str
+    key: bytes | None = None
+    cost: Cost | None = None
+    reservation: Reservation | None = None
+    is_wanted: bool = True
+    leader: PromptRequest | None = None
+    joined: dict[PromptRequest, None] | None = None
+    pending: PendingAnswer | None = None
+    is_answered: bool = False
+    is_parked: bool = False
+    timer: asyncio.TimerHandle | None = None
+
+    def conversation(self) -> Sequence[Message]:
+        """See ``Request.conversation``."""
+        return [{"role": "user", "content": self.prompt}]
+
+    def admit(self) -> Admission:
+        """See ``Request.admit``."""
+        if self.cost is None and self.pending is None:
+            return "now"
+        return self.calls.admit(self)
+
+    def finish(self, answer: Completion | Exception) -> None:
+        """See ``Request.finish``."""
+        self.calls.settle(self, answer)
+
+    def wake(self, answer: Completion | None) -> None:
+        """See ``Waiter.wake``."""
+        self.calls.wake(self, answer)
+
+    def join(self, other: PromptRequest) -> None:
+        """Let another request of the run for the same take the answer of this one."""
+        other.leader = self
+        self.joined = self.joined or {}
+        self.joined[other] = None
+
+    def release(self) -> None:
+        """Give back what was reserved. Nothing was paid."""
+        if self.reservation is not None:
+            self.reservation.release()
+
+    def place(self) -> WorkerPrompt:
+        """Return which prompt it is, for the log."""
+        call = self.batch.call
+        return WorkerPrompt(call.cell, call.call, self.index, self.prompt)
+
+
+class BatchResult:
+    """The results of one call, put in one by one.
+
+    Attributes:
+        missing: how many prompts have no result yet.
+    """
+
+    def __init__(self, call: WorkerCall) -> None:
+        self.call = call
+        self.missing = len(call.prompts)
+        self._results: list[str | CallError | None] = [None] * len(call.prompts)
+        self._error: LogError | None = None
+        self._complete = asyncio.Event()
+
+    def put(self, index: int, result: str | CallError) -> None:
+        """Set the result of a prompt."""
+        self._results[index] = result
+        self.missing -= 1
+        if not self.missing:
+            self._complete.set()
+
+    def fail(self, error: LogError) -> None:
+        """End the call, because a result could not be logged."""
+        self._error = error
+        self._complete.set()
+
+    async def results(self) -> list[str | CallError]:
+        """Wait for all results.
+
+        Raises:
+            LogError: a result could not be logged.
+        """
+        if self.missing:
+            await self._complete.wait()
+        if self._error is not None:
+            raise self._error
+        return [result for result in self._results if result is not None]
+
+
+def _result(answer: Completion) -> str | CallError:
+    return REFUSED if answer.finish_reason == "refusal" else answer.text
