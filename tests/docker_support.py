@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from supdist.engine.sandbox.owner import own_lease
+from supdist.engine.sandbox.owner import current_owner
 
 LEASE = "supdist.lease"
 
@@ -17,7 +17,7 @@ DAEMON_SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").rem
 
 def containers(docker: Any, lease: str | None = None) -> set[str]:
     """Containers of this process's sandboxes, or of another process's, running or not."""
-    label = f"{LEASE}={lease or own_lease()}"
+    label = f"{LEASE}={lease or current_owner()}"
     return {found["Id"] for found in docker.api.containers(all=True, filters={"label": label})}
 
 

@@ -32,7 +32,7 @@ from supdist.engine import (
     open_sandbox,
 )
 from supdist.engine.sandbox.containers import Image
-from supdist.engine.sandbox.owner import own_lease
+from supdist.engine.sandbox.owner import current_owner
 from supdist.handlers import ScriptedHandler
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +47,7 @@ def folders(lease: str | None = None) -> set[Path]:
         for place in ("/dev/shm", tempfile.gettempdir())
         for path in Path(place).glob("supdist-contexts-*/lease")
     }
-    return {path.parent for path in found if path.read_text() == (lease or own_lease())}
+    return {path.parent for path in found if path.read_text() == (lease or current_owner())}
 
 
 def running(docker: Any) -> set[str]:
@@ -76,7 +76,7 @@ async def test_nothing_is_left_of_a_closed_sandbox(docker: Any) -> None:
 ENGINE = """
 import asyncio
 from supdist.engine import SandboxConfig, open_sandbox
-from supdist.engine.sandbox.owner import own_lease
+from supdist.engine.sandbox.owner import current_owner
 async def one(config, started):
     async with open_sandbox(config) as sandbox:
         started.set()
@@ -87,7 +87,7 @@ async def main():
     tasks = [asyncio.create_task(one(config, event)) for event in events]
     for event in events:
         await event.wait()
-    print(own_lease(), flush=True)
+    print(current_owner(), flush=True)
     await asyncio.gather(*tasks)
 asyncio.run(main())
 """

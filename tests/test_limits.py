@@ -166,13 +166,14 @@ async def test_files_that_are_asked_for_all_at_once_go_one_after_another(
 
     def counted(message: protocol.ToShim) -> None:
         nonlocal most
-        most = max(most, len(sandbox._files))  # pyright: ignore[reportPrivateUsage]
+        most = max(most, len(files._waiting))  # pyright: ignore[reportPrivateUsage]
         send(message)
 
     async with small(scratch="64MiB") as sandbox:
         await sandbox.put("large", piece)
-        send = sandbox._send  # pyright: ignore[reportPrivateUsage]
-        monkeypatch.setattr(sandbox, "_send", counted)
+        files = sandbox._guest.files  # pyright: ignore[reportPrivateUsage]
+        send = files._send  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(files, "_send", counted)
         puts = [sandbox.put(f"{number}", piece) for number in range(24)]
         arrived = await asyncio.gather(*(sandbox.get("large") for _ in range(24)), sandbox.list(), *puts)
         assert (await sandbox.execute("print('alive')")).stdout == "alive\n"

@@ -1,4 +1,4 @@
-"""What sandboxes are made by: a backend opens guests, each behind a shim of its own."""
+"""A backend opens guests, each behind a shim of its own: in processes here, in containers in ``docker_backend``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from .zygote import Receiver, Zygote
 
 
 class Guest:
-    """One guest and its shim, until ``discard``. What the shim says goes to the receiver that it was opened with.
+    """The connection to one guest and its shim, until ``discard``.
 
     Attributes:
-        walls, limited: as ``Isolation.backend`` and ``Isolation.limited`` have it.
         load: how the guest gets its context.
+        backend, limited: as in ``Isolation``.
     """
 
-    walls = "process"
-    limited = True
-
-    def __init__(self, zygote: Zygote, session: bytes, load: protocol.Load) -> None:
+    def __init__(
+        self,
+        zygote: Zygote,
+        session: bytes,
+        load: protocol.Load,
+        *,
+        backend: str = "process",
+        limited: bool = True,
+    ) -> None:
         self._zygote = zygote
         self._session = session
         self.load = load
+        self.backend = backend
+        self.limited = limited
 
     def send(self, message: protocol.ToShim) -> None:
         """See ``Zygote.send``."""
@@ -36,30 +43,30 @@ class Guest:
         self._zygote.abandon(self._session)
 
     async def discard(self) -> None:
-        """Hear nothing more of it, and remove what its end has left. Takes some seconds at most; raises nothing."""
+        """Deliver no more messages, and remove what the guest left. Takes seconds at most; raises nothing."""
         self._zygote.forget(self._session)
 
 
 class Backend(ABC):
-    """What walls are made of, for any number of guests of one event loop."""
+    """Opens any number of guests for one event loop."""
 
     @abstractmethod
     async def open(
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
-        """A guest that starts, to be given these tools; the receiver hears how.
+        """Order a guest; the receiver gets its messages.
 
-        Nothing is awaited after its shim was ordered, so that the caller has the guest before it hears of it.
+        Awaits nothing after it has ordered the shim: the caller has the guest before its first message.
 
         Raises:
-            SandboxUnavailable: this machine has no such walls.
-            SandboxLost: the machinery ended.
-            TaskError: the context is no plain data, or the tools cannot be sent there.
+            SandboxUnavailable: this machine has no such isolation.
+            SandboxLost: the zygote or the daemon has ended.
+            TaskError: the context is no plain data, or the tools cannot be sent to this guest.
         """
 
 
 class ProcessBackend(Backend):
-    """Walls of our own, by forks of a zygote."""
+    """Forks guests from a zygote, into namespaces and limits of our own."""
 
     def __init__(self, zygote: Zygote) -> None:
         self._zygote = zygote
@@ -74,7 +81,7 @@ class ProcessBackend(Backend):
             session = zygote.spawn(
                 receiver, config.session_limits(len(toolbox.host)), config.resource_limits(), fd
             )
-            # While the guest gets its limits: it looks into the memory when it is told that it may, see ``Guest.load``.
+            # Written while the guest gets its limits. It reads the memory only after it was sent ``load``.
             try:
                 kind = contexts.write(fd, context)
             except BaseException:

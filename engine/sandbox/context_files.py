@@ -1,4 +1,4 @@
-"""Contexts on their way into containers: files that are mounted, in a folder with its engine's lease."""
+"""Writes contexts into files that containers mount, in a folder with its owner."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import tempfile
 from pathlib import Path
 
 from .context import Kind, encode_context
-from .owner import has_ended, own_lease
+from .owner import current_owner, has_ended
 
 _FOLDER = "supdist-contexts-"
-_LEASE = "lease"
+# Older engines look for this name when they remove what dead engines left.
+_OWNER_FILE = "lease"
 _MEMORY = "/dev/shm"
 _ENOUGH_BYTES = 1 << 30
 
 
 class ContextFiles:
-    """Encodes contexts into files of a folder. A text that is asked for again is not written again.
+    """Encodes contexts into files. The same text is not written again.
 
     Args:
-        folder: on one file system with the places where the files are wanted.
+        folder: on the same file system as the files that are wanted.
     """
 
     def __init__(self, folder: str) -> None:
@@ -29,7 +30,7 @@ class ContextFiles:
         self._text: str | None = None
 
     def put(self, context: object, file: str) -> Kind:
-        """Have a file with the encoded context, that everybody may read; its kind.
+        """Make ``file`` with the encoded context, readable for everybody, and return its kind.
 
         Raises:
             TaskError, OSError: as ``encode_context`` does. The file may hold a part of it.
@@ -40,7 +41,7 @@ class ContextFiles:
         with open(file, "xb") as stream:
             kind = encode_context(context, stream)
         os.chmod(file, 0o444)
-        if isinstance(context, str):  # which cannot change: see ContextMemory
+        if isinstance(context, str):  # which cannot change, see ContextMemory
             self._text = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._kept)
@@ -50,22 +51,19 @@ class ContextFiles:
 
 
 def make_folder() -> str:
-    """A folder for contexts, with this process's lease; those of dead processes are removed.
-
-    A guest can read the part of its path that lies below its file system's root, so that a memory file system tells
-    nothing of the host.
-    """
+    """Make a folder for contexts that this process owns, and remove those of dead processes."""
     for other in (path for place in _places() for path in Path(place).glob(f"{_FOLDER}*")):
         if _is_left_over(other):
             shutil.rmtree(other, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=_FOLDER, dir=_places()[0])
-    Path(folder, _LEASE).write_text(own_lease())
+    Path(folder, _OWNER_FILE).write_text(current_owner())
     return folder
 
 
 def _places() -> list[str]:
-    """Where such folders can be, the best first."""
+    """Return the folders for such folders, the best first."""
     places = [tempfile.gettempdir()]
+    # A guest can read the path below its file system's root. In memory that path tells nothing of the host.
     if os.access(_MEMORY, os.W_OK) and os.path.ismount(_MEMORY):
         room = os.statvfs(_MEMORY)
         places.insert(0 if room.f_bavail * room.f_frsize >= _ENOUGH_BYTES else 1, _MEMORY)
@@ -74,6 +72,6 @@ def _places() -> list[str]:
 
 def _is_left_over(folder: Path) -> bool:
     try:
-        return folder.lstat().st_uid == os.geteuid() and has_ended((folder / _LEASE).read_text())
+        return folder.lstat().st_uid == os.geteuid() and has_ended((folder / _OWNER_FILE).read_text())
     except OSError:  # no folder, or one that is being made
         return False

@@ -1,7 +1,7 @@
-"""Guests in containers of a Docker daemon: runc's, or gVisor's.
+"""The docker backend: guests in containers of a daemon, under runc or gVisor.
 
-A container is made for one sandbox and removed with it. Its first process is the guest's init; the daemon attaches its
-stdio, and a shim gets the connection. The context comes as a file in a folder that only this container sees, read-only.
+A container serves one sandbox. Its first process is the guest's init. The daemon attaches its stdio, and a shim gets
+that connection. The context is a read-only file in a folder that only this container sees.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..errors import SandboxLost, SandboxUnavailable, TaskError
 from ..toolbox.toolbox import Toolbox
 from .backend import Backend, Guest
 from .config import GVISOR, SandboxConfig
-from .containers import Daemon, Image
+from .container_settings import Image
+from .containers import Daemon
 from .context import encode_context
 from .context_files import ContextFiles, make_folder
 from .pool import Place, Pool, make_place
@@ -33,71 +34,81 @@ from .zygote import Receiver, Zygote
 T = TypeVar("T")
 
 _THREADS = 16
-"""Requests to the daemon at once, apart from removals, which must never wait for a start."""
 _ASK_SECONDS = 8.0
 _REMOVE_SECONDS = 30.0
 _MOST_IN_A_FRAME = protocol.MAX_FRAME_BYTES - 1024
+# These ends mean that the guest died. The shim has decided any other end itself.
+_GUEST_DIED = (Outcome.CRASHED, Outcome.KILLED)
 
 
 class DockerBackend(Backend):
-    """A daemon, the zygote of the shims, the folder with the contexts, and the containers that are kept ready."""
+    """Opens guests in containers. ``start`` makes it.
 
-    def __init__(self) -> None:
+    Attributes:
+        zygote: forks the shims; it removes ``folder`` when it ends.
+    """
+
+    def __init__(self, daemon: Daemon, folder: str, zygote: Zygote) -> None:
+        self.zygote = zygote
+        self._daemon = daemon
+        self._folder = folder
+        self._contexts = ContextFiles(folder)
         self._tasks: set[asyncio.Future[Any]] = set()
         self._pools: dict[SandboxConfig, Pool] = {}
         self._images: dict[tuple[str, str | None], Image] = {}
         self._writing = asyncio.Lock()
+        # Apart: a removal must not wait until a start has ended.
         self._requests, self._removals = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
+
+    @classmethod
+    async def start(cls) -> DockerBackend:
+        """Connect to the daemon, remove what dead engines left, and start the zygote of the shims.
+
+        Raises:
+            SandboxUnavailable: there is no usable daemon.
+        """
+        async with contextlib.AsyncExitStack() as undo:
+            daemon = await to_thread.run_sync(Daemon.connect)
+            undo.callback(daemon.close)
+            await to_thread.run_sync(daemon.sweep)
+            folder = await to_thread.run_sync(make_folder)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            zygote = Zygote(contexts=folder)
+            await zygote.start()
+            undo.pop_all()
+        return cls(daemon, folder, zygote)
 
     @property
     def alive(self) -> bool:
-        """Whether sandboxes can be had from it."""
-        return self._zygote.alive
-
-    async def start(self) -> None:
-        """Get in touch with the daemon, and remove what dead engines left.
-
-        Raises:
-            SandboxUnavailable: there is no daemon that will do.
-        """
-        async with contextlib.AsyncExitStack() as undo:
-            self._daemon = await self._in_thread(Daemon.connect)
-            undo.callback(self._daemon.close)
-            await self._in_thread(self._daemon.sweep)
-            self._folder = await to_thread.run_sync(make_folder)
-            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            self._contexts = ContextFiles(self._folder)
-            self._zygote = Zygote(contexts=self._folder)
-            await self._zygote.start()
-            undo.pop_all()
+        """Whether it can open guests."""
+        return self.zygote.alive
 
     async def close(self) -> None:
-        """Remove the containers that nobody took, and end the shims."""
+        """Remove the containers that no sandbox took, and end the shims."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             await pool.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REMOVE_SECONDS):
-                while self._tasks:  # what was made for nobody is removed by another one
+                # In a loop: a container that nobody waits for is removed by a task of its own.
+                while self._tasks:
                     await asyncio.wait(list(self._tasks))
-        await self._zygote.close()  # which removes the folder
+        await self.zygote.close()
         self._daemon.close()
 
     async def prepare(self, config: SandboxConfig) -> Image:
-        """Look whether such containers can be had, and begin to make those that are to be kept ready.
+        """Check that containers of this config can be made, and start those that are to be kept ready.
 
         Raises:
-            SandboxUnavailable: they cannot.
+            SandboxUnavailable: they cannot be made.
         """
         name = config.image or default_tag()
         image = self._images.get((name, config.runtime))
         if image is None:
-            image = await self._in_thread(partial(self._daemon.look_at, name, config.runtime))
+            image = await self._request(partial(self._daemon.inspect_image, name, config.runtime))
             self._images[name, config.runtime] = image
         if config.warm and config not in self._pools:
-            pool = self._pools[config] = Pool(
-                partial(self._make, config, image), self.throw_away, config.warm
-            )
+            pool = self._pools[config] = Pool(partial(self._make, config, image), self.remove, config.warm)
             pool.fill()
         return image
 
@@ -111,51 +122,52 @@ class DockerBackend(Backend):
         pool = self._pools.get(config)
         place = (await pool.take() if pool is not None else None) or await self._make(config, image)
         try:
-            load = await self._bring(context, place)
-            guest = DockerGuest(self, self._zygote, place, load, receiver)
-            guest.walls = GVISOR if image.is_gvisor else "docker"
-            guest.limited = bool(place.container.groups) or not self._daemon.shares_files
-            guest.attach(config.session_limits(len(toolbox.host)))
+            load = await self._load(context, place)
+            return DockerGuest.attach(self, place, load, receiver, config.session_limits(len(toolbox.host)))
         except BaseException:
-            self.throw_away(place)
+            self.remove(place)
             raise
-        return guest
 
-    async def ended(self, place: Place, walls: str) -> Outcome | None:
-        """What the daemon has to say about the end of a container whose stream has ended; None where init did it itself.
+    async def outcome_of(self, place: Place) -> Outcome | None:
+        """Ask the daemon how a container ended whose stream has ended.
 
-        Under gVisor a guest can kill its own init, so that a kill tells nothing of who did it.
+        Returns:
+            OOM if the kernel killed it for lack of memory; None if the guest ended by itself.
 
         Raises:
-            SandboxLost: it was ended from outside, or the daemon does not tell.
+            SandboxLost: it was killed from outside, or the daemon does not answer.
         """
         try:
             async with asyncio.timeout(_ASK_SECONDS):
                 end = await to_thread.run_sync(
-                    self._daemon.ended, place.container.id, limiter=self._requests, abandon_on_cancel=True
+                    self._daemon.wait_for_end,
+                    place.container.id,
+                    limiter=self._requests,
+                    abandon_on_cancel=True,
                 )
         except TimeoutError:
             raise SandboxLost("the Docker daemon does not answer") from None
         if end.out_of_memory:
             return Outcome.OOM
-        if end.was_killed and walls != GVISOR:
+        # Under gVisor a guest can kill its own init, so a kill there does not show who did it.
+        if end.was_killed and not place.container.image.is_gvisor:
             raise SandboxLost("its container was killed from outside")
         return None
 
-    def throw_away(self, place: Place) -> asyncio.Future[None]:
-        """Have a container killed and removed, and its folder."""
+    def remove(self, place: Place) -> asyncio.Future[None]:
+        """Start to kill and remove a container with its folder."""
         removing = asyncio.ensure_future(
             to_thread.run_sync(place.remove, self._daemon, limiter=self._removals)
         )
         return self._keep(removing)
 
     def _keep(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
-        """Remember what is to be done before the end."""
+        """Let ``close`` wait for this."""
         self._tasks.add(future)
         future.add_done_callback(self._tasks.discard)
         return future
 
-    async def _bring(self, context: object, place: Place) -> protocol.Load:
+    async def _load(self, context: object, place: Place) -> protocol.Load:
         if place.folder is None:
             kind = encode_context(context, buffer := io.BytesIO())
             if buffer.tell() > _MOST_IN_A_FRAME:
@@ -174,33 +186,41 @@ class DockerBackend(Backend):
         return protocol.Load(kind, "file", b"")
 
     async def _make(self, config: SandboxConfig, image: Image) -> Place:
-        """A container that runs. One whose making was given up is removed once it is there."""
+        """Start a container; if the caller is cancelled, remove the container once it is there."""
         making = self._keep(
             asyncio.ensure_future(
-                self._in_thread(partial(make_place, self._daemon, self._folder, config, image))
+                self._request(partial(make_place, self._daemon, self._folder, config, image))
             )
         )
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            making.add_done_callback(self._made_for_nobody)
+            making.add_done_callback(self._remove_made)
             raise
 
-    def _made_for_nobody(self, making: asyncio.Future[Place]) -> None:
+    def _remove_made(self, making: asyncio.Future[Place]) -> None:
         if not making.cancelled() and making.exception() is None:
-            self.throw_away(making.result())
+            self.remove(making.result())
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
+    async def _request(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self._requests)
 
 
 class DockerGuest(Guest):
-    """A guest in a container. Where its stream has ended, the daemon is asked how before anybody hears of it."""
+    """A guest in a container. If its stream ends, the daemon is asked for the reason before messages go on."""
 
     def __init__(
-        self, backend: DockerBackend, zygote: Zygote, place: Place, load: protocol.Load, receiver: Receiver
+        self, backend: DockerBackend, place: Place, load: protocol.Load, receiver: Receiver, session: bytes
     ) -> None:
-        super().__init__(zygote, b"", load)
+        container = place.container
+        super().__init__(
+            backend.zygote,
+            session,
+            load,
+            backend=GVISOR if container.image.is_gvisor else "docker",
+            # A remote daemon's control groups cannot be seen, so nothing is claimed against it.
+            limited=bool(container.groups) or place.folder is None,
+        )
         self._backend = backend
         self._place = place
         self._receiver = receiver
@@ -208,44 +228,56 @@ class DockerGuest(Guest):
         self._held: list[protocol.FromShim | ShimExit] = []
         self._removing: asyncio.Future[None] | None = None
 
-    def attach(self, limits: protocol.SessionLimits) -> None:
+    @classmethod
+    def attach(
+        cls,
+        backend: DockerBackend,
+        place: Place,
+        load: protocol.Load,
+        receiver: Receiver,
+        limits: protocol.SessionLimits,
+    ) -> DockerGuest:
         """Give the container's stream to a shim.
 
         Raises:
-            SandboxLost: the zygote is gone.
+            SandboxLost: the zygote has ended.
         """
-        stream = self._place.container.stream
-        self._session = self._zygote.attach(
-            self._receive, limits, stream.fileno(), self._place.container.groups
-        )
+        guest: DockerGuest
+
+        def receive(message: protocol.FromShim | ShimExit) -> None:
+            guest.receive(message)
+
+        stream = place.container.stream
+        # The event loop delivers the first message, so it finds ``guest`` set.
+        session = backend.zygote.attach(receive, limits, stream.fileno(), place.container.groups)
         stream.close()
+        guest = cls(backend, place, load, receiver, session)
+        return guest
 
     async def discard(self) -> None:
-        """See ``Guest.discard``: the container is gone after it."""
+        """See ``Guest.discard``. The container is gone after it."""
         await super().discard()
         await asyncio.wait([self._remove()], timeout=_REMOVE_SECONDS)
 
-    def _remove(self) -> asyncio.Future[None]:
-        if self._removing is None:
-            self._removing = self._backend.throw_away(self._place)
-        return self._removing
-
-    def _receive(self, message: protocol.FromShim | ShimExit) -> None:
+    def receive(self, message: protocol.FromShim | ShimExit) -> None:
+        """Take a message of the shim; hold it while the daemon is asked."""
         if self._asking is not None:
             self._held.append(message)
-        elif isinstance(message, CellEnd) and message.state_lost and message.outcome in _BY_ITSELF:
+        elif isinstance(message, CellEnd) and message.state_lost and message.outcome in _GUEST_DIED:
             self._asking = asyncio.ensure_future(self._ask(message))
         else:
             self._deliver(message)
 
     async def _ask(self, end: CellEnd) -> None:
         try:
-            outcome = await self._backend.ended(self._place, self.walls)
+            outcome = await self._backend.outcome_of(self._place)
         except SandboxLost as lost:
             self._held = [Exit(Outcome.KILLED, str(lost))]
         else:
             if outcome is not None:
-                end = structs.replace(end, outcome=outcome, detail="the kernel killed it for want of memory")
+                end = structs.replace(
+                    end, outcome=outcome, detail="the kernel killed it: its memory was used up"
+                )
             self._held.insert(0, end)
         self._asking = None
         held, self._held = self._held, []
@@ -259,6 +291,7 @@ class DockerGuest(Guest):
             self._remove()
         self._receiver(message)
 
-
-_BY_ITSELF = (Outcome.CRASHED, Outcome.KILLED)
-"""How a cell ends whose guest died; any other end is the shim's own verdict."""
+    def _remove(self) -> asyncio.Future[None]:
+        if self._removing is None:
+            self._removing = self._backend.remove(self._place)
+        return self._removing

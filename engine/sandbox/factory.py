@@ -1,146 +1,166 @@
-"""Opening sandboxes. All that are open in one event loop share what makes them: a zygote for each folder of packages
-and one for none, and one way to the container daemon.
-"""
+"""Opens sandboxes: ``open_sandbox``, ``SyncSandbox``, ``SandboxRuntime``."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import RunVar
 
+from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
 from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
 from .packages import Packages, find_packages
+from .running_guest import GuestSetup
 from .sandbox import Sandbox
 from .zygote import Zygote
 
 if TYPE_CHECKING:
     from .docker_backend import DockerBackend
 
+# A zygote takes some 25 MB.
 _IDLE_WITH_PACKAGES = 3
 
 
-class _Shared:
-    """What makes the sandboxes of one event loop, and how many need it: the zygotes, last used last, and the daemon.
+class _SharedBackends:
+    """What the sandboxes of one event loop share: zygotes, the last used last, and the container daemon.
 
-    There is one without packages and one for each folder of them, since the sandbox that a zygote has ready was
-    built with what its zygote sees. A folder that has changed is another.
+    Attributes:
+        users: how many runtimes of the event loop are open.
     """
 
     def __init__(self) -> None:
         self.users = 0
-        self.lock = asyncio.Lock()
-        self.zygotes: dict[Packages | None, Zygote] = {}
+        self._lock = asyncio.Lock()
+        # One for each folder of packages and one without: a zygote builds one guest ahead, with its own packages.
+        self._zygotes: dict[Packages | None, Zygote] = {}
         self._docker: DockerBackend | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether there is anything to close."""
-        return bool(self.zygotes) or self._docker is not None
+        return bool(self._zygotes) or self._docker is not None
 
     async def zygote(self, packages: Packages | None) -> Zygote:
-        """A zygote that is alive. Its caller spawns before it awaits anything, so that it is not idle meanwhile."""
-        async with self.lock:
-            zygote = self.zygotes.pop(packages, None)
+        """Return a zygote that is alive. It counts as idle until its caller spawns from it."""
+        async with self._lock:
+            zygote = self._zygotes.pop(packages, None)
             if zygote is not None and not zygote.alive:
                 await zygote.close()
                 zygote = None
             if zygote is None:
-                await self._end_idle()
+                await self._close_idle()
                 zygote = Zygote(packages.path if packages else None)
                 await zygote.start()
-            self.zygotes[packages] = zygote
+            self._zygotes[packages] = zygote
             return zygote
 
-    async def _end_idle(self) -> None:
-        """Each holds some 25 MB: of those with packages, keep the few that were used last."""
-        idle = [packages for packages, zygote in self.zygotes.items() if packages and zygote.idle]
+    async def _close_idle(self) -> None:
+        """Close the zygotes with packages that no sandbox uses, but the last few."""
+        idle = [packages for packages, zygote in self._zygotes.items() if packages and zygote.idle]
         for packages in idle[:-_IDLE_WITH_PACKAGES]:
-            await asyncio.shield(asyncio.ensure_future(self.zygotes.pop(packages).close()))
+            await asyncio.shield(asyncio.ensure_future(self._zygotes.pop(packages).close()))
 
     async def docker(self) -> DockerBackend:
-        """The container daemon, in touch."""
+        """Return a docker backend that is alive."""
         from .docker_backend import DockerBackend
 
-        async with self.lock:
+        async with self._lock:
             if self._docker is not None and not self._docker.alive:
                 await self._docker.close()
                 self._docker = None
             if self._docker is None:
-                backend = DockerBackend()
-                await backend.start()
-                self._docker = backend
+                self._docker = await DockerBackend.start()
             return self._docker
 
     async def close(self) -> None:
-        """End them all."""
-        zygotes, self.zygotes = list(self.zygotes.values()), {}
+        """Close them all."""
+        zygotes, self._zygotes = list(self._zygotes.values()), {}
         docker, self._docker = self._docker, None
         await asyncio.gather(
             *(zygote.close() for zygote in zygotes), *([docker.close()] if docker is not None else [])
         )
 
 
-_shared: RunVar[_Shared] = RunVar("supdist zygotes")
+_shared: RunVar[_SharedBackends] = RunVar("supdist sandbox backends")
+
+
+@asynccontextmanager
+async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
+    """Share the event loop's backends; the last user closes them."""
+    try:
+        shared = _shared.get()
+    except LookupError:
+        shared = _SharedBackends()
+        _shared.set(shared)
+    shared.users += 1
+    try:
+        yield shared
+    finally:
+        shared.users -= 1
+        if shared.users == 0 and shared.is_open:
+            await asyncio.shield(asyncio.ensure_future(shared.close()))
+
+
+@dataclass(frozen=True, slots=True)
+class _BackendFinder:
+    """Finds the backend of a config among the shared ones."""
+
+    shared: _SharedBackends
+    config: SandboxConfig
+
+    async def __call__(self) -> Backend:
+        if self.config.backend == "docker":
+            docker = await self.shared.docker()
+            await docker.prepare(self.config)
+            return docker
+        folder = self.config.packages
+        return ProcessBackend(await self.shared.zygote(find_packages(folder) if folder else None))
+
+
+@asynccontextmanager
+async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendFinder]:
+    if config.packages is not None:
+        # Made absolute now: at a reset the process may have another current directory.
+        config = config.model_copy(update={"packages": find_packages(config.packages).path})
+    async with _use_shared_backends() as shared:
+        find_backend = _BackendFinder(shared, config)
+        await find_backend()
+        yield find_backend
 
 
 class SandboxRuntime:
-    """Keeps what makes sandboxes alive in this event loop, so that the next one costs a fork and no start.
+    """Keeps this event loop's zygotes and containers alive: the next sandbox costs a fork and not a start.
 
-    ``open_sandbox`` and ``arun`` enter one by themselves; hold one around several of them that follow
-    each other. A zygote that was killed is replaced when the next sandbox is opened.
+    ``open_sandbox`` and ``arun`` enter one themselves. Hold one around several sandboxes that follow each
+    other. A zygote that was killed is replaced when the next sandbox is opened.
 
     Args:
-        config: as for ``open_sandbox``: sandboxes like this are the first that are opened.
+        config: as for ``open_sandbox``; what sandboxes of this config need is started at once.
+
+    Raises:
+        SandboxUnavailable: this machine has no such backend.
+        TaskError: the packages cannot be used.
     """
 
     def __init__(self, config: SandboxConfig | None = None) -> None:
         self._config = config or SandboxConfig()
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> SandboxRuntime:
-        if self._config.packages is not None:  # a reset may come after the current directory has changed
-            packages = find_packages(self._config.packages).path
-            self._config = self._config.model_copy(update={"packages": packages})
-        try:
-            self._state = _shared.get()
-        except LookupError:
-            self._state = _Shared()
-            _shared.set(self._state)
-        self._state.users += 1
-        try:
-            await self.backend()
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
+        await self._stack.enter_async_context(_open_backend(self._config))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state = self._state
-        state.users -= 1
-        if state.users == 0 and state.is_open:
-            await asyncio.shield(asyncio.ensure_future(state.close()))
-
-    async def backend(self) -> Backend:
-        """What opens sandboxes of this config, alive.
-
-        Raises:
-            SandboxUnavailable: it cannot be had here.
-            TaskError: the packages cannot be used.
-        """
-        if self._config.backend == "docker":
-            docker = await self._state.docker()
-            await docker.prepare(self._config)
-            return docker
-        folder = self._config.packages
-        return ProcessBackend(await self._state.zygote(find_packages(folder) if folder else None))
+        await self._stack.aclose()
 
 
 @asynccontextmanager
@@ -153,36 +173,43 @@ async def open_sandbox(
     tools: Mapping[str, Tool] | Toolbox | None = None,
     on_tool: Callable[[ToolUse], None] | None = None,
 ) -> AsyncGenerator[Sandbox]:
-    """A sandbox with this context, closed at the end of the block.
+    """Open a sandbox with this context, and close it at the end of the block.
 
     Args:
-        config: limits and timeouts; the defaults are made for a supervisor's code.
+        config: limits and timeouts; the defaults suit a supervisor's code.
         context: what the code sees as ``context``: a str, list, dict or other plain data.
-        query: what it sees as ``query``.
+        query: what the code sees as ``query``.
         on_call: answers ``worker`` and ``worker_batch``; without it they raise ``WorkerError``.
-        tools: more functions for the code, by their names: one that is given as it is goes inside and runs
-            there, a ``HostTool`` is called here.
-        on_tool: told of every call of a host tool that ended, in the event loop; it must not block.
+        tools: more functions for the code, by name: a plain function runs inside, a ``HostTool`` runs here.
+        on_tool: called after each call of a host tool, in the event loop; it must not block.
 
     Raises:
-        SandboxUnavailable: the isolation cannot be had here; nothing weaker is taken instead.
-        TaskError: the context is no plain data, or the packages or a tool cannot be had.
+        SandboxUnavailable: this machine cannot build the isolation; nothing weaker is used instead.
+        TaskError: the context is no plain data, or the packages or a tool cannot be used.
     """
     config = config or SandboxConfig()
-    calls = ToolCalls(Toolbox.of(tools), on_tool)
-    async with SandboxRuntime(config) as engine:
-        sandbox = Sandbox(engine.backend, config, context, query, on_call=on_call, tools=calls)
+    setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
+    async with _open_backend(config) as find_backend:
+        sandbox = await Sandbox.open(find_backend, setup)
         try:
-            await sandbox.start()
             yield sandbox
         finally:
             await asyncio.shield(asyncio.ensure_future(sandbox.close()))
 
 
-class SyncSandbox(AbstractContextManager["SyncSandbox"]):
-    """A sandbox for code without an event loop: the same object, called through a thread that has one.
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A sandbox and the thread of its event loop; ``stack`` closes both."""
 
-    Takes the arguments of ``open_sandbox``.
+    sandbox: Sandbox
+    portal: BlockingPortal
+    stack: ExitStack
+
+
+class SyncSandbox(AbstractContextManager["SyncSandbox"]):
+    """A ``Sandbox`` for code without an event loop: a thread of its own has one.
+
+    Takes the arguments of ``open_sandbox``. Its methods raise ``SandboxError`` outside of the ``with`` block.
     """
 
     def __init__(
@@ -195,43 +222,54 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
         tools: Mapping[str, Tool] | Toolbox | None = None,
         on_tool: Callable[[ToolUse], None] | None = None,
     ) -> None:
-        self._opening = open_sandbox(
+        self._manager = open_sandbox(
             config, context=context, query=query, on_call=on_call, tools=tools, on_tool=on_tool
         )
+        self._state: _Opened | None = None
 
     def __enter__(self) -> SyncSandbox:
         with ExitStack() as stack:
-            self._portal: BlockingPortal = stack.enter_context(start_blocking_portal("asyncio"))
-            self._sandbox = stack.enter_context(self._portal.wrap_async_context_manager(self._opening))
-            self._stack = stack.pop_all()
+            portal = stack.enter_context(start_blocking_portal("asyncio"))
+            sandbox = stack.enter_context(portal.wrap_async_context_manager(self._manager))
+            self._state = _Opened(sandbox, portal, stack.pop_all())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        opened, self._state = self._opened, None
+        opened.stack.__exit__(kind, error, trace)
+
+    @property
+    def _opened(self) -> _Opened:
+        if self._state is None:
+            raise SandboxError("this sandbox is not open; use it inside `with SyncSandbox(...) as sandbox:`")
+        return self._state
 
     @property
     def isolation(self) -> Isolation:
         """See ``Sandbox.isolation``."""
-        return self._sandbox.isolation
+        return self._opened.sandbox.isolation
 
     def execute(self, code: str, *, timeout: float | None = None) -> CellResult:
         """See ``Sandbox.execute``."""
-        return self._portal.call(lambda: self._sandbox.execute(code, timeout=timeout))
+        opened = self._opened
+        return opened.portal.call(lambda: opened.sandbox.execute(code, timeout=timeout))
 
     def put(self, path: str, data: bytes) -> None:
         """See ``Sandbox.put``."""
-        self._portal.call(self._sandbox.put, path, data)
+        self._opened.portal.call(self._opened.sandbox.put, path, data)
 
     def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """See ``Sandbox.get``."""
-        return self._portal.call(lambda: self._sandbox.get(path, max_bytes=max_bytes))
+        opened = self._opened
+        return opened.portal.call(lambda: opened.sandbox.get(path, max_bytes=max_bytes))
 
     def list(self, *, most: int = 1000) -> Listing:
         """See ``Sandbox.list``."""
-        return self._portal.call(lambda: self._sandbox.list(most=most))
+        opened = self._opened
+        return opened.portal.call(lambda: opened.sandbox.list(most=most))
 
     def reset(self) -> None:
         """See ``Sandbox.reset``."""
-        self._portal.call(self._sandbox.reset)
+        self._opened.portal.call(self._opened.sandbox.reset)

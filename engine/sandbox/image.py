@@ -23,7 +23,7 @@ from ... import sandbox_image
 from ...sandbox_image import protocol
 from ...sandbox_image.image import BASE, PROTOCOL_LABEL, PYTHON_LABEL, Variant, default_tag
 from ..errors import SandboxUnavailable
-from .containers import LOOK, START, reason, sdk
+from .docker_sdk import READ_LOG, START, reason, sdk
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -79,7 +79,7 @@ def daemon() -> Generator[DockerClient]:
         try:
             yield client
         except (DockerException, OSError) as error:
-            raise SandboxUnavailable(f"The Docker daemon refuses ({reason(error)})", LOOK) from error
+            raise SandboxUnavailable(f"The Docker daemon refuses ({reason(error)})", READ_LOG) from error
 
 
 def build(

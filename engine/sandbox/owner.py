@@ -1,4 +1,7 @@
-"""Whose a container or folder is: the process that made it, named so that any other can tell whether it still lives."""
+"""Identifies the engine process that owns a container or folder.
+
+An owner is ``boot:namespace:pid:start``: the machine's boot, the PID namespace, the pid and its start time.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,20 @@ import os
 from pathlib import Path
 
 
-def own_lease() -> str:
-    """This process, by the machine's boot, the PID namespace, the pid and when it started (proc_pid_stat(5), field 22)."""
-    return f"{_place()}:{os.getpid()}:{_started(os.getpid())}"
+def current_owner() -> str:
+    """Return the owner that stands for this process."""
+    return f"{_place()}:{os.getpid()}:{_start_time(os.getpid())}"
 
 
-def has_ended(lease: str) -> bool:
-    """Whether its process has surely ended. Of one on another machine, or in another PID namespace, nothing can be said."""
+def has_ended(owner: str) -> bool:
+    """Return whether the owner has surely ended.
+
+    False for a process on another machine or in another PID namespace, of which nothing can be known here.
+    """
     with contextlib.suppress(ValueError):
-        boot, namespace, pid, started = lease.split(":")
+        boot, namespace, pid, started = owner.split(":")
         if f"{boot}:{namespace}" == _place() and pid.isdecimal():
-            return _started(int(pid)) != started
+            return _start_time(int(pid)) != started
     return False
 
 
@@ -26,9 +32,10 @@ def _place() -> str:
     return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def _started(pid: int) -> str:
-    """In clock ticks since the boot; empty where there is no such process."""
+def _start_time(pid: int) -> str:
+    """Return the start in clock ticks since the boot (proc_pid_stat(5), field 22); empty without a process."""
     try:
+        # The name before it may hold spaces and brackets.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

@@ -1,4 +1,4 @@
-"""Containers that run: one for a sandbox with the folder that it sees, and some that are kept ready."""
+"""Containers with the folder that each sees, and a pool of them that are started ahead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .containers import Container, Daemon, Image
 
 
 class Place:
-    """A container, and the folder of this machine that it sees; None where the daemon is on another."""
+    """A container and the folder of this machine that it sees; the folder is None if the daemon is remote."""
 
     def __init__(self, container: Container, folder: str | None) -> None:
         self.container = container
@@ -24,18 +24,19 @@ class Place:
 
     @property
     def context_file(self) -> str:
-        """Where its guest's context is put."""
+        """The path for the context of its guest."""
         assert self.folder is not None
         return os.path.join(self.folder, os.path.basename(protocol.CONTEXT_FILE))
 
     def hide_context(self) -> None:
-        """Take away the file that the guest has read: others may have the same one, and a lock on it would tell them."""
+        """Remove the context file, once the guest has read it."""
+        # Other guests may have a link to the same file, and could see a lock that this guest puts on it.
         if self.folder is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.context_file)
 
     def remove(self, daemon: Daemon) -> None:
-        """Kill and remove it, with the folder. Blocks."""
+        """Kill and remove the container, and remove the folder. Blocks."""
         self.container.stream.close()
         daemon.remove(self.container.id)
         if self.folder is not None:
@@ -43,7 +44,7 @@ class Place:
 
 
 def make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image) -> Place:
-    """A container that runs, with a folder of its own below ``parent``. Blocks.
+    """Start a container with a folder of its own below ``parent``. Blocks.
 
     Raises:
         SandboxUnavailable: the daemon refuses it.
@@ -60,29 +61,35 @@ def make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image)
 
 
 class Pool:
-    """Containers that run and that nobody has used."""
+    """Running containers that no sandbox has used.
+
+    Args:
+        make: starts a container.
+        remove: begins to remove one.
+        size: how many are kept ready.
+    """
 
     def __init__(
         self,
         make: Callable[[], Awaitable[Place]],
-        throw_away: Callable[[Place], object],
+        remove: Callable[[Place], object],
         size: int,
     ) -> None:
         self._make = make
-        self._throw_away = throw_away
+        self._remove = remove
         self._size = size
         self._ready: list[Place] = []
         self._making: set[asyncio.Task[None]] = set()
         self._waiting = 0
 
     async def take(self) -> Place | None:
-        """One that is alive, now or as soon as it is made; None where others wait for all that are being made."""
+        """Take one that is alive, or wait for one; None if others wait for all that are being made."""
         place = None
         while place is None:
             while self._ready and place is None:
                 place = self._ready.pop(0)
                 if not place.container.is_alive:
-                    self._throw_away(place)
+                    self._remove(place)
                     place = None
             if place is None:
                 if self._waiting >= len(self._making):
@@ -96,24 +103,24 @@ class Pool:
         return place
 
     def fill(self) -> None:
-        """Begin to make what is missing."""
+        """Start to make what is missing."""
         for _ in range(self._size - len(self._ready) - len(self._making)):
             task = asyncio.ensure_future(self._add())
             self._making.add(task)
             task.add_done_callback(self._making.discard)
 
     async def close(self) -> None:
-        """Throw all of them away."""
+        """Begin to remove all of them."""
         for task in list(self._making):
             task.cancel()
         if self._making:
             await asyncio.wait(list(self._making))
         for place in self._ready:
-            self._throw_away(place)
+            self._remove(place)
         self._ready.clear()
 
     async def _add(self) -> None:
         try:
             self._ready.append(await self._make())
         except SandboxError:
-            return  # the next sandbox makes its own, and says what is wrong
+            return  # the next sandbox makes its own container, and raises the error

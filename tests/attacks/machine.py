@@ -16,7 +16,7 @@ import psutil
 from docker_support import DAEMON_SOCKET
 from process_support import cgroups_of, processes_named
 
-from supdist.engine.sandbox.owner import own_lease
+from supdist.engine.sandbox.owner import current_owner
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS = re.compile(r"/(overlay2|containerd|containers|netns)/")
@@ -149,7 +149,7 @@ class DockerMachine(Machine):
 
     def containers(self, engine: int | None = None) -> list[str]:
         """Those of an engine, alive or dead."""
-        place = own_lease().rsplit(":", 2)[0]
+        place = current_owner().rsplit(":", 2)[0]
         found = self._client.containers(all=True, filters={"label": "supdist.lease"})
         mine = f"{place}:{engine or os.getpid()}:"
         return [each["Id"] for each in found if each["Labels"]["supdist.lease"].startswith(mine)]

@@ -12,6 +12,7 @@ from attacks.lab import OK, RAW, Arena, assert_alive, comes_true, timed
 
 from supdist.engine import Display, Outcome, Sandbox, SandboxError, SandboxLost
 from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.engine.sandbox.running_guest import Lost
 
 
 async def test_se2_the_first_answer_stands(arena: Arena) -> None:
@@ -170,7 +171,7 @@ async def test_se9_a_second_end_is_a_breach(arena: Arena) -> None:
             sandbox, RAW + "send(24, cell, None); send(24, cell, None)\nimport time; time.sleep(60)"
         )
         assert result.outcome is OK, "the first end counts"
-        assert await comes_true(lambda: sandbox._lost is not None)  # pyright: ignore[reportPrivateUsage]
+        assert await comes_true(lambda: isinstance(sandbox._guest.state, Lost))  # pyright: ignore[reportPrivateUsage]
         with pytest.raises(SandboxLost):
             await sandbox.execute("1")
 

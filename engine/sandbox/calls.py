@@ -1,0 +1,113 @@
+"""Answers the calls of a guest's code: worker calls by ``on_call``, tool calls by the toolbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ...sandbox_image import protocol
+from ...sandbox_image.protocol import CallError
+from ...sandbox_image.text import replace_surrogates
+from ..errors import LocalProtocolError
+from ..toolbox.toolbox import ToolCalls
+from .config import OnCall, WorkerCall
+
+_STOP_SECONDS = 10.0
+_REPLY_BYTES = protocol.MAX_FRAME_BYTES - (1 << 20)
+
+
+class Calls:
+    """The calls of one guest that wait for an answer, one task each.
+
+    Args:
+        on_call: answers worker calls; None refuses them.
+        tools: answers tool calls.
+        send: sends a reply to the guest.
+        fail: takes the exception of an ``on_call``, or of a tool call's log. It is no fault of the guest.
+    """
+
+    def __init__(
+        self,
+        on_call: OnCall | None,
+        tools: ToolCalls,
+        send: Callable[[protocol.ToShim], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._on_call = on_call
+        self._tools = tools
+        self._send = send
+        self._fail = fail
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def answer(self, call: protocol.Call | protocol.ToolCall) -> None:
+        """Start to answer a call."""
+        answering = self._answer_worker(call) if isinstance(call, protocol.Call) else self._answer_tool(call)
+        task = asyncio.get_running_loop().create_task(answering)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def cancel(self) -> None:
+        """Cancel every call; the cell that made them has ended."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def stop(self) -> None:
+        """Cancel every call, and wait for their ends, at most ten seconds."""
+        tasks = list(self._tasks)
+        self.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+
+    async def _answer_tool(self, call: protocol.ToolCall) -> None:
+        try:
+            reply = await self._tools.answer(call)
+        except Exception as error:  # not the tool's own, which is in the reply: a log that cannot be written
+            self._fail(error)
+        else:
+            self._send(reply)
+
+    async def _answer_worker(self, call: protocol.Call) -> None:
+        results: Sequence[str | CallError]
+        if self._on_call is None:
+            results = [CallError("unavailable", "this sandbox has no worker")] * len(call.prompts)
+        else:
+            try:
+                results = await self._on_call(WorkerCall(call.cell, call.call, call.prompts))
+                _check_results(results, call)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Something below ``on_call`` was cancelled. The cell's clock stands still until a reply comes.
+                results = [CallError("cancelled", "the call was cancelled")] * len(call.prompts)
+            except Exception as error:
+                self._fail(error)
+                return
+        self._send(protocol.Reply(call.call, _sendable(results)))
+
+
+def _check_results(results: Sequence[object], call: protocol.Call) -> None:
+    if len(results) != len(call.prompts):
+        raise LocalProtocolError(f"on_call gave {len(results)} results for {len(call.prompts)} prompts")
+    for result in results:
+        if not isinstance(result, (str, CallError)):
+            raise LocalProtocolError(
+                f"on_call gave a {type(result).__name__} where a str or a CallError belongs"
+            )
+
+
+def _sendable(results: Sequence[str | CallError]) -> list[str | CallError]:
+    """Replace what one frame cannot carry: lone surrogates, and answers beyond its size."""
+    room = _REPLY_BYTES
+    sendable: list[str | CallError] = []
+    for result in results:
+        if not isinstance(result, str):
+            sendable.append(result)
+            continue
+        text = replace_surrogates(result)
+        room -= len(text) if text.isascii() else len(text.encode())
+        if room < 0:
+            sendable.append(CallError("unavailable", "the answer is too large to be passed on"))
+        else:
+            sendable.append(text)
+    return sendable

@@ -1,0 +1,65 @@
+"""Collects what a running cell writes, shows and answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ...sandbox_image import protocol
+from ...sandbox_image.protocol import CellEnd, Outcome
+from .config import CellResult, Display
+
+
+class RunningCell:
+    """A cell from its start to its result.
+
+    Attributes:
+        number: its number, from 1.
+        result: done when the cell has ended, or with the error that ended it.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        self._output = {1: bytearray(), 2: bytearray()}
+        self._display: list[Display] = []
+        self._final: str | None = None
+
+    def add(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
+        """Keep what the cell wrote, shows or answered."""
+        match message:
+            case protocol.Final():
+                self._final = message.answer
+            case protocol.Display():
+                self._display.append(Display({**message.text, **message.images}))  # type: ignore[dict-item]  # mypy does not widen a Literal key to str
+            case protocol.Output():
+                self._output[message.stream] += message.data
+
+    def finish(self, end: CellEnd) -> None:
+        """Set the result, unless nobody waits for it."""
+        if not self.result.done():
+            self.result.set_result(self._make_result(end))
+
+    def fail(self, error: Exception) -> None:
+        """Let the waiter raise this error instead."""
+        if not self.result.done():
+            self.result.set_exception(error)
+            # Retrieved here too: a cancelled waiter never does, and asyncio would log it.
+            self.result.exception()
+
+    def _make_result(self, end: CellEnd) -> CellResult:
+        return CellResult(
+            cell=end.cell,
+            outcome=Outcome(end.outcome),
+            stdout=self._output[1].decode("utf-8", "replace"),
+            stderr=self._output[2].decode("utf-8", "replace"),
+            truncated=end.truncated,
+            error=end.error,
+            final=self._final,
+            elapsed=end.elapsed,
+            worker_wait=end.worker_wait,
+            state_lost=end.state_lost,
+            dropped=end.dropped,
+            usage=end.usage,
+            detail=end.detail,
+            display=tuple(self._display),
+        )

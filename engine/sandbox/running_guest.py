@@ -1,0 +1,304 @@
+"""A guest from its start to its end: its state, the cell that runs in it, and its calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ...sandbox_image import protocol
+from ...sandbox_image.protocol import CellEnd
+from ..errors import SandboxError, SandboxLost, SandboxUnavailable
+from ..toolbox.toolbox import ToolCalls
+from .backend import Backend, Guest
+from .calls import Calls
+from .config import Isolation, OnCall, SandboxConfig
+from .diagnostics import failure
+from .file_transfer import FileTransfer
+from .running_cell import RunningCell
+
+_CLOSE_SECONDS = 10.0
+_STOP_MARGIN_SECONDS = 5.0
+
+FindBackend: TypeAlias = Callable[[], Awaitable[Backend]]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSetup:
+    """What a guest gets, at the first start and after each reset."""
+
+    config: SandboxConfig
+    context: object
+    query: str
+    on_call: OnCall | None
+    tools: ToolCalls
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """The guest has not reported yet what it measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The guest waits for a cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The guest runs a cell."""
+
+    cell: RunningCell
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The guest's variables are gone, for this reason."""
+
+    reason: str
+
+
+GuestState: TypeAlias = Starting | Idle | Running | Lost
+DID_NOT_START = "the sandbox did not start"
+
+
+class RunningGuest:
+    """One guest. ``start`` makes it; a reset of the sandbox replaces it.
+
+    Attributes:
+        state: what the guest can do now.
+        files: copies files into and out of it.
+    """
+
+    def __init__(self, guest: Guest, setup: GuestSetup) -> None:
+        self.state: GuestState = Starting()
+        self.files = FileTransfer(setup.config, self.send, self._check_takes_files)
+        self._guest = guest
+        self._setup = setup
+        self._calls = Calls(setup.on_call, setup.tools, self.send, self._fail)
+        self._cells = 0
+        self._host_namespaces: dict[str, int] = {}
+        self._is_closing = False
+        self._ready: asyncio.Future[Isolation] = asyncio.get_running_loop().create_future()
+        self._gone = asyncio.Event()
+
+    @classmethod
+    async def start(cls, find_backend: FindBackend, setup: GuestSetup) -> RunningGuest:
+        """Start a guest, and wait until it has its context and has measured its isolation.
+
+        Raises:
+            SandboxUnavailable: this machine cannot build the isolation that the config asks for.
+            SandboxLost: the guest died before it was ready.
+            TaskError: the context is no plain data, or the packages cannot be read.
+        """
+        config = setup.config
+        backend = await find_backend()
+        guest: RunningGuest | None = None
+        try:
+            async with asyncio.timeout(config.start_timeout):
+                guest = await cls._open(backend, setup)
+                isolation = await guest._ready
+            _check_isolation(isolation, config)
+        except BaseException as error:
+            if guest is not None:
+                # Shielded: a second cancellation must not leave the guest behind.
+                await asyncio.shield(asyncio.ensure_future(guest.close()))
+            if isinstance(error, TimeoutError):
+                raise SandboxUnavailable(
+                    f"The sandbox did not start within {config.start_timeout:g} s",
+                    "Raise `start_timeout`, or check whether the machine is overloaded.",
+                ) from None
+            raise
+        return guest
+
+    @classmethod
+    async def _open(cls, backend: Backend, setup: GuestSetup) -> RunningGuest:
+        running: RunningGuest
+
+        def receive(message: protocol.FromShim | protocol.ShimExit) -> None:
+            running.receive(message)
+
+        # The first message finds ``running`` set: a backend awaits nothing after it has ordered the shim.
+        guest = await backend.open(receive, setup.config, setup.context, setup.tools.toolbox)
+        running = cls(guest, setup)
+        return running
+
+    @property
+    def isolation(self) -> Isolation:
+        """What the guest measured of its isolation."""
+        return self._ready.result()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a cell runs."""
+        return isinstance(self.state, Running)
+
+    def send(self, message: protocol.ToShim) -> None:
+        """Send to the shim; does nothing if it has ended."""
+        self._guest.send(message)
+
+    def execute(self, source: str, timeout: float) -> RunningCell:
+        """Start a cell. The guest must be idle."""
+        assert isinstance(self.state, Idle)
+        self._cells += 1
+        cell = RunningCell(self._cells)
+        self.state = Running(cell)
+        self.send(protocol.Execute(cell.number, source, timeout))
+        return cell
+
+    def interrupt(self) -> None:
+        """Interrupt the cell that runs, if one does."""
+        if isinstance(self.state, Running):
+            self.send(protocol.Interrupt(self.state.cell.number))
+
+    async def stop_cell(self, cell: RunningCell) -> None:
+        """Interrupt a cell, and kill the guest if the cell has not ended after the grace."""
+        self.send(protocol.Interrupt(cell.number))
+        _, pending = await asyncio.wait(
+            [cell.result], timeout=self._setup.config.grace + _STOP_MARGIN_SECONDS
+        )
+        if pending:
+            await self.close()
+
+    async def abandon(self) -> None:
+        """Kill a shim that no longer reads its messages, and close the guest."""
+        self._guest.abandon()
+        await self.close()
+
+    async def close(self) -> None:
+        """Kill the guest, and wait until nothing is left of it. May be called again."""
+        if not self._gone.is_set():
+            self._is_closing = True
+            self.send(protocol.Kill())
+            if not await self._is_gone_within(_CLOSE_SECONDS):
+                self._guest.abandon()
+                if not await self._is_gone_within(_CLOSE_SECONDS):
+                    self._end("the sandbox's shim could not be killed")
+        await self._guest.discard()
+        await self._calls.stop()
+
+    async def _is_gone_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._gone.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def receive(self, message: protocol.FromShim | protocol.ShimExit) -> None:
+        """Take a message of the shim."""
+        match message:
+            case protocol.Call() | protocol.ToolCall():
+                self._calls.answer(message)
+            case protocol.FileData() | protocol.FileList():
+                self.files.receive(message)
+            case protocol.Output() | protocol.Display() | protocol.Final():
+                if isinstance(self.state, Running):
+                    self.state.cell.add(message)
+            case CellEnd():
+                self._end_cell(message)
+            case protocol.Hello() | protocol.Ready() | protocol.SetupFailed():
+                self._continue_start(message)
+            case protocol.Exit():
+                self._end(message.detail)
+            case protocol.ShimExit():
+                self._end("the sandbox's shim was killed" if message.status else "the sandbox ended")
+
+    def _continue_start(self, message: protocol.Hello | protocol.Ready | protocol.SetupFailed) -> None:
+        setup = self._setup
+        if isinstance(message, protocol.Hello):
+            self._host_namespaces = message.namespaces
+            if self._is_closing:  # the Kill was sent before the shim was there to read it
+                self.send(protocol.Kill())
+                return
+            limits, toolbox = setup.config.session_limits(), setup.tools.toolbox
+            sizes = (limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes)
+            self.send(protocol.Start(setup.query, *sizes, toolbox.guest, toolbox.host))
+            self.send(self._guest.load)
+        elif self._ready.done():  # the start was given up, or the guest has ended
+            return
+        elif isinstance(message, protocol.Ready):
+            self.state = Idle()
+            guest = self._guest
+            self._ready.set_result(
+                Isolation.from_facts(
+                    guest.backend, message.facts, self._host_namespaces, limited=guest.limited
+                )
+            )
+        else:
+            self._ready.set_exception(failure(message.step, message.errno, setup.config.packages))
+
+    def _end_cell(self, end: CellEnd) -> None:
+        cell = self._leave_cell()
+        if end.state_lost:
+            self._lose(f"the sandbox ended with its last block ({end.outcome})")
+        if cell is not None:
+            cell.finish(end)
+
+    def _end(self, detail: str) -> None:
+        """The shim has ended. May be called again."""
+        if not self._ready.done():
+            self._ready.set_exception(SandboxLost(f"the sandbox ended before it was ready: {detail}"))
+            # Retrieved here too: after a cancelled start nobody else does, and asyncio would log it.
+            self._ready.exception()
+        cell = self._leave_cell()
+        self._lose(DID_NOT_START if isinstance(self.state, Starting) else detail)
+        if cell is not None:
+            cell.fail(SandboxLost(f"the sandbox was lost while a block ran: {detail}"))
+        self.files.fail(SandboxLost(f"the sandbox was lost: {detail}"))
+        self._gone.set()
+
+    def _fail(self, error: Exception) -> None:
+        """The function that answers calls failed: the cell's caller gets its exception, and the guest ends."""
+        cell = self._leave_cell(cancel_calls=False)
+        self.state = Lost("the function that answers its calls failed")
+        if cell is not None:
+            cell.fail(error)
+        self.send(protocol.Kill())
+
+    def _leave_cell(self, *, cancel_calls: bool = True) -> RunningCell | None:
+        """Return the cell that ran, if one did; the guest is idle then."""
+        if cancel_calls:
+            self._calls.cancel()
+        if not isinstance(self.state, Running):
+            return None
+        cell = self.state.cell
+        self.state = Idle()
+        return cell
+
+    def _lose(self, reason: str) -> None:
+        if not isinstance(self.state, Lost):  # the first reason is the cause
+            self.state = Lost(reason)
+
+    def check_idle(self) -> None:
+        """Check that a cell can be started.
+
+        Raises:
+            SandboxError: a cell runs.
+            SandboxLost: the guest has ended.
+        """
+        if isinstance(self.state, Running):
+            raise SandboxError("a cell is running in this sandbox; wait for its end, or interrupt it")
+        self._check_alive("; every variable is gone. Call reset() for a fresh start")
+
+    def _check_takes_files(self) -> None:
+        self._check_alive(". Call reset() for a fresh start")
+
+    def _check_alive(self, advice: str) -> None:
+        match self.state:
+            case Starting():
+                raise SandboxLost(f"{DID_NOT_START}{advice}")
+            case Lost(reason):
+                raise SandboxLost(f"{reason}{advice}")
+            case Idle() | Running():
+                return
+
+
+def _check_isolation(isolation: Isolation, config: SandboxConfig) -> None:
+    missing = isolation.missing() if config.isolation == "strict" else []
+    if missing:
+        raise SandboxUnavailable(
+            f"The sandbox started without {', '.join(missing)}",
+            "`supdist-engine doctor` says what to do; `isolation: best_effort` accepts less.",
+        )
