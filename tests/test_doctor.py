@@ -10,7 +10,7 @@ from test_cli import supdist
 
 from supdist.engine.sandbox import doctor, open_sandbox
 from supdist.engine.sandbox.diagnostics import unavailable
-from supdist.engine.sandbox.doctor import Finding, default_level_holds, examine
+from supdist.engine.sandbox.doctor import Finding, Layer, default_level_holds, examine
 
 pytestmark = pytest.mark.anyio
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.anyio
 async def test_the_default_level_holds_where_the_tests_run() -> None:
     findings = await examine()
     assert {finding.layer for finding in findings} >= {
-        "namespaces",
-        "network",
-        "system calls",
-        "memory",
-        "time",
+        Layer.NAMESPACES,
+        Layer.NETWORK,
+        Layer.SYSTEM_CALLS,
+        Layer.MEMORY,
+        Layer.TIME,
     }
     assert default_level_holds(findings), [finding for finding in findings if not finding.holds]
 
@@ -42,7 +42,7 @@ async def test_a_wall_that_cannot_be_built_is_a_finding_with_its_remedy(
 
 
 def test_what_is_not_required_does_not_fail_the_level() -> None:
-    extra = Finding("Landlock", holds=False, required=False, measured="not active")
+    extra = Finding(Layer.LANDLOCK, holds=False, required=False, measured="not active")
     assert default_level_holds([extra])
 
 
