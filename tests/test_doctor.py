@@ -49,7 +49,7 @@ def test_what_is_not_required_does_not_fail_the_level() -> None:
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     done = supdist("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert "ok    namespaces" in done.stdout
+    assert "ok  namespaces" in done.stdout
     assert "The default level holds." in done.stdout
     data = json.loads(supdist("doctor", "--json", cwd=tmp_path).stdout)
     assert data["holds"] is True

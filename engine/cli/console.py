@@ -26,12 +26,14 @@ from ..events import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
+    from rich.table import Table
 
     from ..result import RunResult
     from ..sandbox.doctor import Finding
     from ..service import Load
 
 _CODE_LINES = 8
+_PIPE_COLUMNS = 1000
 
 
 class Screen(Protocol):
@@ -111,23 +113,27 @@ def summary(result: RunResult, log_dir: str | None) -> str:
     return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
 
 
-def findings_table(findings: list[Finding]) -> str:
-    """What the doctor found, a line a layer, with the remedies below it."""
-    wide = max(len(finding.layer) for finding in findings)
-    lines: list[str] = []
+def findings_table(findings: list[Finding]) -> Table:
+    """Return a table of what the doctor found, with the remedy below each layer that needs one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "layer", "measured", box=None, header_style="dim", pad_edge=False)
     for finding in findings:
-        mark = "ok  " if finding.holds else "FAIL" if finding.required else "--  "
-        if sys.stdout.isatty():
-            colour = 32 if finding.holds else 31 if finding.required else 33
-            mark = f"\x1b[{colour}m{mark}\x1b[0m"
-        lines.append(f"{mark}  {finding.layer:<{wide}}  {printable(finding.measured)}")
+        mark, style = (
+            ("ok", "green") if finding.holds else ("FAIL", "red") if finding.required else ("--", "yellow")
+        )
+        # As Text: what was measured is a guest's text, and markup in it stays text.
+        table.add_row(Text(mark, style), finding.layer.value, Text(printable(finding.measured)))
         if finding.remedy:
-            lines.append(f"{'':4}  {'':<{wide}}  → {printable(finding.remedy)}")
-    return "\n".join(lines)
+            table.add_row("", "", Text(f"→ {printable(finding.remedy)}"))
+    return table
 
 
 def report(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
     """Print what the doctor found of a backend; whether its default level holds."""
+    from rich.console import Console
+
     from ..sandbox.doctor import default_level_holds
 
     holds = default_level_holds(findings)
@@ -135,7 +141,8 @@ def report(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
         found = [asdict(finding) for finding in findings]
         print(json.dumps({"backend": backend, "holds": holds, "findings": found}))
     else:
-        print(findings_table(findings))
+        # A pipe has no width: there each finding is one line.
+        Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(findings_table(findings))
         print(
             "The default level holds."
             if holds
