@@ -1,4 +1,4 @@
-"""``eval`` as a user types it, in processes of their own."""
+"""The command ``eval``, in processes of its own."""
 
 from __future__ import annotations
 

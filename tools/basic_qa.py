@@ -2,8 +2,8 @@
 
     python tools/basic_qa.py [FILE] [QUESTION]        or: python -m supdist.tools.basic_qa
 
-Environment: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL, WORKER_MODEL, BASE_URL, and LOG_DIR
-(logs/basic_qa by default); from a .env file here, too. Without a key it uses the builtin pair, which is no language model.
+Variables, of the environment or of a .env file: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL,
+WORKER_MODEL, BASE_URL, LOG_DIR. Without a key, the builtin pair answers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     environment = load_environment()
     document = Path(sys.argv[1]) if len(sys.argv) > 1 else _DOCUMENT
     supervisor, worker = from_environment("supervisor", environment), from_environment("worker", environment)
+    # The builtin pair is no language model, which its user must know.
     if supervisor is None or worker is None:
         print(NOTICE, file=sys.stderr)
     result = run(
@@ -41,10 +42,10 @@ def main() -> None:
 
 
 def _log_dir(environment: Environment) -> Path:
-    """Where the logs go; a .env file may choose a folder below its own."""
     folder = Path(environment.get("LOG_DIR", "logs/basic_qa"))
     if environment.path is None or not environment.is_from_file("LOG_DIR"):
         return folder
+    # A .env file is data: it may name only a folder below its own.
     return Bound(environment.path, environment).writable(folder, "LOG_DIR")
 
 

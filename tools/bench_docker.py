@@ -1,13 +1,6 @@
-"""What a sandbox in a container costs, beside a bare ``docker run``.
+"""Time a sandbox in a container beside ``docker run``.
 
-::
-
-    python -m supdist.tools.bench_docker
-    python -m supdist.tools.bench_docker --runtime runsc
-
-Medians in milliseconds of repeated trials, in turn, so that a machine that changes its pace changes it for all:
-``docker run --rm IMAGE python -c 'print(1)'`` from start to output; a sandbox from open to its first output, fresh and from
-the pool; a cell; and how much longer an open takes with a context of 10 MB.
+``python -m supdist.tools.bench_docker [--runtime runsc]`` prints medians in milliseconds.
 """
 
 from __future__ import annotations
@@ -22,24 +15,27 @@ from collections.abc import Awaitable, Callable
 
 from ..engine import SandboxConfig, SandboxRuntime, open_sandbox
 from ..sandbox_image.image import default_tag
+from .tables import Column, as_text, table, terminal_width
 
 _CONTEXT = "0123456789" * 1_000_000
 
 
 def docker_run(image: str, runtime: str | None) -> float:
-    """Seconds from the start of the command to its output."""
+    """Return the seconds from the start of the command to its output."""
     chosen = ["--runtime", runtime] if runtime else []
     command = ["docker", "run", "--rm", "--network", "none", *chosen, image, "python", "-c", "print(1)"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if process.stdout.readline() != b"1\n":
-            raise RuntimeError("docker run printed something else")
+            raise RuntimeError(
+                f"docker run of {image} did not print 1; build it with supdist-engine image build"
+            )
         return time.perf_counter() - started
 
 
 async def first_output(config: SandboxConfig, context: object = "") -> float:
-    """Seconds from the order for a sandbox to the output of its first cell."""
+    """Return the seconds until a new sandbox has printed something."""
     started = time.perf_counter()
     async with open_sandbox(config, context=context) as sandbox:
         result = await sandbox.execute("print(1)")
@@ -50,7 +46,7 @@ async def first_output(config: SandboxConfig, context: object = "") -> float:
 
 
 async def cells(config: SandboxConfig, count: int) -> list[float]:
-    """Seconds of each of so many cells."""
+    """Return the seconds of each of ``count`` cells."""
     times: list[float] = []
     async with open_sandbox(config) as sandbox:
         for _ in range(count):
@@ -61,7 +57,7 @@ async def cells(config: SandboxConfig, count: int) -> list[float]:
 
 
 async def measure(image: str, runtime: str | None, trials: int) -> dict[str, float]:
-    """Every figure, in milliseconds."""
+    """Return the medians in milliseconds."""
     fresh = SandboxConfig(backend="docker", image=image, runtime=runtime)
     warm = fresh.model_copy(update={"warm": 2})
     ways: dict[str, Callable[[], Awaitable[float]]] = {
@@ -71,6 +67,7 @@ async def measure(image: str, runtime: str | None, trials: int) -> dict[str, flo
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     async with SandboxRuntime(fresh):
+        # In turn, so that a machine that changes its pace changes it for all.
         for _ in range(trials):
             for name, way in ways.items():
                 times[name].append(await way())
@@ -78,14 +75,15 @@ async def measure(image: str, runtime: str | None, trials: int) -> dict[str, flo
     async with SandboxRuntime(warm):
         times["open to output, from the pool"] = []
         for _ in range(trials):
-            await asyncio.sleep(1.5)  # the pool fills again in the meantime
+            # Until the pool is full again.
+            await asyncio.sleep(1.5)
             times["open to output, from the pool"].append(await first_output(warm))
     return {name: statistics.median(found) * 1000 for name, found in times.items()}
 
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description="What a sandbox in a container costs.")
+    parser = argparse.ArgumentParser(description="Time a sandbox in a container.")
     parser.add_argument("--image", default=default_tag())
     parser.add_argument("--runtime")
     parser.add_argument("--trials", type=int, default=10)
@@ -96,8 +94,12 @@ def main() -> None:
         print(json.dumps(figures))
         return
     bare = figures["docker run, python -c"]
-    for name, milliseconds in figures.items():
-        print(f"{name:<32} {milliseconds:9.1f} ms   {milliseconds / bare:6.3f} of docker run")
+    columns = (
+        Column[tuple[str, float]]("", lambda row: row[0], left=True),
+        Column[tuple[str, float]]("ms", lambda row: f"{row[1]:.1f}"),
+        Column[tuple[str, float]]("of docker run", lambda row: f"{row[1] / bare:.3f}"),
+    )
+    print(as_text(table(columns, list(figures.items())), terminal_width()))
 
 
 if __name__ == "__main__":

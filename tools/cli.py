@@ -1,7 +1,4 @@
-"""The console script ``supdist-engine``: the engine's commands, and those of the tools.
-
-A command's module may import typer alone, and the rest within its body: ``--help`` loads them all.
-"""
+"""The console script ``supdist-engine``: the engine's commands, and those of the tools."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ from functools import wraps
 from typing import Any
 
 from ..engine.cli.main import app, run_app
+
+# --help loads all of these: at their top they import nothing heavy.
 from .benchmark.command import benchmark
 from .distill.export_cli import export
 from .evals.analyze_cli import analyze
@@ -26,13 +25,13 @@ app.command()(benchmark)
 @app.command("bench", help="The old name of `eval`, for one release.", epilog=EXIT_CODES, hidden=True)
 @wraps(evaluate)
 def bench(**options: Any) -> None:
-    """The old name of ``eval``, for one release."""
+    """Run ``eval`` under its old name, for one release."""
     print("`bench` is now `eval`", file=sys.stderr)
     evaluate(**options)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     run_app(app)
 
 

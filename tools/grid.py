@@ -1,4 +1,4 @@
-"""Runs all combinations of a grid file: ``python tools/grid.py grid.toml``, or ``python -m supdist.tools.grid``."""
+"""Run a grid: ``python tools/grid.py grid.toml``, or ``python -m supdist.tools.grid``."""
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
 from supdist.tools.evals.grid_cli import main

@@ -1,7 +1,6 @@
-"""Write the pinned requirements of the sandbox's image anew: ``python -m supdist.tools.pin_wheels``.
+"""Write the pinned requirements of the sandbox image: ``python -m supdist.tools.pin_wheels``.
 
-For each set the newest releases that have wheels for every Python and machine below, with the hashes of these
-wheels. Needs pip and the package index.
+Needs pip and the package index.
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+# The newest releases with wheels for every Python and machine below are pinned.
 SETS = {
     "guest": ["msgspec", "cloudpickle"],
     "mcp": ["mcp"],
-    "data": ["numpy<2.5", "contourpy<1.3.4", "pandas", "matplotlib", "pillow"],  # the last for Python 3.11
+    # The bounds are the last releases for Python 3.11.
+    "data": ["numpy<2.5", "contourpy<1.3.4", "pandas", "matplotlib", "pillow"],
 }
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
+# Minor versions of glibc 2 that wheels are built for; 28 is that of Debian 10.
 GLIBCS = (17, 24, 26, 27, 28)
-"""Those that wheels are built for; 28 is that of Debian 10."""
 
 FOLDER = Path(__file__).parent.parent / "sandbox_image" / "requirements"
 
@@ -31,7 +32,7 @@ FOLDER = Path(__file__).parent.parent / "sandbox_image" / "requirements"
 def main() -> None:
     """Write every set."""
     parser = argparse.ArgumentParser(
-        prog="pin_wheels", description="Write the pinned requirements of the image anew."
+        prog="pin_wheels", description="Write the pinned requirements of the image."
     )
     parser.parse_args()
     for name, packages in SETS.items():
@@ -40,10 +41,10 @@ def main() -> None:
 
 
 def pinned(packages: list[str]) -> str:
-    """Requirements that allow exactly the wheels that pip chooses for some Python and machine of ours.
+    """Return requirements with the hashes of the wheels that pip chooses.
 
     Raises:
-        SystemExit: a package has no one version for all of them; name a version that has.
+        SystemExit: pip chooses several versions of a package.
     """
     hashes: defaultdict[str, set[str]] = defaultdict(set)
     for python in PYTHONS:
@@ -57,7 +58,10 @@ def pinned(packages: list[str]) -> str:
     names = [requirement.partition("==")[0] for requirement in hashes]
     several = sorted({name for name in names if names.count(name) > 1})
     if several:
-        raise SystemExit(f"no one version for all of {', '.join(PYTHONS)}: {', '.join(several)}")
+        raise SystemExit(
+            f"no single version for all of Python {', '.join(PYTHONS)}: {', '.join(several)}; "
+            "bound it in SETS"
+        )
     return "".join(
         " \\\n    ".join([requirement, *(f"--hash=sha256:{value}" for value in sorted(hashes[requirement]))])
         + "\n"
@@ -66,7 +70,7 @@ def pinned(packages: list[str]) -> str:
 
 
 def download(packages: list[str], python: str, machine: str, folder: str) -> None:
-    """Let pip choose and fetch the wheels for another Python."""
+    """Let pip choose and download the wheels for another Python."""
     platforms = [f"manylinux_2_{glibc}_{machine}" for glibc in GLIBCS] + [f"manylinux2014_{machine}"]
     subprocess.run(
         [

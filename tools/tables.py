@@ -1,4 +1,4 @@
-"""Tables for a terminal, for Markdown and for CSV. Cells are untrusted text: control characters are escaped."""
+"""Tables for a terminal, Markdown and CSV. Cells are untrusted text: control characters are escaped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>|&~$#!])")
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """A column of rows of one type. Text is aligned left; numbers are aligned right."""
+    """A column over rows of one type, aligned right for numbers."""
 
     title: str
     show: Callable[[T], str]
@@ -40,8 +40,8 @@ class Table:
 
     Attributes:
         left: whether each column is aligned left.
-        keys: indices of the columns that identify a row.
-        ruled: whether rules are drawn between columns and below the titles.
+        keys: columns that identify a row.
+        ruled: whether rules are drawn.
     """
 
     titles: Sequence[str]
@@ -52,7 +52,7 @@ class Table:
 
 
 def table(columns: Sequence[Column[T]], rows: Sequence[T], keys: Sequence[str] = ()) -> Table:
-    """Return the table of some rows, with every cell on one line and escaped."""
+    """Return the table of some rows, with cells escaped."""
     titles = [column.title for column in columns]
     return Table(
         titles,
@@ -68,9 +68,9 @@ def terminal_width() -> int | None:
 
 
 def as_text(what: Table, width: int | None = None) -> str:
-    """Return the table as aligned text, at most ``width`` columns wide (at least 20); None sets no bound.
+    """Return aligned text. ``width`` is its bound in columns, at least 20.
 
-    Columns that do not fit follow in further tables below, each with the key columns.
+    Columns that do not fit follow in further tables, each with the key columns.
     """
     from rich.cells import cell_len
 
@@ -78,6 +78,7 @@ def as_text(what: Table, width: int | None = None) -> str:
     widths = [max(1, *map(cell_len, column)) for column in columns]
     gap = 3 if what.ruled else 2
     bands = [list(range(len(columns)))]
+    # Without a width, as in a file, nothing is cut.
     if width is not None and sum(widths) + gap * (len(widths) - 1) > width:
         width = max(width, _MIN_WIDTH)
         limit = (width - gap * len(what.keys)) // (len(what.keys) + 1)
@@ -88,7 +89,7 @@ def as_text(what: Table, width: int | None = None) -> str:
 
 
 def as_pairs(pairs: Sequence[tuple[str, str]], width: int | None = None, *, name_width: int = 18) -> str:
-    """Return names and values, a pair a line. A value that does not fit into ``width`` is wrapped."""
+    """Return a pair a line. A value that does not fit into ``width`` is wrapped."""
     from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -135,6 +136,7 @@ def _rendered(grid: RichTable, width: int) -> str:
     from rich.console import Console
 
     out = io.StringIO()
+    # No colour, whatever the environment says: the text may go to a file.
     console = Console(file=out, width=width, color_system=None, force_terminal=False, force_jupyter=False)
     console.print(grid, crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
@@ -152,6 +154,7 @@ def _shorten(cell: str, limit: int) -> str:
 
 
 def _bands(widths: Sequence[int], width: int, keys: Sequence[int], gap: int) -> list[list[int]]:
+    # A band is the key columns, and as many others as fit.
     free = width - sum(widths[key] for key in keys) - gap * (len(keys) - 1)
     bands, room = [list(keys)], free
     for column in (each for each in range(len(widths)) if each not in keys):
@@ -164,14 +167,14 @@ def _bands(widths: Sequence[int], width: int, keys: Sequence[int], gap: int) -> 
 
 
 def as_markdown(what: Table) -> str:
-    """Return the table as a Markdown pipe table, with markup in cells escaped."""
+    """Return a Markdown pipe table, with markup in cells escaped."""
     rule = ["---" if left else "---:" for left in what.left]
     rows = [what.titles, rule, *([_MARKUP.sub(r"\\\1", cell) for cell in row] for row in what.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows with the same keys as CSV; a dict in a field is JSON. See ``spreadsheet_text``."""
+    """Return rows with the same keys as CSV. A dict becomes JSON."""
     if not rows:
         return ""
     out = io.StringIO()
@@ -188,5 +191,6 @@ def _csv_value(value: object) -> object:
 
 
 def spreadsheet_text(text: str) -> str:
-    """Return the text with an apostrophe in front if a spreadsheet would evaluate it as a formula."""
+    """Return the text, with an apostrophe in front of a formula."""
+    # A spreadsheet evaluates text that begins so, even after white space.
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@", "'")) else text

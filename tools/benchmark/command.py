@@ -48,6 +48,7 @@ def benchmark(
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    # Figures go to stdout, all else to stderr.
     records: dict[Series, list[float]] = {}
     with OurSubject.open() as ours:
         here = machine(ours.isolation())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some values, and their lower and upper quartile."""
+    """The median and the quartiles of some values."""
 
     median: float
     low: float
@@ -19,10 +19,10 @@ class Spread:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """Return the value below which this part (0 to 1) of the values lies, interpolated.
+    """Return the quantile for a part from 0 to 1, interpolated.
 
     Raises:
-        ValueError: there are no values, or the part is not from 0 to 1.
+        ValueError: there are no values, or the part is out of bounds.
     """
     if not values or not 0 <= part <= 1:
         raise ValueError("a quantile needs at least one value, and a part from 0 to 1")
@@ -43,7 +43,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
-    """Return the median of ``values / others`` over the rounds; None if no round has both, or others are 0."""
+    """Return the median of the rounds' ratios; None if no round has both values."""
     # Round by round: a machine that changes its pace changes both sides. One side may have failed early.
     pairs = zip(values, others, strict=False)
     ratios = [value / other for value, other in pairs if other > 0]
@@ -51,7 +51,7 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
 
 
 def shown(value: float) -> str:
-    """Return the value with three significant digits, without an exponent."""
+    """Return three significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

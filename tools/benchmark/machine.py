@@ -23,7 +23,6 @@ class Machine:
     """Where and when figures were measured.
 
     Attributes:
-        versions: of the installed packages.
         load: the load average of the minute before the run.
         isolation: as measured from inside a sandbox.
     """

@@ -12,12 +12,12 @@ RLM = "rlm local"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound of the median of a variant, or of its ratio to another figure.
+    """A bound of the median of a variant.
 
     Attributes:
-        bound: the most (or the least) that the figure may be, in the metric's unit; a number for a ratio.
-        peer: our figure is divided by this peer's, of the same variant.
-        than: our figure is divided by our figure of this variant.
+        bound: in the metric's unit, or of a ratio.
+        peer: divides our figure by this peer's.
+        than: divides our figure by ours of this variant.
     """
 
     variant: str
@@ -33,12 +33,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A quantity that is measured in rounds. Each round measures every subject once.
-
-    Attributes:
-        name: for ``--only``.
-        rounds, quick: the number of rounds, and with ``--quick``.
-    """
+    """A quantity that is measured in rounds: so many, or with ``--quick`` fewer."""
 
     name: str
     title: str
@@ -49,16 +44,11 @@ class Metric:
 
 
 def live(count: int, busy: str, part: str) -> str:
-    """Return the variant of ``live``.
-
-    Args:
-        count: sandboxes that are open.
-        busy: which of them execute: ``one`` or ``all``.
-        part: ``p50`` or ``p95``.
-    """
+    """Return the variant of ``live``: ``count`` sandboxes, ``one`` or ``all`` executing, p50 or p95."""
     return f"{count}, {busy} executing, {part}"
 
 
+# No test asserts a goal: half of a figure is the machine.
 METRICS = (
     Metric("floor", "round trip between two processes", "µs", 15, 3),
     Metric("open", "open to first output", "ms", 25, 3, (Goal("", 15), Goal("", 1.0, peer=BWRAP))),

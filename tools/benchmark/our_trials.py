@@ -1,4 +1,4 @@
-"""Trials that only our sandboxes have, or that measure them in another way than the peers."""
+"""Trials of our sandboxes alone."""
 
 from __future__ import annotations
 
@@ -115,12 +115,13 @@ def _density(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 def _idle_mib(ours: OurSessions, count: int) -> float:
-    """Return the mean memory of one of ``count`` idle sandboxes: shim, init and repl, in MiB."""
+    """Return the mean memory of ``count`` idle sandboxes in MiB."""
 
     async def measure() -> float:
         async with AsyncExitStack() as stack:
             for sandbox in await _open(stack, count):
                 checked(await sandbox.execute("print(1)"))
+            # The sandbox that is built ahead is not counted.
             found = processes_in_use()
             if len(found) != count:
                 raise RuntimeError(f"found the processes of {len(found)} sandboxes instead of {count}")
@@ -139,7 +140,7 @@ def _stop(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 async def _interrupt_seconds() -> float:
-    """Return the seconds from the order to stop a cell to its result."""
+    """Return the seconds from an interrupt to the result of the cell."""
     called = asyncio.Event()
 
     async def answer(call: WorkerCall) -> Sequence[str | CallError]:
@@ -160,12 +161,13 @@ async def _interrupt_seconds() -> float:
 
 
 async def _overtime(code: str, grace: float) -> float:
-    """Return the seconds by which an endless cell exceeds its timeout; ``grace`` is added to the timeout."""
+    """Return the seconds by which an endless cell exceeds its timeout and grace."""
     config = CONFIG.model_copy(update={"grace": grace or CONFIG.grace})
     async with open_sandbox(config) as sandbox:
         start = time.perf_counter()
         result = await sandbox.execute(code, timeout=_SECONDS)
         took = time.perf_counter() - start
+    # A cell that ignores interrupts is killed after the grace, and its state is lost.
     if checked(result, Outcome.TIMEOUT).state_lost != (grace > 0):
         raise RuntimeError(
             "a cell was killed although it can be interrupted, or interrupted although it cannot"
@@ -184,7 +186,7 @@ def _live(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 async def _execute_among(counts: Sequence[int], cells: int) -> Figures:
-    """Return times of ``execute`` with each number of open sandboxes, from at least so many cells."""
+    """Return times of ``execute`` with each number of open sandboxes."""
     found: dict[str, float] = {}
     async with AsyncExitStack() as stack:
         sandboxes: list[Sandbox] = []
@@ -214,7 +216,7 @@ def _cpu(ours: OurSessions, scale: Scale) -> Generator[Trial]:
 
 
 def _processor_us(work: Callable[[], object], pids: dict[str, int], count: int, what: str) -> Figures:
-    """Return the microseconds of each process for one of ``count`` repetitions in ``work``."""
+    """Return the microseconds of each process for one of ``count`` repetitions."""
     processes = {"engine": os.getpid(), **pids}
     before = {name: processor_ns(pid) for name, pid in processes.items()}
     work()

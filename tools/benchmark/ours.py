@@ -1,4 +1,4 @@
-"""The engine's own sandboxes as a subject: all isolation on, and worker calls through the broker of a run."""
+"""The engine's own sandboxes as a subject, with worker calls through the broker of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class InstantBatchModel(InstantModel):
 
 
 class OurSession(Session):
-    """A sandbox with a broker, in the event loop of its subject."""
+    """A sandbox with a broker."""
 
     def __init__(self, ours: OurSessions, stack: AsyncExitStack, sandbox: Sandbox) -> None:
         self._ours = ours
@@ -71,7 +71,8 @@ class OurSession(Session):
         return checked(self._ours.wait(self.sandbox.execute(code))).stdout
 
     def times(self, code: str, count: int) -> list[float]:
-        """See ``Session.times``; timed in the event loop, where users call it."""
+        """See ``Session.times``."""
+        # Timed in the event loop, where users of the engine call it.
         return self._ours.wait(execute_times(self.sandbox, code, count))
 
     def close(self) -> None:
@@ -92,7 +93,7 @@ class OurSessions(Interactive):
     @classmethod
     @contextmanager
     def open(cls) -> Generator[Self]:
-        """Start a runtime for the time of the context."""
+        """Start a runtime."""
         # The event loop runs only while ours is measured: it takes no time from the peers in this process.
         with asyncio.Runner() as runner:
             runtime = SandboxRuntime(CONFIG)
@@ -142,11 +143,12 @@ class OurSessions(Interactive):
 
 
 def checked(result: CellResult, *expected: Outcome) -> CellResult:
-    """Return the result if it has an expected outcome, ``OK`` by default.
+    """Return a result with an expected outcome, ``OK`` by default.
 
     Raises:
-        RuntimeError: it has another outcome, so that its time means nothing.
+        RuntimeError: it has another outcome.
     """
+    # The time of a cell that failed means nothing.
     if result.outcome not in (expected or (Outcome.OK,)):
         raise RuntimeError(
             f"a cell of the benchmark ended with {result.outcome}: {result.error or result.detail}"
@@ -166,7 +168,7 @@ async def execute_times(sandbox: Sandbox, code: str, count: int) -> list[float]:
 
 
 async def open_seconds(context: object = "") -> float:
-    """Return the seconds from the order for a sandbox to the output of its first cell."""
+    """Return the seconds until a new sandbox has printed something."""
     start = time.perf_counter()
     async with open_sandbox(CONFIG, context=context) as sandbox:
         result = await sandbox.execute("print(1)")
@@ -177,7 +179,7 @@ async def open_seconds(context: object = "") -> float:
 
 
 def processes_in_use() -> list[dict[str, int]]:
-    """Return the pids of ``shim``, ``init`` and ``repl`` of each sandbox in use below this process."""
+    """Return the pids of ``shim``, ``init`` and ``repl`` of each sandbox in use."""
     found: list[dict[str, int]] = []
     for shim in _children(psutil.Process(), "supdist-zygote", "supdist-shim"):
         for init in _children(shim, "supdist-init"):

@@ -1,6 +1,6 @@
-"""Other software that runs Python code, each used as its documentation recommends. None is a dependency.
+"""Peers: other software that runs Python code, each used as its documentation recommends.
 
-Their models answer at once in this process; nothing uses a network.
+None is a dependency. Nothing here uses a network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PYTHON = os.path.realpath(sys.executable)
 
 
 class Program(Subject):
-    """An interpreter that starts, runs one piece of code and ends."""
+    """An interpreter that runs one piece of code and ends."""
 
     @abstractmethod
     def first_output(self) -> float:
@@ -59,6 +59,7 @@ class PlainPython(Program):
         with subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stderr is not None
+            # A program that never prints is killed.
             if not select.select([process.stdout], [], [], _SECONDS)[0]:
                 process.kill()
             line = process.stdout.readline()
@@ -69,7 +70,7 @@ class PlainPython(Program):
 
 
 class Bubblewrap(PlainPython):
-    """The interpreter in every namespace of bubblewrap, with the host's files read-only."""
+    """The interpreter in all namespaces of bubblewrap."""
 
     name = BWRAP
     command = (
@@ -81,6 +82,7 @@ class Bubblewrap(PlainPython):
         """See ``Subject.missing``."""
         if shutil.which("bwrap") is None:
             return "apt install bubblewrap"
+        # It may be installed and not allowed to make namespaces.
         tried = subprocess.run(self.command, capture_output=True, check=False, timeout=_SECONDS)
         return None if tried.returncode == 0 else tried.stderr.decode(errors="replace").strip()
 
@@ -107,12 +109,7 @@ class Docker(Program):
 
 
 class Library(Interactive):
-    """A Python package.
-
-    Attributes:
-        modules: names to import.
-        install: names to install.
-    """
+    """A Python package, with the names to import and to install."""
 
     modules: Sequence[str]
     install: str
@@ -168,7 +165,7 @@ class Ipykernel(Library):
 
 
 class InstantRlmModel:
-    """A language model with rlm's interface. It answers at once."""
+    """A model with rlm's interface. It answers at once."""
 
     model_name = "null"
 
@@ -186,9 +183,10 @@ class InstantRlmModel:
 
 
 class RlmSession(Session):
-    """An environment of rlm, with the server that its code asks for models."""
+    """An environment of rlm with its model server."""
 
     def __init__(self, kind: str, context: object, **options: object) -> None:
+        # The stack closes the server if the environment cannot be made.
         with ExitStack() as stack:
             handler = import_module("rlm.core.lm_handler").LMHandler(InstantRlmModel())
             stack.enter_context(handler)

@@ -1,4 +1,4 @@
-"""Draw the figures, an image for each metric. Box plots show spread and outliers of the rounds."""
+"""Draw a box plot of each metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's table: medians and quartiles, ratios to the peers, and whether goals are met."""
+"""The benchmark's table: medians, quartiles, ratios to the peers, and goals."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Series(NamedTuple):
     subject: str
 
 
+# The figures of each round.
 Records = Mapping[Series, Sequence[float]]
-"""The figures of each round."""
 
 HEADINGS = ("", "median", "p25", "p75", "", "ratio", "goal", "met")
 _LEFT = (True, False, False, False, True, False, True, True)
@@ -29,18 +29,12 @@ _LEFT = (True, False, False, False, True, False, True, True)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table.
-
-    Attributes:
-        ratio: our figure divided by this peer's, round by round; or this variant of ours divided by the one
-            that its goal names.
-        goal: the goal in words; empty without a goal.
-        met: whether the goal is met; None without a goal.
-    """
+    """One row of the table."""
 
     series: Series
     unit: str
     spread: Spread
+    # Our figure divided by this peer's, or by the figure of ours that the goal names.
     ratio: float | None
     goal: str
     met: bool | None
@@ -59,7 +53,7 @@ class Row:
 
 
 def rows(metrics: Sequence[Metric], records: Records) -> list[Row]:
-    """Return the rows of each metric, variant by variant, ours first."""
+    """Return the rows by metric and variant, ours first."""
     found: list[Row] = []
     for metric in metrics:
         of_metric = [series for series in records if series.metric == metric.name]
@@ -80,6 +74,7 @@ def _row(metric: Metric, series: Series, records: Records) -> Row:
     goal = goals[0] if goals else None
     own, middle = records[series], spread(records[series])
     compared: float | None = None
+    # The goal of a peer's row is about our ratio to it.
     if is_ours and goal is not None and goal.than is not None:
         compared = ratio(own, records.get(series._replace(variant=goal.than), ()))
     elif not is_ours:
@@ -100,7 +95,7 @@ def _goal_words(goal: Goal, unit: str) -> str:
 
 
 def cells(metrics: Sequence[Metric], lines: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return the cells below ``HEADINGS``. A peer is indented below our row of the same variant."""
+    """Return the cells below ``HEADINGS``."""
     titles = {metric.name: metric.title for metric in metrics}
     ours = {row.series for row in lines if row.series.subject == OURS}
     found: list[tuple[str, ...]] = []
@@ -108,6 +103,7 @@ def cells(metrics: Sequence[Metric], lines: Sequence[Row]) -> list[tuple[str, ..
         name, variant, subject = row.series
         if subject == OURS:
             label = f"{titles[name]} {variant}".rstrip()
+        # A peer is indented below our row of the same variant.
         elif row.series._replace(subject=OURS) in ours:
             label = f"  {subject}"
         else:
@@ -121,13 +117,14 @@ def cells(metrics: Sequence[Metric], lines: Sequence[Row]) -> list[tuple[str, ..
 
 
 def as_text(metrics: Sequence[Metric], lines: Sequence[Row], width: int | None = None) -> str:
-    """Return the table as text. See ``tables.as_text`` for ``width``."""
+    """Return the table as text, at most ``width`` columns wide."""
     body = [[one_line(cell) for cell in line] for line in cells(metrics, lines)]
     return tables.as_text(tables.Table(HEADINGS, _LEFT, body, ruled=False), width)
 
 
 def as_markdown(metrics: Sequence[Metric], lines: Sequence[Row]) -> str:
     """Return the same table as Markdown."""
+    # Markdown drops leading spaces, which indent a peer.
     table = [[cell.replace("  ", "&emsp;", 1) for cell in line] for line in cells(metrics, lines)]
     marks = ("---", "--:", "--:", "--:", "---", "--:", "---", "---")
     return "\n".join("| " + " | ".join(line) + " |" for line in [HEADINGS, marks, *table])

@@ -1,4 +1,4 @@
-"""Rounds: each measures every subject once, so that a machine that changes its pace changes it for all."""
+"""Rounds: each measures every subject once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .metrics import OURS, Metric
 from .report import Series
 from .subjects import Scale, Subject, Trial
 
+# Takes a line about the progress, or about a subject that is left out.
 Log = Callable[[str], None]
-"""Takes a line about the progress, or about a subject that is left out."""
 
 
 def measure(
     metric: Metric, subjects: Sequence[Subject], scale: Scale, rounds: int, log: Log
 ) -> dict[Series, list[float]]:
-    """Return the figures of every round. A peer that fails is left out from then on; ours must not fail."""
+    """Return the figures of every round. A peer that fails is left out; ours must not fail."""
     found: dict[Series, list[float]] = {}
     with ExitStack() as stack:
         trials: dict[str, Trial] = {}
@@ -24,6 +24,7 @@ def measure(
             trial = _opened(stack, subject, metric, scale, log)
             if trial is not None:
                 trials[subject.name] = trial
+        # In turn, so that a machine that changes its pace changes it for all subjects.
         for _ in range(rounds):
             for name, trial in list(trials.items()):
                 try:

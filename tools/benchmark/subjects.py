@@ -9,16 +9,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+# Figures of one round by variant, in the metric's unit. A single variant is "".
 Figures = Mapping[str, float]
-"""Figures of one round by variant, in the metric's unit; a single variant is ``""``."""
-
+# Measures one round of one subject.
 Trial = Callable[[], Figures]
-"""Measures one round of one subject."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much a round does: everything, or as much as takes a minute."""
+    """How much a round does."""
 
     quick: bool
 
@@ -33,31 +32,27 @@ class Subject(ABC):
     name: str
 
     def missing(self) -> str | None:
-        """Return what must be installed before it can be measured; None if nothing."""
+        """Return what must be installed first; None if nothing."""
         return None
 
     @abstractmethod
     def trial(self, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
-        """Return the trial of a metric; None if the metric does not apply."""
+        """Return the trial of a metric; None if it does not apply."""
 
 
 class Session(ABC):
-    """A persistent namespace that executes pieces of code, one after another."""
+    """A persistent namespace that executes code."""
 
     @abstractmethod
     def run(self, code: str) -> str:
-        """Run code to its end, and return what it printed.
-
-        Raises:
-            RuntimeError: the code failed.
-        """
+        """Run code, and return what it printed. Raises ``RuntimeError`` if the code failed."""
 
     @abstractmethod
     def close(self) -> None:
-        """End the session, and wait for its processes."""
+        """End the session and its processes."""
 
     def times(self, code: str, count: int) -> list[float]:
-        """Return the seconds from order to result of each of ``count`` runs."""
+        """Return the seconds of each of ``count`` runs."""
         found: list[float] = []
         for _ in range(count):
             start = time.perf_counter()
@@ -71,7 +66,8 @@ class Session(ABC):
 
 
 def pss(processes: list[int]) -> int:
-    """Return the bytes of memory of processes; shared pages count in parts (proc(5), ``smaps_rollup``)."""
+    """Return the proportional set size of processes in bytes."""
+    # Pss of proc(5), smaps_rollup: a page that n processes share counts as 1/n of a page.
     total = 0
     for pid in processes:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
@@ -80,7 +76,8 @@ def pss(processes: list[int]) -> int:
 
 
 def processor_ns(pid: int) -> int:
-    """Return the processor time of a process in nanoseconds (proc(5), ``schedstat`` of its threads)."""
+    """Return the processor time of a process in nanoseconds."""
+    # The first number of proc(5), schedstat, is a thread's time on a processor.
     total = 0
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:

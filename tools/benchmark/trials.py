@@ -27,22 +27,18 @@ print(json.dumps(found))
 
 
 class Interactive(Subject):
-    """A subject with sessions.
+    """A subject with sessions."""
 
-    Attributes:
-        ask: names of the functions that ask a worker for one answer, and for many; None without workers.
-        takes_context: whether a session can be given a document.
-    """
-
+    # Names of the functions that ask a worker for one answer, and for many.
     ask: tuple[str, str] | None = None
     takes_context = False
 
     @abstractmethod
     def start(self, context: object = "") -> Session:
-        """Open a session; pass a context only if ``takes_context``."""
+        """Open a session, with a context only if ``takes_context``."""
 
     def first_output(self, context: object = "") -> float:
-        """Return the seconds from the order for a session to its first output, and close the session."""
+        """Return the seconds until a new session has printed something."""
         start = time.perf_counter()
         session = self.start(context)
         try:
@@ -60,7 +56,7 @@ class Interactive(Subject):
 
 
 def session_trial(subject: Interactive, metric: str, scale: Scale) -> AbstractContextManager[Trial] | None:
-    """Return the trial of a metric with sessions of the subject; None if the metric does not apply."""
+    """Return the trial of a metric; None if it does not apply."""
     match metric:
         case "open":
             return _open(subject)
@@ -81,7 +77,7 @@ def session_trial(subject: Interactive, metric: str, scale: Scale) -> AbstractCo
 
 
 def text_of(megabytes: float, mark: int = 0) -> str:
-    """Return a text of this size; the mark makes it differ from other texts."""
+    """Return a text of this size. The mark makes it unique."""
     return f"{mark:09d}\n" + "012345678\n" * (int(megabytes * MB) // 10 - 1)
 
 
@@ -91,7 +87,7 @@ def context_sizes(scale: Scale) -> tuple[float, ...]:
 
 
 def seconds_of_calls(session: Session, call: str, count: int) -> float:
-    """Return the median seconds of ``count`` calls, timed by the code that makes them."""
+    """Return the median seconds of ``count`` calls."""
     found: list[float] = json.loads(session.run(_TIME_CALLS.format(call=call, count=count)))
     return statistics.median(found)
 
@@ -106,6 +102,7 @@ def _open(subject: Interactive) -> Generator[Trial]:
 @contextmanager
 def _execute(subject: Interactive) -> Generator[Trial]:
     with closing(subject.start()) as session:
+        # A warm-up: the first executions are slower.
         session.times("1 + 1", 5)
         yield lambda: {"": statistics.median(session.times("1 + 1", 20)) * 1e3}
 

@@ -1,4 +1,6 @@
-"""Run ``eval`` with its flags. Apart from ``eval_cli``, so that ``--help`` does not import the engine."""
+"""Run ``eval`` with its flags."""
+
+# Apart from eval_cli, so that --help does not import the engine.
 
 from __future__ import annotations
 
@@ -64,13 +66,7 @@ def eval_with(
 ) -> int:
     """Run the experiment, print its summary, and return the exit code.
 
-    Args:
-        flags: the settings that were given as flags.
-        file: ``--config``.
-        place: the folder.
-        allowed: what the flags let a file do.
-        retry_failed: repeat failed examples.
-        as_json: print the summary as JSON, and nothing else.
+    ``flags`` are the settings that were given as flags, ``file`` is that of ``--config``.
 
     Raises:
         TaskError: a flag or a setting is wrong.
@@ -82,10 +78,12 @@ def eval_with(
     config, subject, is_own = _chosen(flags, file, place, environment)
     if user_secret() is None:
         _note(
-            "your configuration folder cannot be written: this experiment will not be recognised as yours later"
+            "your configuration folder cannot be written: "
+            "this experiment will not be recognised as yours later"
         )
     permissions = allowed.bind(subject, environment, ask=not as_json, is_own=is_own)
     permit(config, _typed(flags), permissions)
+    # Only now, so that a mistake leaves no folder.
     folder = place.resume or place.out or new_folder(config.task)
     try:
         with withheld_keys_named(permissions):
@@ -121,7 +119,7 @@ def run_shown(
     quiet: bool,
     own_answers: bool,
 ) -> Summary:
-    """Run an experiment to its end and show its progress on stderr. See ``run_experiment``.
+    """Run an experiment and show its progress on stderr. See ``run_experiment``.
 
     Raises:
         Stopped: by a signal; ended examples are kept.
@@ -142,10 +140,10 @@ def run_shown(
 
 
 def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, or to SIGINT or SIGTERM: cancel the work then, and wait for its clean-up.
+    """Run to the end. On SIGINT or SIGTERM, cancel the work and wait for its clean-up.
 
     Raises:
-        Stopped: by the signal. A second signal has its default effect.
+        Stopped: by the signal.
     """
 
     async def watched() -> T:
@@ -155,6 +153,7 @@ def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
 
         def stop(number: signal.Signals) -> None:
             received.append(number)
+            # A second signal has its default effect, in case the clean-up hangs.
             for each in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(each)
             task.cancel()
@@ -174,16 +173,18 @@ def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
 def _chosen(
     flags: Mapping[str, Any], file: Path | None, place: Place, environment: Environment
 ) -> tuple[ExperimentConfig, Path | None, bool]:
-    """Return the settings, the file that they come from, and whether they are this user's own."""
+    """Return the settings, their file, and whether they are this user's own."""
     if place.resume is None:
         settings = _settings(flags, read_config(file) if file else None, environment)
+        # What the user typed is the user's own; a file is not.
         return resolve(settings, environment), file, file is None
     config, is_own = _resumed(flags, file, place.out, place.resume, environment)
     subject = place.resume / CONFIG
     if not is_own:
         _note(
-            f"{subject} is not recognised as yours (it, the working directory or your configuration folder has "
-            "changed): its settings reach no further than its folder, and cached answers of others are ignored"
+            f"{subject} is not recognised as yours (it, the working directory or your configuration folder "
+            "has changed): its settings reach no further than its folder, "
+            "and cached answers of others are ignored"
         )
     return config, subject, is_own
 
@@ -237,6 +238,7 @@ def _task_option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise TaskError(f"-T {text}: an option of the task is KEY=VALUE")
+    # JSON if it is valid, else text: `length=10000` is a number.
     try:
         return key, json.loads(value)
     except ValueError:

@@ -24,8 +24,8 @@ from .records import STRATEGY_NAMES, Strategy
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+# Settings that may change when an experiment is resumed: they change no result.
 FREE = frozenset({"concurrency", "executor", "ray_address"})
-"""Settings that may change when an experiment is resumed: they change no result."""
 
 _NO_ENDPOINT = "no endpoint is configured; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
 _JUDGE = "Qwen/Qwen3-235B-A22B-Instruct-2507-tput"
@@ -34,7 +34,8 @@ _JUDGE_TOKENS = 1024
 
 # Packages that answers, scores or token counts depend on.
 _DEPENDENCIES = (
-    "bm25s", "datasets", "genai-prices", "msgspec", "openai", "pydantic", "pyzmq", "ray", "tokenizers", "vllm",
+    "bm25s", "datasets", "genai-prices", "msgspec", "openai", "pydantic", "pyzmq", "ray", "tokenizers",
+    "vllm",
 )  # fmt: skip
 
 _SECRET = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
@@ -92,14 +93,15 @@ class ExperimentConfig(BaseModel):
         for role, spec in (("supervisor", self.supervisor), ("worker", self.worker), ("judge", self.judge)):
             if isinstance(spec, OpenAISpec) and (where := _secret_in(spec)):
                 raise ValueError(
-                    f"{role}: {where} seems to hold a key, and settings are written to the experiment's folder; "
-                    "put the key into a variable, and name that variable in api_key_env"
+                    f"{role}: {where} seems to hold a key, and settings are written to the experiment's "
+                    "folder; put the key into a variable, and name that variable in api_key_env"
                 )
         return self
 
     @property
     def models(self) -> tuple[str, str, str]:
-        """The names of supervisor, worker and judge; empty where there is none."""
+        """Names of supervisor, worker and judge; empty for none."""
+        # With the direct strategy, the builtin worker answers in place of the builtin supervisor.
         if self.strategy == "direct" and isinstance(self.supervisor, BuiltinSpec):
             supervisor = "builtin-worker"
         else:
@@ -108,7 +110,7 @@ class ExperimentConfig(BaseModel):
         return supervisor, _name("worker", self.worker), _name("judge", judge)
 
     def run_config(self) -> RunConfig:
-        """Return the options of an example's run, without its log folder and the file of its cache.
+        """Return the options of a run, without its log folder and cache file.
 
         Raises:
             TaskError: the prompts cannot be read.
@@ -166,10 +168,10 @@ def read_config(path: Path) -> ExperimentConfig:
 
 
 def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentConfig:
-    """Return the settings with the models that the strategy uses, from the environment or else builtin.
+    """Return the settings with the models of the strategy: the environment's, or else builtin.
 
     Raises:
-        TaskError: the strategy does not work with these models, or the environment names half an endpoint.
+        TaskError: the strategy cannot use these models, or the environment is incomplete.
     """
     if config.strategy == "builtin":
         pair = BuiltinSpec(handler="builtin")
@@ -214,16 +216,10 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
 def named_model(
     role: Role, model: str, environment: Environment, before: ModelSpec | None = None
 ) -> ModelSpec:
-    """Return the specification of a model that is given by its name; ``builtin`` is the builtin model.
-
-    Args:
-        role: the model's role.
-        model: its name.
-        environment: names the endpoint.
-        before: a specification whose endpoint is used instead.
+    """Return a model by its name, at the endpoint of ``before``, or else of the environment.
 
     Raises:
-        TaskError: the environment configures no endpoint.
+        TaskError: no endpoint is configured.
     """
     if model == "builtin":
         return BuiltinSpec(handler="builtin")
@@ -236,10 +232,10 @@ def named_model(
 
 
 def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
-    """Return the specification of a judge at the environment's endpoint; ``none`` is no judge.
+    """Return a judge by its name, at the environment's endpoint; ``none`` is no judge.
 
     Raises:
-        TaskError: the environment configures no endpoint.
+        TaskError: no endpoint is configured.
     """
     if model == "none":
         return "none"
@@ -252,6 +248,7 @@ def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["
 def _judge(config: ExperimentConfig, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
     if config.judge is not None:
         return config.judge
+    # Away from OpenAI, the default judge is one of Together's models.
     elsewhere = ("TOGETHER_API_KEY", "BASE_URL", "OPENAI_BASE_URL")
     at_openai = not any(environ.get(name) for name in elsewhere)
     default = _JUDGE_AT_OPENAI if at_openai else _JUDGE
@@ -280,7 +277,7 @@ def _name(role: str, spec: ModelSpec | None) -> str:
 
 
 def _secret_in(spec: OpenAISpec) -> str | None:
-    """Return the name of a field that seems to hold a key."""
+    # Only what looks like a key: the name of a header, a password or a query in a URL.
     for name in spec.extra_headers or {}:
         if _SECRET.search(name):
             return f"extra_headers.{name}"

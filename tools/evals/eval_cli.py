@@ -18,8 +18,8 @@ from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRe
 T = TypeVar("T")
 
 EXIT_CODES = (
-    "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, 4 no sandbox, "
-    "5 the endpoint refuses, 6 the folder cannot be written, 130 Ctrl-C, 143 SIGTERM."
+    "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, "
+    "4 no sandbox, 5 the endpoint refuses, 6 the folder cannot be written, 130 Ctrl-C, 143 SIGTERM."
 )
 
 
@@ -39,13 +39,14 @@ class ExecutorName(Enum):
     RAY = "ray"
 
 
+# None says that a flag was not given: the default then comes from --config, or from ExperimentConfig.
 _Text = str | None
 _Count = int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingFlags:
-    """The flags that are settings of an experiment; None where a flag was not given."""
+    """The flags that are settings of an experiment."""
 
     task: Annotated[_Text, typer.Option(help="The task; qasper by default.")] = None
     task_options: Annotated[
@@ -57,8 +58,8 @@ class SettingFlags:
     strategy: Annotated[
         StrategyName | None,
         typer.Option(
-            help="supervisor (the default): the loop. no-worker: the loop without workers. direct: one call, with "
-            "the document cut to the window. builtin: the loop with the builtin pair."
+            help="supervisor (the default): the loop. no-worker: the loop without workers. "
+            "direct: one call, with the document cut to the window. builtin: the loop with the builtin pair."
         ),
     ] = None
     supervisor_model: Annotated[
@@ -141,7 +142,7 @@ class EvalFlags(SettingFlags):
 
 
 def takes(flags: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Make a command of a function that takes a dataclass of flags. Typer reads each field as a parameter."""
+    """Make a command of a function that takes a dataclass of flags."""
 
     def decorated(command: Callable[[T], None]) -> Callable[..., None]:
         def with_flags(**given: Any) -> None:
@@ -153,6 +154,7 @@ def takes(flags: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[.
             for each in inspect.signature(flags).parameters.values()
         ]
         wrapper: Any = with_flags
+        # Typer reads the parameters of a command from its signature.
         wrapper.__signature__ = inspect.Signature(parameters)
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         return wrapper

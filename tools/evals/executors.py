@@ -1,7 +1,4 @@
-"""Executors: run an example in this process, or as a task of a Ray cluster (extra ``ray``).
-
-Ray unpickles what a node returns, so nodes are trusted as the driver is. Keys do not travel: each node has its own.
-"""
+"""Executors: run an example in this process, or as a task of a Ray cluster (extra ``ray``)."""
 
 from __future__ import annotations
 
@@ -37,26 +34,21 @@ from .folder import log_events
 from .records import Failure, Record, Tokens
 from .strategies import CacheFile, Loop, judge_handler, open_strategy
 
+# Errors that every other example would meet as well: they stop the experiment.
 FATAL = (TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess)
-"""Errors that every other example would meet as well, so that the experiment stops."""
 
 _NODE_RETRIES = 3
-# With the value 0, Ray listens on 127.0.0.1 alone, on every system. Without it, Ray replaces that address by the
-# machine's own, even one that is passed to init(), and listens on all interfaces.
+# With the value 0, Ray listens on 127.0.0.1 alone, on every system. Without it, Ray replaces that address
+# by the machine's own, even one that is passed to init(), and listens on all interfaces.
 _LOCALHOST_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
+# A node's reply: the record as JSON if the example ended, a fatal error's name and arguments, the logs.
 Reply = tuple[str | None, tuple[str, tuple[str, ...]] | None, dict[str, bytes]]
-"""A node's reply: the record as JSON if the example ended; a fatal error's name and arguments; the logs by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An example to run.
-
-    Attributes:
-        index: its index in the sample.
-        answered: its record, if it has an answer and only the judge is to be asked again.
-    """
+    """An example and its index in the sample. ``answered`` is its record if only the judge is to be asked."""
 
     index: int
     example: Example
@@ -75,15 +67,10 @@ class Executor(Protocol):
     """Runs examples, many at once."""
 
     async def run(self, job: Job, logs: Path) -> Ended:
-        """Run an example; its own failure is in its record.
-
-        Args:
-            job: the example.
-            logs: a folder that does not exist yet.
+        """Run an example and write its logs. Its own failure is in its record.
 
         Raises:
-            TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess: no example can be run.
-                This one has not ended.
+            TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess: no example can run.
         """
         ...
 
@@ -92,11 +79,10 @@ class Executor(Protocol):
 async def open_executor(
     config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions = UNBOUND
 ) -> AsyncGenerator[Executor]:
-    """Open the executor that the settings name, with all that the examples share.
+    """Open the executor of the settings, with all that the examples share.
 
     Raises:
-        TaskError, SandboxUnavailable, LogError, CacheError, NoAccess: as ``Executor.run``; or Ray is not
-            installed, or has no cluster at the address.
+        TaskError, SandboxUnavailable, CacheError, NoAccess: no example can run, or there is no Ray cluster.
     """
     if config.executor == "ray":
         # The experiment's cache stays with the driver: nodes do not reach its file.
@@ -122,7 +108,7 @@ class LocalExecutor:
     async def open(
         cls, config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions
     ) -> AsyncGenerator[Executor]:
-        """Open the models. ``cache`` is the file of cached answers; None for none."""
+        """Open the models and the cache."""
         async with AsyncExitStack() as stack:
             strategy = await stack.enter_async_context(open_strategy(config, cache, permissions))
             judge = judge_handler(config, permissions) if task.wants_judge else None
@@ -167,11 +153,7 @@ class LocalExecutor:
 
 @dataclass(frozen=True, slots=True)
 class RayExecutor:
-    """Runs each example as a Ray task, with models and sandboxes on the task's node.
-
-    The driver alone writes the experiment's folder. So a task that Ray repeats, because its node died, is
-    recorded once.
-    """
+    """Runs each example as a Ray task, with models and sandboxes on the task's node."""
 
     config: ExperimentConfig
     task: Task
@@ -209,6 +191,7 @@ class RayExecutor:
         """See ``Executor.run``."""
         started = time.monotonic()
         settings = self.config.model_dump_json()
+        # Permissions hold names of variables and no key: each node has the keys in its own environment.
         work = self.remote.remote(settings, self.task, job, version("supdist-engine"), self.permissions)
         try:
             reply: Reply = await work
@@ -220,6 +203,8 @@ class RayExecutor:
             context = await to_thread.run_sync(self.task.context, job.example)
             record = _unanswered(self.config, job, context, judge=self.task.wants_judge)
             return Ended(_failed(record, error, time.monotonic() - started))
+        # Ray unpickles the reply: nodes are trusted as the driver is. The driver alone writes the folder, so
+        # an example that Ray repeats because its node died is recorded once.
         record_json, error_parts, files = reply
         if files:
             await to_thread.run_sync(_write_logs, logs, files)
@@ -233,15 +218,7 @@ class RayExecutor:
 def run_on_node(
     settings: str, task: Task, job: Job, driver_version: str, permissions: Permissions = UNBOUND
 ) -> Reply:
-    """Run an example on this node.
-
-    Args:
-        settings: the experiment's settings as JSON.
-        task: the task.
-        job: the example.
-        driver_version: the driver's version of this package.
-        permissions: names of the keys for each endpoint; they hold no key.
-    """
+    """Run an example on this node. ``settings`` is JSON, ``driver_version`` that of this package."""
     folder = Path(tempfile.mkdtemp(prefix="supdist-example-"))
     logs = folder / "logs"
     try:
@@ -271,6 +248,7 @@ async def _run_one(
 
 
 def _ray_options(address: str | None) -> dict[str, Any]:
+    # "local" starts a cluster on this machine.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith(("local", "127.")):
         os.environ.setdefault(_LOCALHOST_ONLY, "0")
@@ -279,12 +257,14 @@ def _ray_options(address: str | None) -> dict[str, Any]:
 
 
 def _error_parts(error: Exception) -> tuple[str, tuple[str, ...]]:
+    # Its constructor takes two arguments, and no message.
     if isinstance(error, SandboxUnavailable):
         return type(error).__name__, (error.capability, error.remedy)
     return type(error).__name__, (str(error),)
 
 
 def _rebuilt(name: str, arguments: tuple[str, ...]) -> Exception:
+    # An error's class is looked up among these alone.
     known = {kind.__name__: kind for kind in FATAL}
     return known[name](*arguments)
 

@@ -1,7 +1,4 @@
-"""The folder of an experiment: its lock, settings, records, results.csv and logs.
-
-One process at a time writes it. Every record is flushed as its example ends, so a kill loses none.
-"""
+"""The folder of an experiment: lock, settings, records, results.csv, logs. A kill loses no record."""
 
 from __future__ import annotations
 
@@ -27,9 +24,8 @@ from ..tables import spreadsheet_text
 from .config import Manifest
 from .records import CACHE, CONFIG, EXAMPLES, RECORDS, TABLE, Record, Tokens, read_records
 
-INTERRUPTED = "interrupted"
-"""Folder of the logs of attempts that did not end, or that failed and were repeated: ``<id>.<number>/``."""
-
+# Folder of the logs of attempts that did not end, or that failed and were repeated: `<id>.<number>/`.
+_INTERRUPTED = "interrupted"
 _LOCK = ".lock"
 _MARK = ".mark"
 _SEAL_PURPOSE = "experiment"
@@ -39,20 +35,17 @@ _BLOCK = 65_536
 _ROLES = ("supervisor", "worker", "judge")
 _NUMBERS = ("calls", "input_tokens", "output_tokens", "cost_usd")
 
+# Behind these, results.csv has a column `metric.<name>` for each figure of the task.
 COLUMNS = (
     "index", "example", "document", "kind", "strategy", "supervisor_model", "worker_model", "judge_model",
     "query", "references", "answer", "score", "correct", "note", "steps", "stop_reason", "context_chars",
     *(f"{role}_{number}" for role in _ROLES for number in _NUMBERS),
     "seconds", "error_stage", "error_type", "error_message",
 )  # fmt: skip
-"""Columns of results.csv; ``metric.<name>`` of each figure of the task follows."""
 
 
 class ExperimentFolder:
-    """The folder of one experiment, locked for this process. See ``open_folder``.
-
-    Every method raises ``LogError`` if a file cannot be written.
-    """
+    """The locked folder of one experiment. Its methods raise ``LogError`` if they cannot write."""
 
     def __init__(self, path: Path, folder: PrivateFolder) -> None:
         self.path = path
@@ -71,14 +64,15 @@ class ExperimentFolder:
         return resolved(self.path) / EXAMPLES / example
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write config.json, and the mark that identifies it as this user's."""
+        """Write config.json and its mark."""
         data = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
         self._replace(CONFIG, data)
+        # The mark lets `read_manifest` recognise the file as this user's.
         if mark := Seal.open(_SEAL_PURPOSE).mark(data, _working_directory()):
             self._replace(_MARK, mark.encode())
 
     def open_records(self) -> None:
-        """Read the records, and open their file for more. An incomplete last line is cut off."""
+        """Read the records, and open their file for more."""
         with _write_errors(self.path):
             self._record_lines = self._folder.append(RECORDS)
             _cut_incomplete_line(self._record_lines)
@@ -89,6 +83,7 @@ class ExperimentFolder:
         assert self._record_lines is not None
         with _write_errors(self.path):
             self._record_lines.write(record.model_dump_json().encode() + b"\n")
+            # Now, so that a kill loses no record.
             self._record_lines.flush()
         self.records[record.example] = record
         # The table is written whole, which takes long for many examples; `close` writes the last one.
@@ -96,17 +91,18 @@ class ExperimentFolder:
             self._write_table()
 
     def set_aside(self, example: str) -> None:
-        """Move the logs of an earlier attempt to ``interrupted``; they say what was paid for."""
+        """Move the logs of an earlier attempt to ``interrupted``."""
         with _write_errors(self.path), suppress(FileNotFoundError), self._folder.below(EXAMPLES) as examples:
             if not examples.exists(example):
                 return
-            with self._folder.below(INTERRUPTED, create=True) as aside:
+            # They are kept, since they say what was paid for.
+            with self._folder.below(_INTERRUPTED, create=True) as aside:
                 taken = set(aside.names())
                 number = next(n for n in itertools.count(1) if f"{example}.{n}" not in taken)
                 examples.move(example, aside, f"{example}.{number}")
 
     def close(self) -> None:
-        """Write results.csv. Remove the folder if no experiment was started in it."""
+        """Write results.csv, or remove a folder in which nothing was started."""
         if self._record_lines is not None:
             self._record_lines.close()
             self._write_table()
@@ -127,7 +123,7 @@ class ExperimentFolder:
 
 @contextmanager
 def open_folder(path: Path) -> Generator[ExperimentFolder]:
-    """Create the folder if it is missing, and lock it. The lock ends with the process.
+    """Create the folder if it is missing, and lock it.
 
     Raises:
         TaskError: another process has the lock.
@@ -139,6 +135,7 @@ def open_folder(path: Path) -> Generator[ExperimentFolder]:
         with _write_errors(path):
             lock = folder.update(_LOCK)
         try:
+            # The kernel releases the lock however this process ends.
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -155,7 +152,7 @@ def open_folder(path: Path) -> Generator[ExperimentFolder]:
 
 
 def new_folder(task: str) -> Path:
-    """Create and return ``logs/TASK/TIME``, or that name with a number behind it."""
+    """Create and return ``logs/TASK/TIME``."""
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
         folder = Path("logs", task, name + suffix)
@@ -171,10 +168,10 @@ def new_folder(task: str) -> Path:
 
 
 def read_manifest(path: Path) -> tuple[Manifest | None, bool]:
-    """Return the manifest of a folder, None if there is none; and whether this user's ``eval`` wrote it.
+    """Return the manifest, None if there is none; and whether this user's ``eval`` wrote it.
 
     Raises:
-        TaskError: config.json cannot be read, or is no experiment's.
+        TaskError: config.json is unreadable or wrong.
     """
     file = resolved(path) / CONFIG
     if not is_there(file):
@@ -192,11 +189,9 @@ def read_manifest(path: Path) -> tuple[Manifest | None, bool]:
 
 
 def results_csv(records: Sequence[Record]) -> str:
-    """Return the records as results.csv: line ends of RFC 4180, and no text that is a formula.
-
-    ``references`` is a JSON list; a missing value is empty; True and False are 1 and 0.
-    """
+    """Return the records as results.csv, in their order."""
     metrics = sorted({name for record in records for name in record.metrics})
+    # The line ends of RFC 4180, which the csv module writes, must not be translated.
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow([*COLUMNS, *(f"metric.{name}" for name in metrics)])
@@ -240,7 +235,7 @@ def _csv_value(value: object) -> object:
 
 
 def log_events(folder: Path, stream: str) -> Generator[dict[str, Any]]:
-    """Yield the events of a log, without lines that cannot be read."""
+    """Yield the readable events of a log."""
     try:
         lines = open_file(folder / f"{stream}.jsonl")
     except OSError:

@@ -1,26 +1,6 @@
 """Grids: all combinations of lists of settings. Each combination is an experiment in a folder of its own.
 
-A grid file, in TOML. Lists stand above ``[base]``, since a TOML table lasts until the next one::
-
-    out = "logs/my_grid"            # the folder of the folders; logs/<the file's name> by default
-    supervisor = ["maker/large", "builtin"]      # names of models at the environment's endpoint
-    strategy = ["supervisor", "direct"]
-    seed = [1, 2]
-
-    [base]                          # settings that all share, as in `eval --config`
-    task = "needle"
-    n = 20
-
-    [[worker]]                      # or specifications, as in a task file
-    handler = "openai"
-    model = "maker/small"
-    base_url = "http://127.0.0.1:8000/v1"
-
-    [task_options]                  # options of the task, of limits and of sandbox are combined, too
-    length = [10_000, 100_000]
-
-A model that a strategy does not use makes no combination: `direct` and `no-worker` run once for each supervisor,
-`builtin` once.
+tools/README.md describes the file.
 """
 
 from __future__ import annotations
@@ -48,6 +28,7 @@ from .runs import read_run
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 _TABLES = ("task_options", "limits", "sandbox")
+# A model that a strategy does not use makes no combinations.
 _UNUSED: Mapping[str, Sequence[str]] = {
     "direct": ("worker",),
     "no-worker": ("worker",),
@@ -57,21 +38,15 @@ _SLUG_CHARACTERS = 40
 _MAX_FILE_BYTES = 16 << 20
 _MAX_COMBINATIONS = 10_000
 
+# Returns the specification of a model that is only named.
 FindModel = Callable[[Role, str], ModelSpec]
-"""Returns the specification of a model that is only named."""
-
+# A combined setting: its name, or the name of its table and its name.
 Axis = tuple[str, ...]
-"""A combined setting: its name, or the name of its table and its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One experiment of a grid.
-
-    Attributes:
-        settings: as in the file; a model may be a name.
-        folder: the experiment's folder, which may not exist yet.
-    """
+    """One experiment: its settings, in which a model may be a name, and its folder, which may not exist."""
 
     settings: Mapping[str, Any]
     folder: Path
@@ -92,12 +67,7 @@ class Combination:
 
 
 def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[Combination]:
-    """Return the checked combinations of a file in its order, without repetitions.
-
-    Args:
-        file: the grid, in TOML.
-        out: the folder of the folders; it overrides the file's.
-        overrides: settings that override those of ``[base]``.
+    """Return the checked combinations of a file. ``out`` and ``overrides`` replace what the file says.
 
     Raises:
         TaskError: the file cannot be read, or something in it is wrong.
@@ -117,6 +87,7 @@ def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[
         raise TaskError(f"{file} has {count:,} combinations; the limit is {_MAX_COMBINATIONS:,}")
     folder = out or Path(place or Path("logs", file.stem))
     found: dict[str, Combination] = {}
+    # Every combination is checked before the first one runs.
     for values in itertools.product(*axes.values()):
         settings = _combined(shared, dict(zip(axes, values, strict=True)))
         config = _config(settings, _placeholder, f"{file}: {_axis_values(axes, values) or 'base'}")
@@ -165,12 +136,7 @@ class Outcome:
 def run_grid(
     experiments: Iterable[tuple[ExperimentConfig, Path]], run: Callable[[ExperimentConfig, Path], int]
 ) -> Iterator[Outcome]:
-    """Run experiments one after another; one that fails does not stop the others.
-
-    Args:
-        experiments: settings and folder of each.
-        run: runs or resumes one, and returns how many of its examples failed.
-    """
+    """Run experiments one after another. ``run`` returns how many examples of one failed."""
     for config, folder in experiments:
         try:
             yield Outcome(folder, run(config, folder))
@@ -186,7 +152,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _current_names(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in their order, with ``arm`` of version 0.1 renamed to ``strategy``."""
+    # Version 0.1 named the strategy `arm`. The order stays, since it is that of the combinations.
     if {"arm", "strategy"} <= settings.keys():
         raise TaskError(f"{file}: arm is the old name of strategy: give one of them")
     return {"strategy" if name == "arm" else name: value for name, value in settings.items()}
@@ -207,13 +173,15 @@ def _axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[Axis, Sequen
 def _values(file: Path, name: str, values: object) -> Sequence[Any]:
     if not isinstance(values, list) or not values:
         raise TaskError(
-            f"{file}: {name}: what is combined is a list of at least one value; put what all share into [base]"
+            f"{file}: {name}: what is combined is a list of at least one value; "
+            "put what all share into [base]"
         )
     return cast("list[Any]", values)
 
 
 def _check_base(file: Path, base: Mapping[str, Any], axes: Mapping[Axis, Sequence[Any]]) -> None:
     for name, value in base.items():
+        # No setting is a list: it was meant to be combined.
         if isinstance(value, list):
             raise TaskError(f"{file}: base.{name}: put a list of what is combined above [base]")
     for axis in axes:

@@ -132,6 +132,7 @@ def _run(
         return summary.failed
 
     failed: list[str] = []
+    # Failures are printed behind the table, where they are seen.
     try:
         for outcome in run_grid(experiments, run):
             if outcome.error:

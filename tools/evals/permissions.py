@@ -1,4 +1,4 @@
-"""Check the settings of an experiment that come from a file: ``--config``, a grid, a folder that is resumed."""
+"""Check the settings that come from a file: ``--config``, a grid, a resumed folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ _FIXED_CACHES = ("experiment", "off")
 
 
 def permit(config: ExperimentConfig, typed: Collection[str], permissions: Permissions) -> None:
-    """Check that the settings are permitted.
+    """Check that resolved settings are permitted.
 
     Args:
-        config: the settings, with their models resolved; their paths are relative to the working directory.
-        typed: names of settings that the user typed, which are permitted; options of the task as
-            ``task_options.NAME``.
-        permissions: of the file that the other settings come from.
+        config: the settings.
+        typed: names of settings that the user typed, such as ``cache`` or ``task_options.NAME``.
+        permissions: of the file of the other settings.
 
     Raises:
         TaskError: a setting is not permitted.

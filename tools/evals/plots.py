@@ -1,9 +1,4 @@
-"""Plots of runs as PNG and SVG: accuracy against cost, against steps, against the context's length.
-
-A run has a colour and a marker of its own, and both are in the legend: colours are those that M. Okabe and K. Ito
-chose to be told apart by colour-blind people (2008), and the marker tells what the colour does not. Bars are 95 %
-intervals: Wilson's of accuracies, BCa of means.
-"""
+"""Draw runs as PNG and SVG: accuracy against cost, steps, and length of the context."""
 
 from __future__ import annotations
 
@@ -25,10 +20,12 @@ from .records import Record
 from .report import model_name
 from .stats import Interval, bootstrap, mean, wilson
 
+# Colours that colour-blind people can tell apart: M. Okabe and K. Ito (2008).
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 _MARKERS = "osD^vP*X<>"
-_LONGEST = 44
-_ASIDE, _ASIDE_ALL = 5.0, 40.0  # points, of one and of all
+_LABEL_CHARACTERS = 44
+# Points on paper between two marks at one x, and between the first and the last.
+_OFFSET, _TOTAL_OFFSET = 5.0, 40.0
 _BINS = 5
 
 
@@ -41,7 +38,7 @@ class MissingLibrary(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A mark with its bars: ``across`` along x, where it has one, ``up`` along y."""
+    """A mark with its 95 % intervals: ``across`` along x, ``up`` along y."""
 
     x: float
     y: float
@@ -51,14 +48,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The marks of a run, in the order of x."""
+    """The marks of a run, ordered by x."""
 
     label: str
     points: Sequence[Point]
 
 
 def plot(found: Analysis, folder: Path) -> list[str]:
-    """Write ``accuracy-cost``, ``accuracy-steps`` and ``accuracy-context``; a line for each: what was written, or why not.
+    """Write ``accuracy-cost``, ``accuracy-steps`` and ``accuracy-context``; return a line about each.
 
     Raises:
         MissingLibrary: the extra ``plots`` is not installed.
@@ -79,7 +76,7 @@ def plot(found: Analysis, folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A plot before it is written; its ``figure`` is matplotlib's, None where no run has marks."""
+    """A plot before it is written. Its matplotlib ``figure`` is None if no run has marks."""
 
     name: str
     series: Sequence[Series]
@@ -87,7 +84,7 @@ class Drawing:
 
 
 def drawn(found: Analysis) -> Iterator[Drawing]:
-    """The plots."""
+    """Yield the plots."""
     labels = _labels(found.figures)
     worth = _worth(found)
     by_context = _by_context([record.context_chars for run in found.runs for record in run.records])
@@ -106,7 +103,7 @@ def drawn(found: Analysis) -> Iterator[Drawing]:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What y is: accuracy, or the mean score where some run has no verdicts."""
+    """The y axis: accuracy, or the mean score if a run has no verdicts."""
 
     title: str
     of: Callable[[Record], float | None]
@@ -125,12 +122,13 @@ PointsOf = Callable[[Sequence[Record], Worth], Sequence[Point]]
 
 
 def _over(figure: Callable[[Record], float | None]) -> PointsOf:
-    """One mark a run, at the mean of a figure; none where an example's figure is unknown."""
+    """Return one mark of a run, at the mean of a figure."""
 
     def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
         values = [value for record in records if (value := worth.of(record)) is not None]
         figures = [figure(record) for record in records]
         known = [value for value in figures if value is not None]
+        # The mean of the known figures alone would mislead.
         if not values or len(known) < len(figures):
             return []
         return [Point(mean(known), mean(values), bootstrap(known), worth.interval(values))]
@@ -144,7 +142,7 @@ def _cost(record: Record) -> float | None:
 
 
 def _by_context(lengths: Sequence[int]) -> PointsOf:
-    """A mark for each fifth of all lengths, the same of every run; fewer marks where lengths are few or equal."""
+    # A mark for each fifth of all runs' lengths. Few or equal lengths give fewer marks.
     ordered = sorted(lengths)
     ends = sorted(
         {ordered[-(-len(ordered) * part // _BINS) - 1] for part in range(1, _BINS + 1)} if ordered else ()
@@ -168,7 +166,7 @@ def _group(pairs: Sequence[tuple[int, float]], worth: Worth) -> Point:
 
 
 def _labels(figures: Sequence[Figures]) -> list[str]:
-    """Models and strategy, numbered as in the table where that does not tell two runs apart."""
+    # Equal labels get the name of the run behind them.
     labels = [_label(run) for run in figures]
     return [
         label if labels.count(label) == 1 else f"{label} ({_shortened(run.run)})"
@@ -183,7 +181,7 @@ def _label(run: Figures) -> str:
 
 
 def _shortened(name: str) -> str:
-    return shorten_middle(one_line(name), _LONGEST)
+    return shorten_middle(one_line(name), _LABEL_CHARACTERS)
 
 
 def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
@@ -201,8 +199,7 @@ def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
     _scale(axes, series)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    # Below the axes, a line a run: names are long, and lie on no mark there. One that began with an underscore
-    # would be left out.
+    # Below the axes, where long names cover no mark. Matplotlib omits a label that begins with an underscore.
     labels = [f" {each.label}" if each.label.startswith("_") else each.label for each in series]
     legend = figure.legend(marks, labels, loc="outside lower left", ncols=1, frameon=False, fontsize="small")
     for text in legend.get_texts():
@@ -211,14 +208,14 @@ def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
 
 
 def _draw(axes: Any, series: Series, index: int, count: int) -> Any:
-    """Draw a run's marks; the handle for the legend."""
+    """Draw the marks of a run, and return the handle for the legend."""
     from matplotlib.transforms import ScaledTranslation
 
     points = series.points
     xs, ys = [point.x for point in points], [point.y for point in points]
     across = [point.across for point in points if point.across]
-    # Marks of one place in x stand beside each other, by points on paper, so that each bar is seen.
-    aside = 0.0 if across else min(_ASIDE, _ASIDE_ALL / count) * (index - (count - 1) / 2) / 72
+    # Marks at one x are drawn beside each other, so that each bar is visible.
+    aside = 0.0 if across else min(_OFFSET, _TOTAL_OFFSET / count) * (index - (count - 1) / 2) / 72
     drawn = axes.errorbar(
         xs,
         ys,
@@ -234,7 +231,7 @@ def _draw(axes: Any, series: Series, index: int, count: int) -> Any:
         capsize=3,
         alpha=0.9,
     )
-    # What is moved aside does not count for the limits by itself.
+    # Matplotlib ignores marks with an offset when it chooses the limits.
     axes.update_datalim([(x, 0.5) for x in (*xs, *chain.from_iterable(across))])
     axes.autoscale_view(scaley=False)
     return drawn[0]
@@ -246,7 +243,7 @@ def _bars(centres: Sequence[float], intervals: Sequence[Interval]) -> list[list[
 
 
 def _scale(axes: Any, series: Sequence[Series]) -> None:
-    """From zero, or by powers of ten where the marks are far apart."""
+    # From zero, or logarithmic if the marks are far apart.
     from matplotlib.ticker import EngFormatter, NullFormatter
 
     xs = [point.x for each in series for point in each.points]
@@ -255,21 +252,20 @@ def _scale(axes: Any, series: Sequence[Series]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         widest = max(xs) or 1.0
-        axes.set_xlim(
-            -0.03 * widest, 1.08 * widest
-        )  # marks at 0, of models that cost nothing, stand clear of the axis
+        # Marks at 0, of models without a price, stay clear of the axis.
+        axes.set_xlim(-0.03 * widest, 1.08 * widest)
     if max(xs) >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _library() -> Any:
     try:
-        # It would read, and with some versions run, a matplotlibrc of the working directory.
+        # From another directory: matplotlib reads, and in some versions executes, a matplotlibrc of this one.
         with contextlib.chdir("/"):
             return import_module("matplotlib")
     except ImportError as error:
         raise MissingLibrary(
-            "matplotlib is not installed; pip install 'supdist-engine[plots]' brings it"
+            "matplotlib is not installed; install the extra: pip install 'supdist-engine[plots]'"
         ) from error
 
 
@@ -277,13 +273,13 @@ def _write(matplotlib: Any, figure: Any, path: Path) -> None:
     # Text stays text in the SVG, and equal runs give equal files.
     settings = {"svg.fonttype": "none", "svg.hashsalt": "supdist"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # drawn as a box
         _save(figure, path.with_suffix(".png"), dpi=160)
         _save(figure, path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def _save(figure: Any, path: Path, **options: Any) -> None:
-    """Put a plot in the place of whatever has its name; a link is replaced, not followed."""
+    # A link at this path is replaced, and not followed.
     image = io.BytesIO()
     figure.savefig(image, format=path.suffix[1:], **options)
     with PrivateFolder.open(path.parent) as folder, folder.replacing(path.name, mode=0o644) as file:

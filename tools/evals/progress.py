@@ -15,6 +15,7 @@ from .report import standing
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+# Without a terminal, the standing is printed this often.
 _LINE_SECONDS = 10.0
 
 
@@ -85,7 +86,7 @@ class _Lines:
         self._records.append(record)
         if record.error is not None:
             self.note(_failure(record))
-        # Every failure has a line; the standing has one every few seconds, so that a log stays short.
+        # Every failure has a line, but not every standing, so that a log stays short.
         if time.monotonic() >= self._next_line or len(self._records) == self._examples:
             self.note(f"{len(self._records)}/{self._examples} · {standing(self._records)}")
             self._next_line = time.monotonic() + _LINE_SECONDS
@@ -98,6 +99,7 @@ class _Bar:
         self._records: list[Record] = []
 
     def note(self, text: str) -> None:
+        # Through the bar's console, which prints above the bar.
         self._bar.console.print(printable(text), style="yellow", markup=False)
 
     def begin(self, total: int, ended: Sequence[Record]) -> None:

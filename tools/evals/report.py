@@ -1,4 +1,4 @@
-"""Results as people and programs read them: the summary of one experiment, and columns that compare runs."""
+"""The summary of one experiment, and the columns that compare runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ class Summary:
     """The figures of one experiment.
 
     Attributes:
-        supervisor_model, worker_model, judge_model: names; empty where there is none.
         failed: examples without a score.
         judged, correct: examples with a verdict, and those judged right.
-        score: mean of the task's main figure; None where no example has one.
-        metrics: mean of each figure of the task.
-        steps: turns of the supervisor, summed.
-        supervisor, worker, judge: calls and tokens, summed.
+        score, metrics: means of the task's main figure and of all its figures.
+        steps, supervisor, worker, judge: sums.
     """
 
     task: str
@@ -65,6 +62,7 @@ class Summary:
             metrics={name: _mean(record.metrics.get(name) for record in records) or 0.0 for name in names},
             steps=sum(record.steps for record in records),
             supervisor=total(record.supervisor for record in records),
+            # Of all examples, failed ones too: their tokens were paid for.
             worker=total(record.worker for record in records),
             judge=total(record.judge for record in records),
         )
@@ -75,7 +73,7 @@ class Summary:
         return total((self.supervisor, self.worker, self.judge)).cost_usd
 
     def as_text(self, width: int | None = None) -> str:
-        """Return the figures for a person, one a line; see ``as_pairs`` for ``width``."""
+        """Return the figures for a person, one a line."""
         failed = f", {self.failed:,} failed" if self.failed else ""
         rows = [
             ("task", f"{self.task}, strategy {self.strategy}"),
@@ -134,6 +132,7 @@ def model_name(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1] or _EMPTY
 
 
+# The table of `analyze --short`. Its titles are documented, and read by programs.
 SHORT: tuple[Column[Figures], ...] = (
     Column("Supervisor", lambda run: model_name(run.supervisor_model), left=True),
     Column("Worker", lambda run: model_name(run.worker_model), left=True),
@@ -154,6 +153,7 @@ RUNS: tuple[Column[Figures], ...] = (
     Column("Score 95%", lambda run: _interval(run.score, ".3f")),
     Column("F1", lambda run: _value(run.f1)),
     Column("F1 95%", lambda run: _interval(run.f1, ".3f")),
+    # "?" and not 0: a price is unknown.
     Column("Dollars", lambda run: _number(run.cost_usd, ",.4f", "?")),
     Column("Avg Seconds", lambda run: _number(run.seconds_mean, ",.1f")),
     Column("Stop Reasons", lambda run: _counts(run.stop_reasons) or _EMPTY, left=True),
@@ -177,7 +177,7 @@ PAIRS: tuple[Column[Pair], ...] = (
 
 
 def run_fields(run: Figures) -> dict[str, Any]:
-    """Return all figures of a run for CSV and JSON: shares and scores from 0 to 1, seconds, dollars."""
+    """Return all figures of a run for CSV and JSON: shares from 0 to 1, seconds, dollars."""
     accuracy, judged = run.accuracy, run.judged
     return {
         "run": run.run,
@@ -218,7 +218,7 @@ def run_fields(run: Figures) -> dict[str, Any]:
 
 
 def pair_fields(pair: Pair) -> dict[str, Any]:
-    """Return all figures of a pair for CSV and JSON: the first run minus the second."""
+    """Return all figures of a pair for CSV and JSON."""
     return {
         "first": pair.first,
         "second": pair.second,

@@ -38,22 +38,21 @@ async def run_experiment(
 ) -> Summary:
     """Run what is missing in the folder, and return the summary of all examples.
 
-    An example that fails is recorded; the others go on. When cancelled or stopped by an error, all ended examples
-    stay in the folder. ``resume`` repeats the others with their cached answers.
+    An example that fails is recorded, and the others go on.
 
     Args:
-        config: the settings; a model that they do not name comes from the environment, or is builtin.
-        folder: where records, logs and the cache are written.
+        config: the settings; missing models come from the environment, or are builtin.
+        folder: of the experiment.
         resume: continue the experiment in the folder; without it the folder must hold none.
-        retry_failed: repeat failed examples; if only the judge failed, only the judge is asked again.
-        task: the task; by default it is made from the settings.
+        retry_failed: repeat failed examples.
+        task: by default it is made from the settings.
         observer: called with the progress.
         permissions: which keys the models get.
-        own_answers: ignore answers of other users in the cache's file. The folder's own cache always does.
+        own_answers: ignore answers of other users in a ``cache`` file.
 
     Raises:
         TaskError: a setting is wrong or differs from the folder's, or another process has the folder.
-        TaskDataError: the task's data cannot be used, or differ from those of the folder's experiment.
+        TaskDataError: the data is wrong, or differs from that of the folder's experiment.
         SandboxUnavailable, LogError, CacheError, NoAccess: no example can be run.
     """
     config = resolve(config, os.environ)
@@ -91,6 +90,7 @@ async def _run_jobs(
     concurrency: int,
     observer: Observer | None,
 ) -> None:
+    # One iterator for all workers: each takes the next job when it is free.
     waiting = iter(jobs)
 
     async def work() -> None:
@@ -114,6 +114,7 @@ def _missing(sample: Sequence[Example], place: ExperimentFolder, *, retry_failed
         if record is None:
             jobs.append(Job(index, example))
         elif record.error is not None and retry_failed:
+            # If only the judge failed, the answer is kept and only the judge is asked again.
             jobs.append(Job(index, example, record if record.error.stage == "score" else None))
     return jobs
 
@@ -127,6 +128,7 @@ def _report_start(
 
 
 def _cache(config: ExperimentConfig, place: ExperimentFolder, *, own: bool) -> CacheFile | None:
+    # The folder may have been copied from another user: their answers in it are not trusted.
     if config.cache == "experiment":
         return CacheFile(place.cache, own=True)
     return None if config.cache == "off" else CacheFile(Path(config.cache), own)
@@ -135,16 +137,14 @@ def _cache(config: ExperimentConfig, place: ExperimentFolder, *, own: bool) -> C
 def _sample(task: Task, config: ExperimentConfig) -> list[Example]:
     sample = task.sample(config.n, config.seed)
     if not sample:
-        raise TaskDataError(
-            f"task {config.task}: the sample is empty; check -n and the task's options (-T): no example is left"
-        )
+        raise TaskDataError(f"task {config.task}: no example is left; check -n and the task's options (-T)")
     seen = set[str]()
     for example in sample:
         # An id is the name of a folder.
         if not _EXAMPLE_ID.fullmatch(example.id):
             raise TaskDataError(
-                f"task {config.task}: {example.id[:200]!r} is no id: an id has at most 200 letters, digits, '.', "
-                "'_' and '-', and does not begin with '.'"
+                f"task {config.task}: {example.id[:200]!r} is no id: an id has at most 200 letters, digits, "
+                "'.', '_' and '-', and does not begin with '.'"
             )
         if example.id in seen:
             raise TaskDataError(f"task {config.task}: two examples have the id {example.id}")

@@ -1,16 +1,4 @@
-"""Intervals and tests for the results of experiments. Pure; the same figures on every machine, without numpy.
-
-Sources:
-
-- Wilson interval: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
-  (1927). Unlike the normal one it holds at 0 of n and n of n, and at small n.
-- Bootstrap, bias-corrected and accelerated (BCa): B. Efron, "Better bootstrap confidence intervals", JASA 82 (1987);
-  for a mean, the jackknife's acceleration is the skewness of the values over 6 sqrt(n). The expansion for many values:
-  P. Hall, "The Bootstrap and Edgeworth Expansion" (1992).
-- Paired correctness: the exact form of Q. McNemar's test (Psychometrika 12, 1947), a sign test of the pairs that differ.
-- Cohen's kappa: J. Cohen, "A coefficient of agreement for nominal scales" (1960). The area under the ROC curve is the
-  Mann-Whitney statistic over the number of pairs.
-"""
+"""Intervals and tests for results. Pure, without numpy: the same figures on every machine."""
 
 from __future__ import annotations
 
@@ -24,19 +12,22 @@ from typing import NamedTuple
 
 _NORMAL = NormalDist()
 _TAIL = _NORMAL.inv_cdf(0.975)
-_MOST_RESAMPLES, _FEWEST_RESAMPLES, _DRAWS = 5_000, 1_000, 1_000_000
-_MOST_RESAMPLED = 1_000
+# Resamples of the bootstrap: fewer for many values, so that about this many values are drawn in all.
+_MAX_RESAMPLES, _MIN_RESAMPLES, _DRAWS = 5_000, 1_000, 1_000_000
+_MAX_RESAMPLED = 1_000
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; both ends belong to it."""
+    """A closed 95 % interval."""
 
     low: float
     high: float
 
 
+# E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+# Unlike the normal interval it is right at 0 of n, at n of n, and for small n.
 def wilson(right: int, n: int) -> Interval:
-    """Wilson's interval of a share, ``right`` of ``n``.
+    """Return Wilson's interval of the share ``right`` of ``n``.
 
     Raises:
         ValueError: ``n`` is not positive, or ``right`` is not from 0 to ``n``.
@@ -48,14 +39,14 @@ def wilson(right: int, n: int) -> Interval:
     centre = share + z * z / (2 * n)
     half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # The ends at none and at all are exact; the formula misses them by a rounding.
+    # The ends at 0 and at n are exact: the formula misses them by a rounding error.
     low = 0.0 if right == 0 else (centre - half) / scale
     high = 1.0 if right == n else (centre + half) / scale
     return Interval(low, high)
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean, correctly rounded.
+    """Return the mean, correctly rounded.
 
     Raises:
         ValueError: there are no values.
@@ -65,11 +56,10 @@ def mean(values: Sequence[float]) -> float:
     return fsum(values) / len(values)
 
 
+# B. Efron, "Better bootstrap confidence intervals", JASA 82 (1987): bias-corrected and accelerated (BCa).
+# The expansion for many values: P. Hall, "The Bootstrap and Edgeworth Expansion" (1992).
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """The BCa bootstrap interval of the mean; values that are all equal give that value twice.
-
-    By resampling, 5,000 times (from 200 values on less often, never less than 1,000 times); over more than 1,000
-    values by the Cornish-Fisher expansion of the bootstrap distribution, which is nearer to it there than resampling.
+    """Return the BCa bootstrap interval of the mean. Equal values give an interval of width 0.
 
     Raises:
         ValueError: there are no values.
@@ -78,12 +68,14 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     if min(values) == max(values):
         return Interval(values[0], values[0])
     squares = fsum((value - centre) ** 2 for value in values)
-    # Values that are all but equal can have squares too small for a number.
+    # Values that are almost equal can have squares too small for a float.
     cubes, spread = fsum((value - centre) ** 3 for value in values), squares**1.5
+    # The jackknife's acceleration of a mean: the skewness of the values over 6 sqrt(n).
     acceleration = cubes / (6 * spread) if spread else 0.0
-    if len(values) > _MOST_RESAMPLED:
+    if len(values) > _MAX_RESAMPLED:
+        # The Cornish-Fisher expansion is nearer to the bootstrap distribution here than resampling is.
         error = sqrt(squares) / len(values)
-        # Of a mean, the bias is the acceleration, to this order.
+        # To this order, the bias of a mean equals its acceleration.
         places = (_corrected(z, acceleration, acceleration) for z in (-_TAIL, _TAIL))
         low, high = (centre + error * (z + acceleration * (z * z - 1)) for z in places)
     else:
@@ -97,8 +89,8 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 
 def _resampled_means(values: Sequence[float], seed: int) -> list[float]:
     n = len(values)
-    times = max(_FEWEST_RESAMPLES, min(_MOST_RESAMPLES, _DRAWS // n))
-    draw = Random(seed).choices  # noqa: S311 - a figure that anybody can compute again
+    times = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _DRAWS // n))
+    draw = Random(seed).choices  # noqa: S311 - a seed, so that the figure can be reproduced
     return sorted(fsum(draw(values, k=n)) / n for _ in range(times))
 
 
@@ -113,19 +105,17 @@ def _corrected(z: float, bias: float, acceleration: float) -> float:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Between the two order statistics that are nearest."""
+    # Interpolated between the two nearest order statistics.
     place = share * (len(ordered) - 1)
     index = min(floor(place), len(ordered) - 2)
     return ordered[index] + (place - index) * (ordered[index + 1] - ordered[index])
 
 
+# Q. McNemar, Psychometrika 12 (1947): over pairs of verdicts, the sign test is the exact form of his test.
 def sign_test(more: int, less: int) -> float:
-    """Two-sided exact p of so uneven a split of ``more + less`` pairs that differ; 1.0 where none does.
-
-    Over pairs of verdicts, right or wrong, it is the exact McNemar test.
-    """
+    """Return the two-sided exact p-value of this split of the pairs that differ; 1.0 if none does."""
     n = more + less
-    # Whole numbers until the last division: exact however many pairs there are.
+    # Integers until the last division: exact for any number of pairs.
     ways = tail = 1
     for k in range(1, min(more, less) + 1):
         ways = ways * (n - k + 1) // k
@@ -135,15 +125,12 @@ def sign_test(more: int, less: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of the same examples, ``first`` minus ``second``.
+    """The differences of two runs over ``n`` shared examples: ``first`` minus ``second``.
 
     Attributes:
-        n: pairs.
-        mean: of the differences.
-        interval: of that mean, by the paired bootstrap.
-        more: pairs in which the first is higher.
-        less: pairs in which the second is higher.
-        p: two-sided exact sign test; McNemar's where the values are verdicts.
+        interval: of the mean, by the paired bootstrap.
+        more, less: pairs in which the first is higher, and lower.
+        p: of ``sign_test``.
     """
 
     n: int
@@ -155,10 +142,10 @@ class Difference:
 
 
 def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference:
-    """What the first has over the second, example by example; the two swapped give its negative.
+    """Return the differences, example by example.
 
     Raises:
-        ValueError: the two have no values, or are not of one length.
+        ValueError: there are no values, or the lengths differ.
     """
     differences = [one - other for one, other in zip(first, second, strict=True)]
     more = sum(value > 0 for value in differences)
@@ -175,14 +162,12 @@ def paired(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Di
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far verdicts and a graded score say the same.
+    """The agreement of verdicts and scores over ``n`` examples.
 
     Attributes:
-        n: examples that have both.
-        share: of those on which they agree, a score from ``threshold`` up counting as right.
-        kappa: the same beyond chance, Cohen's; None where one of the two always says the same.
-        auc: how often a right one has a higher score than a wrong one, ties counting half, whatever the threshold;
-            None where all verdicts are equal.
+        share: examples where the score is at least the threshold exactly if the verdict is right.
+        kappa: Cohen's kappa; None if verdicts or scores are constant.
+        auc: area under the ROC curve; None if all verdicts are equal.
     """
 
     n: int
@@ -191,11 +176,12 @@ class Agreement:
     auc: float | None
 
 
+# J. Cohen, "A coefficient of agreement for nominal scales" (1960): agreement beyond that of chance.
 def agreement(verdicts: Sequence[bool], scores: Sequence[float], threshold: float = 0.5) -> Agreement:
-    """Verdicts beside graded scores of the same answers.
+    """Compare verdicts with the scores of the same answers.
 
     Raises:
-        ValueError: the two have no values, or are not of one length.
+        ValueError: there are no values, or the lengths differ.
     """
     pairs = list(zip(verdicts, scores, strict=True))
     share = mean([verdict == (score >= threshold) for verdict, score in pairs])
@@ -210,5 +196,6 @@ def _auc(pairs: Sequence[tuple[bool, float]]) -> float | None:
     wrong = sorted(score for verdict, score in pairs if not verdict)
     if not right or not wrong:
         return None
+    # The Mann-Whitney statistic over the number of pairs; a tie counts half.
     above = sum(bisect_left(wrong, score) + bisect_right(wrong, score) for score in right)
     return above / 2 / (len(right) * len(wrong))

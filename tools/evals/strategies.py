@@ -1,4 +1,4 @@
-"""The strategies: ``supervisor``, ``no-worker`` and ``builtin`` run the engine's loop, ``direct`` makes one call."""
+"""The strategies: ``direct`` makes one call, the others run the engine's loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .direct import Direct, Run
 
 
 class CacheFile(NamedTuple):
-    """A file of cached answers. With ``own``, answers that another user stored in it are ignored."""
+    """A file of cached answers. ``own`` ignores those of other users."""
 
     path: Path
     own: bool = False
@@ -73,12 +73,7 @@ class Loop:
 async def open_strategy(
     config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions
 ) -> AsyncGenerator[Loop | Direct]:
-    """Open the strategy of an experiment, with the models and the zygote that its examples share.
-
-    Args:
-        config: the settings, with their models resolved.
-        cache: the file of cached answers; None for none.
-        permissions: which keys the models get.
+    """Open the strategy of resolved settings, with the models that its examples share.
 
     Raises:
         TaskError: a setting is wrong; nothing was spent.
@@ -99,6 +94,7 @@ async def open_strategy(
         if config.worker is not None:
             worker = _handler(config.worker, "worker", config, permissions)
             await stack.enter_async_context(worker)
+        # One zygote for all examples: each sandbox is a fork of it.
         await stack.enter_async_context(SandboxRuntime(config.sandbox))
         yield Loop(run_config, supervisor, worker, cache)
 
