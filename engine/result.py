@@ -20,8 +20,7 @@ class CallTotals:
         cached: answers from the cache, or from an equal request in flight.
         retries: failed attempts before an answer.
         queue_seconds, model_seconds: sums over all answers.
-        earlier: what other runs paid for the cached answers, each once. Without a cache, this run would have paid
-            for it.
+        earlier: what other runs paid for the cached answers, each once.
         earlier_cost_usd: the same in dollars; None if a price is unknown.
     """
 
@@ -39,7 +38,7 @@ class RunResult:
     """The answer of a run, and what it took.
 
     Attributes:
-        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer; None if it gave none.
+        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer, or None.
         iterations: turns of the supervisor, without the request for a best answer.
         supervisor_usage, worker_usage: tokens and calls of each.
         elapsed: seconds.

@@ -11,7 +11,7 @@ from supdist.tools.evals.records import CONFIG, RECORDS, Record, Tokens
 
 
 def record(index: int, *, right: bool | None = True, score: float | None = None, **fields: Any) -> Record:
-    """An example that ended."""
+    """Make the record of an example that ended."""
     value = float(bool(right)) if score is None else score
     values: dict[str, Any] = {
         "index": index,
@@ -36,7 +36,7 @@ def record(index: int, *, right: bool | None = True, score: float | None = None,
 
 
 def failed(index: int) -> Record:
-    """An example that failed."""
+    """Make the record of an example that failed."""
     error = {"stage": "run", "type": "Unavailable", "message": "no answer"}
     return record(index, error=error, right=None, answer=None, metrics={}, stop_reason=None).model_copy(
         update={"score": None}
@@ -44,7 +44,7 @@ def failed(index: int) -> Record:
 
 
 def write_run(folder: Path, records: Iterable[Record], *, planned: int | None = None, **config: Any) -> Path:
-    """A run's folder."""
+    """Write a run's folder."""
     lines = [each.model_dump_json() + "\n" for each in records]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORDS).write_text("".join(lines), encoding="utf-8")

@@ -145,7 +145,7 @@ def test_the_figures_by_hand(tmp_path: Path) -> None:
     assert run_fields(found.figures[0])["judge_f1_auc"] == 1.0
     assert run_fields(found.figures[0])["kinds"] == {"a": pytest.approx(0.6), "b": 0.2}
     assert [note.split(": ", 1)[1] for note in found.notes] == [
-        "1 failed, and are in no score (run: Unavailable 1)"
+        "1 failed and have no score (run: Unavailable 1)"
     ]
 
 
@@ -226,7 +226,7 @@ def test_a_live_run_counts_what_has_ended_and_tells_the_rest(tmp_path: Path) -> 
     assert cell(found, "Accuracy") == "100% (2/2)"
     assert cell(found, "Sup In") == "200"
     assert found.notes == [
-        f"{folder.name}: 2 of 5 examples have ended, 1 more are begun and count when they have ended"
+        f"{folder.name}: 2 of 5 examples have ended, 1 more were begun and count when they end"
     ]
 
 

@@ -37,7 +37,7 @@ def sft(*, per: Any = "run", role: Any = "supervisor", **filters: Any) -> Export
 
 
 def exported(experiment: Experiment, wanted: ExportOptions, name: str = "out") -> Any:
-    """The lines of an export to a new folder, and its card."""
+    """Export to a new folder; return the lines and the card."""
     out = experiment.folder.parent / name
     card = export([experiment.folder], out, wanted)
     return both(out), card
@@ -63,7 +63,7 @@ async def test_a_line_a_turn_has_each_request_as_it_was_sent(experiment: Experim
 
 
 def forgetful(play: Callable[[int], str]) -> ScriptedHandler:
-    """A supervisor with a small window. What it says depends on the number of its turn, from 0."""
+    """Make a supervisor with a small window. ``play`` gets the number of its turn, from 0."""
 
     def reply(messages: Sequence[Message]) -> str:
         return play(sum(message["role"] == "assistant" for message in messages))

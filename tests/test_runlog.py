@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -220,6 +222,36 @@ async def test_a_cancelled_run_has_a_readable_log(tmp_path: Path) -> None:
     *_, end = RunLogReader(tmp_path).supervisor()
     assert isinstance(end, RunEnd)
     assert (end.stop_reason, end.answer) == ("cancelled", None)
+
+
+KILLED = """
+import sys
+from supdist.engine import SandboxConfig, run
+from supdist.handlers import ScriptedHandler
+
+replies = ["```repl\\nprint(worker('x'))\\n```", "```repl\\nwhile True: pass\\n```"]
+run(
+    query="q", context="c", supervisor=ScriptedHandler(replies), worker=ScriptedHandler(["answer"]),
+    log_dir=sys.argv[1], sandbox=SandboxConfig(memory="256MiB"),
+)
+"""
+
+
+def test_a_killed_run_leaves_a_log_with_all_that_was_paid_for(tmp_path: Path) -> None:
+    running = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(RunLogReader(tmp_path).supervisor())) < 3:
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.02)
+    finally:
+        running.kill()
+        running.wait()
+    log = RunLogReader(tmp_path)
+    assert [type(event) for event in log.supervisor()] == [RunStart, SupervisorCall, SupervisorCall]
+    assert [event.response for event in log.worker() if isinstance(event, WorkerCall)] == ["answer"]
+    assert [event.stdout for event in log.repl() if isinstance(event, Cell)] == ["answer\n"]
 
 
 # Reading

@@ -1,6 +1,6 @@
-"""Data sets for distillation, made of the logs of experiments: ``python -m supdist.tools.export --help``.
+"""Exports data sets for distillation: ``python -m supdist.tools.export --help``.
 
-Exit codes: 0 written, 2 wrong argument, no experiment, or a folder that is there already.
+Exit codes: 0 written, 2 wrong argument, no eval, or the folder exists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .distill.export_cli import export
 
 
 def main() -> None:
-    """Run the command, and say a failure of ours in a line."""
+    """Run the command, and print an error in one line."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(export)
     try:

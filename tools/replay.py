@@ -1,9 +1,6 @@
-"""Executes the code of exported conversations again, and compares what it shows: ``replay FILE|DIR``.
+"""Executes the code of an export again, and compares: ``python -m supdist.tools.replay FILE|DIR``.
 
-    python -m supdist.tools.replay distillation
-
-Exit codes: 0 all that was replayed is equal, 1 something differs, or a line is not as it was exported, 2 wrong argument, or nothing could be replayed, 4 no
-sandbox to be had.
+Exit codes: 0 equal, 1 something differs or a line was changed, 2 wrong argument or no line, 4 no sandbox.
 """
 
 from __future__ import annotations
@@ -27,8 +24,8 @@ from .distill.replay import LineReport, TurnReport, replay
 EQUAL, DIFFERENT, USAGE, NO_SANDBOX = 0, 1, 2, 4
 
 _SANDBOX_OPTIONS = {
-    "memory": str, "timeout": float, "wall": float, "pids": int, "scratch": str, "packages": str, "backend": str,
-    "image": str, "runtime": str,
+    "memory": str, "timeout": float, "wall": float, "pids": int, "scratch": str, "packages": str,
+    "backend": str, "image": str, "runtime": str,
 }  # fmt: skip
 
 _DIFF_LINES = 40
@@ -36,20 +33,20 @@ _DIFF_CHARS = 200
 
 
 def main() -> None:
-    """Replay, print a row a line of the export, and exit."""
+    """Replay, print a row for each line of the export, and exit."""
     parser = argparse.ArgumentParser(
-        description="Executes the code of exported conversations again, and compares. The sandbox has the limits that are "
-        "given here, whatever the log says."
+        description="Executes the code of exported conversations again, and compares what it shows. "
+        "The limits of the sandbox come from the options here, not from the log."
     )
     parser.add_argument("path", type=Path, help="the folder of an sft export, or its train.jsonl")
-    parser.add_argument("-n", type=int, help="so many lines of each file at most")
+    parser.add_argument("-n", type=int, help="lines of each file, at most")
     parser.add_argument(
-        "--best-effort", action="store_true", help="in sandboxes without a filter of system calls, too"
+        "--best-effort", action="store_true", help="also in sandboxes without a filter of system calls"
     )
     for name, kind in _SANDBOX_OPTIONS.items():
         field = SandboxConfig.model_fields[name]
         parser.add_argument(
-            f"--{name}", type=kind, metavar="X", help=f"{field.description}; {field.default} by default"
+            f"--{name}", type=kind, metavar="X", help=f"{field.description} (default: {field.default})"
         )
     parser.add_argument(
         "--allow-read",
@@ -57,7 +54,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder with logs of the export",
+        help="a folder with run logs of the export",
     )
     options = parser.parse_args()
     given = {name: value for name in _SANDBOX_OPTIONS if (value := getattr(options, name)) is not None}
@@ -73,7 +70,7 @@ def main() -> None:
 
 
 def _permissions(path: Path, read: tuple[Path, ...]) -> Permissions:
-    """What the export may have read: the logs that it names, if this user made it; else what lies in its folder."""
+    # An export of this user may name any log. Another one may name only what lies in its folder.
     folder = path if path.is_dir() else path.parent
     allowed = Allowed(read=read)
     return allowed.bind(folder / SOURCES, Environment({}), is_own=is_own(folder))
@@ -86,11 +83,11 @@ def _fail(code: int, error: Exception) -> None:
 
 async def _replay(path: Path, most: int | None, sandbox: SandboxConfig, permissions: Permissions) -> int:
     reports: list[LineReport] = []
-    told = set[str]()
+    printed = set[str]()
     async for report in replay(path, most, sandbox=sandbox, permissions=permissions):
         reports.append(report)
-        _tell_settings(report, told)
-        _show(report)
+        _print_settings(report, printed)
+        _print_report(report)
     verdicts = ("equal", "different", "unknown")
     counts = {verdict: sum(report.count(verdict) for report in reports) for verdict in verdicts}
     skipped = sum(bool(report.skipped) for report in reports)
@@ -103,19 +100,19 @@ async def _replay(path: Path, most: int | None, sandbox: SandboxConfig, permissi
     return EQUAL if counts["equal"] else USAGE
 
 
-def _tell_settings(report: LineReport, told: set[str]) -> None:
-    """Say once of each setting that the run's sandbox had another."""
+def _print_settings(report: LineReport, printed: set[str]) -> None:
+    """Print each setting that the run's sandbox had and this one has not, once."""
     for name, value in report.other_settings.items():
         text = shorten(printable(f"{name} {value}"), _DIFF_CHARS)
-        if text not in told:
-            told.add(text)
-            print(f"the run's sandbox had {text}; see --help for what can be set", file=sys.stderr)
+        if text not in printed:
+            printed.add(text)
+            print(f"the run's sandbox had {text}; --help lists the options", file=sys.stderr)
 
 
-def _show(report: LineReport) -> None:
+def _print_report(report: LineReport) -> None:
     place = f"{report.file}:{report.line}"
     if report.is_changed:
-        print(f"{place}: this line is not as it was exported")
+        print(f"{place}: this line was changed after the export")
     if report.skipped:
         print(f"{place}: not replayed: {printable(report.skipped)}", flush=True)
         return

@@ -242,6 +242,7 @@ class WorkerCalls:
 
     def _deliver_cached(self, request: PromptRequest, key: bytes, answer: Completion) -> None:
         completion, stats = self.model.count_cached(key, answer, worker_calls=1)
+        stats = stats._replace(times=stats.times._replace(queued=request.queued))
         self._deliver(request, _result(answer), stats, completion)
 
     def _deliver(

@@ -1,7 +1,4 @@
-"""The reader of run logs. It reads one line at a time and yields typed events.
-
-Logs are data from guests and models, and a person may have changed them. README.md in this folder has the rules.
-"""
+"""Reads run logs, one line at a time. Their content is hostile; README.md has the rules."""
 
 from __future__ import annotations
 
@@ -29,31 +26,21 @@ _OLD_NAMES = {"arm": "strategy"}
 class RunLogReader:
     """Reads the events of one run, or of all runs, in one folder.
 
-    Attributes:
-        problems: lines that were skipped, by file and number; the first 20.
-        skipped: how many lines were skipped, because they are no events.
-        unknown: how many events were skipped, by types that this version does not know.
-
     Raises:
-        LogFormatError: by every method that yields events, while it is iterated: a file is a link or cannot be read, a
-            line is too long, an event of the run has wrong types, or a newer version wrote the run.
+        LogFormatError: while events are read; the message names the file and the line.
     """
 
     def __init__(self, folder: Path, run_id: str | None = None) -> None:
-        """Remember what to read.
-
-        Args:
-            folder: the folder of the log.
-            run_id: None reads the events of all runs.
-        """
         self._folder = folder
         self._run_id = run_id
-        self.problems: list[str] = []
+        # Skipped lines that are no events: how many, and the first of them by file and number.
         self.skipped = 0
+        self.problems: list[str] = []
+        # Skipped events of types that this version does not know.
         self.unknown: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
-        """Return a line for each problem, and one for each unknown type of event."""
+        """Return a line for each problem and each unknown event type."""
         more = self.skipped - len(self.problems)
         return [
             *self.problems,
@@ -63,15 +50,15 @@ class RunLogReader:
         ]  # fmt: skip
 
     def supervisor(self) -> Iterator[SupervisorEvent]:
-        """Yield the events of ``supervisor.jsonl``; none if there is no such file."""
+        """Yield the events of ``supervisor.jsonl``."""
         return self._events("supervisor", SupervisorEvent)
 
     def worker(self) -> Iterator[WorkerEvent]:
-        """Yield the events of ``worker.jsonl``; none if there is no such file."""
+        """Yield the events of ``worker.jsonl``."""
         return self._events("worker", WorkerEvent)
 
     def repl(self) -> Iterator[ReplEvent]:
-        """Yield the events of ``repl.jsonl``; none if there is no such file."""
+        """Yield the events of ``repl.jsonl``."""
         return self._events("repl", ReplEvent)
 
     def _events(self, stream: Stream, union: Any) -> Iterator[Any]:
@@ -106,7 +93,6 @@ class RunLogReader:
         self.unknown[name[:_MAX_NAME] if is_counted else "other"] += 1
 
     def _lines(self, file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-        """Yield the place and the fields of each line that is a JSON object."""
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1

@@ -1,8 +1,4 @@
-"""The writer of run logs: it appends each event as one line and flushes it.
-
-A line is ASCII JSON. Files belong to their owner alone (mode 0600), and a link in the folder is not followed. The
-context is stored once, beside the logs. Its file name contains its hash.
-"""
+"""Writes run logs: each event is one line of ASCII JSON, appended and flushed at once."""
 
 from __future__ import annotations
 
@@ -60,17 +56,7 @@ class CallTimes(NamedTuple):
 
 
 class CallStats(NamedTuple):
-    """What one call of a model took.
-
-    Attributes:
-        usage: tokens and requests that were paid for.
-        cost_usd: dollars; None if the price is unknown.
-        queue_seconds: wait for a slot, a rate limit or the budget.
-        model_seconds: from the request to the answer.
-        retries: failed attempts before the answer; None if unknown.
-        cached: whether the answer came from the cache, or from an equal request in flight.
-        times: when it happened.
-    """
+    """What one call of a model took, as in ``ModelCall``; None if unknown."""
 
     usage: Usage = Usage()
     cost_usd: float | None = 0.0
@@ -82,7 +68,7 @@ class CallStats(NamedTuple):
 
 
 class WorkerPrompt(msgspec.Struct, frozen=True):
-    """A prompt of a worker call: its cell, its call, its place in the call from 0, and its text."""
+    """A prompt and its place, as in the event ``WorkerCall``."""
 
     cell: int
     call: int
@@ -91,26 +77,22 @@ class WorkerPrompt(msgspec.Struct, frozen=True):
 
 
 class CallFailure(NamedTuple):
-    """What the guest's code is told of a failure, and the failure in the host's own words."""
+    """A failure, as the guest is told, and in the host's own words."""
 
     told: CallError
     message: str | None = None
 
 
 def new_run_id() -> str:
-    """Return a unique name for a run that begins with its start time (UTC)."""
+    """Return a unique name for a run, from the time (UTC) and a random part."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 class RunLogger:
-    """Writes the events of one run. With no folder it writes nothing.
-
-    Attributes:
-        step: the supervisor's turn; events get it.
+    """Writes the events of one run. With no folder it writes nothing. ``step`` goes into each event.
 
     Raises:
-        LogError: by every method, if the folder cannot be written or the disk is full. A run ends there, before it
-            spends more.
+        LogError: by every method, if the folder cannot be written. A run ends there, before it spends more.
     """
 
     def __init__(
@@ -160,13 +142,7 @@ class RunLogger:
         return self._folder is not None
 
     async def start(self, query: str, context: EncodedContext | None, **settings: Any) -> None:
-        """Store the context and write the first event of each file.
-
-        Args:
-            query: the question.
-            context: needed only if the log is on.
-            settings: the other fields of ``RunStart``.
-        """
+        """Store the context and write the first events, with ``settings`` of ``RunStart``."""
         if self._place is None or context is None:
             return
         # A thread, because 100 MB take a tenth of a second to hash; meanwhile the sandbox starts.
@@ -180,7 +156,7 @@ class RunLogger:
     def supervisor(
         self, model: str, messages: Sequence[Message], completion: Completion, stats: CallStats, purpose: str
     ) -> None:
-        """Write a reply of the supervisor; ``messages`` are those that it had not seen before."""
+        """Write a reply of the supervisor, with the messages that it had not seen before."""
         if self.is_on:
             call = self._call(model, stats, completion)
             self._write("supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call))
@@ -193,15 +169,7 @@ class RunLogger:
         completion: Completion | None = None,
         failure: CallFailure | None = None,
     ) -> None:
-        """Write a worker call that ended.
-
-        Args:
-            model: name of the model.
-            stats: what it took.
-            prompt: the prompt.
-            completion: the answer. A refusal has an answer and a failure.
-            failure: why the guest's code gets no answer.
-        """
+        """Write a worker call that ended. A refusal has a completion and a failure."""
         if not self.is_on:
             return
         call = self._call(model, stats, completion)
@@ -211,7 +179,7 @@ class RunLogger:
         self._write("worker", WorkerCall(**msgspec.structs.asdict(prompt), **call))
 
     def repl(self, code: str, result: CellResult) -> None:
-        """Write a block with its whole output; of images their sizes and hashes."""
+        """Write a block with its whole output."""
         if not self.is_on:
             return
         error = result.error
@@ -236,7 +204,7 @@ class RunLogger:
         self._write("repl", event)
 
     def left_out(self, notes: Mapping[int, str]) -> None:
-        """Write which messages the supervisor is not sent any more, by number, and what replaces each."""
+        """Write the notes that replace messages, by number."""
         event = LeftOut(**self._head(), messages=list(notes), notes=list(notes.values()))
         self._write("supervisor", event)
 
@@ -257,7 +225,7 @@ class RunLogger:
         self._write("supervisor", RunEnd(**{**self._head(), **fields}))
 
     def end_without_result(self, **facts: Any) -> None:
-        """Write the last event of a run that has no ``RunResult``; ``facts`` are fields of ``RunEnd``."""
+        """Write the last event of a run that has no result, with ``facts`` of ``RunEnd``."""
         self._write("supervisor", RunEnd(**self._head(), **facts))
 
     def _head(self) -> dict[str, Any]:
@@ -269,7 +237,6 @@ class RunLogger:
         }
 
     def _call(self, model: str, stats: CallStats, completion: Completion | None) -> dict[str, Any]:
-        """Return the fields of ``ModelCall``."""
         call = self._head()
         call.update(
             model=model, usage=stats.usage, elapsed=stats.queue_seconds + stats.model_seconds,
@@ -278,8 +245,10 @@ class RunLogger:
         )  # fmt: skip
         if completion is not None:
             call.update(
-                response=completion.text, finish_reason=completion.finish_reason, reasoning=completion.reasoning
-            )  # fmt: skip
+                response=completion.text,
+                finish_reason=completion.finish_reason,
+                reasoning=completion.reasoning,
+            )
         for name, moment in stats.times._asdict().items():
             call[f"{name}_at"] = None if moment is None else self._epoch + moment
         return call
@@ -295,7 +264,7 @@ class RunLogger:
             raise _log_error(self._folder, error) from error
 
     def _store(self, folder: PrivateFolder, context: EncodedContext) -> ContextFacts:
-        """Write the context into its file, unless it is there, and return what the log says of it."""
+        # The name has the hash, so a context that several runs share is stored once.
         with context.opened() as data:
             sha256 = hashlib.sha256(data).hexdigest()
             suffix, write = _readable(context.value, data)
@@ -310,7 +279,7 @@ class RunLogger:
 
 
 def _is_cut_off(file: BinaryIO) -> bool:
-    """Return whether the last line has no end, because its run was killed."""
+    # A killed run leaves a last line without an end, and the next event must not continue it.
     if not file.seek(0, os.SEEK_END):
         return False
     file.seek(-1, os.SEEK_END)
@@ -318,7 +287,7 @@ def _is_cut_off(file: BinaryIO) -> bool:
 
 
 def _readable(context: object, encoded: memoryview) -> tuple[str, Callable[[BinaryIO], object]]:
-    """Return the suffix of a context's file, and what writes it: text as it is, data as JSON, else its repr."""
+    # A person reads this file: text as it is, data as JSON, and what JSON cannot hold as its repr.
     if isinstance(context, str):
         return "txt", lambda file: file.write(encoded)
     try:
@@ -339,7 +308,6 @@ def _display(shown: Display) -> dict[str, str | ImageFacts]:
 
 @cache
 def _omitted(kind: type[msgspec.Struct]) -> list[tuple[str, object]]:
-    """Return the fields that are not written while they have their default."""
     return [
         (field.name, field.default)
         for field in msgspec.structs.fields(kind)
@@ -353,7 +321,6 @@ def _field_names(kind: type[Any]) -> list[str]:
 
 
 def _as_plain(value: object) -> dict[str, Any]:
-    """Return a struct or a dataclass as a dict for JSON."""
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.asdict(value)
         for name, default in _omitted(type(value)):
@@ -364,12 +331,13 @@ def _as_plain(value: object) -> dict[str, Any]:
     return {name: getattr(value, name) for name in _field_names(type(value))}
 
 
-# Not msgspec's encoder: it refuses lone surrogates. Escapes keep line ends and control bytes of guests out of the file.
+# Not msgspec's encoder: it refuses lone surrogates. Escapes keep control bytes of guests out of the file.
 _JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=True, default=_as_plain)
 
 
 def _log_error(folder: str | os.PathLike[str] | None, error: OSError) -> LogError:
     file = f" ({error.filename})" if error.filename else ""
     return LogError(
-        f"cannot write the logs in {folder}: {error.strerror or error}{file}. Make room, or choose another log_dir"
+        f"cannot write the logs in {folder}: {error.strerror or error}{file}. "
+        "Make room, or choose another log_dir"
     )

@@ -12,17 +12,15 @@ _FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^
 _REPL = frozenset({"repl"})
 _PYTHON = frozenset({"python", "py", "python3"})
 
-# Bounds on what a message of a model gone astray can cost: later fences tried per block, and characters parsed.
+# Bounds on what a bad message can cost: later fences tried for a block, and characters parsed.
 _MAX_LATER_FENCES = 8
 _MAX_PARSED_CHARS = 200_000
 
 
 def code_blocks(message: str) -> list[str]:
-    """Return the blocks to execute, in order: those marked ``repl``, or, if there is none, those marked ``python``.
+    """Return the blocks marked ``repl``, in order; if there is none, those marked ``python``.
 
-    A fence is a line of three or more backticks or tildes. A block ends at a line of at least as many of the same, or
-    with the message. A fence inside a string does not end it: if the code up to a fence does not parse, and the code up
-    to a later fence does, the block ends at the later one.
+    A block ends at a line of at least as many backticks or tildes as it began with, or with the message.
     """
     lines = message.replace("\r\n", "\n").split("\n")
     return _blocks(lines, _REPL) or _blocks(lines, _PYTHON)
@@ -46,7 +44,6 @@ def _blocks(lines: list[str], languages: frozenset[str]) -> list[str]:
 
 
 def _read_block(lines: list[str], start: int, fence: str, parser: _Parser | None) -> tuple[str, int]:
-    """Return the code after an opening fence, and the number of the line after its closing fence."""
     closings = (
         number
         for number in range(start, len(lines))
@@ -54,6 +51,7 @@ def _read_block(lines: list[str], start: int, fence: str, parser: _Parser | None
     )
     first = next(closings, None)
     if first is not None:
+        # A fence inside a string ends no block: the code up to it does not parse, up to a later one it does.
         if parser is not None:
             for number in (first, *itertools.islice(closings, _MAX_LATER_FENCES)):
                 code = "\n".join(lines[start:number])
@@ -84,7 +82,8 @@ class _Parser:
         self._left = _MAX_PARSED_CHARS
 
     def accepts(self, code: str) -> bool:
-        """Return whether the code parses. It is only parsed: a model wrote it, and only the guest compiles it."""
+        """Return whether the code parses."""
+        # It is only parsed. A model wrote it, and only the guest compiles it.
         self._left -= len(code) + 100
         if self._left < 0:
             return True  # the budget is used up, so the first closing fence closes

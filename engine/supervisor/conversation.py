@@ -1,4 +1,4 @@
-"""The conversation of supervisor and engine: all of it, and the part that still fits the supervisor's window."""
+"""The conversation of supervisor and engine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ _MIN_CHARS = 400
 
 
 class Conversation:
-    """A list of messages that only grows, and the same list with notes in the place of old messages.
-
-    Attributes:
-        history: every message, whole.
-        sent: the same messages as the supervisor is sent them.
-    """
+    """All messages in ``history``, and the same in ``sent``, with notes in the place of old ones."""
 
     def __init__(self) -> None:
         self.history: list[Message] = []
@@ -37,16 +32,9 @@ class Conversation:
         return self.history.pop()["content"]
 
     def leave_out(self, fits: Callable[[Sequence[Message]], bool], note: str) -> list[int]:
-        """Replace old messages by notes until ``fits`` returns true: outputs first, then the supervisor's own.
-
-        Args:
-            fits: whether the messages fit.
-            note: template of a note, with ``$number`` and ``$characters`` of the message.
-
-        Returns:
-            the numbers of the messages that were replaced.
-        """
+        """Replace old messages by a note until ``fits`` returns true, and return their numbers."""
         left_out: list[int] = []
+        # Outputs first: the supervisor's own messages say what it tried.
         last = len(self.sent) - _TAIL
         for role in ("user", "assistant"):
             for number in range(_HEAD, last):

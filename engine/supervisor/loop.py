@@ -1,4 +1,4 @@
-"""The loop of a run: ask the supervisor, run its code, report the outputs, until FINAL or a limit."""
+"""The loop of a run: ask the supervisor, run its code, show the outputs, until FINAL or a limit."""
 
 from __future__ import annotations
 
@@ -59,11 +59,7 @@ class Task:
 
 @dataclass(slots=True)
 class SupervisorLoop:
-    """The loop of one run.
-
-    Attributes:
-        iterations: turns so far.
-    """
+    """The loop of one run."""
 
     task: Task
     broker: Broker
@@ -77,7 +73,7 @@ class SupervisorLoop:
     _deadline: float | None = None
 
     async def run(self) -> tuple[str | None, StopReason]:
-        """Return the answer and why the run ended. A limit is a reason; errors of models and logs are raised."""
+        """Return the answer and why the run ended; errors of models and logs are raised."""
         self._begin()
         if self.task.max_seconds is not None:
             self._deadline = asyncio.get_running_loop().time() + self.task.max_seconds
@@ -96,7 +92,6 @@ class SupervisorLoop:
         return await self._best_answer(reason), reason
 
     async def _turn(self, step: int) -> str | None:
-        """Run one turn. Return the answer, if the supervisor gave one."""
         self.log.step = self.iterations = step
         self.emit(TurnStarted(step))
         self._make_room()
@@ -130,7 +125,6 @@ class SupervisorLoop:
         self.conversation.add("user", fill(self.prompts.first, **values))
 
     async def _execute(self, step: int, blocks: list[str]) -> list[CellResult]:
-        """Run blocks in order, up to the first that answers or fails."""
         results: list[CellResult] = []
         for number, code in enumerate(blocks, 1):
             self.emit(BlockStarted(step, number, len(blocks), code))
@@ -143,10 +137,10 @@ class SupervisorLoop:
         return results
 
     async def _run_block(self, code: str) -> CellResult:
-        """Run a block, and interrupt it when the time is up. What it did until then counts."""
         running = asyncio.ensure_future(self.sandbox.execute(code))
         try:
             await asyncio.wait([running], timeout=self._seconds_left())
+            # When the time is up, what the block did until then counts.
             if not running.done():
                 await self.sandbox.interrupt()
             return await running
@@ -162,7 +156,6 @@ class SupervisorLoop:
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
     async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
-        """Show the supervisor the outputs of its blocks, and replace a lost interpreter."""
         if results and results[-1].outcome in _ENDS_THE_RUN:
             raise SandboxLost(results[-1].detail)
         parts = (
@@ -181,7 +174,7 @@ class SupervisorLoop:
             raise _TimeIsUp
 
     async def _best_answer(self, reason: StopReason) -> str | None:
-        """Ask once more, for text. A block that calls FINAL counts, too."""
+        """Ask once more, for text."""
         last = ""
         if self.conversation.sent[-1]["role"] == "user":
             # The last turn was cut off. Two user messages in a row confuse models.
@@ -196,6 +189,7 @@ class SupervisorLoop:
         except (_TimeIsUp, BudgetExceeded, HandlerError):
             # The run already has its reason to end, so a failure of the model now is no other.
             return None
+        # A model may still answer with a block that calls FINAL.
         with contextlib.suppress(SandboxError):
             for result in await self._execute(self.iterations, code_blocks(text)):
                 if result.final is not None:
@@ -203,7 +197,6 @@ class SupervisorLoop:
         return text.strip() or None
 
     async def _ask(self, purpose: str) -> Completion:
-        """Send the conversation to the supervisor, and log its reply before anything else happens."""
         started = time.monotonic()
         clock = asyncio.timeout(self._seconds_left())
         try:
@@ -214,6 +207,7 @@ class SupervisorLoop:
                 raise _TimeIsUp from None
             raise  # a handler raised it
         elapsed = time.monotonic() - started
+        # The reply was paid for, so it is logged before anything else can fail.
         model = self.broker.supervisor.handler.model
         self.log.supervisor(model, self.conversation.history[self._logged :], completion, stats, purpose)
         self.conversation.add("assistant", completion.text)
@@ -236,7 +230,6 @@ class SupervisorLoop:
         )
 
     def _make_room(self) -> None:
-        """Leave old messages out when the supervisor's window is nearly full."""
         self._leave_out(self.broker.supervisor.has_room)
 
     def _leave_out(self, fits: Callable[[Sequence[Message]], bool]) -> bool:

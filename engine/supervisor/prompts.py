@@ -1,7 +1,4 @@
-"""The texts that the engine sends to a supervisor. ``run(..., prompts=Prompts(...))`` replaces them.
-
-Each text is a ``string.Template``: ``$name`` stands for a value. A value is never read as a template.
-"""
+"""The texts that the engine sends to a supervisor, as ``string.Template``. A user can replace them."""
 
 from __future__ import annotations
 
@@ -15,12 +12,14 @@ from ..errors import TaskError
 
 _WITH_WORKER = """\
 You answer a question about a document that is too long to read at once. You never see the document itself: \
-you write Python that reads it, and a smaller language model, the worker, reads the pieces that your code hands to it. \
+you write Python that reads it, and a smaller language model, the worker, reads the pieces that your code \
+hands to it. \
 Your code is the research strategy.
 """
 
 _ALONE = """\
-You answer a question about a document that is too long to read at once. You see of the document only what the Python \
+You answer a question about a document that is too long to read at once. You see of the document only what \
+the Python \
 that you write prints of it. Your code is the research strategy.
 """
 
@@ -31,22 +30,30 @@ Write code in fenced blocks marked `repl`:
 print(type(context), len(context))
 ```
 
-The blocks of your message run in order, in one Python interpreter whose variables persist from turn to turn. You are \
-then shown what they printed, and the value of an expression that a block ends with, cut to about $output_limit \
-characters, or the traceback of the block that failed; the blocks after a failed one are not run. In every block you have:
+The blocks of your message run in order, in one Python interpreter whose variables persist from turn to \
+turn. You are \
+then shown what they printed, and the value of an expression that a block ends with, cut to about \
+$output_limit \
+characters, or the traceback of the block that failed; the blocks after a failed one are not run. In every \
+block you have:
 
 - `context`: the document ($context_kind).
 - `query`: the question.
 """
 
 _WORKER = """\
-- `worker(prompt) -> str`: asks the worker one thing. It sees only the prompt: put the text into it, and say what you \
-want to know. Its window is about $worker_ctx_k thousand tokens, prompt and answer together: keep a prompt below \
+- `worker(prompt) -> str`: asks the worker one thing. It sees only the prompt: put the text into it, and \
+say what you \
+want to know. Its window is about $worker_ctx_k thousand tokens, prompt and answer together: keep a prompt \
+below \
 about $worker_chars characters.
-- `worker_batch(prompts) -> list[str]`: asks many things at once, and returns the answers in order. It is far faster \
-than a loop over `worker`. If some calls fail it raises `WorkerBatchError`, whose `.results` holds the answers that \
+- `worker_batch(prompts) -> list[str]`: asks many things at once, and returns the answers in order. It is \
+far faster \
+than a loop over `worker`. If some calls fail it raises `WorkerBatchError`, whose `.results` holds the \
+answers that \
 came and the errors of the others; with `return_errors=True` it returns that list instead.
-- `budget() -> dict`: what is left of the run's worker calls, tokens, dollars and seconds; None where there is no limit.
+- `budget() -> dict`: what is left of the run's worker calls, tokens, dollars and seconds; None where there \
+is no limit.
 """
 
 _BUDGET_ALONE = """\
@@ -64,20 +71,25 @@ network and no file but your own under /work.
 _STRATEGY = """
 A strategy that works:
 1. Look first: print the kind, the size and the beginning of `context`. Do not guess its structure.
-2. Split it into chunks that fit the worker, at natural borders (headings, paragraphs, items). Where a search for \
+2. Split it into chunks that fit the worker, at natural borders (headings, paragraphs, items). Where a \
+search for \
 words or a regular expression narrows it down, use that before you spend worker calls.
-3. Ask about all chunks with one `worker_batch`. Ask for what you need in a form that is easy to aggregate, and let \
+3. Ask about all chunks with one `worker_batch`. Ask for what you need in a form that is easy to aggregate, \
+and let \
 the worker say so when a chunk holds nothing.
 4. Aggregate: print what came back, compare it, ask the worker again about what is unclear or contradictory.
-5. Call `FINAL(answer)` with a short, direct answer once the evidence supports it. Print and read the evidence first.
+5. Call `FINAL(answer)` with a short, direct answer once the evidence supports it. Print and read the \
+evidence first.
 """
 
 _STRATEGY_ALONE = """
 A strategy that works:
 1. Look first: print the kind, the size and the beginning of `context`. Do not guess its structure.
-2. Search it for words of the question, their synonyms and names, with regular expressions, and print the passages \
+2. Search it for words of the question, their synonyms and names, with regular expressions, and print the \
+passages \
 around what you find, a few at a time: you are shown about $output_limit characters of a block.
-3. Read what is printed, and search again with what you learnt. Where all of it counts, go through it piece by piece.
+3. Read what is printed, and search again with what you learnt. Where all of it counts, go through it piece \
+by piece.
 4. Call `FINAL(answer)` with a short, direct answer once the evidence supports it.
 """
 
@@ -93,7 +105,8 @@ You have at most $max_iterations turns. Begin by looking at the context.\
 """
 
 _NO_CODE = """\
-Your message held no ```repl block, so nothing was executed. Write your code in a fenced block marked `repl`; \
+Your message held no ```repl block, so nothing was executed. Write your code in a fenced block marked \
+`repl`; \
 when you know the answer, call FINAL(answer) in such a block.\
 """
 
@@ -113,7 +126,8 @@ Reply with the answer alone, as plain text, without code.\
 """
 
 _STATE_LOST = """\
-The interpreter was ended ($outcome), and all variables are gone. A fresh one was started; `context`, `query` and the \
+The interpreter was ended ($outcome), and all variables are gone. A fresh one was started; `context`, \
+`query` and the \
 functions are there again. Do not repeat what ended it.\
 """
 
@@ -129,16 +143,16 @@ class Prompts:
     """The texts, with the values that each can hold.
 
     Attributes:
-        system: instructions. ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
+        system: ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
         system_alone: the same for a run without a worker.
-        first: the question. ``$query $context_facts $max_iterations``.
-        no_code: the answer to a message without a block.
-        nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
-        budget: next, if the budget is limited. ``$left``.
-        left_out: replaces an old message in a full window. ``$number $characters``.
-        best_answer: once, after a limit. ``$reason $query``.
-        state_lost: after a fresh interpreter was started. ``$outcome``.
-        tools: the end of ``system``, if there are tools. ``$tools``.
+        first: ``$query $context_facts $max_iterations``.
+        no_code: answers a message without a block.
+        nudge_early, nudge_late, nudge_last: follow the outputs of a turn. ``$turns_left``.
+        budget: follows if the budget is limited. ``$left``.
+        left_out: replaces an old message. ``$number $characters``.
+        best_answer: after a limit. ``$reason $query``.
+        state_lost: after a fresh interpreter. ``$outcome``.
+        tools: the end of ``system``. ``$tools``.
     """
 
     system: str = _SYSTEM
@@ -156,10 +170,10 @@ class Prompts:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Prompts:
-        """Read ``system.txt``, ``first.txt`` and so on from a folder; other texts keep their default.
+        """Read ``system.txt``, ``first.txt`` and so on from a folder.
 
         Raises:
-            TaskError: the folder does not exist, or holds a ``.txt`` file that is no prompt.
+            TaskError: the folder does not exist, or holds another ``.txt`` file.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -178,7 +192,7 @@ def fill(template: str, **values: object) -> str:
 
 
 def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
-    """Return the text after the outputs of a turn."""
+    """Return how many turns are left as text."""
     if turns_left <= 1:
         text = prompts.nudge_last
     elif turns_left * 3 <= max_iterations:  # in the last third, the supervisor should aggregate
@@ -189,7 +203,7 @@ def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
 
 
 def budget_left(prompts: Prompts, left: Left) -> list[str]:
-    """Return what is left of a limited budget as text; nothing if nothing is limited."""
+    """Return what is left of the budget as text, if it is limited."""
     parts = [
         f"{amount:,.4f} US dollars" if unit == "dollars" else f"{amount:,.0f} {unit.replace('_', ' ')}"
         for unit, amount in asdict(left).items()

@@ -8,20 +8,14 @@ from collections.abc import Sequence
 from ...sandbox_image.text import excerpt
 from ..sandbox import CellResult, Outcome
 
-# A shorter time is not shown. Blocks that run again then give the same text, and the cache has the supervisor's reply.
+# A shorter time is not shown: a repeated run then has the same messages, and the cache has the replies.
 _MIN_SECONDS = 10.0
 
 _SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
 
 
 def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> str:
-    """Return the outputs of a turn's blocks as text.
-
-    Args:
-        results: of the blocks that ran.
-        blocks: how many the message had.
-        output_limit: characters of output, and of traceback, that each block shows.
-    """
+    """Return the outputs of a turn's blocks as text; ``output_limit`` is in characters for each block."""
     parts = [_show(number, blocks, result, output_limit) for number, result in enumerate(results, 1)]
     if len(results) < blocks:
         skipped = blocks - len(results)

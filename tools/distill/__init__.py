@@ -1,1 +1,1 @@
-"""Data sets for training smaller supervisors: export of runs, and replay of what was exported."""
+"""Data sets for training smaller supervisors: export of runs, and replay of an export."""

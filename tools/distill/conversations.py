@@ -1,8 +1,4 @@
-"""Conversations of runs, read from their run logs: what a supervisor was sent, and what it replied.
-
-A log is data that may be cut off, appended to, or changed by hand. A run whose events do not fit together has no
-conversation.
-"""
+"""Reads the conversations of runs from their run logs."""
 
 from __future__ import annotations
 
@@ -34,11 +30,7 @@ E = TypeVar("E")
 
 
 class NoConversation(Exception):
-    """A run's log holds no whole conversation.
-
-    Attributes:
-        reason: for counting.
-    """
+    """A run's log holds no whole conversation; ``reason`` is for counting."""
 
     def __init__(self, reason: Unusable, folder: Path, why: str = "") -> None:
         super().__init__(why or f"{folder}: {reason}")
@@ -47,14 +39,7 @@ class NoConversation(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of a run that its code can notice.
-
-    Attributes:
-        worker_model: None if the run had no worker.
-        output_limit: characters of a block's output that the supervisor was shown.
-        sandbox: fields of ``SandboxConfig``.
-        tools: kind of each tool of the user, by name.
-    """
+    """The question and the settings of a run, as in ``RunStart``."""
 
     query: str
     context_file: str
@@ -67,18 +52,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A reply of the supervisor, and the request that it answers.
+    """A reply of the supervisor, and the request that it answers."""
 
-    Attributes:
-        step: its turn, from 1; the best answer has the step of the turn before it.
-        sent: the messages as they were sent, with notes for those that were left out.
-        left_out: the numbers of these.
-        reply: text of the reply.
-        is_best_answer: whether the engine asked for it after a limit.
-        is_whole: whether the reply was neither cut off nor refused.
-    """
-
+    # The best answer has the step of the turn before it.
     step: int
+    # Notes replace the messages that were left out.
     sent: tuple[Message, ...]
     left_out: frozenset[int]
     reply: str
@@ -93,14 +71,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A run from its start to its end.
-
-    Attributes:
-        history: every message, whole.
-        turns: one for each reply, in order. Failed attempts before a reply are in no log.
-        answer, stop_reason: as in ``RunResult``; a run that failed has no reason.
-        notes: what the reader skipped, a line each.
-    """
+    """A run from its start to its end. ``notes`` are lines of the log that the reader skipped."""
 
     start: Settings
     history: tuple[Message, ...]
@@ -116,10 +87,8 @@ class Conversation:
 
     @property
     def stretches(self) -> list[Turn]:
-        """The last turn before each time that messages were left out, and the last turn of all.
-
-        The request of a turn holds the earlier turns of its stretch word for word. These turns hold all that was said.
-        """
+        """The last turn before each time that messages were left out, and the last turn of all."""
+        # The request of a turn holds the earlier turns of its stretch, so these turns hold all messages.
         return [
             turn
             for turn, after in zip(self.turns, [*self.turns[1:], None], strict=True)
@@ -128,11 +97,7 @@ class Conversation:
 
 
 def read_conversation(folder: Path, run_id: str) -> Conversation:
-    """Read what a run's supervisor was sent and replied, from ``folder/supervisor.jsonl``.
-
-    Raises:
-        NoConversation: there is no such run, it has no end, or its events do not fit together.
-    """
+    """Read the conversation of a run, or raise ``NoConversation``."""
     log = RunLogReader(folder, run_id)
     builder = _Builder()
     try:
@@ -150,14 +115,17 @@ def read_conversation(folder: Path, run_id: str) -> Conversation:
         raise NoConversation("unreadable", folder, why)
     end = builder.end
     return Conversation(
-        builder.start, tuple(builder.history), tuple(builder.turns), end.answer, end.stop_reason, tuple(log.notes())
-    )  # fmt: skip
+        builder.start,
+        tuple(builder.history),
+        tuple(builder.turns),
+        end.answer,
+        end.stop_reason,
+        tuple(log.notes()),
+    )
 
 
 @dataclass(slots=True)
 class _Builder:
-    """Builds a conversation event by event."""
-
     start: Settings | None = None
     end: RunEnd | None = None
     history: list[Message] = field(default_factory=list[Message])
@@ -166,7 +134,7 @@ class _Builder:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing between the first event and the last: roles alternate, and steps count up."""
+        """Whether no event is missing."""
         roles = [message["role"] for message in self.history]
         steps = [turn.step for turn in self.turns if not turn.is_best_answer]
         return (
@@ -177,11 +145,7 @@ class _Builder:
         )
 
     def add(self, event: SupervisorEvent) -> None:
-        """Add the next event.
-
-        Raises:
-            ValueError, LookupError: it does not fit those before.
-        """
+        # Raises ValueError or LookupError if the event does not fit those before.
         match event:
             case RunStart():
                 self.start = _settings(event)
@@ -223,35 +187,24 @@ def _settings(start: RunStart) -> Settings:
 
 
 def worker_answers(folder: Path, run_id: str) -> Iterator[WorkerCall]:
-    """Yield the worker calls of a run, in the order in which they ended.
-
-    Raises:
-        NoConversation: the log cannot be read.
-    """
+    """Yield the worker calls of a run, in the order in which they ended."""
     events = RunLogReader(folder, run_id).worker()
     return (event for event in _convert_errors(events, folder) if isinstance(event, WorkerCall))
 
 
 def cells(folder: Path, run_id: str) -> Iterator[Cell]:
-    """Yield the blocks that were executed, in order.
-
-    Raises:
-        NoConversation: the log cannot be read.
-    """
+    """Yield the cells of a run, in order."""
     events = RunLogReader(folder, run_id).repl()
     return (event for event in _convert_errors(events, folder) if isinstance(event, Cell))
 
 
 def tool_calls(folder: Path, run_id: str) -> Iterator[ToolCall]:
-    """Yield the calls of tools, in the order in which they ended.
-
-    Raises:
-        NoConversation: the log cannot be read.
-    """
+    """Yield the calls of host tools, in the order in which they ended."""
     events = RunLogReader(folder, run_id).repl()
     return (event for event in _convert_errors(events, folder) if isinstance(event, ToolCall))
 
 
+# Callers count runs by reason, so every failure of a log is a NoConversation.
 def _convert_errors(events: Iterable[E], folder: Path) -> Iterator[E]:
     try:
         yield from events
@@ -260,7 +213,7 @@ def _convert_errors(events: Iterable[E], folder: Path) -> Iterator[E]:
 
 
 def cleaned(messages: Sequence[Message]) -> list[Message]:
-    """Return the messages with text that is valid UTF-8."""
+    """Return the messages as valid UTF-8, which readers of JSON need."""
     return [
         {"role": message["role"], "content": replace_surrogates(message["content"])} for message in messages
     ]

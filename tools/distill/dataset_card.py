@@ -1,4 +1,4 @@
-"""What a data set is made of: for machines as JSON, for people as a data card."""
+"""Describes a data set: as JSON for programs, as a data card for people."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ CARD, README = "card.json", "README.md"
 
 _FORMS = {
     ("sft", "run"): (
-        "`{messages}`: each line is a conversation of a supervisor with its sandbox, whole. Where messages were left out "
-        "on the way, to fit the model's window, there is a line for each stretch between, as it was sent at its end, "
-        "notes in the place of what was left out; the turns before stand in several lines then."
+        "`{messages}`: each line is a whole conversation of a supervisor with its sandbox. If messages were "
+        "left out to fit the model's window, each stretch has its own line, as it was sent at its end. "
+        "Notes replace what was left out. Earlier turns are then in several lines."
     ),
     ("sft", "turn"): (
-        "`{prompt, completion}`: each line is one reply of a supervisor, and the conversation as it was sent for it."
+        "`{prompt, completion}`: each line is one reply of a supervisor, and the conversation before it."
     ),
-    ("sft", "worker"): "`{messages}`: each line is a prompt of a worker's and its answer.",
+    ("sft", "worker"): "`{messages}`: each line is a prompt of a worker and its answer.",
     ("preference", "run"): (
-        "`{prompt, chosen, rejected}`: each line has the instructions and the question, and how a better and a worse run "
-        "went on from there. `user` messages of both are what the sandbox showed: mask them where the loss is counted."
+        "`{prompt, chosen, rejected}`: each line has the instructions and the question, and the rest of a "
+        "better and of a worse run. The sandbox wrote the `user` messages of both: mask them in the loss."
     ),
-}  # fmt: skip
+}
 
 _LICENCE = """\
-The lines hold what models wrote, and of documents what their code printed and asked about. The terms of both hold for this
-data set: those of the models' providers (some do not allow their outputs to train other models), and the licences of the
-documents. Look at both before you train on it or pass it on. The tool that wrote it adds no terms of its own."""
+Models wrote parts of these lines, and their code printed parts of documents. The terms of both hold for this
+data set. Some providers do not allow that outputs of their models train other models. The documents have
+licences of their own. Read both before you train on the data set or pass it on. The tool adds no terms."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """One side: its lines, the documents that they are of, and the SHA-256 of its file."""
+    """Counts of one side, and the SHA-256 of its file."""
 
     lines: int
     documents: int
@@ -55,7 +55,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A folder that lines may come from, relative to the data set, and the SHA-256 of its records and its settings."""
+    """A folder of runs, relative to the data set, with SHA-256 hashes."""
 
     folder: str
     records: int
@@ -65,17 +65,7 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """All that is said of a data set.
-
-    Attributes:
-        engine: the version that wrote it.
-        wanted: the options, the filters among them.
-        experiments: where the runs are.
-        runs_taken: how many runs the filters took.
-        runs_left_out, lines_left_out: how many others there were, by why.
-        splits: the files.
-        models: how many of the runs that were taken each model made, by role.
-    """
+    """The facts of a data set. ``wanted`` are the options; ``models`` counts runs by role and model."""
 
     engine: str
     wanted: dict[str, Any]
@@ -87,11 +77,11 @@ class Card:
     models: dict[str, dict[str, int]]
 
     def as_json(self) -> str:
-        """For machines."""
+        """Return the card for programs."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def as_markdown(self) -> str:
-        """For people; its head tells ``datasets.load_dataset`` of the files."""
+        """Return the card for people, with a head for ``datasets.load_dataset``."""
         files = [f"  - split: {side}\n    path: {side}.jsonl" for side in self.splits]
         head = ["---", "configs:", "- config_name: default", "  data_files:", *files, "---"] if files else []
         filters = self.wanted["filters"]
@@ -102,20 +92,29 @@ class Card:
             f"# Distillation data ({self.wanted['format']}, {self.wanted['role']})",
             "",
             _FORMS[self.wanted["format"], form],
-            "`sources.jsonl` tells of each line which run it comes from; `card.json` has what stands here.",
+            "`sources.jsonl` names the run of each line. `card.json` has the facts of this page.",
             "No document is on both sides.",
             "",
-            *_table(("split", "lines", "documents", "SHA-256"),
-                    [(f"{side}.jsonl", each.lines, each.documents, each.sha256) for side, each in self.splits.items()]),
+            *_table(
+                ("split", "lines", "documents", "SHA-256"),
+                [
+                    (f"{side}.jsonl", each.lines, each.documents, each.sha256)
+                    for side, each in self.splits.items()
+                ],
+            ),
             *_table(("option", "value"), [*others.items(), *filters.items()]),
             f"Runs taken: {self.runs_taken:,}. Written by supdist-engine {self.engine}.",
             "",
             *_table(("runs left out", "how many"), self.runs_left_out.items()),
             *_table(("lines left out", "how many"), self.lines_left_out.items()),
-            *_table(("role", "model", "runs"),
-                    [(role, name, runs) for role, names in self.models.items() for name, runs in names.items()]),
-            *_table(("experiment", "records", "SHA-256 of the records"),
-                    [(each.folder, each.records, each.records_sha256) for each in self.experiments]),
+            *_table(
+                ("role", "model", "runs"),
+                [(role, name, runs) for role, names in self.models.items() for name, runs in names.items()],
+            ),
+            *_table(
+                ("experiment", "records", "SHA-256 of the records"),
+                [(each.folder, each.records, each.records_sha256) for each in self.experiments],
+            ),
             "## Licence",
             "",
             _LICENCE,
@@ -130,7 +129,7 @@ def facts_of(
     lines_left_out: Counter[str],
     splits: Mapping[Side, SplitFacts],
 ) -> Card:
-    """The card of a data set that goes to ``out``."""
+    """Make the card of a data set in ``out``."""
     taken = [run.record for run in selection.runs if not run.refused]
     refused = Counter(run.refused for run in selection.runs if run.refused)
     return Card(
@@ -161,7 +160,6 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 
 
 def _table(head: tuple[str, ...], rows: Any) -> list[str]:
-    """Markdown; nothing where there are no rows."""
     body = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
     if not body:
         return []
@@ -169,7 +167,7 @@ def _table(head: tuple[str, ...], rows: Any) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    """Names of models and folders are anybody's: as code, and on one line."""
+    # Names of models and folders come from others: as code on one line, they cannot change the page.
     if isinstance(value, (bool, int, float)) or value is None:
         return str(value)
     text = printable(str(value)).replace("\n", " ").replace("`", "'").replace("|", "/")

@@ -1,16 +1,16 @@
-"""Data sets for distillation, made of the logs of experiments.
+"""Writes data sets for distillation from the folders of evals.
 
 ::
 
     OUT/
-    ├── train.jsonl        the lines (``formats.py``); a side that has none has no file
-    ├── validation.jsonl   the same of other documents
-    ├── sources.jsonl      of each line: ``split`` and ``line`` (from 1), its run, score and models, the hash of its text
-    ├── .mark              by which the user who made it knows sources.jsonl again
+    ├── train.jsonl        lines (``formats.py``)
+    ├── validation.jsonl   lines of other documents
+    ├── sources.jsonl      run, score, models and hash of each line
+    ├── .mark              the user's seal of sources.jsonl
     ├── card.json          counts, filters, sources, hashes
-    └── README.md          the same for people, and for ``datasets.load_dataset(OUT)``
+    └── README.md          the same for people
 
-The same runs and options give the same bytes, whatever the order in which folders are named.
+The same runs and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,33 +41,39 @@ SOURCES, MARK = "sources.jsonl", ".mark"
 
 
 def seal() -> Seal:
-    """Return what knows the exports of this user again."""
+    """Return the seal of this user's exports."""
     return Seal.open("export")
 
 
 def is_own(folder: Path) -> bool:
-    """Return whether this user made the export, so that it names the logs of this user."""
+    """Return whether this user made the export."""
     try:
         return seal().is_own(read_file(resolved(folder) / MARK), digest_file(folder / SOURCES).encode())
     except OSError:
         return False
 
 
-def export(folders: Iterable[Path], out: Path, options: ExportOptions, *, force: bool = False) -> Card:
+def export(
+    folders: Iterable[Path],
+    out: Path,
+    options: ExportOptions,
+    *,
+    force: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> Card:
     """Write a data set. The folder appears when it is whole, or not at all.
 
     Args:
-        folders: experiments, or folders above some.
-        out: the folder to make.
-        options: what goes into it.
-        force: whether an export that is there is replaced.
+        folders: folders of evals, or folders above.
+        force: replace an export.
+        report: receives each problem of a log.
 
     Raises:
-        TaskError: a folder holds no experiment, there is something at ``out``, or a file cannot be read or written.
+        TaskError: a folder holds no eval, ``out`` exists, or a file cannot be read or written.
     """
     try:
         with appearing(out, force=force) as folder:
-            return _write(select(folders, options.filters), folder, out, options)
+            return _write(select(folders, options.filters, report), folder, out, options)
     except OSError as error:
         raise TaskError(f"{error.filename or out}: {error.strerror or error}") from error
 
@@ -89,7 +95,7 @@ def _write(selection: Selection, folder: Path, out: Path, options: ExportOptions
 
 
 def _spool(lines: Iterable[Line], spool: Path, out: Path) -> Iterator[list[str]]:
-    """Put lines aside until all documents are known: they may be more than memory holds. Gives their documents."""
+    # The side of a line is known when all documents are, and the lines may be more than memory holds.
 
     def relative(path: Path) -> str:
         return os.path.relpath(path, out)
@@ -101,16 +107,13 @@ def _spool(lines: Iterable[Line], spool: Path, out: Path) -> Iterator[list[str]]
 
 
 def _deal(spool: Path, places: Sequence[tuple[Side, str]], folder: Path) -> dict[Side, SplitFacts]:
-    """Write each line to its side, and what is known of it beside. A side's file is begun with its first line: readers
-    refuse empty ones.
-    """
     hashes: dict[Side, Any] = {}
     counts = Counter[Side]()
     with ExitStack() as stack:
         files: dict[Side, TextIO] = {}
         sources = stack.enter_context(open(folder / SOURCES, "w", encoding="ascii"))
         for (side, _), line in zip(places, stack.enter_context(open(spool, encoding="ascii")), strict=True):
-            if side not in files:
+            if side not in files:  # not before its first line: readers refuse empty files
                 files[side] = stack.enter_context(open(folder / f"{side}.jsonl", "w", encoding="ascii"))
                 hashes[side] = hashlib.sha256()
             content, source = json.loads(line)
@@ -133,11 +136,11 @@ def _lines(selection: Selection, options: ExportOptions, left_out: Counter[str])
         try:
             yield from _lines_of(runs, options, left_out)
         except NoConversation as error:
-            left_out[f"the rest of what a log told that is {error.reason}"] += 1
+            left_out[f"the rest of a log that is {error.reason}"] += 1
 
 
 def _groups(selection: Selection, options: ExportOptions) -> Iterator[list[Run]]:
-    """The runs that lines are made of together: those of one question, or each for itself."""
+    # A pair is of one question; other lines are of one run.
     if options.format == "preference":
         runs = sorted(selection.runs, key=lambda run: run.question)
         return (list(group) for _, group in itertools.groupby(runs, key=lambda run: run.question))
@@ -168,22 +171,17 @@ def _check_free(out: Path, *, force: bool) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not force:
-        raise TaskError(f"{out} is there already; name another --out, or add --force to replace it")
+        raise TaskError(f"{out} already exists; name another --out, or add --force to replace it")
     if out.is_symlink() or not (out / CARD).is_file():
-        raise TaskError(f"{out} is no export ({CARD} is missing), and is not replaced; name another --out")
+        raise TaskError(f"{out} is no export ({CARD} is missing) and is not replaced; name another --out")
 
 
 @contextmanager
 def appearing(out: Path, *, force: bool = False) -> Generator[Path]:
-    """A folder to write into, which bears its name ``out`` once the block has ended well, and is gone if it has not.
-
-    Args:
-        out: where there may be nothing, or with ``force`` an export, which is replaced then.
-        force: see there.
+    """Yield a new folder. It gets the name ``out`` if the block succeeds, and is removed if it fails.
 
     Raises:
-        TaskError: there is something else.
-        OSError: it cannot be made.
+        TaskError: ``out`` exists and is no export, or ``force`` is false.
     """
     _check_free(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +190,7 @@ def appearing(out: Path, *, force: bool = False) -> Generator[Path]:
     part.mkdir()
     try:
         yield part
-        _check_free(out, force=force)  # somebody else may have been faster
+        _check_free(out, force=force)  # another process may have been faster
         if out.exists():
             out.rename(old)
         try:

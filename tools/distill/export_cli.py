@@ -1,4 +1,4 @@
-"""The command ``export``: what it takes, and what it says. The work is in ``export.py``."""
+"""The command ``export``: its options and messages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import typer
 
 if TYPE_CHECKING:
     from .dataset_card import Card
+
+
+# A line of a hostile log must not fill the terminal.
+_MAX_CHARS = 400
 
 
 class Format(Enum):
@@ -36,25 +40,25 @@ class Per(Enum):
 
 def export(
     folders: Annotated[
-        list[Path], typer.Argument(help="What `supdist-engine eval` wrote, or folders above it.")
+        list[Path], typer.Argument(help="Folders that `supdist-engine eval` wrote, or folders above.")
     ],
     *,
     format: Annotated[  # noqa: A002 - the option's name
-        Format, typer.Option(help="Conversations to learn from, or pairs of a better and a worse one.")
+        Format, typer.Option(help="Conversations, or pairs of a better and a worse run.")
     ],
     out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("distillation"),
     role: Annotated[Role, typer.Option(help="Whose turns.")] = Role.SUPERVISOR,
     per: Annotated[
-        Per, typer.Option(help="A line for each run, or for each turn with what was sent for it.")
+        Per, typer.Option(help="A line for each run, or for each turn with its request.")
     ] = Per.RUN,
     min_score: Annotated[float | None, typer.Option(help="Runs with this score or more.")] = None,
     only_correct: Annotated[bool, typer.Option("--only-correct", help="Runs whose answer is right.")] = False,
     only_final: Annotated[
         bool, typer.Option("--only-final", help="Runs that ended with FINAL, not at a limit.")
     ] = False,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Runs of so many turns or fewer.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Runs of this many turns or fewer.")] = None,
     max_cost_usd: Annotated[
-        float | None, typer.Option(min=0, help="Runs that cost so much or less; not those of unknown price.")
+        float | None, typer.Option(min=0, help="Runs that cost this much or less; none of unknown price.")
     ] = None,
     allow_errors: Annotated[
         bool,
@@ -70,23 +74,29 @@ def export(
     max_pairs: Annotated[int, typer.Option(min=1, help="preference: pairs of one question at most.")] = 4,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
 ) -> None:
-    """Write the turns of supervisors (or of workers) as chat JSONL, to train smaller ones on. The folder goes to stdout."""
+    """Write the turns of supervisors or workers as chat JSONL for training. Prints the folder on stdout."""
     from .export import export as write
     from .options import ExportOptions
     from .selection import Filters
 
     filters = Filters(min_score, only_correct, only_final, max_steps, max_cost_usd, allow_errors)
     options = ExportOptions(format.value, role.value, per.value, filters, validation, seed, max_pairs)
-    _tell(write(folders, out, options, force=force))
+    _print_counts(write(folders, out, options, force=force, report=_print_problem))
     print(out)
 
 
-def _tell(card: Card) -> None:
+def _print_problem(problem: str) -> None:
+    from ...sandbox_image.text import one_line, shorten
+
+    print(shorten(one_line(problem), _MAX_CHARS), file=sys.stderr)
+
+
+def _print_counts(card: Card) -> None:
     counts = [
         f"{each.lines:,} lines of {each.documents:,} documents to {side}"
         for side, each in card.splits.items()
     ]
-    print("; ".join(counts) or "no lines: look at what was left out", file=sys.stderr)  # fmt: skip
+    print("; ".join(counts) or "no lines; the reasons follow", file=sys.stderr)
     for what, reasons in (("runs", card.runs_left_out), ("lines", card.lines_left_out)):
         for reason, count in reasons.items():
             print(f"{what} left out: {count:,} ({reason})", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Reads an export of whole conversations back: its lines, and the run that each line comes from."""
+"""Reads an export back. Every failure is a ``TaskError``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .split import SIDES
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The fields of a row of ``sources.jsonl`` that replaying needs."""
+    """A row of ``sources.jsonl``."""
 
     split: str
     line: int
@@ -31,11 +31,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def find_files(path: Path) -> list[Path]:
-    """Return the files of an export, or the one file.
-
-    Raises:
-        TaskError: there is none.
-    """
+    """Return the files of an export, or the one file."""
     files = [path / f"{side}.jsonl" for side in SIDES] if path.is_dir() else [path]
     files = [file for file in files if file.is_file()]
     if not files:
@@ -44,11 +40,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def read_lines(file: Path) -> Iterator[list[Message]]:
-    """Yield the messages of each line.
-
-    Raises:
-        TaskError: the file cannot be read, or a line is no conversation.
-    """
+    """Yield the messages of each line."""
     try:
         opened = open_file(file)
     except OSError as error:
@@ -59,16 +51,12 @@ def read_lines(file: Path) -> Iterator[list[Message]]:
                 yield msgspec.json.decode(line, type=_Line).messages
             except (ValueError, RecursionError) as error:
                 raise TaskError(
-                    f"{file}, line {number}: {error}. Only an export with --format sft --per run can be replayed"
+                    f"{file}, line {number}: {error}. Only --format sft --per run can be replayed"
                 ) from None
 
 
 class SourceTable:
-    """Finds the source of each line of a file.
-
-    Raises:
-        TaskError: ``sources.jsonl`` is missing, or is not of whole conversations.
-    """
+    """Finds the source of each line of a file."""
 
     def __init__(self, file: Path) -> None:
         path = file.parent / SOURCES
@@ -85,6 +73,7 @@ class SourceTable:
         self._by_line = {row.line: row for row in rows if row.split == file.stem}
 
     def find(self, number: int, messages: Sequence[Message]) -> tuple[Source | None, bool]:
-        """Return the source of a line, by its content, else by its place; and whether its content has changed."""
+        """Return the source of a line, and whether the line has changed."""
+        # By content, because lines may have been shuffled; a changed line is found by its place.
         found = self._by_hash.get(sha256_of({"messages": messages}))
         return (found, False) if found else (self._by_line.get(number), True)

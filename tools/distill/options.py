@@ -1,4 +1,4 @@
-"""What an export is to hold."""
+"""Options of an export."""
 
 from __future__ import annotations
 
@@ -15,17 +15,7 @@ Per = Literal["run", "turn"]
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is exported.
-
-    Attributes:
-        format: conversations to learn from, or pairs of a better and a worse one.
-        role: whose turns they are; of the worker there is ``sft`` alone.
-        per: what a line of the supervisor's ``sft`` tells: a run as one conversation, or a turn with its request.
-        filters: which runs.
-        validation: the part of the documents that are to validate with, 0 to 1.
-        seed: of the split.
-        max_pairs: pairs of one question at most.
-    """
+    """What is exported. ``validation`` is a share of the documents, 0 to 1."""
 
     format: Format
     role: Role = "supervisor"
@@ -37,4 +27,4 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.format == "preference" and (self.role == "worker" or self.per == "turn"):
-            raise TaskError("preference pairs whole runs: leave out --role worker and --per turn")
+            raise TaskError("--format preference compares whole runs; leave out --role worker and --per turn")

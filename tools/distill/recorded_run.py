@@ -1,8 +1,4 @@
-"""What a replay takes from a run log: the conversation, the document, the cells, and the answers of worker and budget.
-
-No model is asked. The worker answers by content: a prompt gets the answer that it got in the run, in whatever order
-threads ask. Equal prompts with different answers each get the answer of their own place, if there is such a place.
-"""
+"""Reads from a run log what a replay needs. No model is asked."""
 
 from __future__ import annotations
 
@@ -40,8 +36,8 @@ _MAX_IMAGE_BYTES = 64 << 20
 
 # Settings of a sandbox that allow more when they are higher.
 _LIMITS = (
-    "timeout", "wall", "memory", "pids", "cpus", "cpu_seconds", "open_files", "scratch", "scratch_files", "output", "display",
-    "prompt", "batch", "pending_calls", "calls_per_second",
+    "timeout", "wall", "memory", "pids", "cpus", "cpu_seconds", "open_files", "scratch", "scratch_files",
+    "output", "display", "prompt", "batch", "pending_calls", "calls_per_second",
 )  # fmt: skip
 
 _Place = tuple[int, int, int, int]
@@ -53,12 +49,7 @@ class NoReplay(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """One run, as its log has it.
-
-    Attributes:
-        sandbox: the settings of the run's sandbox.
-        budgets: what ``budget()`` returned, call by call.
-    """
+    """A run from its log; ``budgets`` are the results of its ``budget()`` calls."""
 
     conversation: Conversation
     context: object
@@ -69,11 +60,7 @@ class RecordedRun:
 
     @classmethod
     def read(cls, folder: Path, conversation: Conversation, run_id: str) -> RecordedRun:
-        """Read the rest of a run whose conversation was read.
-
-        Raises:
-            NoReplay: the log or the document cannot be read.
-        """
+        """Read the rest of a run, or raise ``NoReplay``."""
         try:
             recorded = RecordedCells(list(cells(folder, run_id)))
             answers = RecordedAnswers(worker_answers(folder, run_id))
@@ -89,17 +76,17 @@ class RecordedRun:
 
 
 def find_conversation(source: Source, base: Path, permissions: Permissions) -> tuple[Path, Conversation]:
-    """Return the folder of a line's log, and the conversation in it.
+    """Return the folder of a line's log, and its conversation.
 
     Raises:
-        NoReplay: there is none, or its code had tools that no log keeps.
-        TaskError: the folder may not be read.
+        NoReplay, TaskError: there is none, or the folder may not be read.
     """
     folder = permissions.readable(base / source.run, "run")
     try:
         conversation = read_conversation(folder, source.run_id)
     except NoConversation as error:
         raise NoReplay(f"its log: {error}") from error
+    # Tools are the user's functions, and a log has only their names.
     if conversation.start.tools:
         names = ", ".join(sorted(conversation.start.tools))
         raise NoReplay(f"its code had tools that no log keeps: {names}")
@@ -107,11 +94,7 @@ def find_conversation(source: Source, base: Path, permissions: Permissions) -> t
 
 
 def read_settings(conversation: Conversation) -> SandboxConfig:
-    """Return the settings of the run's sandbox.
-
-    Raises:
-        NoReplay: they are no settings of a sandbox.
-    """
+    """Return the settings of the run's sandbox, or raise ``NoReplay``."""
     try:
         # The level of isolation is the caller's to choose, not the log's.
         return SandboxConfig.model_validate({**conversation.start.sandbox, "isolation": "strict"})
@@ -120,13 +103,14 @@ def read_settings(conversation: Conversation) -> SandboxConfig:
 
 
 def lower_limits(config: SandboxConfig, recorded: SandboxConfig) -> SandboxConfig:
-    """Return the caller's settings, with each limit that was lower in the run."""
+    """Return the caller's settings, with the limits that were lower in the run."""
+    # A block that ran out of time must do so again. A log may come from anybody, so it raises nothing.
     lower = {name: min(getattr(config, name), getattr(recorded, name)) for name in _LIMITS}
     return config.model_copy(update=lower)
 
 
 def other_settings(recorded: SandboxConfig, config: SandboxConfig) -> dict[str, object]:
-    """Return the run's settings that code could notice, and that the replay does not give it."""
+    """Return the settings of the run that the replay's code does not get."""
     higher = {name: value for name in _LIMITS if (value := getattr(recorded, name)) > getattr(config, name)}
     others = {
         name: value
@@ -155,11 +139,7 @@ def _read_context(folder: Path, conversation: Conversation) -> object:
 
 
 class RecordedAnswers:
-    """The worker of a replay.
-
-    Attributes:
-        step: the turn that is replayed.
-    """
+    """The worker of a replay. ``step`` is the turn that is replayed."""
 
     def __init__(self, recorded: Iterable[WorkerCall]) -> None:
         self.step = 0
@@ -168,11 +148,12 @@ class RecordedAnswers:
             self._left[call.prompt][_place_of(call)] = _answer_of(call)
 
     async def answer(self, call: GuestCall) -> list[str | CallError]:
-        """Return the recorded answers to the prompts of a call."""
+        """Return the recorded answers."""
         places = [(self.step, call.cell, call.call, index) for index in range(len(call.prompts))]
         return [self._take(prompt, place) for prompt, place in zip(call.prompts, places, strict=True)]
 
     def _take(self, prompt: str, place: _Place) -> str | CallError:
+        # By content, since threads may ask in another order. Equal prompts go by their places.
         left = self._left.get(prompt)
         if not left:
             return _NO_ANSWER
@@ -196,7 +177,7 @@ class RecordedCells:
         self._left = deque(recorded)
 
     def take(self, reply: str, step: int) -> list[Cell]:
-        """Return the cells of a reply. Replies are asked for in order, once each."""
+        """Return the cells of the next reply."""
         found: list[Cell] = []
         for _ in code_blocks(reply):
             if not self._left or self._left[0].step != step:
@@ -208,17 +189,15 @@ class RecordedCells:
 
 
 def result_of(cell: Cell) -> CellResult:
-    """Return a cell's result as the supervisor was shown it; images are zero bytes of the right size.
-
-    Raises:
-        NoReplay: the log has a result that cannot be.
-    """
+    """Return a cell's result as the supervisor was shown it, or raise ``NoReplay``."""
     try:
         outcome = Outcome(cell.outcome)
         display = tuple(
-            Display({mime: _image(form) if isinstance(form, ImageFacts) else form for mime, form in each.items()})
+            Display(
+                {mime: _image(form) if isinstance(form, ImageFacts) else form for mime, form in each.items()}
+            )
             for each in cell.display
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise NoReplay(f"its log: {error}") from error
     error = cell.error
@@ -232,4 +211,4 @@ def result_of(cell: Cell) -> CellResult:
 def _image(facts: ImageFacts) -> bytes:
     if not 0 <= facts.bytes <= _MAX_IMAGE_BYTES:
         raise ValueError(f"an image of {facts.bytes} bytes")
-    return bytes(facts.bytes)
+    return bytes(facts.bytes)  # only the size is shown

@@ -1,9 +1,6 @@
-"""Replays exported conversations: executes their code again, in a real sandbox, and compares what it shows.
+"""Replays exported conversations: executes their code in a sandbox again, and compares what it shows.
 
-The document and the worker's answers come from the run log (``recorded_run.py``). The caller chooses the sandbox, since a
-log may come from anybody. A log can only lower a limit, so that a block that ran out of time does so again.
-
-What depends on chance or time (the order of a set, an address, a clock) is reported as different.
+Output that depends on chance or time (the order of a set, a clock) is reported as different.
 """
 
 from __future__ import annotations
@@ -42,14 +39,7 @@ from .recorded_run import (
 
 @dataclass(frozen=True, slots=True)
 class TurnReport:
-    """The comparison for one message of the supervisor.
-
-    Attributes:
-        turn: its number in the line, from 1.
-        verdict: whether the replay shows what the export has; ``unknown`` if there is nothing to compare with.
-        why: the reason for ``unknown``.
-        exported, replayed: the texts that differ.
-    """
+    """The comparison for one reply. ``why`` is the reason for ``unknown``."""
 
     turn: int
     verdict: Literal["equal", "different", "unknown"]
@@ -60,20 +50,15 @@ class TurnReport:
 
 @dataclass(frozen=True, slots=True)
 class LineReport:
-    """A line that was replayed, or why it was not.
-
-    Attributes:
-        turns: those that could be replayed.
-        skipped: why none was.
-        is_changed: whether the line is not as it was exported; a shortened line counts as changed.
-        other_settings: the run's sandbox, where it had more than this one: higher limits, packages, an image.
-    """
+    """A line that was replayed, or why it was ``skipped``."""
 
     file: str
     line: int
     turns: tuple[TurnReport, ...] = ()
     skipped: str = ""
+    # Against the exported line: somebody edited, shortened or added it.
     is_changed: bool = False
+    # Settings of the run that the replay does not have, such as higher limits.
     other_settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def count(self, verdict: str) -> int:
@@ -88,16 +73,15 @@ async def replay(
     sandbox: SandboxConfig | None = None,
     permissions: Permissions = UNBOUND,
 ) -> AsyncIterator[LineReport]:
-    """Replay the conversations of an export, one after another. The lines may be in another order, or fewer.
+    """Replay the conversations of an export, one after another.
 
     Args:
-        path: its folder, or one of its files.
+        path: a folder of an export, or one of its files.
         most: lines of each file, at most.
-        sandbox: where the code runs. The log lowers its limits where the run had less, and changes nothing else.
-        permissions: which folders of logs may be read.
+        sandbox: where the code runs; a log can only lower its limits.
 
     Raises:
-        TaskError: it is no export of whole conversations, or names logs that may not be read.
+        TaskError: it is no such export, or its logs may not be read.
         SandboxUnavailable: no sandbox can start here.
     """
     config = sandbox or SandboxConfig()
@@ -141,14 +125,12 @@ async def _replay_line(
 
 
 def _own_tools(live: LiveConversation, budgets: deque[Any]) -> dict[str, Any]:
-    """Return the tools that every run has, with the results that the run got."""
-
     async def budget() -> Any:
-        """What is left of the run's budget."""
+        """Return what is left of the run's budget."""
         return budgets.popleft() if budgets else {}
 
     async def history(start: int = 0, stop: int | None = None) -> list[dict[str, str]]:
-        """The messages of this conversation."""
+        """Return the messages of this conversation."""
         return live.show(start, stop)
 
     return {"budget": budget, "history": history}
@@ -166,7 +148,6 @@ class _Replay:
     _reports: list[TurnReport] = field(default_factory=list[TurnReport])
 
     async def run(self) -> list[TurnReport]:
-        """Execute each turn, and compare what it shows."""
         conversation = self.recorded.conversation
         history = conversation.history
         for message in history[:2]:
@@ -184,7 +165,7 @@ class _Replay:
         return self._reports
 
     async def _turn(self, turn: int, at: int) -> bool:
-        """Replay a reply. Return whether what follows can be replayed, too."""
+        """Replay a reply. Return whether the next one can be replayed."""
         conversation = self.recorded.conversation
         recorded = conversation.turns[turn - 1]
         reply = recorded.reply if at in self.left_out else self.messages[at]["content"]
@@ -201,12 +182,12 @@ class _Replay:
         return True
 
     async def _execute(self, reply: str, step: int, cells: Sequence[Cell]) -> list[CellResult]:
-        """Execute the blocks of a reply as the loop does. The results have the seconds of the run."""
         self.recorded.answers.step = step
         results: list[CellResult] = []
         try:
             for number, code in enumerate(code_blocks(reply)):
                 result = await self.sandbox.execute(code)
+                # The supervisor was shown the seconds of the run.
                 seconds = cells[number].elapsed if number < len(cells) else result.elapsed
                 results.append(replace(result, elapsed=seconds))
                 if is_last(result):
@@ -220,7 +201,6 @@ class _Replay:
     def _compare_shown(
         self, turn: int, at: int, cells: Sequence[Cell], results: Sequence[CellResult]
     ) -> None:
-        """Compare the next message with the outputs of the replay, followed by the engine's words in the run."""
         conversation = self.recorded.conversation
         if at >= len(self.messages):
             self._report(turn, why="the line ends before its outputs")
@@ -233,6 +213,7 @@ class _Replay:
         if not message.startswith(recorded):
             self._report(turn, why="its outputs were not shown")
             return
+        # What the engine wrote after the outputs is the same.
         replayed = self._show(results, self.messages[at - 1]["content"]) + message[len(recorded) :]
         self._report(turn, self.messages[at]["content"], replace_surrogates(replayed))
 
@@ -242,7 +223,6 @@ class _Replay:
         return show_results(results, len(blocks), output_limit) if blocks else ""
 
     def _compare_answer(self, turn: int, reply: str, results: Sequence[CellResult]) -> None:
-        """Compare the answer of the last reply; its outputs were not shown."""
         conversation = self.recorded.conversation
         answer = next((result.final for result in results if result.final is not None), None)
         if conversation.turns[-1].is_best_answer:

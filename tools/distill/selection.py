@@ -1,11 +1,11 @@
-"""Which runs of which experiments are exported, and why the others are not."""
+"""Selects the runs to export, and counts why the others are left out."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,27 +27,19 @@ _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What a run must have to be exported.
-
-    Attributes:
-        min_score: at least this score; a run without a score has none.
-        only_correct: only runs whose answer counts as right.
-        only_final: only runs that ended with ``FINAL``, not with the request for a best answer.
-        max_steps: at most so many turns.
-        max_cost_usd: at most so many dollars, of supervisor and worker together; an unknown price is too much.
-        allow_errors: also runs with a block that raised or was ended, a worker call without an answer, or a reply of
-            the supervisor that was cut off or refused.
-    """
+    """What a run must have to be exported."""
 
     min_score: float | None = None
     only_correct: bool = False
     only_final: bool = False
     max_steps: int | None = None
+    # Dollars of supervisor and worker together; an unknown price is too much.
     max_cost_usd: float | None = None
+    # Errors are failed blocks, worker calls without an answer, and replies that were cut off or refused.
     allow_errors: bool = True
 
     def refuse(self, run: Run, conversation: Conversation) -> str | None:
-        """Why a run is not taken; None where it is."""
+        """Return why a run is not taken, or None."""
         record = run.record
         if self.min_score is not None and (record.score is None or record.score < self.min_score):
             return "score too low"
@@ -58,7 +50,7 @@ class Filters:
         if self.max_steps is not None and record.steps > self.max_steps:
             return "too many steps"
         if self.max_cost_usd is not None and (run.cost_usd is None or run.cost_usd > self.max_cost_usd):
-            return "too dear"
+            return "too expensive"
         if not self.allow_errors and _has_errors(run, conversation):
             return "errors"
         return None
@@ -66,69 +58,56 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An example that ended, with a log that tells its conversation.
-
-    Attributes:
-        experiment: the folder that ``eval`` wrote.
-        context_sha256: the hash of its document.
-        question: what is equal where two runs were asked the same, about the same, in the same words.
-        refused: why the filters do not take it; None where they do.
-        is_compact: whether messages were left out on the way.
-    """
+    """An example that ended and has a conversation."""
 
     experiment: Path
     record: Record
     context_sha256: str = ""
+    # Digest of question, document and prompts: runs with an equal one can be compared.
     question: str = ""
     refused: str | None = None
+    # Messages were left out on the way.
     is_compact: bool = False
 
     @property
     def folder(self) -> Path:
-        """Its logs."""
+        """The folder of its log."""
         return self.experiment / EXAMPLES / self.record.example
 
     @property
     def document(self) -> list[str]:
-        """The names by which its document is known: the task's, which comes first, and the hash of its text."""
+        """Names of its document."""
         named = [f"document {self.record.document}"] if self.record.document else []
         return [*named, f"text {self.context_sha256}"]
 
     @property
     def cost_usd(self) -> float | None:
-        """Dollars, of supervisor and worker together; None where a price is unknown."""
+        """Dollars of supervisor and worker together; None if a price is unknown."""
         costs = self.record.supervisor.cost_usd, self.record.worker.cost_usd
         return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
 
     def read(self) -> Conversation:
-        """Its conversation.
-
-        Raises:
-            NoConversation: the log tells none.
-        """
+        """Read its conversation, or raise ``NoConversation``."""
         return read_conversation(self.folder, self.record.run_id)
 
 
 @dataclass(slots=True)
 class Selection:
-    """The runs of some experiments, sorted, whatever the order of the folders.
+    """The runs of some evals, and counts of those without a conversation."""
 
-    Attributes:
-        runs: those that tell a conversation, those among them that the filters refuse too.
-        left_out: how many others there are, by why.
-        experiments: how many records each folder has.
-    """
-
+    # Also those that the filters refuse: they can be the worse of a pair.
     runs: list[Run] = field(default_factory=list[Run])
     left_out: Counter[str] = field(default_factory=Counter[str])
     experiments: dict[Path, int] = field(default_factory=dict[Path, int])
 
 
-def select(folders: Iterable[Path], filters: Filters) -> Selection:
-    """Look at all runs below some folders.
+def select(
+    folders: Iterable[Path], filters: Filters, report: Callable[[str], None] | None = None
+) -> Selection:
+    """Select among all runs below some folders; ``report`` receives each problem of a log.
 
     Raises:
-        TaskError: a folder holds no experiment.
+        TaskError: a folder holds no eval.
     """
     selection = Selection()
     for experiment in sorted(set(_experiments(folders))):
@@ -137,16 +116,22 @@ def select(folders: Iterable[Path], filters: Filters) -> Selection:
         selection.left_out["not ended"] += len(_logged(experiment) - {record.example for record in records})
         for record in records:
             try:
-                selection.runs.append(_look(Run(experiment, record), filters))
+                run, notes = _examine(Run(experiment, record), filters)
+                selection.runs.append(run)
             except NoConversation as error:
                 selection.left_out[error.reason] += 1
+                notes = (str(error),) if error.reason == "unreadable" else ()
+            if report is not None:
+                for note in notes:
+                    report(note)
     selection.runs.sort(key=lambda run: (run.record.example, run.record.run_id, run.experiment))
     selection.left_out = +selection.left_out
     return selection
 
 
-def _look(run: Run, filters: Filters) -> Run:
+def _examine(run: Run, filters: Filters) -> tuple[Run, tuple[str, ...]]:
     record = run.record
+    # The name of an example is a folder's name, and the records may come from anybody.
     if not _FOLDER.fullmatch(record.example):
         raise NoConversation("unreadable", run.experiment)
     if record.strategy == "direct":
@@ -155,7 +140,7 @@ def _look(run: Run, filters: Filters) -> Run:
         raise NoConversation("failed", run.folder)
     conversation = run.read()
     asked = [record.example, conversation.start.query, conversation.start.context_sha256]
-    return Run(
+    examined = Run(
         run.experiment,
         record,
         context_sha256=conversation.start.context_sha256,
@@ -163,6 +148,7 @@ def _look(run: Run, filters: Filters) -> Run:
         refused=filters.refuse(run, conversation),
         is_compact=len(conversation.stretches) > 1,
     )
+    return examined, conversation.notes
 
 
 def _has_errors(run: Run, conversation: Conversation) -> bool:
@@ -183,7 +169,7 @@ def _experiments(folders: Iterable[Path]) -> Iterator[Path]:
                 below.clear()
                 yield resolved(place)
         if not found:
-            raise TaskError(f"{folder} holds no {RECORDS}; name folders that `supdist-engine eval` wrote")
+            raise TaskError(f"{folder} holds no {RECORDS}; name a folder that `supdist-engine eval` wrote")
 
 
 def _logged(experiment: Path) -> set[str]:

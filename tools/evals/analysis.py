@@ -1,11 +1,8 @@
-"""What runs come to: their figures, one by one, and the differences of runs over the same examples.
+"""Figures of runs, and differences of runs over the same examples.
 
-What counts:
-
-- Examples that have ended, and no others: one that is under way has spent tokens but has no answer, and is only told.
-- Steps, tokens, dollars and seconds are those of all examples that ended, failed ones too: they were spent.
-- Accuracy is over the examples that have a verdict, scores over those that have a score. A failed example has
-  neither, and is counted apart: it says nothing of the strategy.
+- Only examples that ended count.
+- Steps, tokens, dollars and seconds include failed examples.
+- Accuracy is over examples with a verdict, scores over examples with a score. A failed example has neither.
 """
 
 from __future__ import annotations
@@ -15,16 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from .records import Record, Tokens, total
-from .runs import Run, read_runs, table_in
+from .runs import ModelSettings, Run, read_runs
 from .stats import Agreement, Difference, Interval, agreement, bootstrap, mean, paired, wilson
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many are right, of those with a verdict, with Wilson's interval."""
+    """Right answers among those with a verdict, with Wilson's interval."""
 
     right: int
     n: int
@@ -47,21 +43,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The figures of a run. Figures that nothing can be said of are None.
-
-    Attributes:
-        run: its name among the others.
-        planned: examples in the sample; None where it is not known.
-        examples: of them, those that have ended.
-        failed: of these, those without a score because something broke.
-        score: the task's main figure.
-        metrics: the means of all figures of the task, by name.
-        kinds: the mean scores of the examples of a kind, by kind.
-        cost_usd: dollars of supervisor and worker; None where a price is unknown.
-        judge_cost_usd: those of the judge, which are no cost of the strategy.
-        judged: the judge's verdicts beside F1.
-        stop_reasons: how many runs of the engine ended for each.
-    """
+    """The figures of a run; None if unknown."""
 
     run: str
     folder: str
@@ -72,10 +54,12 @@ class Figures:
     judge_model: str
     seed: int | None
     data_hash: str
+    # Examples in the sample, those that ended, and those that failed among these.
     planned: int | None
     examples: int
     failed: int
     accuracy: Share | None
+    # The task's main figure; then the means of all its figures, and of the score for each kind of example.
     score: Mean | None
     f1: Mean | None
     metrics: Mapping[str, float]
@@ -84,37 +68,33 @@ class Figures:
     supervisor: Tokens
     worker: Tokens
     judge: Tokens
+    # The judge is no cost of the strategy.
     cost_usd: float | None
     judge_cost_usd: float | None
+    # A sum: examples that ran at the same time count each for itself.
     seconds: float
     stop_reasons: Mapping[str, int]
     judged: Agreement | None
 
     @property
     def steps_mean(self) -> float | None:
-        """Steps of an example."""
+        """Mean steps of an example."""
         return self.steps / self.examples if self.examples else None
 
     @property
     def seconds_mean(self) -> float | None:
-        """Seconds of an example; those of examples that ran at the same time count each for itself."""
+        """Mean seconds of an example."""
         return self.seconds / self.examples if self.examples else None
 
     @property
     def cost_mean(self) -> float | None:
-        """Dollars of an example."""
+        """Mean dollars of an example."""
         return self.cost_usd / self.examples if self.examples and self.cost_usd is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two runs over the same examples: the first minus the second.
-
-    Attributes:
-        shared: examples that both have ended.
-        accuracy: the difference of verdicts, and McNemar's test; None where no shared example has two.
-        score: the difference of the task's main figure.
-    """
+    """The difference of two runs over the examples that ended in both: the first minus the second."""
 
     first: str
     second: str
@@ -125,7 +105,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Runs, their figures in the same order, their differences, and what there is to say besides, a line each."""
+    """Runs with their figures, differences and notes."""
 
     runs: Sequence[Run]
     figures: Sequence[Figures]
@@ -134,7 +114,7 @@ class Analysis:
 
 
 def analyse(places: Sequence[Path]) -> Analysis:
-    """All runs in folders that are runs, or lie above runs."""
+    """Analyse all runs in or below some folders."""
     runs, notes = read_runs(places)
     figures = [figures_of(run) for run in runs]
     for run, each in zip(runs, figures, strict=True):
@@ -143,25 +123,22 @@ def analyse(places: Sequence[Path]) -> Analysis:
 
 
 def figures_of(run: Run) -> Figures:
-    """The figures of a run, as far as it has come."""
-    records, config = run.records, run.config
+    """Compute the figures of a run, finished or not."""
+    records, settings = run.records, run.settings
     supervisor, worker, judge = (
         total(getattr(record, role) for record in records) for role in ("supervisor", "worker", "judge")
     )
     verdicts = [record.correct for record in records if record.correct is not None]
-    seed = config.get("seed")
     return Figures(
         run=run.name,
         folder=str(run.folder),
-        task=_text(config, "task"),
-        strategy=_common([record.strategy for record in records])
-        or _text(config, "strategy")
-        or _text(config, "arm"),
-        supervisor_model=_model(run, "supervisor"),
-        worker_model=_model(run, "worker"),
-        judge_model=_model(run, "judge"),
-        seed=seed if isinstance(seed, int) else None,
-        data_hash=_text(run.provenance, "data_hash"),
+        task=settings.task,
+        strategy=_common([record.strategy for record in records]) or settings.strategy or settings.arm,
+        supervisor_model=_model(run, "supervisor", settings.supervisor),
+        worker_model=_model(run, "worker", settings.worker),
+        judge_model=_model(run, "judge", settings.judge),
+        seed=settings.seed,
+        data_hash=settings.provenance.data_hash,
         planned=run.planned,
         examples=len(records),
         failed=sum(record.error is not None for record in records),
@@ -189,13 +166,13 @@ def figures_of(run: Run) -> Figures:
 def _remarks(run: Run, figures: Figures) -> Iterator[str]:
     if figures.examples < (figures.planned or 1) or run.begun:
         planned = "" if figures.planned is None else f" of {figures.planned}"
-        begun = f", {run.begun} more are begun and count when they have ended" if run.begun else ""
+        begun = f", {run.begun} more were begun and count when they end" if run.begun else ""
         yield f"{figures.examples}{planned} examples have ended{begun}"
     if figures.failed:
         errors = Counter(
             f"{record.error.stage}: {record.error.type}" for record in run.records if record.error
         )
-        yield f"{figures.failed} failed, and are in no score ({', '.join(_counted(errors))})"
+        yield f"{figures.failed} failed and have no score ({', '.join(_counted(errors))})"
 
 
 def _counted(things: Counter[str]) -> list[str]:
@@ -211,7 +188,7 @@ def _pairs(runs: Sequence[Run], figures: Sequence[Figures]) -> Iterator[Pair]:
 
 
 def _shared(first: Sequence[Record], second: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
-    # The question as well as its id: a run whose settings cannot be read says nothing of its task.
+    # The question as well as the id: a run with unreadable settings has no task to compare.
     others = {(record.example, record.query): record for record in second}
     for record in first:
         if other := others.get((record.example, record.query)):
@@ -219,7 +196,7 @@ def _shared(first: Sequence[Record], second: Sequence[Record]) -> Iterator[tuple
 
 
 def compare(first: str, second: str, shared: Sequence[tuple[Record, Record]]) -> Pair:
-    """The difference of two runs over the examples that both have."""
+    """Compute the difference of two runs."""
     verdicts = [(a.correct, b.correct) for a, b in shared if a.correct is not None and b.correct is not None]
     scores = [(a.score, b.score) for a, b in shared if a.score is not None and b.score is not None]
     return Pair(first, second, len(shared), _difference(verdicts), _difference(scores))
@@ -240,7 +217,7 @@ def _judged(records: Sequence[Record]) -> Agreement | None:
 
 
 def _f1(record: Record) -> float | None:
-    """Of the answer: a task that scores evidence, too, says which is which."""
+    # A task that also scores evidence has two F1 figures.
     return record.metrics.get("answer_f1", record.metrics.get("f1"))
 
 
@@ -259,18 +236,12 @@ def _kinds(records: Sequence[Record]) -> dict[str, float]:
     return {kind: mean(scores[kind]) for kind in sorted(scores)}
 
 
-def _model(run: Run, role: str) -> str:
-    """From the records; from the settings where no example has ended."""
+def _model(run: Run, role: str, settings: ModelSettings) -> str:
+    # The records know the model that answered. Without a record, the settings know the planned one.
     recorded = _common([getattr(record, f"{role}_model") for record in run.records])
-    spec = table_in(run.config, role)
-    return recorded or ("" if run.records else _text(spec, "model") or _text(spec, "handler"))
+    return recorded or ("" if run.records else settings.model or settings.handler)
 
 
 def _common(values: Sequence[str]) -> str:
-    """Mostly there is one."""
+    # A resumed run can have several.
     return " + ".join(value for value in dict.fromkeys(values) if value)
-
-
-def _text(config: Mapping[str, Any], key: str) -> str:
-    value = config.get(key)
-    return value if isinstance(value, str) else ""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """The program of its own."""
+    """Run ``analyze`` as a program of its own."""
     from ...engine.cli.main import run_app
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -40,14 +40,14 @@ def analyze(
         typer.Option(help="A folder for plots of accuracy against cost, steps and context length."),
     ] = None,
 ) -> None:
-    """Compare runs, finished or not: a table of their figures, and one of their differences over the same examples."""
+    """Compare runs, finished or not, by their figures and by their differences over the same examples."""
     from .analysis import analyse
 
     if sum((as_csv, as_json, as_markdown)) > 1:
         raise typer.BadParameter("--csv, --json and --markdown exclude each other")
     found = analyse(runs)
     if as_json or as_csv:
-        _tell(found)
+        _print_notes(found)
         print(_json(found) if as_json else _csv(found, pairs=pairs).rstrip("\n"))
     else:
         show(found, short=short, pairs=pairs, markdown=as_markdown)
@@ -56,28 +56,29 @@ def analyze(
 
 
 def show(found: Analysis, *, short: bool = False, pairs: bool = False, markdown: bool = False) -> None:
-    """Print the tables, and on stderr what there is to say besides.
+    """Print the tables, and the notes on stderr.
 
     Raises:
         typer.BadParameter: there is no run.
     """
-    _tell(found)
+    _print_notes(found)
     print("\n\n".join(_tables(found, short=short, pairs=pairs, markdown=markdown)))
 
 
-def _tell(found: Analysis) -> None:
+def _print_notes(found: Analysis) -> None:
     from ...sandbox_image.text import one_line
 
     for note in found.notes:
         print(one_line(note), file=sys.stderr)
     if not found.runs:
-        raise typer.BadParameter("there is no run; a run's folder holds config.json and results.jsonl")
+        raise typer.BadParameter(
+            "no run found: the folder of a run holds config.json and results.jsonl. Name one, or one above"
+        )
 
 
 def _tables(
     found: Analysis, *, short: bool = False, pairs: bool = False, markdown: bool = False
 ) -> list[str]:
-    """The tables that are wanted, as wide as the terminal where stdout is one."""
     from ..tables import Table, as_markdown, as_text, table, terminal_width
     from .report import PAIRS, RUNS, SHORT
 

@@ -1,16 +1,14 @@
-"""What is kept of an experiment, and where: the folder that ``eval`` writes and that all else reads.
+"""The folder of a run that ``eval`` writes, and its records.
 
 ::
 
     logs/<task>/<timestamp>/
-    ├── config.json        every setting, versions, seeds, the data's hash; models without their keys
-    ├── results.jsonl      a ``Record`` a line, appended and flushed as examples end, in the order in which they end
-    ├── results.csv        the same as a table, in the order of the sample, rewritten whole
+    ├── config.json        settings, versions, seeds, the data's hash
+    ├── results.jsonl      a ``Record`` a line, as examples end
+    ├── results.csv        the same in the order of the sample
     ├── cache.sqlite       answers that were paid for
-    ├── .mark              by which the user who ran it knows config.json again
-    └── examples/<id>/     supervisor.jsonl, worker.jsonl, repl.jsonl
-
-Files are their owner's alone (mode 0600), and a link in the folder is not followed. ``results.jsonl`` is the authority. A last line that is cut off is an example that has not ended.
+    ├── .mark              the user's seal of config.json
+    └── examples/<id>/     the run log
 """
 
 from __future__ import annotations
@@ -27,21 +25,21 @@ CONFIG, RECORDS, TABLE, CACHE, EXAMPLES = (
     "config.json", "results.jsonl", "results.csv", "cache.sqlite", "examples",
 )  # fmt: skip
 
+# The second name is that of version 0.1.
 STRATEGY_NAMES = AliasChoices("strategy", "arm")
-"""The setting's name in files, and the one that it had in version 0.1."""
 
+# The loop; the loop without workers; one call with the document cut to the window; the builtin pair.
 Strategy = Literal["supervisor", "no-worker", "direct", "builtin"]
-"""The full loop; the loop without workers; one call, the document cut to the window; the loop with the builtin pair."""
 
 
-# What a table and a plot can be made of: a file may be anybody's.
+# Bounds, because a file from somebody else must not break a table or a plot.
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Failure(BaseModel):
-    """Why an example has no score. ``stage`` is what failed: the run, or the judging of an answer that is there."""
+    """Why an example has no score. ``stage`` is what failed: the run, or the scoring of its answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,12 +49,9 @@ class Failure(BaseModel):
 
 
 class Tokens(BaseModel):
-    """What one role's calls took, over an example.
+    """What the calls of one role took for an example."""
 
-    An answer that was paid for before, by an attempt that was interrupted or for another example, counts as it did
-    then, once; so the numbers do not depend on interruptions and on what else was run.
-    """
-
+    # An answer that another attempt or example paid for counts once, so that a resumed run has equal counts.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     calls: Count = 0
@@ -80,7 +75,7 @@ def total(parts: Iterable[Tokens]) -> Tokens:
 
 
 class Record(BaseModel):
-    """One example that ended. ``seconds`` and the costs apart, a repetition gives the same where the models do."""
+    """One example that ended."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,10 +106,7 @@ class Record(BaseModel):
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of a run's folder in the order of the sample, the last one of each example.
-
-    What cannot be read is left out: the last line of a run that is going on, or of one that was killed.
-    """
+    """Return the last record of each example, in the order of the sample; skip lines that are no records."""
     found = {record.example: record for record in _records(folder / RECORDS)}
     return sorted(found.values(), key=lambda record: record.index)
 
@@ -127,4 +119,5 @@ def _records(path: Path) -> Iterator[Record]:
             try:
                 yield Record.model_validate_json(line.decode("utf-8", "replace"))
             except ValidationError:
+                # The last line of a run that goes on, or that was killed.
                 continue

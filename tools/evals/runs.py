@@ -1,59 +1,73 @@
-"""Finding and reading the folders of runs, finished or not: what cannot be read is told and left out."""
+"""Finds and reads the folders of runs, finished or not. What cannot be read is noted and left out."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import msgspec
 from pydantic import ValidationError
 
 from ...engine.private_files import is_there, open_file
 from .records import CONFIG, EXAMPLES, RECORDS, Record, read_records
 
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class ModelSettings(msgspec.Struct, frozen=True):
+    """A model among the settings of a run."""
+
+    model: str = ""
+    handler: str = ""
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """Data and sample of a run."""
+
+    data_hash: str = ""
+    sample: list[Any] | None = None
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """The settings that the figures need. One that is missing or of a wrong type has its default."""
+
+    task: str = ""
+    # Version 0.1 named it arm.
+    strategy: str = ""
+    arm: str = ""
+    seed: int | None = None
+    supervisor: ModelSettings = ModelSettings()
+    worker: ModelSettings = ModelSettings()
+    judge: ModelSettings = ModelSettings()
+    provenance: Provenance = Provenance()
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as far as it has come.
-
-    Attributes:
-        name: the shortest path that tells it from the others.
-        config: its settings; empty where they cannot be read.
-        records: of the examples that have ended, in the order of the sample.
-        begun: examples that were begun and have not ended: under way, or waiting to be resumed.
-        notes: what there is to say about its folder.
-    """
+    """A run, finished or not."""
 
     folder: Path
+    # The shortest path that is unique among the runs.
     name: str
-    config: Mapping[str, Any]
+    settings: Settings
     records: Sequence[Record]
+    # Examples that have no record: they run, or wait to be resumed.
     begun: int
     notes: Sequence[str] = ()
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
-        """What the settings say of versions, data and sample."""
-        return table_in(self.config, "provenance")
-
-    @property
     def planned(self) -> int | None:
-        """Examples in its sample; None where that is not known."""
-        sample: object = self.provenance.get("sample")
-        return len(cast("list[object]", sample)) if isinstance(sample, list) else None
-
-
-def table_in(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A table among settings that nobody has checked; empty where there is none."""
-    value: object = config.get(key)
-    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+        """Examples in its sample; None if unknown."""
+        sample = self.settings.provenance.sample
+        return None if sample is None else len(sample)
 
 
 def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs in folders, each a run or above runs, and what there is to say of places that are neither."""
+    """Return the runs in or below some folders, and a note for each folder without a run."""
     folders: dict[Path, None] = {}
     notes: list[str] = []
     for place in places:
@@ -66,16 +80,16 @@ def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """One run; never fails for what is in its files."""
-    config, complaint = _read_config(folder / CONFIG)
+    """Read one run. Whatever its files hold, this does not fail."""
+    settings, problems = _read_settings(folder / CONFIG)
     records, notes = _read_records(folder)
     ended = {record.example for record in records}
     begun = [path for path in _folders_in(folder / EXAMPLES) if path.name not in ended]
-    return Run(folder, name, config, records, len(begun), [*complaint, *notes])
+    return Run(folder, name, settings, records, len(begun), [*problems, *notes])
 
 
 def _runs_below(place: Path) -> Iterator[Path]:
-    # A run's own folders hold no runs, and are not walked: they can be many.
+    # A run can have many folders, and none of them holds a run.
     for folder, below, files in os.walk(place):
         if CONFIG in files or RECORDS in files:
             below.clear()
@@ -83,15 +97,32 @@ def _runs_below(place: Path) -> Iterator[Path]:
         below.sort()
 
 
-def _read_config(path: Path) -> tuple[Mapping[str, Any], list[str]]:
+def _read_settings(path: Path) -> tuple[Settings, list[str]]:
     try:
         with open_file(path) as file:
             value: object = json.loads(file.read())
     except (OSError, ValueError, RecursionError) as error:
-        return {}, [f"{path.name} cannot be read: {error}"]
+        return Settings(), [f"{path.name} cannot be read: {error}"]
     if not isinstance(value, dict):
-        return {}, [f"{path.name} holds no settings"]
-    return cast("dict[str, Any]", value), []
+        return Settings(), [f"{path.name} holds no settings"]
+    return _convert(cast("dict[str, object]", value), Settings), []
+
+
+def _convert(value: object, kind: type[S]) -> S:
+    # Field by field, so that a wrong value spoils no other.
+    given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    values: dict[str, object] = {}
+    for field in msgspec.structs.fields(kind):
+        if field.name not in given:
+            continue
+        if isinstance(field.default, msgspec.Struct):
+            values[field.name] = _convert(given[field.name], type(field.default))
+            continue
+        try:
+            values[field.name] = msgspec.convert(given[field.name], field.type)
+        except msgspec.ValidationError:
+            continue
+    return kind(**values)
 
 
 def _read_records(folder: Path) -> tuple[list[Record], list[str]]:
