@@ -41,6 +41,7 @@ from supdist.engine.runlog.events import (
 from supdist.engine.runlog.reader import RunLogReader
 from supdist.engine.runlog.writer import CallStats, RunLogger, WorkerPrompt
 from supdist.engine.sandbox.context import EncodedContext
+from supdist.engine.sandbox.context_files import ContextFiles
 from supdist.handlers import Completion, Rejected, ScriptedHandler, Usage
 from supdist.tools.distill.export import export
 from supdist.tools.distill.options import ExportOptions
@@ -173,6 +174,17 @@ async def test_a_context_is_encoded_once_for_the_sandbox_the_hash_and_the_file(
     data = text.encode("utf-8", "surrogatepass")
     assert (tmp_path / start.context.file).read_bytes() == data
     assert (start.context.sha256, start.context.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+def test_a_container_gets_an_encoded_text_that_was_written_before(tmp_path: Path) -> None:
+    text = "é" * 1000
+    files = ContextFiles(str(tmp_path))
+    with EncodedContext(text) as encoded:
+        assert [files.put(each, str(tmp_path / name)) for each, name in ((text, "a"), (encoded, "b"))] == [
+            "text", "text",
+        ]  # fmt: skip
+    assert (tmp_path / "b").read_bytes() == text.encode()
+    assert (tmp_path / "a").stat().st_ino == (tmp_path / "b").stat().st_ino
 
 
 async def test_a_reset_gets_the_same_context_again(tmp_path: Path) -> None:

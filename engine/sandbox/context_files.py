@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .context import Kind, encode_context
+from .context import EncodedContext, Kind, encode_context
 from .owner import current_owner, has_ended
 
 _FOLDER = "supdist-contexts-"
@@ -35,18 +35,19 @@ class ContextFiles:
         Raises:
             TaskError, OSError: as ``encode_context`` does. The file may hold a part of it.
         """
-        if self._text is not None and context is self._text:
+        value = context.value if isinstance(context, EncodedContext) else context
+        if self._text is not None and value is self._text:
             os.link(self._kept, file)
             return "text"
         with open(file, "xb") as stream:
             kind = encode_context(context, stream)
         os.chmod(file, 0o444)
-        if isinstance(context, str):  # which cannot change, see ContextMemory
+        if isinstance(value, str):  # which cannot change, see ContextMemory
             self._text = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._kept)
             os.link(file, self._kept)
-            self._text = context
+            self._text = value
         return kind
 
 
