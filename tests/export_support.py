@@ -41,7 +41,7 @@ class Experiment:
         cost_usd: float | None = 0.0,
         **options: Any,
     ) -> RunResult:
-        """A real run, recorded; ``alone`` has no worker."""
+        """Run and record an example; ``alone`` has no worker."""
         supervisor = replies if isinstance(replies, ScriptedHandler) else ScriptedHandler(replies)
         options = {
             "query": "why?",
@@ -70,7 +70,7 @@ class Experiment:
         return result
 
     def record(self, example: str, **facts: Any) -> None:
-        """A line of results.jsonl."""
+        """Append a line to results.jsonl."""
         score = facts.get("score")
         fields: dict[str, Any] = {
             "index": self._index, "example": example, "strategy": "supervisor", "query": "why?",
@@ -84,15 +84,15 @@ class Experiment:
             file.write(Record(**fields).model_dump_json() + "\n")
 
     def failed(self, example: str) -> None:
-        """The record of an example whose run failed."""
+        """Record an example whose run failed."""
         self.record(example, error=Failure(stage="run", type="Rejected", message="no such model"))
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The lines of a JSONL file; none where there is no file."""
+    """Read the lines of a JSONL file; none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def both(folder: Path) -> list[Any]:
-    """The lines of both sides of an export."""
+    """Read the lines of both sides of an export."""
     return [line for side in ("train", "validation") for line in read_lines(folder / f"{side}.jsonl")]

@@ -34,7 +34,7 @@ Llama-3.3-70B-Instruct-Turbo       | Qwen2.5-7B-Instruct-Turbo        | 20% (4/2
 
 
 def spread(total: int, over: int = 20) -> list[int]:
-    """A total as so many numbers that are as equal as can be."""
+    """Divide a total into numbers that are as equal as possible."""
     return [total // over + (index < total % over) for index in range(over)]
 
 

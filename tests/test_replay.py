@@ -51,7 +51,7 @@ def change(path: Path, alter: Callable[[Any], None], line: int = 0) -> None:
 
 
 def numbered() -> ScriptedHandler:
-    """A worker that never answers twice alike, and refuses what is bad."""
+    """Make a worker that never gives the same answer twice, and refuses bad prompts."""
     count = itertools.count(1)
 
     def answer(messages: Sequence[Message]) -> str | Rejected:

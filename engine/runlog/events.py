@@ -40,14 +40,16 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class StreamStart(Event, frozen=True, kw_only=True, tag="run_start"):
-    """The first event of a run in ``worker.jsonl`` and ``repl.jsonl``."""
+    """The first event in ``worker.jsonl`` and ``repl.jsonl``."""
 
     schema_version: int = 1
     engine_version: str | None = None
 
 
 class ContextFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The document: its file beside the log, and size and hash (hexadecimal) of its encoded bytes."""
+    """The document of a run."""
+
+    # Size and hash are of the encoded bytes that the sandbox reads, in hexadecimal.
 
     file: str
     sha256: str
@@ -56,7 +58,7 @@ class ContextFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStart(StreamStart, frozen=True, kw_only=True, tag="run_start"):
-    """The first event of a run in ``supervisor.jsonl``, with the settings."""
+    """The first event in ``supervisor.jsonl``, with the settings."""
 
     query: str
     context: ContextFacts
@@ -74,14 +76,12 @@ class RunStart(StreamStart, frozen=True, kw_only=True, tag="run_start"):
 
 
 class ModelCall(Event, frozen=True, kw_only=True):
-    """A call of a model that ended. The event type is the role: supervisor, worker or judge.
-
-    The wait for a slot, a rate limit or the budget is ``queue_seconds``. ``logprobs`` are natural logarithms.
-    """
+    """A call of a model that ended. The event type is its role: supervisor, worker or judge."""
 
     model: str
     usage: Usage
     elapsed: float
+    # The wait for a slot, a rate limit or the budget.
     queue_seconds: float
     model_seconds: float
     cost_usd: float | None
@@ -106,7 +106,7 @@ class ModelCall(Event, frozen=True, kw_only=True):
 
 
 class SupervisorCall(ModelCall, frozen=True, kw_only=True, tag="supervisor"):
-    """A reply of the supervisor; ``messages`` are those that it had not seen before."""
+    """A reply of the supervisor, with the messages that are new to it."""
 
     purpose: str
     messages: list[Message]
@@ -131,7 +131,7 @@ class JudgeCall(ModelCall, frozen=True, kw_only=True, tag="judge"):
 
 
 class LeftOut(Event, frozen=True, kw_only=True, tag="left_out"):
-    """Messages that are not sent any more, by number from 0, and the note in the place of each."""
+    """Numbers of messages that are not sent any more, and a note for each."""
 
     messages: list[int]
     notes: list[str]

@@ -1,4 +1,4 @@
-"""Reads run logs, one line at a time. Their content is hostile; README.md has the rules."""
+"""Reads run logs, one line at a time. Their content is hostile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunLogReader:
         self.unknown: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
-        """Return a line for each problem and each unknown event type."""
+        """Return problems and unknown event types, a line each."""
         more = self.skipped - len(self.problems)
         return [
             *self.problems,

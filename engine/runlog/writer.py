@@ -47,7 +47,7 @@ from .events import (
 
 
 class CallTimes(NamedTuple):
-    """When a call of a model reached each stage, in seconds of ``time.monotonic()``; None if unknown."""
+    """Stages of a call of a model, in seconds of ``time.monotonic()``; None if unknown."""
 
     queued: float | None = None
     sent: float | None = None
@@ -56,7 +56,7 @@ class CallTimes(NamedTuple):
 
 
 class CallStats(NamedTuple):
-    """What one call of a model took, as in ``ModelCall``; None if unknown."""
+    """What one call of a model took, as in ``ModelCall``."""
 
     usage: Usage = Usage()
     cost_usd: float | None = 0.0
@@ -84,7 +84,7 @@ class CallFailure(NamedTuple):
 
 
 def new_run_id() -> str:
-    """Return a unique name for a run, from the time (UTC) and a random part."""
+    """Return a unique name for a run that sorts by its start (UTC)."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
@@ -156,7 +156,7 @@ class RunLogger:
     def supervisor(
         self, model: str, messages: Sequence[Message], completion: Completion, stats: CallStats, purpose: str
     ) -> None:
-        """Write a reply of the supervisor, with the messages that it had not seen before."""
+        """Write a reply of the supervisor, with the messages that are new to it."""
         if self.is_on:
             call = self._call(model, stats, completion)
             self._write("supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call))
@@ -204,7 +204,7 @@ class RunLogger:
         self._write("repl", event)
 
     def left_out(self, notes: Mapping[int, str]) -> None:
-        """Write the notes that replace messages, by number."""
+        """Write the notes that replace messages."""
         event = LeftOut(**self._head(), messages=list(notes), notes=list(notes.values()))
         self._write("supervisor", event)
 
@@ -225,7 +225,7 @@ class RunLogger:
         self._write("supervisor", RunEnd(**{**self._head(), **fields}))
 
     def end_without_result(self, **facts: Any) -> None:
-        """Write the last event of a run that has no result, with ``facts`` of ``RunEnd``."""
+        """Write the last event of a run without a result."""
         self._write("supervisor", RunEnd(**self._head(), **facts))
 
     def _head(self) -> dict[str, Any]:

@@ -77,8 +77,12 @@ def tokens_of(usage: Usage, totals: CallTotals) -> Tokens:
     costs = totals.cost_usd, totals.earlier_cost_usd
     cost = None if costs[0] is None or costs[1] is None else round(costs[0] + costs[1], 9)
     return Tokens(
-        calls=usage.calls, input=usage.input_tokens, output=usage.output_tokens, cached=totals.cached, cost_usd=cost
-    )  # fmt: skip
+        calls=usage.calls,
+        input=usage.input_tokens,
+        output=usage.output_tokens,
+        cached=totals.cached,
+        cost_usd=cost,
+    )
 
 
 def _ignore(_: object) -> None:
