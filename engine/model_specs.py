@@ -23,6 +23,7 @@ from .errors import TaskError
 from .trust import UNBOUND, Environment, Permissions
 from .trust.hosts import ENDPOINT_VARIABLES, keys_of, origin_of
 from .trust.permissions import KeyNames, readable_files
+from .validation import VARIABLE_NAME
 
 Role = Literal["supervisor", "worker"]
 
@@ -66,7 +67,7 @@ class OpenAISpec(BaseModel):
     )
     api_key_env: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        pattern=VARIABLE_NAME,
         description="the environment variable that holds the key",
     )
     temperature: float | None = Field(default=None, ge=0, le=2)

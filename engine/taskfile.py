@@ -1,15 +1,13 @@
-"""The task file, which ``supdist-engine run`` takes, and the models file of ``supdist-engine broker``."""
+"""The task file of ``supdist-engine run``, and the models file of ``supdist-engine broker``."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from .config import RunConfig, option_of, pydantic_field
 from .errors import TaskError
@@ -22,6 +20,7 @@ from .toolbox.loading import load_tool
 from .toolbox.toolbox import Tool
 from .trust import UNBOUND, Permissions
 from .trust.permissions import readable_files
+from .validation import MODULE_FUNCTION, checked
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -31,8 +30,8 @@ _TEXT_SUFFIXES = (".txt", ".md")
 ToolPlace = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
-        description="a module beside the task file or in the environment, which is imported and so runs in the engine",
+        pattern=MODULE_FUNCTION,
+        description="a module beside the task file or in the environment; it is imported, so it runs in the engine",
     ),
 ]
 
@@ -83,7 +82,7 @@ class TaskFile(BaseModel):
         return self
 
     def sandbox_in(self, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
-        """Return the sandbox, with its paths found from the task file's folder.
+        """Return the sandbox's configuration; its paths begin at the folder of the task file.
 
         Raises:
             TaskError: it needs more than is permitted.
@@ -91,10 +90,10 @@ class TaskFile(BaseModel):
         return sandbox_in(self.sandbox, folder, permissions)
 
     def load_context(self, folder: Path, permissions: Permissions = UNBOUND) -> object:
-        """Return the context, read from its file where it has one.
+        """Return the context, or read it from its file.
 
         Raises:
-            TaskError: the file cannot or may not be read, or is none of the kinds that are known.
+            TaskError: the file cannot be read, may not be read, or is of an unknown kind.
         """
         if self.context_file is None:
             return self.context
@@ -133,10 +132,10 @@ class TaskFile(BaseModel):
         return RunConfig.from_mapping(found | options)
 
     def load_tools(self, folder: Path, permissions: Permissions = UNBOUND) -> dict[str, Tool]:
-        """Return the tools by their names. Imports their modules, which runs these.
+        """Import the modules of the tools, which runs their code, and return the tools by name.
 
         Raises:
-            TaskError: there is no such module or function, or it may not be imported.
+            TaskError: a module or function does not exist, or may not be imported.
         """
         if self.tools:
             places = ", ".join(self.tools.values())
@@ -145,13 +144,13 @@ class TaskFile(BaseModel):
 
 
 def sandbox_in(sandbox: SandboxConfig, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
-    """Return the sandbox with its paths found from a folder, as the file that describes it is permitted.
+    """Return the sandbox's configuration of a file; its paths begin in a folder.
 
     Raises:
         TaskError: a path may not be read, or weaker isolation may not be chosen.
     """
     if sandbox.isolation != "strict":
-        permissions.require_trust("sandbox.isolation", "accepts a sandbox with fewer walls")
+        permissions.require_trust("sandbox.isolation", "accepts a sandbox with weaker isolation")
     if sandbox.packages is None:
         return sandbox
     packages = permissions.readable(folder / sandbox.packages, "sandbox.packages")
@@ -159,16 +158,16 @@ def sandbox_in(sandbox: SandboxConfig, folder: Path, permissions: Permissions = 
 
 
 def prompts_in(folder: Path, permissions: Permissions = UNBOUND) -> Prompts:
-    """Return the prompts of a folder, as the file that names it is permitted.
+    """Return the prompts of a folder that a file names.
 
     Raises:
-        TaskError: the folder, or a file in it, may not be read; or as ``Prompts.from_directory``.
+        TaskError: the folder or a file in it may not be read, or is wrong as for ``Prompts.from_directory``.
     """
     return Prompts.from_directory(readable_files(permissions, folder, "prompts_dir"))
 
 
 class ModelsFile(BaseModel):
-    """The models that a broker service has, by role, as in a task file."""
+    """The models that a model server has, by role, as in a task file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -178,7 +177,7 @@ class ModelsFile(BaseModel):
     @model_validator(mode="after")
     def _some_model(self) -> ModelsFile:
         if self.supervisor is None and self.worker is None:
-            raise ValueError("a broker needs `worker`, `supervisor`, or both")
+            raise ValueError("a models file needs `worker`, `supervisor`, or both")
         return self
 
 
@@ -186,7 +185,7 @@ def read_task(path: Path) -> TaskFile:
     """Read and check a task file.
 
     Raises:
-        TaskError: every mistake, a line each; an unknown key with the nearest known one.
+        TaskError: each mistake on a line; for an unknown key, the nearest known one.
     """
     return read_as(TaskFile, path, "task")
 
@@ -201,12 +200,12 @@ def read_models(path: Path) -> ModelsFile:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a task file, for editors."""
+    """Return the JSON Schema of a task file."""
     return TaskFile.model_json_schema(by_alias=True)
 
 
 def read_as(model: type[T], path: Path, what: str) -> T:
-    """A file, JSON or TOML by its name, as such a model.
+    """Read a file as a model: TOML if its name ends in .toml, else JSON.
 
     Raises:
         TaskError: as ``read_task``.
@@ -215,33 +214,22 @@ def read_as(model: type[T], path: Path, what: str) -> T:
 
 
 def parse_as(model: type[T], text: str, path: Path, what: str) -> T:
-    """Return the text of a file as such a model.
+    """Return the text of a file as a model.
 
     Raises:
         TaskError: as ``read_task``.
     """
-    return checked(model, _parse(text, path), f"{path} is no {what} file")
-
-
-def checked(model: type[T], value: object, complaint: str) -> T:
-    """A value as such a model.
-
-    Raises:
-        TaskError: the complaint, and every mistake on a line of its own.
-    """
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        lines = [f"{complaint}:", *(f"  {line}" for line in _explain(error, model))]
-        raise TaskError("\n".join(lines)) from None
+    return checked(model, _parse(text, path), f"{path} is not a valid {what} file")
 
 
 def _read(path: Path, complaint: str) -> str:
-    """A UTF-8 file as it is, line ends included; a byte order mark is no part of the text."""
     try:
+        # Bytes, since text mode would change line ends. A byte order mark is no part of the text.
         return read_file(path).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{complaint} {path}: {error}") from error
+    except OSError as error:
+        raise TaskError(f"{complaint} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{complaint} {path}: it is not UTF-8 text (byte {error.start})") from error
 
 
 def _parse(text: str, path: Path) -> Any:
@@ -249,43 +237,4 @@ def _parse(text: str, path: Path) -> Any:
     try:
         return tomllib.loads(text) if toml else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path} is no {'TOML' if toml else 'JSON'}: {error}") from error
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-    for problem in error.errors():
-        where = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            *parents, key = where
-            known = sorted(_keys_at(model, parents))
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-            yield f"{'.'.join(where)}: unknown key; {hint}"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{'.'.join(where)}: {message}" if where else message
-
-
-def _keys_at(model: type[BaseModel], path: list[str]) -> set[str]:
-    """The keys of the model that stands at a path of keys (and of a union's tags)."""
-    keys = {field.alias or name for name, field in model.model_fields.items()}
-    if not path:
-        return keys
-    field = model.model_fields.get(path[0])
-    if field is None:
-        return keys
-    models = [part for part in _types_in(field.annotation) if issubclass(part, BaseModel)]
-    for candidate in models:
-        tag = candidate.model_fields.get("handler")
-        if len(models) == 1:
-            return _keys_at(candidate, path[1:])
-        if tag is not None and len(path) > 1 and path[1] in get_args(tag.annotation):
-            return _keys_at(candidate, path[2:])
-    return keys
-
-
-def _types_in(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _types_in(part)
+        raise TaskError(f"{path} is not valid {'TOML' if toml else 'JSON'}: {error}") from error

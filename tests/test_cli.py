@@ -94,7 +94,7 @@ def test_a_limit_is_exit_3_with_the_best_answer_all_the_same(tmp_path: Path) -> 
         (["run", "task.json", "--bogus"], "No such option"),
         (["run", "task.json", "--max-iterations", "0"], "max-iterations"),
         (["run", "task.json", "--backend", "chroot"], "'chroot' is not one of 'process', 'docker'"),
-        (["exec", "1", "--runtime", "runsc"], 'runtime is for containers: add "backend": "docker"'),
+        (["exec", "1", "--runtime", "runsc"], "--runtime is for containers; add --backend docker"),
         (["bogus"], "No such command"),
         (["exec", "1", "--memory", "lots"], "--memory"),
         (["exec", "1", "--memory", "1KiB"], "--memory"),

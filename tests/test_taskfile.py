@@ -71,7 +71,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="cannot read the task file"):
         read_task(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(TaskError, match="is no JSON"):
+    with pytest.raises(TaskError, match="is not valid JSON"):
         read_task(tmp_path / "bad.json")
     for name, words in (
         ("none.txt", "cannot read"),

@@ -1,4 +1,4 @@
-"""The command line. Modules that it loads at the start import nothing heavy: ``--help`` waits for all of them."""
+"""The command line. Its modules import heavy ones inside functions, since ``--help`` loads all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``supdist-engine broker``: models as a service, and the keys of those who may use it."""
+"""The commands ``supdist-engine broker``: serve models to engines, and make the keys of servers and clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from .options import group_with_default
-from .permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead
+from .permissions import Allowed, AllowReadOption, EnvFileOption, TrustEndpointOption
 
 if TYPE_CHECKING:
     from ...handlers import ModelHandler
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
-_OPEN_FILES = 16384  # each engine is a connection, each request to an endpoint another
-_LOOK_SECONDS = 0.5
+# Each engine is a connection, and so is each request to an endpoint.
+_OPEN_FILES = 16384
+_REFRESH_SECONDS = 0.5
 
 
 app = typer.Typer(
     cls=group_with_default("serve"),
-    help="Serve models to the engines of many processes and machines (`broker [MODELS] --bind ADDRESS`), or make "
-    "their keys.",
+    help="Serve models to engines on this and other machines (`broker [MODELS] --bind ADDRESS`), or make keys.",
     epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong file, address or keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -37,59 +37,65 @@ def serve(
     *,
     bind: Annotated[
         str,
-        typer.Option(help="ipc://PATH, or tcp://HOST:PORT (any free port where PORT is *); tcp needs keys."),
+        typer.Option(
+            help="ipc://PATH or tcp://HOST:PORT. PORT * is any free port. tcp needs --curve-keys.",
+        ),
     ],
     models: Annotated[
         Path | None,
         typer.Argument(
-            help="A JSON or TOML file with `worker`, `supervisor` or both, as in a task file; else the environment."
+            help="A JSON or TOML file with `worker`, `supervisor` or both, as in a task file. "
+            "Default: the models of the environment."
         ),
     ] = None,
     curve_keys: Annotated[
         Path | None,
-        typer.Option(help="The folder that `broker keygen` made; who has no key in it gets nothing."),
+        typer.Option(help="The folder that `broker keygen` made. Only clients with a key in it are served."),
     ] = None,
-    env_file: WhatEnvFile = None,
-    allow_read: WhatRead = None,
-    trust_endpoint: WhatEndpoint = False,
+    env_file: EnvFileOption = None,
+    allow_read: AllowReadOption = None,
+    trust_endpoint: TrustEndpointOption = False,
 ) -> None:
-    """Serve models until Ctrl-C. The address goes to stdout, once clients can connect."""
+    """Serve models until Ctrl-C. The address goes to stdout when clients can connect."""
     import asyncio
 
-    handlers = _handlers(models, Allowed.by(env_file, allow_read, None, trust_endpoint))
+    handlers = _handlers(models, Allowed.from_options(env_file, allow_read, None, trust_endpoint))
     try:
         asyncio.run(_serve(handlers, bind, curve_keys))
-    except KeyboardInterrupt:  # the second; the first ends it in good order
+    except KeyboardInterrupt:
+        # The first Ctrl-C cancels the requests and closes the server; this is a second one.
         raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
 def keygen(
-    folder: Annotated[Path, typer.Argument(help="The folder for `--curve-keys` of the service.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of the server's keys, for its --curve-keys.")],
     client: Annotated[
-        str | None, typer.Option(help="Make the keys of a client of that name, too: DIR/clients/NAME.")
+        str | None,
+        typer.Option(help="Make keys for a client of this name, too, in FOLDER/clients/NAME."),
     ] = None,
 ) -> None:
-    """Make the keys of a service, and of one more client. None is ever written over."""
+    """Make the keys of a server, and of a client. No key is ever overwritten."""
     from ..service import make_client_keys, make_server_keys
 
     if client is None or not (folder / "server.key").exists():
         make_server_keys(folder)
-        print(f"{folder}: for --curve-keys of the service")
+        print(f"{folder}: for --curve-keys of the server")
     if client is not None:
         made = make_client_keys(folder, client)
         print(f"{made}: for --curve-keys of {client}; copy the folder to its machine")
 
 
 def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
-    """The models of a file, or of the environment.
+    """Return the models of a file, or of the environment, by role.
 
     Raises:
-        TaskError: there are none, or the file is wrong.
+        TaskError: there is no model, or the file is wrong.
     """
+    from ..config import RunConfig
     from ..errors import TaskError
     from ..model_specs import Role, specified_by
-    from ..taskfile import TaskLimits, read_models
+    from ..taskfile import read_models
 
     environment = allowed.environment()
     specs: dict[Role, ModelSpec | None]
@@ -99,9 +105,9 @@ def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
     else:
         specs = {role: specified_by(environment, role) for role in get_args(Role)}
     permissions = allowed.bind(path, environment)
-    folder, context = permissions.subject.parent, TaskLimits().worker_ctx_k
+    folder, worker_ctx_k = permissions.subject.parent, RunConfig().worker_ctx_k
     handlers: dict[str, ModelHandler] = {
-        role: spec.build(role, folder, context, permissions) for role, spec in specs.items() if spec
+        role: spec.build(role, folder, worker_ctx_k, permissions) for role, spec in specs.items() if spec
     }
     if not handlers:
         raise TaskError(
@@ -119,7 +125,7 @@ async def _serve(handlers: dict[str, ModelHandler], bind: str, curve_keys: Path 
     from ..service import Service, read_server_keys
     from .console import service_screen
 
-    _allow_connections()
+    _raise_open_file_limit()
     keys = read_server_keys(curve_keys) if curve_keys is not None else None
     this = asyncio.current_task()
     assert this is not None
@@ -130,19 +136,19 @@ async def _serve(handlers: dict[str, ModelHandler], bind: str, curve_keys: Path 
             screen.note(f"serving {names}; Ctrl-C ends it")
             print(service.address, flush=True)
             async with asyncio.TaskGroup() as group:
-                group.create_task(_show(service, screen))
+                group.create_task(_show_load(service, screen))
                 group.create_task(service.serve())
 
 
-async def _show(service: Service, screen: ServiceScreen) -> None:
+async def _show_load(service: Service, screen: ServiceScreen) -> None:
     import asyncio
 
     while True:
         screen.show(service.load)
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_REFRESH_SECONDS)
 
 
-def _allow_connections() -> None:
+def _raise_open_file_limit() -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

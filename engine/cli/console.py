@@ -1,4 +1,7 @@
-"""What a run looks like from outside: a live panel on a terminal, plain lines elsewhere. All on stderr."""
+"""The console: a run on a terminal as a live panel, elsewhere as lines; a model server; the doctor's findings.
+
+Progress goes to stderr, findings to stdout.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from ..events import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.table import Table
 
@@ -33,24 +36,24 @@ if TYPE_CHECKING:
     from ..service import Load
 
 _CODE_LINES = 8
-_PIPE_COLUMNS = 1000
+_PIPE_COLUMNS = 1000  # a line of a file or pipe is not wrapped
 
 
 class Screen(Protocol):
-    """Where a run shows itself."""
+    """Shows a run."""
 
     def note(self, text: str) -> None:
-        """A line to keep."""
+        """Print a line that stays."""
         ...
 
     def on_event(self, event: Event) -> None:
-        """Something happened."""
+        """Show an event."""
         ...
 
 
 @contextmanager
 def display(query: str, *, quiet: bool) -> Generator[Screen]:
-    """The screen that fits: nothing, a live panel where stderr is a terminal, or lines."""
+    """Give the screen that fits: none, a live panel if stderr is a terminal, else lines."""
     if quiet:
         yield _Silent()
     elif not sys.stderr.isatty():
@@ -60,26 +63,26 @@ def display(query: str, *, quiet: bool) -> Generator[Screen]:
         from rich.live import Live
 
         console = Console(stderr=True, highlight=False)
-        panel = _Panel(query, console.print)
+        panel = _Panel(query, console)
         with Live(panel, console=console, refresh_per_second=8, transient=True):
             yield panel
 
 
 class ServiceScreen(Protocol):
-    """Where a broker service shows itself."""
+    """Shows a model server."""
 
     def note(self, text: str) -> None:
-        """A line to keep."""
+        """Print a line that stays."""
         ...
 
     def show(self, load: Load) -> None:
-        """What it is doing now."""
+        """Show the server's present load."""
         ...
 
 
 @contextmanager
 def service_screen() -> Generator[ServiceScreen]:
-    """The screen that fits: a line that is drawn anew where stderr is a terminal, else only lines to keep."""
+    """Give the screen that fits: one refreshed line if stderr is a terminal, else only lines that stay."""
     if not sys.stderr.isatty():
         yield _Lines()
     else:
@@ -92,11 +95,11 @@ def service_screen() -> Generator[ServiceScreen]:
 
 
 def summary(result: RunResult, log_dir: str | None) -> str:
-    """One line about a run that has ended."""
+    """Return one line about a run that has ended."""
     ends = {
         "final": "answered",
         "max_iterations": "all turns used, best answer",
-        "timeout": "time is up, best answer",
+        "timeout": "time limit reached, best answer",
         "sandbox_lost": "sandbox lost, best answer",
         "budget": "budget used, best answer",
         "cancelled": "cancelled",
@@ -113,25 +116,8 @@ def summary(result: RunResult, log_dir: str | None) -> str:
     return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
 
 
-def findings_table(findings: list[Finding]) -> Table:
-    """Return a table of what the doctor found, with the remedy below each layer that needs one."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", "layer", "measured", box=None, header_style="dim", pad_edge=False)
-    for finding in findings:
-        mark, style = (
-            ("ok", "green") if finding.holds else ("FAIL", "red") if finding.required else ("--", "yellow")
-        )
-        # As Text: what was measured is a guest's text, and markup in it stays text.
-        table.add_row(Text(mark, style), finding.layer.value, Text(printable(finding.measured)))
-        if finding.remedy:
-            table.add_row("", "", Text(f"→ {printable(finding.remedy)}"))
-    return table
-
-
-def report(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
-    """Print what the doctor found of a backend; whether its default level holds."""
+def print_findings(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
+    """Print the doctor's findings, and return whether the default level of isolation holds."""
     from rich.console import Console
 
     from ..sandbox.doctor import default_level_holds
@@ -140,15 +126,30 @@ def report(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
     if as_json:
         found = [asdict(finding) for finding in findings]
         print(json.dumps({"backend": backend, "holds": holds, "findings": found}))
+        return holds
+    Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(findings_table(findings))
+    if holds:
+        print("The default level holds.")
     else:
-        # A pipe has no width: there each finding is one line.
-        Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(findings_table(findings))
-        print(
-            "The default level holds."
-            if holds
-            else "The default level does not hold: `run` refuses (exit 4)."
-        )
+        print("The default level does not hold: `supdist-engine run` refuses to start (exit code 4).")
     return holds
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    """Return a table of findings: a row for each layer, and below it the remedy."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "layer", "measured", box=None, header_style="dim", pad_edge=False)
+    for finding in findings:
+        mark, style = ("FAIL", "red") if finding.required else ("--", "yellow")
+        if finding.holds:
+            mark, style = "ok", "green"
+        # As Text: what was measured is a guest's text, and markup in it stays text.
+        table.add_row(Text(mark, style), finding.layer.value, Text(printable(finding.measured)))
+        if finding.remedy:
+            table.add_row("", "", Text(f"→ {printable(finding.remedy)}"))
+    return table
 
 
 def _tokens(usage: Usage) -> str:
@@ -165,7 +166,7 @@ class _Silent:
 
 
 class _Lines:
-    """A line when something ended; worker calls are counted with their block."""
+    """One line for each turn and block that has ended. Worker calls are counted with their block."""
 
     def __init__(self) -> None:
         self._done = 0
@@ -211,7 +212,7 @@ def _dollars(cost: float | None) -> str:
 
 
 class _StatusLine:
-    """What a broker service is doing, in a line."""
+    """The load of a model server, in one refreshed line."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -228,39 +229,38 @@ class _StatusLine:
 
 
 class _Panel:
-    """The state of the run, drawn anew several times a second."""
+    """The state of a run, drawn anew several times a second."""
 
-    def __init__(self, query: str, print_line: object) -> None:
+    def __init__(self, query: str, console: Console) -> None:
         self._query = printable(" ".join(query.split()))
-        self._print = print_line
+        self._console = console
         self._started = time.monotonic()
         self._turn, self._turns = 0, 0
-        self._doing = "starting the sandbox"
+        self._state = "starting the sandbox"
         self._code = ""
         self._written = 0
         self._supervisor = Usage()
         self._workers = Metrics()
 
     def note(self, text: str) -> None:
-        assert callable(self._print)
-        self._print(text, style="yellow", markup=False)
+        self._console.print(text, style="yellow", markup=False)
 
     def on_event(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._turns = event.max_iterations
             case TurnStarted():
-                self._turn, self._doing, self._written = event.step, "the supervisor thinks", 0
+                self._turn, self._state, self._written = event.step, "waiting for the supervisor", 0
             case SupervisorWrote():
                 self._written += len(event.text)
-                self._doing = f"the supervisor writes, {self._written:,} characters"
+                self._state = f"the supervisor has written {self._written:,} characters"
             case SupervisorReplied():
                 self._supervisor += event.usage
             case BlockStarted():
                 self._code = printable(event.code)
-                self._doing = f"running block {event.block} of {event.blocks}"
+                self._state = f"running block {event.block} of {event.blocks}"
             case BlockEnded():
-                self._doing = f"block ended: {event.result.outcome.value}"
+                self._state = f"block ended: {event.result.outcome.value}"
             case Metrics():
                 self._workers = event
             case _:
@@ -277,7 +277,7 @@ class _Panel:
         facts = Table.grid(padding=(0, 2))
         facts.add_column(style="dim", justify="right")
         facts.add_column(no_wrap=True, overflow="ellipsis")
-        facts.add_row("turn", Text(f"{self._turn} of {self._turns or '?'} · {self._doing} · {seconds:.0f} s"))
+        facts.add_row("turn", Text(f"{self._turn} of {self._turns or '?'} · {self._state} · {seconds:.0f} s"))
         facts.add_row("supervisor", Text(_tokens(self._supervisor)))
         facts.add_row("worker", Text(_calls(self._workers)))
         parts: list[RenderableType] = [facts]

@@ -1,4 +1,4 @@
-"""``supdist-engine image``: the sandbox as an image for a docker daemon."""
+"""The commands ``supdist-engine image``: build and check the image of the sandbox."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from ...sandbox_image.image import BASE, VARIANTS
+from .options import JsonFindingsOption, RuntimeOption
 
 NO_SANDBOX = 4
 
 app = typer.Typer(
-    help="Build and check the sandbox's image.",
-    epilog="Exit codes: 0 done, 2 wrong argument, 4 no daemon, or not to be built or not tight.",
+    help="Build and check the image of the sandbox for a Docker daemon.",
+    epilog="Exit codes: 0 done, 2 wrong argument, 4 the daemon or the build failed, or the image isolates too little.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -22,19 +23,22 @@ app = typer.Typer(
 @app.command()
 def build(
     base: Annotated[
-        str, typer.Option(help="A Debian with Python 3.11 or newer and pip; pulled if it is not there.")
+        str,
+        typer.Option(help="An image of Debian with Python 3.11 or newer and pip; pulled if it is missing."),
     ] = BASE,
     tag: Annotated[
-        str | None, typer.Option(help="The image's name; engines look for the default one.")
+        str | None, typer.Option(help="The name of the new image. Default: the name that engines look for.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help=f"With more packages: {', '.join(VARIANTS)}.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help=f"A variant with more packages: {', '.join(VARIANTS)}.")
+    ] = None,
 ) -> None:
     """Build the image. Its name and size go to stdout, progress to stderr."""
     from ..errors import TaskError
     from ..sandbox.image import build as build_image
 
     if variant is not None and variant not in VARIANTS:
-        raise TaskError(f"--variant: there is no {variant!r}; there is {', '.join(VARIANTS)}")
+        raise TaskError(f"--variant: there is no variant {variant!r}; there is {', '.join(VARIANTS)}")
     image = build_image(base, tag, variant, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{image.tag} {image.size / 1e6:.0f} MB")
 
@@ -42,20 +46,18 @@ def build(
 @app.command()
 def check(
     image: Annotated[
-        str | None, typer.Argument(help="An image that is built on ours; by default ours.")
+        str | None, typer.Argument(help="An image that is built on the sandbox's image. Default: that image.")
     ] = None,
     *,
-    runtime: Annotated[
-        str | None, typer.Option(help="The daemon's runtime, such as runsc for gVisor.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    runtime: RuntimeOption = None,
+    as_json: JsonFindingsOption = False,
 ) -> None:
-    """Try, from inside a container of the image, what its walls stop. Exit 0 where the default level holds."""
+    """Attack the isolation from inside a container of the image. Exit 0 if the default level holds."""
     import asyncio
 
     from ..sandbox.doctor import examine
-    from .console import report
+    from .console import print_findings
 
     findings = asyncio.run(examine("docker", image, runtime))
-    if not report("docker", findings, as_json=as_json):
+    if not print_findings("docker", findings, as_json=as_json):
         raise typer.Exit(NO_SANDBOX)

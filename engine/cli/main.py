@@ -1,9 +1,4 @@
-"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp | trust``.
-
-Exit codes: 0 answered · 1 the code of ``exec`` raised · 2 a wrong task or argument · 3 a limit was reached (the
-best answer is printed all the same) · 4 no sandbox to be had · 5 the model's endpoint failed for good · 6 the logs
-cannot be written · 124 and 137 ``exec`` timed out, or was killed · 130 Ctrl-C, which ends ``broker`` with 0.
-"""
+"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp | trust``, and its exit codes."""
 
 from __future__ import annotations
 
@@ -20,10 +15,28 @@ import typer
 
 from .broker import app as broker_app
 from .image import app as image_app
-from .mcp import HttpMayBeBare
+from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
-from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, flag, sandbox_config
-from .permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite, withheld_keys_named
+from .options import (
+    MOST_SECONDS,
+    Backend,
+    BackendOption,
+    ImageOption,
+    JsonFindingsOption,
+    JsonResultOption,
+    PackagesOption,
+    RuntimeOption,
+    flag,
+    sandbox_config,
+)
+from .permissions import (
+    Allowed,
+    AllowReadOption,
+    AllowWriteOption,
+    EnvFileOption,
+    TrustEndpointOption,
+    explain_withheld_keys,
+)
 from .trust import app as trust_app
 
 if TYPE_CHECKING:
@@ -42,36 +55,36 @@ T = TypeVar("T")
 ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
 TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
 
-# No rich in help and errors of typer: importing it takes as long as the rest of `--help`.
+# Rich help and errors are off: importing rich takes as long as the rest of `--help`.
 app = typer.Typer(
     name="supdist-engine",
-    help="A supervisor model writes Python that directs a worker model, in a locked-down process.",
-    epilog="Exit codes: 0 answered, 2 wrong task or argument, 3 a limit was reached, 4 no sandbox to be had, "
-    "5 the model's endpoint failed, 6 the logs or the cache cannot be written, 130 Ctrl-C.",
+    help="A supervisor model writes Python that calls a worker model. The Python runs in a locked-down process.",
+    epilog="Exit codes: 0 answered or done, 1 the code of `exec` failed, 2 wrong task file or argument, 3 a limit was "
+    "reached (the best answer is printed), 4 the sandbox cannot be started, 5 the model failed, 6 the logs or the cache "
+    "cannot be written, 124 `exec` timed out, 137 `exec` was killed, 130 Ctrl-C.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.add_typer(broker_app, name="broker")
-app.command("mcp", cls=HttpMayBeBare)(serve_mcp)
+app.command("mcp", cls=OptionalPortCommand)(serve_mcp)
 app.add_typer(image_app, name="image")
 app.add_typer(trust_app, name="trust")
 
 
 def main() -> None:
-    """The console script."""
+    """Run the engine's commands as a program."""
     run_app(app)
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run commands: every failure of ours as a line and a code; a traceback is a bug."""
-    from ...sandbox_image.text import ESCAPE_SURROGATES
+    """Run commands. Each failure of the product is one message and an exit code; a traceback is a bug."""
     from ..errors import CacheError, LogError, SandboxError, TaskError
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=ESCAPE_SURROGATES)
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except TaskError as error:
@@ -88,8 +101,8 @@ def run_app(app: typer.Typer) -> None:
         raise
 
 
-def _await(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
-    """Run to the end, or to Ctrl-C: then what was begun is cancelled and closed first."""
+def _wait(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
+    """Wait for the end or for Ctrl-C, which cancels and closes first what runs."""
     import asyncio
 
     try:
@@ -106,7 +119,7 @@ def _fail(code: int, message: object) -> NoReturn:
     sys.exit(code)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -117,7 +130,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -125,40 +139,45 @@ def _root(
 
 @app.command()
 def run(
-    task: Annotated[Path, typer.Argument(help="The task file (JSON); `supdist-engine schema` describes it.")],
+    task: Annotated[
+        Path, typer.Argument(help="The task file (JSON or TOML). `supdist-engine schema` describes it.")
+    ],
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")
-    ] = False,
-    log_dir: Annotated[Path | None, flag("log_dir")] = None,
-    max_iterations: Annotated[int | None, flag("max_iterations")] = None,
+    as_json: JsonResultOption = False,
+    log_dir: Annotated[Path | None, flag("log_dir", note="Default: as in the task file.")] = None,
+    max_iterations: Annotated[
+        int | None, flag("max_iterations", note="Default: as in the task file.")
+    ] = None,
     backend: Annotated[
-        Backend | None, typer.Option(help="What the sandbox's walls are made of, whatever the task says.")
+        Backend | None,
+        typer.Option(help="Isolate the code in a process or in a container. Default: as in the task file."),
     ] = None,
     broker: Annotated[
         str | None,
-        typer.Option(help="The address of a broker service: its models take the place of the task's."),
+        typer.Option(
+            help="The address of a `supdist-engine broker`, whose models replace those of the task."
+        ),
     ] = None,
     curve_keys: Annotated[
-        Path | None, typer.Option(help="The folder with this client's keys for --broker; tcp needs them.")
+        Path | None, typer.Option(help="With --broker: the folder of this client's keys. tcp needs them.")
     ] = None,
-    env_file: WhatEnvFile = None,
-    allow_read: WhatRead = None,
-    allow_write: WhatWrite = None,
-    trust_endpoint: WhatEndpoint = False,
+    env_file: EnvFileOption = None,
+    allow_read: AllowReadOption = None,
+    allow_write: AllowWriteOption = None,
+    trust_endpoint: TrustEndpointOption = False,
 ) -> None:
     """Answer the question of a task file. The answer goes to stdout, progress to stderr."""
     from ..api import as_data
     from ..taskfile import read_task
 
-    allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
+    allowed = Allowed.from_options(env_file, allow_read, allow_write, trust_endpoint)
     environment = allowed.environment()
     permissions = allowed.bind(task, environment, ask=not as_json)
     description = _override(read_task(task), max_iterations, backend)
     outputs = _Outputs.of(description, task.parent, permissions, log_dir)
-    work = _run(description, outputs, _Service(broker, curve_keys), permissions, quiet=as_json)
-    with withheld_keys_named(permissions):
-        result = _await(work, outputs.shown)
+    work = _answer(description, outputs, _ModelServer(broker, curve_keys), permissions, quiet=as_json)
+    with explain_withheld_keys(permissions):
+        result = _wait(work, outputs.shown)
     if as_json:
         print(json.dumps(as_data(result)))
     else:
@@ -168,7 +187,7 @@ def run(
 
 
 def _override(task: TaskFile, max_iterations: int | None, backend: Backend | None) -> TaskFile:
-    """The task with what the command line says instead."""
+    """Return the task with the options of the command line."""
     changes: dict[str, object] = {}
     if max_iterations is not None:
         changes["limits"] = task.limits.model_copy(update={"max_iterations": max_iterations})
@@ -180,14 +199,14 @@ def _override(task: TaskFile, max_iterations: int | None, backend: Backend | Non
 
 
 class _Outputs(NamedTuple):
-    """Where a run writes."""
+    """The paths that a run writes to."""
 
     log_dir: Path | None
     cache: Path | str
 
     @property
     def shown(self) -> str | None:
-        """The log folder, from the working directory where it is below."""
+        """The log folder for a message, relative to the working directory if it is below."""
         if self.log_dir is None:
             return None
         # The working directory may have been removed, or the folder is not below it.
@@ -197,7 +216,7 @@ class _Outputs(NamedTuple):
 
     @classmethod
     def of(cls, task: TaskFile, folder: Path, permissions: Permissions, log_dir: Path | None) -> _Outputs:
-        """The paths of the task, as it is permitted; a log folder that the user typed goes before."""
+        """Return the paths that the task may write to. A log folder of the command line needs no permission."""
         if log_dir is None and task.log_dir is not None:
             log_dir = permissions.writable(folder / task.log_dir, "log_dir")
         if task.cache in ("off", "run"):
@@ -205,14 +224,14 @@ class _Outputs(NamedTuple):
         return cls(log_dir, permissions.writable(folder / task.cache, "cache"))
 
 
-class _Service(NamedTuple):
-    """A broker service, and the keys for it."""
+class _ModelServer(NamedTuple):
+    """The address of a model server, and the folder of this client's keys."""
 
     address: str | None
     curve_keys: Path | None
 
     async def handlers(self) -> Mapping[str, ModelHandler]:
-        """Its models, by role."""
+        """Return its models by role; none without an address."""
         from ..errors import TaskError
 
         if self.address is not None:
@@ -220,44 +239,54 @@ class _Service(NamedTuple):
 
             return await handlers_at(self.address, curve_keys=self.curve_keys)
         if self.curve_keys is not None:
-            raise TaskError("--curve-keys are for a broker service: name it with --broker")
+            raise TaskError("--curve-keys is for a model server: name it with --broker")
         return {}
 
 
-async def _run(
-    task: TaskFile, outputs: _Outputs, service: _Service, permissions: Bound, *, quiet: bool
+async def _answer(
+    task: TaskFile, outputs: _Outputs, server: _ModelServer, permissions: Bound, *, quiet: bool
 ) -> RunResult:
     from ..api import arun
     from ..broker.cache import ResponseCache
-    from ..model_specs import builtin, specified_by
+    from ..model_specs import builtin
     from .console import display
 
-    limits, folder, cache = task.limits, permissions.subject.parent, outputs.cache
-    roles: tuple[tuple[Role, ModelSpec | None], ...] = (
-        ("supervisor", task.supervisor),
-        ("worker", task.worker),
-    )
-    served = await service.handlers()
-    models = dict(served)
-    for role, named in roles:
-        spec = named or specified_by(permissions.environment, role)
-        if role not in served and spec is not None:
-            models[role] = spec.build(role, folder, limits.worker_ctx_k, permissions)
+    folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
+    models = await _models(task, server, permissions)
     context = task.load_context(folder, permissions)
-    store = cache if isinstance(cache, str) else ResponseCache(cache, own=True)
-    config = task.run_config(folder, permissions, cache=store, log_dir=outputs.log_dir)
+    # ``own``: the file named the cache and not the user, so answers that another user kept are not taken from it.
+    cache = outputs.cache if isinstance(outputs.cache, str) else ResponseCache(outputs.cache, own=True)
+    config = task.run_config(folder, permissions, cache=cache, log_dir=outputs.log_dir)
     with display(task.query, quiet=quiet) as screen:
-        if len(models) < len(roles):
+        if len(models) < 2:
             from ...handlers.builtin import NOTICE
 
             screen.note(NOTICE)
         return await arun(
             query=task.query,
             context=context,
-            supervisor=models.get("supervisor") or builtin("supervisor", limits.worker_ctx_k),
-            worker=models.get("worker") or builtin("worker", limits.worker_ctx_k),
+            supervisor=models.get("supervisor") or builtin("supervisor", worker_ctx_k),
+            worker=models.get("worker") or builtin("worker", worker_ctx_k),
             config=replace(config, on_event=screen.on_event),
         )
+
+
+async def _models(task: TaskFile, server: _ModelServer, permissions: Bound) -> dict[str, ModelHandler]:
+    """Return the models by role: of the server, else of the task, else of the environment."""
+    from ..model_specs import specified_by
+
+    roles: tuple[tuple[Role, ModelSpec | None], ...] = (
+        ("supervisor", task.supervisor),
+        ("worker", task.worker),
+    )
+    folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
+    served = await server.handlers()
+    models = dict(served)
+    for role, named in roles:
+        spec = named or specified_by(permissions.environment, role)
+        if role not in served and spec is not None:
+            models[role] = spec.build(role, folder, worker_ctx_k, permissions)
+    return models
 
 
 def _print_result(result: RunResult, log_dir: str | None) -> None:
@@ -272,23 +301,28 @@ def _print_result(result: RunResult, log_dir: str | None) -> None:
 @app.command("exec")
 def execute(
     code: Annotated[
-        str | None, typer.Argument(help="Python source; from stdin where it is not given, or is '-'.")
+        str | None, typer.Argument(help="Python source. Default, and with '-': read it from stdin.")
     ] = None,
     *,
-    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds that it may take.")] = 120.0,
-    memory: Annotated[str, typer.Option(help="Memory that it may use, such as 512MiB.")] = "2GiB",
+    timeout: Annotated[
+        float, typer.Option(min=0.001, max=MOST_SECONDS, help="Seconds that the code may take.")
+    ] = 120.0,
+    memory: Annotated[str, typer.Option(help="Memory that the code may use, such as 512MiB.")] = "2GiB",
     context_file: Annotated[
-        Path | None, typer.Option(help="A text file; the code sees it as `context`.")
+        Path | None, typer.Option(help="A UTF-8 text file. The code has its text in `context`.")
     ] = None,
-    packages: WhatPackages = None,
-    backend: WhatBackend = Backend.PROCESS,
-    image: WhatImage = None,
-    runtime: WhatRuntime = None,
+    packages: PackagesOption = None,
+    backend: BackendOption = Backend.PROCESS,
+    image: ImageOption = None,
+    runtime: RuntimeOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print outcome, output, values and error as JSON.")
+        bool, typer.Option("--json", help="Print outcome, output, displayed values and error as JSON.")
     ] = False,
 ) -> None:
-    """Run code in a fresh sandbox: its output, the value of a last expression, and an exit status as in a shell."""
+    """Run Python code in a new sandbox. Prints its output and the value of a last expression.
+
+    The exit code is that of the code, as in a shell.
+    """
     from ..errors import TaskError
     from ..sandbox import as_data, open_sandbox
 
@@ -297,13 +331,13 @@ def execute(
     try:
         context = context_file.read_text(encoding="utf-8") if context_file else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"--context-file: {error}") from error
+        raise TaskError(f"--context-file: cannot read it as UTF-8 text: {error}") from error
 
     async def once() -> CellResult:
         async with open_sandbox(config, context=context) as sandbox:
             return await sandbox.execute(source, timeout=timeout)
 
-    result = _await(once())
+    result = _wait(once())
     if as_json:
         print(json.dumps(as_data(result)))
     else:
@@ -324,7 +358,7 @@ def _copy_output(result: CellResult) -> None:
 
 
 def _shown(result: CellResult) -> str:
-    """What it printed, and then, on lines of their own, what it shows."""
+    """Return what the code printed, and after it each displayed value on a line of its own."""
     if not result.display:
         return result.stdout
     printed = result.stdout if result.stdout.endswith("\n") or not result.stdout else result.stdout + "\n"
@@ -341,6 +375,7 @@ def _exit_status(result: CellResult) -> int:
             message = result.error.message
             if message in ("", "None"):
                 return 0
+            # A message is of any length; a status has few digits, and the system keeps its low 8 bits.
             return int(message) & 0xFF if message.isdecimal() and len(message) < 10 else 1
         case Outcome.USER_ERROR | Outcome.OUTPUT_LIMIT:
             return RAISED
@@ -353,18 +388,18 @@ def _exit_status(result: CellResult) -> int:
 @app.command()
 def doctor(
     *,
-    backend: WhatBackend = Backend.PROCESS,
-    image: WhatImage = None,
-    runtime: WhatRuntime = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    backend: BackendOption = Backend.PROCESS,
+    image: ImageOption = None,
+    runtime: RuntimeOption = None,
+    as_json: JsonFindingsOption = False,
 ) -> None:
-    """Try, from inside a sandbox, what its walls stop on this machine. Exit 0 where the default level holds."""
+    """Attack the isolation of this machine from inside a sandbox. Exit 0 if the default level holds."""
     from ..sandbox.doctor import examine
-    from .console import report
+    from .console import print_findings
 
-    sandbox_config(backend=backend, image=image, runtime=runtime)  # which says what does not go together
-    findings = _await(examine(backend.value, image, runtime))
-    if not report(backend.value, findings, as_json=as_json):
+    sandbox_config(backend=backend, image=image, runtime=runtime)  # reports options that exclude each other
+    findings = _wait(examine(backend.value, image, runtime))
+    if not print_findings(backend.value, findings, as_json=as_json):
         raise typer.Exit(NO_SANDBOX)
 
 

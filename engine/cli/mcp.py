@@ -1,4 +1,4 @@
-"""``supdist-engine mcp``: a sandbox for clients that speak MCP, on stdio or over HTTP."""
+"""The command ``supdist-engine mcp``: a sandbox for MCP clients, on stdio or over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from .options import Backend, WhatBackend, WhatImage, WhatPackages, WhatRuntime, sandbox_config
+from .options import (
+    MOST_SECONDS,
+    Backend,
+    BackendOption,
+    ImageOption,
+    PackagesOption,
+    RuntimeOption,
+    sandbox_config,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -20,16 +28,17 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
-_CONNECTIONS_A_SESSION = 4
-_CONNECTIONS_BESIDE = 64
-_TOKEN_CHARS = 16
+_CONNECTIONS_PER_SESSION = 4
+_MORE_CONNECTIONS = 64
+_LEAST_TOKEN_CHARS = 16
+_LEAST_WALL_SECONDS = 3600.0
 
 
-class HttpMayBeBare(TyperCommand):
-    """``--http`` alone is ``--http 0``: any port that is free."""
+class OptionalPortCommand(TyperCommand):
+    """A command whose ``--http`` can stand without a port: ``--http`` alone is ``--http 0``, any free port."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the port in where there is none."""
+        """Parse the arguments, with the port 0 where there is none."""
         places = [place for place, word in enumerate(args) if word == "--http"]
         for place in reversed(places):
             if place + 1 == len(args) or args[place + 1].startswith("-"):
@@ -37,54 +46,71 @@ class HttpMayBeBare(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+CallTimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=0.001, max=MOST_SECONDS, help="Seconds for a call of the tool `python`, at most."
+    ),
+]
+OutputLimitOption = Annotated[
+    int,
+    typer.Option("--output-limit", min=100, help="Characters of each text in a result; the rest is cut off."),
+]
+WarmOption = Annotated[
+    int, typer.Option("--warm", min=0, help="With --http and --backend docker: containers to start ahead.")
+]
+HttpOption = Annotated[
+    str | None,
+    typer.Option(
+        "--http",
+        metavar="[PORT]",
+        help="Serve streamable HTTP on this port of 127.0.0.1 instead of stdio; any free port without PORT.",
+    ),
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        help="With --http: a file that holds the bearer token. Default: print a new one on stderr.",
+    ),
+]
+SessionsOption = Annotated[
+    int,
+    typer.Option("--sessions", min=1, max=1000, help="With --http: sessions at once, each with a sandbox."),
+]
+IdleOption = Annotated[
+    float,
+    typer.Option(
+        "--idle", min=0.1, max=MOST_SECONDS, help="With --http: seconds until an unused session is ended."
+    ),
+]
+
+
 def serve(
     *,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, max=86_400, help="Seconds that a call of `python` may take.")
-    ] = 120.0,
+    timeout: CallTimeoutOption = 120.0,
     memory: Annotated[str, typer.Option(help="Memory of a session, such as 512MiB.")] = "2GiB",
-    output: Annotated[str, typer.Option(help="Output after which code is stopped.")] = "16MiB",
-    output_limit: Annotated[
-        int, typer.Option(min=100, help="Characters of each text in a result; longer ones are cut.")
-    ] = 30_000,
-    packages: WhatPackages = None,
-    backend: WhatBackend = Backend.PROCESS,
-    image: WhatImage = None,
-    runtime: WhatRuntime = None,
-    warm: Annotated[
-        int, typer.Option(min=0, help="docker: containers that are kept started ahead, for --http.")
-    ] = 0,
-    http: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[PORT]",
-            help="Serve streamable HTTP on this port of 127.0.0.1 (any free one without) instead of stdio.",
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="With --http: a file with the bearer token; else one is made and told."),
-    ] = None,
-    sessions: Annotated[
-        int, typer.Option(min=1, max=1000, help="With --http: sessions at once, each with a sandbox.")
-    ] = 8,
-    idle: Annotated[
-        float, typer.Option(min=0.1, max=86_400, help="With --http: seconds after which an unused one ends.")
-    ] = 600.0,
+    output: Annotated[str, typer.Option(help="Stop code that writes more than this.")] = "16MiB",
+    output_limit: OutputLimitOption = 30_000,
+    packages: PackagesOption = None,
+    backend: BackendOption = Backend.PROCESS,
+    image: ImageOption = None,
+    runtime: RuntimeOption = None,
+    warm: WarmOption = 0,
+    http: HttpOption = None,
+    token_file: TokenFileOption = None,
+    sessions: SessionsOption = 8,
+    idle: IdleOption = 600.0,
 ) -> None:
-    """Serve a Python sandbox as tools of the Model Context Protocol (MCP): one for each client that connects."""
+    """Serve a Python sandbox as tools of the Model Context Protocol (MCP). Each client gets its own sandbox."""
     import asyncio
-    from importlib.metadata import version
-    from importlib.util import find_spec
 
-    from ...sandbox_image.mcp.session import Settings
     from ..errors import TaskError
 
-    if find_spec("mcp") is None:
-        raise TaskError("`supdist-engine mcp` needs the SDK of MCP: pip install 'supdist-engine[mcp]'")
+    _require_sdk()
     config = sandbox_config(
         timeout=timeout,
-        wall=max(3600.0, timeout),
+        wall=max(_LEAST_WALL_SECONDS, timeout),
         memory=memory,
         output=output,
         packages=packages,
@@ -93,27 +119,44 @@ def serve(
         runtime=runtime,
         warm=warm,
     )
-    importable = f" and what lies in {Path(packages).name}" if packages else ""
-    settings = Settings(
-        timeout=timeout,
-        output_limit=output_limit,
-        packages=f"The standard library{importable} can be imported.",
-        version=version("supdist-engine"),
-    )
+    settings = _settings(timeout, output_limit, packages)
     if http is not None:
-        # Before the import of the SDK, which takes a second: a wrong option is reported at once.
+        # Read before the import of the SDK, which takes a second, so that a wrong option is reported at once.
         port, token = _port(http), _token(token_file)
         from ..mcp.http import Door
 
-        serving = _over_http(config, settings, port, Door(token, sessions, idle))
+        serving = _serve_http(config, settings, port, Door(token, sessions, idle))
     elif token_file is not None:
-        raise TaskError("--token-file is for --http; on stdio there is nobody else")
+        raise TaskError("--token-file is for --http; a server on stdio has no other clients")
     else:
-        serving = _over_stdio(config, settings)
+        serving = _serve_stdio(config, settings)
     raise typer.Exit(asyncio.run(serving))
 
 
-async def _over_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
+def _require_sdk() -> None:
+    from importlib.util import find_spec
+
+    from ..errors import TaskError
+
+    if find_spec("mcp") is None:
+        raise TaskError("the MCP SDK is not installed; run: pip install 'supdist-engine[mcp]'")
+
+
+def _settings(timeout: float, output_limit: int, packages: str | None) -> Settings:
+    from importlib.metadata import version
+
+    from ...sandbox_image.mcp.session import Settings
+
+    more = f" and the packages in {Path(packages).name}" if packages else ""
+    return Settings(
+        timeout=timeout,
+        output_limit=output_limit,
+        packages=f"The standard library{more} can be imported.",
+        version=version("supdist-engine"),
+    )
+
+
+async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     from functools import partial
 
     from ...sandbox_image.mcp.session import SessionError
@@ -121,17 +164,17 @@ async def _over_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     from ...sandbox_image.mcp.stdio import leave, serve_stdio
     from ..mcp.session import open_session
 
-    desk = Desk(partial(open_session, config))
+    queue = Desk(partial(open_session, config))
     try:
-        status = await serve_stdio(desk, settings)
+        status = await serve_stdio(queue, settings)
     except SessionError as error:
         raise error.__cause__ or error from None
     finally:
-        await desk.close()
+        await queue.close()
     leave(status)
 
 
-async def _over_http(config: SandboxConfig, settings: Settings, port: int, door: Door) -> int:
+async def _serve_http(config: SandboxConfig, settings: Settings, port: int, door: Door) -> int:
     import asyncio
     import signal
     from functools import partial
@@ -153,15 +196,15 @@ async def _over_http(config: SandboxConfig, settings: Settings, port: int, door:
     loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
     async with SandboxRuntime(config):
+        # Without a sandbox the server is of no use: report that before a client connects.
         async with open_sandbox(config):
-            pass  # what cannot be had here is said before anybody connects
+            pass
         listener = _listen(HOST, port)
         port = listener.getsockname()[1]
         table = Sessions(lambda: Desk(partial(open_session, config)), settings, door, port)
         print(f"http://{HOST}:{port}{PATH}", flush=True)
-        await serve_http(
-            table, listener, _CONNECTIONS_A_SESSION * door.sessions + _CONNECTIONS_BESIDE, stopped
-        )
+        connections = _CONNECTIONS_PER_SESSION * door.sessions + _MORE_CONNECTIONS
+        await serve_http(table, listener, connections, stopped)
     return status
 
 
@@ -173,26 +216,28 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise TaskError(f"--http: port {port} cannot be had: {error.strerror}") from error
+        raise TaskError(
+            f"--http: cannot listen on {host}:{port}: {error.strerror}; choose another port"
+        ) from error
 
 
 def _port(text: str) -> int:
-    """A port, with or without the one address that there is."""
+    """Return a port that is given alone, or with the host 127.0.0.1 or localhost."""
     from ..errors import TaskError
 
     host, colon, port = text.rpartition(":")
     if (colon and host not in ("127.0.0.1", "localhost")) or (not colon and "." in text):
         raise TaskError(
-            f"--http: {text} is not on this machine alone; it is served on 127.0.0.1 only. Let others in through "
-            "something that authenticates and encrypts, such as ssh -L"
+            f"--http {text}: the server listens on 127.0.0.1 only; give a port, and let others in through "
+            "a program that authenticates and encrypts, such as ssh -L"
         )
     if not (port.isdecimal() and int(port) < 1 << 16):
-        raise TaskError(f"--http: {port!r} is no port")
+        raise TaskError(f"--http: {port!r} is no port; give a number from 0 to 65535")
     return int(port)
 
 
 def _token(path: Path | None) -> str:
-    """The bearer token of a file, or a new one, which is told on stderr."""
+    """Return the bearer token of a file, or print a new one on stderr and return it."""
     import secrets
 
     from ..errors import TaskError
@@ -204,9 +249,10 @@ def _token(path: Path | None) -> str:
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"--token-file: {error}") from error
-    if len(token) < _TOKEN_CHARS or any(letter.isspace() or not letter.isprintable() for letter in token):
+        raise TaskError(f"--token-file: cannot read the token: {error}") from error
+    is_plain = token.isprintable() and not any(letter.isspace() for letter in token)
+    if len(token) < _LEAST_TOKEN_CHARS or not is_plain:
         raise TaskError(
-            f"--token-file: {path} needs one token of {_TOKEN_CHARS} characters or more, without spaces"
+            f"--token-file: {path} must hold one token, of {_LEAST_TOKEN_CHARS} characters or more and without spaces"
         )
     return token

@@ -1,4 +1,4 @@
-"""What several commands take as options: of what a sandbox is made."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,35 @@ from ..option import whole_number
 if TYPE_CHECKING:
     from ..sandbox import SandboxConfig
 
+MOST_SECONDS = 86_400
+
 
 class Backend(Enum):
-    """As in ``SandboxConfig``."""
+    """The values of ``SandboxConfig.backend``."""
 
     PROCESS = "process"
     DOCKER = "docker"
 
 
-WhatBackend = Annotated[Backend, typer.Option("--backend", help="What the sandbox's walls are made of.")]
-WhatImage = Annotated[str | None, typer.Option("--image", help="docker: an image built on ours.")]
-WhatRuntime = Annotated[
-    str | None, typer.Option("--runtime", help="docker: the daemon's runtime, such as runsc (gVisor).")
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="Isolate the code in a process or in a container.")
 ]
-WhatPackages = Annotated[
+ImageOption = Annotated[
+    str | None,
+    typer.Option("--image", help="With --backend docker: an image that is built on the sandbox's image."),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option("--runtime", help="With --backend docker: the daemon's runtime, such as runsc (gVisor)."),
+]
+PackagesOption = Annotated[
     str | None,
     typer.Option(
-        "--packages", help="A folder made by `pip install --target`, which the code can import from."
+        "--packages", help="A folder made by `pip install --target`. The code can import its packages."
     ),
 ]
+JsonResultOption = Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")]
+JsonFindingsOption = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 
 
 def flag(name: str, *names: str, note: str = "") -> Any:
@@ -44,13 +54,14 @@ def flag(name: str, *names: str, note: str = "") -> Any:
         note: a further sentence of the help text.
     """
     option = option_of(name)
+    # typer knows no exclusive bound; RunConfig checks those of numbers that are not whole.
     least = 1 if option.above == 0 and option.check is whole_number else option.least
     text = f"{option.doc[0].upper()}{option.doc[1:]}. {note}".rstrip()
     return typer.Option(*names, min=least, max=option.most, help=text)
 
 
 def group_with_default(command: str) -> type[TyperGroup]:
-    """Return a group of commands of which one needs no name: ``broker models.json`` is ``broker serve models.json``."""
+    """Return a group with a default command: ``broker models.json`` is ``broker serve models.json``."""
 
     class Group(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -62,21 +73,26 @@ def group_with_default(command: str) -> type[TyperGroup]:
 
 
 def sandbox_config(**wanted: Any) -> SandboxConfig:
-    """A sandbox's config with what options say.
+    """Return the configuration of a sandbox that the options describe.
 
     Raises:
-        TaskError: one of them says what cannot be; the message names it.
+        TaskError: a value is wrong; the message names its option.
     """
     from pydantic import ValidationError
 
     from ..errors import TaskError
     from ..sandbox import SandboxConfig
+    from ..validation import in_plain_words
 
     if isinstance(backend := wanted.get("backend"), Backend):
         wanted["backend"] = backend.value
+    if wanted.get("backend") != Backend.DOCKER.value:
+        for name in ("image", "runtime", "warm"):
+            if wanted.get(name):
+                raise TaskError(f"--{name} is for containers; add --backend docker")
     try:
         return SandboxConfig.model_validate(wanted)
     except ValidationError as error:
         problem = error.errors()[0]
         option = f"--{problem['loc'][0]}: " if problem["loc"] else ""
-        raise TaskError(f"{option}{problem['msg'].removeprefix('Value error, ')}") from None
+        raise TaskError(f"{option}{in_plain_words(problem)}") from None

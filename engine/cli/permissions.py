@@ -1,4 +1,4 @@
-"""What a file on the command line may do, by the options of a command and by the user's answers."""
+"""What a command lets a file do: by its options, and by the user's answers on the terminal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _LETTERS: dict[Answer, str] = {"yes": "y", "once": "o", "always": "a", "no": "n", "never": "v"}
 
-WhatEnvFile = Annotated[
+EnvFileOption = Annotated[
     Path | None,
-    typer.Option("--env-file", help="A file of variables; .env in the working directory by default."),
+    typer.Option("--env-file", help="A file of variables. Default: .env in the working directory."),
 ]
-WhatRead = Annotated[
+AllowReadOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--allow-read",
@@ -31,19 +31,20 @@ WhatRead = Annotated[
         help="Let the file read this folder or file, too. May be repeated.",
     ),
 ]
-WhatWrite = Annotated[
+AllowWriteOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--allow-write",
         metavar="PATH",
-        help="Let the file write in this folder or file, too. May be repeated.",
+        help="Let the file write to this folder or file, too. May be repeated.",
     ),
 ]
-WhatEndpoint = Annotated[
+TrustEndpointOption = Annotated[
     bool,
     typer.Option(
         "--trust-endpoint",
-        help="For this time, send the keys that the file names (OPENAI_API_KEY where it names none) to its endpoints.",
+        help="This time, send the keys that the file names to the endpoints that it names. "
+        "The key is OPENAI_API_KEY where it names none.",
     ),
 ]
 
@@ -58,21 +59,21 @@ class Allowed:
     trust_endpoint: bool = False
 
     @classmethod
-    def by(
+    def from_options(
         cls,
         env_file: Path | None,
         read: list[Path] | None,
         write: list[Path] | None,
         trust_endpoint: bool,
     ) -> Allowed:
-        """Take the options as typer gives them."""
+        """Return what the values of the options allow."""
         return cls(env_file, tuple(read or ()), tuple(write or ()), trust_endpoint)
 
     def environment(self) -> Environment:
-        """Return the process's variables, with those of the ``.env`` file.
+        """Return the variables of the process and of the ``.env`` file.
 
         Raises:
-            TaskError: the file cannot or may not be read.
+            TaskError: the file cannot be read, or is not the user's own.
         """
         from ...sandbox_image.text import printable
         from ..trust import load_environment
@@ -81,14 +82,15 @@ class Allowed:
         found = load_environment(self.env_file)
         if (above := None if found.path else env_file_above()) is not None:
             print(
-                "supdist-engine: only the .env of the working directory is read; for the one above: --env-file "
-                f"{shlex.quote(printable(str(above)))}",
+                "supdist-engine: only the .env of the working directory is read; to read the one in a folder above: "
+                f"--env-file {shlex.quote(printable(str(above)))}",
                 file=sys.stderr,
             )
         if found.not_passed_on:
             names = printable(", ".join(found.not_passed_on))
             print(
-                f"supdist-engine: {found.path}: only keys and models are read from it, not {names}: set them in the shell",
+                f"supdist-engine: {found.path}: only keys and models are read from it, not {names}; "
+                "set the others in the shell",
                 file=sys.stderr,
             )
         return found
@@ -96,33 +98,33 @@ class Allowed:
     def bind(
         self, subject: Path | None, environment: Environment, *, ask: bool = True, is_own: bool = False
     ) -> Bound:
-        """Return what a file may do. Questions are asked only where a person can answer on the terminal.
+        """Return what a file may do. The user is asked only if stdin and stderr are a terminal.
 
         Args:
-            subject: the file; None where only the environment says something.
-            environment: where keys come from.
-            ask: whether questions are asked at all.
-            is_own: whether the user wrote what the file says, so that its paths and imports are the user's.
+            subject: the file; None for the environment alone.
+            environment: holds the keys.
+            ask: whether the user may be asked.
+            is_own: whether the user wrote the file, so that its paths and imports are allowed.
         """
         from ..trust import Bound
         from ..trust.environment import ENV_FILE
         from ..trust.questions import nobody
 
-        person = ask and sys.stdin.isatty() and sys.stderr.isatty()
+        can_ask = ask and sys.stdin.isatty() and sys.stderr.isatty()
         return Bound(
             subject or environment.path or Path(ENV_FILE),
             environment,
             read=self.read,
             write=self.write,
             trust_endpoint=self.trust_endpoint,
-            ask=ask_on_terminal if person else nobody,
+            ask=ask_on_terminal if can_ask else nobody,
             is_own=is_own,
         )
 
 
 @contextmanager
-def withheld_keys_named(permissions: Bound) -> Generator[None]:
-    """Add to an endpoint's refusal which key it was not sent, and how to allow that."""
+def explain_withheld_keys(permissions: Bound) -> Generator[None]:
+    """Name in an endpoint's refusal the key that was not sent to it, and how to allow it."""
     from ...handlers import NoAccess
 
     try:
@@ -134,7 +136,7 @@ def withheld_keys_named(permissions: Bound) -> Generator[None]:
 
 
 def ask_on_terminal(question: Question) -> Answer:
-    """Ask on stderr until there is an answer. Ctrl-C ends the program; the end of the input is a no."""
+    """Ask on stderr until there is an answer. The end of the input means no; Ctrl-C ends the program."""
     from ...sandbox_image.text import printable
 
     letters: dict[str, Answer] = {_LETTERS[answer]: answer for answer in question.answers}
@@ -155,7 +157,7 @@ def ask_on_terminal(question: Question) -> Answer:
 
 @contextmanager
 def _interruptible() -> Generator[None]:
-    """Let Ctrl-C interrupt: asyncio's own handler would wait for the next await."""
+    # The handler of asyncio acts only at the next await, and a read of the terminal has none.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

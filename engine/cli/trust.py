@@ -1,4 +1,4 @@
-"""``supdist-engine trust``: what files on the command line may do without a question."""
+"""The commands ``supdist-engine trust``: rules about what files may do without a question."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .options import group_with_default
 
 app = typer.Typer(
     cls=group_with_default("folder"),
-    help="Allow what a file may do only with your permission: import Python code of its folder (`trust DIR`), or send a "
-    "key to a host of your own (`trust host HOST --key VARIABLE`). For a path, answer `always` when you are asked.",
-    epilog="Exit codes: 0 done, 2 it cannot be trusted, or the settings cannot be written.",
+    help="Allow what a file may do only with your permission: import the Python code of its folder (`trust FOLDER`), or "
+    "send a key to a host of your own (`trust host HOST --key VARIABLE`). To allow a path, answer `always` when you are "
+    "asked.",
+    epilog="Exit codes: 0 done, 2 the rule cannot be made, or the settings cannot be written.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -27,16 +28,16 @@ app = typer.Typer(
 @app.command("folder")
 def trust_folder(
     folder: Annotated[
-        Path, typer.Argument(help="The folder of task files and of the code that they import.")
+        Path, typer.Argument(help="The folder that holds task files and the code that they import.")
     ],
 ) -> None:
-    """Let task files in a folder import the Python code there. If that code or the task file changes, you are asked again."""
+    """Let the task files of a folder import its Python code. You are asked again when the code or a task file changes."""
     from ..trust import folders
     from ..trust.settings import change_settings
 
     rule = folders.record(folder)
     change_settings(lambda settings: settings.with_folder(rule))
-    print(printable(f"{rule.folder}: files recorded: {len(rule.files)}"))
+    print(printable(f"{rule.folder}: trusted with {len(rule.files)} files"))
 
 
 @app.command("host")
@@ -44,13 +45,16 @@ def trust_host(
     host: Annotated[
         str,
         typer.Argument(
-            help="HOST:PORT for http and https; https://HOST[:PORT] or http://HOST[:PORT] for one; HOST alone means https.",
+            help="HOST:PORT for http and https. https://HOST[:PORT] or http://HOST[:PORT] for one of them. "
+            "HOST alone means https.",
         ),
     ],
     *,
-    key: Annotated[str, typer.Option(help="The variable that holds the key, such as OPENAI_API_KEY.")],
+    key: Annotated[
+        str, typer.Option(help="The name of the variable that holds the key, such as OPENAI_API_KEY.")
+    ],
 ) -> None:
-    """Let a key go to a host."""
+    """Let a key be sent to a host."""
     from ..errors import TaskError
     from ..trust.hosts import parse_host
     from ..trust.settings import HostRule, change_settings
@@ -58,7 +62,8 @@ def trust_host(
     origin = parse_host(host)
     is_set = bool(os.environ.get(key))
     if not (key.isidentifier() and key.isascii() and (key.isupper() or is_set)):
-        raise TaskError("--key is the name of a variable, such as OPENAI_API_KEY, and not the key itself")
+        # The value is not shown: it may be the key itself.
+        raise TaskError("--key must be the name of a variable, such as OPENAI_API_KEY, not the key itself")
     change_settings(lambda settings: settings.with_host(HostRule(host=origin.url, key=key)))
     plain = ", over plain http too, which the network can read" if origin.is_readable_on_the_way else ""
     print(f"{key} may go to {origin.url}{plain}")
@@ -68,7 +73,7 @@ def trust_host(
 
 @app.command("list")
 def list_rules() -> None:
-    """Print what is allowed, as JSON."""
+    """Print the rules as JSON."""
     from ..trust.settings import as_json, read_settings
 
     print(as_json(read_settings()))
@@ -76,9 +81,9 @@ def list_rules() -> None:
 
 @app.command("remove")
 def remove(
-    subject: Annotated[str, typer.Argument(help="A host or a folder, as `trust list` shows it.")],
+    subject: Annotated[str, typer.Argument(help="A host or a folder, as `trust list` prints it.")],
 ) -> None:
-    """Forget all rules about a host or a folder."""
+    """Remove all rules about a host or a folder."""
     from ..errors import TaskError
     from ..trust.hosts import parse_host
     from ..trust.settings import Settings, change_settings, read_settings
@@ -90,6 +95,6 @@ def remove(
             names.add(parse_host(scheme + subject).url)
     found = [name for name in sorted(names) if before.without(name) != before]
     if not found:
-        raise TaskError(f"there is no rule about {subject}: see `supdist-engine trust list`")
+        raise TaskError(f"there is no rule about {subject}; `supdist-engine trust list` prints all rules")
     change_settings(lambda settings: reduce(Settings.without, found, settings))
-    print(printable(f"{', '.join(found)}: forgotten"))
+    print(printable(f"{', '.join(found)}: rules removed"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...engine.cli.permissions import Allowed, withheld_keys_named
+from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, Role
 from ...engine.taskfile import TaskLimits, checked
@@ -86,7 +86,7 @@ def eval_with(
     # Only now, so that a mistake leaves no folder.
     folder = place.resume or place.out or new_folder(config.task)
     try:
-        with withheld_keys_named(permissions):
+        with explain_withheld_keys(permissions):
             summary = run_shown(
                 config,
                 folder,

@@ -13,7 +13,13 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ...engine.cli.options import Backend, flag
-from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite
+from ...engine.cli.permissions import (
+    Allowed,
+    AllowReadOption,
+    AllowWriteOption,
+    EnvFileOption,
+    TrustEndpointOption,
+)
 
 T = TypeVar("T")
 
@@ -116,10 +122,10 @@ class EvalFlags(SettingFlags):
     as_json: Annotated[bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")] = (
         False
     )
-    env_file: WhatEnvFile = None
-    allow_read: WhatRead = None
-    allow_write: WhatWrite = None
-    trust_endpoint: WhatEndpoint = False
+    env_file: EnvFileOption = None
+    allow_read: AllowReadOption = None
+    allow_write: AllowWriteOption = None
+    trust_endpoint: TrustEndpointOption = False
     list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the names of the tasks.")] = False
 
     def settings(self) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def evaluate(flags: EvalFlags) -> None:
         return
     from .command import Place, eval_with
 
-    allowed = Allowed.by(flags.env_file, flags.allow_read, flags.allow_write, flags.trust_endpoint)
+    allowed = Allowed.from_options(flags.env_file, flags.allow_read, flags.allow_write, flags.trust_endpoint)
     code = eval_with(
         flags.settings(),
         flags.config,

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...engine.cli.permissions import Allowed, WhatEndpoint, WhatEnvFile, WhatRead, WhatWrite
+from ...engine.cli.permissions import (
+    Allowed,
+    AllowReadOption,
+    AllowWriteOption,
+    EnvFileOption,
+    TrustEndpointOption,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,17 +51,17 @@ def grid(
     out: Annotated[Path | None, typer.Option(help="The folder of the experiments' folders.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the combinations, and run none.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Repeat failed examples.")] = False,
-    env_file: WhatEnvFile = None,
-    allow_read: WhatRead = None,
-    allow_write: WhatWrite = None,
-    trust_endpoint: WhatEndpoint = False,
+    env_file: EnvFileOption = None,
+    allow_read: AllowReadOption = None,
+    allow_write: AllowWriteOption = None,
+    trust_endpoint: TrustEndpointOption = False,
 ) -> None:
     """Run all combinations, one after another; finished ones are skipped, started ones are resumed."""
     from ...engine.private_files import ResolvedPath, resolved
     from .grid import check, named_folder, read_grid
     from .permissions import permit
 
-    allowed = Allowed.by(env_file, allow_read, allow_write, trust_endpoint)
+    allowed = Allowed.from_options(env_file, allow_read, allow_write, trust_endpoint)
     flags = {"n": n, "concurrency": concurrency}
     combinations = read_grid(file, out, **{name: value for name, value in flags.items() if value is not None})
     if dry_run:
