@@ -1,6 +1,6 @@
 """Run a supervisor model's code in a sandbox; the code can call a worker model.
 
-Names are imported when they are used, so that ``supdist-engine --help`` does not pay for the whole engine.
+Each name is imported at its first use: ``supdist-engine --help`` does not import the whole engine.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ _HOMES = {
     "limits": ("RunLimits",),
     "result": ("RunResult",),
     "sandbox": (
-        "CellResult", "Display", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SandboxRuntime", "SyncSandbox",
-        "open_sandbox",
+        "CellResult", "Display", "Isolation", "Outcome", "Sandbox", "SandboxConfig", "SandboxRuntime",
+        "SyncSandbox", "open_sandbox",
     ),
     "service": ("RemoteHandler",),
     "supervisor.prompts": ("Prompts",),

@@ -39,7 +39,7 @@ _HOW_TO_MAKE_A_HANDLER = 'make one: supdist.handlers.OpenAIHandler("MODEL", base
 
 
 class RunOptions(TypedDict, total=False):
-    """The keywords of ``run`` and ``arun`` that are no parameters of their own. ``RunConfig`` documents them."""
+    """The other keywords of ``run`` and ``arun``. ``RunConfig`` documents them."""
 
     limits: RunLimits | None
     max_worker_calls: int | None
@@ -79,9 +79,8 @@ async def arun(
         context: the document: a str, or a list or dict of plain data.
         supervisor: the model that writes code.
         worker: the model that the code calls. With None a call raises ``WorkerError`` in the code.
-        max_iterations, log_dir, output_limit, worker_ctx_k, tools: the most used options.
         config: options in one value.
-        **options: the other options, and ``limits``: a ``RunLimits``, several options in one value.
+        **options: options by name. ``limits`` is a ``RunLimits``: several options in one value.
 
     Raises:
         TaskError: an argument is wrong.
@@ -160,6 +159,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
         settings = _logged_settings(question, config, toolbox)
         starting = asyncio.ensure_future(log.start(question.query, encoded, **settings))
         try:
+            # What opens last closes first: the sandbox before the broker, whose models it calls.
             broker = await _open_broker(stack, question, config, limits, log)
             conversation = Conversation()
             tools = toolbox.with_own(_own_tools(broker, conversation))
@@ -265,6 +265,7 @@ async def _open_broker(
 async def _open_cache(
     stack: contextlib.AsyncExitStack, cache: str | os.PathLike[str] | ResponseCache
 ) -> ResponseCache | Literal["run"] | None:
+    # A file named "off" or "run" needs its folder in front: "./off".
     if cache == "off":
         return None
     if cache == "run":
@@ -278,11 +279,11 @@ def _own_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable
     """Return the functions that the code of a run has besides the worker. It can read their docstrings."""
 
     async def budget() -> dict[str, float | None]:
-        """What is left of the run's budget: worker_calls, tokens, dollars, seconds; None where there is no limit."""
+        """Return what is left of the budget: worker_calls, tokens, dollars, seconds; None means no limit."""
         return asdict(broker.budget.left())
 
     async def history(start: int = 0, stop: int | None = None) -> list[dict[str, str]]:
-        """The messages of this conversation, whole, as dicts with role and content."""
+        """Return the whole messages of this conversation, as dicts with role and content."""
         return conversation.show(start, stop)
 
     return {"budget": budget, "history": history}
@@ -309,6 +310,7 @@ async def _report_failure(
     run_id: str,
     error: BaseException,
 ) -> None:
+    # Ctrl-C in ``asyncio.run`` cancels the task; outside of it KeyboardInterrupt arrives itself.
     is_cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
     # The caller gets the error that ended the run, so one of the log or of ``on_event`` must not replace it.
     with contextlib.suppress(Exception):
@@ -347,7 +349,7 @@ arun.__doc__ = f"{arun.__doc__ or ''}\n{option_list(4)}\n"
 
 @_documented_as(arun)
 def run(*args: Any, **kwargs: Any) -> RunResult:
-    """Answer a question about a long context and wait for the result. Parameters and errors are those of ``arun``."""
+    """Wait for the result of ``arun``, whose parameters and errors these are."""
     # The event loop has its own thread, because a notebook already runs one in this thread.
     with start_blocking_portal("asyncio") as portal:
         return portal.call(lambda: arun(*args, **kwargs))

@@ -1,7 +1,7 @@
 """The options of a run: name, type, default, bounds, unit and meaning, each in one place.
 
-``RunConfig`` is what ``run``, the task file, an eval and the command line fill in. Whatever shows an option reads it here:
-``pydantic_field`` describes it to pydantic, ``option_of`` to the command line, ``option_list`` to ``help(run)``.
+``run``, the task file, an eval and the command line fill in a ``RunConfig``. They show its texts:
+``pydantic_field`` in pydantic models, ``option_of`` on the command line, ``option_list`` in ``help(run)``.
 """
 
 # The command line reads its help texts from this module: at its top it imports nothing heavy.
@@ -55,8 +55,9 @@ def _described(
 class RunConfig:
     """The options of a run. Each is checked when the config is made.
 
-    ``run(..., config=RunConfig(max_cost_usd=0.5))`` and ``run(..., max_cost_usd=0.5)`` are the same. Use ``from_mapping`` for
-    options from a file or from flags, ``options()`` for their names, and ``dataclasses.replace`` for a changed copy.
+    ``run(..., config=RunConfig(max_cost_usd=0.5))`` and ``run(..., max_cost_usd=0.5)`` are the same.
+    Use ``from_mapping`` for options of a file or of flags, ``options()`` for their names, and
+    ``dataclasses.replace`` for a changed copy.
 
     Raises:
         TaskError: an option has a wrong type, or is out of bounds.
@@ -134,7 +135,7 @@ class RunConfig:
         default=False,
         metadata=_described(
             flag,
-            "whether the budget is charged for an answer that another run paid; a restarted run sees the same budget",
+            "whether answers that another run paid for are charged; a restarted run sees the same budget",
         ),
     )
     log_dir: str | os.PathLike[str] | None = field(
@@ -168,11 +169,7 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> RunConfig:
-        """Return the config of options by name.
-
-        Raises:
-            TaskError: an option is unknown, has a wrong type, or is out of bounds.
-        """
+        """Return the config of options by name, or raise a ``TaskError`` for an unknown or wrong one."""
         check_names(values)
         unchecked: Any = values
         return cls(**unchecked)
@@ -181,10 +178,11 @@ class RunConfig:
         """Return a copy in which ``values`` replace options that have their default here.
 
         Raises:
-            TaskError: an option is given here and in ``values``, is unknown, or has a wrong value.
+            TaskError: an option is given here too, is unknown, or is wrong.
         """
         check_names(values)
         for name in values:
+            # A dataclass does not record which options were given. One at its default can be replaced.
             if getattr(self, name) != option_of(name).default:
                 raise TaskError(f"{name} is given twice: in config and as {name}=; remove one of them")
         unchecked: Any = values
@@ -192,7 +190,7 @@ class RunConfig:
 
 
 class Default:
-    """The default of a keyword in a signature: it reads as the option's default, and differs from any given value."""
+    """The default of a keyword in a signature. It reads as the value, and shows that no value was given."""
 
     __slots__ = ("value",)
 
@@ -218,11 +216,7 @@ def option_of(name: str) -> Option:
 
 
 def check_names(values: Mapping[str, object]) -> None:
-    """Check the names of options.
-
-    Raises:
-        TaskError: a name is unknown; the message proposes the nearest one.
-    """
+    """Raise a ``TaskError`` for an unknown name, with the nearest known one."""
     for name in values:
         if name not in options():
             near = difflib.get_close_matches(name, options(), n=1, cutoff=0.5)
@@ -231,7 +225,7 @@ def check_names(values: Mapping[str, object]) -> None:
 
 
 def option_list(margin: int) -> str:
-    """Return one line for each option with its default, for a docstring whose text begins after ``margin`` spaces."""
+    """Return a line for each option with its default, for a docstring that is indented by ``margin``."""
     heading = " " * margin + "Options (with their defaults):\n"
     lines = [f"{name} ({option.default!r}): {option.doc}." for name, option in options().items()]
     return heading + indent("\n".join(lines), " " * (margin + 4))
@@ -240,10 +234,7 @@ def option_list(margin: int) -> str:
 def pydantic_field(name: str, *, note: str = "", **changes: Any) -> Any:
     """Return the pydantic field of an option: its default, bounds and description.
 
-    Args:
-        name: the option.
-        note: more for the description, such as "relative to the task file".
-        **changes: arguments of ``pydantic.Field`` that replace those of the option.
+    ``note`` is added to the description; ``changes`` replace arguments of ``pydantic.Field``.
     """
     from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""Errors of the engine, by what the caller can do.
+"""The errors of the engine. Each kind names what the caller can do.
 
 ::
 
@@ -6,27 +6,26 @@
     ├── TaskError                   fix the task file or the arguments
     ├── LogError                    make room, or choose another log_dir; nothing was spent after it
     ├── LogFormatError              a log cannot be read; the message names the file and the line
-    ├── CacheError                  choose another path for the cache of answers, or mend what its message says
+    ├── CacheError                  choose another path for the cache, or do what the message says
     ├── SandboxError                used wrongly: a cell while one runs, a sandbox after close
     │   ├── SandboxFileError        a file cannot be put or got; ``code`` says why
-    │   ├── SandboxUnavailable      this level of isolation cannot be had here: names the capability and the remedy
+    │   ├── SandboxUnavailable      this machine lacks a capability: the message names it and the remedy
     │   └── SandboxLost             the guest is gone, and its state with it; reset() or open another
     └── ProtocolError               LocalProtocolError: our bug; RemoteProtocolError: their bytes
 
-A model's failures are ``HandlerError`` and its kinds, in ``supdist.handlers``. A limit that was reached is no
-error: it is how a run ended, in ``RunResult.stop_reason``. What the code in a sandbox does is no error either:
-it is a ``CellResult``.
+A model's failure is a ``HandlerError`` of ``supdist.handlers``. A limit that is reached is not an error:
+``RunResult.stop_reason`` names it. A failure of guest code is not an error either: it is a ``CellResult``.
 """
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of all errors that the engine raises on purpose."""
+    """The base of all errors of the engine."""
 
 
 class TaskError(EngineError):
-    """The task file or the arguments are wrong; the message says which and what is allowed."""
+    """A task file or an argument is wrong. The message says which, and what is allowed."""
 
 
 class LogError(EngineError):
@@ -38,7 +37,7 @@ class LogFormatError(EngineError):
 
 
 class CacheError(EngineError):
-    """The file of cached answers cannot be used; the message says why and what to do."""
+    """The file of cached answers cannot be used. The message says why, and what to do."""
 
 
 class SandboxError(EngineError):
@@ -46,7 +45,7 @@ class SandboxError(EngineError):
 
 
 class SandboxUnavailable(SandboxError):
-    """The isolation that was asked for cannot be had here."""
+    """This machine cannot give the isolation that was asked for."""
 
     def __init__(self, capability: str, remedy: str) -> None:
         super().__init__(f"{capability}. {remedy}")
@@ -71,16 +70,16 @@ class SandboxFileError(SandboxError):
 
 
 class SandboxLost(SandboxError):
-    """The sandbox ended, and with it every variable that its code had set."""
+    """The sandbox ended, and all variables of its code are gone."""
 
 
 class ProtocolError(EngineError):
-    """Messages came that the protocol does not allow."""
+    """A message breaks the protocol."""
 
 
 class LocalProtocolError(ProtocolError):
-    """We broke the protocol: a bug to report."""
+    """This program broke the protocol: a bug to report."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side broke the protocol; it was dropped."""
+    """The peer broke the protocol, and its connection was closed."""

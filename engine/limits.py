@@ -1,4 +1,4 @@
-"""The limits of a run as one value, for ``run(..., limits=RunLimits(...))`` and for the files that hold limits."""
+"""The limits of a run as one value, for ``run(..., limits=RunLimits(...))`` and for files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which models a task uses: from its specification, else from the environment, else the builtin pair."""
+"""Choose the models of a task: by its specification, else by the environment, else the builtin pair.
+
+``check`` and ``build`` of a specification raise a ``TaskError`` for what is wrong or not permitted.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-# Sampling, and the models of an endpoint that only a key names.
+# For a model that only the environment names.
 _SAMPLING: dict[Role, dict[str, Any]] = {
     "supervisor": {"temperature": 0.7, "max_tokens": 2048},
     "worker": {"temperature": 0.2, "max_tokens": 512},
@@ -40,8 +43,8 @@ _TOGETHER: dict[Role, str] = {
     "supervisor": "meta-llama/Llama-3.3-70B-Instruct-Turbo",
     "worker": "meta-llama/Llama-3.1-8B-Instruct-Turbo",
 }
+# For an endpoint without a key. Without it the handler would look for a key of its own.
 _PLACEHOLDER_KEY = "none"
-"""An endpoint without a key; the handler would look for one."""
 
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
 
@@ -71,7 +74,7 @@ class OpenAISpec(BaseModel):
         description="the environment variable that holds the key",
     )
     temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1, description="at most so many in an answer")
+    max_tokens: int | None = Field(default=None, ge=1, description="tokens in an answer, at most")
     timeout: float = Field(default=120.0, gt=0, description="seconds of silence that end an attempt")
     max_retries: int = Field(default=2, ge=0, le=20)
     max_concurrency: int = Field(default=32, ge=1, le=10_000, description="requests at once")
@@ -79,29 +82,21 @@ class OpenAISpec(BaseModel):
     tokens_per_minute: int | None = Field(default=None, ge=1, description="prompts and answers together")
     extra_body: dict[str, Any] | None = Field(default=None, description="more fields for the request's body")
     extra_headers: dict[str, str] | None = Field(
-        default=None, description="more headers; the key belongs into api_key_env"
+        default=None, description="more headers; put a key into a variable, and name it in api_key_env"
     )
     window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
     price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """See that the key may go to the endpoint.
-
-        Raises:
-            TaskError: it may not, or the URL is none.
-        """
+        """Check that the key may be sent to the endpoint."""
         if any(name.lower() == "host" for name in self.extra_headers or {}):
-            raise TaskError(f"{role}.extra_headers: the host stands in base_url")
+            raise TaskError(f"{role}.extra_headers: Host is not allowed; base_url names the host")
         self._endpoint(role, permissions)
 
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
     ) -> ModelHandler:
-        """Return the handler.
-
-        Raises:
-            TaskError: a header, a field of the body or an endpoint that cannot be; or a key that may not go there.
-        """
+        """Return the handler."""
         self.check(role, folder, permissions)
         price = None if self.price is None else Price(self.price.input_usd, self.price.output_usd)
         urls, keys = self._endpoint(role, permissions)
@@ -112,7 +107,6 @@ class OpenAISpec(BaseModel):
             raise TaskError(f"{role}: {error}") from error
 
     def _endpoint(self, role: str, permissions: Permissions) -> tuple[str | list[str] | None, KeyNames]:
-        """The URLs, and the variables of their keys."""
         urls = permissions.default_url if self.base_url is None else self.base_url
         listed = [urls] if isinstance(urls, str) else urls or []
         name = f"{role}.base_url" if self.api_key_env is None else f"{role}.api_key_env"
@@ -132,11 +126,8 @@ class VLLMSpec(BaseModel):
     engine_args: dict[str, Any] | None = Field(default=None, description="more of vLLM's AsyncEngineArgs")
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """See that the model's own code may run, if there are options that can ask for it.
-
-        Raises:
-            TaskError: it may not.
-        """
+        """Check the options that can run a model's own code, and the path of the model."""
+        # Some options of vLLM run the model's own code in the engine.
         if self.engine_args:
             given = ", ".join(self.engine_args)
             permissions.require_trust(
@@ -148,19 +139,15 @@ class VLLMSpec(BaseModel):
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
     ) -> ModelHandler:
-        """Return the handler.
-
-        Raises:
-            TaskError: as ``check``.
-        """
+        """Return the handler."""
         self.check(role, folder, permissions)
         fields = self.model_dump(exclude={"handler", "model"})
         return VLLMHandler(model=self._model(role, permissions), **fields)
 
     def _model(self, role: str, permissions: Permissions) -> str:
-        """The model's name, or its path, which vLLM finds from the working directory."""
         if _HUB_NAME.fullmatch(self.model):
             return self.model
+        # vLLM opens a path from the working directory, and not from the folder of the task file.
         if "://" in self.model:
             permissions.require_trust(f"{role}.model", "has vLLM load a model by its URL")
             return self.model
@@ -168,7 +155,7 @@ class VLLMSpec(BaseModel):
 
 
 class ScriptedSpec(BaseModel):
-    """Canned replies, in the task file or in a file beside it."""
+    """Fixed replies, in the task file or in a file beside it."""
 
     model_config = _STRICT
 
@@ -180,22 +167,14 @@ class ScriptedSpec(BaseModel):
     )
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """See that the file may be read.
-
-        Raises:
-            TaskError: it may not.
-        """
+        """Check that the file may be read."""
         if self.replies_file is not None:
             permissions.readable(folder / self.replies_file, f"{role}.replies_file")
 
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
     ) -> ModelHandler:
-        """Return the handler.
-
-        Raises:
-            TaskError: there are no replies, or they cannot or may not be read.
-        """
+        """Return the handler."""
         if (self.replies is None) == (self.replies_file is None):
             raise TaskError(f"{role}: a scripted handler takes either `replies` or `replies_file`")
         if self.replies_file is None:
@@ -208,14 +187,14 @@ class ScriptedSpec(BaseModel):
 
 
 class BuiltinSpec(BaseModel):
-    """The builtin pair; it is no language model."""
+    """The builtin pair. It is not a language model."""
 
     model_config = _STRICT
 
     handler: Literal["builtin"]
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """There is nothing to allow."""
+        """Allow it: the builtin pair reads no file and sends no key."""
 
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
@@ -225,7 +204,7 @@ class BuiltinSpec(BaseModel):
 
 
 class BrokerSpec(BaseModel):
-    """The model that a broker service (`supdist-engine broker`) has for this role."""
+    """The model that a model server (`supdist-engine broker`) has for this role."""
 
     model_config = _STRICT
 
@@ -234,24 +213,18 @@ class BrokerSpec(BaseModel):
     curve_keys: str | None = Field(
         default=None, description="the folder with the client's keys; relative to the task file"
     )
-    timeout: float = Field(default=600.0, gt=0, description="seconds for an answer, its turn included")
+    timeout: float = Field(
+        default=600.0, gt=0, description="seconds for an answer, with the wait for its turn"
+    )
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """See that the keys may be read.
-
-        Raises:
-            TaskError: they may not.
-        """
+        """Check that the keys may be read."""
         self._keys(role, folder, permissions)
 
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
     ) -> ModelHandler:
-        """Return the handler.
-
-        Raises:
-            TaskError: the keys may not be read.
-        """
+        """Return the handler."""
         from .service import RemoteHandler
 
         keys = self._keys(role, folder, permissions)
@@ -269,12 +242,12 @@ ModelSpec = Annotated[
 
 
 def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
-    """The builtin model of a role."""
+    """Return the builtin model of a role."""
     return BuiltinSupervisor(worker_ctx_k=worker_ctx_k) if role == "supervisor" else BuiltinWorker()
 
 
 def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | None:
-    """Return the endpoint that ``specified_by`` describes; None where the environment configures none.
+    """Return the model that the environment configures; None if it configures none.
 
     Raises:
         TaskError: as ``specified_by``.
@@ -287,14 +260,14 @@ def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | 
 
 
 def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
-    """Return what the environment says of a role's model, without the key; None where it configures no endpoint.
+    """Return the specification of a role's model in the environment; None if it configures no endpoint.
 
-    ``BASE_URL`` names the endpoint, else ``OPENAI_BASE_URL``; else ``TOGETHER_API_KEY`` means Together, and
-    ``OPENAI_API_KEY`` OpenAI. ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` name other models. A key of the process is not
-    paired with the URL of a ``.env`` file, unless it belongs to that host.
+    ``BASE_URL`` names the endpoint, else ``OPENAI_BASE_URL``. Else ``TOGETHER_API_KEY`` means Together, and
+    ``OPENAI_API_KEY`` OpenAI. ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` name other models. A key of the
+    process is not sent to the URL of a ``.env`` file, unless the key belongs to that host.
 
     Raises:
-        TaskError: an endpoint without the model's name, or a URL that is none.
+        TaskError: an endpoint has no model's name, or its URL is not valid.
     """
     model = environ.get(f"{role.upper()}_MODEL")
     named = _named_endpoint(environ)
@@ -302,7 +275,7 @@ def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
         default = _models_of(named.url).get(role)
         if not model and default is None:
             raise TaskError(
-                f"{named.variable} is set, but {role.upper()}_MODEL is not: name the model to use there"
+                f"{named.variable} is set, but {role.upper()}_MODEL is not; set it to the model's name"
             )
         url, key, model = named.url, named.key, model or default
     elif environ.get("TOGETHER_API_KEY"):
@@ -316,7 +289,7 @@ def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
 
 
 class _NamedEndpoint(NamedTuple):
-    """An endpoint that a variable names, and the variable of its key."""
+    """An endpoint that a variable names, and the variable that holds its key."""
 
     variable: str
     url: str
@@ -328,6 +301,7 @@ def _named_endpoint(environ: Mapping[str, str]) -> _NamedEndpoint | None:
         if url := environ.get(variable):
             own = keys_of(origin_of(url))
             for key in (*own, *others):
+                # A .env file must not send a key of the shell to a host that the file names.
                 redirected = isinstance(environ, Environment) and environ.redirects(variable, key)
                 if environ.get(key) and (key in own or not redirected):
                     return _NamedEndpoint(variable, url, key)
@@ -336,5 +310,4 @@ def _named_endpoint(environ: Mapping[str, str]) -> _NamedEndpoint | None:
 
 
 def _models_of(url: str) -> dict[Role, str]:
-    """The models to use at an endpoint where none is named."""
     return {TOGETHER_URL: _TOGETHER, OPENAI_URL: _OPENAI}.get(url.rstrip("/"), {})

@@ -1,4 +1,4 @@
-"""The old name of ``model_specs``, for one release."""
+"""Keep the old name of ``model_specs`` for one release."""
 
 from __future__ import annotations
 

@@ -49,11 +49,7 @@ class Option:
     default: object = None
 
     def checked(self, value: object) -> object:
-        """Return a value that the option can take.
-
-        Raises:
-            TaskError: the value has a wrong type, or is out of bounds.
-        """
+        """Return the value, or raise a ``TaskError`` if its type or its size is wrong."""
         if value is None and self.optional:
             return None
         return self.check(self, value)
@@ -65,11 +61,7 @@ class Option:
 
 
 def reject(name: str, value: object, expected: str, remedy: str = "") -> NoReturn:
-    """Raise the error for an argument with a wrong value, in one line.
-
-    Raises:
-        TaskError: always.
-    """
+    """Raise a ``TaskError`` of one line for an argument with a wrong value."""
     raise TaskError(f"{name} must be {expected}, not {describe(value)}" + (f"; {remedy}" if remedy else ""))
 
 
@@ -100,6 +92,7 @@ def number(option: Option, value: object) -> float:
     """Return a finite float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         option.reject(value, f"a number{_range(option)}", _without_quotes(value))
+    # NaN passes every comparison with a bound, and infinity is no limit.
     try:
         real = float(value)
     except OverflowError:
@@ -130,6 +123,7 @@ def _without_quotes(value: object) -> str:
 
 def flag(option: Option, value: object) -> bool:
     """Return a bool."""
+    # Python would read the text "no" as true.
     if not isinstance(value, bool):
         option.reject(value, "True or False")
     return value
@@ -154,6 +148,7 @@ def sandbox_config(option: Option, value: object) -> SandboxConfig:
     from .sandbox import Sandbox, SandboxConfig, SyncSandbox
 
     if isinstance(value, (Sandbox, SyncSandbox)):
+        # Its state would be another run's, and its context and tools are fixed when it opens.
         option.reject(value, "a SandboxConfig", "a run opens its own sandbox")
     if not isinstance(value, SandboxConfig):
         option.reject(value, "a SandboxConfig", 'give SandboxConfig(memory="1GiB", timeout=60)')

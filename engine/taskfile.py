@@ -31,7 +31,7 @@ ToolPlace = Annotated[
     str,
     Field(
         pattern=MODULE_FUNCTION,
-        description="a module beside the task file or in the environment; it is imported, so it runs in the engine",
+        description="a module beside the task file, or installed; it is imported, so it runs in the engine",
     ),
 ]
 
@@ -109,12 +109,7 @@ class TaskFile(BaseModel):
         raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
 
     def run_config(self, folder: Path, permissions: Permissions = UNBOUND, **options: object) -> RunConfig:
-        """Return the options of the run, with prompts and tools loaded.
-
-        Args:
-            folder: the folder of the task file; relative paths begin there.
-            permissions: what the file may do.
-            **options: options that replace those of the file: all that hold a path that it may write.
+        """Return the options of the run, prompts and tools loaded; ``options`` replace those of the file.
 
         Raises:
             TaskError: an option is wrong, or needs more than is permitted.
@@ -194,7 +189,7 @@ def read_models(path: Path) -> ModelsFile:
     """Read and check a models file.
 
     Raises:
-        TaskError: as ``read_task``.
+        TaskError: as for ``read_task``.
     """
     return read_as(ModelsFile, path, "models")
 
@@ -208,7 +203,7 @@ def read_as(model: type[T], path: Path, what: str) -> T:
     """Read a file as a model: TOML if its name ends in .toml, else JSON.
 
     Raises:
-        TaskError: as ``read_task``.
+        TaskError: as for ``read_task``.
     """
     return parse_as(model, _read(path, f"cannot read the {what} file"), path, what)
 
@@ -217,7 +212,7 @@ def parse_as(model: type[T], text: str, path: Path, what: str) -> T:
     """Return the text of a file as a model.
 
     Raises:
-        TaskError: as ``read_task``.
+        TaskError: as for ``read_task``.
     """
     return checked(model, _parse(text, path), f"{path} is not a valid {what} file")
 

@@ -56,15 +56,10 @@ _NUMBERS = frozenset({"int_type", "float_type"})
 
 
 def checked(model: type[T], value: object, complaint: str) -> T:
-    """Return a value as a model.
-
-    Args:
-        model: what the value must be.
-        value: plain data.
-        complaint: the first line of the error's message.
+    """Return plain data as a model.
 
     Raises:
-        TaskError: the complaint, and each mistake on a line of its own.
+        TaskError: the complaint, and below it a line for each mistake.
     """
     try:
         return model.model_validate(value)

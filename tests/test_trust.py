@@ -166,7 +166,7 @@ def test_a_query_takes_a_host_out_of_the_table() -> None:
 
 def test_a_file_names_no_other_host_in_a_header() -> None:
     spec = OpenAISpec(handler="openai", model="m", base_url=LOCAL, extra_headers={"hOst": "evil.example"})
-    with pytest.raises(TaskError, match="the host stands in base_url"):
+    with pytest.raises(TaskError, match="base_url names the host"):
         spec.build("worker", Path(), 8, bound(P_OPENAI))
     for name in ("Content-Length", "transfer-encoding", "Connection"):
         with pytest.raises(ValueError, match="HTTP library's"):

@@ -1,4 +1,4 @@
-"""The commands ``supdist-engine broker``: serve models to engines, and make the keys of servers and clients."""
+"""The commands ``supdist-engine broker``: serve models to engines, and make keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _REFRESH_SECONDS = 0.5
 
 app = typer.Typer(
     cls=group_with_default("serve"),
-    help="Serve models to engines on this and other machines (`broker [MODELS] --bind ADDRESS`), or make keys.",
+    help="Serve models to engines on this and other machines (`broker [MODELS] --bind ADDRESS`), "
+    "or make keys.",
     epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong file, address or keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -112,7 +113,8 @@ def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
     if not handlers:
         raise TaskError(
             "no model to serve: name a file, such as models.json with "
-            '{"worker": {"handler": "vllm", "model": "..."}}, or set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL'
+            '{"worker": {"handler": "vllm", "model": "..."}}, '
+            "or set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
         )
     return handlers
 

@@ -1,6 +1,6 @@
-"""The console: a run on a terminal as a live panel, elsewhere as lines; a model server; the doctor's findings.
+"""Show runs, a model server and the doctor's findings on the console.
 
-Progress goes to stderr, findings to stdout.
+On a terminal a run is a live panel, elsewhere lines. Progress goes to stderr, findings to stdout.
 """
 
 from __future__ import annotations

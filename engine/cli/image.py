@@ -14,7 +14,7 @@ NO_SANDBOX = 4
 
 app = typer.Typer(
     help="Build and check the image of the sandbox for a Docker daemon.",
-    epilog="Exit codes: 0 done, 2 wrong argument, 4 the daemon or the build failed, or the image isolates too little.",
+    epilog="Exit codes: 0 done, 2 wrong argument, 4 the daemon or the build failed, or isolation is weak.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

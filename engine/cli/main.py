@@ -1,4 +1,4 @@
-"""The command line: ``supdist-engine run | exec | doctor | schema | broker | image | mcp | trust``, and its exit codes."""
+"""The commands ``supdist-engine run | exec | doctor | schema``, and the exit codes of all commands."""
 
 from __future__ import annotations
 
@@ -58,10 +58,12 @@ TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
 # Rich help and errors are off: importing rich takes as long as the rest of `--help`.
 app = typer.Typer(
     name="supdist-engine",
-    help="A supervisor model writes Python that calls a worker model. The Python runs in a locked-down process.",
-    epilog="Exit codes: 0 answered or done, 1 the code of `exec` failed, 2 wrong task file or argument, 3 a limit was "
-    "reached (the best answer is printed), 4 the sandbox cannot be started, 5 the model failed, 6 the logs or the cache "
-    "cannot be written, 124 `exec` timed out, 137 `exec` was killed, 130 Ctrl-C.",
+    help="A supervisor model writes Python that calls a worker model. "
+    "The Python runs in a locked-down process.",
+    epilog="Exit codes: 0 answered or done, 1 the code of `exec` failed, 2 wrong task file or argument, "
+    "3 a limit was reached (the best answer is printed), 4 the sandbox cannot be started, "
+    "5 the model failed, 6 the logs or the cache cannot be written, "
+    "124 `exec` timed out, 137 `exec` was killed, 130 Ctrl-C.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -216,7 +218,7 @@ class _Outputs(NamedTuple):
 
     @classmethod
     def of(cls, task: TaskFile, folder: Path, permissions: Permissions, log_dir: Path | None) -> _Outputs:
-        """Return the paths that the task may write to. A log folder of the command line needs no permission."""
+        """Return the paths that the task may write to. ``log_dir`` is typed, so it needs no permission."""
         if log_dir is None and task.log_dir is not None:
             log_dir = permissions.writable(folder / task.log_dir, "log_dir")
         if task.cache in ("off", "run"):
@@ -254,7 +256,7 @@ async def _answer(
     folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
     models = await _models(task, server, permissions)
     context = task.load_context(folder, permissions)
-    # ``own``: the file named the cache and not the user, so answers that another user kept are not taken from it.
+    # ``own``: the task file named the cache, not the user. Answers that another user kept are not trusted.
     cache = outputs.cache if isinstance(outputs.cache, str) else ResponseCache(outputs.cache, own=True)
     config = task.run_config(folder, permissions, cache=cache, log_dir=outputs.log_dir)
     with display(task.query, quiet=quiet) as screen:

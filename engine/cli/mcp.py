@@ -35,7 +35,7 @@ _LEAST_WALL_SECONDS = 3600.0
 
 
 class OptionalPortCommand(TyperCommand):
-    """A command whose ``--http`` can stand without a port: ``--http`` alone is ``--http 0``, any free port."""
+    """A command in which ``--http`` without a port means ``--http 0``, any free port."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, with the port 0 where there is none."""
@@ -102,7 +102,7 @@ def serve(
     sessions: SessionsOption = 8,
     idle: IdleOption = 600.0,
 ) -> None:
-    """Serve a Python sandbox as tools of the Model Context Protocol (MCP). Each client gets its own sandbox."""
+    """Serve a Python sandbox as tools of the Model Context Protocol (MCP), one sandbox for each client."""
     import asyncio
 
     from ..errors import TaskError
@@ -253,6 +253,6 @@ def _token(path: Path | None) -> str:
     is_plain = token.isprintable() and not any(letter.isspace() for letter in token)
     if len(token) < _LEAST_TOKEN_CHARS or not is_plain:
         raise TaskError(
-            f"--token-file: {path} must hold one token, of {_LEAST_TOKEN_CHARS} characters or more and without spaces"
+            f"--token-file: {path} must hold one token: {_LEAST_TOKEN_CHARS} characters or more, no spaces"
         )
     return token

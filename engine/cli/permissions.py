@@ -82,7 +82,7 @@ class Allowed:
         found = load_environment(self.env_file)
         if (above := None if found.path else env_file_above()) is not None:
             print(
-                "supdist-engine: only the .env of the working directory is read; to read the one in a folder above: "
+                "supdist-engine: only the .env of the working directory is read; for one in a folder above: "
                 f"--env-file {shlex.quote(printable(str(above)))}",
                 file=sys.stderr,
             )

@@ -16,9 +16,9 @@ from .options import group_with_default
 
 app = typer.Typer(
     cls=group_with_default("folder"),
-    help="Allow what a file may do only with your permission: import the Python code of its folder (`trust FOLDER`), or "
-    "send a key to a host of your own (`trust host HOST --key VARIABLE`). To allow a path, answer `always` when you are "
-    "asked.",
+    help="Allow what a file may do only with your permission: import the Python code of its folder "
+    "(`trust FOLDER`), or send a key to a host of your own (`trust host HOST --key VARIABLE`). "
+    "To allow a path, answer `always` when you are asked.",
     epilog="Exit codes: 0 done, 2 the rule cannot be made, or the settings cannot be written.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -31,7 +31,7 @@ def trust_folder(
         Path, typer.Argument(help="The folder that holds task files and the code that they import.")
     ],
 ) -> None:
-    """Let the task files of a folder import its Python code. You are asked again when the code or a task file changes."""
+    """Let the task files of a folder import its Python code. You are asked again when a file changes."""
     from ..trust import folders
     from ..trust.settings import change_settings
 
