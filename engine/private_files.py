@@ -1,8 +1,4 @@
-"""Files that only their owner can read, in folders that somebody else may have prepared.
-
-Files are made with mode 0600 and folders with 0700. They are opened below the descriptor of their folder, and no link is
-followed, so that a link planted under the name of a log leads nowhere. A file that is written to must be the caller's own.
-"""
+"""Opens files that only their owner can read, in folders that other users may have prepared."""
 
 from __future__ import annotations
 
@@ -21,49 +17,48 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO would wait for its other end.
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-
+# For a file that is read whole: larger than any context of a sandbox, and not endless.
 MOST_BYTES = 4 << 30
-"""Of a file that is read whole: larger than any context that a sandbox takes, and not endless."""
 
 
 class ResolvedPath(PosixPath):
-    """An absolute path without links. It is opened without following any: what became a link since is refused."""
+    """An absolute path without links, to be opened without following any."""
 
 
 def resolved(path: str | os.PathLike[str]) -> ResolvedPath:
-    """Resolve the links of a path; what does not exist stays as it is.
+    """Resolve the links of a path; a part that does not exist stays as it is.
 
     Raises:
-        OSError: the links go in a circle, or a name is too long.
+        OSError: the links form a circle, or a name is too long.
     """
     if isinstance(path, ResolvedPath):
         return path
     try:
         return ResolvedPath(os.path.realpath(path))
-    except ValueError as error:  # a null character
+    # Python's own, for a null character.
+    except ValueError as error:
         raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
 
 
+# Everything is opened below the descriptor of its folder: a link that somebody planted leads nowhere.
 class PrivateFolder:
-    """An open folder. Use it as a context manager, or close it.
+    """An open folder. Its files get mode 0600, its folders 0700.
 
     Raises:
-        OSError: by every method; ``strerror`` says why for a person.
+        OSError: by every method; ``strerror`` gives the reason.
     """
 
     def __init__(self, path: ResolvedPath, descriptor: int) -> None:
-        """Take an open descriptor. See ``open``."""
         self.path = path
         self._descriptor = descriptor
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, create: bool = False) -> PrivateFolder:
-        """Open a folder, and make it with its parents if ``create`` is true. Links in ``path`` are resolved first,
-        unless it is a ``ResolvedPath``.
-        """
+        """Open a folder; ``create`` makes it with its parents. Links in ``path`` are resolved."""
         place = resolved(path)
         if ".." in place.parts:
             raise OSError(errno.EINVAL, "a resolved path has no '..'", str(place))
+        # Part by part: O_NOFOLLOW looks only at the last part of a path.
         descriptor = os.open("/", _FOLDER)
         try:
             for number, part in enumerate(place.parts[1:], 2):
@@ -85,7 +80,7 @@ class PrivateFolder:
         self.close()
 
     def close(self) -> None:
-        """Close the folder; files that were opened in it stay open."""
+        """Close the folder; its open files stay open."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -96,11 +91,11 @@ class PrivateFolder:
         return PrivateFolder(place, _open_folder(self._descriptor, name, place, create=create))
 
     def exists(self, name: str) -> bool:
-        """Return whether the folder has an entry of that name, be it a link that leads nowhere."""
+        """Return whether there is an entry of that name."""
         return self._mode(name) is not None
 
     def is_own_file(self, name: str) -> bool:
-        """Return whether there is a regular file of that name which belongs to the caller."""
+        """Return whether there is a regular file of the caller's."""
         try:
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -112,15 +107,15 @@ class PrivateFolder:
         return open(self._open(name, os.O_RDONLY), "rb")
 
     def append(self, name: str) -> BinaryIO:
-        """Open a file for appending and reading, and make it if there is none."""
+        """Open a file for appending and reading, or make it."""
         return open(self._open_own(name, os.O_RDWR | os.O_APPEND), "ab+")
 
     def update(self, name: str) -> int:
-        """Open a file for reading and writing, and make it if there is none; the descriptor."""
+        """Open a file for reading and writing, or make it, and return the descriptor."""
         return self._open_own(name, os.O_RDWR)
 
     def check_own(self, name: str) -> None:
-        """See that a file, if it is there, could be written by this class: a regular one of the caller's, with one name."""
+        """Check that a file, if it exists, is regular, the caller's, and has one name."""
         try:
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -132,7 +127,8 @@ class PrivateFolder:
 
     @contextmanager
     def replacing(self, name: str, *, mode: int = 0o600) -> Generator[BinaryIO]:
-        """Yield a new file, which takes the name when the block has ended well and is gone when it has not."""
+        """Yield a new file that takes the name if the block ends well."""
+        # A name has at most 255 bytes.
         part = f".{name[:200]}.{secrets.token_hex(8)}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE
         descriptor = os.open(part, flags, mode, dir_fd=self._descriptor)
@@ -150,15 +146,15 @@ class PrivateFolder:
         os.unlink(name, dir_fd=self._descriptor)
 
     def move(self, name: str, folder: PrivateFolder, new_name: str) -> None:
-        """Move an entry, as it is, into another folder of the same file system."""
+        """Move an entry into another folder."""
         os.rename(name, new_name, src_dir_fd=self._descriptor, dst_dir_fd=folder._descriptor)
 
     def folders(self) -> list[str]:
-        """List the names of the folders in this one; links are none."""
+        """List the folders in this one."""
         return [name for name in self.names() if stat.S_ISDIR(self._mode(name) or 0)]
 
     def names(self) -> list[str]:
-        """List the names of all entries."""
+        """List all entries."""
         with _opened(
             os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._descriptor)
         ) as fd:
@@ -181,6 +177,7 @@ class PrivateFolder:
             descriptor = os.open(name, flags | _FILE, 0o600, dir_fd=self._descriptor)
         except OSError as error:
             raise _named(error, path) from error
+        # Checked on the open descriptor: a path could be replaced after the check.
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -197,9 +194,9 @@ class PrivateFolder:
 
 
 def _make_own(descriptor: int, path: Path) -> None:
-    """See that an open file is the caller's alone, and that nobody else can read it from now."""
     found = os.fstat(descriptor)
     _check_own(found, path)
+    # From now only the owner can open it.
     if found.st_mode & 0o077:
         os.fchmod(descriptor, 0o600)
 
@@ -207,12 +204,13 @@ def _make_own(descriptor: int, path: Path) -> None:
 def _check_own(found: os.stat_result, path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, f"it belongs to another user (uid {found.st_uid})", str(path))
+    # By a second name somebody else could have put it here.
     if found.st_nlink != 1:
         raise OSError(errno.EMLINK, "it has a second name (a hard link)", str(path))
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading. It may be no link, and of a ``ResolvedPath`` no part may be one.
+    """Open a regular file that is no link for reading.
 
     Raises:
         OSError: it cannot be opened.
@@ -223,7 +221,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def digest_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a regular file that is no link, in hexadecimal digits.
+    """Return the SHA-256 of a regular file as hexadecimal digits.
 
     Raises:
         OSError: it cannot be read.
@@ -236,12 +234,13 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is something at a path, be it a link that leads nowhere."""
+    """Return whether there is something at a path."""
+    # A broken link counts.
     return os.path.lexists(path)
 
 
 def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
-    """Read a file whole. Of a ``ResolvedPath`` no part may be a link, and it must be a regular file.
+    """Read a whole file; of a ``ResolvedPath`` a regular one without links.
 
     Raises:
         OSError: it cannot be read, or has more than ``most`` bytes.
@@ -253,9 +252,8 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
 
 
 def others_may_write(found: os.stat_result) -> bool:
-    """Return whether a user other than the owner may write: by the mode for all, or for a group that is not the caller's
-    own.
-    """
+    """Return whether another user may write the file."""
+    # The caller's own group has no other members on most systems.
     by_group = found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid()
     return bool(found.st_mode & stat.S_IWOTH or by_group)
 
@@ -269,7 +267,8 @@ def _open_folder(above: int, name: str, path: Path, *, create: bool) -> int:
     except OSError as error:
         raise _named(error, path) from error
     try:
-        with suppress(FileExistsError):  # another process may have made it
+        # Another process may have made it.
+        with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=above)
         return os.open(name, _FOLDER, dir_fd=above)
     except OSError as error:
@@ -277,7 +276,7 @@ def _open_folder(above: int, name: str, path: Path, *, create: bool) -> int:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the whole path, and words for a link."""
+    # The kernel's words for a refused link (ELOOP, ENOTDIR) mislead.
     is_link = error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink()
     why = "it is a link, and links are not followed here" if is_link else error.strerror
     return OSError(error.errno, why, str(path))

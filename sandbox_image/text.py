@@ -2,7 +2,7 @@
 
 UTF-8 cannot hold a lone surrogate. Three rules apply:
 
-- Replace (``replace_surrogates``): queries, code, prompts, answers, error messages. Models and peers take UTF-8 only.
+- Replace (``replace_surrogates``): queries, code, prompts, answers, errors. Models and peers take UTF-8 only.
 - Keep (``KEEP_SURROGATES``): contexts, and what is hashed. They come back equal to what was given.
 - Escape (``escape_surrogates``): printed output, tracebacks, records. The reader sees which character it was.
 """

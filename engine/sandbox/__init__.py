@@ -1,4 +1,4 @@
-"""Sandboxes: a persistent Python interpreter behind walls, in one line.
+"""Sandboxes: a persistent Python interpreter in isolation.
 
 Example::
 

@@ -1,4 +1,4 @@
-"""A backend opens guests, each behind a shim of its own: in processes here, in containers in ``docker_backend``."""
+"""A backend opens guests. This file has the interface, and the process backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .zygote import Receiver, Zygote
 
 
 class Guest:
-    """The connection to one guest and its shim, until ``discard``.
+    """The connection to one guest and its shim.
 
     Attributes:
         load: how the guest gets its context.
@@ -43,20 +43,19 @@ class Guest:
         self._zygote.abandon(self._session)
 
     async def discard(self) -> None:
-        """Deliver no more messages, and remove what the guest left. Takes seconds at most; raises nothing."""
+        """Deliver no more messages, and remove what the guest left. Raises nothing."""
         self._zygote.forget(self._session)
 
 
 class Backend(ABC):
-    """Opens any number of guests for one event loop."""
+    """Opens guests for one event loop."""
 
+    # Nothing awaited: so the caller has the guest before the receiver gets its first message.
     @abstractmethod
     async def open(
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
-        """Order a guest; the receiver gets its messages.
-
-        Awaits nothing after it has ordered the shim: the caller has the guest before its first message.
+        """Order a guest, and await nothing after it has ordered the shim.
 
         Raises:
             SandboxUnavailable: this machine has no such isolation.
@@ -66,7 +65,7 @@ class Backend(ABC):
 
 
 class ProcessBackend(Backend):
-    """Forks guests from a zygote, into namespaces and limits of our own."""
+    """Forks guests from a zygote."""
 
     def __init__(self, zygote: Zygote) -> None:
         self._zygote = zygote

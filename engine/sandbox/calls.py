@@ -1,4 +1,4 @@
-"""Answers the calls of a guest's code: worker calls by ``on_call``, tool calls by the toolbox."""
+"""Answers the calls of a guest's code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _REPLY_BYTES = protocol.MAX_FRAME_BYTES - (1 << 20)
 
 
 class Calls:
-    """The calls of one guest that wait for an answer, one task each.
+    """The calls of one guest, a task each.
 
     Args:
         on_call: answers worker calls; None refuses them.
         tools: answers tool calls.
         send: sends a reply to the guest.
-        fail: takes the exception of an ``on_call``, or of a tool call's log. It is no fault of the guest.
+        fail: takes the exception of ``on_call`` or of a tool's log.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Calls:
         task.add_done_callback(self._tasks.discard)
 
     def cancel(self) -> None:
-        """Cancel every call; the cell that made them has ended."""
+        """Cancel every call."""
         for task in self._tasks:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel every call, and wait for their ends, at most ten seconds."""
+        """Cancel every call, and wait for their ends."""
         tasks = list(self._tasks)
         self.cancel()
         if tasks:
@@ -61,7 +61,8 @@ class Calls:
     async def _answer_tool(self, call: protocol.ToolCall) -> None:
         try:
             reply = await self._tools.answer(call)
-        except Exception as error:  # not the tool's own, which is in the reply: a log that cannot be written
+        # A tool's own exception is in the reply. This is another, such as a full disk under the log.
+        except Exception as error:
             self._fail(error)
         else:
             self._send(reply)
@@ -78,7 +79,8 @@ class Calls:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                # Something below ``on_call`` was cancelled. The cell's clock stands still until a reply comes.
+                # Something below ``on_call`` was cancelled. The cell's clock stands still until a reply
+                # comes.
                 results = [CallError("cancelled", "the call was cancelled")] * len(call.prompts)
             except Exception as error:
                 self._fail(error)
@@ -97,7 +99,7 @@ def _check_results(results: Sequence[object], call: protocol.Call) -> None:
 
 
 def _sendable(results: Sequence[str | CallError]) -> list[str | CallError]:
-    """Replace what one frame cannot carry: lone surrogates, and answers beyond its size."""
+    # A frame has a size, and carries no lone surrogates.
     room = _REPLY_BYTES
     sendable: list[str | CallError] = []
     for result in results:

@@ -1,4 +1,4 @@
-"""What a sandbox is given, and what it gives back."""
+"""The configuration of a sandbox, and what comes back from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ __all__ = [
     "as_data",
 ]
 
-_LEAST_FRAME = 16 << 20  # an answer, or a block, of the largest size fits with room to spare
+# The largest answer or block fits, with room to spare.
+_LEAST_FRAME = 16 << 20
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ def _size(default: int, least: int, most: int, description: str) -> Any:
 
 
 class SandboxConfig(BaseModel):
-    """Limits and timeouts of one sandbox. Sizes are bytes, or text such as ``"512MiB"``; times are seconds."""
+    """Limits of one sandbox. Sizes are bytes, or text such as ``"512MiB"``; times are seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    backend: Literal["process", "docker"] = Field(default="process", description="what the walls are made of")
+    backend: Literal["process", "docker"] = Field(
+        default="process", description="what isolates the sandbox: our own processes, or containers"
+    )
     image: str | None = Field(
         default=None,
         min_length=1,
@@ -73,11 +76,11 @@ class SandboxConfig(BaseModel):
         default=0,
         ge=0,
         le=256,
-        description="docker: containers that are kept started ahead, each for one sandbox",
+        description="docker: containers that are kept started, each for one sandbox",
     )
     isolation: Literal["strict", "best_effort"] = Field(
         default="strict",
-        description="best_effort takes a sandbox without a filter of system calls, or in a container without limits, too",
+        description="best_effort accepts a sandbox without system-call filter, or a container without limits",
     )
     timeout: float = Field(
         default=120.0, gt=0, le=86_400, description="seconds for a cell, not counting its waits for workers"
@@ -109,7 +112,7 @@ class SandboxConfig(BaseModel):
         default=8192,
         ge=1,
         le=1_000_000,
-        description="prompts that wait for workers at once; a guest with more waits",
+        description="prompts that wait for workers at once; a guest with more of them waits",
     )
 
     packages: str | None = Field(
@@ -119,7 +122,10 @@ class SandboxConfig(BaseModel):
         "relative to the task file, or in Python to the current directory",
     )
     calls_per_second: float = Field(
-        default=10_000.0, gt=0, le=1e6, description="such messages a second; a faster guest is slowed down"
+        default=10_000.0,
+        gt=0,
+        le=1e6,
+        description="worker calls and tool calls a second; a faster guest is slowed down",
     )
 
     @model_validator(mode="after")
@@ -138,7 +144,8 @@ class SandboxConfig(BaseModel):
             cpus=self.cpus,
             cpu_seconds=self.cpu_seconds,
             open_files=self.open_files,
-            file_bytes=2 * int(self.scratch),  # no room is said before too large
+            # Twice: a guest then gets "no space left" before "file too large".
+            file_bytes=2 * int(self.scratch),
             scratch_bytes=int(self.scratch),
             scratch_inodes=self.scratch_files,
         )
@@ -162,24 +169,24 @@ class SandboxConfig(BaseModel):
 
 
 GVISOR = "docker/runsc"
+# A container's user ids are those of the daemon's machine.
 _CONTAINER = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 _NAMESPACES = {"process": (*_CONTAINER, "user"), "docker": _CONTAINER, GVISOR: ()}
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """The walls as they were measured from inside, before any code of a model ran.
+    """The isolation, as the guest measured it before any user's code ran.
 
     Attributes:
-        backend: what the walls are made of: ``process``, ``docker`` or ``docker/runsc``.
-        namespaces: the kinds of namespace that the sandbox does not share with the host, sorted.
-        network: whether there is any interface but a loopback of its own.
-        capabilities: bits of Linux capabilities that could be had inside; 0 is none.
-        no_new_privs: whether no program inside can gain rights by being executed.
+        backend: ``process``, ``docker`` or ``docker/runsc``.
+        namespaces: the kinds that are not the host's, sorted.
+        network: whether there is more than a loopback.
+        capabilities: bits of the Linux capabilities to be had.
+        no_new_privs: whether executed programs gain no rights.
         seccomp: whether system calls are filtered.
         root_writable: whether the system's files can be changed.
-        limited: whether memory, processes and processor time of all its processes together are limited. A runtime that
-            ignores control groups limits them for none; of a daemon on another machine it is not known, and not said.
+        limited: whether control groups limit it; True for a remote daemon, where it cannot be seen.
     """
 
     backend: str
@@ -209,15 +216,12 @@ class Isolation:
         )
 
     def shared_namespaces(self) -> list[str]:
-        """The kinds of namespace that such a sandbox should have of its own and has in common with the host."""
+        """Return the kinds of namespace that are the host's and should not be."""
         return [name for name in _NAMESPACES[self.backend] if name not in self.namespaces]
 
     def missing(self) -> list[str]:
-        """What the default level asks for and does not hold here; empty where all holds.
-
-        A container has its user's ids in common with the daemon's machine. Under gVisor the kernel that a guest sees,
-        with its namespaces and its filter of system calls, is not the host's at all.
-        """
+        """Return what the default level requires and is missing here."""
+        # Under gVisor namespaces and the filter belong to its own kernel, not to the host's.
         gaps = [f"a {name} namespace of its own" for name in self.shared_namespaces()]
         checks = {
             "no network": not self.network,
@@ -232,18 +236,17 @@ class Isolation:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """A value that a cell shows: its last expression's, or a figure that it drew.
+    """A value or figure that a cell shows.
 
     Attributes:
-        data: the value's forms by MIME type: ``text/plain``, which is always there, ``text/html`` and ``image/svg+xml``
-            as str, ``image/png`` and ``image/jpeg`` as bytes. All of them are the code's own: whoever renders them must
-            expect scripts in HTML and SVG, control characters in text, and images that are none.
+        data: its untrusted forms by MIME type. ``text/plain`` (always there), ``text/html`` and
+            ``image/svg+xml`` are str; ``image/png`` and ``image/jpeg`` are bytes.
     """
 
     data: Mapping[str, str | bytes]
 
     def as_text(self) -> str:
-        """For where there is only text: the plain form, and a line for each image. Not escaped for a terminal."""
+        """Return the plain form, and a line for each image. Not escaped for a terminal."""
         plain = self.data.get("text/plain", "")
         images = [
             f"[{mime}, {len(form if isinstance(form, bytes) else form.encode())} bytes]"
@@ -253,7 +256,7 @@ class Display:
         return "\n".join([*([str(plain)] if plain else []), *images])
 
     def as_data(self) -> dict[str, str]:
-        """For JSON, as notebooks have it: text as it is, images in base64."""
+        """Return the forms for JSON, as in notebooks: text as it is, images in base64."""
         return {
             mime: form if isinstance(form, str) else base64.b64encode(form).decode()
             for mime, form in self.data.items()
@@ -262,24 +265,22 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """How a cell ended and what it left.
+    """How a cell ended.
 
     Attributes:
-        cell: its number in this sandbox, from 1.
-        outcome: how it ended; the host's verdict.
-        stdout, stderr: what it wrote, decoded; what is no UTF-8 is replaced.
-        truncated: whether more was written than ``SandboxConfig.output`` allows.
-        error: the exception that left it; None where there was none, or where the cell was killed.
+        cell: its number, from 1.
+        outcome: how it ended, as the host saw it.
+        stdout, stderr: its output, decoded as UTF-8.
+        truncated: whether it wrote more than ``SandboxConfig.output``.
+        error: the exception that ended it, if any.
         final: what it passed to ``FINAL``.
         elapsed: seconds from start to end.
-        worker_wait: seconds of them in which it waited for workers and tools, which its timeout does not count.
-        state_lost: whether its variables are gone; the next ``execute`` then raises until ``reset()``.
-        dropped: messages that came too late, from threads or children of earlier cells.
-        usage: processor seconds of the cell, peak memory of the sandbox so far in bytes, and who counted:
-            ``cgroup`` or ``watchdog``, or ``none`` where a container's control groups cannot be seen.
-        detail: for an end that was not the code's own, how it came about.
-        display: what it shows: the value of its last statement, if that is an expression, is not None and does not end
-            with ``;``; then each open figure of ``matplotlib.pyplot``, which is closed thereby.
+        worker_wait: seconds of them in waits, which the timeout does not count.
+        state_lost: whether its variables are gone; ``execute`` raises until ``reset()``.
+        dropped: late messages of earlier cells.
+        usage: processor seconds of the cell, peak bytes of the sandbox, and who counted them.
+        detail: why it ended, if the code did not choose it.
+        display: the value of its last expression, then each open figure of ``matplotlib.pyplot``.
     """
 
     cell: int
@@ -299,7 +300,7 @@ class CellResult:
 
 
 def as_data(result: CellResult) -> dict[str, Any]:
-    """A result as plain data, for JSON."""
+    """Return a result as plain data for JSON."""
     data = {field.name: getattr(result, field.name) for field in fields(result)}
     data["usage"] = structs.asdict(result.usage)
     data["error"] = None if result.error is None else structs.asdict(result.error)
@@ -309,7 +310,7 @@ def as_data(result: CellResult) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Files of a sandbox, by its own account; ``more`` tells that there are others."""
+    """Files of a sandbox, as its guest reports them."""
 
     files: tuple[FileEntry, ...]
     more: bool
@@ -317,12 +318,12 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCall:
-    """What a cell asks of the worker: some prompts at once."""
+    """Prompts of a cell for the worker."""
 
     cell: int
     call: int
     prompts: list[str]
 
 
+# Returns a text or a ``CallError`` for each prompt, in order. Cancelled when the cell ends.
 OnCall = Callable[[WorkerCall], Awaitable[Sequence[str | CallError]]]
-"""Answers a call: for each prompt a text or a ``CallError``, in order. Cancelled when the cell ends."""

@@ -22,8 +22,8 @@ from ..jail.rootfs import PACKAGES
 from .config import SandboxConfig
 from .owner import current_owner
 
+# An old name: by it a sweep also finds the containers of older engines.
 OWNER_LABEL = "supdist.lease"
-"""The label that names a container's owner. It keeps its old name: sweeps find containers of older engines by it."""
 
 _USER = f"{GUEST_ID}:{GUEST_ID}"
 _COMMAND = ["python3", "-I", "-m", "supdist.sandbox_image.guest"]
@@ -42,43 +42,33 @@ _MASKED = (
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that is built on ours.
-
-    Attributes:
-        name: the daemon's name for it.
-        python: major and minor version of its Python.
-        is_gvisor: whether its containers run under gVisor.
-    """
+    """An image that is built on ours: the daemon's name for it, its Python, and whether gVisor runs it."""
 
     name: str
     python: str
     is_gvisor: bool
 
     def check_python(self) -> None:
-        """Check that guest tools can be sent: they travel as byte code of one version of Python.
+        """Check that guest tools can be sent.
 
         Raises:
-            TaskError: the image has another version than the engine.
+            TaskError: the image has another Python than the engine.
         """
+        # They travel as byte code, which only the same version reads.
         own = f"{sys.version_info.major}.{sys.version_info.minor}"
         if self.python != own:
             raise TaskError(
-                f"tools: the image {self.name!r} has Python {self.python} and the engine has {own}, so functions "
-                "cannot be sent there. Use HostTool, or build the image on the engine's version (`image build --base`)"
+                f"tools: the image {self.name!r} has Python {self.python} and the engine has {own}, so "
+                "functions "
+                "cannot be sent there. Use HostTool, or build the image on the engine's version "
+                "(`image build --base`)"
             )
 
 
 def container_settings(
     client: Any, image: Image, config: SandboxConfig, folder: str | None
 ) -> dict[str, Any]:
-    """Return what the daemon needs to make a container.
-
-    Args:
-        client: the SDK's client of the daemon.
-        image: the image of the container.
-        config: its limits.
-        folder: a folder of this machine that it sees read-only beside its context; None where the daemon is remote.
-    """
+    """Return what the daemon needs to make a container; it sees ``folder`` in the place of its context."""
     from docker.types import Mount, Ulimit
 
     limits = config.resource_limits()
@@ -141,7 +131,8 @@ def _tmpfs_mounts(limits: protocol.ResourceLimits) -> dict[str, str]:
     # Divided: a daemon cannot mount one file system at three places.
     parts = {protocol.WORK: 2, "/tmp": 4, "/dev/shm": 4}
     return {
-        path: f"rw,exec,nosuid,nodev,size={limits.scratch_bytes // part},nr_inodes={limits.scratch_inodes // part},"
+        path: f"rw,exec,nosuid,nodev,size={limits.scratch_bytes // part},"
+        f"nr_inodes={limits.scratch_inodes // part},"
         f"mode=0700,uid={GUEST_ID},gid={GUEST_ID}"
         for path, part in parts.items()
     }

@@ -1,7 +1,4 @@
-"""Makes, inspects and removes containers of a Docker daemon, through its SDK.
-
-Every call blocks, for at most ``REQUEST_SECONDS`` per answer of the daemon. Call them in threads.
-"""
+"""Makes, inspects and removes containers of a Docker daemon. Every call blocks; call them in threads."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ class Container:
 
     Attributes:
         id: the daemon's name for it.
-        stream: its stdio, as the daemon attached it.
+        stream: its stdio.
         groups: its control groups by controller; empty if they cannot be seen.
         image: its image.
     """
@@ -62,7 +59,7 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEnd:
-    """How a container's first process ended, as the daemon reports it."""
+    """How a container ended, by the daemon."""
 
     out_of_memory: bool
     was_killed: bool
@@ -72,7 +69,7 @@ class Daemon:
     """A Docker daemon.
 
     Attributes:
-        shares_files: whether it is on this machine and can mount its folders.
+        shares_files: whether it can mount this machine's folders.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -82,14 +79,14 @@ class Daemon:
 
     @classmethod
     def connect(cls) -> Daemon:
-        """Connect, see ``docker_sdk.connect``."""
+        """See ``docker_sdk.connect``."""
         return cls(connect())
 
     def inspect_image(self, name: str, runtime: str | None) -> Image:
-        """Return an image, once it is sure that containers of it can be made.
+        """Return an image after a check that its containers can be made.
 
         Raises:
-            SandboxUnavailable: the daemon has no such image or runtime, or the image is not built on ours.
+            SandboxUnavailable: there is no such image or runtime, or the image is not built on ours.
         """
         from docker.errors import ImageNotFound
 
@@ -99,7 +96,8 @@ class Daemon:
             except ImageNotFound:
                 raise SandboxUnavailable(
                     f"The Docker daemon has no image {name!r}",
-                    "Build ours with `supdist-engine image build`, or name one that is built on it in `image`.",
+                    "Build ours with `supdist-engine image build`, or name one that is built on it in "
+                    "`image`.",
                 ) from None
             runtimes: dict[str, Any] = self._client.info()["Runtimes"] if runtime is not None else {}
         if labels.get(PROTOCOL_LABEL) != str(protocol.VERSION):
@@ -116,12 +114,7 @@ class Daemon:
         return Image(name, labels.get(PYTHON_LABEL, ""), "runsc" in os.path.basename(program))
 
     def start(self, image: Image, config: SandboxConfig, folder: str | None) -> Container:
-        """Make, attach and start a container.
-
-        Args:
-            image: its image.
-            config: its limits.
-            folder: a folder of this machine that it sees read-only, in the place of its context.
+        """Make, attach and start a container; it sees ``folder`` read-only.
 
         Raises:
             SandboxUnavailable: the daemon refuses it.
@@ -142,8 +135,8 @@ class Daemon:
                 raise
 
     def _attach(self, container: str) -> socket.socket:
-        """Return the connection that carries the container's stdio (Docker Engine API, "Attach to a container")."""
-        # Not by the SDK: it returns a reader on top of the connection, and keeps the connection.
+        # Docker Engine API, "Attach to a container". Not by the SDK: it returns a reader on top of the
+        # connection, and keeps the connection.
         connection = HTTPConnection("docker", timeout=REQUEST_SECONDS)
         connection.sock = dial(self._url)
         try:
@@ -163,7 +156,6 @@ class Daemon:
         return stream
 
     def _control_groups(self, container: str) -> dict[str, str]:
-        """Return the control groups of a container of this machine; empty if they cannot be seen."""
         if not self.shares_files:
             return {}
         pid = self._client.inspect_container(container)["State"]["Pid"]
@@ -183,7 +175,7 @@ class Daemon:
         """Wait for the end of a container whose stream has ended.
 
         Raises:
-            SandboxLost: it does not end within five seconds, or the daemon cannot say how it ended.
+            SandboxLost: it does not end in five seconds, or the daemon cannot say how.
         """
         from docker.errors import DockerException
 
@@ -207,14 +199,15 @@ class Daemon:
         return ContainerEnd(bool(state["OOMKilled"]), state["ExitCode"] == _KILLED)
 
     def remove(self, container: str) -> None:
-        """Kill and remove a container, if it is there. What cannot be removed now, the next sweep removes."""
+        """Kill and remove a container, if it exists."""
         from docker.errors import DockerException
 
+        # What cannot be removed now, the next sweep removes.
         with contextlib.suppress(DockerException, OSError):
             self._client.remove_container(container, force=True, v=True)
 
     def sweep(self) -> None:
-        """Remove containers whose owner has ended, and containers that ended more than ten minutes ago.
+        """Remove containers of ended owners, and those that ended ten minutes ago.
 
         Raises:
             SandboxUnavailable: the daemon does not answer.

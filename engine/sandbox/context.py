@@ -1,4 +1,4 @@
-"""A context on its way into sandboxes: written once into sealed memory, handed on as a descriptor."""
+"""Encodes a context once, into sealed memory that guests read by a descriptor."""
 
 from __future__ import annotations
 
@@ -14,32 +14,27 @@ from typing import Any, Literal, Protocol, TypeAlias
 from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import TaskError
 
+# UTF-8 text, or a pickle of plain data. A pickle keeps what JSON does not: key types, tuples, lone
+# surrogates.
+# Only the host writes pickles, and only guests read them.
 Kind: TypeAlias = Literal["text", "object"]
-"""The protocol's: UTF-8 text, or a pickle of plain data.
-
-A pickle, since it keeps what JSON does not: key types, tuples, lone surrogates. The host writes it and
-only guests read it; no pickle travels the other way.
-"""
 
 _PIECE_CHARS = 1 << 20
 
 
 class Sink(Protocol):
-    """Where an encoded context goes: a file in binary mode, or what is like one. It takes all that it is given."""
+    """A binary file, or what writes like one."""
 
     def write(self, data: bytes | memoryview, /) -> object:
-        """Take the next piece; it may be changed afterwards."""
+        """Take all of the next piece; the caller may change it afterwards."""
         ...
 
 
 def encode_context(context: object, sink: Sink) -> Kind:
-    """Write a str, list, dict or other plain data into ``sink``, a piece at a time, and say how it is written.
-
-    In pieces, since memory for all of it would be fresh from the kernel, which takes longer than to encode it.
+    """Write a str, list, dict or other plain data into ``sink``, and return how it is encoded.
 
     Raises:
-        TaskError: there is something in it that is no plain data (an object of a class, a function). The sink may
-            have got the part before it.
+        TaskError: the context holds something that is no plain data; the part before it may be written.
         OSError: the sink's.
     """
     if isinstance(context, EncodedContext):
@@ -47,6 +42,7 @@ def encode_context(context: object, sink: Sink) -> Kind:
             sink.write(data)
         return context.kind
     if type(context) is str:
+        # In pieces: fresh memory for the whole text costs more than the encoding.
         for start in range(0, len(context), _PIECE_CHARS):
             sink.write(context[start : start + _PIECE_CHARS].encode("utf-8", KEEP_SURROGATES))
         return "text"
@@ -59,7 +55,7 @@ def encode_context(context: object, sink: Sink) -> Kind:
 
 class _PlainPickler(pickle.Pickler):
     def reducer_override(self, obj: Any, /) -> Any:
-        # Called for everything that pickle does not know by heart: classes, functions, instances.
+        # pickle calls this for what it has no code of its own for: classes, functions, instances.
         raise TaskError(
             f"the context holds an object of type {type(obj).__qualname__}; "
             "it may hold str, int, float, bool, None, bytes and lists, tuples, sets and dicts of them"
@@ -119,24 +115,21 @@ class EncodedContext:
 
 
 class ContextMemory:
-    """Encodes contexts into sealed memory. A text that is asked for again is not written again.
-
-    In two steps, so that whoever is to read it can be on its way while it is written.
-    """
+    """Encodes contexts into sealed memory. The same text is not written again."""
 
     def __init__(self) -> None:
         self._text: str | None = None
         self._fd = -1
 
     def descriptor(self, context: object) -> int:
-        """A descriptor, which the caller closes, of memory for the context. It holds nothing before ``write``."""
+        """Return a descriptor of memory for the context; ``write`` fills it. The caller closes it."""
         if isinstance(context, EncodedContext):
             return context.descriptor()
         is_held = self._text is not None and context is self._text
         return os.dup(self._fd) if is_held else new_memory()
 
     def write(self, fd: int, context: object) -> Kind:
-        """Write the context into the memory that ``descriptor`` has just given for it, unless it is there; its kind.
+        """Write the context into the memory of ``descriptor``, unless it is there, and return its kind.
 
         Raises:
             TaskError, OSError: as ``encode_context`` does.
@@ -146,26 +139,26 @@ class ContextMemory:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
             return "text"
         kind = write_sealed(fd, context)
-        # Only a text is kept: it cannot change, so that being the same object is being equal.
+        # Only a text is kept: it cannot change, so the same object has the same content.
         if isinstance(context, str):
             self.close()
             self._text, self._fd = context, os.dup(fd)
         return kind
 
     def close(self) -> None:
-        """Give the memory back; sandboxes that have it keep it."""
+        """Close the memory; sandboxes keep theirs."""
         if self._text is not None:
             os.close(self._fd)
             self._text = None
 
 
 def new_memory() -> int:
-    """A memory file that can be sealed; nothing is in it."""
+    """Return a descriptor of empty memory that can be sealed."""
     return os.memfd_create("context", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def write_sealed(fd: int, context: object) -> Kind:
-    """Write the encoded context into new memory, so that nobody can change it any more; its kind.
+    """Write the encoded context into new memory, seal it, and return its kind.
 
     Raises:
         TaskError, OSError: as ``encode_context`` does.

@@ -1,4 +1,4 @@
-"""Writes contexts into files that containers mount, in a folder with its owner."""
+"""Writes contexts into files that containers mount."""
 
 from __future__ import annotations
 
@@ -19,21 +19,17 @@ _ENOUGH_BYTES = 1 << 30
 
 
 class ContextFiles:
-    """Encodes contexts into files. The same text is not written again.
-
-    Args:
-        folder: on the same file system as the files that are wanted.
-    """
+    """Encodes contexts into files of one file system. The same text is not written again."""
 
     def __init__(self, folder: str) -> None:
         self._kept = os.path.join(folder, "kept")
         self._text: str | None = None
 
     def put(self, context: object, file: str) -> Kind:
-        """Make ``file`` with the encoded context, readable for everybody, and return its kind.
+        """Write the encoded context to ``file``, and return its kind.
 
         Raises:
-            TaskError, OSError: as ``encode_context`` does. The file may hold a part of it.
+            TaskError, OSError: as ``encode_context`` does. A part of the file may stay.
         """
         value = context.value if isinstance(context, EncodedContext) else context
         if self._text is not None and value is self._text:
@@ -52,7 +48,7 @@ class ContextFiles:
 
 
 def make_folder() -> str:
-    """Make a folder for contexts that this process owns, and remove those of dead processes."""
+    """Make a folder for contexts of this process, and remove those of dead processes."""
     for other in (path for place in _places() for path in Path(place).glob(f"{_FOLDER}*")):
         if _is_left_over(other):
             shutil.rmtree(other, ignore_errors=True)
@@ -62,7 +58,6 @@ def make_folder() -> str:
 
 
 def _places() -> list[str]:
-    """Return the folders for such folders, the best first."""
     places = [tempfile.gettempdir()]
     # A guest can read the path below its file system's root. In memory that path tells nothing of the host.
     if os.access(_MEMORY, os.W_OK) and os.path.ismount(_MEMORY):

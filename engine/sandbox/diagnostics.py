@@ -1,4 +1,4 @@
-"""What to do about a wall that cannot be built: from the failed step and its errno to words."""
+"""Turns a failed setup step and its errno into an error that says what to do."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ _STEPS = {
 
 
 def failure(step: str, code: int, packages: str | None) -> EngineError:
-    """The error for a step that failed with this errno, in a sandbox that was to have these packages."""
+    """Return the error of a step that failed with this errno, in a sandbox with these packages."""
+    # The folder is the user's, so the task is wrong and not the machine.
     if step == "packages":
         return TaskError(
-            f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the engine is root, "
-            "a sandbox's user is a stranger to the folder's owner: `chmod -R a+rX` on the folder lets everybody read it"
+            f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the "
+            "engine is root, "
+            "a sandbox's user is a stranger to the folder's owner: `chmod -R a+rX` on the folder lets "
+            "everybody read it"
         )
     return unavailable(step, code)
 
 
 def unavailable(step: str, code: int) -> SandboxUnavailable:
-    """The error for a step that failed with this errno."""
-    what = _STEPS.get(step, "A wall of the sandbox cannot be built")
+    """Return the error of a step that failed with this errno."""
+    what = _STEPS.get(step, "The sandbox cannot be built")
     reason = os.strerror(code) if code else "no reason given"
     return SandboxUnavailable(f"{what} ({reason})", _remedy(step, code))
 
@@ -50,7 +53,7 @@ def _remedy(step: str, code: int) -> str:
         case "processor", _:
             return "Run on x86_64 or aarch64."
         case _, errno.ENOMEM:
-            return "The machine has no memory left for one more: close other sandboxes, or other programs."
+            return "The machine has no memory left for a sandbox: close other sandboxes, or other programs."
         case _, errno.EMFILE | errno.ENFILE:
             return "No more files can be opened here: raise the limit (`ulimit -n`, or `sysctl fs.file-max`)."
         case "fork", _:
@@ -61,38 +64,45 @@ def _remedy(step: str, code: int) -> str:
         case _, errno.ENOSYS:
             return "The kernel is too old: Linux 5.12 or newer is needed."
         case "user_namespace", errno.ENOSPC:
-            return "The limit on namespaces is reached: raise it with `sysctl -w user.max_user_namespaces=10000`."
+            return (
+                "The limit on namespaces is reached: raise it with `sysctl -w "
+                "user.max_user_namespaces=10000`."
+            )
         case "namespaces" | "zygote_root", errno.ENOSPC:
             return (
-                "A limit on namespaces is reached: `sysctl -a --pattern user.max_.*_namespaces` shows them all; "
+                "A limit on namespaces is reached: `sysctl -a --pattern user.max_.*_namespaces` shows "
+                "them all; "
                 "raise the one that is low."
             )
         case "zygote_root", errno.EINVAL:
             return (
-                "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root instead "
+                "This process probably runs in a chroot, whose root is no mount: enter it with "
+                "pivot_root instead "
                 "(`unshare --mount`, a container, or systemd-nspawn)."
             )
         case "cgroup", _:
             return (
-                "The engine found control groups when it started, and cannot make or set one now: does another program "
-                "change them?"
+                "The engine found control groups when it started, and cannot make or set one now: "
+                "check whether another "
+                "program changes them."
             )
         case _:
             return _remedy_here()
 
 
 def _remedy_here() -> str:
-    """Where the kernel only says that it may not be: what this machine is known to forbid."""
+    # The kernel says only "not permitted": these settings of the machine are the known reasons.
     if _is_one("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
         return (
-            "AppArmor keeps ordinary users from them: allow it with "
+            "AppArmor forbids user namespaces to ordinary users: allow them with "
             "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, or run as root."
         )
     if Path("/proc/sys/kernel/unprivileged_userns_clone").exists() and not _is_one(
         "/proc/sys/kernel/unprivileged_userns_clone"
     ):
         return (
-            "They are switched off for ordinary users: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
+            "User namespaces are switched off for ordinary users: `sudo sysctl -w "
+            "kernel.unprivileged_userns_clone=1`."
         )
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
         return (

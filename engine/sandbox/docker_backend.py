@@ -1,8 +1,4 @@
-"""The docker backend: guests in containers of a daemon, under runc or gVisor.
-
-A container serves one sandbox. Its first process is the guest's init. The daemon attaches its stdio, and a shim gets
-that connection. The context is a read-only file in a folder that only this container sees.
-"""
+"""The docker backend: guests in containers, under runc or gVisor."""
 
 from __future__ import annotations
 
@@ -42,11 +38,7 @@ _GUEST_DIED = (Outcome.CRASHED, Outcome.KILLED)
 
 
 class DockerBackend(Backend):
-    """Opens guests in containers. ``start`` makes it.
-
-    Attributes:
-        zygote: forks the shims; it removes ``folder`` when it ends.
-    """
+    """Opens guests in containers of one daemon."""
 
     def __init__(self, daemon: Daemon, folder: str, zygote: Zygote) -> None:
         self.zygote = zygote
@@ -62,7 +54,7 @@ class DockerBackend(Backend):
 
     @classmethod
     async def start(cls) -> DockerBackend:
-        """Connect to the daemon, remove what dead engines left, and start the zygote of the shims.
+        """Connect to the daemon, remove what dead engines left, and start a zygote for shims.
 
         Raises:
             SandboxUnavailable: there is no usable daemon.
@@ -74,6 +66,7 @@ class DockerBackend(Backend):
             folder = await to_thread.run_sync(make_folder)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             zygote = Zygote(contexts=folder)
+            # From here the zygote removes the folder at its end.
             await zygote.start()
             undo.pop_all()
         return cls(daemon, folder, zygote)
@@ -84,7 +77,7 @@ class DockerBackend(Backend):
         return self.zygote.alive
 
     async def close(self) -> None:
-        """Remove the containers that no sandbox took, and end the shims."""
+        """Remove the unused containers, and end the shims."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             await pool.close()
@@ -97,7 +90,7 @@ class DockerBackend(Backend):
         self._daemon.close()
 
     async def prepare(self, config: SandboxConfig) -> Image:
-        """Check that containers of this config can be made, and start those that are to be kept ready.
+        """Check that containers of this config can be made, and start those that are kept ready.
 
         Raises:
             SandboxUnavailable: they cannot be made.
@@ -129,10 +122,7 @@ class DockerBackend(Backend):
             raise
 
     async def outcome_of(self, place: Place) -> Outcome | None:
-        """Ask the daemon how a container ended whose stream has ended.
-
-        Returns:
-            OOM if the kernel killed it for lack of memory; None if the guest ended by itself.
+        """Ask the daemon how a container ended: OOM, or None if the guest ended by itself.
 
         Raises:
             SandboxLost: it was killed from outside, or the daemon does not answer.
@@ -155,14 +145,14 @@ class DockerBackend(Backend):
         return None
 
     def remove(self, place: Place) -> asyncio.Future[None]:
-        """Start to kill and remove a container with its folder."""
+        """Start to remove a container."""
         removing = asyncio.ensure_future(
             to_thread.run_sync(place.remove, self._daemon, limiter=self._removals)
         )
         return self._keep(removing)
 
     def _keep(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
-        """Let ``close`` wait for this."""
+        # close() waits for these.
         self._tasks.add(future)
         future.add_done_callback(self._tasks.discard)
         return future
@@ -172,7 +162,8 @@ class DockerBackend(Backend):
             kind = encode_context(context, buffer := io.BytesIO())
             if buffer.tell() > _MOST_IN_A_FRAME:
                 raise TaskError(
-                    f"the context has {buffer.tell()} bytes; a Docker daemon on another machine can be sent at most "
+                    f"the context has {buffer.tell()} bytes; a Docker daemon on another machine can be "
+                    "sent at most "
                     f"{_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
                 )
             return protocol.Load(kind, "frame", buffer.getvalue())
@@ -186,7 +177,7 @@ class DockerBackend(Backend):
         return protocol.Load(kind, "file", b"")
 
     async def _make(self, config: SandboxConfig, image: Image) -> Place:
-        """Start a container; if the caller is cancelled, remove the container once it is there."""
+        # If the caller is cancelled, the container is removed once it is there.
         making = self._keep(
             asyncio.ensure_future(
                 self._request(partial(make_place, self._daemon, self._folder, config, image))
@@ -207,7 +198,7 @@ class DockerBackend(Backend):
 
 
 class DockerGuest(Guest):
-    """A guest in a container. If its stream ends, the daemon is asked for the reason before messages go on."""
+    """A guest in a container."""
 
     def __init__(
         self, backend: DockerBackend, place: Place, load: protocol.Load, receiver: Receiver, session: bytes
@@ -255,12 +246,13 @@ class DockerGuest(Guest):
         return guest
 
     async def discard(self) -> None:
-        """See ``Guest.discard``. The container is gone after it."""
+        """See ``Guest.discard``."""
         await super().discard()
         await asyncio.wait([self._remove()], timeout=_REMOVE_SECONDS)
 
     def receive(self, message: protocol.FromShim | ShimExit) -> None:
-        """Take a message of the shim; hold it while the daemon is asked."""
+        """Take a message of the shim."""
+        # Only the daemon knows why the stream ended; messages wait for its answer.
         if self._asking is not None:
             self._held.append(message)
         elif isinstance(message, CellEnd) and message.state_lost and message.outcome in _GUEST_DIED:

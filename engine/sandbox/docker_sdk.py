@@ -1,4 +1,4 @@
-"""Connects to a Docker daemon, and puts the SDK's errors into words."""
+"""Connects to a Docker daemon."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ...sandbox_image.text import shorten
 from ..errors import SandboxUnavailable
 
 REQUEST_SECONDS = 20
+# The first version that knows ``CgroupnsMode``: Docker 20.10.
 API = "1.41"
-"""The first version that knows ``CgroupnsMode``: Docker 20.10."""
 
 START = (
     "Start it (`systemctl start docker`), set DOCKER_HOST to its socket, or join the group that may use it."
@@ -24,7 +24,7 @@ _REASON_CHARS = 300
 
 
 class Connection(NamedTuple):
-    """The SDK's client of a daemon, and the daemon's URL."""
+    """The SDK's client, and the daemon's URL."""
 
     client: Any
     url: str
@@ -47,10 +47,10 @@ def sdk() -> Any:
 
 
 def connect() -> Connection:
-    """Connect to the daemon that ``docker`` would use: DOCKER_HOST, else the default socket.
+    """Connect to the daemon of DOCKER_HOST, else of the default socket.
 
     Raises:
-        SandboxUnavailable: there is no daemon, it is too old, or its streams cannot be handed over.
+        SandboxUnavailable: there is none, it is too old, or it cannot hand over streams.
     """
     docker = sdk()
     from docker.errors import DockerException
@@ -85,7 +85,7 @@ def connect() -> Connection:
 
 
 def dial(url: str) -> socket.socket:
-    """Open a socket to the daemon at this URL.
+    """Open a socket to the daemon.
 
     Raises:
         OSError: nothing listens there.
@@ -104,12 +104,13 @@ def dial(url: str) -> socket.socket:
 
 
 def is_local(url: str) -> bool:
-    """Return whether the daemon at this URL is on this machine."""
+    """Return whether the daemon is on this machine."""
     return url.startswith(("unix:", "http+unix:"))
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's own words on one line; the SDK wraps the daemon's in several layers."""
+    """Return an error's own words on one line."""
+    # The SDK wraps the daemon's words in several layers.
     explanation = getattr(error, "explanation", None)
     return shorten(" ".join(str(explanation or error).split()), _REASON_CHARS)
 
@@ -117,7 +118,8 @@ def reason(error: BaseException) -> str:
 def _check_version(served: dict[str, Any]) -> None:
     if any(part.get("Name") == _PODMAN for part in served.get("Components", [])):
         raise SandboxUnavailable(
-            "Podman's compatible API cannot limit the files of a tmpfs, nor take a system-call filter by value",
+            "Podman's compatible API cannot limit the files of a tmpfs, nor take a system-call filter "
+            "by value",
             "Set DOCKER_HOST to a Docker daemon, or use the process backend, which needs none.",
         )
     if _parse_version(served["ApiVersion"]) < _parse_version(API):

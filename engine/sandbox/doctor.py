@@ -1,8 +1,4 @@
-"""Tests the isolation of this machine from inside a real sandbox.
-
-The probes do what an attacker would (``doctor_probes``): read a file of the host, connect to a listener of the host, make
-forbidden system calls, use more than the limits allow. The findings say what was stopped.
-"""
+"""Tests the isolation of this machine with probes inside a real sandbox."""
 
 from __future__ import annotations
 
@@ -47,7 +43,8 @@ _MOST_SECONDS = 2.0
 _LIBSECCOMP = "Install libseccomp: `apt-get install libseccomp2` (or your distribution's package)."
 _CGROUPS = (
     "Run the engine where it may make control groups: as root, in a service with `Delegate=yes`, or with "
-    "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog checks ten times a second."
+    "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog checks ten "
+    "times a second."
 )
 _OVERLAYS = (
     "The kernel refuses overlays in user namespaces (Linux 5.11 has them); libraries are bound instead."
@@ -56,7 +53,10 @@ _LANDLOCK = "Boot a kernel with Landlock (CONFIG_SECURITY_LANDLOCK, `lsm=landloc
 _DOCKER_MOUNTS = "Docker shows its containers, in their mounts, where its data lies."
 _OWN_KERNEL = "Under gVisor its own kernel answers, not the host's."
 _GVISOR_LIMITS = "Let the runtime apply the limits: configure runsc without `--ignore-cgroups`."
-_REPORT = "This should hold wherever a sandbox starts; please report it with the output of `supdist-engine doctor --json`."
+_REPORT = (
+    "This should hold wherever a sandbox starts; please report it with the output of "
+    "`supdist-engine doctor --json`."
+)
 
 
 class Layer(StrEnum):
@@ -86,9 +86,9 @@ class Finding:
     Attributes:
         layer: the layer.
         holds: whether the probes were stopped.
-        required: whether the default level asks for it.
+        required: whether the default level needs it.
         measured: what the probes saw.
-        remedy: what to do if it does not hold; else empty.
+        remedy: what to do, if it does not hold.
     """
 
     layer: Layer
@@ -98,9 +98,8 @@ class Finding:
     remedy: str = ""
 
 
+# See ``look_around`` of the probes.
 class _Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``look_around`` of the probes returns; see there."""
-
     leaks: bool
     writable: list[str]
     paths: list[str]
@@ -121,13 +120,7 @@ class _Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """What the guest saw, and what the host saw of it.
-
-    Attributes:
-        seen: the guest's own report.
-        connections: how many arrived at the host's listeners.
-        backend: as in ``Isolation``.
-    """
+    """What the guest saw, and how many connections reached the host."""
 
     seen: _Seen
     connections: int
@@ -137,12 +130,10 @@ class _Observed:
 async def examine(
     backend: Literal["process", "docker"] = "process", image: str | None = None, runtime: str | None = None
 ) -> list[Finding]:
-    """Test every layer of a backend. Takes some seconds. A backend that cannot be used is a finding, no exception.
+    """Test every layer of a backend. It takes some seconds; a backend that cannot be used is a finding.
 
     Args:
-        backend: as in ``SandboxConfig``.
-        image: docker: its name; by default ours.
-        runtime: docker: the daemon's runtime.
+        backend, image, runtime: as in ``SandboxConfig``.
     """
     config = _LIMITS.model_copy(update={"backend": backend, "image": image, "runtime": runtime})
     try:
@@ -167,12 +158,7 @@ def default_level_holds(findings: list[Finding]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Traps:
-    """What the doctor lays out on the host for ``look_around``.
-
-    Attributes:
-        arguments: the arguments of ``look_around``.
-        connections: grows with each connection that a listener accepts.
-    """
+    """Arguments of ``look_around``, and an entry for each connection to a listener of the host."""
 
     arguments: tuple[str, str, int, str, str]
     connections: list[None]
@@ -208,7 +194,7 @@ async def _lay_traps() -> AsyncGenerator[_Traps]:
 
 
 def _write_secret(folder: str, secret: str) -> str:
-    """Write a file that everybody may read: only the isolation keeps a guest from it."""
+    # Readable for everybody: only the isolation keeps a guest from it.
     file = Path(folder, "secret")
     file.write_text(secret)
     file.chmod(0o644)
@@ -244,7 +230,7 @@ def _finding(
 def _kernel_finding(
     observed: _Observed, layer: Layer, holds: bool, measured: str, remedy: str = _LIBSECCOMP
 ) -> Finding:
-    """Return a finding about what the guest's kernel refuses; gVisor's kernel is none of the host's layers."""
+    # gVisor's kernel is no layer of the host.
     is_own = observed.backend == GVISOR
     return _finding(layer, holds, measured, _OWN_KERNEL if is_own else remedy, required=not is_own)
 

@@ -1,7 +1,4 @@
-"""Programs of the doctor that run inside a sandbox. The engine sends this file as source; it never imports it.
-
-Each probe does what an attacker would do, and returns or prints what it saw. The engine decides what that means.
-"""
+"""Probes of the doctor. The engine sends this file as source into a sandbox, and never imports it."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # name: (number on x86_64, number on aarch64). With these arguments an allowed call does no harm.
 _FORBIDDEN_CALLS = {
-    "ptrace": (101, 117), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "unshare": (272, 97),
-    "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "keyctl": (250, 219), "add_key": (248, 217), "io_uring_setup": (425, 425), "open_by_handle_at": (304, 265),
-    "process_vm_readv": (310, 270), "pidfd_getfd": (438, 438), "kexec_load": (246, 104), "init_module": (175, 105),
-    "finit_module": (313, 273), "reboot": (169, 142), "swapon": (167, 224), "syslog": (103, 116), "fsopen": (430, 430),
-    "move_mount": (429, 429), "clone3": (435, 435), "kcmp": (312, 272), "quotactl": (179, 60), "acct": (163, 89),
-    "chroot": (161, 51),
+    "ptrace": (101, 117), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282), "keyctl": (250, 219), "add_key": (248, 217), "io_uring_setup": (425, 425),
+    "open_by_handle_at": (304, 265), "process_vm_readv": (310, 270), "pidfd_getfd": (438, 438),
+    "kexec_load": (246, 104), "init_module": (175, 105), "finit_module": (313, 273), "reboot": (169, 142),
+    "swapon": (167, 224), "syslog": (103, 116), "fsopen": (430, 430), "move_mount": (429, 429),
+    "clone3": (435, 435), "kcmp": (312, 272), "quotactl": (179, 60), "acct": (163, 89), "chroot": (161, 51),
 }  # fmt: skip
 _CALL_ARGUMENTS = (-1, 0, 0, 0, 0, 0)
 _SYSTEM_FOLDERS = ("/", "/etc", "/usr/lib", "/bin", os.path.dirname(os.__file__), "/proc/sys/kernel", "/dev")
@@ -36,15 +33,7 @@ _SCRATCH_MIB = 64
 
 
 def look_around(secret: str, file: str, port: int, abstract: str, path: str) -> dict[str, Any]:
-    """Return what this sandbox can see and reach.
-
-    Args:
-        secret: text that the doctor put into a file and into its environment.
-        file: that file, on the host.
-        port: a TCP port of the host on which the doctor listens.
-        abstract: the name of an abstract Unix socket on which it listens.
-        path: the path of a Unix socket on which it listens.
-    """
+    """Return what this sandbox sees and reaches of the doctor's secret, file, port and sockets."""
     dialled = _connect(socket.AF_INET, ("127.0.0.1", port))
     _connect(socket.AF_UNIX, "\0" + abstract)
     _connect(socket.AF_UNIX, path)
@@ -68,7 +57,7 @@ def look_around(secret: str, file: str, port: int, abstract: str, path: str) -> 
 
 
 def use_memory() -> None:
-    """Let eight children use 24 MiB each, and return once one of them was killed."""
+    """Let eight children use 24 MiB each, until one is killed."""
     for _ in range(8):
         if os.fork() == 0:
             held = bytearray(24 << 20)
@@ -82,7 +71,7 @@ def use_memory() -> None:
 
 
 def count_children() -> int:
-    """Fork until it fails, at most 200 times, and return how many children there are."""
+    """Fork until it fails, and return the number of children."""
     children = 0
     with contextlib.suppress(BlockingIOError):
         while children < 200:
@@ -117,14 +106,13 @@ def _is_writable(folder: str) -> bool:
 
 
 def _host_paths() -> list[str]:
-    """Return the paths of the host's file systems that mountinfo shows (proc_pid_mountinfo(5), field 4)."""
+    # proc_pid_mountinfo(5): field 4 is the path inside the file system.
     lines = [line.split() for line in _read("/proc/self/mountinfo").splitlines()]
     own = ("overlay", "tmpfs", "proc", "devtmpfs")
     return [line[3] for line in lines if line[line.index("-") + 1] not in own]
 
 
 def _connect(family: int, address: Any) -> int:
-    """Connect, and return the errno; 0 if it worked."""
     with socket.socket(family) as sock:
         sock.settimeout(1)
         try:
@@ -163,7 +151,6 @@ def _opens(family: int) -> bool:
 
 
 def _other_devices() -> list[str]:
-    """Return the devices that can be opened, but the harmless ones."""
     devices: list[str] = []
     for folder, _, names in os.walk("/dev"):
         for path in (os.path.join(folder, name) for name in names):
@@ -180,7 +167,6 @@ def _other_devices() -> list[str]:
 
 
 def _fill_scratch() -> int:
-    """Write 64 MiB below /work, and return the errno that ended it; 0 if all of it was written."""
     try:
         with open("/work/fill", "wb") as file:
             for _ in range(_SCRATCH_MIB):

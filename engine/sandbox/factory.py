@@ -29,16 +29,13 @@ _IDLE_WITH_PACKAGES = 3
 
 
 class _SharedBackends:
-    """What the sandboxes of one event loop share: zygotes, the last used last, and the container daemon.
-
-    Attributes:
-        users: how many runtimes of the event loop are open.
-    """
+    """What the sandboxes of one event loop share."""
 
     def __init__(self) -> None:
         self.users = 0
         self._lock = asyncio.Lock()
-        # One for each folder of packages and one without: a zygote builds one guest ahead, with its own packages.
+        # Last used last. One for each folder of packages and one without: a zygote builds one guest
+        # ahead, with its own packages.
         self._zygotes: dict[Packages | None, Zygote] = {}
         self._docker: DockerBackend | None = None
 
@@ -48,7 +45,7 @@ class _SharedBackends:
         return bool(self._zygotes) or self._docker is not None
 
     async def zygote(self, packages: Packages | None) -> Zygote:
-        """Return a zygote that is alive. It counts as idle until its caller spawns from it."""
+        """Return a zygote that is alive."""
         async with self._lock:
             zygote = self._zygotes.pop(packages, None)
             if zygote is not None and not zygote.alive:
@@ -62,7 +59,7 @@ class _SharedBackends:
             return zygote
 
     async def _close_idle(self) -> None:
-        """Close the zygotes with packages that no sandbox uses, but the last few."""
+        # Zygotes without packages stay: the next sandbox mostly needs that one.
         idle = [packages for packages, zygote in self._zygotes.items() if packages and zygote.idle]
         for packages in idle[:-_IDLE_WITH_PACKAGES]:
             await asyncio.shield(asyncio.ensure_future(self._zygotes.pop(packages).close()))
@@ -93,7 +90,6 @@ _shared: RunVar[_SharedBackends] = RunVar("supdist sandbox backends")
 
 @asynccontextmanager
 async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
-    """Share the event loop's backends; the last user closes them."""
     try:
         shared = _shared.get()
     except LookupError:
@@ -110,8 +106,6 @@ async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
 
 @dataclass(frozen=True, slots=True)
 class _BackendFinder:
-    """Finds the backend of a config among the shared ones."""
-
     shared: _SharedBackends
     config: SandboxConfig
 
@@ -136,13 +130,10 @@ async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendFinder]
 
 
 class SandboxRuntime:
-    """Keeps this event loop's zygotes and containers alive: the next sandbox costs a fork and not a start.
-
-    ``open_sandbox`` and ``arun`` enter one themselves. Hold one around several sandboxes that follow each
-    other. A zygote that was killed is replaced when the next sandbox is opened.
+    """Keeps this event loop's zygotes and containers alive, so that the next sandbox costs only a fork.
 
     Args:
-        config: as for ``open_sandbox``; what sandboxes of this config need is started at once.
+        config: what its sandboxes need is started at once.
 
     Raises:
         SandboxUnavailable: this machine has no such backend.
@@ -173,18 +164,18 @@ async def open_sandbox(
     tools: Mapping[str, Tool] | Toolbox | None = None,
     on_tool: Callable[[ToolUse], None] | None = None,
 ) -> AsyncGenerator[Sandbox]:
-    """Open a sandbox with this context, and close it at the end of the block.
+    """Open a sandbox, and close it at the end of the block.
 
     Args:
         config: limits and timeouts; the defaults suit a supervisor's code.
         context: what the code sees as ``context``: a str, list, dict or other plain data.
         query: what the code sees as ``query``.
         on_call: answers ``worker`` and ``worker_batch``; without it they raise ``WorkerError``.
-        tools: more functions for the code, by name: a plain function runs inside, a ``HostTool`` runs here.
-        on_tool: called after each call of a host tool, in the event loop; it must not block.
+        tools: more functions for the code: a plain one runs inside, a ``HostTool`` here.
+        on_tool: called in the event loop after each call of a host tool.
 
     Raises:
-        SandboxUnavailable: this machine cannot build the isolation; nothing weaker is used instead.
+        SandboxUnavailable: this machine cannot build the isolation.
         TaskError: the context is no plain data, or the packages or a tool cannot be used.
     """
     config = config or SandboxConfig()
@@ -199,18 +190,13 @@ async def open_sandbox(
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A sandbox and the thread of its event loop; ``stack`` closes both."""
-
     sandbox: Sandbox
     portal: BlockingPortal
     stack: ExitStack
 
 
 class SyncSandbox(AbstractContextManager["SyncSandbox"]):
-    """A ``Sandbox`` for code without an event loop: a thread of its own has one.
-
-    Takes the arguments of ``open_sandbox``. Its methods raise ``SandboxError`` outside of the ``with`` block.
-    """
+    """A ``Sandbox`` for code without an event loop. Takes the arguments of ``open_sandbox``."""
 
     def __init__(
         self,
@@ -242,6 +228,7 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
 
     @property
     def _opened(self) -> _Opened:
+        # Before and after the ``with`` block.
         if self._state is None:
             raise SandboxError("this sandbox is not open; use it inside `with SyncSandbox(...) as sandbox:`")
         return self._state

@@ -20,12 +20,12 @@ _Answer: TypeAlias = protocol.FileData | protocol.FileList
 
 
 class FileTransfer:
-    """The file requests of a sandbox. It stays when a reset replaces the guest.
+    """The file requests of one guest.
 
     Args:
         config: bounds a frame.
         send: sends a request to the guest.
-        check_usable: raises the error of a sandbox that takes no requests now.
+        check_usable: raises if the guest has ended.
     """
 
     def __init__(
@@ -77,7 +77,8 @@ class FileTransfer:
         return Listing(tuple(answer.files), answer.more)
 
     def receive(self, answer: _Answer) -> None:
-        """Deliver an answer to its request; drop it if the request has timed out."""
+        """Deliver an answer to its request."""
+        # None if the request has timed out.
         waiting = self._waiting.get(answer.request)
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)

@@ -1,7 +1,6 @@
-"""Build the sandbox's image: look into the base, download wheels for it, and hand the daemon a context.
+"""Builds the sandbox image with the Docker daemon's classic builder.
 
-pip downloads, on the host, what the pinned requirements of ``sandbox_image/requirements`` name, so that the build
-itself needs no network and two builds on one base are alike.
+pip downloads the pinned wheels on the host, so that the build itself needs no network.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ platforms = sorted({tag.platform for tag in sys_tags()} - {"any"})
 print(json.dumps({"python": sys.version_info[:2], "platforms": platforms, "ps": bool(shutil.which("ps"))}))
 """
 
+# Takes progress, a line at a time.
 Say = Callable[[str], None]
-"""Is told of progress, a line at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What was built. ``size`` is in bytes, with the base."""
+    """A built image. ``size`` is in bytes, with the base."""
 
     tag: str
     id: str
@@ -62,10 +61,10 @@ class _Base:
 
 @contextmanager
 def daemon() -> Generator[DockerClient]:
-    """A client of the docker daemon that ``DOCKER_HOST``, or else the default socket, leads to.
+    """Yield a client of the daemon that ``docker`` would use: DOCKER_HOST, else the default socket.
 
     Raises:
-        SandboxUnavailable: there is no docker SDK, or no daemon that answers; also for errors of the daemon inside.
+        SandboxUnavailable: there is no SDK or no daemon; also for errors of the daemon in the block.
     """
     docker = sdk()
     from docker.errors import DockerException
@@ -73,7 +72,8 @@ def daemon() -> Generator[DockerClient]:
     try:
         client = docker.from_env(timeout=_DAEMON_SECONDS)
         client.ping()
-    except (DockerException, OSError) as error:  # what the SDK's HTTP library raises is an OSError
+    # OSError: the SDK's HTTP library raises its kinds.
+    except (DockerException, OSError) as error:
         raise SandboxUnavailable(f"No Docker daemon answers ({reason(error)})", START) from error
     with closing(client):
         try:
@@ -88,7 +88,7 @@ def build(
     """Build the image and tag it.
 
     Raises:
-        SandboxUnavailable: no daemon, no such base, no wheels for it, or a build that fails.
+        SandboxUnavailable: there is no daemon, no such base or no wheels for it, or the build fails.
     """
     tag = tag or default_tag(variant)
     with daemon() as client, tempfile.TemporaryFile() as context:
@@ -110,6 +110,7 @@ def build(
             decode=True,
             buildargs={"BASE": base, "VARIANT": variant or ""},
             labels=_labels(base, found),
+            # Only the installation of ps needs the network.
             network_mode="none" if found.has_ps else None,
         )
         _follow(events, say)
@@ -159,18 +160,19 @@ def _download(name: str, base: _Base, folder: str) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS)
     except subprocess.TimeoutExpired:
         raise SandboxUnavailable(
-            "Downloading the image's packages took too long", "Look at the network, and try again."
+            "Downloading the image's packages took too long", "Check the network, and try again."
         ) from None
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().rpartition("\n")[2]
         raise SandboxUnavailable(
             f"The image's packages cannot be downloaded for Python {base.python} ({reason})",
-            "Packages are pinned for Python 3.11 to 3.13 on x86_64 and aarch64 with glibc; pip needs the package index.",
+            "Packages are pinned for Python 3.11 to 3.13 on x86_64 and aarch64 with glibc; pip needs "
+            "the package index.",
         ) from error
 
 
 def write_context(file: Any, wheels: Path) -> None:
-    """A tar of what the Dockerfile copies, the same for the same contents."""
+    """Write a tar of what the Dockerfile copies: the same bytes for the same contents."""
     members = {path.name: path for path in [_SOURCES / "Dockerfile"]}
     members |= {f"bin/{path.name}": path for path in (_SOURCES / "bin").iterdir()}
     members |= {f"requirements/{path.name}": path for path in (_SOURCES / "requirements").glob("*.txt")}
@@ -179,6 +181,7 @@ def write_context(file: Any, wheels: Path) -> None:
         members[f"supdist/sandbox_image/{path.relative_to(_SOURCES)}"] = path
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, path in sorted(members.items()):
+            # No times and no owners: the daemon's cache compares the contents.
             entry = tarfile.TarInfo(name)
             data = path.read_bytes()
             entry.size, entry.mode = len(data), 0o644

@@ -1,7 +1,4 @@
-"""Identifies the engine process that owns a container or folder.
-
-An owner is ``boot:namespace:pid:start``: the machine's boot, the PID namespace, the pid and its start time.
-"""
+"""Identifies the engine process that owns a container or folder."""
 
 from __future__ import annotations
 
@@ -11,15 +8,13 @@ from pathlib import Path
 
 
 def current_owner() -> str:
-    """Return the owner that stands for this process."""
+    """Return ``boot:namespace:pid:start`` of this process."""
     return f"{_place()}:{os.getpid()}:{_start_time(os.getpid())}"
 
 
 def has_ended(owner: str) -> bool:
-    """Return whether the owner has surely ended.
-
-    False for a process on another machine or in another PID namespace, of which nothing can be known here.
-    """
+    """Return whether the owner has surely ended."""
+    # Of a process on another machine, or in another PID namespace, nothing is known here.
     with contextlib.suppress(ValueError):
         boot, namespace, pid, started = owner.split(":")
         if f"{boot}:{namespace}" == _place() and pid.isdecimal():
@@ -33,9 +28,8 @@ def _place() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Return the start in clock ticks since the boot (proc_pid_stat(5), field 22); empty without a process."""
     try:
-        # The name before it may hold spaces and brackets.
+        # proc_pid_stat(5), field 22, in clock ticks. The name before it may hold brackets.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

@@ -1,4 +1,4 @@
-"""The folder of third-party packages that sandboxes may import from."""
+"""The folder of third-party packages that guest code may import from."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ _REMEDY = "make it with `pip install --target DIR PACKAGE ...`, and a pip of the
 
 
 class Packages(NamedTuple):
-    """A folder as it is: neither what came to lie at its path since, nor the same with other rights or entries.
+    """A folder at one point in time; it differs if the path, the rights or the entries change."""
 
-    A sandbox that is ready has what its overlay found when it was built.
-    """
-
+    # A guest that is built ahead sees the folder as it was then: another folder needs another zygote.
     path: str
     device: int
     inode: int
@@ -25,13 +23,17 @@ class Packages(NamedTuple):
 
 
 def find_packages(folder: str) -> Packages:
-    """The folder as it is now; a relative path is relative to the current directory.
+    """Return the folder as it is now.
+
+    Args:
+        folder: relative to the current directory.
 
     Raises:
-        TaskError: it is not there, is no folder, or cannot be read by this user.
+        TaskError: it does not exist, is no folder, or cannot be read by this user.
     """
     try:
         path = os.path.realpath(folder, strict=True)
+        # Opened, too: it must be readable.
         os.scandir(path).close()
         found = os.stat(path)
     except FileNotFoundError:
@@ -44,7 +46,7 @@ def find_packages(folder: str) -> Packages:
 
 
 def importable(folder: str) -> list[str]:
-    """The names of the modules that lie in a folder of packages, the first forty of them by the alphabet.
+    """Return the names of the modules in a folder of packages: the first forty, sorted.
 
     Raises:
         OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Containers with the folder that each sees, and a pool of them that are started ahead."""
+"""Containers with their folders, and a pool of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .containers import Container, Daemon, Image
 
 
 class Place:
-    """A container and the folder of this machine that it sees; the folder is None if the daemon is remote."""
+    """A container and the folder that it sees; None if the daemon is remote."""
 
     def __init__(self, container: Container, folder: str | None) -> None:
         self.container = container
@@ -24,19 +24,19 @@ class Place:
 
     @property
     def context_file(self) -> str:
-        """The path for the context of its guest."""
+        """The path of its guest's context."""
         assert self.folder is not None
         return os.path.join(self.folder, os.path.basename(protocol.CONTEXT_FILE))
 
     def hide_context(self) -> None:
-        """Remove the context file, once the guest has read it."""
+        """Remove the context file that the guest has read."""
         # Other guests may have a link to the same file, and could see a lock that this guest puts on it.
         if self.folder is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.context_file)
 
     def remove(self, daemon: Daemon) -> None:
-        """Kill and remove the container, and remove the folder. Blocks."""
+        """Remove the container and the folder. Blocks."""
         self.container.stream.close()
         daemon.remove(self.container.id)
         if self.folder is not None:
@@ -44,7 +44,7 @@ class Place:
 
 
 def make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image) -> Place:
-    """Start a container with a folder of its own below ``parent``. Blocks.
+    """Start a container with a folder below ``parent``. Blocks.
 
     Raises:
         SandboxUnavailable: the daemon refuses it.
@@ -61,13 +61,7 @@ def make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image)
 
 
 class Pool:
-    """Running containers that no sandbox has used.
-
-    Args:
-        make: starts a container.
-        remove: begins to remove one.
-        size: how many are kept ready.
-    """
+    """Running containers that no sandbox has used; ``size`` of them are kept."""
 
     def __init__(
         self,
@@ -83,7 +77,7 @@ class Pool:
         self._waiting = 0
 
     async def take(self) -> Place | None:
-        """Take one that is alive, or wait for one; None if others wait for all that are being made."""
+        """Take one that is alive, or wait for one; None if others wait for all of them."""
         place = None
         while place is None:
             while self._ready and place is None:

@@ -1,4 +1,4 @@
-"""A guest from its start to its end: its state, the cell that runs in it, and its calls."""
+"""A guest from its start to its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GuestSetup:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """The guest has not reported yet what it measured."""
+    """The guest has not reported its isolation yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ DID_NOT_START = "the sandbox did not start"
 
 
 class RunningGuest:
-    """One guest. ``start`` makes it; a reset of the sandbox replaces it.
+    """One guest; a reset of the sandbox replaces it.
 
     Attributes:
-        state: what the guest can do now.
+        state: what it can do now.
         files: copies files into and out of it.
     """
 
@@ -88,7 +88,7 @@ class RunningGuest:
         """Start a guest, and wait until it has its context and has measured its isolation.
 
         Raises:
-            SandboxUnavailable: this machine cannot build the isolation that the config asks for.
+            SandboxUnavailable: this machine cannot build the isolation.
             SandboxLost: the guest died before it was ready.
             TaskError: the context is no plain data, or the packages cannot be read.
         """
@@ -126,7 +126,7 @@ class RunningGuest:
 
     @property
     def isolation(self) -> Isolation:
-        """What the guest measured of its isolation."""
+        """The isolation, as the guest measured it."""
         return self._ready.result()
 
     @property
@@ -135,11 +135,11 @@ class RunningGuest:
         return isinstance(self.state, Running)
 
     def send(self, message: protocol.ToShim) -> None:
-        """Send to the shim; does nothing if it has ended."""
+        """Send to the shim."""
         self._guest.send(message)
 
     def execute(self, source: str, timeout: float) -> RunningCell:
-        """Start a cell. The guest must be idle."""
+        """Start a cell in an idle guest."""
         assert isinstance(self.state, Idle)
         self._cells += 1
         cell = RunningCell(self._cells)
@@ -148,12 +148,12 @@ class RunningGuest:
         return cell
 
     def interrupt(self) -> None:
-        """Interrupt the cell that runs, if one does."""
+        """Interrupt the cell, if one runs."""
         if isinstance(self.state, Running):
             self.send(protocol.Interrupt(self.state.cell.number))
 
     async def stop_cell(self, cell: RunningCell) -> None:
-        """Interrupt a cell, and kill the guest if the cell has not ended after the grace."""
+        """Interrupt a cell, and kill the guest if it does not end."""
         self.send(protocol.Interrupt(cell.number))
         _, pending = await asyncio.wait(
             [cell.result], timeout=self._setup.config.grace + _STOP_MARGIN_SECONDS
@@ -162,12 +162,12 @@ class RunningGuest:
             await self.close()
 
     async def abandon(self) -> None:
-        """Kill a shim that no longer reads its messages, and close the guest."""
+        """Kill a shim that does not read, and close."""
         self._guest.abandon()
         await self.close()
 
     async def close(self) -> None:
-        """Kill the guest, and wait until nothing is left of it. May be called again."""
+        """Kill the guest, and wait until nothing is left of it."""
         if not self._gone.is_set():
             self._is_closing = True
             self.send(protocol.Kill())
@@ -237,7 +237,6 @@ class RunningGuest:
             cell.finish(end)
 
     def _end(self, detail: str) -> None:
-        """The shim has ended. May be called again."""
         if not self._ready.done():
             self._ready.set_exception(SandboxLost(f"the sandbox ended before it was ready: {detail}"))
             # Retrieved here too: after a cancelled start nobody else does, and asyncio would log it.
@@ -250,7 +249,7 @@ class RunningGuest:
         self._gone.set()
 
     def _fail(self, error: Exception) -> None:
-        """The function that answers calls failed: the cell's caller gets its exception, and the guest ends."""
+        # A call's answer failed: the caller of the cell gets the exception, and the guest ends.
         cell = self._leave_cell(cancel_calls=False)
         self.state = Lost("the function that answers its calls failed")
         if cell is not None:
@@ -258,7 +257,6 @@ class RunningGuest:
         self.send(protocol.Kill())
 
     def _leave_cell(self, *, cancel_calls: bool = True) -> RunningCell | None:
-        """Return the cell that ran, if one did; the guest is idle then."""
         if cancel_calls:
             self._calls.cancel()
         if not isinstance(self.state, Running):

@@ -30,9 +30,7 @@ class Sandbox:
         """Start a guest and return its sandbox.
 
         Raises:
-            SandboxUnavailable: this machine cannot build the isolation that the config asks for.
-            SandboxLost: the guest died before it was ready.
-            TaskError: the context is no plain data, or the packages cannot be read.
+            SandboxUnavailable, SandboxLost, TaskError: as ``RunningGuest.start``.
         """
         setup = replace(setup, query=replace_surrogates(setup.query))
         return cls(find_backend, setup, await RunningGuest.start(find_backend, setup))
@@ -43,17 +41,14 @@ class Sandbox:
         return self._guest.isolation
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:  # noqa: ASYNC109 - the shim keeps it
-        """Run a cell.
+        """Run a cell, and return a result for every outcome of its code, even a crash of its interpreter.
 
         Args:
             code: Python source; its variables stay for the next cell.
-            timeout: seconds, without waits for workers and tools; by default the config's.
-
-        Returns:
-            a result for every outcome of the code, including a crash of its interpreter.
+            timeout: seconds without waits for workers and tools; by default the config's.
 
         Raises:
-            SandboxLost: the guest died in an earlier cell, or its processes were killed from outside.
+            SandboxLost: the guest died in an earlier cell, or was killed from outside.
             SandboxError: another cell runs, or the sandbox is closed.
             ValueError: the timeout is no positive number, or the code is too long.
         """
@@ -89,25 +84,24 @@ class Sandbox:
         raise ValueError(f"a block of {len(code)} characters is too long; at most {most} bytes can be sent")
 
     async def interrupt(self) -> None:
-        """Interrupt the running cell, and kill it after the grace. Its outcome is ``killed``."""
+        """Interrupt the running cell, and kill it after the grace; its outcome is ``killed``."""
         self._guest.interrupt()
 
     async def put(self, path: str, data: bytes) -> None:
-        """Write a file below the working directory, /work, and make the folders of its path.
+        """Write a file below /work, and make its folders.
 
         Raises:
-            SandboxFileError: the path leads outside or over something that is no file or folder, or there
-                is no room.
+            SandboxFileError: the path leads outside or through a file, or there is no room.
             SandboxLost, SandboxError: as for ``execute``; a running cell does not matter.
         """
         self._check_open()
         await self._guest.files.put(path, data)
 
     async def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
-        """Read a regular file below the working directory.
+        """Read a regular file below /work.
 
         Raises:
-            SandboxFileError: the file is missing, not regular, outside, or larger than ``max_bytes``.
+            SandboxFileError: it is missing, not regular, outside, or larger than ``max_bytes``.
             SandboxLost, SandboxError: as for ``put``.
         """
         self._check_open()
@@ -115,17 +109,17 @@ class Sandbox:
         return await self._guest.files.get(path, max_bytes)
 
     async def list(self, *, most: int = 1000) -> Listing:
-        """List the regular files below the working directory, upper folders first, as the guest reports them.
+        """List the regular files below /work, as the guest reports them.
 
         Raises:
-            SandboxFileError: they cannot be listed in time.
+            SandboxFileError: no answer came in time.
             SandboxLost, SandboxError: as for ``put``.
         """
         self._check_open()
         return await self._guest.files.list(most)
 
     async def reset(self) -> None:
-        """Kill the guest, dead or alive, and start a new one with nothing of the old.
+        """Kill the guest, dead or alive, and start a new one.
 
         Raises:
             SandboxError: the sandbox is closed, or a cell runs.

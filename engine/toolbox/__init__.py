@@ -1,1 +1,1 @@
-"""A user's Python functions for guest code: guest tools run inside the sandbox, host tools are called by RPC."""
+"""Users' tools for guest code."""

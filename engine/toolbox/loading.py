@@ -1,4 +1,4 @@
-"""Importing the tools that a task file names."""
+"""Imports the tools that a task file names."""
 
 from __future__ import annotations
 
@@ -24,24 +24,21 @@ from .toolbox import Tool
 
 
 def load_tool(name: str, place: str, folder: Path) -> Tool:
-    """A tool that a task file names as ``module:attribute``.
-
-    The module is imported as any other, after ``folder`` was added to the end of ``sys.path``: importing runs it,
-    here in the engine.
+    """Import a tool that a task file names as ``module:attribute``.
 
     Raises:
         TaskError: there is no such module or attribute, or another module of that name is imported already.
     """
     module_name, _, attribute = place.partition(":")
-    if "__pycache__" in module_name.split(
-        "."
-    ):  # what is in there was not looked at when the folder was trusted
-        raise TaskError(f"tools.{name}: {module_name} is no module: it lies in a cache of Python's")
+    # Trust covers the sources of a folder, not its caches.
+    if "__pycache__" in module_name.split("."):
+        raise TaskError(f"tools.{name}: {module_name} is in a cache of Python's; name the module itself")
     here = str(folder.resolve())
     _add_to_path(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # it is code of the user's
+    # The module is the user's code, and may raise anything.
+    except Exception as error:
         raise TaskError(
             f"tools.{name}: cannot import {module_name}: {type(error).__name__}: {error}"
         ) from error
@@ -55,7 +52,7 @@ def load_tool(name: str, place: str, folder: Path) -> Tool:
 
 
 def _add_to_path(folder: str) -> None:
-    """Let modules of a folder be imported, after all others of their names."""
+    # At the end: the folder's modules replace no others.
     if folder not in sys.path:
         sys.path.append(folder)
     hook = _SourceHook(folder)
@@ -67,10 +64,9 @@ def _add_to_path(folder: str) -> None:
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles a module's source every time. A file in ``__pycache__`` could hold other code than the source that the user
-    has read and trusted.
-    """
+    """Compiles a module's source at every import, and never reads ``__pycache__``."""
 
+    # A file in __pycache__ could hold other code than the source that the user trusted.
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
@@ -99,9 +95,8 @@ def _is_below(path: str, folder: str) -> bool:
 
 def _check_origin(name: str, top: str, folder: str) -> None:
     beside = importlib.machinery.PathFinder.find_spec(top, [folder])
-    if (
-        beside is None or beside.origin is None
-    ):  # nothing, or a folder without __init__.py, to which others go first
+    # Without an origin it is a folder without __init__.py, and any other module goes first.
+    if beside is None or beside.origin is None:
         return
     taken = getattr(sys.modules[top], "__file__", None)
     if taken is None or not os.path.samefile(beside.origin, taken):

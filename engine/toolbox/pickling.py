@@ -1,4 +1,4 @@
-"""Guest tools on their way into sandboxes: functions as pickles that hold their code."""
+"""Pickles guest tools by value: the pickle holds their code."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from typing import Any
 
 from ..errors import TaskError
 
+# The position of ``co_filename`` among the arguments of ``types.CodeType``, in CPython 3.11 to 3.14.
 _FILENAME = 10
-"""The position of ``co_filename`` among the arguments of ``types.CodeType``, in CPython 3.11 to 3.14."""
-
+# cloudpickle's list of modules that travel by value belongs to the whole process.
 _registry = threading.Lock()
-"""cloudpickle's list of modules that travel by value is the whole process's."""
 
 
 def ship(name: str, function: Callable[..., object]) -> bytes:
-    """A function with its code, its module's names that it uses, and what it closes over.
-
-    The host writes it and only guests read it; no pickle travels the other way. Modules are named and never
-    sent, and no path of the host goes along.
+    """Pickle a function with its code, its closure, and what it uses of its module.
 
     Raises:
         TaskError: something that it refers to cannot be sent.
     """
+    # Only the host writes pickles, and only guests read them.
     buffer = io.BytesIO()
     try:
         with _by_value(function):
             _pickler(name)(buffer, protocol=5).dump(function)
-    except Exception as error:  # whatever an object's own __reduce__ raises
+    # An object's own __reduce__ may raise anything.
+    except Exception as error:
         raise TaskError(
             f"tool {name} cannot be sent into the sandbox: {type(error).__name__}: {error}. "
             "Have it use plain values, or make it a HostTool, which stays in the engine"
@@ -43,7 +41,6 @@ def ship(name: str, function: Callable[..., object]) -> bytes:
 
 
 def _pickler(name: str) -> Any:
-    """cloudpickle's, without what would tell of the host."""
     base: Any = _cloudpickle().Pickler
     known: Any = base.dispatch_table
 
@@ -61,7 +58,7 @@ def _pickler(name: str) -> Any:
         def reducer_override(self, obj: Any) -> Any:
             reduced: Any = base.reducer_override(self, obj)
             if isinstance(obj, types.FunctionType) and reduced is not NotImplemented:
-                # The beginning of its globals, in which cloudpickle notes where its module lies.
+                # The first of its globals: cloudpickle notes there where the module lies on the host.
                 for key in ("__file__", "__path__"):
                     reduced[1][1].pop(key, None)
             return reduced
@@ -70,13 +67,13 @@ def _pickler(name: str) -> Any:
 
 
 def _cloudpickle() -> Any:
-    """It is no small module, and has no types."""
+    # Imported here: it is large. By name: it has no types.
     return importlib.import_module("cloudpickle")
 
 
 @contextmanager
 def _by_value(function: Callable[..., object]) -> Generator[None]:
-    """Have what its module defines sent, as the sandbox does not have that module. The standard library it has."""
+    # The sandbox has the standard library, and not the function's own module.
     cloudpickle, module = _cloudpickle(), sys.modules.get(_module_of(function))
     if module is None or module.__name__.partition(".")[0] in sys.stdlib_module_names:
         yield

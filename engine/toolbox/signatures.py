@@ -1,4 +1,4 @@
-"""What a function takes: shown to a supervisor, and checked where a guest calls it."""
+"""Shows the parameters of tools, and checks a guest's arguments."""
 
 from __future__ import annotations
 
@@ -18,22 +18,19 @@ _MESSAGE_CHARS = 1_000
 _SIGNATURE_CHARS = 300
 _DOC_CHARS = 1_000
 
-# What pydantic says by itself. A validator of a user's may say anything, and is not quoted.
+# pydantic's own messages. A user's validator may put anything into its message, so that is not quoted.
 _WORDED = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
 
 
 class BadArguments(Exception):
-    """Arguments that a function does not take; the text is for the guest that sent them."""
+    """Arguments that a function does not take; the guest gets the text."""
 
 
 class Parameters:
     """The parameters of a host tool's function.
 
-    What has an annotation is checked against it as strictly as JSON allows: a list may become a tuple or a set
-    and text a date, but text does not become a number. What has none is taken as it is.
-
     Raises:
-        TaskError: they cannot be known, or one has an annotation that plain data cannot be checked against.
+        TaskError: they cannot be read, or plain data cannot be checked against an annotation.
     """
 
     def __init__(self, name: str, function: Callable[..., object]) -> None:
@@ -60,10 +57,10 @@ class Parameters:
                 ) from None
 
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-        """Arguments as the function takes them.
+        """Bind and check arguments.
 
         Raises:
-            BadArguments: too many, too few, of other names or types.
+            BadArguments: too many, too few, or of wrong names or types.
         """
         try:
             bound = self._signature.bind(*args, **kwargs)
@@ -86,6 +83,7 @@ class Parameters:
 
 def _checked(check: TypeAdapter[Any], name: str, value: Any) -> Any:
     try:
+        # As strict as JSON allows: a list may become a tuple, text a date, but text no number.
         return check.validate_json(msgspec.json.encode(value), strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
@@ -100,12 +98,11 @@ def _words(name: str, problem: Any) -> str:
 
 
 def show_signature(function: Callable[..., object]) -> str:
-    """``(query: str, limit: int = 10) -> list[str]``. A default that is text, or an object, stays hidden as ``...``:
-    it may be a key.
-    """
+    """Return the parameters as ``(query: str, limit: int = 10) -> list[str]``."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except Exception:  # an annotation is code; without its value its text will do
+    # An annotation is code and may fail. Then its text is shown.
+    except Exception:
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):
@@ -115,7 +112,7 @@ def show_signature(function: Callable[..., object]) -> str:
 
 
 def show_doc(function: Callable[..., object], description: str | None = None) -> str:
-    """The description, else the first paragraph of the docstring, on one line."""
+    """Return the description, else the first paragraph of the docstring, on one line."""
     if description is None:
         docstring = inspect.getdoc(function.func if isinstance(function, partial) else function) or ""
         description = docstring.split("\n\n")[0]
@@ -128,6 +125,7 @@ class _Hidden:
 
 
 def _shown(parameter: inspect.Parameter) -> Any:
+    # Text and objects stay hidden: they may be keys.
     value = parameter.default
     if value is parameter.empty or value is None or type(value) in (bool, int, float):
         return value

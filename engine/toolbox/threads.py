@@ -1,4 +1,4 @@
-"""Threads for functions of a user's that may never return."""
+"""Threads for users' functions, which may never return."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ T = TypeVar("T")
 
 
 class DaemonThreads:
-    """At most so many threads at once, a fresh one for every function.
-
-    A function that nobody waits for any more keeps its thread until it returns. The interpreter's end does not
-    wait for it, as it would for a thread of a pool.
-    """
+    """Runs functions in new daemon threads, at most ``most`` at once."""
 
     def __init__(self, most: int) -> None:
+        # A function that hangs keeps its place until it returns.
         self._free = asyncio.Semaphore(most)
 
     async def run(self, function: Callable[[], T]) -> T:
-        """What the function gives or raises. Cancelled, it is left to itself.
+        """Run a function in a thread and return its result. If the caller is cancelled, the function runs on.
 
         Raises:
-            RuntimeError: the system has no thread to give.
+            RuntimeError: the system cannot start a thread.
         """
         await self._free.acquire()
         loop = asyncio.get_running_loop()
@@ -36,18 +33,20 @@ class DaemonThreads:
 
         def work() -> None:
             try:
-                tell = partial(done.set_result, context.run(function))
+                finish = partial(done.set_result, context.run(function))
             except BaseException as error:
-                tell = partial(done.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-                loop.call_soon_threadsafe(settle, tell)
+                finish = partial(done.set_exception, error)
+            # Raised if the loop is closed: then nothing waits for the result.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, finish)
 
-        def settle(tell: Callable[[], None]) -> None:
+        def settle(finish: Callable[[], None]) -> None:
             self._free.release()
             if not done.done():
-                tell()
+                finish()
 
         try:
+            # A daemon: the interpreter's end does not wait for it, as it does for the threads of a pool.
             threading.Thread(target=work, name="supdist tool", daemon=True).start()
         except RuntimeError:
             self._free.release()

@@ -1,8 +1,4 @@
-"""Tools: functions of a user's that a supervisor's code finds beside ``worker``.
-
-A plain function is a *guest tool*: it travels into the sandbox and runs behind the walls, with all that it uses. A
-``HostTool`` stays in the engine, with its secrets; the guest can but call it, and is told of a failure only its kind.
-"""
+"""Users' tools for guest code: guest tools run inside the sandbox, host tools are called by RPC."""
 
 from __future__ import annotations
 
@@ -27,10 +23,11 @@ from .pickling import ship
 from .signatures import BadArguments, Parameters, show_doc, show_signature
 from .threads import DaemonThreads
 
+# Some are not used yet.
 RESERVED = frozenset({
-    "context", "query", "worker", "worker_batch", "FINAL", "budget", "history", "WorkerError", "WorkerBatchError", "ToolError",
+    "context", "query", "worker", "worker_batch", "FINAL", "budget", "history",
+    "WorkerError", "WorkerBatchError", "ToolError",
 })  # fmt: skip
-"""Names that are the engine's own, some of them not used yet."""
 
 _NAME_CHARS = 64
 _MOST_TOOLS = 128
@@ -41,16 +38,13 @@ _OWN_CALLS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class HostTool:
-    """A function that runs in the engine when a guest calls it.
-
-    Its arguments and its result are plain data (see ``sandbox_image/plain.py``).
+    """A function that runs in the engine when guest code calls it.
 
     Attributes:
-        fn: plain, and then called in a thread, or ``async``. It may be called many times at once.
-        max_calls: how often a run, or an opened sandbox, may call it; failed calls count.
-        timeout: seconds for a call. A plain function cannot be stopped: it runs on in its thread, and what it gives
-            is dropped.
-        description: for the supervisor; by default the first paragraph of the docstring.
+        fn: takes and returns plain data; a plain function runs in a thread, or it is async.
+        max_calls: for a run or a sandbox; failed calls count.
+        timeout: seconds for a call; a plain function runs on after it.
+        description: for the supervisor, in place of the docstring's first paragraph.
     """
 
     fn: Callable[..., object]
@@ -66,16 +60,16 @@ Tool: TypeAlias = Callable[..., object] | HostTool
 
 @dataclass(slots=True)
 class ToolUse:
-    """A call of a host tool, told when it has ended.
+    """A call of a host tool that has ended.
 
     Attributes:
         tool: its name.
-        cell, call: where it came from; a sandbox numbers both.
-        args, kwargs: what it was called with, as plain data; None where that could not be read.
+        cell, call: numbers in the sandbox.
+        args, kwargs: plain data; None if they could not be read.
         elapsed: seconds.
-        result: what the function gave.
-        error: what kind of failure the guest was told of; None where there was none.
-        message: what failed, in words that the guest did not get.
+        result: what the function returned.
+        error: the failure that the guest got, if any.
+        message: what failed, for the log alone.
     """
 
     tool: str
@@ -91,15 +85,13 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True)
 class _Hosted:
-    """A host tool that was found good."""
-
     name: str
     tool: HostTool
     parameters: Parameters
 
 
 class Toolbox:
-    """Tools that were found good, ready for any number of sandboxes. Made by ``of``."""
+    """Checked tools, for any number of sandboxes."""
 
     def __init__(self) -> None:
         self.guest: list[protocol.GuestTool] = []
@@ -109,10 +101,10 @@ class Toolbox:
 
     @classmethod
     def of(cls, tools: Mapping[str, Tool] | Toolbox | None) -> Toolbox:
-        """Check tools, and make guest tools ready to travel.
+        """Check tools, and pickle guest tools.
 
         Raises:
-            TaskError: a name that cannot be had, a function that cannot be sent, or whose parameters cannot be checked.
+            TaskError: a name is not allowed, a function cannot be sent, or its parameters cannot be checked.
         """
         if isinstance(tools, Toolbox):
             return tools
@@ -121,7 +113,7 @@ class Toolbox:
             _check_name(name)
             box._add(name, tool)
         if len(box._lines) > _MOST_TOOLS:
-            raise TaskError(f"{len(box._lines)} tools; at most {_MOST_TOOLS} can be had")
+            raise TaskError(f"{len(box._lines)} tools; at most {_MOST_TOOLS} can be given")
         if sum(len(tool.pickle) for tool in box.guest) > _MOST_SHIPPED_BYTES:
             raise TaskError(
                 f"the tools bring more than {_MOST_SHIPPED_BYTES >> 20} MiB along; put data into the context"
@@ -146,7 +138,7 @@ class Toolbox:
         self._lines.append(f"- `{head}`{limits}" + (f": {doc}" if doc else ""))
 
     def with_own(self, functions: Mapping[str, Callable[..., object]]) -> Toolbox:
-        """The same tools and, for the engine's own names, host functions that the prompt tells of itself."""
+        """Add host functions of the engine, without a description."""
         box = Toolbox()
         box.guest, box.host, box.hosted, box._lines = [*self.guest], [*self.host], [*self.hosted], self._lines
         for name, function in functions.items():
@@ -158,11 +150,11 @@ class Toolbox:
         return box
 
     def describe(self) -> str:
-        """What a supervisor is told of the tools, a line each; empty where there are none."""
+        """Return a line for the supervisor about each tool."""
         return "\n".join(self._lines)
 
     def kinds(self) -> dict[str, str]:
-        """Each tool's name, and whether it is a guest's or the host's."""
+        """Return for each tool's name ``guest`` or ``host``."""
         return {tool.name: "guest" for tool in self.guest} | {tool.name: "host" for tool in self.host}
 
 
@@ -192,21 +184,20 @@ def _check_limits(name: str, tool: HostTool) -> None:
 
 
 class _Failure(Exception):
-    """Why a call has no result: a code and a text for the guest, and for the log what the host knows."""
-
-    def __init__(self, code: ToolCode, told: str, known: str = "") -> None:
-        super().__init__(told)
+    # Two messages: an exception's own words may hold what the guest must not know.
+    def __init__(self, code: ToolCode, guest_message: str, log_message: str = "") -> None:
+        super().__init__(guest_message)
         self.code: ToolCode = code
-        self.told = told
-        self.known = known or told
+        self.guest_message = guest_message
+        self.log_message = log_message or guest_message
 
 
 class ToolCalls:
-    """Answers the calls of one sandbox, and keeps its budgets.
+    """Answers the calls of one sandbox, within the tools' budgets.
 
     Args:
         toolbox: the tools.
-        on_use: told of every call that ended. Of those over the budget, of a tool's first alone.
+        on_use: called after each call; of those over budget, after a tool's first.
     """
 
     def __init__(self, toolbox: Toolbox, on_use: Callable[[ToolUse], None] | None = None) -> None:
@@ -214,11 +205,11 @@ class ToolCalls:
         self._on_use = on_use
         self._counts = [0] * len(toolbox.hosted)
         self._threads = DaemonThreads(_THREADS)
-        # What a guest sends takes a while to read: one at a time, out of the loop. What is answered waits for none of it.
+        # A guest's data takes time to read: one at a time, in a thread. Writing results does not wait for it.
         self._reading, self._writing = CapacityLimiter(1), CapacityLimiter(1)
 
     async def answer(self, call: protocol.ToolCall) -> ToolReply:
-        """The result of a call, or why there is none. Cancelled when the cell ends."""
+        """Return the result of a call, or the reason why there is none."""
         hosted, started = self.toolbox.hosted[call.tool], time.monotonic()
         use = ToolUse(hosted.name, call.cell, call.call)
         self._counts[call.tool] += 1
@@ -228,8 +219,8 @@ class ToolCalls:
             _check_budget(hosted.tool, over)
             reply = await self._in_time(hosted, call.arguments, use)
         except _Failure as failure:
-            use.error, use.message = failure.code, failure.known
-            reply = ToolFailure(failure.code, replace_surrogates(failure.told))
+            use.error, use.message = failure.code, failure.log_message
+            reply = ToolFailure(failure.code, replace_surrogates(failure.guest_message))
         except asyncio.CancelledError:
             use.error, use.message = "cancelled", "its cell has ended"
             raise
@@ -244,7 +235,8 @@ class ToolCalls:
         try:
             async with clock:
                 return await self._result(hosted, arguments, use)
-        except TimeoutError:  # ours: a function's own is a _Failure
+        # The clock's own: an error of the function is a _Failure already.
+        except TimeoutError:
             raise _Failure("timeout", f"no result within {hosted.tool.timeout:g} s") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -269,7 +261,6 @@ class ToolCalls:
             raise _Failure("failed", _FAILED, f"its result is {error}, where plain data belongs") from None
 
     async def _run(self, function: Callable[..., object], bound: inspect.BoundArguments) -> object:
-        """Call it, in a thread unless it is ``async``."""
         if inspect.iscoroutinefunction(function):
             awaitable: object = function(*bound.args, **bound.kwargs)
         else:
@@ -297,12 +288,12 @@ def _failed(error: BaseException) -> _Failure:
 def _call(function: Callable[..., object], bound: inspect.BoundArguments) -> object:
     try:
         return function(*bound.args, **bound.kwargs)
-    except BaseException as error:  # an exit is none of the engine's, and a StopIteration no future can carry
+    # All: SystemExit must not end the engine, and a future cannot carry StopIteration.
+    except BaseException as error:
         raise _failed(error) from error
 
 
 def _read(parameters: Parameters, data: bytes, use: ToolUse) -> inspect.BoundArguments:
-    """What a guest sent, as the function takes it."""
     try:
         match plain.decode(data):
             case [list() as args, dict() as kwargs]:
@@ -312,6 +303,7 @@ def _read(parameters: Parameters, data: bytes, use: ToolUse) -> inspect.BoundArg
                 pass
     except (plain.NotPlain, BadArguments) as error:
         raise _Failure("bad_arguments", str(error)) from None
-    except Exception as error:  # of a type of the user's, which checks by code of its own
+    # A user's type checks by code of its own, which may raise anything.
+    except Exception as error:
         raise _failed(error) from error
     raise _Failure("bad_arguments", "no list and dict of arguments")

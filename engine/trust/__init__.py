@@ -1,8 +1,4 @@
-"""What files given to the command line may do: no key to a new host, no path outside their folder, no import.
-
-``permissions.py`` has the rule. A file chooses among what the user has allowed by an option, in the user's own settings
-(``settings.py``) or by an answer on the terminal.
-"""
+"""Decides what files on the command line may do."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The environment of a command: the process's variables, then those of one ``.env`` file.
-
-A ``.env`` file may come with a folder that somebody else made. So it is data: it gives keys and names of models, and it
-says where they go, but it never redirects a key of the process. Its other variables (proxies, certificates, DOCKER_HOST)
-reach no library.
-"""
+"""The environment of a command: the process's variables, then those of one ``.env`` file."""
 
 from __future__ import annotations
 
@@ -29,6 +24,8 @@ _WOULD_ACT = re.compile(
 )
 
 
+# A .env file may come with another person's folder, so it is data: it never redirects a key of the process.
+# Its other variables (proxies, certificates, DOCKER_HOST) reach no library.
 class Environment(Mapping[str, str]):
     """Variables of the process, and those of a file that the process does not set."""
 
@@ -58,12 +55,12 @@ class Environment(Mapping[str, str]):
         return self.is_from_file(url_name) and not self.is_from_file(key_name)
 
     def with_value(self, name: str, value: str) -> Environment:
-        """Return the same environment with one variable that the user set."""
+        """Return this environment with one more variable of the user's."""
         return Environment({**self.process, name: value}, self.file, self.path)
 
     @property
     def not_passed_on(self) -> list[str]:
-        """Names of the file that would change what libraries do, and so are not set for them."""
+        """The names in the file that would change libraries."""
         kept = {*_MODELS, *_READ_HERE}
         return [
             name
@@ -77,15 +74,12 @@ def load_environment(
 ) -> Environment:
     """Return the environment with the variables of ``file``, or of ``.env`` in the working directory.
 
-    Keys and names of models are also put into ``process``, where libraries and Ray's workers find them.
-
     Args:
-        file: the file that the user named. It must be there; it may be anybody's.
-        process: the process's variables, ``os.environ`` by default.
+        file: the file that the user named; any user may own it.
+        process: by default ``os.environ``. It gets keys and names of models, for libraries and Ray's workers.
 
     Raises:
-        TaskError: the file cannot be read or parsed; or a ``.env`` that nobody named belongs to another user, or others
-            may write it.
+        TaskError: the file cannot be read or parsed, or another user owns or can write an unnamed ``.env``.
     """
     target = os.environ if process is None else process
     path = Path(ENV_FILE) if file is None else file
@@ -100,9 +94,8 @@ def load_environment(
 
 
 def env_file_above() -> Path | None:
-    """Return the nearest ``.env`` of the caller's own in a folder above the working directory, which is not read. Somebody
-    who counts on it would have their prompts sent elsewhere.
-    """
+    """Return the nearest ``.env`` of the caller's in a folder above the working directory."""
+    # It is not read. The command warns: without its BASE_URL, prompts would go to another host.
     try:
         folders = Path.cwd().parents
     except OSError:
@@ -119,7 +112,6 @@ def env_file_above() -> Path | None:
 
 
 def _read(path: Path, *, is_named: bool) -> str | None:
-    """The text of the file; None where nobody named it and there is none."""
     remedy = "" if is_named else ". To read another file: --env-file FILE; to read none: --env-file /dev/null"
     descriptor = None
     try:
@@ -146,7 +138,7 @@ def _open(path: Path, *, is_named: bool) -> int | None:
     if is_named:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # O_NONBLOCK: opening a FIFO that nobody named would wait for its other end.
+        # O_NONBLOCK: opening a FIFO would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         if path.is_symlink():
@@ -155,8 +147,10 @@ def _open(path: Path, *, is_named: bool) -> int | None:
     except PermissionError:
         if os.access(os.curdir, os.X_OK):
             raise
-        return None  # as after `sudo -u` in another's folder
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # a virtual environment may have this name
+        # The working directory itself is closed to this user, as after `sudo -u`.
+        return None
+    # A virtual environment may have this name.
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         return None
     return descriptor
@@ -189,9 +183,6 @@ def _here() -> str:
 
 
 def _parse(text: str, path: Path) -> dict[str, str]:
-    """The variables. ``${NAME}`` stands for one of the file alone: a value with the process's key in it, such as a URL,
-    would send the key away.
-    """
     from dotenv.parser import parse_stream
     from dotenv.variables import parse_variables
 
@@ -203,6 +194,8 @@ def _parse(text: str, path: Path) -> dict[str, str]:
             continue
         parts: list[str] = []
         for atom in parse_variables(binding.value):
+            # ``${NAME}`` is a variable of the file only: a URL with a key of the process in it would send
+            # that key.
             name: str | None = getattr(atom, "name", None)
             if name is not None and name not in found and getattr(atom, "default", None) is None:
                 raise TaskError(

@@ -1,4 +1,4 @@
-"""Folders whose code may run in the engine: what is in them is recorded, and a file that has changed asks again."""
+"""Records folders whose code may run in the engine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _DESCRIPTIONS = (".json", ".toml")
 _MOST_SHOWN = 10
 _MOST_FILES = 20_000
 _MOST_CODE_BYTES = 256 << 20
+# A larger JSON or TOML file is data.
 _MOST_DESCRIPTION_BYTES = 8 << 20
-"""Of one file; a larger one is data."""
 
 
 def record(folder: Path) -> FolderRule:
-    """Return a rule for a folder as it is now: the hashes of its modules and of its JSON and TOML files.
+    """Return a rule for a folder: the hashes of its modules and of its JSON and TOML files.
 
     Raises:
-        TaskError: it is none; it, or a file in it, belongs to another user or can be written by one; or it is too large.
+        TaskError: it is no folder, is too large, or another user can change it.
     """
     try:
         place = folder.resolve()
@@ -39,19 +39,19 @@ def record(folder: Path) -> FolderRule:
 
 
 def folder_of(settings: Settings, description: Path) -> Path:
-    """Return the folder to trust for a file: its own, unless one above it was trusted before."""
+    """Return the folder to trust for a file: its own, or a trusted one above it."""
     folder = description.parent.resolve()
     rule = _rule_for(settings, folder)
     return folder if rule is None else Path(rule.folder)
 
 
 def why_not(settings: Settings, description: Path) -> str | None:
-    """Return why a file may not have code of its folder run; None where it may.
+    """Return why code of a file's folder may not run; None if it may.
 
     Raises:
         TaskError: as ``record``.
     """
-    # A link to a file of another folder is a file of its own folder, from which code is imported.
+    # The file itself is not resolved: its code is imported from the folder in which the link lies.
     place = description.parent.resolve() / description.name
     rule = _rule_for(settings, place.parent)
     if rule is None:
@@ -75,13 +75,13 @@ def why_not(settings: Settings, description: Path) -> str | None:
 
 
 def _rule_for(settings: Settings, folder: Path) -> FolderRule | None:
-    """The rule of a folder, or of the nearest one above it."""
+    # The folder's own rule, else that of the nearest folder above it.
     rules = {rule.folder: rule for rule in settings.folders}
     return next((rules[str(each)] for each in (folder, *folder.parents) if str(each) in rules), None)
 
 
 def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """The paths and hashes of files with some suffix. Links are followed, as an import follows them."""
+    # Links are followed, as an import follows them.
     count = size = 0
     problems: list[str] = []
     for path in _walk(root, suffixes):
@@ -96,7 +96,8 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         count, size = count + 1, size + length
         if count > _MOST_FILES or size > _MOST_CODE_BYTES:
             raise TaskError(
-                f"{shown(root)} holds more than {_MOST_FILES:,} files or {_MOST_CODE_BYTES >> 20} MiB to check: put the "
+                f"{shown(root)} holds more than {_MOST_FILES:,} files or {_MOST_CODE_BYTES >> 20} MiB "
+                "to check: put the "
                 "file and its code into a folder of their own"
             )
         yield str(path.relative_to(root)), _hash(path)
@@ -109,9 +110,6 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The folders below a folder, and those files with some suffix, that an import can find. ``__pycache__`` is not read
-    (``toolbox/loading.py``), and a module whose name begins with a dot cannot be named.
-    """
     seen, waiting = set[str](), [root]
     while waiting:
         folder = waiting.pop()
@@ -121,11 +119,13 @@ def _walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         seen.add(real)
         yield folder
         for path in sorted(folder.iterdir()):
+            # No import finds these: see toolbox/loading.py for caches.
             if path.name.startswith(".") or path.name == "__pycache__":
                 continue
             try:
                 is_folder = stat.S_ISDIR(path.stat().st_mode)
-            except OSError:  # a link that leads nowhere, or where the caller may not look: nor may an import
+            # A broken link, or a closed folder: an import cannot read it either.
+            except OSError:
                 continue
             if is_folder:
                 waiting.append(path)
@@ -138,7 +138,6 @@ def _hash(path: Path) -> str:
 
 
 def _problem(path: Path) -> str:
-    """How somebody else than the caller, or root, could change what stands at a path; empty where nobody can."""
     found, link = path.stat(), path.lstat()
     for each in (found, link):
         if each.st_uid not in (os.geteuid(), 0):

@@ -1,8 +1,4 @@
-"""Which key belongs to which host.
-
-The table has the public providers, each with the variable that its own documentation names. Whatever it does not have,
-the user adds: ``supdist-engine trust host HOST --key VARIABLE``.
-"""
+"""Which key belongs to which host. The user adds more: ``supdist-engine trust host HOST --key VARIABLE``."""
 
 from __future__ import annotations
 
@@ -13,15 +9,17 @@ from typing import NamedTuple
 
 from ..errors import TaskError
 
+# Clients of any endpoint read this variable unless another is named.
 DEFAULT_KEY = "OPENAI_API_KEY"
-"""The variable that clients of any endpoint read where none is named."""
 
+# Variables that name an endpoint. If one place sets such a URL and the key, the key may go to any host of it.
 ENDPOINT_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "BASE_URL": (DEFAULT_KEY, "TOGETHER_API_KEY"),
     "OPENAI_BASE_URL": (DEFAULT_KEY,),
 }
-"""Variables that name an endpoint, and whose keys may go there, whatever its host, if one place sets both."""
 
+# By https host, on the default port; the variables are those of the provider's documentation.
+# Hosts where anybody can rent a name are left out.
 _PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "api.openai.com": ("OPENAI_API_KEY",),
     "eu.api.openai.com": ("OPENAI_API_KEY",),
@@ -55,13 +53,12 @@ _PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "api.tokenfactory.nebius.com": ("NEBIUS_API_KEY",),
     "ollama.com": ("OLLAMA_API_KEY",),
 }
-"""By https host, on the default port. No host of a provider where anybody can rent a name of their own."""
 
+# Servers that people start on their own machine.
 _LOCAL_SERVERS = ("VLLM_API_KEY", "SGLANG_API_KEY", "LITELLM_API_KEY", "LM_API_TOKEN")
-"""Keys of servers that people start on their own machine."""
 
 _PORTS = {"http": 80, "https": 443}
-# Stricter than any URL parser, so that no two of them read another host out of one text.
+# Stricter than any URL parser: two parsers must not read two hosts out of one text.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<user>[^\s/@\\?#]*@)?(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
     r"(?P<path>/[^\s\\#]*)?(?P<query>\?[^\s\\#]*)?"
@@ -72,7 +69,7 @@ _HOST = re.compile(
 
 
 class Origin(NamedTuple):
-    """The scheme, host and port of a URL. ``scheme`` is empty in a rule for both."""
+    """The scheme, host and port of a URL; a rule for both schemes has none."""
 
     scheme: str
     host: str
@@ -83,14 +80,14 @@ class Origin(NamedTuple):
 
     @property
     def url(self) -> str:
-        """With its scheme, as a rule is written."""
+        """The origin as a rule is written."""
         default = _PORTS.get(self.scheme) == self.port
         start = f"{self.scheme}://" if self.scheme else ""
         return f"{start}{self.host}" if default else f"{start}{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, which nobody listens in on."""
+        """Whether it is this machine."""
         if self.host == "localhost":
             return True
         try:
@@ -100,11 +97,11 @@ class Origin(NamedTuple):
 
     @property
     def is_readable_on_the_way(self) -> bool:
-        """Whether the network reads along: http to another machine."""
+        """Whether the network can read along."""
         return self.scheme != "https" and not self.is_loopback
 
     def covers(self, other: Origin) -> bool:
-        """Whether a rule for this one is a rule for the other."""
+        """Return whether a rule for this origin holds for the other."""
         return (self.host, self.port) == (other.host, other.port) and self.scheme in ("", other.scheme)
 
 
@@ -112,7 +109,7 @@ def origin_of(url: str) -> Origin:
     """Return the origin of an endpoint's URL.
 
     Raises:
-        TaskError: it is no http or https URL, or one that programs read differently.
+        TaskError: it is no http or https URL, or programs could read it in two ways.
     """
     found = _URL.fullmatch(url)
     if found is None:
@@ -123,13 +120,15 @@ def origin_of(url: str) -> Origin:
 
 
 def parse_host(text: str) -> Origin:
-    """Return the origin of what a user typed: ``gpu-box:8000`` (http and https), ``https://gpu-box``, ``gpu-box`` (https).
+    """Return the origin of what a user typed.
 
     Raises:
-        TaskError: it is none.
+        TaskError: it names no host.
     """
+    # gpu-box:8000 means both schemes, gpu-box means https.
     if "://" in text and "@" not in text and _URL.fullmatch(text):
-        return origin_of(text)  # the URL of an endpoint, of which the path does not count
+        # The URL of an endpoint; its path does not matter.
+        return origin_of(text)
     found = _HOST.fullmatch(text)
     if found is None:
         raise TaskError(f"{text[:200]!r} is no host: give HOST:PORT, https://HOST or http://HOST:PORT")

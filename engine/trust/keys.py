@@ -1,4 +1,4 @@
-"""Decides which key goes to an endpoint that a file, or the environment, names."""
+"""Decides which key goes to an endpoint that a file or the environment names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from .settings import HostRule, Settings, change_settings
 
 @dataclass(slots=True)
 class KeyRules:
-    """The rules for one file. A key may go to a host to which it belongs: by the table, by the user's settings, or because
-    one place (the process, or the ``.env``) sets both the URL and the key.
+    """The rules for one file.
 
     Attributes:
         subject: the file.
         environment: where keys come from.
         settings: the user's.
         ask: asks the user.
-        trust_endpoint: whether every key may go where the file says.
-        withheld: keys that were not sent, and how to allow it; for the message, should an endpoint refuse.
+        trust_endpoint: whether any key may go where the file says.
+        withheld: the keys that were not sent, and how to allow it.
     """
 
     subject: Path
@@ -34,10 +33,10 @@ class KeyRules:
     withheld: list[str] = field(default_factory=list[str])
 
     def usual(self, url: str) -> str | None:
-        """Return the variable for a file that names none, or None for no key.
+        """Return the variable for a file that names none; None for no key.
 
         Raises:
-            TaskError: the URL is none.
+            TaskError: the URL is no endpoint.
         """
         origin = origin_of(url)
         own, allowed = (
@@ -48,10 +47,11 @@ class KeyRules:
             if self._is_set(variable) and self._is_allowed(origin, url, variable):
                 return variable
         if own and not origin.is_loopback:
-            return own[0]  # it is not set, and the handler says so
+            # It is not set; the handler reports that.
+            return own[0]
         if not self._is_set(DEFAULT_KEY):
             return None
-        # A server on this machine mostly wants no key: nobody is asked about it.
+        # A server on this machine rarely needs a key, so the user is not asked.
         if not origin.is_loopback and self._decision(origin, DEFAULT_KEY) is None:
             named = [self.environment.file.get(each) for each in ENDPOINT_VARIABLES]
             who = self.environment.path if url in named else self.subject
@@ -63,27 +63,25 @@ class KeyRules:
         return None
 
     def named(self, url: str, variable: str, name: str) -> str:
-        """Return the variable that a file names for its endpoint.
-
-        Args:
-            url: the endpoint.
-            variable: what the file names.
-            name: the setting that names it.
+        """Return the variable that a file names for its endpoint; ``name`` is the setting.
 
         Raises:
-            TaskError: its key may not go there, or the URL is none.
+            TaskError: its key may not go there, or the URL is no endpoint.
         """
         origin = origin_of(url)
         if not self._is_set(variable) or self._is_allowed(origin, url, variable):
-            return variable  # the handler says where it is not set
+            # If it is not set, the handler reports that.
+            return variable
         if self._decision(origin, variable) is None and self._ask(
             origin, variable, f"{shown(self.subject)} asks for it ({name})"
         ):
             return variable
         plain = " over http, where the network can read it" if origin.is_readable_on_the_way else ""
         raise TaskError(
-            f"{shown(self.subject)}: {name} would send the key in {variable} to {origin}{plain}, and you have not allowed that. "
-            f"If you trust this host with this key: {_allowing(origin, variable)} (or --trust-endpoint, for this time)"
+            f"{shown(self.subject)}: {name} would send the key in {variable} to {origin}{plain}, and "
+            "you have not allowed that. "
+            f"If you trust this host with this key: {_allowing(origin, variable)} (or --trust-endpoint, "
+            "for this time)"
         )
 
     def _is_set(self, variable: str) -> bool:
@@ -92,6 +90,7 @@ class KeyRules:
     def _is_allowed(self, origin: Origin, url: str, variable: str) -> bool:
         if self.trust_endpoint or variable in _keys_at(url, origin) or self._decision(origin, variable):
             return True
+        # The last rule: one place (the process, or the .env) sets both the URL and the key.
         environment = self.environment
         return any(
             environment.get(each, "").rstrip("/") == url.rstrip("/")
@@ -101,7 +100,6 @@ class KeyRules:
         )
 
     def _decision(self, origin: Origin, variable: str) -> bool | None:
-        """What the user's settings say; None where they say nothing."""
         found = [
             rule.allowed for rule in self.settings.hosts if rule.key == variable and _covers(rule, origin)
         ]
@@ -120,7 +118,7 @@ class KeyRules:
 
 
 def _keys_at(url: str, origin: Origin) -> tuple[str, ...]:
-    """The keys of a host by the table. A query would choose another path there than that of the chat API."""
+    # A query could lead to another path than that of the chat API.
     return () if "?" in url else keys_of(origin)
 
 

@@ -13,13 +13,13 @@ from .settings import Direction, PathRule, Settings, change_settings
 
 @dataclass(slots=True)
 class PathRules:
-    """The rules for one file: what lies in its own folder, links resolved, and what the user allows.
+    """The rules for one file.
 
     Attributes:
         subject: the file.
         settings: the user's.
         ask: asks the user.
-        read, write: folders and files that the user allowed.
+        read, write: paths that the user allowed.
     """
 
     subject: Path
@@ -29,11 +29,11 @@ class PathRules:
     write: tuple[Path, ...] = ()
 
     def within(self, path: Path, name: str, direction: Direction) -> ResolvedPath:
-        """Return the path to use; it is to be opened without following a link.
+        """Return the path to use; open it without following a link.
 
         Args:
             path: what the file names.
-            name: the setting that names it.
+            name: the setting.
             direction: what is done there.
 
         Raises:
@@ -66,7 +66,6 @@ class PathRules:
         return place
 
     def _is_allowed(self, place: Path, root: Path, direction: Direction) -> bool:
-        """Whether an option or the settings allow it. What may be written may be read."""
         remembered = (
             Path(rule.folder)
             for rule in self.settings.paths
@@ -77,9 +76,6 @@ class PathRules:
 
 
 def _is_part_of(place: Path, root: Path, direction: Direction) -> bool:
-    """Whether a path belongs to what a file in a folder describes. Hidden files (.env, .git) do not, nor may the folder as a
-    whole be read: they are there before the file comes.
-    """
     if not place.is_relative_to(root):
         return False
     parts = place.relative_to(root).parts

@@ -1,8 +1,4 @@
-"""The rule for files given to the command line (task file, models file, experiment): data, not a program.
-
-Such a file may read and write below its own folder, and name any endpoint. A key goes to a host to which it belongs. Whatever
-is more than that needs the user: an option, a rule in the user's settings, or an answer on the terminal.
-"""
+"""Decides what a file on the command line may do: a task file, a models file, an experiment."""
 
 from __future__ import annotations
 
@@ -20,15 +16,17 @@ from .paths import PathRules
 from .questions import Ask, Question, command, nobody, shown
 from .settings import Settings, change_settings, read_settings
 
+# As ``api_key_env`` of ``OpenAIHandler``.
 KeyNames = str | Mapping[str, str | None] | None
-"""As ``api_key_env`` of ``OpenAIHandler``."""
 
 
+# Such a file is data, not a program: it may use its own folder and name any endpoint.
+# The user allows more by an option, by a rule in the settings, or by an answer on the terminal.
 class Permissions(Protocol):
-    """What the file that describes something may do."""
+    """What a file may do."""
 
     def readable(self, path: Path, name: str) -> Path:
-        """Return the path to read at. ``name`` is the setting that names it.
+        """Return the path to read at; ``name`` is the setting that names it.
 
         Raises:
             TaskError: it may not be read.
@@ -45,7 +43,7 @@ class Permissions(Protocol):
 
     @property
     def default_url(self) -> str | None:
-        """The endpoint where a file names none; None for what the handler does by itself."""
+        """The endpoint if the file names none; None for the handler's own."""
         ...
 
     def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
@@ -53,8 +51,8 @@ class Permissions(Protocol):
 
         Args:
             urls: the endpoints.
-            variable: what the file names; None where it names none.
-            name: the setting, for the message.
+            variable: what the file names, if it names one.
+            name: the setting.
 
         Raises:
             TaskError: a key may not go there.
@@ -62,20 +60,16 @@ class Permissions(Protocol):
         ...
 
     def require_trust(self, name: str, what: str) -> None:
-        """See that the user trusts the file's folder like a program.
-
-        Args:
-            name: the setting.
-            what: what the setting does, such as "imports tools:search into the engine".
+        """Check that the user trusts the file's folder as a program.
 
         Raises:
-            TaskError: the user does not.
+            TaskError: the user does not; it says what the setting does (``what``).
         """
         ...
 
 
 class Unbound:
-    """What the user's own Python program may do: everything."""
+    """Allows everything: the user's own Python program."""
 
     def readable(self, path: Path, name: str) -> Path:
         """See ``Permissions``."""
@@ -103,7 +97,7 @@ UNBOUND = Unbound()
 
 @dataclass(frozen=True, slots=True)
 class Granted(Unbound):
-    """What was decided before, for whoever builds the models later, perhaps in another process. It holds no key."""
+    """Earlier decisions about keys, without any key."""
 
     default: str
     decided: Mapping[tuple[str, str | None], str | None]
@@ -114,12 +108,26 @@ class Granted(Unbound):
         return self.default
 
     def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
-        """See ``Permissions``. A URL that nothing was decided about gets no key."""
+        """Return the decided variables."""
+        # A URL without a decision gets no key.
         return {url: self.decided.get((url, variable)) for url in urls}
 
 
 class Bound:
-    """What a file given to the command line may do."""
+    """Permissions of a file that was given to the command line.
+
+    Args:
+        subject: the file.
+        environment: where keys come from.
+        read, write: more folders that the user allowed.
+        trust_endpoint: whether any key may go where the file says.
+        ask: asks the user.
+        is_own: whether the user wrote the file's content; then only its keys are bound.
+        settings: by default those of the configuration folder.
+
+    Raises:
+        TaskError: the settings are damaged.
+    """
 
     def __init__(
         self,
@@ -133,21 +141,6 @@ class Bound:
         is_own: bool = False,
         settings: Settings | None = None,
     ) -> None:
-        """Read the user's settings.
-
-        Args:
-            subject: the file.
-            environment: where keys come from.
-            read: folders that the user allowed to read, besides the file's own.
-            write: the same to write.
-            trust_endpoint: whether every key may go where the file says.
-            ask: asks the user.
-            is_own: whether the user wrote what the file says, so that only its keys are bound.
-            settings: the user's; those of the configuration folder by default.
-
-        Raises:
-            TaskError: the settings are damaged.
-        """
         self.subject = subject
         self.environment = environment
         self._settings = read_settings() if settings is None else settings
@@ -159,11 +152,11 @@ class Bound:
 
     @property
     def withheld(self) -> Sequence[str]:
-        """Which keys were not sent, and how to allow it."""
+        """The keys that were not sent, and how to allow it."""
         return self._keys.withheld
 
     def readable(self, path: Path, name: str) -> Path:
-        """See ``Permissions``. Unless the path is the user's it has no links, and is to be opened without following any."""
+        """Return the path without links; open it without following any."""
         return path if self._is_own else self._paths.within(path, name, "read")
 
     def writable(self, path: Path, name: str) -> Path:
@@ -185,7 +178,7 @@ class Bound:
         return {url: self._decided[url, variable] for url in urls}
 
     def granted(self) -> Granted:
-        """Return what was decided about keys."""
+        """Return the decisions about keys."""
         return Granted(self.default_url, dict(self._decided))
 
     def require_trust(self, name: str, what: str) -> None:
@@ -195,7 +188,8 @@ class Bound:
         why = folders.why_not(self._settings, self.subject)
         if why is not None:
             folder = folders.folder_of(self._settings, self.subject)
-            rule = folders.record(folder)  # nobody is asked about what cannot be trusted
+            # Before the question: a folder that others can change raises here.
+            rule = folders.record(folder)
             wish = f"{shown(self.subject)}: {name} {what}, and {why}"
             if self._ask(Question(f"{wish}. Trust {shown(folder)} as it is now?", ("yes", "no"))) != "yes":
                 raise TaskError(
@@ -206,7 +200,7 @@ class Bound:
 
 
 def readable_files(permissions: Permissions, path: Path, name: str) -> Path:
-    """Return the path to read at; of a folder, each link in it must lead to what may be read, too.
+    """Return the path to read at, and check where the links in a folder lead.
 
     Raises:
         TaskError: it may not be read.
@@ -216,6 +210,7 @@ def readable_files(permissions: Permissions, path: Path, name: str) -> Path:
         for each in place.iterdir():
             if each.is_symlink():
                 permissions.readable(each, name)
-            if each.is_fifo():  # reading it would wait for a writer
+            # Reading it would wait for a writer.
+            if each.is_fifo():
                 raise TaskError(f"{name}: {shown(each)} is no regular file")
     return place

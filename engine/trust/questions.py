@@ -1,4 +1,4 @@
-"""Questions to the user about what a file wants and nobody has allowed yet."""
+"""Questions to the user about what a file asks for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from ...sandbox_image.text import one_line, shorten_middle
 
+# A longer text could push the rest of a message off the screen.
 _MOST_SHOWN = 160
 
 Answer = Literal["yes", "once", "always", "no", "never"]
@@ -16,12 +17,7 @@ Answer = Literal["yes", "once", "always", "no", "never"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question for a terminal.
-
-    Attributes:
-        text: it holds text of the file.
-        answers: what can be answered; ``always`` and ``never`` are remembered.
-    """
+    """A question for a terminal; the text is escaped. ``always`` and ``never`` are remembered."""
 
     text: str
     answers: tuple[Answer, ...]
@@ -31,24 +27,22 @@ Ask: TypeAlias = Callable[[Question], Answer]
 
 
 def shown(text: object) -> str:
-    """Return text of a file for a line of a message: escaped, and without its middle where it is long, so that it pushes
-    nothing else off the screen.
-    """
+    """Return text of a file for a message: escaped and shortened."""
     return shorten_middle(one_line(str(text)), _MOST_SHOWN)
 
 
 def command(start: str, *arguments: object) -> str:
-    """Return a command that can be pasted into a shell: what a file named is quoted."""
+    """Return a command to paste into a shell."""
     return (
         " ".join([start, *(shlex.quote(str(each)) for each in arguments)]) if _is_typed(arguments) else start
     )
 
 
 def _is_typed(arguments: tuple[object, ...]) -> bool:
-    """Whether a person can type them: a path with a line end cannot be shown as a command."""
+    # A path with a line end cannot be shown as a command.
     return all(str(each).isprintable() for each in arguments)
 
 
 def nobody(question: Question) -> Answer:
-    """Answer for a user who is not there."""
+    """Answer no."""
     return "no"

@@ -1,8 +1,4 @@
-"""The user's own settings: which hosts get which key, which folders may be read, written and imported from.
-
-They are in ``$XDG_CONFIG_HOME/supdist-engine`` (``~/.config/supdist-engine``): ``trust.json``, and ``secret``, by which the
-user's own files are recognised (``seals.py``).
-"""
+"""The user's settings: which host gets which key, which folders may be read, written and imported from."""
 
 from __future__ import annotations
 
@@ -21,6 +17,7 @@ from ..errors import TaskError
 from ..private_files import PrivateFolder, open_file, others_may_write, resolved
 from .hosts import parse_host
 
+# In $XDG_CONFIG_HOME/supdist-engine. The secret is for the marks of seals.py.
 FILE, SECRET = "trust.json", "secret"
 
 _LOCK = ".lock"
@@ -31,17 +28,18 @@ Direction = Literal["read", "write"]
 
 
 class HostRule(BaseModel):
-    """A key for a host; or, where ``allowed`` is false, the answer that it shall not get this key, and no question more."""
+    """Whether a host gets a key."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     host: str
     key: str
+    # If false, the user is not asked again.
     allowed: bool = True
 
 
 class PathRule(BaseModel):
-    """A folder or file that files in another folder may read or write."""
+    """A path that files in the folder ``asking`` may read or write."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -51,7 +49,7 @@ class PathRule(BaseModel):
 
 
 class FolderRule(BaseModel):
-    """A folder that code is imported from: the hashes of its files then, by their paths in it."""
+    """A folder of trusted code, with the hashes of its files."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -69,7 +67,7 @@ class Settings(BaseModel):
     folders: tuple[FolderRule, ...] = Field(default=())
 
     def with_host(self, rule: HostRule) -> Settings:
-        """Return the settings with a rule in the place of an older one about the same."""
+        """Return the settings with this rule in place of an older one."""
         origin = parse_host(rule.host)
         others = tuple(
             each for each in self.hosts if each.key != rule.key or not origin.covers(parse_host(each.host))
@@ -77,11 +75,11 @@ class Settings(BaseModel):
         return self.model_copy(update={"hosts": (*others, rule)})
 
     def with_path(self, rule: PathRule) -> Settings:
-        """Return the settings with a rule more."""
+        """Return the settings with this rule."""
         return self.model_copy(update={"paths": (*(each for each in self.paths if each != rule), rule)})
 
     def with_folder(self, rule: FolderRule) -> Settings:
-        """Return the settings with a rule in the place of an older one about the same folder."""
+        """Return the settings with this rule in place of an older one."""
         others = tuple(each for each in self.folders if each.folder != rule.folder)
         return self.model_copy(update={"folders": (*others, rule)})
 
@@ -95,7 +93,7 @@ class Settings(BaseModel):
 
 
 def config_folder() -> Path:
-    """Return the folder of the user's settings, which may not be there.
+    """Return the folder of the settings, which may not exist.
 
     Raises:
         TaskError: the user has no home folder.
@@ -109,22 +107,23 @@ def config_folder() -> Path:
 
 
 def read_settings() -> Settings:
-    """Return the user's settings; empty ones where there are none.
+    """Return the settings; empty ones if there are none.
 
     Raises:
-        TaskError: the file is damaged, or could hold another user's words.
+        TaskError: the file is damaged, or another user could have written it.
     """
     try:
         path = config_folder() / FILE
     except TaskError:
         return Settings()
     try:
-        # The folder is the user's own, and so are links in it.
+        # Links are followed: in the user's own folder they are the user's own.
         with open_file(resolved(path)) as file:
             found = os.fstat(file.fileno())
             if not _is_own(found):
                 raise TaskError(
-                    f"{path} belongs to another user, or others can write it: make it yours alone (chmod 600), or set "
+                    f"{path} belongs to another user, or others can write it: make it yours alone "
+                    "(chmod 600), or set "
                     "XDG_CONFIG_HOME"
                 )
             text = file.read(_MOST_BYTES)
@@ -139,7 +138,7 @@ def read_settings() -> Settings:
 
 
 def change_settings(change: Callable[[Settings], Settings]) -> Settings:
-    """Change the user's settings, one process at a time; the settings then.
+    """Change the settings under a lock, and return them.
 
     Raises:
         TaskError: they cannot be written, or are damaged.
@@ -147,7 +146,8 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
     try:
         with PrivateFolder.open(config_folder(), create=True) as folder, _locked(folder):
             settings = change(read_settings())
-            place = resolved(config_folder() / FILE)  # a link of the user's stays
+            # Resolved: a link of the user's stays a link.
+            place = resolved(config_folder() / FILE)
             with PrivateFolder.open(place.parent) as target, target.replacing(place.name) as file:
                 file.write(settings.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
@@ -156,7 +156,7 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
 
 
 def user_secret() -> bytes | None:
-    """Return the secret of this user, made where there is none; None where the user has no folder for it."""
+    """Return the secret of this user, or make it; None without a folder for it."""
     try:
         if (found := _own_file(SECRET)) is not None and len(found) == _SECRET_BYTES:
             return found
@@ -171,14 +171,14 @@ def user_secret() -> bytes | None:
 
 
 def as_json(settings: Settings) -> str:
-    """Return the rules for a person or a program, without the hashes of files."""
+    """Return the rules as JSON, without the hashes of files."""
     whole = settings.model_dump()
     whole["folders"] = [{"folder": each.folder, "files": len(each.files)} for each in settings.folders]
     return json.dumps(whole, indent=1)
 
 
 def _own_file(name: str) -> bytes | None:
-    """Return the content of a file of the settings; None where there is none that this user alone can have written."""
+    # A file that another user could have written counts as missing.
     with suppress(OSError), PrivateFolder.open(config_folder()) as folder, folder.read(name) as file:
         found = os.fstat(file.fileno())
         return file.read(_MOST_BYTES) if _is_own(found) else None
@@ -186,7 +186,6 @@ def _own_file(name: str) -> bytes | None:
 
 
 def _is_own(found: os.stat_result) -> bool:
-    """Whether the caller alone can have written a file."""
     return found.st_uid == os.geteuid() and not others_may_write(found)
 
 
