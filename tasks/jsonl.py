@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..sandbox_image.paths import is_visible_below
 from .base import Ask, Example, Score, TaskDataError
 from .judge import judge_answer
 from .metrics import best, contains, exact_match, token_f1
@@ -170,10 +171,8 @@ class Jsonl(TaskWithOptions):
             place = Path(os.path.realpath(self.path.parent / name))
         except ValueError as error:  # a null character or a lone surrogate
             raise TaskDataError(f"context_file {name!r} is not a path: {error}") from error
-        folder = os.path.realpath(self.path.parent)
-        if not place.is_relative_to(folder) or any(
-            part.startswith(".") for part in place.relative_to(folder).parts
-        ):
+        folder = Path(os.path.realpath(self.path.parent))
+        if not is_visible_below(place, folder):
             raise TaskDataError(
                 f"context_file {name!r} is {str(place)!r}, outside {folder} or hidden;"
                 f" put {self.path.name} and its documents into one folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...sandbox_image.paths import is_visible_below
 from ..errors import TaskError
 from ..private_files import ResolvedPath, resolved
 from .questions import Ask, Question, command, shown
@@ -76,7 +77,5 @@ class PathRules:
 
 
 def _is_part_of(place: Path, root: Path, direction: Direction) -> bool:
-    if not place.is_relative_to(root):
-        return False
-    parts = place.relative_to(root).parts
-    return not any(part.startswith(".") for part in parts) and (direction == "write" or bool(parts))
+    # The whole folder holds more than what belongs to the file.
+    return is_visible_below(place, root) and (direction == "write" or place != root)
