@@ -26,10 +26,10 @@ class ResolvedPath(PosixPath):
 
 
 def resolved(path: str | os.PathLike[str]) -> ResolvedPath:
-    """Resolve the links of a path; a part that does not exist stays as it is.
+    """Resolve the links of a path.
 
     Raises:
-        OSError: the links form a circle, or a name is too long.
+        OSError: they form a circle, or a name is too long.
     """
     if isinstance(path, ResolvedPath):
         return path
@@ -54,7 +54,7 @@ class PrivateFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, create: bool = False) -> PrivateFolder:
-        """Open a folder; ``create`` makes it with its parents. Links in ``path`` are resolved."""
+        """Open a folder, or make it with its parents. Links in ``path`` are resolved."""
         place = resolved(path)
         if ".." in place.parts:
             raise OSError(errno.EINVAL, "a resolved path has no '..'", str(place))
@@ -107,19 +107,20 @@ class PrivateFolder:
         return open(self._open(name, os.O_RDONLY), "rb")
 
     def append(self, name: str) -> BinaryIO:
-        """Open a file for appending and reading, or make it."""
+        """Open or make a file for appending and reading."""
         return open(self._open_own(name, os.O_RDWR | os.O_APPEND), "ab+")
 
     def update(self, name: str) -> int:
-        """Open a file for reading and writing, or make it, and return the descriptor."""
+        """Open or make a file for reading and writing."""
         return self._open_own(name, os.O_RDWR)
 
     def check_own(self, name: str) -> None:
-        """Check that a file, if it exists, is regular, the caller's, and has one name."""
+        """Check that a file, if it exists, could be written here."""
         try:
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return
+        # What append and update demand: a regular file of the caller's with one name.
         path = self._path_of(name)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -240,11 +241,12 @@ def is_there(path: Path) -> bool:
 
 
 def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
-    """Read a whole file; of a ``ResolvedPath`` a regular one without links.
+    """Read a whole file.
 
     Raises:
         OSError: it cannot be read, or has more than ``most`` bytes.
     """
+    # A path of the user's may have links and be a pipe; a ResolvedPath is a regular file without any.
     with open_file(path) if isinstance(path, ResolvedPath) else open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size <= most and len(data := file.read(most + 1)) <= most:
             return data

@@ -176,7 +176,7 @@ _NAMESPACES = {"process": (*_CONTAINER, "user"), "docker": _CONTAINER, GVISOR: (
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """The isolation, as the guest measured it before any user's code ran.
+    """The isolation, as the guest measured it.
 
     Attributes:
         backend: ``process``, ``docker`` or ``docker/runsc``.
@@ -186,7 +186,7 @@ class Isolation:
         no_new_privs: whether executed programs gain no rights.
         seccomp: whether system calls are filtered.
         root_writable: whether the system's files can be changed.
-        limited: whether control groups limit it; True for a remote daemon, where it cannot be seen.
+        limited: whether control groups limit it; True for a remote daemon.
     """
 
     backend: str
@@ -220,7 +220,7 @@ class Isolation:
         return [name for name in _NAMESPACES[self.backend] if name not in self.namespaces]
 
     def missing(self) -> list[str]:
-        """Return what the default level requires and is missing here."""
+        """Return what the default level lacks here."""
         # Under gVisor namespaces and the filter belong to its own kernel, not to the host's.
         gaps = [f"a {name} namespace of its own" for name in self.shared_namespaces()]
         checks = {
@@ -239,14 +239,13 @@ class Display:
     """A value or figure that a cell shows.
 
     Attributes:
-        data: its untrusted forms by MIME type. ``text/plain`` (always there), ``text/html`` and
-            ``image/svg+xml`` are str; ``image/png`` and ``image/jpeg`` are bytes.
+        data: its untrusted forms by MIME type, as text or bytes; ``text/plain`` is always there.
     """
 
     data: Mapping[str, str | bytes]
 
     def as_text(self) -> str:
-        """Return the plain form, and a line for each image. Not escaped for a terminal."""
+        """Return the plain form, unescaped, and a line for each image."""
         plain = self.data.get("text/plain", "")
         images = [
             f"[{mime}, {len(form if isinstance(form, bytes) else form.encode())} bytes]"
@@ -256,7 +255,7 @@ class Display:
         return "\n".join([*([str(plain)] if plain else []), *images])
 
     def as_data(self) -> dict[str, str]:
-        """Return the forms for JSON, as in notebooks: text as it is, images in base64."""
+        """Return the forms for JSON: images in base64."""
         return {
             mime: form if isinstance(form, str) else base64.b64encode(form).decode()
             for mime, form in self.data.items()
@@ -269,18 +268,18 @@ class CellResult:
 
     Attributes:
         cell: its number, from 1.
-        outcome: how it ended, as the host saw it.
-        stdout, stderr: its output, decoded as UTF-8.
+        outcome: as the host saw it.
+        stdout, stderr: decoded as UTF-8.
         truncated: whether it wrote more than ``SandboxConfig.output``.
         error: the exception that ended it, if any.
         final: what it passed to ``FINAL``.
         elapsed: seconds from start to end.
-        worker_wait: seconds of them in waits, which the timeout does not count.
-        state_lost: whether its variables are gone; ``execute`` raises until ``reset()``.
+        worker_wait: seconds of them in waits.
+        state_lost: whether ``execute`` raises until ``reset()``.
         dropped: late messages of earlier cells.
-        usage: processor seconds of the cell, peak bytes of the sandbox, and who counted them.
+        usage: processor seconds, peak bytes, and who counted them.
         detail: why it ended, if the code did not choose it.
-        display: the value of its last expression, then each open figure of ``matplotlib.pyplot``.
+        display: the value of its last expression, then each open figure.
     """
 
     cell: int

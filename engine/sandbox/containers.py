@@ -24,6 +24,7 @@ from .container_settings import OWNER_LABEL, Image, container_settings
 from .docker_sdk import API, READ_LOG, REQUEST_SECONDS, START, Connection, connect, dial, is_local, reason
 from .owner import has_ended
 
+# An owner on another machine counts as alive; its ended containers are removed after this.
 _LEFT_SECONDS = 600.0
 # Init may stay 2 s after its last message: if its input is full, it does not see that the shim has hung up.
 _END_SECONDS = 5.0
@@ -40,7 +41,7 @@ class Container:
     Attributes:
         id: the daemon's name for it.
         stream: its stdio.
-        groups: its control groups by controller; empty if they cannot be seen.
+        groups: its control groups by controller, if they can be seen.
         image: its image.
     """
 
@@ -175,7 +176,7 @@ class Daemon:
         """Wait for the end of a container whose stream has ended.
 
         Raises:
-            SandboxLost: it does not end in five seconds, or the daemon cannot say how.
+            SandboxLost: it does not end, or the daemon cannot say how.
         """
         from docker.errors import DockerException
 
@@ -216,6 +217,7 @@ class Daemon:
             found = self._client.containers(all=True, filters={"label": OWNER_LABEL})
         for container in found:
             is_old = container["Created"] < datetime.now(UTC).timestamp() - _LEFT_SECONDS
+            # "created": its engine died before it was started.
             has_stopped = container["State"] in ("exited", "dead", "created")
             if has_ended(container["Labels"][OWNER_LABEL]) or (has_stopped and is_old):
                 self.remove(container["Id"])

@@ -37,6 +37,7 @@ class ContextFiles:
             return "text"
         with open(file, "xb") as stream:
             kind = encode_context(context, stream)
+        # The guest is another user, and others may have a link to the same file.
         os.chmod(file, 0o444)
         if isinstance(value, str):  # which cannot change, see ContextMemory
             self._text = None

@@ -21,6 +21,7 @@ from .config import GVISOR, CellResult, Outcome, SandboxConfig
 from .factory import open_sandbox
 from .sandbox import Sandbox
 
+# Small limits are reached soon. With best_effort a missing layer is a finding, not an error.
 _LIMITS = SandboxConfig.model_validate(
     {
         "memory": "96MiB",
@@ -37,6 +38,7 @@ _ENOSPC, _EACCES = 28, 13
 _GUEST_UID = 65534
 # AF_UNIX, AF_INET, AF_INET6.
 _ALLOWED_FAMILIES = {1, 2, 10}
+# More than the limit of 16: a watchdog is late.
 _MOST_CHILDREN = 24
 _MOST_SECONDS = 2.0
 

@@ -47,6 +47,7 @@ class _SharedBackends:
     async def zygote(self, packages: Packages | None) -> Zygote:
         """Return a zygote that is alive."""
         async with self._lock:
+            # Popped and put back: the order of the dict is that of the last use.
             zygote = self._zygotes.pop(packages, None)
             if zygote is not None and not zygote.alive:
                 await zygote.close()
@@ -85,6 +86,7 @@ class _SharedBackends:
         )
 
 
+# One value for each event loop.
 _shared: RunVar[_SharedBackends] = RunVar("supdist sandbox backends")
 
 
@@ -101,6 +103,7 @@ async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
     finally:
         shared.users -= 1
         if shared.users == 0 and shared.is_open:
+            # Shielded: a cancelled caller must not leave processes behind.
             await asyncio.shield(asyncio.ensure_future(shared.close()))
 
 
@@ -133,7 +136,7 @@ class SandboxRuntime:
     """Keeps this event loop's zygotes and containers alive, so that the next sandbox costs only a fork.
 
     Args:
-        config: what its sandboxes need is started at once.
+        config: of the sandboxes to prepare for.
 
     Raises:
         SandboxUnavailable: this machine has no such backend.
@@ -167,11 +170,11 @@ async def open_sandbox(
     """Open a sandbox, and close it at the end of the block.
 
     Args:
-        config: limits and timeouts; the defaults suit a supervisor's code.
-        context: what the code sees as ``context``: a str, list, dict or other plain data.
-        query: what the code sees as ``query``.
-        on_call: answers ``worker`` and ``worker_batch``; without it they raise ``WorkerError``.
-        tools: more functions for the code: a plain one runs inside, a ``HostTool`` here.
+        config: limits and timeouts.
+        context: the code's ``context``: a str, list, dict or other plain data.
+        query: the code's ``query``.
+        on_call: answers ``worker`` and ``worker_batch``.
+        tools: more functions: a plain one runs inside, a ``HostTool`` here.
         on_tool: called in the event loop after each call of a host tool.
 
     Raises:
@@ -185,6 +188,7 @@ async def open_sandbox(
         try:
             yield sandbox
         finally:
+            # Shielded, as above.
             await asyncio.shield(asyncio.ensure_future(sandbox.close()))
 
 

@@ -45,6 +45,7 @@ class FileTransfer:
     async def put(self, path: str, data: bytes) -> None:
         """See ``Sandbox.put``."""
         size = self._chunk_bytes
+        # At least one request, which makes an empty file.
         for start in range(0, max(1, len(data)), size):
 
             def request(number: int, start: int = start) -> protocol.PutFile:
@@ -57,6 +58,7 @@ class FileTransfer:
         pieces: list[bytes] = []
         read = 0
         while True:
+            # One byte more than allowed: it shows that the file is too large.
             size = min(self._chunk_bytes, max_bytes - read + 1)
 
             def request(number: int, offset: int = read, size: int = size) -> protocol.GetFile:

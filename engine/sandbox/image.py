@@ -151,6 +151,7 @@ def _download(name: str, base: _Base, folder: str) -> None:
         )
     command = [
         *(sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--dest", folder),
+        # With hashes: the index is not trusted.
         *("--no-deps", "--require-hashes", "--only-binary", ":all:"),
         *("--implementation", "cp", "--python-version", base.python),
         *(f"--platform={platform}" for platform in base.platforms),

@@ -13,7 +13,7 @@ _REMEDY = "make it with `pip install --target DIR PACKAGE ...`, and a pip of the
 
 
 class Packages(NamedTuple):
-    """A folder at one point in time; it differs if the path, the rights or the entries change."""
+    """A folder at one point in time."""
 
     # A guest that is built ahead sees the folder as it was then: another folder needs another zygote.
     path: str
@@ -25,11 +25,8 @@ class Packages(NamedTuple):
 def find_packages(folder: str) -> Packages:
     """Return the folder as it is now.
 
-    Args:
-        folder: relative to the current directory.
-
     Raises:
-        TaskError: it does not exist, is no folder, or cannot be read by this user.
+        TaskError: it does not exist, is no folder, or cannot be read.
     """
     try:
         path = os.path.realpath(folder, strict=True)

@@ -61,7 +61,7 @@ def make_place(daemon: Daemon, parent: str, config: SandboxConfig, image: Image)
 
 
 class Pool:
-    """Running containers that no sandbox has used; ``size`` of them are kept."""
+    """Running containers that no sandbox has used."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Pool:
         self._waiting = 0
 
     async def take(self) -> Place | None:
-        """Take one that is alive, or wait for one; None if others wait for all of them."""
+        """Take one that is alive, or wait for one."""
         place = None
         while place is None:
             while self._ready and place is None:
@@ -86,6 +86,7 @@ class Pool:
                     self._remove(place)
                     place = None
             if place is None:
+                # Others wait for all that are being made: the caller makes its own.
                 if self._waiting >= len(self._making):
                     break
                 self._waiting += 1

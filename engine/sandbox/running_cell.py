@@ -20,6 +20,7 @@ class RunningCell:
     def __init__(self, number: int) -> None:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        # The shim bounds both, see SandboxConfig.output.
         self._output = {1: bytearray(), 2: bytearray()}
         self._display: list[Display] = []
         self._final: str | None = None

@@ -169,6 +169,7 @@ class RunningGuest:
     async def close(self) -> None:
         """Kill the guest, and wait until nothing is left of it."""
         if not self._gone.is_set():
+            # The shim kills the guest; if the shim hangs, the zygote kills the shim.
             self._is_closing = True
             self.send(protocol.Kill())
             if not await self._is_gone_within(_CLOSE_SECONDS):
@@ -194,6 +195,7 @@ class RunningGuest:
             case protocol.FileData() | protocol.FileList():
                 self.files.receive(message)
             case protocol.Output() | protocol.Display() | protocol.Final():
+                # After a failed call the cell has its result; what it still writes is dropped.
                 if isinstance(self.state, Running):
                     self.state.cell.add(message)
             case CellEnd():

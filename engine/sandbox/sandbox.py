@@ -1,4 +1,4 @@
-"""A sandbox as its user sees it: execute, reset, files, close."""
+"""A sandbox as its user sees it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ class Sandbox:
 
     @classmethod
     async def open(cls, find_backend: FindBackend, setup: GuestSetup) -> Sandbox:
-        """Start a guest and return its sandbox.
-
-        Raises:
-            SandboxUnavailable, SandboxLost, TaskError: as ``RunningGuest.start``.
-        """
+        """Start a guest; raises as ``RunningGuest.start``."""
         setup = replace(setup, query=replace_surrogates(setup.query))
         return cls(find_backend, setup, await RunningGuest.start(find_backend, setup))
 
@@ -45,7 +41,7 @@ class Sandbox:
 
         Args:
             code: Python source; its variables stay for the next cell.
-            timeout: seconds without waits for workers and tools; by default the config's.
+            timeout: seconds without waits; by default the config's.
 
         Raises:
             SandboxLost: the guest died in an earlier cell, or was killed from outside.
@@ -65,6 +61,7 @@ class Sandbox:
         config, guest = self._setup.config, self._guest
         cell = guest.execute(source, timeout)
         try:
+            # The shim keeps the timeout. This one is for a shim that does not.
             _, late = await asyncio.wait([cell.result], timeout=config.wall + config.grace + _LATE_SECONDS)
         except asyncio.CancelledError:
             await guest.stop_cell(cell)
@@ -88,11 +85,11 @@ class Sandbox:
         self._guest.interrupt()
 
     async def put(self, path: str, data: bytes) -> None:
-        """Write a file below /work, and make its folders.
+        """Write a file below /work, and make its folders. A cell may run.
 
         Raises:
             SandboxFileError: the path leads outside or through a file, or there is no room.
-            SandboxLost, SandboxError: as for ``execute``; a running cell does not matter.
+            SandboxLost, SandboxError: as for ``execute``.
         """
         self._check_open()
         await self._guest.files.put(path, data)
@@ -135,7 +132,7 @@ class Sandbox:
             self._guest = await RunningGuest.start(self._find_backend, self._setup)
 
     async def close(self) -> None:
-        """Kill the guest and wait until nothing is left of it. May be called twice, and during a cell."""
+        """Kill the guest and wait until nothing is left. May be called during a cell, and again."""
         self._is_closed = True
         async with self._changing:
             await self._guest.close()

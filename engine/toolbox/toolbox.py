@@ -65,10 +65,10 @@ class ToolUse:
     Attributes:
         tool: its name.
         cell, call: numbers in the sandbox.
-        args, kwargs: plain data; None if they could not be read.
+        args, kwargs: plain data, if they could be read.
         elapsed: seconds.
         result: what the function returned.
-        error: the failure that the guest got, if any.
+        error: the failure that the guest got.
         message: what failed, for the log alone.
     """
 
@@ -193,7 +193,7 @@ class _Failure(Exception):
 
 
 class ToolCalls:
-    """Answers the calls of one sandbox, within the tools' budgets.
+    """Answers the calls of one sandbox.
 
     Args:
         toolbox: the tools.

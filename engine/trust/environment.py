@@ -27,7 +27,7 @@ _WOULD_ACT = re.compile(
 # A .env file may come with another person's folder, so it is data: it never redirects a key of the process.
 # Its other variables (proxies, certificates, DOCKER_HOST) reach no library.
 class Environment(Mapping[str, str]):
-    """Variables of the process, and those of a file that the process does not set."""
+    """Variables of the process, and more of a file."""
 
     def __init__(
         self, process: Mapping[str, str], file: Mapping[str, str] | None = None, path: Path | None = None
@@ -55,7 +55,7 @@ class Environment(Mapping[str, str]):
         return self.is_from_file(url_name) and not self.is_from_file(key_name)
 
     def with_value(self, name: str, value: str) -> Environment:
-        """Return this environment with one more variable of the user's."""
+        """Return this environment with one more variable."""
         return Environment({**self.process, name: value}, self.file, self.path)
 
     @property
@@ -72,11 +72,11 @@ class Environment(Mapping[str, str]):
 def load_environment(
     file: Path | None = None, process: MutableMapping[str, str] | None = None
 ) -> Environment:
-    """Return the environment with the variables of ``file``, or of ``.env`` in the working directory.
+    """Return the environment with the variables of ``file``, else of ``.env`` in the working directory.
 
     Args:
-        file: the file that the user named; any user may own it.
-        process: by default ``os.environ``. It gets keys and names of models, for libraries and Ray's workers.
+        file: of any owner, as the user named it.
+        process: by default ``os.environ``. It gets keys and names of models, for libraries.
 
     Raises:
         TaskError: the file cannot be read or parsed, or another user owns or can write an unnamed ``.env``.

@@ -46,7 +46,7 @@ def folder_of(settings: Settings, description: Path) -> Path:
 
 
 def why_not(settings: Settings, description: Path) -> str | None:
-    """Return why code of a file's folder may not run; None if it may.
+    """Return why code of a file's folder may not run, if so.
 
     Raises:
         TaskError: as ``record``.

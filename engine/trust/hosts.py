@@ -1,4 +1,4 @@
-"""Which key belongs to which host. The user adds more: ``supdist-engine trust host HOST --key VARIABLE``."""
+"""Which key belongs to which host."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ENDPOINT_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "OPENAI_BASE_URL": (DEFAULT_KEY,),
 }
 
+# The user adds more: supdist-engine trust host HOST --key VARIABLE.
 # By https host, on the default port; the variables are those of the provider's documentation.
 # Hosts where anybody can rent a name are left out.
 _PROVIDERS: Mapping[str, tuple[str, ...]] = {
@@ -68,8 +69,9 @@ _HOST = re.compile(
 )
 
 
+# A rule for both schemes has none.
 class Origin(NamedTuple):
-    """The scheme, host and port of a URL; a rule for both schemes has none."""
+    """The scheme, host and port of a URL."""
 
     scheme: str
     host: str
@@ -109,7 +111,7 @@ def origin_of(url: str) -> Origin:
     """Return the origin of an endpoint's URL.
 
     Raises:
-        TaskError: it is no http or https URL, or programs could read it in two ways.
+        TaskError: it is no http or https URL, or ambiguous.
     """
     found = _URL.fullmatch(url)
     if found is None:
@@ -137,7 +139,7 @@ def parse_host(text: str) -> Origin:
 
 
 def keys_of(origin: Origin) -> tuple[str, ...]:
-    """Return the variables whose keys belong to a host by the table."""
+    """Return the variables whose keys belong to a host."""
     if origin.is_loopback:
         return _LOCAL_SERVERS
     return _PROVIDERS.get(origin.host, ()) if (origin.scheme, origin.port) == ("https", 443) else ()

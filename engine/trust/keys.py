@@ -17,10 +17,6 @@ class KeyRules:
     """The rules for one file.
 
     Attributes:
-        subject: the file.
-        environment: where keys come from.
-        settings: the user's.
-        ask: asks the user.
         trust_endpoint: whether any key may go where the file says.
         withheld: the keys that were not sent, and how to allow it.
     """
@@ -33,7 +29,7 @@ class KeyRules:
     withheld: list[str] = field(default_factory=list[str])
 
     def usual(self, url: str) -> str | None:
-        """Return the variable for a file that names none; None for no key.
+        """Return the variable for a file that names none, if there is one.
 
         Raises:
             TaskError: the URL is no endpoint.
@@ -63,7 +59,7 @@ class KeyRules:
         return None
 
     def named(self, url: str, variable: str, name: str) -> str:
-        """Return the variable that a file names for its endpoint; ``name`` is the setting.
+        """Return the variable that a file names for its endpoint.
 
         Raises:
             TaskError: its key may not go there, or the URL is no endpoint.

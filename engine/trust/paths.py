@@ -14,14 +14,7 @@ from .settings import Direction, PathRule, Settings, change_settings
 
 @dataclass(slots=True)
 class PathRules:
-    """The rules for one file.
-
-    Attributes:
-        subject: the file.
-        settings: the user's.
-        ask: asks the user.
-        read, write: paths that the user allowed.
-    """
+    """The rules for one file; ``read`` and ``write`` are what the user allowed."""
 
     subject: Path
     settings: Settings
@@ -31,11 +24,6 @@ class PathRules:
 
     def within(self, path: Path, name: str, direction: Direction) -> ResolvedPath:
         """Return the path to use; open it without following a link.
-
-        Args:
-            path: what the file names.
-            name: the setting.
-            direction: what is done there.
 
         Raises:
             TaskError: it may not be used.

@@ -25,8 +25,9 @@ KeyNames = str | Mapping[str, str | None] | None
 class Permissions(Protocol):
     """What a file may do."""
 
+    # In every method ``name`` is the setting, for the message.
     def readable(self, path: Path, name: str) -> Path:
-        """Return the path to read at; ``name`` is the setting that names it.
+        """Return the path to read at.
 
         Raises:
             TaskError: it may not be read.
@@ -49,13 +50,8 @@ class Permissions(Protocol):
     def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
         """Return the variables whose keys go to some URLs, as ``api_key_env`` of ``OpenAIHandler``.
 
-        Args:
-            urls: the endpoints.
-            variable: what the file names, if it names one.
-            name: the setting.
-
         Raises:
-            TaskError: a key may not go there.
+            TaskError: the key in ``variable``, if the file names one, may not go there.
         """
         ...
 
@@ -63,7 +59,7 @@ class Permissions(Protocol):
         """Check that the user trusts the file's folder as a program.
 
         Raises:
-            TaskError: the user does not; it says what the setting does (``what``).
+            TaskError: the user does not.
         """
         ...
 
@@ -119,11 +115,11 @@ class Bound:
     Args:
         subject: the file.
         environment: where keys come from.
-        read, write: more folders that the user allowed.
+        read, write: more paths that the user allowed.
         trust_endpoint: whether any key may go where the file says.
         ask: asks the user.
-        is_own: whether the user wrote the file's content; then only its keys are bound.
-        settings: by default those of the configuration folder.
+        is_own: whether the user wrote it; then only its keys are bound.
+        settings: by default the user's.
 
     Raises:
         TaskError: the settings are damaged.
@@ -152,11 +148,11 @@ class Bound:
 
     @property
     def withheld(self) -> Sequence[str]:
-        """The keys that were not sent, and how to allow it."""
+        """The keys that were not sent."""
         return self._keys.withheld
 
     def readable(self, path: Path, name: str) -> Path:
-        """Return the path without links; open it without following any."""
+        """Return the path without links."""
         return path if self._is_own else self._paths.within(path, name, "read")
 
     def writable(self, path: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The user's settings: which host gets which key, which folders may be read, written and imported from."""
+"""The user's settings: which host gets which key, which folders may be used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class HostRule(BaseModel):
 
 
 class PathRule(BaseModel):
-    """A path that files in the folder ``asking`` may read or write."""
+    """A path that files in ``asking`` may use."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -49,11 +49,12 @@ class PathRule(BaseModel):
 
 
 class FolderRule(BaseModel):
-    """A folder of trusted code, with the hashes of its files."""
+    """A folder of trusted code."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     folder: str
+    # Hashes by paths.
     files: dict[str, str]
 
 
@@ -67,7 +68,7 @@ class Settings(BaseModel):
     folders: tuple[FolderRule, ...] = Field(default=())
 
     def with_host(self, rule: HostRule) -> Settings:
-        """Return the settings with this rule in place of an older one."""
+        """Replace or add a rule."""
         origin = parse_host(rule.host)
         others = tuple(
             each for each in self.hosts if each.key != rule.key or not origin.covers(parse_host(each.host))
@@ -75,16 +76,16 @@ class Settings(BaseModel):
         return self.model_copy(update={"hosts": (*others, rule)})
 
     def with_path(self, rule: PathRule) -> Settings:
-        """Return the settings with this rule."""
+        """Add a rule."""
         return self.model_copy(update={"paths": (*(each for each in self.paths if each != rule), rule)})
 
     def with_folder(self, rule: FolderRule) -> Settings:
-        """Return the settings with this rule in place of an older one."""
+        """Replace or add a rule."""
         others = tuple(each for each in self.folders if each.folder != rule.folder)
         return self.model_copy(update={"folders": (*others, rule)})
 
     def without(self, subject: str) -> Settings:
-        """Return the settings without the rules about a host or a folder."""
+        """Remove the rules about a host or a folder."""
         return Settings(
             hosts=tuple(each for each in self.hosts if each.host != subject),
             paths=tuple(each for each in self.paths if subject not in (each.asking, each.folder)),
@@ -93,7 +94,7 @@ class Settings(BaseModel):
 
 
 def config_folder() -> Path:
-    """Return the folder of the settings, which may not exist.
+    """Return the folder of the settings.
 
     Raises:
         TaskError: the user has no home folder.
@@ -107,7 +108,7 @@ def config_folder() -> Path:
 
 
 def read_settings() -> Settings:
-    """Return the settings; empty ones if there are none.
+    """Return the settings, empty at first.
 
     Raises:
         TaskError: the file is damaged, or another user could have written it.
@@ -138,7 +139,7 @@ def read_settings() -> Settings:
 
 
 def change_settings(change: Callable[[Settings], Settings]) -> Settings:
-    """Change the settings under a lock, and return them.
+    """Change the settings under a lock.
 
     Raises:
         TaskError: they cannot be written, or are damaged.
@@ -156,7 +157,7 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
 
 
 def user_secret() -> bytes | None:
-    """Return the secret of this user, or make it; None without a folder for it."""
+    """Return the secret of this user, or make it."""
     try:
         if (found := _own_file(SECRET)) is not None and len(found) == _SECRET_BYTES:
             return found
