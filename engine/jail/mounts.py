@@ -1,7 +1,4 @@
-"""Mount the file systems of one sandbox, inside its own mount namespace (mount_namespaces(7)).
-
-They lie below ``protocol.ROOT`` until ``enter`` makes that folder the root. The zygote's own root is in
-``rootfs.py``."""
+"""Mount the file systems of one sandbox below ``protocol.ROOT`` (mount_namespaces(7))."""
 
 from __future__ import annotations
 
@@ -16,11 +13,9 @@ from .setup_errors import setup_step
 
 
 def make_devices() -> None:
-    """Give the shim device nodes of its own, if it may make any (mknod(2)).
-
-    The sandbox copies the shim's mounts. Without CAP_MKNOD it shares the nodes of the host.
-    """
-    # Sandboxes that share a node can signal each other through flock(2) locks on it.
+    """Give the shim device nodes of its own, if it may make any (mknod(2))."""
+    # Sandboxes that share a node can signal each other through flock(2) locks on it. The sandbox copies the
+    # shim's mounts. Without CAP_MKNOD it shares the nodes of the host.
     numbers = {name: os.stat(f"/dev/{name}").st_rdev for name in rootfs.DEVICES}
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount("tmpfs", "/dev", "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=0755")
@@ -35,7 +30,7 @@ def make_devices() -> None:
 
 
 def mount_root(folders: tuple[str, ...]) -> None:
-    """Mount the read-only folders, the devices and the scratch space."""
+    """Mount read-only folders, devices and scratch space."""
     # Else the zygote and the other sandboxes would get these mounts too (shared subtrees).
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
     _mount_folder(rootfs.TEMPLATE, protocol.ROOT)
@@ -45,8 +40,7 @@ def mount_root(folders: tuple[str, ...]) -> None:
     packages = f".{os.path.dirname(os.__file__)}/site-packages"
     if os.path.isdir(packages):
         # The host's own packages stay hidden: their records name paths of the host.
-        sc.mount(rootfs.EMPTY, packages, None, sc.MS_BIND)
-        sc.protect(packages, sc.ATTR_RDONLY)
+        _hide_folder(packages)
     for name in rootfs.DEVICES:
         sc.mount(f"/dev/{name}", f"dev/{name}", None, sc.MS_BIND)
     # One tmpfs at three places, so that its size bounds all that can be written. `mount_proc` covers this
@@ -70,7 +64,7 @@ def _mount_folder(source: str, target: str) -> None:
 
 
 def mount_proc() -> None:
-    """Mount /proc of the new PID namespace, and mask what describes the host."""
+    """Mount and mask /proc of the new PID namespace."""
     # hidepid=2: processes that the guest may not inspect, such as init, do not appear (proc(5)).
     flags = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
     sc.mount("proc", "proc", "proc", flags, "hidepid=2")
@@ -79,17 +73,22 @@ def mount_proc() -> None:
             sc.mount("/dev/null", f"proc/{name}", None, sc.MS_BIND)
     for name in MASKED_PROC_FOLDERS:
         if os.path.exists(f"proc/{name}"):
-            # Not a bind of one shared folder: a flock(2) on it would be seen in other sandboxes.
-            sc.mount("tmpfs", f"proc/{name}", "tmpfs", flags | sc.MS_RDONLY)
+            _hide_folder(f"proc/{name}")
+
+
+def _hide_folder(path: str) -> None:
+    # A new file system, and not a bind of one empty folder: other sandboxes would see a flock(2) on that.
+    sc.mount("tmpfs", path, "tmpfs", sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
 
 
 def enter() -> None:
-    """Make the mounted tree the root, so that no path leads to the old one (pivot_root(2))."""
+    """Make the mounted tree the root (pivot_root(2))."""
+    # No path leads to the old root any more.
     sc.pivot_root_here()
 
 
 def resize_scratch(limits: protocol.ResourceLimits) -> None:
-    """Set the bytes and inodes of the scratch space (tmpfs(5)).
+    """Set the size of the scratch space (tmpfs(5)).
 
     Raises:
         SetupError: the kernel refuses.
