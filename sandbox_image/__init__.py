@@ -1,1 +1,1 @@
-"""The guest, the wire protocol, and the image that a guest can run in."""
+"""The guest, the wire protocol and the image."""

@@ -1,12 +1,12 @@
-"""What every guest finds around it, whichever backend runs it: user, variables, hidden files, threads."""
+"""What every guest finds around it, with any backend."""
 
 from __future__ import annotations
 
 import math
 import os
 
+# The uid and gid that a guest sees as its own (nobody).
 GUEST_ID = 65534
-"""The uid and gid that a guest sees as its own ("nobody")."""
 
 SECCOMP_PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
@@ -32,7 +32,7 @@ MASKED_PROC_FOLDERS = ("acpi", "asound", "scsi")
 
 
 def packages_variables(folder: str, cpus: float, pids: int) -> dict[str, str]:
-    """Return the variables of a guest that imports third-party packages from ``folder``."""
+    """Return the variables of a guest that imports from ``folder``."""
     # By default BLAS and OpenMP start a thread for each processor of the host. Each counts towards `pids`.
     threads = str(max(1, min(math.ceil(cpus), pids // 4)))
     return {"PYTHONPATH": folder, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}

@@ -1,7 +1,4 @@
-"""Call prctl(2) and capset(2), which Python does not offer.
-
-The host, the guest and the MCP server of the image use it. It imports the standard library only.
-"""
+"""Call prctl(2) and capset(2), which Python lacks."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ def function(name: str, *arguments: type[Any]) -> Any:
 
 
 def check(result: int) -> int:
-    """Return the result of a libc call, or raise OSError with its errno."""
+    """Return a libc call's result, or raise OSError."""
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -47,45 +44,44 @@ _capset = function("capset", c_void_p, c_void_p)
 
 
 def prctl(option: int, argument: int = 0, pointer: object = None) -> None:
-    """Call prctl(2) with a number, and with a pointer as ctypes takes one.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
+    """Call prctl(2)."""
     check(_prctl(option, argument, pointer, 0, 0))
 
 
 def set_process_name(name: str) -> None:
-    """Set the name that ``ps`` shows; the kernel keeps 15 bytes."""
+    """Set the name that ``ps`` shows, of 15 bytes."""
     check(_prctl_text(PR_SET_NAME, name.encode()))
 
 
 def set_dumpable() -> None:
-    """Let this process read its own /proc/PID, which a change of ids closes (proc(5))."""
+    """Open /proc/PID to this process again."""
+    # A change of ids closes it (proc(5)).
     prctl(PR_SET_DUMPABLE, 1)
 
 
 def set_undumpable() -> None:
-    """Close /proc/PID of this process, and so its descriptors, to other processes of its user (proc(5))."""
+    """Close /proc/PID to others of this user."""
+    # And so its descriptors (proc(5)) and its memory (ptrace(2)).
     prctl(PR_SET_DUMPABLE, 0)
 
 
 def set_no_new_privs() -> None:
-    """Let execve(2) grant no privileges to this process and its descendants."""
+    """Let execve(2) grant no privileges."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def kill_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies. A change of its ids undoes this (prctl(2))."""
+    """Die when the parent dies."""
+    # A later change of ids would undo this (prctl(2)).
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parents have died."""
+    """Become the parent of orphaned descendants."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def clear_capabilities() -> None:
-    """Clear the effective, permitted and inheritable capabilities (capabilities(7))."""
+    """Clear all capabilities of this process (capabilities(7))."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     check(_capset(header, (ctypes.c_uint32 * 6)()))

@@ -1,7 +1,4 @@
-"""Encode and check the arguments and results of host tools, as JSON.
-
-Allowed: None, bool, int of 64 bits, finite float, str, list, dict with str keys. A tuple becomes a list. The
-guest checks for a helpful message, the engine because the guest is hostile."""
+"""Encode and check the arguments and results of host tools, as JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +10,8 @@ import msgspec
 
 from .text import replace_surrogates
 
+# Ints have 64 bits, and floats are finite. A tuple becomes a list. The guest checks for a helpful message,
+# the engine because the guest is hostile.
 Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 MAX_DEPTH = 32

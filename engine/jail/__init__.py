@@ -1,1 +1,1 @@
-"""The host's side of a sandbox that is a process: the zygote, the shim, and the limits that they apply."""
+"""The host side of the process backend: zygote, shims, isolation."""

@@ -1,7 +1,4 @@
-"""Read and write the stdio of a guest in a container.
-
-The container isolates it. Only the engine talks to the container daemon. If the shim closes the stream, the
-guest's init ends."""
+"""Read and write the stdio of a guest in a container."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ _STDOUT = 1
 
 
 class AttachedStream:
-    """Stdin and stdout of a container without a terminal, over one socket."""
+    """Stdin and stdout of a container, over one socket."""
 
     # Input goes as it is. Output comes in pieces: stream number, three zero bytes, u32 length big-endian,
     # data (Docker Engine API, "Attach to a container", stream format).
@@ -27,7 +24,7 @@ class AttachedStream:
         self._is_stdout = False
 
     def fileno(self) -> int:
-        """Return the socket's descriptor."""
+        """Return the descriptor."""
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
@@ -39,7 +36,7 @@ class AttachedStream:
         return self._sock.send(data)
 
     def recv(self, size: int) -> bytes:
-        """Return bytes of stdout; empty at its end.
+        """Return bytes of stdout; none at its end.
 
         Raises:
             BlockingIOError: there are none now.
@@ -50,7 +47,8 @@ class AttachedStream:
         return b""
 
     def close(self) -> None:
-        """Close the socket; the daemon then closes the container's stdin."""
+        """Close the socket."""
+        # The daemon then closes the container's stdin.
         self._sock.close()
 
     def _stdout_of(self, data: bytes) -> bytes:
@@ -76,11 +74,7 @@ class AttachedStream:
 
 
 class AttachedContainer:
-    """A guest in a container, with the methods of ``IsolatedProcess``.
-
-    Args:
-        groups: its control groups, folders by controller.
-    """
+    """A guest in a container, with the methods of ``IsolatedProcess``."""
 
     pid = None
     setup_fd = -1
@@ -91,15 +85,18 @@ class AttachedContainer:
         self.cgroup = _cgroup(groups)
 
     def setup_error(self) -> SetupError | None:
-        """Return None: the container runs already."""
+        """Return None."""
+        # The container runs already.
         return None
 
     def kill(self) -> None:
-        """Close the stream, which ends the guest's init."""
+        """Close the stream."""
+        # This ends the guest's init. Only the engine talks to the container daemon.
         self.init_stream.close()
 
     def remove_cgroup(self) -> None:
-        """Do nothing: the daemon removes its group."""
+        """Do nothing."""
+        # The daemon removes the group.
 
 
 def _cgroup(groups: dict[str, str]) -> Cgroup | None:

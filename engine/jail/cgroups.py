@@ -1,7 +1,4 @@
-"""Make a control group for each sandbox (cgroups(7)): limits and usage of all its processes.
-
-Version 2 (one tree) if its controllers can be used, else version 1 (a tree per controller). If neither is
-writable, rlimits and ``watchdog.py`` remain, and the usage says so."""
+"""Make a control group for each sandbox (cgroups(7)), of version 2 or else 1."""
 
 from __future__ import annotations
 
@@ -26,18 +23,19 @@ V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 
 
 class Cgroup(ABC):
-    """The control group of one sandbox. ``folders`` are its folders by controller."""
+    """The control group of one sandbox; ``folders`` are its folders by controller."""
 
     def __init__(self, folders: dict[str, str]) -> None:
         self._folders = folders
         self._files: dict[str, int] = {}
 
     def add(self, pid: int) -> None:
-        """Move a process in, with its future children. Version 1 takes milliseconds.
+        """Move a process in, with its future children.
 
         Raises:
             OSError: the kernel refuses.
         """
+        # With version 1 this takes milliseconds.
         for folder in set(self._folders.values()):
             write(f"{folder}/cgroup.procs", str(pid))
 
@@ -46,23 +44,23 @@ class Cgroup(ABC):
         """Apply the limits.
 
         Raises:
-            OSError: the kernel refuses one.
+            OSError: the kernel refuses.
         """
 
     @abstractmethod
     def oom_kills(self) -> int:
-        """Return how many processes the kernel killed because memory ran out."""
+        """Return how many processes were killed because memory ran out."""
 
     @abstractmethod
     def cpu_seconds(self) -> float:
-        """Return the processor time of all processes so far."""
+        """Return the processor time so far."""
 
     @abstractmethod
     def peak_memory(self) -> int:
-        """Return the most bytes that were in use at once."""
+        """Return the peak in bytes."""
 
     def refused_forks(self) -> int:
-        """Return how often a process or thread exceeded the limit on pids."""
+        """Return how often the limit on pids was reached."""
         return _field(self._read("pids", "pids.events"), "max")
 
     def _read(self, controller: str, name: str) -> str:
@@ -84,7 +82,7 @@ class Cgroup(ABC):
 
 
 class CgroupV1(Cgroup):
-    """A folder in the tree of each controller."""
+    """One folder per controller."""
 
     def limit(self, limits: ResourceLimits) -> None:
         """See ``Cgroup.limit``."""
@@ -113,7 +111,7 @@ class CgroupV1(Cgroup):
 
 
 class CgroupV2(Cgroup):
-    """One folder of the unified tree."""
+    """One folder."""
 
     def limit(self, limits: ResourceLimits) -> None:
         """See ``Cgroup.limit``."""
@@ -138,14 +136,15 @@ class CgroupV2(Cgroup):
         return _field(self._read("memory", "cpu.stat"), "usage_usec") / 1e6
 
     def peak_memory(self) -> int:
-        """See ``Cgroup.peak_memory``; 0 before Linux 5.19, which has no such file."""
+        """See ``Cgroup.peak_memory``."""
+        # Missing before Linux 5.19.
         with contextlib.suppress(FileNotFoundError):
             return int(self._read("memory", "memory.peak"))
         return 0
 
 
 class CgroupBase:
-    """The parent of all sandboxes' groups, by controller."""
+    """The parents of all sandboxes' groups, by controller."""
 
     def __init__(self, version: Literal[1, 2], parents: dict[str, Path]) -> None:
         self.version: Literal[1, 2] = version
@@ -153,14 +152,14 @@ class CgroupBase:
 
     @classmethod
     def find(cls, mount: Path = MOUNT, membership: Path = Path("/proc/self/cgroup")) -> CgroupBase | None:
-        """Return the first place where a group can be made and limited, or None."""
+        """Return the first place where groups can be made and limited, or None."""
         for base in _candidates(mount, membership):
             if base.works():
                 return base
         return None
 
     def works(self) -> bool:
-        """Return whether a group with limits can be made here."""
+        """Return whether a group can be made here."""
         try:
             self.create(f"{os.getpid()}-probe").remove()
         except OSError:
@@ -171,7 +170,7 @@ class CgroupBase:
         """Make a group.
 
         Raises:
-            OSError: it cannot be made, or lacks the file of a limit; nothing is left of it.
+            OSError: it cannot be made or limited; nothing is left of it.
         """
         folders = {controller: f"{parent}/{PREFIX}{name}" for controller, parent in self._parents.items()}
         group = CgroupV1(folders) if self.version == 1 else CgroupV2(folders)
@@ -192,7 +191,7 @@ class CgroupBase:
         return group
 
     def sweep(self, name: str) -> bool:
-        """Remove the group of a killed sandbox; return whether some of it is not empty yet."""
+        """Remove a killed sandbox's group; return whether some of it is not empty yet."""
         left = False
         for parent in set(self._parents.values()):
             try:
@@ -214,7 +213,7 @@ class CgroupBase:
         return bool(left)
 
     def sweep_the_dead(self) -> None:
-        """Remove the empty groups of zygotes that have ended."""
+        """Remove the empty groups of ended zygotes."""
         for parent in set(self._parents.values()):
             for folder in parent.glob(f"{PREFIX}*-*"):
                 owner = folder.name.removeprefix(PREFIX).split("-")[0]
@@ -223,8 +222,8 @@ class CgroupBase:
                         folder.rmdir()
 
 
+# Places to try, the best first.
 def _candidates(mount: Path, membership: Path) -> Iterator[CgroupBase]:
-    """Yield places to try: version 2 first, then version 1 below this process's groups."""
     # Each place is prepared only when it is tried, so that no other group of the machine changes.
     unified: str | None = None
     own: dict[str, str] = {}
@@ -242,8 +241,8 @@ def _candidates(mount: Path, membership: Path) -> Iterator[CgroupBase]:
         yield CgroupBase(1, {name: mount / name / own[name].lstrip("/") for name in V1_CONTROLLERS})
 
 
+# Groups of version 2 that can be parents; `here` is the group of this process.
 def _places(mount: Path, here: Path) -> Iterator[Path]:
-    """Yield groups of version 2 that can be parents; ``here`` is the group of this process."""
     # In a delegated group the limits of its unit hold for the sandboxes too, and they end with it.
     if mount in here.parents and _is_delegated(here.parent, mount):
         yield here.parent  # this process is in the leaf that `_vacate` makes
@@ -255,8 +254,8 @@ def _places(mount: Path, here: Path) -> Iterator[Path]:
     yield mount
 
 
+# Whether systemd (CGROUP_DELEGATION.md) or a container allows groups below this one.
 def _is_delegated(group: Path, mount: Path) -> bool:
-    """Return whether systemd (CGROUP_DELEGATION.md) or a container allows groups below this one."""
     if group == mount:
         # The root of a container's namespace has the file, the root of the machine does not.
         return (group / "cgroup.type").exists()
@@ -269,7 +268,7 @@ def _is_delegated(group: Path, mount: Path) -> bool:
 
 
 def _vacate(group: Path) -> bool:
-    """Move the processes of a group into a child group of its own; return whether that worked."""
+    """Move the processes of a group into a child group; return whether that worked."""
     # A group with processes cannot enable controllers for its children (cgroups(7), "no internal processes").
     leaf = group / _LEAF
     try:
@@ -290,7 +289,6 @@ def _vacate(group: Path) -> bool:
 
 
 def _enable(parent: Path) -> None:
-    """Enable the controllers for the children of a group."""
     # Memory and pids in one write: a group with processes refuses memory. With pids alone it would become a
     # threaded domain, below which ordinary groups cannot be used (cgroups(7), "Thread mode").
     with contextlib.suppress(OSError):
@@ -300,7 +298,6 @@ def _enable(parent: Path) -> None:
 
 
 def _field(text: str, name: str) -> int:
-    """Return the number of the line ``name number``, or 0."""
     for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == name:

@@ -1,8 +1,8 @@
 """Build the isolation of one sandbox around a fork of the shim.
 
-The child is PID 1 of new namespaces (namespaces(7)) from its first moment. It waits until the shim has moved
-it into a control group and mapped its ids. Then it mounts its root file system and waits for its user's
-limits and context."""
+The child is PID 1 of new namespaces (namespaces(7)) at once. It waits for its control group and its ids, then
+mounts its root, then waits for limits and context.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Template:
 
 
 class IsolatedProcess:
-    """PID 1 of a sandbox, as its shim sees it. It is built before it has a user, and so without limits.
+    """PID 1 of a sandbox, as its shim sees it.
 
     Attributes:
-        uid: its user and group id outside of its user namespace.
-        cgroup: its control group; None where there are none.
+        uid: its user and group id on the host.
+        cgroup: its control group, if any.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class IsolatedProcess:
 
     @property
     def setup_fd(self) -> int:
-        """The descriptor that becomes readable when the setup has succeeded or failed."""
+        """The descriptor that is readable after the setup."""
         return self._setup.fileno()
 
     def apply_limits(self, limits: protocol.ResourceLimits, context: int) -> None:
-        """Send the limits and a descriptor of the context; the guest then runs.
+        """Send limits and context; the guest then runs.
 
         Raises:
             SetupError: a limit cannot be applied, or the process has ended.
@@ -98,7 +98,7 @@ class IsolatedProcess:
             raise SetupError("namespaces", error.errno or 0) from error
 
     def setup_error(self) -> SetupError | None:
-        """Return the error that ended the setup, or None. Call it once, when ``setup_fd`` is readable."""
+        """Return the error of the setup, or None; once, when ``setup_fd`` is readable."""
         try:
             packet = self._setup.recv(protocol.SETUP_PACKET_BYTES)
         except ConnectionResetError:
@@ -108,7 +108,8 @@ class IsolatedProcess:
         return _decode_error(packet) if packet else None
 
     def kill(self) -> None:
-        """Kill the process and wait for its end; its PID namespace ends with it (pid_namespaces(7))."""
+        """Kill the process and wait for its end."""
+        # All processes of its PID namespace die with it (pid_namespaces(7)).
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -117,7 +118,7 @@ class IsolatedProcess:
         self.repl_stream.close()
 
     def remove_cgroup(self) -> None:
-        """Remove the control group, after ``kill`` and after the last look at what was used."""
+        """Remove the control group, after ``kill``."""
         if self.cgroup is not None:
             self.cgroup.remove()
 
@@ -125,8 +126,7 @@ class IsolatedProcess:
 def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> IsolatedProcess:
     """Start a process that runs ``run`` as PID 1 of a sandbox once it has its limits.
 
-    ``run`` gets a descriptor and closes it when nothing more can fail. Its streams and its context are at
-    ``CHANNEL_FD``, ``REPL_FD`` and ``CONTEXT_FD``.
+    ``run`` closes the descriptor that it gets when nothing more can fail.
 
     Raises:
         SetupError: a step failed; nothing is left of the process.
@@ -208,7 +208,7 @@ def _map_ids(pid: int, outside: int) -> None:
 
 
 def _may_map_any_id() -> bool:
-    """Whether this process is root of the host or of a container, not of a user namespace with one id."""
+    # Root of the host or of a container, but not of a user namespace with one id.
     return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
 
 
@@ -236,8 +236,7 @@ def _run_child(
 
 
 def _keep_only(descriptors: tuple[int, int, int]) -> int:
-    """Move the descriptors to their numbers and close all others; return the last one's number."""
-    # First above all the numbers, so that none overwrites another.
+    # First above all the numbers, so that none overwrites another. All other descriptors are closed.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, _SETUP_FD + 1) for fd in descriptors]
     for fd, number in zip(high, (CHANNEL_FD, REPL_FD, _SETUP_FD), strict=True):
         os.dup2(fd, number, inheritable=False)
@@ -277,7 +276,7 @@ def _become_guest() -> None:
 
 
 def _confine(template: Template, setup: int) -> None:
-    """Wait for the limits and apply them; then give up rights, the filter of system calls last."""
+    # The sandbox was built ahead; here it waits for its user.
     with socket.socket(fileno=os.dup(setup)) as receiver:
         packet, descriptors, _, _ = socket.recv_fds(receiver, protocol.SETUP_PACKET_BYTES, 1)
     if not packet or len(descriptors) != 1:

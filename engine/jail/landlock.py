@@ -1,7 +1,4 @@
-"""Apply Landlock (landlock(7), Linux 5.13) to files, TCP ports, abstract sockets and signals.
-
-It repeats what the mount and network namespaces enforce, and still holds if one of them fails.
-"""
+"""Apply Landlock (landlock(7), Linux 5.13)."""
 
 from __future__ import annotations
 
@@ -33,14 +30,14 @@ class _Beneath(ctypes.Structure):
 def restrict(*, read: tuple[str, ...], write: tuple[str, ...]) -> int:
     """Allow to read and execute below ``read``, and all but device nodes below ``write``; no TCP.
 
-    It holds for this process, which must have no_new_privs, and for its descendants.
-
     Returns:
-        The version of the kernel's interface; 0 if there is none, and nothing was done.
+        The version of the interface; 0 without Landlock.
 
     Raises:
-        OSError: the kernel has Landlock and refuses.
+        OSError: the kernel refuses.
     """
+    # This repeats what the namespaces enforce, and still holds if one of them fails. It needs no_new_privs,
+    # and descendants inherit it.
     try:
         version = sc.syscall(_CREATE, None, 0, _VERSION_FLAG)
     except OSError:

@@ -19,7 +19,7 @@ class Framing(Protocol):
     """Encodes messages into bytes and back, without I/O."""
 
     def frame(self, payload: bytes) -> bytes:
-        """Return a message as bytes."""
+        """Encode a message."""
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -35,8 +35,8 @@ class MessageStream:
     """A non-blocking stream of messages.
 
     Attributes:
-        is_open: False after the other end has closed the stream.
-        unsent_bytes: bytes that the socket has not taken yet.
+        is_open: False after the other end has closed it.
+        unsent_bytes: bytes that the socket has not taken.
     """
 
     def __init__(self, stream: socket.socket | AttachedStream, framing: Framing) -> None:
@@ -48,26 +48,27 @@ class MessageStream:
         self.unsent_bytes = 0
 
     def __len__(self) -> int:
-        """Return the number of messages that are not sent completely."""
+        """Return the number of messages not sent completely."""
         return len(self._out)
 
     def fileno(self) -> int:
-        """Return the socket's descriptor."""
+        """Return the descriptor."""
         return self._stream.fileno()
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Queue a message and send what the socket takes; descriptors are closed when they are sent."""
+        """Queue a message and send what the socket takes."""
+        # Descriptors are closed here once they are sent.
         self.send_raw(self._framing.frame(payload), descriptors)
 
     def send_raw(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Queue bytes that are framed already, such as a handshake."""
+        """Queue framed bytes, such as a handshake."""
         view = memoryview(data)
         self._out.append((view, list(descriptors)))
         self.unsent_bytes += len(view)
         self.flush()
 
     def flush(self) -> None:
-        """Send as much as the socket takes now."""
+        """Send what the socket takes."""
         try:
             while self._out:
                 data, descriptors = self._out[0]
@@ -87,7 +88,7 @@ class MessageStream:
             self.discard_unsent()  # the reader will see that the other end is closed
 
     def discard_unsent(self) -> None:
-        """Drop all that is not sent, and close its descriptors."""
+        """Drop what is not sent."""
         for _, descriptors in self._out:
             for fd in descriptors:
                 os.close(fd)
@@ -109,7 +110,7 @@ class MessageStream:
         return sent
 
     def drain(self, seconds: float) -> None:
-        """Send all, or as much as the other end reads within that time."""
+        """Send all, or what is taken within that time."""
         poller, until = select.poll(), time.monotonic() + seconds
         poller.register(self.fileno(), select.POLLOUT)
         while self._out and (left := until - time.monotonic()) > 0:
@@ -117,7 +118,7 @@ class MessageStream:
             self.flush()
 
     def receive(self) -> list[bytes] | None:
-        """Return the messages that are complete now; None if nothing has arrived.
+        """Return the messages that are complete now; None if nothing arrived.
 
         Raises:
             Violation: the bytes break the protocol.
@@ -139,7 +140,7 @@ class MessageStream:
 
 
 class DescriptorPoller:
-    """A ``select.poll`` that makes a system call only when there is something to wait for."""
+    """A ``select.poll`` whose registrations are changed only where they differ."""
 
     def __init__(self) -> None:
         self._poller = select.poll()
@@ -147,7 +148,7 @@ class DescriptorPoller:
         self._group: set[int] = set()
 
     def watch(self, fd: int, events: int) -> None:
-        """Poll a descriptor for these events from now on; not at all if there are none."""
+        """Poll a descriptor for these events; for none, not at all."""
         if events == self._events.get(fd, 0):
             return
         self._events[fd] = events
@@ -158,7 +159,7 @@ class DescriptorPoller:
             self._poller.register(fd, events)
 
     def watch_group(self, fds: Collection[int], events: int) -> None:
-        """Poll these descriptors for these events, instead of those of the last call."""
+        """Poll these descriptors instead of those of the last call."""
         for fd in self._group.difference(fds):
             self.watch(fd, 0)
         for fd in fds:
@@ -166,5 +167,5 @@ class DescriptorPoller:
         self._group = set(fds)
 
     def poll(self, milliseconds: int | None) -> dict[int, int]:
-        """Wait, and return the events by descriptor; None waits without a deadline."""
+        """Wait, and return events by descriptor."""
         return dict(self._poller.poll(milliseconds))

@@ -1,4 +1,4 @@
-"""Measure what a sandbox uses, in its control group. Without one, see ``watchdog.py``."""
+"""Measure what a sandbox uses, in its control group."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from .cgroups import Cgroup
 
 
 class Meter(ABC):
-    """The resource use of one sandbox. Times are seconds of the monotonic clock."""
+    """The resource use of one sandbox, by a monotonic clock in seconds."""
 
     @abstractmethod
     def begin_cell(self) -> None:
-        """Start to count for a new cell."""
+        """Start to count for a cell."""
 
     @abstractmethod
     def usage(self) -> Usage:
-        """Return what the running cell has used so far."""
+        """Return the cell's use so far."""
 
     @abstractmethod
     def exceeded(self) -> tuple[Outcome, str] | None:
-        """Return the outcome and its reason if a limit was exceeded at the last check, else None."""
+        """Return outcome and reason if a limit was exceeded at the last check."""
 
     @abstractmethod
     def was_refused_a_process(self) -> bool:
-        """Return whether the running cell reached the limit on processes."""
+        """Return whether the cell reached the limit on processes."""
 
     def next_check(self, now: float) -> float | None:
-        """Return when ``check`` is due; None if the kernel checks."""
+        """Return when ``check`` is due, if ever."""
         return None
 
     def check(self, now: float) -> tuple[Outcome, str] | None:
-        """Measure if that is due; return what was ``exceeded``."""
+        """Measure if due; return what was ``exceeded``."""
         return None
 
 
 class CgroupMeter(Meter):
-    """A meter on a control group. After the end of a container its last figures stay."""
+    """A meter on a control group."""
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
@@ -55,6 +55,7 @@ class CgroupMeter(Meter):
 
     def usage(self) -> Usage:
         """See ``Meter.usage``."""
+        # The group of a container disappears with it. Then its last figures stay.
         with contextlib.suppress(OSError):
             cpu = self._cgroup.cpu_seconds() - self._cpu
             self._usage = Usage(cpu, self._cgroup.peak_memory(), "cgroup")
@@ -77,7 +78,7 @@ class CgroupMeter(Meter):
 
 
 class NoMeter(Meter):
-    """A meter for a container whose control group cannot be read from here."""
+    """A meter without a readable control group."""
 
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""

@@ -23,20 +23,20 @@ Piece = tuple[Literal[1, 2], bytes]
 
 
 class OutputReader:
-    """Reads nothing: the init of a container reads the output and sends it as frames.
+    """Reads nothing: the init of a container does, and sends frames.
 
     Attributes:
-        release_at: when ``release_if_due`` is due; None if it is not.
+        release_at: when ``release_if_due`` is due.
     """
 
     def __init__(self) -> None:
         self.release_at: float | None = None
 
     def prepare(self) -> None:
-        """Make the pipes of the next cell ahead of time, if possible."""
+        """Make the next cell's pipes ahead of time, if possible."""
 
     def begin_cell(self, now: float) -> list[int]:
-        """Start a cell; return the writing ends of its pipes, for the repl.
+        """Start a cell; return the writing ends for the repl.
 
         Raises:
             OSError: pipes cannot be made.
@@ -44,29 +44,28 @@ class OutputReader:
         return []
 
     def descriptors(self) -> list[int]:
-        """Return the descriptors to poll for reading."""
+        """Return the descriptors to poll."""
         return []
 
     def read(self, fd: int) -> Piece | None:
-        """Read a piece of the running cell's output."""
+        """Read a piece of output."""
 
     def drain(self) -> Iterable[Piece]:
-        """Read the rest of the running cell's output."""
+        """Read the rest of the cell's output."""
         return ()
 
     def end_cell(self) -> None:
-        """End the running cell."""
+        """End the cell."""
 
     def release_if_due(self, now: float) -> None:
-        """Release the pipes of the last cell once the repl has replaced them."""
+        """Release the last cell's pipes once they are replaced."""
 
 
 class PipeReader(OutputReader):
-    """Reads the pipes of the running cell, and releases those of the last one.
+    """Reads the running cell's pipes, and releases those of the last.
 
     Args:
-        uid: the guest's user id outside of the sandbox.
-        init: the stream of the guest's init.
+        uid: the guest's user id on the host.
     """
 
     # If only the repl held the other ends of the last pipes, they end when the next cell replaces them.
@@ -75,7 +74,7 @@ class PipeReader(OutputReader):
     # the shim twice more per cell.
 
     def __init__(self, uid: int, init: MessageStream) -> None:
-        super().__init__()
+        self.release_at: float | None = None
         self._init = init
         self._pipes = Pipes(uid if uid != os.geteuid() else None)
         self._writers: list[int] = []
@@ -146,5 +145,5 @@ class PipeReader(OutputReader):
 
 
 def output_reader(process: IsolatedProcess | AttachedContainer, init: MessageStream) -> OutputReader:
-    """Return the reader for this kind of guest; ``init`` is the stream of its init."""
+    """Return the reader for this kind of guest."""
     return PipeReader(process.uid, init) if isinstance(process, IsolatedProcess) else OutputReader()

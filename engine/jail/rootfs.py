@@ -1,15 +1,15 @@
-"""Build the root file system of the zygote, in a mount namespace of its own and under neutral paths.
+"""Build the zygote's root file system in a mount namespace, under neutral paths.
 
-``plan`` runs in the engine and only looks. ``main`` runs in a fresh interpreter with the standard library. It
-builds the root and becomes the zygote. The root holds:
+``plan`` runs in the engine. ``main`` runs in a fresh interpreter with the standard library, and becomes the
+zygote::
 
-    /lower          folders of the host for sandboxes, each a bind: system libraries, the interpreter
-    /template       the rest of a sandbox's tree: mount points, links, a few files of /etc
-    /usr /lib ...   links into /lower, so that a path means the same here and in a sandbox
-    /hostlib        the modules of zygote and shim; no sandbox has them
+    /lower          folders of the host for sandboxes, each a bind
+    /template       the rest of a sandbox's tree
+    /usr /lib ...   links into /lower: a path means the same here and in a sandbox
+    /hostlib        modules of zygote and shim, for no sandbox
     /guest          where a sandbox mounts its root (``mounts.py``)
-    /proc           the host's, to watch processes and to map ids
-    /run/engine     the engine's ZeroMQ socket, a bind of the file itself
+    /proc           the host's, to map ids
+    /run/engine     the engine's ZeroMQ socket
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ BOOT = (
 
 
 class Plan(TypedDict):
-    """What the root holds. Binds, copies and modules are pairs: the host's path, the path in the root."""
+    """What the root holds, as pairs of a host path and its path in the root."""
 
     binds: list[list[str]]
     copies: list[list[str]]
@@ -81,7 +81,7 @@ class Plan(TypedDict):
 
 
 class Order(Plan):
-    """A plan; the engine's control descriptor and ZeroMQ socket; the number of ``protocol.SetupFailed``."""
+    """A plan, the engine's control descriptor and socket, and the number of ``SetupFailed``."""
 
     control: int
     socket: str
@@ -89,11 +89,7 @@ class Order(Plan):
 
 
 def plan(packages: str | None = None) -> Plan:
-    """Find what the root holds on this host, for ``main``.
-
-    Args:
-        packages: the real path of the folder that becomes ``PACKAGES``.
-    """
+    """Find what the root holds on this host; ``packages`` becomes ``PACKAGES``."""
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
     executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
     python, environment = executable, dict[str, str]()
@@ -124,8 +120,8 @@ def plan(packages: str | None = None) -> Plan:
 
 
 def _module_files(name: str) -> list[Path]:
-    """Return the file or folder of a module, and the ``.libs`` folder that a wheel puts beside it."""
-    # Without an import, which would load the module into the engine.
+    # Its file or folder, and the `.libs` folder of its wheel. Without an import, which would load it into the
+    # engine.
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named {name!r}; reinstall supdist-engine", name=name)
@@ -136,17 +132,15 @@ def _module_files(name: str) -> list[Path]:
 
 
 def command_for_containers(control_fd: int, socket_file: str, contexts: str) -> list[str]:
-    """Return the command line of a zygote whose guests are in containers, and which needs no root.
-
-    ``contexts`` is the folder with their contexts; the zygote removes it at its end.
-    """
+    """Return the command line of a zygote for containers, which needs no root."""
+    # The zygote removes `contexts`, the folder with the guests' contexts, at its end.
     path = sorted({str(_module_files(module)[0].parent) for module in HOST_MODULES})
     boot = BOOT.format(path=path, root=str(_ROOT), module="start")
     return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), socket_file, json.dumps(contexts)]
 
 
 def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
-    """Return the command line that becomes the zygote; it must inherit ``control_fd``."""
+    """Return the command line that becomes the zygote; it inherits ``control_fd``."""
     # Here, since the interpreter that runs `main` has no msgspec.
     from ...sandbox_image.protocol import SetupFailed, tag
 
@@ -161,7 +155,7 @@ def command(control_fd: int, socket_file: str, packages: str | None = None) -> l
 
 
 def main() -> None:
-    """Build the root and execute the zygote in it; report a failure on the control socket."""
+    """Build the root and execute the zygote in it."""
     order: Order = json.loads(sys.argv[1])
     # Each sandbox has its own uid, and must be able to read the root.
     os.umask(0o022)

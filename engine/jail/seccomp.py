@@ -1,7 +1,4 @@
-"""Compile ``seccomp.json`` to a filter of system calls (seccomp(2)), and install it.
-
-The profile has the OCI format and is the docker backend's too. The zygote compiles it once. Each sandbox
-installs the result as the last step of its setup."""
+"""Compile ``seccomp.json`` to a filter of system calls, and install it (seccomp(2))."""
 
 from __future__ import annotations
 
@@ -52,15 +49,16 @@ Operator = Literal[
 
 
 class SeccompUnavailable(Exception):
-    """There is no libseccomp, or the profile does not name this processor."""
+    """There is no libseccomp, or no profile for this processor."""
 
 
+# An unknown key is an error, since it may narrow a rule.
 class _Part(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """A part of the profile. An unknown key is an error, since it may narrow a rule."""
+    pass
 
 
 class Condition(_Part, frozen=True):
-    """A comparison of one argument; ``MASKED_EQ`` is argument & ``value`` == ``value_two``."""
+    """A comparison of one argument; MASKED_EQ: argument & ``value`` == ``value_two``."""
 
     index: int
     op: Operator
@@ -69,7 +67,7 @@ class Condition(_Part, frozen=True):
 
 
 class Rule(_Part, frozen=True):
-    """The action for calls that meet all conditions. Rules for the same call are alternatives."""
+    """The action for calls that meet all conditions."""
 
     names: tuple[str, ...]
     action: Action
@@ -79,9 +77,10 @@ class Rule(_Part, frozen=True):
 
 
 class Architecture(_Part, frozen=True):
-    """A processor. Its other ABIs stay refused, so their list is empty."""
+    """A processor."""
 
     architecture: str
+    # Its other ABIs stay refused, so this list is empty.
     sub_architectures: tuple[()]
 
 
@@ -98,7 +97,7 @@ def parse_profile(text: bytes) -> Profile:
     """Parse a profile.
 
     Raises:
-        ValueError: it is not JSON, or holds an unknown action, operator or key.
+        ValueError: it is not JSON, or holds something unknown.
     """
     try:
         return msgspec.json.decode(text, type=Profile)
@@ -107,13 +106,10 @@ def parse_profile(text: bytes) -> Profile:
 
 
 def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
-    """Compile the profile to BPF for this processor, in some milliseconds.
-
-    Args:
-        refused: calls that get the default, whatever the profile says.
+    """Compile the profile to BPF for this processor; ``refused`` calls get the default.
 
     Raises:
-        SeccompUnavailable: libseccomp cannot be loaded, or the profile does not name this processor.
+        SeccompUnavailable: see there.
         ValueError: the profile is wrong.
         OSError: libseccomp refuses a rule.
     """
@@ -146,11 +142,12 @@ def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
 
 
 def install(program: bytes) -> None:
-    """Install a filter for this process, which must have no_new_privs, and for its descendants.
+    """Install a filter.
 
     Raises:
         OSError: the kernel refuses it.
     """
+    # It needs no_new_privs, and descendants inherit it.
     head = _Program(len(program) // _INSTRUCTION_BYTES, program)
     linux.prctl(linux.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(head))
 

@@ -1,4 +1,4 @@
-"""Name the steps that set up a sandbox, so that a failure says which one failed."""
+"""Name the steps that set up a sandbox."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Linux calls that Python 3.11 does not offer. Each raises OSError with its errno.
-
-Calls without a wrapper in libc are made by number. On a processor whose numbers are unknown they raise
-``SetupError``."""
+"""Linux calls that Python 3.11 lacks; each raises OSError."""
 
 from __future__ import annotations
 
@@ -42,6 +39,7 @@ SO_PASSRIGHTS = 83  # include/uapi/asm-generic/socket.h
 
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+# Calls without a wrapper in libc. On other processors they raise SetupError.
 _NUMBERS = {
     "x86_64": {"clone": 56, "pivot_root": 155},
     "aarch64": {"clone": 220, "pivot_root": 41},
@@ -70,20 +68,17 @@ def _number(name: str) -> int:
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """Call syscall(2). An int is passed as a long, a pointer as ctypes takes one."""
+    """Call syscall(2) with ints as long, and pointers as ctypes takes them."""
     return check(_syscall(c_long(number), *(c_long(a) if isinstance(a, int) else a for a in arguments)))
 
 
 def unshare(flags: int) -> None:
-    """Move this process into new namespaces (unshare(2))."""
+    """Enter new namespaces (unshare(2))."""
     check(_unshare(flags))
 
 
 def fork_into(flags: int) -> int:
-    """Fork into new namespaces (clone(2)); return 0 in the child, as ``os.fork`` does.
-
-    With ``CLONE_NEWPID`` the child is PID 1. Only for processes with one thread.
-    """
+    """Fork into new namespaces (clone(2)), from a process with one thread."""
     # unshare(CLONE_NEWPID) would move only later children, and so cost a second fork. Stack, thread ids and
     # TLS are 0, as in fork(2). So their order, which differs by processor, does not matter.
     arguments = (c_long(_number("clone")), c_ulong(flags | signal.SIGCHLD), *(c_ulong(0),) * 4)
@@ -98,7 +93,7 @@ def fork_into(flags: int) -> int:
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, options: str = "") -> None:
-    """Call mount(2). Use ``protect`` to make a bind mount read-only."""
+    """Call mount(2); for a read-only bind, add ``protect``."""
     kind = fstype.encode() if fstype else None
     check(_mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode() or None))
 
@@ -113,7 +108,7 @@ class _MountAttr(ctypes.Structure):
 
 
 def protect(target: str, attributes: int) -> None:
-    """Add ``ATTR_*`` to a mount and to all mounts below it (mount_setattr(2), Linux 5.12)."""
+    """Add ``ATTR_*`` to a mount and those below (mount_setattr(2), Linux 5.12)."""
     # A remount would have to repeat the flags that an outer user namespace has locked.
     value = _MountAttr(attributes, 0, 0, 0)
     syscall(
@@ -127,7 +122,7 @@ def pivot_root(new: str, old: str) -> None:
 
 
 def pivot_root_here() -> None:
-    """Make the current directory, a mount, the root, and detach the old root."""
+    """Make the current directory the root, and detach the old one."""
     # With "." twice the old root is stacked on the new one (pivot_root(2), NOTES).
     pivot_root(".", ".")
     umount(".")
@@ -140,7 +135,7 @@ def sethostname(name: str) -> None:
 
 
 def drop_capabilities() -> None:
-    """Drop every capability, for this process and its descendants (capabilities(7))."""
+    """Drop every capability for good (capabilities(7))."""
     # Without the bounding set, execve(2) of a file with capabilities grants none.
     for capability in range(int(read("/proc/sys/kernel/cap_last_cap")) + 1):
         linux.prctl(linux.PR_CAPBSET_DROP, capability)

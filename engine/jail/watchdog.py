@@ -1,13 +1,11 @@
-"""Measure what a sandbox uses without control groups, by reading /proc of its processes.
-
-Only zygotes without control groups import it, since psutil takes memory in every sandbox.
-"""
+"""Measure what a sandbox uses without control groups, from /proc."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
+# Only zygotes without control groups import this module: psutil takes memory in every sandbox.
 import psutil
 
 from ...sandbox_image.protocol import Outcome, ResourceLimits, Usage
@@ -19,7 +17,7 @@ _CHILDREN = Path("/proc/thread-self/children")
 
 
 class Watchdog(Meter):
-    """Checks the process tree every 0.1 s. It misses a burst between two checks."""
+    """Checks the process tree every 0.1 s; misses shorter bursts."""
 
     def __init__(self, init_pid: int, limits: ResourceLimits) -> None:
         self._init = psutil.Process(init_pid)
@@ -66,7 +64,6 @@ class Watchdog(Meter):
         return self.exceeded()
 
     def _count(self) -> None:
-        """Add up anonymous and shared memory, processor time and threads of the tree."""
         processes = _tree(self._init)
         memory, cpu, threads = 0, 0.0, 0
         for process in processes:
@@ -87,7 +84,6 @@ class Watchdog(Meter):
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:
-    """Return a process and its descendants."""
     if not _CHILDREN.exists():
         with contextlib.suppress(psutil.NoSuchProcess):
             return [root, *root.children(recursive=True)]
@@ -106,7 +102,7 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 def _sum_kib(path: str, *names: str) -> int:
-    """Add up lines such as ``RssAnon:  12 kB``, in bytes; 0 if the process has ended."""
+    # Lines such as `RssAnon:  12 kB` (proc(5)). The process may have ended.
     with contextlib.suppress(OSError):
         lines = (line.split() for line in Path(path).read_text().splitlines())
         wanted = {f"{name}:" for name in names}

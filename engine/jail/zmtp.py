@@ -1,7 +1,4 @@
-"""ZMTP 3.1 with the NULL mechanism (ZeroMQ RFC 37), without I/O.
-
-A shim is a DEALER, and the engine is their ROUTER. For the reason see README.md, "Why ZMTP without libzmq".
-"""
+"""ZMTP 3.1 with the NULL mechanism (ZeroMQ RFC 37), without I/O."""
 
 from __future__ import annotations
 
@@ -22,17 +19,17 @@ class Peer:
     """One end of a connection, for messages of one frame.
 
     Args:
-        kind: the kind of this end; the other end must have the other kind.
         limit: the most bytes of a message.
-        routing_id: the name of this end for a ROUTER.
+        routing_id: its name for a ROUTER.
 
     Attributes:
-        handshake: the first bytes to send. Send more only after ``is_ready``.
-        routing_id: the name of the other end, if any.
+        handshake: the first bytes to send; others only after ``is_ready``.
+        routing_id: the other end's name, if any.
     """
 
     def __init__(self, kind: Literal[b"DEALER", b"ROUTER"], limit: int, routing_id: bytes = b"") -> None:
         body = _READY + _property(b"Socket-Type", kind) + _property(b"Identity", routing_id)
+        # libzmq takes bytes that come before the end of the handshake for a part of it.
         self.handshake = _OUR_GREETING + bytes([_COMMAND, len(body)]) + body
         self.routing_id = b""
         self._other_kind = _OTHER_KIND[kind]
@@ -41,7 +38,7 @@ class Peer:
         self._is_greeted = self.is_ready = False
 
     def frame(self, payload: bytes) -> bytes:
-        """Return a message as bytes."""
+        """Encode a message."""
         size = len(payload)
         if size < 256:
             return bytes((0, size)) + payload
@@ -51,7 +48,7 @@ class Peer:
         """Return the messages that are complete now.
 
         Raises:
-            Violation: the other end has the wrong kind, or a message has several frames or exceeds ``limit``.
+            Violation: a wrong kind, several frames, or more than ``limit`` bytes.
         """
         self._data += data
         if not self._is_greeted:
@@ -90,8 +87,8 @@ class Peer:
         self.routing_id = properties.get(b"identity", b"")
         self.is_ready = True
 
+    # Flags of the frame at `at`, and where its body starts and ends; None if incomplete.
     def _cut(self, view: memoryview, at: int) -> tuple[int, int, int] | None:
-        """Return the flags of the frame at ``at``, and where its body starts and ends; None if incomplete."""
         if len(view) < at + 2:
             return None
         flags, size, start = view[at], view[at + 1], at + 2
@@ -111,7 +108,6 @@ def _property(name: bytes, value: bytes) -> bytes:
 
 
 def _properties(data: bytes) -> dict[bytes, bytes]:
-    """Return the properties of READY, with names in lower case."""
     found: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
@@ -119,6 +115,7 @@ def _properties(data: bytes) -> dict[bytes, bytes]:
         end = value + int.from_bytes(data[value - 4 : value], "big")
         if end > len(data):
             raise Violation("a ZMTP property that ends outside of its command")
+        # Names ignore case (RFC 37).
         found[data[at + 1 : value - 4].lower()] = data[value:end]
         at = end
     return found

@@ -1,1 +1,1 @@
-"""The processes of a sandbox: init (PID 1) and the repl."""
+"""The processes of a sandbox: init and the repl."""

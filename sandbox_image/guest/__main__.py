@@ -1,7 +1,4 @@
-"""Run the guest as a container's first process, with frames on stdin and stdout.
-
-Usage: ``python -I -m supdist.sandbox_image.guest [MEMORY_BYTES]``, the limit of each process.
-"""
+"""Run the guest in a container: ``python -I -m supdist.sandbox_image.guest [MEMORY_BYTES]``."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _FIRST_FREE_FD = 10
 
 
 def main() -> NoReturn:
-    """Move the stream to high descriptors, away from what is printed, and run init."""
+    """Move the stream to high descriptors, and run init."""
     reader, writer = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD) for fd in (0, 1))
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1):

@@ -1,4 +1,4 @@
-"""Compile a block in two parts: its statements, and its last expression, whose value is shown."""
+"""Compile a block: its statements, and its last expression, whose value is shown."""
 
 from __future__ import annotations
 import __future__
@@ -13,12 +13,10 @@ _STATEMENT = re.compile(r"(?!(?:elif|else|except|finally)\b)[^\s#)\]}]")
 
 
 def split(source: str, name: str) -> tuple[list[CodeType], CodeType | None]:
-    """Return the code to execute in order, and the code to evaluate after it.
-
-    The latter is None unless the block ends with an expression without ``;``.
+    """Return the code to execute in order, and the last expression's code, if shown.
 
     Raises:
-        SyntaxError, ValueError, MemoryError, RecursionError: as ``compile`` raises for the whole.
+        SyntaxError, ValueError, MemoryError, RecursionError: as ``compile`` does.
     """
     # Only Python's tokenizer knows where lines with these characters end.
     if "\r" in source or "\f" in source:
@@ -42,7 +40,7 @@ def split(source: str, name: str) -> tuple[list[CodeType], CodeType | None]:
 
 
 def _last_statement(source: str) -> int:
-    """Return the start of the last line that can begin a statement, or 0."""
+    # The last line that can begin a statement, or 0.
     end = len(source)
     while end > 0:
         start = source.rfind("\n", 0, end) + 1

@@ -1,7 +1,4 @@
-"""The repl's end of its stream, for all its threads.
-
-There is no reader thread. The first thread that waits reads for all (leader and followers). So a cell with
-one thread reads its replies itself, without a context switch."""
+"""The repl's end of its stream, for all its threads."""
 
 from __future__ import annotations
 
@@ -23,6 +20,8 @@ T = TypeVar("T")
 _LEADER_MS = 50
 
 
+# There is no reader thread. The first thread that waits reads for all (leader and followers). So a cell with
+# one thread reads its replies itself, without a context switch.
 class Channel:
     """Send and receive frames on a socket that threads share."""
 
@@ -71,15 +70,15 @@ class Channel:
         return self._wait(lambda: self._orders.popleft() if self._orders else None)  # type: ignore[return-value]  # mypy joins the union
 
     def reply(self, call: int) -> list[str | protocol.CallError]:
-        """Wait for the reply to a worker call."""
+        """Wait for a worker call's reply."""
         return self._wait(lambda: self._replies.pop(call, None))
 
     def tool_reply(self, call: int) -> bytes | protocol.ToolFailure:
-        """Wait for the reply to a tool call."""
+        """Wait for a tool call's reply."""
         return self._wait(lambda: self._tool_replies.pop(call, None))  # type: ignore[return-value]  # mypy joins the union
 
     def descriptors(self, count: int) -> list[int]:
-        """Return descriptors that came beside the last message."""
+        """Return descriptors that came with the last message."""
         return [self._descriptors.popleft() for _ in range(count)]
 
     def _wait(self, take: Callable[[], T | None]) -> T:
@@ -105,7 +104,7 @@ class Channel:
                 self._dispatch(payloads)
 
     def _wait_for_room(self) -> None:
-        """Wait until more can be sent; read meanwhile if no other thread does."""
+        # Read meanwhile, if no other thread does.
         poller = select.poll()
         with self._changed:
             is_leader = not self._leading
@@ -146,19 +145,17 @@ class Channel:
 
 
 class Interrupts:
-    """Defer KeyboardInterrupt while the channel works; raise it where the channel only waits.
-
-    Other threads than the main one are not affected: Python runs signal handlers in the main thread.
-    """
+    """Defers KeyboardInterrupt while the channel works, in the main thread."""
 
     def __init__(self) -> None:
+        # Python runs signal handlers in this thread.
         self._main = threading.get_ident()
         self._depth = 0
         self._open = False
         self._pending = False
 
     def raise_or_defer(self) -> None:
-        """Raise an interrupt here, or later where the channel allows it."""
+        """Raise an interrupt, now or where the channel allows it."""
         if self._depth and not self._open:
             self._pending = True
         else:
@@ -173,7 +170,7 @@ class Interrupts:
         return _Allowed(self)
 
     def clear(self) -> None:
-        """Drop a deferred interrupt, since its cell has ended."""
+        """Drop a deferred interrupt."""
         self._pending = False
 
     def enter(self, change: int) -> None:

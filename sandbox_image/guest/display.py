@@ -1,7 +1,4 @@
-"""Show the value of a cell's last expression, and its figures.
-
-The forms of a value come from the methods that notebooks use: ``_repr_mimebundle_``, ``_repr_html_`` and so
-on. They are guest code: an exception becomes text, and the clock of the cell runs on."""
+"""Show the value of a cell's last expression, and its figures."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ _NOTE_CHARS = 500
 # Two displays are left for the value, and for a note about what was left out.
 _MAX_FIGURES = protocol.MAX_DISPLAYS - 2
 
+# As notebooks do. These methods are guest code: an exception becomes text, and the clock of the cell runs on.
 _METHODS = {
     "text/html": "_repr_html_",
     "image/svg+xml": "_repr_svg_",
@@ -33,7 +31,7 @@ _Forms: TypeAlias = dict[str, str | bytes]
 
 
 class Displays:
-    """The displays of one cell, which runs inside this context; at its end its figures are shown."""
+    """The displays of one cell, which runs inside this context."""
 
     def __init__(self, cell: int, most_bytes: int, send: Callable[[protocol.Display], None]) -> None:
         self._cell = cell
@@ -42,7 +40,7 @@ class Displays:
         self._value: object = None
 
     def value(self, value: object) -> None:
-        """Show the value of the cell's last expression, unless it is None."""
+        """Show the last expression's value, unless it is None."""
         if value is not None:
             self._value = value
             self._attempt("showing the value", lambda: self._show(value))
@@ -82,7 +80,7 @@ class Displays:
         self._fit_and_send(_forms(value, notes), notes)
 
     def _fit_and_send(self, forms: _Forms, notes: list[str]) -> None:
-        """Send the forms that fit. The plain text comes first and names those that do not."""
+        # The plain text comes first, and names what does not fit.
         first = str(forms.pop("text/plain", ""))
         room = self._left - len(first.encode())
         kept: _Forms = {}
@@ -103,7 +101,6 @@ class Displays:
 
 
 def _forms(value: object, notes: list[str]) -> _Forms:
-    """Return a value in all its forms; add what failed to ``notes``."""
     bundle = _call(value, "_repr_mimebundle_", notes, include=None, exclude=None)
     given = cast("dict[object, object]", bundle) if isinstance(bundle, dict) else {}
     own = given.get("text/plain")
@@ -123,7 +120,6 @@ def _forms(value: object, notes: list[str]) -> _Forms:
 
 
 def _call(value: object, method: str, notes: list[str], **arguments: None) -> object:
-    """Call a method of the value's class; return None if there is none."""
     function = getattr(type(value), method, None)
     if function is None:
         return None
@@ -134,7 +130,6 @@ def _call(value: object, method: str, notes: list[str], **arguments: None) -> ob
 
 
 def _attempt(what: str, notes: list[str], action: Callable[[], Any]) -> Any:
-    """Run ``action``; an exception becomes a note, except an interrupt."""
     try:
         return action()
     except KeyboardInterrupt:

@@ -1,8 +1,4 @@
-"""Read, write and list files in the working directory, for the host.
-
-Init does it, inside the sandbox and with the guest's rights. Each folder of a path is opened without
-following links. The open descriptor is checked and then used, so that guest code cannot swap the file in
-between."""
+"""Read, write and list files in the working directory, for the host."""
 
 from __future__ import annotations
 
@@ -17,7 +13,8 @@ from .. import protocol
 from ..protocol import FileCode, FileData, FileEntry, FileList, GetFile, ListFiles, PutFile
 from ..text import replace_surrogates
 
-# No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
+# Links are not followed. The open descriptor is checked and then used, so that guest code cannot swap the
+# file. No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # A bound on the entries of one list: init serves nothing else meanwhile.
 _MAX_ENTRIES = 20_000
@@ -29,7 +26,7 @@ class _RefusedError(Exception):
 
 
 def serve(request: protocol.ToGuest) -> FileData | FileList:
-    """Serve a request and return the answer, which may hold an error."""
+    """Serve a request; the answer may hold an error."""
     if isinstance(request, ListFiles):
         return _list(request)
     assert isinstance(request, (PutFile, GetFile))
@@ -59,8 +56,8 @@ def _list(request: ListFiles) -> FileList:
     return FileList(request.request, files, more=False)
 
 
+# Breadth first; None for what is no regular file.
 def _entries() -> Iterator[FileEntry | None]:
-    """Walk the working directory, breadth first; yield None for what is no regular file."""
     folders = deque(["."])
     while folders:
         try:
@@ -122,7 +119,6 @@ def _get(request: GetFile) -> bytes:
 
 
 def _folder(path: str, *, create: bool) -> tuple[int, str]:
-    """Open the folder of a path; return its descriptor and the file's name."""
     parts = [part for part in path.split("/") if part not in ("", ".")]  # pathlib takes long to import
     if not parts or ".." in parts or path.startswith("/") or "\0" in path:
         raise _RefusedError("outside")
@@ -142,7 +138,6 @@ def _folder(path: str, *, create: bool) -> tuple[int, str]:
 
 
 def _open(name: str, flags: int, folder: int | None, is_wanted: Callable[[int], bool] = stat.S_ISREG) -> int:
-    """Open a regular file or a folder, but no link, pipe, socket or device."""
     try:
         fd = os.open(name, flags, 0o644, dir_fd=folder)
     except FileNotFoundError:

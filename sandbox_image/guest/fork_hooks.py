@@ -1,7 +1,4 @@
-"""Defer fork hooks (``os.register_at_fork``) until the repl runs.
-
-``threading``, ``logging``, ``random`` and ``concurrent.futures`` register hooks when the zygote imports them.
-A sandbox takes three forks. Only in the last, the repl, does guest code fork."""
+"""Defer fork hooks (``os.register_at_fork``) until the repl runs."""
 
 from __future__ import annotations
 
@@ -14,13 +11,15 @@ _deferred: list[dict[str, Callable[[], Any]]] = []
 
 
 def defer() -> None:
-    """Collect the hooks that are registered from now on, in this process and its forks."""
-    # Running them in each fork would copy as many pages as the rest of the fork.
+    """Collect the hooks that are registered from now on."""
+    # threading, logging, random and concurrent.futures register hooks in the zygote. Of three forks for a
+    # sandbox only the last, the repl, runs code that forks. Run in each, they would copy as many pages as the
+    # rest of the fork.
     os.register_at_fork = _defer
 
 
 def register_deferred() -> None:
-    """Register the collected hooks, and run those for a new child."""
+    """Register the collected hooks, and run those for a child."""
     os.register_at_fork = _register
     for hooks in _deferred:
         _register(**hooks)

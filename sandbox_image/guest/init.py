@@ -1,9 +1,6 @@
-"""PID 1 of a sandbox: starts the repl, interrupts it, moves files, reports how it ended.
+"""PID 1 of a sandbox: starts the repl, interrupts it, moves files, reports its end.
 
-It has the guest's rights and protects nothing: the shim checks what it sends. It ends with the repl. The
-kernel then kills every other process of the namespace (pid_namespaces(7)).
-
-The repl and the shim have a stream of their own. In a container there is one stream: see ``relay.py``.
+It has the guest's rights and protects nothing: the shim checks what it sends.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ FILE_NUMBERS = set(map(protocol.tag, (protocol.PutFile, protocol.GetFile, protoc
 
 
 def main(setup_fd: int) -> NoReturn:
-    """Run the sandbox until its repl has ended; close ``setup_fd`` once the repl is forked."""
+    """Run the sandbox; close ``setup_fd`` once the repl is forked."""
     Init(SocketStream(CHANNEL_FD), CONTEXT_FD, setup_fd=setup_fd).serve(socket.socket(fileno=REPL_FD))
 
 
@@ -45,10 +42,7 @@ class Init:
     """The parent of the repl.
 
     Args:
-        shim: the stream to the shim.
-        context_fd: a descriptor of the context, for the repl.
-        setup_fd: a descriptor to close once the repl is forked.
-        linger: the seconds that it stays after its last message, unless the shim closes the stream.
+        linger: seconds to stay after the last message, unless the shim closes the stream.
     """
 
     def __init__(
@@ -68,7 +62,7 @@ class Init:
         self._signals = -1  # readable after SIGCHLD, once the repl is forked
 
     def serve(self, repl_end: socket.socket) -> NoReturn:
-        """Fork the repl with its end of a stream, and serve until it or the shim has ended."""
+        """Fork the repl, and serve until it or the shim has ended."""
         # The guest's descriptors in flight count against the sender's limit (unix(7)). A relay must still
         # send a cell's pipes when the guest has used up its own limit.
         open_files, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -155,7 +149,6 @@ class Init:
             os.read(self._signals, 4096)
 
     def _reap(self) -> None:
-        """Reap all children that have ended; if the repl has, report it and exit."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
@@ -169,7 +162,7 @@ class Init:
                 self._end(status, hung_up=False)
 
     def _end_silent_repl(self) -> NoReturn:
-        """Wait for the repl, which has closed its stream; kill it after the deadline."""
+        # It has closed its stream.
         # Mostly it is dying, or it has become another program (execve(2)).
         deadline = time.monotonic() + _REPL_EXIT_SECONDS
         while time.monotonic() < deadline:
@@ -182,12 +175,12 @@ class Init:
         self._end(os.waitpid(self._repl_pid, 0)[1], hung_up=True)
 
     def _end(self, status: int, *, hung_up: bool) -> NoReturn:
-        """Report the repl's end and exit."""
         deadline = time.monotonic() + self._linger
         with contextlib.suppress(OSError):
             self._forward_remaining_output()
             self._send(protocol.ReplExit(status, hung_up))
             self._wait_for_shim_to_close(deadline)
+        # The kernel kills every other process of the namespace now (pid_namespaces(7)).
         os._exit(0)
 
     def _forward_remaining_output(self) -> None:
@@ -201,7 +194,6 @@ class Init:
 
 
 def _watch_children() -> int:
-    """Return a descriptor that becomes readable when a child has ended."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # Python writes to the wake-up descriptor only for signals that have a handler.

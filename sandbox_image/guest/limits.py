@@ -14,14 +14,14 @@ _ARENAS_PER_CPU = 8
 
 
 def prefer_for_oom_kill() -> None:
-    """Let the kernel kill this process and its children first when memory runs out."""
+    """Let the kernel kill this process first when memory runs out."""
     # oom_score_adj in proc(5). Best effort: it only decides which process is killed first.
     with contextlib.suppress(OSError):
         write("/proc/self/oom_score_adj", "1000")
 
 
 def apply_gvisor_limits() -> None:
-    """Set the limits that gVisor counts differently. On Linux nothing changes."""
+    """Set the limits that gVisor counts differently."""
     # gVisor counts processor time from the moment when the process itself sets the limit.
     resource.setrlimit(resource.RLIMIT_CPU, resource.getrlimit(resource.RLIMIT_CPU))
     _, data_bytes = resource.getrlimit(resource.RLIMIT_DATA)
@@ -36,8 +36,8 @@ def apply_gvisor_limits() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+# What RLIMIT_AS counts and RLIMIT_DATA does not.
 def _address_space_besides_data() -> int:
-    """Return the bytes that RLIMIT_AS counts and RLIMIT_DATA would not."""
     lines = read("/proc/self/status").splitlines()
     fields = dict(line.split(":", 1) for line in lines if line.startswith("Vm"))
     size, data = (int(fields[name].split()[0]) << 10 for name in ("VmSize", "VmData"))

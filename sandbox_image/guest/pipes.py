@@ -1,7 +1,4 @@
-"""Make and read the pipes of a cell's fd 1 and 2.
-
-Each cell gets its own pipes. A process that outlives its cell writes to the old ones, which are read and
-discarded. So its output never appears in a later cell."""
+"""Make and read the pipes of a cell's fd 1 and 2."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class Pipes:
     """The reading ends of one cell's pipes.
 
     Args:
-        owner: the user who shall own them; None for the user of this process.
+        owner: the user who shall own them, if another one.
 
     Attributes:
         streams: 1 or 2 for each reading end.
@@ -33,7 +30,7 @@ class Pipes:
         self.streams: dict[int, Literal[1, 2]] = {}
 
     def make(self) -> list[int]:
-        """Make two pipes and return their writing ends, which the caller closes.
+        """Make two pipes; return their writing ends.
 
         Raises:
             OSError: a pipe cannot be made; none is left.
@@ -59,7 +56,7 @@ class Pipes:
         return writers
 
     def read(self, fd: int) -> bytes | None:
-        """Return a piece; None if there is nothing now; b"" at the end, when the pipe is closed."""
+        """Read a piece; see ``read``."""
         data = read(fd)
         if data == b"":
             del self.streams[fd]
@@ -76,13 +73,15 @@ class Pipes:
                 yield stream, data
 
     def retire(self) -> list[int]:
-        """Give up the open pipes; the caller closes them."""
+        """Give up the open pipes."""
         readers, self.streams = list(self.streams), {}
         return readers
 
 
+# A process that outlives its cell writes to the old pipes, which are read and discarded. So its output never
+# appears in a later cell.
 class OldPipes:
-    """Pipes that are still open after their cells. Above 16 the oldest is closed; its writers get EPIPE."""
+    """Pipes still open after their cells."""
 
     def __init__(self) -> None:
         self._fds: deque[int] = deque()
@@ -91,16 +90,17 @@ class OldPipes:
         return fd in self._fds
 
     def add(self, fd: int) -> int | None:
-        """Add a pipe; return the one that was closed for it, if any."""
+        """Add a pipe; return the one closed for it, if any."""
         self._fds.append(fd)
         if len(self._fds) <= _OLD_PIPES:
             return None
+        # Its writers get EPIPE.
         oldest = self._fds.popleft()
         os.close(oldest)
         return oldest
 
     def discard(self, fd: int) -> bool:
-        """Read and discard a piece; return whether the pipe has ended and is closed."""
+        """Discard a piece; return whether the pipe has ended."""
         if read(fd) != b"":
             return False
         self._fds.remove(fd)
@@ -108,7 +108,7 @@ class OldPipes:
 
 
 def read(fd: int) -> bytes | None:
-    """Read a piece; return None if there is nothing now, and b"" at the end, when ``fd`` is closed."""
+    """Read a piece; None if there is nothing now, b"" at the end, when ``fd`` is closed."""
     try:
         data = os.read(fd, protocol.READ_BYTES)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Define what a cell can call: worker, worker_batch, FINAL and host tools; and their errors."""
+"""Define what a cell can call: worker, worker_batch, FINAL, host tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ANSWER_BYTES = 8 << 20
 
 
 class CallFailed(Exception):
-    """A call failed. ``code`` is a word, ``message`` a sentence."""
+    """A call failed; ``code`` is a word, ``message`` a sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -124,7 +124,6 @@ class Primitives:
         return plain.decode(result)
 
     def _send(self, kind: Callable[..., protocol.Call | protocol.ToolCall], *fields: object) -> int:
-        """Send a call and return its number."""
         # One lock for both steps: the shim requires rising numbers.
         with self._channel.interrupts.deferred(), self._number_lock:
             call = next(self._numbers)
@@ -149,7 +148,7 @@ class Primitives:
     def _chunks(
         self, prompts: list[Any], results: list[str | WorkerError]
     ) -> Iterable[tuple[list[int], list[str]]]:
-        """Divide prompts into calls of bounded size, with their places; prompts that are too long fail."""
+        # Calls of bounded size. A prompt that is too long fails here, unsent.
         slots, chunk, size = list[int](), list[str](), 0
         most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
         most_prompts = min(_CHUNK_PROMPTS, self._start.batch)

@@ -1,4 +1,4 @@
-"""Read and write small files of the kernel: /proc and control groups."""
+"""Read and write small files of the kernel."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ def read_from(fd: int) -> str:
 
 
 def write(path: str, text: str) -> None:
-    """Write a value in one call.
-
-    Raises:
-        OSError: the file is missing, or the kernel refuses the value.
-    """
+    """Write a value in one call."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode("ascii"))

@@ -48,19 +48,16 @@ _BLOCKED = {
 
 
 def main(sock: socket.socket, context_fd: int | None, interrupted_cell: mmap.mmap) -> NoReturn:
-    """Load the context, report that the guest is ready, and run cells until the process is killed."""
+    """Load the context, report that the guest is ready, and run cells."""
     Repl(Channel(sock), interrupted_cell).serve(context_fd)
 
 
 class Repl:
-    """The namespace of the cells, and their loop.
-
-    Args:
-        interrupted_cell: shared memory with the number of the cell that init interrupts.
-    """
+    """The namespace of the cells, and their loop."""
 
     def __init__(self, channel: Channel, interrupted_cell: mmap.mmap) -> None:
         self._channel = channel
+        # Shared memory with the cell that init interrupts.
         self._interrupted_cell = interrupted_cell
         self._cell = 0
         self._running = False
@@ -107,7 +104,6 @@ class Repl:
             self._channel.send(protocol.Done(message.cell, error))
 
     def _prepare(self, cell: int, names: dict[str, Any]) -> None:
-        """Restore what the last cell may have changed: fd 1 and 2, the streams, the handler, the names."""
         # Move them above 9 first: if the last cell closed fd 1 or 2, the new pipes may have these numbers.
         arrived = self._channel.descriptors(2)
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in arrived]
@@ -151,7 +147,7 @@ class Repl:
 def run_code(
     cell: int, code: str, namespace: dict[str, Any], displays: Displays
 ) -> protocol.ErrorInfo | None:
-    """Run a block and show its last value; return the exception that it raised, as text."""
+    """Run a block and show its last value; return its exception as text."""
     name = f"<cell {cell}>"
     # So that tracebacks show the source.
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
@@ -226,7 +222,8 @@ def _decode(kind: str, data: bytes | memoryview) -> object:
 
 
 def measure() -> protocol.Facts:
-    """Measure the isolation from inside. What the kernel does not report counts as missing."""
+    """Measure the isolation from inside."""
+    # What the kernel does not report counts as missing.
     status = dict(line.split(":", 1) for line in read("/proc/self/status").splitlines() if ":" in line)
     return protocol.Facts(
         namespaces=_namespaces(),
@@ -264,10 +261,7 @@ def _namespaces() -> dict[str, int]:
 
 
 class CellOutput(io.TextIOWrapper):
-    """``sys.stdout`` or ``sys.stderr`` of one cell, written line by line.
-
-    Text from threads of earlier cells is dropped.
-    """
+    """``sys.stdout`` or ``sys.stderr`` of one cell."""
 
     def __init__(self, fd: int, cell: int, current: Callable[[], int]) -> None:
         raw = io.FileIO(fd, "w", closefd=False)
@@ -283,8 +277,6 @@ class CellOutput(io.TextIOWrapper):
 
 
 class _Reserve:
-    """Lower the soft limits on files and memory inside the block."""
-
     # A cell that uses up its limits leaves enough to report it, and to receive the next pipes.
 
     def __enter__(self) -> None:
@@ -305,7 +297,7 @@ def _reserve(kind: int, amount: int) -> None:
 
 
 def cell_of_thread(current: int) -> int:
-    """Return the cell that started this thread, or that submitted its work item."""
+    """Return the cell that started this thread or its work item."""
     return getattr(threading.current_thread(), "supdist_cell", current)
 
 

@@ -7,22 +7,18 @@ import socket
 
 
 class Stream:
-    """A byte stream over two blocking descriptors, such as stdin and stdout.
-
-    Attributes:
-        writer: the descriptor that is written to.
-    """
+    """A byte stream over two blocking descriptors."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self._reader = reader
         self.writer = writer
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for reading."""
+        """Return the descriptor to poll."""
         return self._reader
 
     def recv(self, size: int) -> tuple[bytes, list[int]]:
-        """Read at most ``size`` bytes (none at the end), and the descriptors that came beside them."""
+        """Read bytes, none at the end, and the descriptors with them."""
         return os.read(self._reader, size), []
 
     def sendall(self, data: bytes) -> None:
@@ -38,7 +34,7 @@ class Stream:
 
 
 class SocketStream(Stream):
-    """A byte stream over a Unix socket, which also carries descriptors (unix(7))."""
+    """A byte stream over a Unix socket, with descriptors (unix(7))."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd, fd)

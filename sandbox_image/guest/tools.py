@@ -1,4 +1,4 @@
-"""Load guest tools, which run here, and make stand-ins for host tools."""
+"""Load guest tools, and make stand-ins for host tools."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .primitives import Primitives
 
 
 def load(start: protocol.Start, primitives: Primitives) -> dict[str, Any]:
-    """Return the tools by name. A tool that cannot be loaded raises ImportError when it is called."""
+    """Return the tools by name; one that cannot be loaded raises ImportError when called."""
     tools: dict[str, Any] = {tool.name: _load(tool) for tool in start.guest_tools}
     for number, tool in enumerate(start.host_tools):
         tools[tool.name] = _stand_in(number, tool, primitives.call_tool)
