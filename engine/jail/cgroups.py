@@ -212,7 +212,7 @@ class CgroupBase:
         left = [name for name in names if self.sweep(name)]
         return bool(left)
 
-    def sweep_the_dead(self) -> None:
+    def sweep_orphans(self) -> None:
         """Remove the empty groups of ended zygotes."""
         for parent in set(self._parents.values()):
             for folder in parent.glob(f"{PREFIX}*-*"):

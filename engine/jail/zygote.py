@@ -76,7 +76,7 @@ def main() -> None:
 def _template(folders: tuple[str, ...]) -> isolated_process.Template:
     cgroups = CgroupBase.find()
     if cgroups is not None:
-        cgroups.sweep_the_dead()
+        cgroups.sweep_orphans()
     else:
         from . import watchdog  # noqa: F401  # pyright: ignore[reportUnusedImport] - for the shims
     return isolated_process.Template(

@@ -162,8 +162,7 @@ class Init:
                 self._end(status, hung_up=False)
 
     def _end_silent_repl(self) -> NoReturn:
-        # It has closed its stream.
-        # Mostly it is dying, or it has become another program (execve(2)).
+        # It has closed its stream: mostly it is dying, or has become another program (execve(2)).
         deadline = time.monotonic() + _REPL_EXIT_SECONDS
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self._repl_pid, os.WNOHANG)
