@@ -24,7 +24,7 @@ deserialised: list[str] = []
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event not in ("pickle.find_class", "marshal.loads"):
         return
-    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # the only way to the caller's frame
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith("<frozen importlib") or "/_pytest/" in file:

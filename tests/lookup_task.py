@@ -27,7 +27,7 @@ class Lookup(Task):
     judged: bool = False
 
     @property
-    def wants_judge(self) -> bool:  # type: ignore[override]
+    def wants_judge(self) -> bool:
         return self.judged
 
     def code(self, number: int) -> str:

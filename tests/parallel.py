@@ -55,7 +55,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if not _is_worker(item.config):
         return (yield)
     # The folder of tmp_path is a process's own; the one above is the run's.
-    factory: pytest.TempPathFactory = getattr(item.config, "_tmp_path_factory")  # noqa: B009
+    factory: pytest.TempPathFactory = getattr(item.config, "_tmp_path_factory")  # noqa: B009 - a type checker knows no such attribute
     with _turn(factory.getbasetemp().parent, alone=item.get_closest_marker("timing") is not None):
         return (yield)
 

@@ -435,7 +435,7 @@ async def test_a_supervisor_whose_window_ends_goes_on_and_its_code_has_the_histo
 
     supervisor = ScriptedHandler(play)
     supervisor.window = 20_000
-    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]
+    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]  # a model that counts tokens
     supervisor.max_tokens = 1000
     result = await arun(query="q", context="c", supervisor=supervisor, worker=Model(), sandbox=SMALL_CONFIG,
                         output_limit=4000, log_dir=tmp_path)  # fmt: skip

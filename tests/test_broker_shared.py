@@ -126,7 +126,7 @@ async def until_asked(endpoint: Endpoint, count: int) -> None:
 
 
 def nothing_is_pending() -> bool:
-    return not pending._pending  # pyright: ignore[reportPrivateUsage]
+    return not pending._pending  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
 
 
 async def test_the_first_run_pays_and_the_others_count_its_answer_as_one_of_the_cache(tmp_path: Path) -> None:

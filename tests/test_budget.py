@@ -46,7 +46,7 @@ def test_a_limit_is_a_positive_number(value: object) -> None:
 @pytest.mark.parametrize("cost", [{"worker_calls": -1}, {"tokens": -1}, {"dollars": float("nan")}])
 def test_a_cost_is_finite_and_not_negative(cost: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="finite and not negative"):
-        Cost(**cost)  # pyright: ignore[reportArgumentType]
+        Cost(**cost)  # pyright: ignore[reportArgumentType]  # wrong on purpose
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def close(self, data: st.DataObject) -> tuple[Reservation, tuple[int, ...]]:
         return self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
 
-    @precondition(lambda self: self.open)  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]
+    @precondition(lambda self: self.open)  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]  # a lambda has no annotations
     @rule(data=st.data(), more=st.sampled_from([0, 0, 0, 0, 15]))
     def settle(self, data: st.DataObject, more: int) -> None:
         reservation, (calls, tokens, nanos) = self.close(data)
@@ -201,7 +201,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         reservation.settle(Usage(read, used - read, 1), paid / 1e9)
         self.settled = tuple(a + b for a, b in zip(self.settled, (calls, used, paid), strict=True))
 
-    @precondition(lambda self: self.open)  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]
+    @precondition(lambda self: self.open)  # pyright: ignore[reportUnknownLambdaType, reportUnknownMemberType]  # a lambda has no annotations
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         reservation, _ = self.close(data)

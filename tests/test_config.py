@@ -264,4 +264,4 @@ def test_help_shows_every_option_with_its_default() -> None:
 
 def test_a_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RunConfig().max_tokens = 5  # pyright: ignore[reportAttributeAccessIssue]
+        RunConfig().max_tokens = 5  # pyright: ignore[reportAttributeAccessIssue]  # wrong on purpose

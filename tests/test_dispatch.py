@@ -281,9 +281,9 @@ async def test_a_handler_queue_is_forgotten_with_its_last_queue(kind: type[Model
     handler = GatedHandler(1) if kind is GatedHandler else Batching()
     dispatcher = Dispatcher()
     queue = dispatcher.queue(handler)
-    assert len(dispatcher._handler_queues) == 1  # pyright: ignore[reportPrivateUsage]
+    assert len(dispatcher._handler_queues) == 1  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
     del queue
-    assert len(dispatcher._handler_queues) == 0  # pyright: ignore[reportPrivateUsage]
+    assert len(dispatcher._handler_queues) == 0  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
 
 
 async def test_a_handler_that_does_not_wait_costs_no_task_for_each() -> None:

@@ -70,7 +70,7 @@ def forgetful(play: Callable[[int], str]) -> ScriptedHandler:
 
     supervisor = ScriptedHandler(reply)
     supervisor.window = 20_000
-    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]
+    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]  # a model that counts tokens
     supervisor.max_tokens = 1000
     return supervisor
 

@@ -262,7 +262,7 @@ def test_where_no_process_is_to_be_had_an_open_says_so_and_the_engine_goes_on() 
         pytest.skip("this machine gives out no control groups")
     group = groups.create(f"{os.getpid()}-narrow")
     group.limit(SandboxConfig.model_validate({"memory": "8GiB", "pids": 1000}).resource_limits())
-    pids = group._folders["pids"]  # pyright: ignore[reportPrivateUsage]
+    pids = group._folders["pids"]  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
     process = subprocess.Popen(
         [sys.executable, "-c", f"input()\n{NARROW}", pids],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -361,7 +361,7 @@ def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
 ) -> None:
     """A real failure: the engine's socket is not where the order says."""
     real = zygote_module.rootfs.command
-    monkeypatch.setattr(zygote_module.rootfs, "command", lambda fd, _, more: real(fd, "/nowhere", more))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    monkeypatch.setattr(zygote_module.rootfs, "command", lambda fd, _, more: real(fd, "/nowhere", more))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]  # a lambda has no annotations
     with (
         pytest.raises(SandboxUnavailable, match="A mount namespace for the sandboxes cannot be built"),
         SyncSandbox(),

@@ -166,13 +166,13 @@ async def test_files_that_are_asked_for_all_at_once_go_one_after_another(
 
     def counted(message: protocol.ToShim) -> None:
         nonlocal most
-        most = max(most, len(files._waiting))  # pyright: ignore[reportPrivateUsage]
+        most = max(most, len(files._waiting))  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
         send(message)
 
     async with small(scratch="64MiB") as sandbox:
         await sandbox.put("large", piece)
-        files = sandbox._guest.files  # pyright: ignore[reportPrivateUsage]
-        send = files._send  # pyright: ignore[reportPrivateUsage]
+        files = sandbox._guest.files  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
+        send = files._send  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
         monkeypatch.setattr(files, "_send", counted)
         puts = [sandbox.put(f"{number}", piece) for number in range(24)]
         arrived = await asyncio.gather(*(sandbox.get("large") for _ in range(24)), sandbox.list(), *puts)

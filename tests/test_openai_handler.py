@@ -195,7 +195,7 @@ async def test_batch_keeps_order_and_errors_in_place() -> None:
 
     async with FakeOpenAI(script) as server:
         batch: list[list[Message]] = [[{"role": "user", "content": text}] for text in ("a", "bad", "c")]
-        first, second, third = await handler_of(server)._chat_each(batch)  # pyright: ignore[reportPrivateUsage]
+        first, second, third = await handler_of(server)._chat_each(batch)  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
     assert isinstance(first, Completion)
     assert isinstance(second, Rejected)
     assert isinstance(third, Completion)

@@ -132,7 +132,7 @@ async def test_each_stretch_of_a_conversation_is_replayed_from_its_start(experim
 
     supervisor = ScriptedHandler(play)
     supervisor.window, supervisor.max_tokens = 20_000, 1000
-    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]
+    supervisor.count_tokens = lambda messages: sum(len(m["content"]) for m in messages) // 2  # type: ignore[method-assign]  # a model that counts tokens
     await experiment.run("a", supervisor, output_limit=4000)
     reports = await replayed(experiment)
     assert len(reports) > 1

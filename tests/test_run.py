@@ -155,7 +155,7 @@ async def test_machinery_killed_from_outside_ends_the_run_with_a_best_answer() -
         raise AssertionError
 
     class Killer(ModelHandler):
-        chat = staticmethod(kill_when_asked)  # pyright: ignore[reportAssignmentType]
+        chat = staticmethod(kill_when_asked)  # pyright: ignore[reportAssignmentType]  # wrong on purpose
 
     result, _ = await answer(block("worker('x')"), "what I saw", worker=Killer())
     assert killed.is_set()
@@ -236,7 +236,7 @@ async def test_a_plain_handler_that_hangs_does_not_keep_the_supervisor_from_its_
 async def test_a_handler_that_gives_something_else_is_named(tmp_path: Path) -> None:
     class Wrong(ModelHandler):
         def chat(self, messages: Sequence[Message]) -> Completion:
-            return "text"  # pyright: ignore[reportReturnType]
+            return "text"  # pyright: ignore[reportReturnType]  # wrong on purpose
 
     with pytest.raises(TypeError, match=r"Wrong\.chat gave a str where a Completion belongs"):
         await arun(query="q", context="c", supervisor=Wrong(), worker=upper_worker())

@@ -193,7 +193,7 @@ async def test_prompts_are_checked_before_they_are_sent(small: Open) -> None:
 
     async def note(call: WorkerCall) -> list[str | CallError]:
         seen.extend(call.prompts)
-        return call.prompts  # pyright: ignore[reportReturnType]
+        return call.prompts  # pyright: ignore[reportReturnType]  # a list is invariant
 
     code = """
 for wrong in (5, None, b"x"):
@@ -583,7 +583,7 @@ async def test_whatever_on_call_gives_the_cell_gets_a_reply_or_its_caller_an_err
     small: Open, answer: list[str]
 ) -> None:
     async def give(call: WorkerCall) -> list[str | CallError]:
-        return answer  # pyright: ignore[reportReturnType]
+        return answer  # pyright: ignore[reportReturnType]  # wrong on purpose
 
     async with small(on_call=give) as sandbox:
         try:

@@ -144,7 +144,7 @@ async def test_text_that_is_none_stays_at_its_side(tmp_path: Path) -> None:
         with pytest.raises(Rejected, match="cannot be sent as text"):
             await remote.chat(user_messages("\ud800"))
         with pytest.raises(Rejected, match="a role"):
-            await remote.chat([{"role": "user", "content": 5}])  # pyright: ignore[reportArgumentType]
+            await remote.chat([{"role": "user", "content": 5}])  # pyright: ignore[reportArgumentType]  # wrong on purpose
         with pytest.raises(ContextTooLong, match="bytes"):
             await remote.chat(user_messages("x" * protocol.MAX_BYTES))
         assert (await remote.chat(user_messages("x"))).text == "whole"
@@ -342,7 +342,7 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
                 answers[answer.request] = answer.text
             assert answers == {number: str(number) for number in answers}
             await eventually(lambda: service.load.running == service.load.queued == 0)
-            (engine,) = service._engines.values()  # pyright: ignore[reportPrivateUsage]
+            (engine,) = service._engines.values()  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
             assert (engine.room, engine.pending) == (protocol.CREDIT, {})
 
     with tempfile.TemporaryDirectory() as folder:

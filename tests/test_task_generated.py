@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from supdist.handlers import ScriptedHandler
 from supdist.tasks.base import Example, Task, TaskDataError
-from supdist.tasks.mailbox import _CLOSINGS, _ITEMS, _OPENINGS, _TEXTS, MATTERS  # pyright: ignore[reportPrivateUsage]
+from supdist.tasks.mailbox import _CLOSINGS, _ITEMS, _OPENINGS, _TEXTS, MATTERS  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
 from supdist.tasks.needle import Needle
 from supdist.tasks.oolong import Oolong
 from supdist.tasks.pairs import Pairs
@@ -92,9 +92,9 @@ def test_a_task_is_its_options(task: Task) -> None:
     assert again == task
     assert again.data_hash() == task.data_hash()
     assert fingerprint(again) == fingerprint(task)
-    other = task.model_copy(update={"seed": 1})  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
-    assert other.data_hash() != task.data_hash()  # pyright: ignore[reportUnknownMemberType]
-    assert {each.query for each in other.examples()} != {each.query for each in task.examples()}  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    other = task.model_copy(update={"seed": 1})  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]  # Task is no pydantic model
+    assert other.data_hash() != task.data_hash()  # pyright: ignore[reportUnknownMemberType]  # Task is no pydantic model
+    assert {each.query for each in other.examples()} != {each.query for each in task.examples()}  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # Task is no pydantic model
     assert not task.wants_judge
 
 

@@ -67,7 +67,7 @@ class Plain(Task):
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[supdist_engine.tasks]\n{points}\n")
-    monkeypatch.syspath_prepend(tmp_path)  # pyright: ignore[reportUnknownMemberType]
+    monkeypatch.syspath_prepend(tmp_path)  # pyright: ignore[reportUnknownMemberType]  # pytest types it in part
 
 
 def test_what_ships_is_listed_and_can_be_made(tmp_path: Path) -> None:

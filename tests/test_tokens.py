@@ -34,9 +34,9 @@ def byte_level(
     cut: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None
 ) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = cut  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = cut  # pyright: ignore[reportAttributeAccessIssue]  # the stubs of tokenizers lack the setter
     if normalizer is not None:
-        tokenizer.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]  # the stubs of tokenizers lack the setter
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=20_000, initial_alphabet=alphabet, special_tokens=_MARKS, show_progress=False
@@ -65,7 +65,7 @@ def qwen() -> Tokenizer:
 def sentencepiece() -> Tokenizer:
     """Trained by line, as SentencePiece trains."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]  # the stubs of tokenizers lack the setter
     single = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=20_000, special_tokens=_MARKS + single, show_progress=False)
     tokenizer.train_from_iterator((line for text in corpus() for line in text.splitlines()), trainer)

@@ -73,7 +73,7 @@ takes_many_unknown.__annotations__["x"] = types.GenericAlias(list, ("Unknown",))
     ("tool", "words"),
     [
         (5, "tool name: give a function, not a value of type int"),
-        (HostTool("name"), "tool name: give a function, not a value of type str"),  # pyright: ignore[reportArgumentType]
+        (HostTool("name"), "tool name: give a function, not a value of type str"),  # pyright: ignore[reportArgumentType]  # wrong on purpose
         (HostTool(count_vowels, max_calls=0), "max_calls must be at least 1, not 0"),
         (HostTool(count_vowels, timeout=0), "timeout must be a positive number of seconds"),
         (HostTool(count_vowels, timeout=math.inf), "timeout must be a positive number of seconds"),

@@ -50,7 +50,7 @@ def test_before_the_engine_has_told_nothing_is_guessed() -> None:
     ],
 )
 def test_a_window_that_was_given_is_known_at_once(length: dict[str, object], window: int | None) -> None:
-    assert VLLMHandler("m", **length).window == window  # pyright: ignore[reportArgumentType]
+    assert VLLMHandler("m", **length).window == window  # pyright: ignore[reportArgumentType]  # options of several types
 
 
 @pytest.mark.parametrize(("temperature", "samples"), [(None, True), (0.7, True), (0, False), (0.0, False)])

@@ -169,7 +169,7 @@ async def test_br9_the_ledger_is_what_the_model_served(arena: Arena, limits: San
         model = "slow"
         served = 0
 
-        async def chat(self, messages: list[Message]) -> Completion:  # pyright: ignore[reportIncompatibleMethodOverride]
+        async def chat(self, messages: list[Message]) -> Completion:  # pyright: ignore[reportIncompatibleMethodOverride]  # a user may annotate a narrower type
             await asyncio.sleep(0.3 if messages[-1]["content"] == "slow" else 0)
             Slow.served += 1
             return Completion("answer", Usage(1, 1, 1))

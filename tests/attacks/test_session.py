@@ -171,7 +171,7 @@ async def test_se9_a_second_end_is_a_breach(arena: Arena) -> None:
             sandbox, RAW + "send(24, cell, None); send(24, cell, None)\nimport time; time.sleep(60)"
         )
         assert result.outcome is OK, "the first end counts"
-        assert await comes_true(lambda: isinstance(sandbox._guest.state, Lost))  # pyright: ignore[reportPrivateUsage]
+        assert await comes_true(lambda: isinstance(sandbox._guest.state, Lost))  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
         with pytest.raises(SandboxLost):
             await sandbox.execute("1")
 

@@ -257,7 +257,7 @@ for wrong in (Evil(), pickle.dumps(Evil())):
     try: anything(wrong)
     except ToolError as error: print(error.code)
 """
-    async with arena.open(tools={**shout.tools, "local": lambda text: text}) as sandbox:  # pyright: ignore[reportUnknownLambdaType]
+    async with arena.open(tools={**shout.tools, "local": lambda text: text}) as sandbox:  # pyright: ignore[reportUnknownLambdaType]  # a lambda has no annotations
         result = await timed(sandbox, code)
     assert result.stdout == "True 2 True\nbad_arguments\nbad_arguments\n", result
     assert audited == []
