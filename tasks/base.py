@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 from ..handlers import Completion, Message
 
 Ask = Callable[[Sequence[Message]], Awaitable[Completion]]
-"""Sends messages to the judge. The caller of ``Task.score`` provides it. Raises ``HandlerError``."""
+"""Asks the judge. Raises ``HandlerError``."""
 
 
 class TaskDataError(Exception):
-    """The data or an option is wrong; the message names the file and line, and what to do."""
+    """The data or an option is wrong."""
 
 
 class JudgeError(Exception):
-    """The judge gave no readable verdict, also when asked again. The answer is not at fault."""
+    """The judge gave no readable verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,9 @@ class Score:
 
 
 class Task(ABC):
-    """A task, built in or registered under the entry points ``supdist_engine.tasks``.
+    """A task: a frozen pydantic model or dataclass of its options."""
 
-    A subclass is a frozen pydantic model or dataclass of its options. Its constructor reads no data. It can
-    be pickled.
-    """
+    # A subclass can be pickled, for other processes. Its constructor reads no data.
 
     name: ClassVar[str]
 
@@ -87,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """Score an answer. None means that there is no answer, and scores 0.
+        """Score an answer; None, for no answer, scores 0.
 
         Raises:
             HandlerError: the call of ``judge`` failed.
@@ -96,7 +94,7 @@ class Task(ABC):
 
     @abstractmethod
     def data_hash(self) -> str:
-        """Return a SHA-256 in hexadecimal of everything that determines examples, contexts and references."""
+        """Hash everything that decides examples, contexts and references (SHA-256)."""
 
     def sample(self, n: int, seed: int) -> list[Example]:
         """Return ``n`` examples, drawn with the seed; all examples, in order, if n is -1."""

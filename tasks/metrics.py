@@ -25,7 +25,7 @@ def normalize(text: str) -> str:
 
 
 def harmonic(precision: float, recall: float) -> float:
-    """Return the F1 of a precision and a recall; 0 if both are 0."""
+    """Return the F1 of a precision and a recall."""
     # The official scorers' order of operations: the last bit can decide which annotator is best.
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
@@ -39,12 +39,12 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """Return 1 if the normalised texts are equal, else 0."""
+    """Compare the normalised texts."""
     return float(normalize(prediction) == normalize(reference))
 
 
 def contains(prediction: str, reference: str) -> float:
-    """Return 1 if the prediction has the reference's words in a row, else 0."""
+    """Find the reference's words in a row in the prediction."""
     expected = normalize(reference)
     # The spaces make whole words match: "art" is not in "arts". A reference without words is never found.
     return float(bool(expected) and f" {expected} " in f" {normalize(prediction)} ")
@@ -81,11 +81,11 @@ def numbers(text: str) -> list[float]:
 
 
 def best(metric: Callable[[str, str], float], prediction: str, references: Iterable[str]) -> float:
-    """Return the best score over the references; 0 if there are none."""
+    """Return the best score over the references."""
     return max((metric(prediction, reference) for reference in references), default=0.0)
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean; 0 for no values."""
+    """Return the mean."""
     # The official scorers define the mean of nothing as 0.
     return sum(values) / len(values) if values else 0.0

@@ -76,7 +76,7 @@ def decode(raw: bytes, what: object) -> str:
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path of a regular file.
+    """Return the path.
 
     Raises:
         OSError: it is not a regular file, or does not exist.

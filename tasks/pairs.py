@@ -3,7 +3,7 @@
 A sample example (``same-user``): "List all pairs of a message about billing and a message about defect by the
 same user."; "(17, 403), (92, 250)" is right.
 
-Source: generated offline, after the pairs of OOLONG in Zhang et al. (2025) on recursive language models.
+Source: generated offline, after Zhang et al. (2025).
 """
 
 from __future__ import annotations

@@ -101,8 +101,7 @@ def haystack(random: Random, characters: int, needles: Sequence[tuple[float, str
     """Return prose with sentences hidden in it.
 
     Args:
-        random: makes all choices.
-        characters: the largest length; the text is less than a paragraph shorter.
+        characters: the largest length.
         needles: depth (0 is the beginning, 1 the end) and sentence of each.
 
     Raises:

@@ -162,7 +162,7 @@ class Qasper(TaskWithOptions):
 
 
 def best_answer(answer: str, references: Sequence[Reference]) -> tuple[float, str]:
-    """Return the best token F1 over the annotators, and that annotator's answer type."""
+    """Return the best annotator's token F1 and answer type."""
     # Of annotators that tie, the first, as in the official evaluator.
     scores = [(token_f1(answer, reference.text), reference.kind) for reference in references]
     return max(scores, key=lambda score: score[0])

@@ -198,10 +198,10 @@ ON_THE_HUB = "allenai/qasper"
 
 @lru_cache(maxsize=2)
 def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
-    """Return the papers by id from the hub, or from a folder, with the library ``datasets``.
+    """Return the papers by id from the hub or a folder.
 
     Raises:
-        TaskDataError: the library is not installed, or cannot load the data.
+        TaskDataError: ``datasets`` is not installed or fails.
     """
     try:
         import datasets  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
