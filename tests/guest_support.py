@@ -1,4 +1,4 @@
-"""A guest that speaks on its stdin and stdout, seen as its shim sees it."""
+"""A guest on its stdin and stdout, as its shim sees it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECONDS = 60.0
 
 
 class Guest:
-    """The host's end. Whatever comes on stdout must be frames, else the test fails."""
+    """The host's end of a guest's stream. Everything on stdout must be frames."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -39,29 +39,29 @@ class Guest:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._out, selectors.EVENT_READ)
         self._frames = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
-        self._heard: deque[FromGuest] = deque()
+        self._received: deque[FromGuest] = deque()
         self._cell = 0
 
     def start(self, load: Load) -> Ready:
-        """Give it a question and a context."""
+        """Send a question and a context; return the guest's first message."""
         self._send(Start("the question", 1 << 20, 16, 16 << 20, 8 << 20, [], []))
         self._send(load)
-        ready = self.hear()
+        ready = self.receive()
         assert isinstance(ready, Ready)
         return ready
 
     def run(self, code: str) -> tuple[str, Done | ReplExit]:
-        """Run a cell: its stdout, and how it ended."""
+        """Run a cell; return its stdout and how it ended."""
         self.begin(code)
         return self.end()
 
     def begin(self, code: str) -> None:
-        """Have it run a cell."""
+        """Start a cell."""
         self._cell += 1
         self._send(Execute(self._cell, code, _SECONDS))
 
     def flood(self, data: bytes, *, whole: bool = False) -> int:
-        """Send as much as is taken, or all; how much that was. What is not taken within a second is not."""
+        """Send as much as the guest reads within a second, or all; return the number of bytes."""
         fd, sent = self._in.fileno(), 0
         os.set_blocking(fd, False)
         with selectors.DefaultSelector() as writable:
@@ -103,25 +103,25 @@ class Guest:
                 waiting, held = waiting + held, bytearray()
 
     def end(self) -> tuple[str, Done | ReplExit]:
-        """What the cell printed, and how it ended."""
+        """Return what the cell printed, and how it ended."""
         text = b""
-        while not isinstance(message := self.hear(), (Done, ReplExit)):
+        while not isinstance(message := self.receive(), (Done, ReplExit)):
             if isinstance(message, Output) and message.stream == 1:
                 text += message.data
         return text.decode(), message
 
-    def hear(self) -> FromGuest | None:
-        """The next message; None where the guest has closed its stream."""
-        while not self._heard:
-            assert self._selector.select(_SECONDS), "the guest says nothing"
+    def receive(self) -> FromGuest | None:
+        """Return the next message; None if the guest closed its stream."""
+        while not self._received:
+            assert self._selector.select(_SECONDS), "the guest sends nothing"
             data = os.read(self._out.fileno(), 1 << 16)
             if not data:
                 return None
-            self._heard.extend(map(protocol.decode_from_guest, self._frames.feed(data)))
-        return self._heard.popleft()
+            self._received.extend(map(protocol.decode_from_guest, self._frames.feed(data)))
+        return self._received.popleft()
 
-    def hang_up(self) -> None:
-        """Close its input."""
+    def close_input(self) -> None:
+        """Close the guest's input."""
         self._in.close()
 
     def _send(self, message: protocol.ToGuest) -> None:
@@ -131,13 +131,13 @@ class Guest:
 
 @contextmanager
 def guest(command: Sequence[str]) -> Generator[Guest]:
-    """A guest that is started by this command, and has ended afterwards."""
+    """Start a guest with this command; it has ended afterwards."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        speaker = Guest(process)
+        guest_end = Guest(process)
         try:
-            yield speaker
+            yield guest_end
         finally:
-            speaker.hang_up()
+            guest_end.close_input()
             try:
                 process.wait(_SECONDS)
             except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""MCP servers as their clients have them: processes that speak the protocol."""
+"""MCP servers as processes, and clients of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SERVERS = [
 
 @asynccontextmanager
 async def connected(server: Server, *options: str, mode: str = "legacy") -> AsyncGenerator[Client]:
-    """The SDK's client of a server that was started for it."""
+    """Start a server and connect the SDK's client."""
     command, *arguments = server.command
     environment = {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
     parameters = StdioServerParameters(command=command, args=[*arguments, *options], env=environment)
@@ -58,8 +58,8 @@ async def connected(server: Server, *options: str, mode: str = "legacy") -> Asyn
         yield client
 
 
-class Wire:
-    """The protocol as it is on stdio, line by line: every line must be of it."""
+class StdioClient:
+    """A client that reads and writes JSON-RPC line by line; every line must be a message."""
 
     def __init__(self, process: Process) -> None:
         assert process.stdin is not None
@@ -67,35 +67,35 @@ class Wire:
         self._stdin, self._stdout = process.stdin, process.stdout
         self._number = 0
 
-    async def shake_hands(self) -> None:
+    async def initialize(self) -> None:
         client = {"name": "test", "version": "0"}
-        await self.ask(
+        await self.request(
             "initialize", {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}
         )
-        self.say({"method": "notifications/initialized"})
+        self.send({"method": "notifications/initialized"})
 
     async def python(self, code: str) -> dict[str, Any]:
-        return await self.ask("tools/call", {"name": "python", "arguments": {"code": code}})
+        return await self.request("tools/call", {"name": "python", "arguments": {"code": code}})
 
-    async def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """The result of a request."""
+    async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return its result."""
         self._number += 1
-        self.say({"id": self._number, "method": method, "params": params})
+        self.send({"id": self._number, "method": method, "params": params})
         async with asyncio.timeout(60):
-            answer = await self.hear()
+            answer = await self.receive()
         assert answer["id"] == self._number
         return answer["result"]
 
-    def say(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         self._stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
-    async def hear(self) -> dict[str, Any]:
+    async def receive(self) -> dict[str, Any]:
         message = json.loads(await self._stdout.readline())
         assert message["jsonrpc"] == "2.0"
         return message
 
-    async def hang_up(self) -> bytes:
-        """The rest of its stdout."""
+    async def close(self) -> bytes:
+        """Close the server's stdin; return the rest of its stdout."""
         self._stdin.close()
         async with asyncio.timeout(60):
             return await self._stdout.read()
@@ -112,12 +112,12 @@ async def call(client: Client, tool: str, **arguments: Any) -> CallToolResult:
 
 
 def text(result: CallToolResult) -> str:
-    """All text of a result, block after block."""
+    """Return all text of a result."""
     return "\n".join(block.text for block in result.content if isinstance(block, TextContent))
 
 
 async def printed(client: Client, code: str, **arguments: Any) -> str:
-    """What code that works prints."""
+    """Run code that works; return what it prints."""
     result = await python(client, code, **arguments)
     assert not result.is_error, text(result)
     return text(result)

@@ -78,12 +78,12 @@ def inside(docker: DockerClient) -> Callable[..., str]:
 @pytest.mark.docker
 @pytest.mark.parametrize("options", [("--network=none",), HARDENED], ids=["plain", "hardened"])
 def test_alone_it_speaks_the_protocol_whatever_is_printed(options: Sequence[str], speak: Speak) -> None:
-    with speak(options) as speaker:
-        facts = speaker.start(CONTEXT).facts
+    with speak(options) as guest_end:
+        facts = guest_end.start(CONTEXT).facts
         assert (facts.uid, facts.interfaces) == (65534, ["lo"])
         assert (facts.capabilities == 0) is (options is HARDENED)
         assert facts.root_writable is not (options is HARDENED)
-        text, end = speaker.run(
+        text, end = guest_end.run(
             "import contextlib, os, subprocess\n"
             "print(context, os.getcwd())\n"
             "for fd in (0, 1, 2):\n"
@@ -97,16 +97,16 @@ def test_alone_it_speaks_the_protocol_whatever_is_printed(options: Sequence[str]
 
 @pytest.mark.docker
 def test_init_tells_how_its_repl_died_and_hears_no_signals_of_it(speak: Speak, runtime: str) -> None:
-    with speak(HARDENED) as speaker:
-        speaker.start(CONTEXT)
+    with speak(HARDENED) as guest_end:
+        guest_end.start(CONTEXT)
         if runtime == "runc":  # gVisor lets a process kill the first one of its namespace
-            assert speaker.run("import os\nfor number in (1, 2, 9, 10, 15): os.kill(1, number)")[1] == Done(
+            assert guest_end.run("import os\nfor number in (1, 2, 9, 10, 15): os.kill(1, number)")[1] == Done(
                 1, None
             )
-        assert speaker.run("import os; os.kill(os.getpid(), 9)")[1] == ReplExit(9, hung_up=False)
-        speaker.hang_up()
-        assert speaker.hear() is None
-        assert speaker.process.wait(60) == 0
+        assert guest_end.run("import os; os.kill(os.getpid(), 9)")[1] == ReplExit(9, hung_up=False)
+        guest_end.close_input()
+        assert guest_end.receive() is None
+        assert guest_end.process.wait(60) == 0
 
 
 @pytest.mark.docker
@@ -114,9 +114,9 @@ def test_the_context_can_be_a_read_only_mount(docker: DockerClient, tmp_path: Pa
     file = tmp_path / "data"
     file.write_bytes(b"\xed\xa0\x80 mounted")
     mount = f"--volume={file}:{protocol.CONTEXT_FILE}:ro"
-    with guest(["docker", "run", "--rm", "-i", *HARDENED, mount, default_tag()]) as speaker:
-        speaker.start(Load("text", "file", b""))
-        assert speaker.run("print(ascii(context))")[0] == "'\\ud800 mounted'\n"
+    with guest(["docker", "run", "--rm", "-i", *HARDENED, mount, default_tag()]) as guest_end:
+        guest_end.start(Load("text", "file", b""))
+        assert guest_end.run("print(ascii(context))")[0] == "'\\ud800 mounted'\n"
 
 
 @pytest.mark.docker
@@ -187,9 +187,9 @@ def test_packages_are_added_in_three_lines(docker: DockerClient, tmp_path: Path)
     try:
         with guest(
             ["docker", "run", "--rm", "-i", "--user=65534:65534", *HARDENED, str(image.id)]
-        ) as speaker:
-            assert speaker.start(CONTEXT).facts.uid == 65534
-            assert speaker.run("import greeting; print(greeting.TEXT)")[0] == "hello\n"
+        ) as guest_end:
+            assert guest_end.start(CONTEXT).facts.uid == 65534
+            assert guest_end.run("import greeting; print(greeting.TEXT)")[0] == "hello\n"
     finally:
         docker.images.remove(str(image.id))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mcp import MCPError
 from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent
-from mcp_support import PNG, SERVERS, Server, Wire, call, connected, printed, python, text
+from mcp_support import PNG, SERVERS, Server, StdioClient, call, connected, printed, python, text
 from process_support import COMMAND, alive, descendants, processes_running, started
 from support import REPOSITORY, eventually
 
@@ -288,12 +288,12 @@ print('tried', tried > 0)
 async def test_stdout_carries_the_protocol_alone(server: Server) -> None:
     """Whatever code writes wherever it can, to the descriptors of the processes above it too."""
     async with started(*server.command) as process:
-        wire = Wire(process)
-        await wire.shake_hands()
-        result = await wire.python(_HOSTILE)
+        client = StdioClient(process)
+        await client.initialize()
+        result = await client.python(_HOSTILE)
         assert "forged" in result["content"][0]["text"], "what is written to fd 1 is the code's output"
-        assert (await wire.python("import sys; sys.__stdout__.write('x'); print(1)"))["content"][0]["text"]
-        assert await wire.hang_up() == b""
+        assert (await client.python("import sys; sys.__stdout__.write('x'); print(1)"))["content"][0]["text"]
+        assert await client.close() == b""
         async with asyncio.timeout(30):
             assert await process.wait() == 0
 
@@ -322,14 +322,16 @@ async def test_it_ends_when_it_is_asked_and_leaves_nothing(
 ) -> None:
     """Also while code runs that does not want to end."""
     async with started(*server.command) as process:
-        wire = Wire(process)
-        await wire.shake_hands()
+        client = StdioClient(process)
+        await client.initialize()
         code = "import signal, time; signal.signal(2, signal.SIG_IGN)\nprint('x')\nwhile True: time.sleep(1)"
-        wire.say({"id": 9, "method": "tools/call", "params": {"name": "python", "arguments": {"code": code}}})
+        client.send(
+            {"id": 9, "method": "tools/call", "params": {"name": "python", "arguments": {"code": code}}}
+        )
         below = descendants(process.pid)
         assert below
         if number is None:
-            await wire.hang_up()
+            await client.close()
         else:
             process.send_signal(number)
         async with asyncio.timeout(30):

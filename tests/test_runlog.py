@@ -18,7 +18,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 from export_support import Experiment, both, shouting
-from support import SMALL_CONFIG
+from support import SMALL_CONFIG, block
 
 from supdist.engine import HostTool, LogError, SandboxConfig, SandboxUnavailable, arun
 from supdist.engine.errors import LogFormatError
@@ -51,10 +51,6 @@ from supdist.tools.evals.analysis import analyse
 OLD = Path(__file__).parent / "data" / "runlog_schema_1"
 RENAMED = {"arm": "strategy"}
 STREAMS = ("supervisor", "worker", "repl")
-
-
-def block(code: str) -> str:
-    return f"```repl\n{code}\n```"
 
 
 def events(log: RunLogReader) -> list[Event]:
