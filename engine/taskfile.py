@@ -105,7 +105,7 @@ class TaskFile(BaseModel):
             value = _parse(text, path)
             if not isinstance(value, (str, list, dict)):
                 raise TaskError(f"context_file: {path} must hold a string, a list or an object")
-            return value  # pyright: ignore[reportUnknownVariableType]
+            return value  # pyright: ignore[reportUnknownVariableType]  # JSON of any shape
         raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
 
     def run_config(self, folder: Path, permissions: Permissions = UNBOUND, **options: object) -> RunConfig:

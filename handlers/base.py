@@ -217,7 +217,7 @@ async def call_chat_batch(
     if _is_async(handler.chat_batch):
         return await cast("Awaitable[Sequence[BatchItem]]", handler.chat_batch(message_batches))
     if type(handler).chat_batch is ModelHandler.chat_batch:
-        return await handler._chat_each(message_batches)  # pyright: ignore[reportPrivateUsage]
+        return await handler._chat_each(message_batches)  # pyright: ignore[reportPrivateUsage]  # one module of the package
     return await _in_thread(handler, handler.chat_batch, message_batches)
 
 

@@ -122,7 +122,7 @@ def best_sentences(question: str, text: str, count: int) -> list[str]:
     BM25 (Robertson and others, 1994; the variant of Lucene), with every sentence as a document. Sentences
     without a word of the question are left out.
     """
-    import bm25s  # pyright: ignore[reportMissingTypeStubs]
+    import bm25s  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
 
     library: Any = bm25s
     sentences = [part.strip() for part in _SENTENCE.split(_unwrap(text)) if part.strip()]

@@ -54,8 +54,8 @@ class ScriptedHandler(ModelHandler):
         except json.JSONDecodeError:
             items = [json.loads(line) for line in content.splitlines() if line.strip()]
         replies: list[Reply] = []
-        for item in items if isinstance(items, list) else [items]:  # pyright: ignore[reportUnknownVariableType]
-            text: object = item.get("text") if isinstance(item, dict) else item  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        for item in items if isinstance(items, list) else [items]:  # pyright: ignore[reportUnknownVariableType]  # JSON of any shape
+            text: object = item.get("text") if isinstance(item, dict) else item  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # JSON of any shape
             if not isinstance(text, str):
                 raise ValueError(  # noqa: TRY004 - the file is wrong, not a type in the program
                     f"{path}: a reply must be a string, or an object with a string under 'text'"

@@ -81,8 +81,8 @@ def regular_file(path: Path) -> Path:
     Raises:
         OSError: it is not a regular file, or does not exist.
     """
-    # Reading a device never ends; opening a pipe waits for a writer. The engine's check is another: it looks at
-    # the open file and follows no links, which a user's own data set may have.
+    # Reading a device never ends; opening a pipe waits for a writer. The engine's check is another: it looks
+    # at the open file and follows no links, which a user's own data set may have.
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path
