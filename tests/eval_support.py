@@ -20,7 +20,7 @@ _TURNS = (
 
 
 def play(request: Request) -> Text:
-    """The supervisor has its worker read, the worker knows where to look, the judge compares."""
+    """Reply as the supervisor, which asks the worker, as the worker, which looks up, or as the judge."""
     messages = request.body["messages"]
     asked = messages[-1]["content"]
     match request.model:
@@ -34,7 +34,7 @@ def play(request: Request) -> Text:
 
 
 def looked_up(prompt: str) -> str:
-    """The code of the item that a prompt asks for."""
+    """Return the code of the item that a prompt asks for."""
     wanted = re.search(r"code of (item-\d+)\?", prompt)
     assert wanted is not None
     found = re.search(rf"code of {wanted[1]} is (\d+)", prompt)
@@ -64,7 +64,7 @@ def config(server: FakeOpenAI, **changes: Any) -> ExperimentConfig:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """The table, without its times."""
+    """Read results.csv, without times."""
     text = (folder / TABLE).read_text(encoding="utf-8")
     return [{**row, "seconds": ""} for row in csv.DictReader(io.StringIO(text, newline=""))]
 

@@ -63,55 +63,55 @@ def pair() -> Generator[tuple[Counting, socket.socket]]:
         yield counting, theirs
 
 
-def answer_calls(sock: socket.socket, heard: list[protocol.Call]) -> None:
-    """A host that answers every call, until the guest hangs up."""
+def answer_calls(sock: socket.socket, received: list[protocol.Call]) -> None:
+    """Answer every call, until the guest closes its end."""
     frames = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
     while data := sock.recv(1 << 20):
         for payload in frames.feed(data):
             call = protocol.decode_from_guest(payload)
             assert isinstance(call, protocol.Call)
-            heard.append(call)
+            received.append(call)
             reply = protocol.Reply(call.call, ["y"] * len(call.prompts))
             sock.sendall(protocol.frame(protocol.encode(reply)))
 
 
 @pytest.mark.parametrize(("prompts", "frames"), [(1, 1), (200, 1), (256, 1), (257, 2), (10_000, 40)])
 def test_in_the_guest_a_call_is_a_frame_and_a_system_call_each_way(prompts: int, frames: int) -> None:
-    heard: list[protocol.Call] = []
+    received: list[protocol.Call] = []
     with pair() as (repl, host):
         primitives = Primitives(Channel(repl), START, lambda: 1)
-        answering = threading.Thread(target=answer_calls, args=(host, heard))
+        answering = threading.Thread(target=answer_calls, args=(host, received))
         answering.start()
         assert primitives.worker_batch(["x"] * prompts) == ["y"] * prompts
         repl.shutdown(socket.SHUT_WR)
         answering.join(10)
-        assert len(heard) == frames
+        assert len(received) == frames
         assert repl.asked["send"] == frames
         assert repl.asked["receive"] <= frames
 
 
 def test_in_the_shim_a_frame_is_a_system_call() -> None:
     with pair() as (ours, guest):
-        lane = MessageStream(ours, protocol.FrameBuffer(1 << 20))
+        stream = MessageStream(ours, protocol.FrameBuffer(1 << 20))
         guest.sendall(protocol.frame(b"call"))
-        assert lane.receive() == [b"call"]
-        lane.send(b"reply")
+        assert stream.receive() == [b"call"]
+        stream.send(b"reply")
         assert ours.asked == {"send": 1, "receive": 1}
-        assert lane.unsent_bytes == 0
+        assert stream.unsent_bytes == 0
 
 
 async def talk(zygote: Zygote, code: str) -> Counter[str]:
     """Run a cell in its own sandbox, answer its calls, and count the messages from its shim."""
-    said: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
+    messages: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
     fd = zygote.contexts.descriptor("")
     session = zygote.spawn(
-        said.put_nowait, SandboxConfig().session_limits(), SandboxConfig().resource_limits(), fd
+        messages.put_nowait, SandboxConfig().session_limits(), SandboxConfig().resource_limits(), fd
     )
     kind = zygote.contexts.write(fd, "")
     os.close(fd)
-    heard: Counter[str] = Counter()
+    received: Counter[str] = Counter()
     async with asyncio.timeout(30):
-        while not isinstance(message := await said.get(), protocol.CellEnd):
+        while not isinstance(message := await messages.get(), protocol.CellEnd):
             match message:
                 case protocol.Hello():
                     zygote.send(session, START)
@@ -119,16 +119,16 @@ async def talk(zygote: Zygote, code: str) -> Counter[str]:
                 case protocol.Ready():
                     zygote.send(session, protocol.Execute(1, code, 30.0))
                 case protocol.Call():
-                    heard["call"] += 1
+                    received["call"] += 1
                     zygote.send(session, protocol.Reply(message.call, ["y"] * len(message.prompts)))
                 case _:
-                    heard["more"] += 1
-        heard["end"] += 1
+                    received["more"] += 1
+        received["end"] += 1
         assert message.error is None
         zygote.send(session, protocol.Kill())
         while not isinstance(message, protocol.Exit):
-            message = await said.get()
-    return heard
+            message = await messages.get()
+    return received
 
 
 async def test_a_call_is_a_message_each_way_and_a_cell_two() -> None:

@@ -31,7 +31,7 @@ CALLS = 4  # of an example: two turns, a worker call, a verdict
 
 @asynccontextmanager
 async def evaluate(folder: Path, *arguments: str) -> AsyncGenerator[Process]:
-    """The program, begun. Whatever happens, it ends."""
+    """Start the program, and end it with the context."""
     (folder / "tmp").mkdir(exist_ok=True)  # an engine that is killed while it starts leaves something there
     environment = {**os.environ, "PYTHONPATH": python_path(folder), "TMPDIR": str(folder / "tmp")}
     program = [sys.executable, str(REPOSITORY / "tools/run_experiment.py"), *arguments]
