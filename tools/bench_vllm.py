@@ -143,7 +143,7 @@ class Bench:
         async with (
             open_broker(ScriptedHandler([]), self._handler, log) as broker,
             open_sandbox(
-                _CONFIG, context={"prompts": prompts}, on_call=broker.worker and broker.worker.answer
+                _CONFIG, context={"prompts": prompts}, on_call=broker.worker.answer if broker.worker else None
             ) as box,
         ):
             assert broker.worker is not None

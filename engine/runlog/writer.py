@@ -320,7 +320,7 @@ def _field_names(kind: type[Any]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _as_plain(value: object) -> dict[str, Any]:
+def _as_plain(value: Any) -> dict[str, Any]:
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.asdict(value)
         for name, default in _omitted(type(value)):
@@ -328,7 +328,8 @@ def _as_plain(value: object) -> dict[str, Any]:
                 del fields[name]
         tag = value.__struct_config__.tag
         return fields if tag is None else {"event": tag, **fields}
-    return {name: getattr(value, name) for name in _field_names(type(value))}
+    names = _field_names(type(value))  # type: ignore[arg-type]  # mypy takes a class for unhashable here
+    return {name: getattr(value, name) for name in names}
 
 
 # Not msgspec's encoder: it refuses lone surrogates. Escapes keep control bytes of guests out of the file.

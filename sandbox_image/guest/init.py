@@ -30,7 +30,7 @@ _REPL_EXIT_SECONDS = 0.2
 INTERRUPT_NUMBER = protocol.tag(protocol.Interrupt)
 _DISCARD_NUMBER = protocol.tag(protocol.Discard)
 _HUNG_UP_NUMBER = protocol.tag(protocol.HungUp)
-FILE_NUMBERS = set(map(protocol.tag, (protocol.PutFile, protocol.GetFile, protocol.ListFiles)))
+FILE_NUMBERS = {protocol.tag(kind) for kind in (protocol.PutFile, protocol.GetFile, protocol.ListFiles)}
 
 
 def main(setup_fd: int) -> NoReturn:

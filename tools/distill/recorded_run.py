@@ -198,10 +198,10 @@ def result_of(cell: Cell) -> CellResult:
             )
             for each in cell.display
         )
-    except ValueError as error:
-        raise NoReplay(f"its log: {error}") from error
+    except ValueError as problem:
+        raise NoReplay(f"its log: {problem}") from problem
     error = cell.error
-    raised = None if error is None else ErrorInfo(error.type, error.message, error.traceback)
+    raised = ErrorInfo(error.type, error.message, error.traceback) if error else None
     return CellResult(
         cell.cell, outcome, cell.stdout, cell.stderr, cell.truncated, raised, cell.final, cell.elapsed, 0.0,
         cell.state_lost, 0, Usage(0.0, 0, "none"), cell.detail, display,

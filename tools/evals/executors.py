@@ -324,7 +324,7 @@ def _of_run(run: Run, seconds: float) -> dict[str, object]:
     }
 
 
-def _of_score(score: Score, record: Record) -> dict[str, object]:
+def _of_score(score: Score, record: Record) -> dict[str, Any]:
     return {
         "score": score.value,
         "correct": score.correct,
