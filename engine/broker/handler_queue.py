@@ -34,10 +34,12 @@ class CallTimeout(Unavailable):
 
 @dataclass(eq=False, slots=True)
 class Request(ABC):
-    """One conversation on its way to a model. What follows ``seconds`` is set by the queues.
+    """One conversation on its way to a model. What follows ``prompt`` is set by the queues.
 
     Attributes:
         seconds: the deadline, counted from ``started``; None is no deadline.
+        is_conditional: whether ``admit`` decides when it is sent; otherwise it is sent in its turn.
+        prompt: what the user asks, if that is all of the conversation.
         queued: when it was made, on the monotonic clock.
         started: when it was sent to the handler; None before.
         queue: its queue; None once it has ended or was cancelled.
@@ -46,15 +48,17 @@ class Request(ABC):
     """
 
     seconds: float | None = None
+    is_conditional: bool = True
+    prompt: str = ""
     queued: float = field(default_factory=time.monotonic, init=False)
     started: float | None = field(default=None, init=False)
     queue: RequestQueue | None = field(default=None, init=False)
     has_slot: bool = field(default=False, init=False)
     call: HandlerCall | None = field(default=None, init=False)
 
-    @abstractmethod
     def conversation(self) -> Sequence[Message]:
-        """Make the messages. Called when they are sent, so that requests that wait hold none."""
+        """Make the messages, by default of ``prompt``. Called when they are sent: requests that wait hold none."""
+        return [{"role": "user", "content": self.prompt}]
 
     def admit(self) -> Admission:
         """Say whether it may be sent now that a slot is free. ``never`` drops it. Must not raise."""
@@ -120,7 +124,7 @@ class RequestQueue:
             if request.queue is None:
                 self._cancelled -= 1
                 continue
-            admission = request.admit()
+            admission = request.admit() if request.is_conditional else "now"
             if admission == "now":
                 request.has_slot = True
                 taken.append(request)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
-from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Usage
+from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Price, Usage
 from ..errors import TaskError
 from ..result import CallTotals
 from ..runlog.writer import CallStats, CallTimes
@@ -79,6 +79,7 @@ class MeteredModel:
         self.answers = answers
         self.rate = rate
         self.window = window
+        self._is_free = rate == Price(0, 0)
         self.is_limited = budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
         self.cost_usd: float | None = 0.0
         self.cached = 0
@@ -287,6 +288,8 @@ class MeteredModel:
         return self._measured.tokens / characters if characters else _TOKENS_PER_CHARACTER
 
     def _price(self, usage: Usage) -> float | None:
+        if self._is_free:
+            return 0.0
         return None if self.rate is None else self.rate.of(usage)
 
 

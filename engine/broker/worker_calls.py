@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...handlers import Completion, ContextTooLong, Message
+from ...handlers import Completion, ContextTooLong
 from ..errors import LogError
 from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger, WorkerPrompt
 from ..sandbox import CallError, WorkerCall
@@ -57,7 +57,7 @@ class WorkerCalls:
         self.model = model
         self.done = 0
         self.failed = 0
-        self._log = log
+        self._log = log if log.is_on else None
         self._on_change = on_change
         self._seconds = seconds
         self._answers: RunAnswers = model.answers
@@ -83,7 +83,7 @@ class WorkerCalls:
         """
         batch = BatchResult(call)
         requests = [
-            PromptRequest(self._seconds, calls=self, batch=batch, index=index, prompt=prompt)
+            PromptRequest(self._seconds, False, prompt, calls=self, batch=batch, index=index)
             for index, prompt in enumerate(call.prompts)
         ]
         try:
@@ -120,6 +120,7 @@ class WorkerCalls:
             copies[request.prompt] += 1
             # Before the search, so that no answer of another run is missed that comes meanwhile.
             request.pending = self._answers.join(request.key, request)
+            request.is_conditional = request.pending is not None
         found = await self._answers.find(keys.values())
         rest: list[PromptRequest] = []
         for request, key in keys.items():
@@ -149,6 +150,7 @@ class WorkerCalls:
                 self._fail(request, cost)
                 continue
             request.cost = cost
+            request.is_conditional |= cost is not None
             rest.append(request)
         return rest
 
@@ -254,7 +256,7 @@ class WorkerCalls:
         message: str = "",
     ) -> None:
         """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
-        if self._log.is_on:
+        if self._log is not None:
             failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
             try:
                 self._log.worker(self.model.handler.model, stats, request.place(), completion, failure)
@@ -314,7 +316,6 @@ class PromptRequest(Request):
     calls: WorkerCalls
     batch: BatchResult
     index: int
-    prompt: str
     key: bytes | None = None
     cost: Cost | None = None
     reservation: Reservation | None = None
@@ -326,14 +327,8 @@ class PromptRequest(Request):
     is_parked: bool = False
     timer: asyncio.TimerHandle | None = None
 
-    def conversation(self) -> Sequence[Message]:
-        """See ``Request.conversation``."""
-        return [{"role": "user", "content": self.prompt}]
-
     def admit(self) -> Admission:
         """See ``Request.admit``."""
-        if self.cost is None and self.pending is None:
-            return "now"
         return self.calls.admit(self)
 
     def finish(self, answer: Completion | Exception) -> None:

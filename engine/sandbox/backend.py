@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 from ...sandbox_image import protocol
 from ..toolbox.toolbox import Toolbox
@@ -17,6 +19,7 @@ class Guest:
     Attributes:
         load: how the guest gets its context.
         backend, limited: as in ``Isolation``.
+        send: sends a message to the shim; see ``Zygote.send``.
     """
 
     def __init__(
@@ -33,10 +36,8 @@ class Guest:
         self.load = load
         self.backend = backend
         self.limited = limited
-
-    def send(self, message: protocol.ToShim) -> None:
-        """See ``Zygote.send``."""
-        self._zygote.send(self._session, message)
+        # Bound once, because every reply to a worker call goes through it.
+        self.send: Callable[[protocol.ToShim], None] = partial(zygote.send, session)
 
     def abandon(self) -> None:
         """See ``Zygote.abandon``."""

@@ -106,7 +106,7 @@ def _sendable(results: Sequence[str | CallError]) -> list[str | CallError]:
         if not isinstance(result, str):
             sendable.append(result)
             continue
-        text = replace_surrogates(result)
+        text = result if result.isascii() else replace_surrogates(result)
         room -= len(text) if text.isascii() else len(text.encode())
         if room < 0:
             sendable.append(CallError("unavailable", "the answer is too large to be passed on"))
