@@ -118,18 +118,21 @@ class MeteredModel:
                 monotonic clock.
         """
         usage, done = completion.usage, time.monotonic()
-        cost = self._price(usage)
         sent = min(done, started + completion.queued)
         queued, worked = started - queued_at + completion.queued, done - sent
+        cost: float | None = 0.0
+        if not self._is_free:
+            cost = self._price(usage)
+            self.cost_usd = add_dollars(self.cost_usd, cost)
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls
-        self.cost_usd = add_dollars(self.cost_usd, cost)
         self._retries += completion.retries
         self._queue_seconds += queued
         self._model_seconds += worked
+        # By position: names take twice as long, and every prompt comes through here.
         times = CallTimes(queued_at, sent, first_token, done)
-        return CallStats(usage, cost, queued, worked, completion.retries, times=times)
+        return CallStats(usage, cost, queued, worked, completion.retries, False, times)
 
     def count_cached(
         self, key: bytes, completion: Completion, *, worker_calls: int
