@@ -1,4 +1,4 @@
-"""Models: the interface, and the handlers that ship."""
+"""Model handlers: their interface, and those that ship."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is to the engine: messages in, a completion out."""
+"""The interface of a model: messages in, a completion out."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ class Price:
     output_usd: float
 
     def of(self, usage: Usage) -> float:
-        """What a use costs, in dollars."""
+        """Return the cost of a usage, in dollars."""
         return (usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A model's answer with what it cost.
+    """A model's answer and what it cost.
 
     Attributes:
         text: the answer.
         usage: tokens and requests that were paid for it.
         finish_reason: whether it is whole.
-        reasoning: what the model thought aloud, where its endpoint gives that apart from the answer.
-        retries: attempts before the one that gave the answer.
-        queued: seconds that it waited inside of the handler, for a slot or a rate limit, before it was sent.
+        reasoning: the model's thoughts, if the endpoint gives them apart from the answer.
+        retries: failed attempts before the answer.
+        queued: seconds of waiting inside the handler, for a slot or a rate limit.
     """
 
     text: str
@@ -89,81 +89,78 @@ BatchItem = Completion | HandlerError
 
 
 class ModelHandler(ABC):
-    """A model. Subclass it, define ``chat``, and, where the model gains by it, ``chat_batch``.
+    """A model. Subclass it and define ``chat``, and ``chat_batch`` if the model gains by batches.
 
-    Both may be plain methods (they are then called in a thread) or ``async`` ones. The same handler is used
-    by many runs at once. Entering it (``async with``) and leaving it is counted by event loop: connections
-    that it opened for a loop are closed when the last user of that loop leaves.
+    Both may be plain or ``async``. One handler serves many runs at once. Event loops count their users: the
+    last one that leaves closes what the handler opened for that loop.
     """
 
+    # Logs and tables show this name.
     model: str = "unnamed"
-    """The name that logs and tables show."""
 
+    # Tokens of a prompt and its answer together; None if unknown.
     window: int | None = None
-    """Tokens of a prompt and its answer together; None where nobody knows."""
 
+    # Tokens of an answer; None if only the window bounds it.
     max_tokens: int | None = None
-    """At most so many tokens in an answer; None where only the window bounds it."""
 
+    # None if unknown, which is not the same as free.
     price: Price | None = None
-    """What its tokens cost; None where the handler does not know, which is not the same as nothing."""
 
+    # Conversations at once.
     max_concurrency: int = 64
-    """How many conversations may be with it at once."""
 
+    # Conversations in one ``chat_batch``.
     batch_size: int = 256
-    """Where it has a ``chat_batch`` of its own: at most so many conversations in one."""
 
+    # Seconds that a batch waits for more, while no other is under way.
     batch_wait: float = 0.0
-    """Seconds that a batch which is not full waits for more, while no other is under way."""
 
+    # Whether equal calls may get different answers, as with a temperature above 0.
     samples: bool = True
-    """Whether two equal calls may be answered differently (a temperature above 0)."""
 
+    # The endpoint. With ``model`` it finds the price and the window in public tables.
     base_url: str | None = None
-    """The endpoint, where there is one: with ``model`` it finds a price that the handler does not know."""
 
     @abstractmethod
     def chat(self, messages: Sequence[Message]) -> Completion | Awaitable[Completion]:
         """Answer one conversation.
 
         Raises:
-            Unavailable: it may be tried again later.
-            Rejected: it will not be answered.
-            ContextTooLong: it does not fit the model's window.
+            Unavailable: trying again later may help.
+            Rejected: trying again does not help.
+            ContextTooLong: the messages do not fit the window.
         """
 
     def chat_batch(
         self, message_batches: Sequence[Sequence[Message]]
     ) -> Sequence[BatchItem] | Awaitable[Sequence[BatchItem]]:
-        """Answer many conversations; the results in their order.
+        """Answer many conversations, by default with ``chat`` for each, all at once.
 
-        One that fails leaves its ``HandlerError`` in its place and does not touch the others. This one calls
-        ``chat`` for each, all at once.
+        Returns:
+            the results in order; a ``HandlerError`` stands in the place of its conversation.
         """
         return self._chat_each(message_batches)
 
     async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
-        """``chat``, with the answer's text given to ``on_text`` piece by piece as it comes.
+        """Answer one conversation, and call ``on_text`` with the text as it comes.
 
-        The pieces together are the completion's ``text``, unless an attempt failed half-way and was made
-        again. This one gives the whole text as one piece.
+        The pieces together are the completion's text, unless an attempt failed and was repeated. By default
+        the whole text is one piece.
         """
         completion = await call_chat(self, messages)
         on_text(completion.text)
         return completion
 
     def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Tokens that the messages are to this model, exactly; None where it has no tokenizer at hand.
+        """Return the exact number of tokens of the messages; None without a tokenizer. Must not raise.
 
-        It must not raise, and is called in the event loop's thread and, for long messages, in others.
+        Called in the event loop's thread and, for long messages, in others.
         """
         return None
 
     def identity(self) -> dict[str, Any] | None:
-        """What decides an answer besides the messages (model, endpoint, sampling), as JSON; its cached answers
-        are found by it. None: its answers are not cached.
-        """
+        """Return what decides an answer besides the messages, as JSON; None if answers are not cached."""
         return None
 
     async def _chat_each(self, message_batches: Sequence[Sequence[Message]]) -> Sequence[BatchItem]:
@@ -185,10 +182,10 @@ class ModelHandler(ABC):
 
 
 async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Completion:
-    """``handler.chat``, plain or ``async``: a plain one runs in a thread, so that it blocks nobody.
+    """Call ``handler.chat``; a plain one runs in a thread.
 
     Raises:
-        TypeError: it gave something that is no ``Completion``.
+        TypeError: it returned something else than a ``Completion``.
     """
     if _is_async(handler.chat):
         result: object = await cast("Awaitable[object]", handler.chat(messages))
@@ -213,7 +210,7 @@ def _is_async_function(function: Any) -> bool:
 async def call_chat_batch(
     handler: ModelHandler, message_batches: Sequence[Sequence[Message]]
 ) -> Sequence[BatchItem]:
-    """``handler.chat_batch``, plain or ``async``."""
+    """Call ``handler.chat_batch``; a plain one runs in a thread."""
     if _is_async(handler.chat_batch):
         return await cast("Awaitable[Sequence[BatchItem]]", handler.chat_batch(message_batches))
     if type(handler).chat_batch is ModelHandler.chat_batch:
@@ -222,7 +219,7 @@ async def call_chat_batch(
 
 
 async def all_or_none(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Their results, in order; if one raises, the others are cancelled, and have ended, before it is raised on."""
+    """Return all results in order. If one raises, cancel the others, wait for them and raise."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
@@ -237,7 +234,6 @@ _limiters: RunVar[WeakKeyDictionary[ModelHandler, CapacityLimiter]] = RunVar("th
 
 
 async def _in_thread(handler: ModelHandler, function: Callable[[Any], Any], argument: Any) -> Any:
-    """Threads are counted by handler: one whose calls hang does not keep another from being asked."""
     try:
         limiters = _limiters.get()
     except LookupError:
@@ -249,7 +245,7 @@ async def _in_thread(handler: ModelHandler, function: Callable[[Any], Any], argu
 
 
 class PerLoop(Generic[T]):
-    """What a handler holds for each event loop that uses it: made by the loop's first user, left by its last."""
+    """One object for each event loop: made for the loop's first user, released by its last."""
 
     def __init__(self) -> None:
         self._held: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, int]] = WeakKeyDictionary()
@@ -261,11 +257,11 @@ class PerLoop(Generic[T]):
         self._held[loop] = held, users + 1
 
     def get(self) -> T:
-        """What the running loop's users share. There must be one."""
+        """Return the object of the running loop, which has a user."""
         return self._held[asyncio.get_running_loop()][0]
 
     def leave(self) -> T | None:
-        """Count one user less; what was held, to be closed, where it was the last."""
+        """Count one user less. Return the object, to be closed, if it was the last."""
         loop = asyncio.get_running_loop()
         held, users = self._held[loop]
         if users > 1:

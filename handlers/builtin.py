@@ -1,8 +1,7 @@
-"""A supervisor and a worker that are no language models, so that a machine without key or GPU runs the whole engine.
+"""A supervisor and a worker without a language model, for machines without a key or a GPU.
 
-The supervisor follows one fixed strategy: look at the context, cut it into chunks, ask the worker about each,
-rank what came back, and answer with the best. The worker finds the sentences of a text that share the most
-telling words with a question (BM25). Both are deterministic. What they answer are passages, not understanding.
+The supervisor follows one fixed strategy. It reads the start of the context, cuts the text into chunks, asks
+the worker about each and answers with the best. The worker finds sentences by BM25. Both are deterministic.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ FINAL(answer if answer.strip() else "Unanswerable")
 
 
 class BuiltinSupervisor(ModelHandler):
-    """Map and reduce in three turns, written as any supervisor would write them."""
+    """Map and reduce in three turns."""
 
     price = Price(0, 0)
 
@@ -77,17 +76,17 @@ class BuiltinSupervisor(ModelHandler):
         self._steps = (_LOOK, _READ.format(chunk=worker_ctx_k * 1000 * 3 // 2), _AGGREGATE)
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """The next step: as many as there are answers of its own among the messages."""
+        """Return the next step: its number is that of the assistant's messages so far."""
         turn = sum(message["role"] == "assistant" for message in messages)
         text = self._steps[min(turn, len(self._steps) - 1)]
         return Completion(text, _usage(messages, text))
 
 
 class BuiltinWorker(ModelHandler):
-    """Sentences of a text that match a question, by BM25, in the text's order.
+    """Return the sentences of a text that match a question by BM25, in the order of the text.
 
-    Understands prompts with a line ``Question: …`` and a line ``Text:`` before the text; of any other
-    prompt it takes the longest paragraph as the text and the rest as the question.
+    A prompt has a line ``Question: …`` and a line ``Text:`` before the text. In any other prompt the longest
+    paragraph is the text, and the rest is the question.
     """
 
     price = Price(0, 0)
@@ -97,14 +96,14 @@ class BuiltinWorker(ModelHandler):
         self._sentences = sentences
 
     def chat(self, messages: Sequence[Message]) -> Completion:
-        """Extract. A plain method: it computes, and is called in a thread."""
+        """Extract the sentences."""
         question, text = split_prompt(messages[-1]["content"])
         answer = " ".join(best_sentences(question, text, self._sentences))
         return Completion(answer, _usage(messages, answer))
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """A prompt's question and the text that it is about."""
+    """Return the question of a prompt, and the text that it is about."""
     question, text = _QUESTION.search(prompt), _TEXT.search(prompt)
     if question and text and question.end() <= text.start() + 1:
         return question.group(1), prompt[text.end() :]
@@ -117,10 +116,10 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 
 
 def best_sentences(question: str, text: str, count: int) -> list[str]:
-    """The ``count`` sentences of ``text`` that score best for ``question``, in the order of the text.
+    """Return the ``count`` best sentences of ``text`` for ``question``, in the order of the text.
 
-    BM25 (Robertson and others, 1994; the variant of Lucene), with every sentence as a document. Sentences
-    without a word of the question are left out.
+    Each sentence is a document of BM25 (Robertson and others, 1994; Lucene's variant). Sentences without a
+    word of the question are left out.
     """
     import bm25s  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
 
@@ -140,7 +139,6 @@ def best_sentences(question: str, text: str, count: int) -> list[str]:
 
 
 def _unwrap(text: str) -> str:
-    """Join the lines of wrapped paragraphs: a long line without a stop at its end goes on in the next."""
 
     def join(match: re.Match[str]) -> str:
         line = match.start() - text.rfind("\n", 0, match.start()) - 1
@@ -150,5 +148,4 @@ def _unwrap(text: str) -> str:
 
 
 def _usage(messages: Sequence[Message], answer: str) -> Usage:
-    """Words, where there are no tokens."""
     return Usage(sum(len(message["content"].split()) for message in messages), len(answer.split()), 1)

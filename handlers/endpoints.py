@@ -1,4 +1,4 @@
-"""Several places that serve one model: which of them is asked next."""
+"""Several endpoints of one model: choose the next one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from .errors import HandlerError, Unavailable
 
 _FIRST_REST = 1.0
+# Seconds that an endpoint rests after its first failure, and at most. Each failure doubles them.
 _LONGEST_REST = 60.0
-"""Seconds for which an endpoint is set aside: after its first failure, and at most. Each further one doubles it."""
 
 
 class Endpoint:
-    """One of them, as one event loop sees it. Set aside, it is asked only where there is no other."""
+    """One endpoint in one event loop. While it rests it is asked only if there is no other."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -26,15 +26,15 @@ class Endpoint:
         self._failed_at = -math.inf
 
     def ready(self, now: float) -> bool:
-        """Whether it may be asked. After a rest one request is let through, and shows whether it is well again."""
+        """Whether it may be asked. After a rest, one request tests whether it works again."""
         return self._failures == 0 or (now >= self.rests_until and self.in_flight == 0)
 
     def answered(self) -> None:
-        """It is well."""
+        """Record a success."""
         self._failures = 0
 
     def failed(self, asked_at: float, now: float, retry_after: float | None = None) -> None:
-        """Set it aside. Requests that were on their way together, and failed together, count as one failure."""
+        """Let it rest. Requests that were under way together count as one failure."""
         if asked_at <= self._failed_at:
             return
         rest = _FIRST_REST * 2.0 ** min(self._failures, 10)
@@ -44,7 +44,7 @@ class Endpoint:
 
 
 class Endpoints:
-    """All of them, balanced by load."""
+    """All endpoints, balanced by load."""
 
     def __init__(self, urls: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.all = [Endpoint(url) for url in urls]
@@ -52,7 +52,7 @@ class Endpoints:
 
     @contextmanager
     def asking(self, endpoint: Endpoint) -> Generator[None]:
-        """One request is on its way; how it ends is noted. One that is cancelled says nothing of the endpoint."""
+        """Count a request, and record how it ends. A cancelled one records nothing."""
         asked_at = self._clock()
         endpoint.in_flight += 1
         endpoint.asked += 1
@@ -70,10 +70,9 @@ class Endpoints:
             endpoint.in_flight -= 1
 
     def choose(self, tried: Collection[Endpoint]) -> tuple[Endpoint, bool]:
-        """Where one request goes next, and whether that is the last place that it tries.
+        """Return the endpoint for the next attempt, and whether it is the last one to try.
 
-        Of those that are ready and not tried, the one with the least in flight. Where none was ready from the
-        start, the one that rests no longer than the others.
+        It is the ready one with the fewest requests. If none is ready, it is the one whose rest ends first.
         """
         now = self._clock()
         ready = [each for each in self.all if each not in tried and each.ready(now)]

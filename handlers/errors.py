@@ -3,9 +3,9 @@
 ::
 
     HandlerError
-    ├── Unavailable       retry later (rate limit, 5xx, connection); may know ``retry_after``
+    ├── Unavailable       retry later (rate limit, 5xx, connection); may have ``retry_after``
     ├── Rejected          do not retry (bad request, refused)
-    │   └── NoAccess      nor anything else there: no key or a wrong one, no credit, no such model
+    │   └── NoAccess      no other request succeeds there: wrong key, no credit, no such model
     └── ContextTooLong    the caller may shorten the messages
 """
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 
 class HandlerError(Exception):
-    """A model did not answer."""
+    """A model gave no answer."""
 
 
 class Unavailable(HandlerError):
-    """Not now: the endpoint is overloaded, out of reach, or answered what cannot be understood."""
+    """The endpoint is overloaded, out of reach, or sent a reply that cannot be read."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -25,12 +25,12 @@ class Unavailable(HandlerError):
 
 
 class Rejected(HandlerError):
-    """Not this request, however often it is sent."""
+    """The endpoint refuses this request, however often it is sent."""
 
 
 class NoAccess(Rejected):
-    """Not this request nor any other to this model: the key, the account or the model's name is wrong."""
+    """The endpoint refuses every request: the key, the account or the name of the model is wrong."""
 
 
 class ContextTooLong(HandlerError):
-    """The messages do not fit the model's window."""
+    """The messages do not fit the window of the model."""

@@ -1,13 +1,14 @@
 """Any endpoint that speaks the OpenAI chat API: OpenAI, Together, a vLLM server, and so on.
 
-The ``openai`` SDK is imported with the first request, in a thread. What is tried again, and how often:
+The ``openai`` SDK is imported with the first request, in a thread. How attempts are repeated:
 
-- The SDK alone waits and tries again (connections, 408, 409, 429, 5xx), until a reply begins; at most
-  ``max_retries`` times, for 120 seconds at most where the endpoint says how long, else for up to 8.
-- Where there are several endpoints, each that is ready is tried once, and the last of them with the SDK's retries.
-- A stream that breaks after it began is begun again at once, as long as attempts are left.
+- The SDK alone waits and retries (connections, 408, 409, 429, 5xx) until a reply begins, ``max_retries``
+  times. It
+  waits up to 120 seconds if the endpoint asks for it, else up to 8.
+- Each ready endpoint is tried once, the last one with the SDK's retries.
+- A stream that breaks begins again at once while attempts are left.
 
-So one call makes at most ``max_retries + number of endpoints`` attempts, and each takes ``2 * timeout`` at most.
+One call makes at most ``max_retries + number of endpoints`` attempts of ``2 * timeout`` each.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 TOGETHER_URL = "https://api.together.xyz/v1"
 
+# Bytes of English text in a token, for the estimate before a request.
 _TOKEN_BYTES = 4
-"""Bytes of English text in a token, about: for the estimate before a request."""
 
+# A private endpoint mostly needs no key, but the SDK must send one.
 _NO_KEY = "none"
-"""An endpoint of one's own mostly wants no key, but the SDK wants one to send."""
 
+# Fields of the body that ``extra_body`` may not set.
 _OURS = ("messages", "stream", "stream_options")
-"""Fields of the body that ``extra_body`` may not set."""
 
 _CONNECTION_HEADERS = frozenset({
     "connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
@@ -59,7 +60,32 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 class OpenAIHandler(ModelHandler):
-    """A model behind an OpenAI-compatible endpoint, or behind several that serve the same one."""
+    """A model behind one OpenAI-compatible endpoint, or behind several that share the load.
+
+    Args:
+        model: its name at the endpoint.
+        base_url: the endpoint, by default ``OPENAI_BASE_URL``, else OpenAI's; or several.
+        api_key: by default read at the first request: ``TOGETHER_API_KEY`` for Together, else
+        ``OPENAI_API_KEY``. api_key_env: another variable with the key; or one for each URL, None for no key.
+        temperature: of sampling; the endpoint's default if None. OpenAI's reasoning models take no other.
+        max_tokens: of an answer. OpenAI gets ``max_completion_tokens``, which includes reasoning. For another
+        endpoint
+            that wants this name, use ``extra_body``.
+        timeout: seconds of silence that end an attempt; a whole attempt may take twice as long.
+        max_retries: attempts after the first (429, 5xx, connection).
+        max_concurrency: requests at once in one event loop.
+        requests_per_minute: attempts in any 60 seconds, over all event loops and endpoints.
+        tokens_per_minute: the same for tokens. They are estimated before an attempt (a token for four bytes,
+            and
+            ``max_tokens``) and corrected after it.
+        extra_body: more fields of the request.
+        extra_headers: more headers. They may hold keys, so that no redirect is followed.
+        window: tokens of prompt and answer together, if you know it.
+        price: of the tokens, if you know it.
+
+    Raises:
+        ValueError: there is no endpoint, or a header or field cannot be set.
+    """
 
     def __init__(
         self,
@@ -80,34 +106,6 @@ class OpenAIHandler(ModelHandler):
         window: int | None = None,
         price: Price | None = None,
     ) -> None:
-        """Nothing is read or opened yet.
-
-        Args:
-            model: its name at the endpoint.
-            base_url: the endpoint; by default that of the environment's ``OPENAI_BASE_URL``, else OpenAI's. Or several,
-                which share the load; one that fails is set aside for 1 to 60 seconds.
-            api_key: the key. By default it is read, with the first request, from the environment:
-                ``TOGETHER_API_KEY`` for Together (or, where that is not set, ``OPENAI_API_KEY``),
-                ``OPENAI_API_KEY`` for any other endpoint.
-            api_key_env: another variable to read it from; or one for each endpoint by its URL, None for no key.
-            temperature: of sampling; the endpoint's default where None. OpenAI's reasoning models take no other.
-            max_tokens: at most so many tokens in an answer. OpenAI itself gets it as ``max_completion_tokens``,
-                which its reasoning models demand and which counts their thoughts; where another endpoint
-                wants that name, put it into ``extra_body`` instead.
-            timeout: seconds of silence that end an attempt; one that is not silent may take twice as long.
-            max_retries: attempts after the first, for what may pass (429, 5xx, connection).
-            max_concurrency: requests at once, of this handler in one event loop.
-            requests_per_minute: attempts in any 60 seconds, of this handler in all event loops, to all endpoints.
-            tokens_per_minute: the same for tokens: before an attempt they are estimated, as a token for four
-                bytes and ``max_tokens`` for the answer, and corrected when the endpoint says how many they were.
-            extra_body: more fields for the request's body.
-            extra_headers: more headers. They may hold keys: with them, no redirect is followed.
-            window: tokens of a prompt and its answer together, where you know it.
-            price: what the tokens cost, where you know it.
-
-        Raises:
-            ValueError: no endpoint, a header that cannot be sent, or a field of the body that is not yours to set.
-        """
         self._urls = _urls(base_url)
         self._extra_body = _checked_body(extra_body or {})
         self._extra_headers = _checked_headers(extra_headers or {})
@@ -134,15 +132,15 @@ class OpenAIHandler(ModelHandler):
         return f"OpenAIHandler({self.model!r}, base_url={self.base_url!r})"
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """One request. See ``ModelHandler.chat``; cancelled, its connection is closed at once."""
+        """Send one request. A cancellation closes its connection."""
         return await self._answer(messages, None)
 
     async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
-        """One request, streamed. See ``ModelHandler.chat_stream``. A stream that breaks begins again."""
+        """Send one request and stream the answer. A stream that breaks begins again."""
         return await self._answer(messages, on_text)
 
     def identity(self) -> dict[str, Any]:
-        """See ``ModelHandler.identity``. Holds no key, no header and no URL's password."""
+        """See ``ModelHandler.identity``. It holds no key, header or password."""
         urls = sorted(map(_without_secrets, self._urls))
         own = {"handler": "openai", "model": self.model, "base_url": urls, "extra_body": self._extra_body}
         return own | self._sampling
@@ -185,7 +183,7 @@ class OpenAIHandler(ModelHandler):
         messages: Sequence[Message],
         on_text: Callable[[str], None] | None,
     ) -> Completion:
-        """Ask one endpoint after another; the rule stands at the top of this file."""
+        """Try endpoints by the rules at the top of this file."""
         endpoint, last = shared.endpoints.choose(())
         tried = [endpoint]
         while True:
@@ -216,7 +214,7 @@ class OpenAIHandler(ModelHandler):
         }
 
     async def _open(self, shared: _Shared) -> None:
-        """Make the HTTP client, once for each event loop; certificates are loaded once for the handler."""
+        """Make the HTTP client of an event loop. Certificates are loaded once."""
         async with shared.opening:
             if shared.http is not None:
                 return
@@ -290,7 +288,7 @@ class OpenAIHandler(ModelHandler):
 
 
 class _Shared:
-    """What the users of one event loop share; a connection belongs to the loop that opened it."""
+    """What the users of one event loop share: a connection belongs to its loop."""
 
     def __init__(self, urls: Sequence[str], max_concurrency: int) -> None:
         self.slots = asyncio.Semaphore(max_concurrency)
@@ -303,7 +301,7 @@ class _Shared:
 
 @dataclass(slots=True)
 class _Call:
-    """One call on its way, over all of its attempts. ``tokens`` is the estimate for each."""
+    """One call over all its attempts. ``tokens`` is the estimate for each."""
 
     tokens: int = 0
     attempts: int = 0
@@ -375,7 +373,6 @@ def _is_at(url: str, *domains: str) -> bool:
 
 
 def _without_secrets(url: str) -> str:
-    """The URL without user, password and query."""
     return re.sub(r"//[^/]*@", "//", url).partition("?")[0]
 
 
@@ -395,7 +392,7 @@ def _checked_body(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers, with the one name that the SDK writes too as the SDK writes it. Values are in no message."""
+    """Check the headers, and write ``Authorization`` as the SDK does. No message shows a value."""
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"extra_headers: {name!r} is no header, or its value is not printable ASCII")

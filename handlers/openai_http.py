@@ -13,19 +13,19 @@ from .errors import Unavailable
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+# Bytes of one reply, unpacked. The longest answers have a hundredth of it.
 MAX_REPLY = 16 * 1024 * 1024
-"""Bytes of one reply, unpacked; the longest answers are a hundredth of it."""
 
+# Seconds to connect: a host that is gone sends nothing, and an answer may take far longer.
 _CONNECT = 10.0
-"""Seconds to connect; a host that is gone says nothing, and an answer may take far longer."""
 
 
+# Key of a response's extensions that holds an error of this client.
 OURS = "supdist_error"
-"""Key of a response's extensions: the error that this client found."""
 
 
 def http_library() -> Any:
-    """The HTTP library that the SDK is built on: ``httpx2``, or ``httpx`` under an older SDK."""
+    """Return the SDK's HTTP library: ``httpx2``, or ``httpx`` under an older SDK."""
     from openai import DefaultAsyncHttpxClient
 
     roots = [kind.__module__.partition(".")[0] for kind in DefaultAsyncHttpxClient.__mro__]
@@ -33,14 +33,14 @@ def http_library() -> Any:
 
 
 def load() -> SSLContext:
-    """Import the SDK, which takes a second, and load the certificates, 50 ms: work for a thread."""
+    """Import the SDK (a second) and load the certificates (50 ms). Run it in a thread."""
     import_module("openai.resources.chat.completions")
     context: SSLContext = http_library().create_ssl_context()
     return context
 
 
 class _Body:
-    """The body of a response, unpacked and bounded. Iterated again, it goes on where it was."""
+    """The body of a response, unpacked and bounded. A second iteration goes on where the first stopped."""
 
     def __init__(self, response: Any, deadline: float) -> None:
         self._response = response
@@ -60,7 +60,7 @@ class _Body:
             raise Unavailable("the endpoint's reply did not end in time") from error
 
     async def read(self) -> bytes:
-        """What is left of it. The deadline is the caller's."""
+        """Return the rest. The caller has the deadline."""
         parts: list[bytes] = []
         try:
             while True:
@@ -90,17 +90,14 @@ def bounded_client(
     *,
     follow_redirects: bool,
 ) -> Any:
-    """The SDK's HTTP client, with a bound on what one attempt reads and on how long it takes.
-
-    The SDK's own timeout is for each read alone: a body that drips would be read for ever, and one that does
-    not end would fill the memory. A silent endpoint runs into that timeout first, and is tried again.
+    """Return an HTTP client for the SDK that bounds the bytes and the time of an attempt.
 
     Args:
         context: the certificates.
-        timeout: seconds of silence; an attempt may take twice as long as a whole.
+        timeout: seconds of silence; a whole attempt may take twice as long.
         connections: how many are kept open.
-        admit: awaited before each attempt, those of the SDK too.
-        follow_redirects: on the way to another host the library drops ``Authorization``, and no other header.
+        admit: awaited before each attempt, also before those that the SDK repeats.
+        follow_redirects: to another host the library drops ``Authorization`` and no other header.
     """
     from openai import DefaultAsyncHttpxClient, Timeout
 
@@ -145,7 +142,6 @@ def bounded_client(
 
 
 def _replaced(response: Any, **body: Any) -> Any:
-    """The response with another body, which is not packed."""
     response.headers.pop("content-encoding", None)
     return type(response)(
         response.status_code,
@@ -157,7 +153,6 @@ def _replaced(response: Any, **body: Any) -> Any:
 
 
 def _is_spent_quota(body: bytes) -> bool:
-    """A spent quota comes with the status of a rate limit, for which the SDK would wait in vain."""
     try:
         reply: Any = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,7 @@
-"""What the SDK gives and raises, as completions and errors of ours. Nothing that an endpoint sends is believed."""
+"""Turn the SDK's replies and exceptions into completions and errors.
+
+Nothing that an endpoint sends is trusted.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ if TYPE_CHECKING:
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
 
+# Characters: a shorter key is no secret, and may be a word.
 _SHORTEST_KEY = 8
-"""Characters; what is shorter keeps nothing secret, and may be a word."""
 
+# Characters of an endpoint's words in a message.
 _MAX_MESSAGE = 2000
-"""Characters of an endpoint's words in an error's message."""
 
 # What says in so many fields, and not in prose, that the messages are too long for the model.
 _TOO_LONG_CODE = "context_length_exceeded"  # OpenAI, and those that copy its codes
@@ -30,16 +33,16 @@ _TOO_LONG_TYPE = "exceed_context_size_error"  # llama.cpp's server
 _TOO_LONG_PARAMS = ("input_tokens", "input_text")  # vLLM's server: BadRequestError for one of these
 
 
+# Wrong key, no credit, no such model. Not 403: some endpoints send it for a single text that they flag.
 _NO_ACCESS = (401, 402, 404)
-"""No key or a wrong one, no credit, no such model. 403 is left out: some say it of a single text that they flag."""
 
 
 class BrokenStream(Unavailable):
-    """A stream that ended, or fell silent, before the answer did: beginning again may help."""
+    """A stream ended, or fell silent, before the answer did. Beginning again may help."""
 
 
 class Answer:
-    """A completion that is put together: of one message, or of the pieces of a stream."""
+    """A completion in the making, of one message or of the pieces of a stream."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -49,20 +52,20 @@ class Answer:
         self._used = (0, 0)
 
     def add_whole(self, reply: Any) -> None:
-        """Take a reply that was not streamed.
+        """Add a reply that was not streamed.
 
         Raises:
-            Unavailable: it has not the shape of one.
+            Unavailable: it has another shape.
         """
         with _expected_shape():
             self._add(reply.choices[0].message, reply.choices[0].finish_reason)
             self._count(reply.usage)
 
     def add_chunk(self, chunk: Any) -> str:
-        """Take an event of a stream; returns its text.
+        """Add an event of a stream and return its text.
 
         Raises:
-            Unavailable: it has not the shape of one.
+            Unavailable: it has another shape.
         """
         with _expected_shape():
             if chunk.usage is not None:
@@ -90,7 +93,7 @@ class Answer:
         self._used = used
 
     def completion(self, *, streamed: bool) -> Completion:
-        """The whole.
+        """Return the completion.
 
         Raises:
             BrokenStream: the end is missing.
@@ -110,7 +113,7 @@ class Answer:
 
 
 def whole(reply: Any) -> Completion:
-    """The completion in a reply that was not streamed.
+    """Return the completion of a reply that was not streamed.
 
     Raises:
         Unavailable: it holds none.
@@ -122,7 +125,6 @@ def whole(reply: Any) -> Completion:
 
 
 def _reasoning(part: Any) -> str:
-    """DeepSeek and older vLLM call it ``reasoning_content``, newer vLLM and OpenRouter ``reasoning``, some send both."""
     more: dict[str, Any] = part.model_extra or {}
     found = more.get("reasoning_content") or more.get("reasoning")
     return found if isinstance(found, str) else ""
@@ -138,12 +140,10 @@ def _expected_shape() -> Generator[None]:
 
 
 def translate(error: OpenAIError, key: str = "") -> HandlerError:
-    """The SDK's exception as one of ours; told apart by class, and by the fields of the endpoint's error.
+    """Return the SDK's exception as one of ours, by its class and by fields of the endpoint's error.
 
-    An endpoint that complains of a key may quote it: it is taken out of the words.
-
-    Too long are: OpenAI's code, llama.cpp's type, vLLM's parameter, and status 413. Endpoints that say it in
-    prose alone (SGLang, older vLLM, several hosted ones) give ``Rejected``; give the handler a ``window`` there.
+    A key that the endpoint quotes is removed. ``ContextTooLong`` is never recognised from prose (SGLang,
+    older vLLM): give the handler a ``window`` there.
     """
     import openai
 
@@ -165,7 +165,6 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
 
 
 def _message(error: APIError) -> str:
-    """Return the endpoint's own words. An SDK before 3.38 puts "Error code: 401 - {...}" around them."""
     match error.body:
         case {"message": str(message)}:
             return message
@@ -174,7 +173,6 @@ def _message(error: APIError) -> str:
 
 
 def _without(key: str, words: object) -> str:
-    """Words of an endpoint's, bounded; a key that they quote is taken out first."""
     text = str(words)
     return (text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text)[:_MAX_MESSAGE]
 
@@ -192,7 +190,7 @@ def _translate(error: APIError, status: int, message: str, headers: Mapping[str,
 
 
 def _status_in(error: APIError) -> int:
-    """The status that an event stands for: vLLM, llama.cpp and OpenRouter put it into ``code``; else 500."""
+    """Return the status of an event: vLLM, llama.cpp and OpenRouter send it as ``code``; else 500."""
     code = str(error.code)
     if code.isascii() and code.isdigit() and len(code) == 3:
         return int(code)
@@ -200,7 +198,7 @@ def _status_in(error: APIError) -> int:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an endpoint asks to be left alone, from ``retry-after-ms`` or either form of ``retry-after``."""
+    """Return the seconds that an endpoint asks to wait, from ``retry-after-ms`` or ``retry-after``."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit

@@ -1,4 +1,4 @@
-"""Requests and tokens a minute: how much may be asked of an endpoint, and when."""
+"""Limits of requests and tokens per minute."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from threading import Lock
 
 MINUTE = 60.0
 
+# Seconds between looks: another event loop may have corrected a use meanwhile.
 _LOOK = 0.25
-"""Seconds after which one who waits looks again: a use may have been corrected meanwhile, in any event loop."""
 
 
 @dataclass(eq=False, slots=True)
 class Use:
-    """What one request takes: ``tokens`` is an estimate until ``RateLimit.correct`` says better."""
+    """What one request takes. ``tokens`` is an estimate until ``RateLimit.correct``."""
 
     tokens: int
     taken_at: float = math.nan
 
 
 class RateLimit:
-    """At most so many requests, and so many tokens, in any 60 seconds; None is no limit.
+    """Limits for any 60 seconds; None is no limit. May be used from any thread.
 
-    A sliding window: it also keeps an endpoint content that counts by the clock's minutes or fills a bucket.
-    It knows no event loop and may be used from any thread.
+    A sliding window also satisfies endpoints that count by the clock or by a bucket.
     """
 
     def __init__(
@@ -42,9 +41,9 @@ class RateLimit:
         self._tokens = 0
 
     def take(self, use: Use) -> float:
-        """Take it, and return 0.0; or take nothing, and return the seconds until enough will have passed.
+        """Take a use and return 0.0, or return the seconds until it may fit.
 
-        A use of more tokens than a minute has is taken when the minute is otherwise empty.
+        A use larger than the limit is taken when the minute is otherwise empty.
         """
         with self._lock:
             now = self._clock()
@@ -74,7 +73,7 @@ class RateLimit:
 
 
 async def admit(limit: RateLimit, use: Use, turn: asyncio.Lock) -> None:
-    """Wait until the use is taken, in the order of those who wait at ``turn``. Cancelled, it takes nothing."""
+    """Wait until the use is taken, in the order of ``turn``. Cancelled, it takes nothing."""
     async with turn:
         wait = limit.take(use)
         while wait > 0.0:

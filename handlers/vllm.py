@@ -1,7 +1,7 @@
 """A model in the engine's own process, through vLLM's asynchronous engine. Needs the extra ``vllm``.
 
-Every request goes to vLLM at once; its continuous batching does the rest. The engine is loaded by an event loop's
-first user, when it enters the handler, and ended by the last that leaves it.
+Every request goes to vLLM at once, and vLLM batches them. The first user of an event loop loads the engine,
+and the last one ends it.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ _REMEDY = (
 )
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
+# Engine arguments that decide no answer.
 _SECRET = frozenset({"hf_token"})
-"""Engine arguments that decide no answer."""
 
+# Threads that tokenize; more would take the processor from those that feed the device.
 _TOKENIZING = 2
-"""Threads that turn text into tokens; more would take the processor from those that feed the device."""
 
 
 class VLLMHandler(ModelHandler):
-    """Offline inference of one model. Loading it takes from seconds to minutes; keep the handler entered.
+    """Offline inference of one model. Loading takes seconds to minutes, so keep the handler entered.
 
     Attributes:
-        window: ``max_model_len`` where it was given; once the engine has been loaded, what it says.
+        window: ``max_model_len`` if it was given; that of the engine once it is loaded.
     """
 
     price = Price(0, 0)
 
+    # vLLM computes 256 to 1024 requests together and queues the rest, first come, first served.
+    # More than that waits in the broker, where the runs take turns.
     max_concurrency = 4096
-    """vLLM computes 256 to 1024 requests together (``max_num_seqs``), queues the others, and must never run out of
-    them; but its queue is first come, first served. What is beyond it waits where the runs take turns.
-    """
 
     def __init__(
         self,
@@ -59,15 +58,15 @@ class VLLMHandler(ModelHandler):
         max_model_len: int | None = None,
         engine_args: dict[str, Any] | None = None,
     ) -> None:
-        """Nothing is loaded yet.
+        """Load nothing yet.
 
         Args:
             model: a name or a path, as vLLM takes it.
-            temperature: of sampling; the model's own default where None.
-            max_tokens: at most so many tokens in an answer; what is left of the window where None.
-            max_model_len: the window in tokens; the model's own where None.
-            engine_args: more of vLLM's ``AsyncEngineArgs``. Its statistics, which take time with each token, are
-                off unless ``disable_log_stats`` is False here.
+            temperature: of sampling; the model's default if None.
+            max_tokens: of an answer; the rest of the window if None.
+            max_model_len: the window in tokens; the model's if None.
+            engine_args: more of vLLM's ``AsyncEngineArgs``. Statistics are off unless ``disable_log_stats``
+                is False.
         """
         self.model = model
         self.max_tokens = max_tokens
@@ -84,7 +83,7 @@ class VLLMHandler(ModelHandler):
         self._numbers = itertools.count()
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """One request. See ``ModelHandler.chat``; cancelled, it is aborted in the engine."""
+        """Send one request. A cancellation aborts it in the engine."""
         async with self:
             loaded = self._engines.get()
             tokens = await to_thread.run_sync(_encode, self._tokenizer, messages, limiter=loaded.tokenizing)
@@ -97,9 +96,7 @@ class VLLMHandler(ModelHandler):
         return Completion(answer.text, usage, _FINISH.get(answer.finish_reason, "other"))
 
     def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """See ``ModelHandler.count_tokens``: what ``chat`` sends, to the token. None before the engine was loaded,
-        and for what ``chat`` will reject.
-        """
+        """Return the tokens that ``chat`` sends; None before the engine is loaded and for what ``chat`` rejects."""
         if self._tokenizer is None:
             return None
         try:
@@ -108,7 +105,7 @@ class VLLMHandler(ModelHandler):
             return None
 
     def identity(self) -> dict[str, Any] | None:
-        """See ``ModelHandler.identity``. None where an engine argument is no JSON: nobody can tell it from another."""
+        """See ``ModelHandler.identity``. None if an engine argument is no JSON."""
         arguments = {name: value for name, value in self._engine_args.items() if name not in _SECRET}
         if Path(self.model).exists():
             arguments["model"] = str(Path(self.model).resolve())
@@ -120,10 +117,10 @@ class VLLMHandler(ModelHandler):
         return own
 
     async def __aenter__(self) -> VLLMHandler:
-        """Load the engine, where that has not been done; the event loop goes on meanwhile.
+        """Load the engine if needed, in a thread.
 
         Raises:
-            Rejected: vLLM is not installed, finds no device, or cannot take the model or an argument.
+            Rejected: vLLM is not installed, finds no device, or refuses the model or an argument.
         """
         ending = self._ending.get(asyncio.get_running_loop())
         self._engines.enter(lambda: _LoopEngine(ending))
@@ -179,17 +176,17 @@ class VLLMHandler(ModelHandler):
 
 
 class _LoopEngine:
-    """The engine of one event loop, loaded once, by whoever comes first, and for all who come meanwhile.
+    """The engine of one event loop, loaded once for all its users.
 
     Attributes:
-        engine: vLLM's, once it is loaded.
+        engine: vLLM's engine once it is loaded.
         tokenizer: of its model.
-        defaults: of sampling, as its model wants them; vLLM takes milliseconds to say them.
-        tokenizing: bounds the threads that use it.
+        defaults: the model's sampling defaults, which vLLM takes milliseconds to compute.
+        tokenizing: bounds the threads that tokenize.
     """
 
     def __init__(self, before: asyncio.Task[None] | None) -> None:
-        """``before``: the end of an engine, which has the device until then."""
+        """Wait for ``before`` first: the end of an engine that holds the device until then."""
         self._before = before
         self.engine: Any = None
         self.tokenizer: Any = None
@@ -198,7 +195,7 @@ class _LoopEngine:
         self._loading: asyncio.Task[None] | None = None
 
     async def load(self, engine_args: dict[str, Any]) -> None:
-        """Have it loaded; who stops waiting for it does not stop it for the others."""
+        """Load the engine. A user that stops waiting does not stop it for the others."""
         if self.engine is not None:
             return
         if self._loading is None:
@@ -206,7 +203,7 @@ class _LoopEngine:
         await asyncio.shield(self._loading)
 
     async def shutdown(self) -> None:
-        """End the engine and give the device back; that takes some seconds."""
+        """End the engine and free the device; this takes some seconds."""
         if self._loading is not None:
             await asyncio.gather(self._loading, return_exceptions=True)
         if self.engine is not None:
@@ -241,7 +238,6 @@ def _start(engine_args: dict[str, Any]) -> Any:
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The conversation in the model's own chat template."""
     conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
         encoded: Any = tokenizer.apply_chat_template(

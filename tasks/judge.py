@@ -1,15 +1,12 @@
-"""A language model's verdict on an answer: correct or not, given the question and answers that count as right.
+"""A judge: a language model's verdict on an answer, given the question and right answers.
 
-A sample example: the question "Which corpora are used?", the reference "CoNLL 2009, Europarl", the candidate "They use
-Europarl and the CoNLL-2009 data." ends in ``<verdict-1f60…>correct</verdict-1f60…>``.
+Example: question "Which corpora are used?", reference "CoNLL 2009, Europarl", candidate "They use Europarl
+and the CoNLL-2009 data." The reply ends in ``<verdict-1f60…>correct</verdict-1f60…>``.
 
-The candidate is untrusted: a model wrote it that read a document which anybody may have written. It stands in the
-prompt as a JSON string whose angle brackets are escaped, so that it can end neither the string nor the block around it.
-The verdict is read from a mark alone whose key is a hash of question, references and candidate: to forge the mark, a
-candidate would have to hold a hash of itself. What no parser can prevent is that a judge believes what a candidate says;
-the prompt tells it not to. Equal questions make equal prompts, so that their verdicts can be cached.
-
-Whether a judge agrees with F1 is told by the analysis of a benchmark's results.
+The candidate is untrusted: a model wrote it that read an untrusted document. It is a JSON string in the
+prompt, with escaped angle brackets, so that it cannot end its block. The key of a verdict is a hash of
+question, references and candidate, so that no candidate can contain its own. A judge may still believe what a
+candidate says; the prompt warns it. Equal questions make equal prompts, so that verdicts can be cached.
 """
 
 from __future__ import annotations
@@ -23,8 +20,8 @@ from dataclasses import dataclass
 from ..handlers import Completion, Message
 from .base import Ask, JudgeError
 
+# Characters of a candidate. A longer one is cut, and the judge is told.
 MOST_CHARACTERS = 20_000
-"""Of a candidate; what is longer is cut there, and the judge is told."""
 
 _REASON = 300
 _KEY = re.compile(r"<verdict-([0-9a-f]{32})>")
@@ -55,14 +52,14 @@ _AGAIN = "\n\nAn earlier reply held no such line, and could not be read. Write o
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judge found. ``reason`` is one line of what it wrote before; made of untrusted text, for people to read."""
+    """A judge's finding. ``reason`` is one line of its untrusted text, for people."""
 
     correct: bool
     reason: str
 
 
 async def judge_answer(ask: Ask, question: str, references: Sequence[str], candidate: str) -> Verdict:
-    """Ask for a verdict, and once more if the reply holds none. A blank candidate is wrong unasked.
+    """Ask for a verdict, once more if the reply holds none. A blank candidate is wrong without a question.
 
     Raises:
         HandlerError: by ``ask``.
@@ -86,7 +83,7 @@ async def judge_answer(ask: Ask, question: str, references: Sequence[str], candi
 def judge_messages(
     question: str, references: Sequence[str], candidate: str, *, again: bool = False
 ) -> list[Message]:
-    """The conversation that asks for a verdict: the same for the same arguments."""
+    """Return the conversation that asks for a verdict, equal for equal arguments."""
     shown = candidate[:MOST_CHARACTERS]
     content = _TEMPLATE.format(
         data=_escaped({"question": question, "references": list(references), "candidate": shown}),
@@ -98,13 +95,13 @@ def judge_messages(
 
 
 def verdict_key(question: str, references: Sequence[str], candidate: str) -> str:
-    """What marks a verdict on just this."""
+    """Return the key of a verdict on exactly this."""
     text = json.dumps([question, list(references), candidate])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def read_verdict(completion: Completion, key: str) -> Verdict | None:
-    """The last verdict that bears the key; None where there is none, or the reply was cut off."""
+    """Return the last verdict with the key; None if there is none or the reply was cut off."""
     marks = list(
         re.finditer(
             rf"<verdict-{key}>\s*(correct|incorrect)\s*</verdict-{key}>", completion.text, re.IGNORECASE
@@ -118,10 +115,10 @@ def read_verdict(completion: Completion, key: str) -> Verdict | None:
 
 
 def verdict_reply(messages: Sequence[Message], *, correct: bool) -> str:
-    """A reply to ``judge_messages`` that gives this verdict: for scripted judges.
+    """Return a reply to ``judge_messages`` with this verdict, for scripted judges.
 
     Raises:
-        ValueError: nobody is asked for a verdict.
+        ValueError: the messages ask for no verdict.
     """
     asked = list(_KEY.finditer(messages[-1]["content"])) if messages else []
     if not asked:
@@ -131,7 +128,7 @@ def verdict_reply(messages: Sequence[Message], *, correct: bool) -> str:
 
 
 def _escaped(value: object) -> str:
-    """JSON in which no text can form a mark: of ASCII alone, and without angle brackets."""
+    """Return ASCII JSON without angle brackets, so that no text can form a verdict."""
     return json.dumps(value, indent=1).replace("<", "\\u003c").replace(">", "\\u003e")
 
 

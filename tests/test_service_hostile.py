@@ -141,7 +141,7 @@ async def test_a_message_without_end_does_not_fill_the_memory(tmp_path: Path) ->
         raw.socket.send(b"")
         await raw.until_hung_up()
         await eventually(
-            lambda: trouble == ["hung up on an engine: it sends too much, or a message without end"]
+            lambda: trouble == ["disconnected an engine: it sends too much, or a message without end"]
         )
         assert psutil.Process().memory_info().rss - before < 1 << 30, "an eighth of what was on its way"
         assert (await good.chat(user_messages("x"))).text == "fine"
@@ -159,7 +159,7 @@ async def test_who_does_not_read_its_answers_is_hung_up_on(tmp_path: Path) -> No
                 await eventually(lambda: len(model.calls) >= number or not service.load.engines)  # noqa: B023 - it is awaited
             if not service.load.engines:
                 break
-    assert trouble[0] == "hung up on an engine: it does not read its answers"
+    assert trouble[0] == "disconnected an engine: it does not read its answers"
 
 
 async def test_no_more_engines_than_are_allowed(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
-"""How much the OpenAI handler costs beside the bare SDK: the same requests, to the fake server in a process of its own,
-or to a server that is there.
+"""Cost of the OpenAI handler beside the bare SDK: the same requests to the fake server, or to another one.
 
 ::
 
     python -m supdist.tools.bench_openai --requests 100 --concurrency 32
-    python -m supdist.tools.bench_openai --base-url http://127.0.0.1:8000/v1 --model NAME --words 50 --max-tokens 32
+    python -m supdist.tools.bench_openai --base-url http://127.0.0.1:8000/v1 --model NAME --words 50 --max-
+    tokens 32
 
-Both take turns, now the one first and now the other, so that a busy machine weighs on both; the ratio is the median
-of the rounds' ratios. The work of this process is the truer figure: on the clock, the server's is in both.
+Both take turns, so that a busy machine slows both. The ratio is the median over rounds. The work of this
+process is the truer figure, because the clock includes the server's work.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ANSWER = "word " * 200
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one request, on average: seconds on the clock, and seconds of this process's own work."""
+    """Averages of one request: seconds on the clock, and seconds of work in this process."""
 
     clock: float
     work: float
 
 
 async def measure(ask: Callable[[], Awaitable[object]], requests: int, concurrency: int) -> Figures:
-    """Ask so often, so many at once."""
+    """Send ``requests`` requests, ``concurrency`` at once."""
     slots = asyncio.Semaphore(concurrency)
 
     async def one() -> None:
@@ -54,7 +54,7 @@ async def measure(ask: Callable[[], Awaitable[object]], requests: int, concurren
 
 @asynccontextmanager
 async def serving(replies: int) -> AsyncGenerator[str]:
-    """The fake server with so many replies; its URL."""
+    """Yield the URL of a fake server with so many replies."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as script:
         script.write(f"{json.dumps(_ANSWER)}\n" * replies)
         script.flush()
@@ -109,7 +109,7 @@ async def _main(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="bench_openai", description="Compare the OpenAI handler with the bare SDK."
     )

@@ -1,17 +1,14 @@
-"""How much of vLLM's throughput is left when its calls come from sandboxes, and what asking from threads gains.
+"""Throughput of vLLM when its calls come from sandboxes, and the gain of asking from threads.
 
 ::
 
     python -m supdist.tools.bench_vllm MODEL [--engine-args '{"max_model_len": 1024}'] [--trials 5] [--json]
 
-Eight sandboxes, each a loop of ``worker_batch`` over 32 prompts, share one ``VLLMHandler``; against them stands, for
-each turn of the loop, one call of ``LLM.chat`` over the same 256 prompts. Then one sandbox asks 64 times ``worker``,
-one after another and from 64 threads. Answers are greedy; those of the sandboxes must be the very texts of
-``LLM.chat``, else the program says how many are not, and ends with 1. (In 16 bits a few can differ: vLLM rounds
-differently in batches of another size.)
-
-Both ways have an engine of their own, with the same settings, in memory together (on a GPU, say how much each may
-have: ``"gpu_memory_utilization": 0.4``). They take turns, so that a busy machine weighs on both; medians count.
+Eight sandboxes, each a loop of ``worker_batch`` over 32 prompts, share one ``VLLMHandler``. Each turn is
+compared with one ``LLM.chat`` over the same 256 prompts. Then one sandbox calls ``worker`` 64 times, in turn
+and from 64 threads. Answers are greedy and must equal those of ``LLM.chat``; otherwise the program ends with
+1. In 16 bits a few can differ, because vLLM rounds differently in batches of another size. Both ways have an
+engine of their own in memory: on a GPU, give each a part (``"gpu_memory_utilization": 0.4``).
 """
 
 from __future__ import annotations
@@ -35,8 +32,8 @@ from ..engine.runlog.writer import RunLogger
 from ..handlers import Message, ScriptedHandler, VLLMHandler
 
 _SANDBOXES, _BATCH, _TURNS, _THREADS = 8, 32, 4, 64
+# Settings for which vLLM has other defaults in ``LLM`` and in the asynchronous engine.
 _SEQUENCES = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
-"""What vLLM otherwise sets differently for ``LLM`` and for the asynchronous engine."""
 
 _CONFIG = SandboxConfig(pids=256)
 
@@ -62,7 +59,7 @@ FINAL(json.dumps(answers))
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Medians of the trials: tokens written in a second, and the ratios of trials, way by way.
+    """Medians of the trials: tokens written per second, and ratios of trials.
 
     Attributes:
         direct: ``LLM.chat``.
@@ -71,8 +68,8 @@ class Figures:
         in_turn: 64 calls of one sandbox, one after another.
         threads: the same calls from 64 threads.
         gained: the second divided by the first.
-        answers: how many of the sandboxes' answers were compared with those of ``LLM.chat``.
-        different: how many of them were not the same text.
+        answers: how many answers were compared with those of ``LLM.chat``.
+        different: how many of them differ.
     """
 
     direct: float
@@ -86,7 +83,7 @@ class Figures:
 
 
 class Bench:
-    """Both engines, loaded; and how many answers were compared, and were different."""
+    """Both engines, loaded, and how many answers were compared and differ."""
 
     def __init__(self, llm: Any, handler: VLLMHandler, params: Any) -> None:
         self._llm = llm
@@ -95,7 +92,7 @@ class Bench:
         self.answers = self.different = 0
 
     async def batches(self, trial: int) -> tuple[float, float]:
-        """Tokens a second of ``LLM.chat`` and of the sandboxes."""
+        """Return tokens per second of ``LLM.chat`` and of the sandboxes."""
         parts = [_prompts(f"{trial}.{box}", _TURNS * _BATCH) for box in range(_SANDBOXES)]
         turns = [slice(turn * _BATCH, (turn + 1) * _BATCH) for turn in range(_TURNS)]
         wanted: dict[str, str] = {}
@@ -121,7 +118,10 @@ class Bench:
         return direct, ours
 
     async def threads(self, trial: int) -> tuple[float, float]:
-        """Tokens a second of calls one after another, and from threads; of other prompts, so that none is remembered."""
+        """Return tokens per second of calls in turn and from threads.
+
+        Other prompts each time, so that none is cached.
+        """
         found: list[float] = []
         for name, code in (("in turn", _IN_TURN), ("threads", _IN_THREADS)):
             async with self._sandbox(_prompts(f"{trial} {name}", _THREADS)) as (box, calls):
@@ -131,14 +131,14 @@ class Bench:
         return found[0], found[1]
 
     def _chat(self, prompts: list[str]) -> tuple[list[str], int]:
-        """The answers, and how many tokens they are."""
+        """Return the answers and their number of tokens."""
         chats: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         answers = [each.outputs[0] for each in self._llm.chat(chats, self._params, use_tqdm=False)]
         return [answer.text for answer in answers], sum(len(answer.token_ids) for answer in answers)
 
     @asynccontextmanager
     async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[tuple[Sandbox, WorkerCalls]]:
-        """A sandbox with a broker of its own, as each run has one."""
+        """Yield a sandbox with a broker of its own, as each run has one."""
         log = RunLogger(None, "bench")
         async with (
             open_broker(ScriptedHandler([]), self._handler, log) as broker,
@@ -151,7 +151,7 @@ class Bench:
 
 
 async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, trials: int) -> Figures:
-    """Load the model twice and compare. The first trial warms up and is not counted.
+    """Load the model twice and compare. The first trial warms up.
 
     Raises:
         HandlerError: vLLM does not start.
@@ -189,7 +189,7 @@ async def _run(box: Sandbox, code: str) -> list[str]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="bench_vllm", description="Compare sandboxes with LLM.chat.")
     parser.add_argument("model", help="a name or a path, as vLLM takes it")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="JSON, for both engines")

@@ -1,10 +1,10 @@
-"""What a call costs that goes through a broker service in another process, in milliseconds.
+"""Time of a call through a model server in another process, in milliseconds.
 
 ::
 
     python -m supdist.tools.broker_latency --calls 1000
 
-One call after another; the model behind the service answers at once. The machine should have nothing else to do.
+One call after another; the model answers at once. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROMPT = "word " * 1000
 
 @asynccontextmanager
 async def _served(folder: Path, bind: str, *keys: str) -> AsyncGenerator[str]:
-    """A service in a process of its own; its address."""
+    """Yield the address of a server in its own process."""
     command = [sys.executable, "-m", "supdist.engine", "broker", "models.json", "--bind", bind, *keys]
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=PIPE, stderr=DEVNULL)
     assert process.stdout is not None
@@ -73,7 +73,7 @@ async def _main(calls: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="broker_latency", description="Measure calls through a broker service."
     )

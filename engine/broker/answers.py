@@ -1,4 +1,4 @@
-"""The answers of a run that need no request: those in its cache, and those that another run waits for already."""
+"""The answers of a run that need no request: from its cache or from another run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _unwritten: dict[tuple[str, bytes], Completion] = {}
 
 
 class RunAnswers:
-    """What one run finds instead of asking. Its supervisor and its worker share it.
+    """What a run finds instead of asking, for both models.
 
     Attributes:
-        is_on: whether answers are kept at all.
-        keeps_sampled: whether answers that were drawn at random are kept.
-        is_charged: whether the budget pays for an answer that another run paid for.
-        writing: the task that writes to the cache, if any.
+        is_on: whether answers are kept.
+        keeps_sampled: whether sampled answers are kept.
+        is_charged: whether the budget pays for answers of other runs.
+        writing: the task that writes to the cache.
     """
 
     def __init__(
         self, cache: ResponseCache | Literal["run"] | None, *, sampled: bool = False, charged: bool = False
     ) -> None:
-        """Use an open cache, the memory of this ``run`` alone, or nothing."""
         self.is_on = cache is not None
         self.keeps_sampled = sampled
         self.is_charged = charged
@@ -42,18 +41,18 @@ class RunAnswers:
         self._counted: set[bytes] = set()
 
     def identity(self, handler: ModelHandler) -> Mapping[str, Any] | None:
-        """Return what the handler's answers are kept under; None if they are not kept."""
+        """Return what the answers are kept under; None if they are not kept."""
         if not self.is_on or (handler.samples and not self.keeps_sampled):
             return None
         return handler.identity()
 
     def key(self, handler: ModelHandler, messages: Sequence[Message]) -> bytes | None:
-        """Return the key of one conversation; None if its answer is not kept."""
+        """Return the key of a conversation; None if its answer is not kept."""
         identity = self.identity(handler)
         return None if identity is None else cache_key(identity, messages)
 
     async def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
-        """Return the answers that are there. A cache that fails is given up, and the run goes on."""
+        """Return the answers that are there."""
         if self._place is None:
             return {key: self._answers[key] for key in keys if key in self._answers}
         # These first: an answer leaves them when it is in the cache.
@@ -64,22 +63,23 @@ class RunAnswers:
         try:
             return {**await self._cache.get_many(wanted), **found}
         except CacheError:
+            # The run goes on without its cache.
             self._cache = None
             return found
 
     def join(self, key: bytes, waiter: Waiter) -> PendingAnswer | None:
-        """Wait for an answer together with other runs; None if no other run shares this cache."""
+        """Wait with other runs; None if no other run shares this cache."""
         return None if self._place is None else join(self._place, key, waiter)
 
     def share(self, key: bytes | None) -> SharedRequest:
-        """Return a request that joins the equal ones of other runs."""
+        """Return a request that joins equal ones of other runs."""
         shared = SharedRequest()
         if key is not None:
             shared.pending = self.join(key, shared)
         return shared
 
     def keep(self, key: bytes, completion: Completion, *, is_paid: bool = True) -> None:
-        """Keep an answer that this run paid for, or that it was given by another. It is written soon, with others."""
+        """Keep an answer, paid by this run or another."""
         if is_paid:
             self._counted.add(key)
         if self._place is None:
@@ -91,13 +91,13 @@ class RunAnswers:
             self.writing = asyncio.get_running_loop().create_task(self._write(self._place))
 
     def count(self, key: bytes) -> bool:
-        """Count a use of an answer. Return whether it is the first, of one that another run paid for."""
+        """Return whether this is the first use of an answer that another run paid for."""
         is_first = key not in self._counted
         self._counted.add(key)
         return is_first
 
     async def flushed(self) -> None:
-        """Wait until every answer that was kept so far is written."""
+        """Wait until all answers are written."""
         # What came during the write that is under way is in the one that follows it.
         for _ in range(2):
             if self.writing is not None:

@@ -12,11 +12,7 @@ from .handler_queue import Answers, HandlerQueue, Request
 
 
 class BatchQueue(HandlerQueue):
-    """Calls ``chat_batch`` with the requests that wait, ``batch_size`` at most.
-
-    A batch that is not full waits ``batch_wait`` for more, unless another is under way. A plain
-    ``chat_batch`` runs once at a time.
-    """
+    """Calls ``chat_batch`` with the requests that wait. A plain one runs once at a time."""
 
     def __init__(self, handler: ModelHandler) -> None:
         super().__init__(handler)

@@ -1,4 +1,4 @@
-"""The models of one run: a metered supervisor, and the calls of a metered worker, under one budget."""
+"""The models of one run: a metered supervisor and the calls of a metered worker."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ class CallRules:
     """How the calls of a run are treated.
 
     Attributes:
-        cache: where finished answers are kept: an open cache, ``run`` for the memory of this run, None for nowhere.
-        cache_sampled: whether answers that were drawn at random are kept, too. Equal prompts of one batch then
-            have an answer each.
-        call_seconds: the deadline of a worker call, from the moment it is sent.
-        cache_counts: whether the budget pays again for an answer that another run paid for. A run that was
-            interrupted and is begun again then has the same budget.
+        cache: an open cache; ``run`` is the memory of this run; None keeps nothing.
+        cache_sampled: whether sampled answers are kept, one for each equal prompt of a batch.
+        call_seconds: the deadline of a worker call, once it is sent.
+        cache_counts: whether the budget pays for answers that another run paid for.
     """
 
     cache: ResponseCache | Literal["run"] | None = None
@@ -36,19 +34,13 @@ class CallRules:
     cache_counts: bool = False
 
     def answers(self) -> RunAnswers:
-        """Return the answers that one run shares between its models."""
+        """Return the answers that both models share."""
         return RunAnswers(self.cache, sampled=self.cache_sampled, charged=self.cache_counts)
 
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """The models of one run.
-
-    Attributes:
-        budget: what both of them may take.
-        supervisor: the model that writes code.
-        worker: the calls of that code; None in a run without a worker.
-    """
+    """The models of one run; ``worker`` is None in a run without one."""
 
     budget: Budget
     supervisor: MeteredModel
@@ -86,17 +78,17 @@ async def open_broker(
     budget: Budget | None = None,
     rules: CallRules | None = None,
 ) -> AsyncGenerator[Broker]:
-    """Prepare the models of a run. At the end, wait until their answers are in the cache.
+    """Prepare the models of a run. At its end, write their answers to the cache.
 
     Args:
         supervisor, worker: their handlers, entered.
-        log: records the worker's calls.
+        log: records worker calls.
         on_metrics: called when a worker call begins or ends.
-        budget: of both; without it nothing is limited.
+        budget: of both models.
         rules: how calls are treated.
 
     Raises:
-        TaskError: dollars are limited, and the price of a model is unknown.
+        TaskError: dollars are limited and a price is unknown.
     """
     budget, rules = budget or Budget(), rules or CallRules()
     answers = rules.answers()

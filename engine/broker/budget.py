@@ -1,7 +1,4 @@
-"""What a run may take, over supervisor and worker together: reserved before a call, settled after it.
-
-Dollars are counted in whole billionths, rounded against the spender, so that no sum drifts past its limit.
-"""
+"""The budget of a run: reserved before a call, settled after it."""
 
 from __future__ import annotations
 
@@ -49,12 +46,12 @@ class Cost:
     """What a call takes at most.
 
     Attributes:
-        worker_calls: 1 for a call of the worker, 0 for one of the supervisor.
+        worker_calls: 1 for the worker, 0 for the supervisor.
         tokens: read and written.
-        dollars: None where the price is unknown.
+        dollars: None if unknown.
 
     Raises:
-        ValueError: one of them is negative or not finite.
+        ValueError: one is negative or not finite.
     """
 
     worker_calls: int = 0
@@ -69,7 +66,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a run may still take, what is reserved not counted in; None where there is no limit."""
+    """What is neither settled nor reserved; None where there is no limit."""
 
     worker_calls: int | None
     tokens: int | None
@@ -79,7 +76,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a run has taken, settled; dollars are None once something of unknown price is among it."""
+    """What was settled; dollars are None once a part of them is unknown."""
 
     worker_calls: int
     tokens: int
@@ -88,11 +85,11 @@ class Spent:
 
 
 class BudgetExceeded(EngineError):
-    """It does not fit in what is left.
+    """A cost does not fit.
 
     Attributes:
         limit: the limit that it would pass.
-        for_good: false where it only has to wait: what is reserved for others may turn out to be too much.
+        for_good: whether waiting cannot help.
     """
 
     def __init__(self, limit: Limit, *, for_good: bool) -> None:
@@ -102,16 +99,12 @@ class BudgetExceeded(EngineError):
 
 
 class Budget:
-    """The limits of one run, and what was taken of them. For the thread of one event loop.
-
-    At every reservation, what is settled and reserved stays within each limit that it takes from; so what is
-    settled does, as long as no call took more than was reserved for it. One that did is recorded as it was.
-    """
+    """The limits of one run, and what was taken of them."""
 
     def __init__(
         self, limits: BudgetLimits | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """The seconds count from here."""
+        """Start the clock of ``max_seconds``."""
         self._limits = _whole(limits or BudgetLimits())
         self._max_seconds = limits.max_seconds if limits else None
         self._clock = clock
@@ -125,16 +118,16 @@ class Budget:
         self._freed = asyncio.Event()
 
     def reserve(self, cost: Cost) -> Reservation:
-        """Set a cost aside.
+        """Reserve a cost. Only the limits that it takes from are checked.
 
         Raises:
-            BudgetExceeded: it does not fit; of a limit that it takes nothing from, it is not asked.
+            BudgetExceeded: it does not fit.
         """
         amounts = self._fitting(cost)
         return Reservation(amounts, self._reserved, self._end)
 
     def keep(self, cost: Cost) -> Reservation:
-        """Set a cost aside for later, as for a best answer at the run's end; nobody waits for it to be released.
+        """Reserve a cost for later. Nobody waits for its release.
 
         Raises:
             BudgetExceeded: it does not fit.
@@ -143,7 +136,7 @@ class Budget:
         return Reservation(amounts, self._kept, self._end)
 
     def reserve_each(self, costs: Iterable[Cost]) -> list[Reservation | BudgetExceeded]:
-        """Set aside those that fit, in their order; in place of another stands why it does not."""
+        """Reserve in order what fits; the refusals stand in their places."""
         results: list[Reservation | BudgetExceeded] = []
         for cost in costs:
             try:
@@ -152,14 +145,12 @@ class Budget:
                 results.append(refusal)
         return results
 
+    # The caller must hold no other reservation: two such callers could wait for each other.
     async def acquire(self, cost: Cost) -> Reservation:
-        """Set a cost aside as soon as it fits: first come, first served, for as long as the run has seconds left.
-
-        What was reserved for calls under way is mostly more than they take; who waits for them gets the rest.
-        Whoever holds a reservation must not wait for another: all could wait for each other.
+        """Reserve a cost as soon as it fits, first come, first served.
 
         Raises:
-            BudgetExceeded: it does not fit for good.
+            BudgetExceeded: it can never fit.
         """
         try:
             async with asyncio.timeout(self.left().seconds), self._turn:
@@ -175,11 +166,11 @@ class Budget:
             raise BudgetExceeded("max_seconds", for_good=True) from None
 
     def charge(self, cost: Cost) -> None:
-        """Take what was paid for elsewhere, whether it fits or not."""
+        """Take what another run paid for, whether it fits or not."""
         self._end(cost)
 
     def call_when_freed(self, callback: Callable[[], None]) -> None:
-        """Call this once when the next reservation ends, however often it was asked for."""
+        """Call this once, when the next reservation ends."""
         self._when_freed[callback] = None
 
     def limits(self, *names: Limit) -> bool:
@@ -187,7 +178,7 @@ class Budget:
         return any(name in self._limits for name in names)
 
     def left(self) -> Left:
-        """What may still be reserved."""
+        """Return what may still be reserved."""
         nanos = self._free("max_cost_usd")
         return Left(
             self._free("max_worker_calls"),
@@ -197,7 +188,7 @@ class Budget:
         )
 
     def spent(self) -> Spent:
-        """What was settled."""
+        """Return what was settled."""
         calls, tokens, nanos = (self._settled[limit] for limit in _COUNTED)
         dollars = nanos / _NANOS if self._priced else None
         return Spent(calls, tokens, dollars, self._clock() - self._started)
@@ -214,7 +205,6 @@ class Budget:
         return max(0.0, self._max_seconds - (self._clock() - self._started))
 
     def _fitting(self, cost: Cost) -> dict[Limit, int]:
-        """Its amounts, if they fit."""
         if self._seconds_left() == 0:
             raise BudgetExceeded("max_seconds", for_good=True)
         if cost.dollars is None and "max_cost_usd" in self._limits:
@@ -232,7 +222,6 @@ class Budget:
         return amounts
 
     def _end(self, paid: Cost | None) -> None:
-        """A reservation has ended."""
         if paid is not None:
             _add(self._settled, _amounts(paid))
             self._priced = self._priced and paid.dollars is not None
@@ -243,11 +232,7 @@ class Budget:
 
 
 class Reservation:
-    """A part of a budget, set aside for one call.
-
-    The first of ``settle`` and ``release`` counts; what comes after changes nothing. Leaving it as a context
-    manager releases what was not settled.
-    """
+    """A part of a budget for one call. The first end counts."""
 
     def __init__(
         self, amounts: dict[Limit, int], aside: dict[Limit, int], end: Callable[[Cost | None], None]
@@ -259,20 +244,16 @@ class Reservation:
         _add(aside, amounts)
 
     def settle(self, usage: Usage, dollars: float | None) -> None:
-        """The call was paid for. Its worker calls are those that were reserved.
-
-        Args:
-            usage: its tokens, more or fewer than were reserved.
-            dollars: None where the price is unknown.
+        """Take what the call has cost.
 
         Raises:
-            ValueError: one of them is negative or not finite; it is still reserved.
+            ValueError: a number is negative or not finite.
         """
         paid = Cost(self._amounts["max_worker_calls"], usage.input_tokens + usage.output_tokens, dollars)
         self._close(paid)
 
     def release(self) -> None:
-        """Nothing was paid."""
+        """Give everything back."""
         self._close(None)
 
     def _close(self, paid: Cost | None) -> None:
@@ -291,13 +272,13 @@ class Reservation:
 
 
 def _whole(limits: BudgetLimits) -> dict[Limit, int]:
-    """The limits that there are, seconds left out."""
     dollars = limits.max_cost_usd
     nanos = None if dollars is None else _nanos(dollars, ROUND_FLOOR)
     all_of_them = zip(_COUNTED, (limits.max_worker_calls, limits.max_tokens, nanos), strict=True)
     return {limit: most for limit, most in all_of_them if most is not None}
 
 
+# Whole billionths, rounded against the spender, so that no sum drifts past its limit.
 def _amounts(cost: Cost) -> dict[Limit, int]:
     nanos = _nanos(cost.dollars or 0.0, ROUND_CEILING)
     return {"max_worker_calls": cost.worker_calls, "max_tokens": cost.tokens, "max_cost_usd": nanos}
@@ -310,5 +291,4 @@ def _add(sums: dict[Limit, int], amounts: dict[Limit, int], times: int = 1) -> N
 
 @lru_cache(1024)
 def _nanos(dollars: float, rounding: str) -> int:
-    """Billionths of a dollar, of the number as it is written: 0.1 is a tenth, and not a little more."""
     return int(Decimal(repr(float(dollars))).scaleb(9).to_integral_value(rounding))

@@ -1,13 +1,4 @@
-"""Finished answers by what was asked, in SQLite, so that nothing is paid for twice.
-
-Only whole answers are kept, and those that their length ended: asking again for an error or a refusal costs a
-call, and may be answered. Processes share a file: it is in WAL mode, and each write is one short transaction. A
-process that is killed loses what it had not committed, and nothing else; a machine that loses its power may lose
-the last commits too, but not the file.
-
-The file is its owner's alone (mode 0600). Each answer has the mark of the user who kept it (``trust/seals.py``): a cache that
-came with a folder from elsewhere could hold answers that no model gave.
-"""
+"""Finished answers by what was asked, in SQLite. Processes may share a file."""
 
 from __future__ import annotations
 
@@ -64,15 +55,15 @@ _REMEDIES = {
 
 
 def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: int = 0) -> bytes:
-    """What an answer is found by: a SHA-256 of the model's identity and of what it was asked.
+    """Return a SHA-256 of a model's identity and what it was asked.
 
     Args:
-        identity: what ``ModelHandler.identity`` gives.
+        identity: of ``ModelHandler.identity``.
         messages: the conversation.
-        sample: which of several equal calls of one batch, where each shall have an answer of its own.
+        sample: the number among equal calls with answers of their own.
 
     Raises:
-        TypeError, ValueError: the identity holds what is no JSON.
+        TypeError, ValueError: the identity is no JSON.
     """
     content = json.dumps(
         [_KEY_VERSION, identity, list(messages), sample],
@@ -84,34 +75,34 @@ def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: 
 
 
 def is_kept(completion: Completion) -> bool:
-    """Whether an answer may be kept: it is whole, or was ended by its length."""
+    """Whether an answer may be kept. Asking again after a refusal may bring an answer."""
     return completion.finish_reason in _KEPT
 
 
+# WAL mode, short transactions: a killed process loses only what it had not committed.
 class ResponseCache:
-    """Answers, found by ``cache_key``. Open between ``async with`` and its end; SQLite works in a thread of its own.
+    """Answers by ``cache_key``, open within ``async with``.
 
     Raises:
-        CacheError: by every method: the file is damaged, another program's, a newer version's, held by another
-            process, or cannot be written.
+        CacheError: by every method, if the file cannot be used.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, timeout: float = 5.0, own: bool = False
     ) -> None:
-        """Nothing is opened yet.
+        """Open nothing yet.
 
         Args:
-            path: the file, made where there is none; None is memory, until the end.
-            timeout: seconds for which another process may hold the file.
-            own: whether answers that another user kept are passed over. It is for a file that the user did not name.
+            path: the file; None is memory.
+            timeout: seconds that another process may hold the file.
+            own: skip answers of other users, in a file that the user did not name.
         """
         self._store = _Store(path, timeout, own=own)
         self._thread: ThreadPoolExecutor | None = None
 
     @property
     def place(self) -> str:
-        """What caches share that hold the same answers: the file's path without links; of memory a name of its own."""
+        """The path without links, or a name of this memory."""
         return self._store.place
 
     async def __aenter__(self) -> ResponseCache:
@@ -131,19 +122,19 @@ class ResponseCache:
         await self._end()
 
     async def get(self, key: bytes) -> Completion | None:
-        """The answer as it was given. Its usage is what it cost then; to have it from here costs nothing."""
+        """Return an answer with the usage that it cost."""
         return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
-        """The answers that there are."""
+        """Return the answers that are there."""
         return await self._in_thread(self._store.read, list(keys))
 
     async def put(self, key: bytes, completion: Completion) -> None:
-        """Keep an answer, if it is whole or was ended by its length."""
+        """Keep an answer if ``is_kept``."""
         await self.put_many({key: completion})
 
     async def put_many(self, completions: Mapping[bytes, Completion]) -> None:
-        """Keep those that are to be kept, in one transaction. An answer that is there already stays as it is."""
+        """Keep answers in one transaction. An answer that is there stays."""
         kept = {key: each for key, each in completions.items() if is_kept(each)}
         if kept:
             await self._in_thread(self._store.write, kept)
@@ -155,7 +146,7 @@ class ResponseCache:
         return await asyncio.get_running_loop().run_in_executor(self._thread, task)
 
     async def _end(self) -> None:
-        """Close, after whatever the thread still does, and even where nobody waits for it any more."""
+        """Close after the thread's current work, even if nobody waits."""
         if self._thread is not None:
             closed = self._thread.submit(self._store.close)
             self._thread.shutdown(wait=False)
@@ -164,7 +155,7 @@ class ResponseCache:
 
 
 class _Store:
-    """The file, as the one thread that uses it sees it."""
+    """The file, for the one thread that uses it."""
 
     def __init__(self, path: str | os.PathLike[str] | None, timeout: float, *, own: bool) -> None:
         self._path = path if path is None or isinstance(path, Path) else Path(path)
@@ -205,6 +196,7 @@ class _Store:
     def write(self, completions: Mapping[bytes, Completion]) -> None:
         assert self._connection is not None
         answers = [(key, _encode(completion)) for key, completion in completions.items()]
+        # A file from elsewhere could hold answers that no model gave: each has the mark of its user.
         marks = [(key, self._seal.mark(key, answer.encode())) for key, answer in answers]
         with self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -215,7 +207,7 @@ class _Store:
             self._connection.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?)", marks)
 
     def _remove_others(self, keys: Iterable[bytes]) -> None:
-        """Remove what is passed over, answers and marks, so that this user's own can be kept."""
+        """Remove what is skipped, so that this user's own answers can be kept."""
         assert self._connection is not None
         for key in keys:
             row = self._connection.execute(_SELECT_MARKED, (key,)).fetchone()
@@ -237,10 +229,7 @@ class _Store:
             raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}") from error
 
     def _claim(self, connection: sqlite3.Connection) -> None:
-        """See that the file is ours, or make it so; nothing of another's is changed.
-
-        To begin a write shows here, before anything is spent, whether there can be one.
-        """
+        """Check that the file is ours, or make it so. Another program's file is not changed."""
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             (owner,) = connection.execute("PRAGMA application_id").fetchone()
@@ -265,7 +254,7 @@ class _Store:
             connection.execute("CREATE TABLE IF NOT EXISTS marks (key BLOB PRIMARY KEY, mark TEXT NOT NULL)")
 
     def _log_ahead(self, connection: sqlite3.Connection) -> None:
-        """Turn WAL mode on, where the file system can; SQLite does not wait by itself for others who do the same."""
+        """Turn on WAL mode if the file system has it."""
         connection.execute("PRAGMA synchronous = NORMAL")
         deadline = time.monotonic() + self._timeout
         while True:
@@ -280,7 +269,6 @@ class _Store:
 
     @contextmanager
     def _errors(self) -> Generator[None]:
-        """What SQLite and the system say, as ``CacheError``."""
         try:
             yield
         except sqlite3.Error as error:
@@ -294,11 +282,7 @@ class _Store:
 
 
 def _make_private(path: Path, *, own: bool) -> str:
-    """Make the file, unless it is there, so that its owner alone can read it; its path without links. A file that is there
-    must be the caller's own where ``own`` is true; else its owner may share it.
-
-    SQLite gives its journals the file's own mode, and opens none of them through a link.
-    """
+    """Make the file private, and return its path without links."""
     place = resolved(path)
     with PrivateFolder.open(ResolvedPath(place.parent), create=True) as folder:
         if not folder.exists(place.name):
@@ -317,10 +301,9 @@ def _close_to_others(place: str) -> None:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 where the error is the Python module's own."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _encode(completion: Completion) -> str:
-    """The answer, without how long it took; ASCII, so that half a surrogate pair is kept too."""
+    """Return the answer without its times. ASCII, so that lone surrogates are kept."""
     return json.dumps(msgspec.to_builtins(replace(completion, retries=0, queued=0.0)))

@@ -12,10 +12,7 @@ from .handler_queue import ChatQueue, HandlerQueue, RequestQueue
 
 
 class Dispatcher:
-    """The handler queues of one event loop, one for each handler.
-
-    A free slot of a handler goes to the next run in turn. So the flood of one run delays another by one slot.
-    """
+    """The handler queues of one event loop. A free slot goes to the next run in turn."""
 
     def __init__(self) -> None:
         # Keyed by id: the queue keeps its handler alive, and its users keep the queue.

@@ -1,7 +1,4 @@
-"""The way to one model handler: a queue for each run, slots that they share in turn, deadlines.
-
-Nothing here waits or polls. Queues are looked at when something was put in, and when something has ended.
-"""
+"""The queues of one model handler: one for each run, with shared slots and deadlines."""
 
 from __future__ import annotations
 
@@ -34,17 +31,16 @@ class CallTimeout(Unavailable):
 
 @dataclass(eq=False, slots=True)
 class Request(ABC):
-    """One conversation on its way to a model. What follows ``prompt`` is set by the queues.
+    """One conversation on its way to a model.
 
     Attributes:
         seconds: the deadline, counted from ``started``; None is no deadline.
-        is_conditional: whether ``admit`` decides when it is sent; otherwise it is sent in its turn.
-        prompt: what the user asks, if that is all of the conversation.
-        queued: when it was made, on the monotonic clock.
-        started: when it was sent to the handler; None before.
-        queue: its queue; None once it has ended or was cancelled.
+        is_conditional: whether ``admit`` decides when it is sent.
+        prompt: the user's text, if that is the whole conversation.
+        queued, started: when it was made and sent, on the monotonic clock.
+        queue: its queue; None once it has ended.
         has_slot: whether it takes a slot of the handler.
-        call: the handler call that carries it.
+        call: the call that carries it.
     """
 
     seconds: float | None = None
@@ -57,23 +53,23 @@ class Request(ABC):
     call: HandlerCall | None = field(default=None, init=False)
 
     def conversation(self) -> Sequence[Message]:
-        """Make the messages, by default of ``prompt``. Called when they are sent: requests that wait hold none."""
+        """Make the messages when they are sent."""
         return [{"role": "user", "content": self.prompt}]
 
     def admit(self) -> Admission:
-        """Say whether it may be sent now that a slot is free. ``never`` drops it. Must not raise."""
+        """Say whether it may be sent now. ``never`` drops it. Must not raise."""
         return "now"
 
     @abstractmethod
     def finish(self, answer: Completion | Exception) -> None:
-        """Take the answer. Called once, and not after a cancellation. Must not raise."""
+        """Take the answer, unless it was cancelled. Must not raise."""
 
 
 class RequestQueue:
-    """The requests of one run for one handler, first come, first served.
+    """The requests of one run, first come, first served.
 
     Attributes:
-        running: how many of them are with the handler.
+        running: how many are with the handler.
     """
 
     def __init__(self, handler_queue: HandlerQueue) -> None:
@@ -95,7 +91,7 @@ class RequestQueue:
         self._handler_queue.start_ready()
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        """Drop requests that wait, and cancel those under way. None of them is finished."""
+        """Drop requests that wait, and cancel those under way."""
         for request in requests:
             if request.queue is None:
                 continue
@@ -142,10 +138,7 @@ class RequestQueue:
 
 
 class HandlerCall:
-    """A task that asks the handler, and the requests that it carries now.
-
-    It is cancelled when its last request is dropped, or at their deadline.
-    """
+    """A task that asks the handler. It is cancelled with its last request, or at its deadline."""
 
     __slots__ = ("_task", "_timeout", "_wanted", "deadline", "is_stopped", "requests")
 
@@ -316,11 +309,7 @@ class HandlerQueue(ABC):
 
 
 class ChatQueue(HandlerQueue):
-    """Calls ``chat`` once for each request, as many at once as the handler has slots.
-
-    One task asks request after request. A second one waits behind it, and starts a task for each request
-    that is left as soon as the handler makes the first task wait.
-    """
+    """Calls ``chat`` once for each request."""
 
     # A task for each request would be most of the cost where the handler answers at once: a cache, a script.
 
@@ -345,6 +334,8 @@ class ChatQueue(HandlerQueue):
             asyncio.get_running_loop().create_task(self._ask_in_turn())
         await self._ask_in_turn()
 
+    # One task asks request after request. A second one waits behind it, and starts the rest as soon as the
+    # handler makes the first task wait.
     async def _ask_in_turn(self) -> None:
         call, now = self._open_call(), time.monotonic()
         end = now + _TURN_SECONDS

@@ -1,4 +1,4 @@
-"""A metered model: one handler with its price, its part of the budget, its cached answers and its counts."""
+"""A metered model: a handler with its price, budget, cached answers and counts."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _TOKENS_PER_CHARACTER = 0.4
 async def meter(
     handler: ModelHandler, budget: Budget, answers: RunAnswers, *, converses: bool = True
 ) -> MeteredModel:
-    """Look up what a model costs, and, if it ``converses``, how long its window is.
+    """Look up the price of a model, and its window if it ``converses``.
 
     Raises:
-        TaskError: dollars are limited, and the price of the model is unknown.
+        TaskError: dollars are limited and the price is unknown.
     """
     rate: Rate | None = handler.price
     if rate is None:
@@ -60,9 +60,9 @@ class MeteredModel:
     """One model of a run.
 
     Attributes:
-        rate: what its tokens cost; None if unknown.
+        rate: its price; None if unknown.
         window: in tokens, to plan with; None if unknown.
-        cost_usd: dollars that were paid; None once a part of it is unknown.
+        cost_usd: dollars paid; None once a part is unknown.
         cached: answers that cost nothing.
     """
 
@@ -104,19 +104,13 @@ class MeteredModel:
         )  # fmt: skip
 
     def cost(self, usage: Usage, *, worker_calls: int) -> Cost:
-        """Return what a call with this usage takes from the budget."""
+        """Return what a call takes from the budget."""
         return Cost(worker_calls, usage.input_tokens + usage.output_tokens, self._price(usage))
 
     def count(
         self, completion: Completion, queued_at: float, started: float, first_token: float | None = None
     ) -> CallStats:
-        """Count a call that was paid for and has just ended.
-
-        Args:
-            completion: its answer.
-            queued_at, started, first_token: when it was made, given to the handler, and began to be answered, on the
-                monotonic clock.
-        """
+        """Count a paid call that has just ended. Times are on the monotonic clock."""
         usage, done = completion.usage, time.monotonic()
         sent = min(done, started + completion.queued)
         queued, worked = started - queued_at + completion.queued, done - sent
@@ -137,7 +131,7 @@ class MeteredModel:
     def count_cached(
         self, key: bytes, completion: Completion, *, worker_calls: int
     ) -> tuple[Completion, CallStats]:
-        """Count an answer that this run did not ask for now, and return it without its usage."""
+        """Count an answer that was not asked for, and return it without usage."""
         self.cached += 1
         if self.answers.count(key):  # another run paid for it
             self._earlier += completion.usage
@@ -150,16 +144,16 @@ class MeteredModel:
     async def ask(
         self, messages: Sequence[Message], on_text: Callable[[str], None], *, best_answer: bool = False
     ) -> tuple[Completion, CallStats]:
-        """Answer a conversation, from the cache if it can be.
+        """Answer a conversation, from the cache if possible.
 
         Args:
             messages: the whole conversation.
-            on_text: called with the text as it comes.
-            best_answer: whether to use what ``reserve_best_answer`` has reserved.
+            on_text: called with text as it comes.
+            best_answer: whether to use the reservation of ``reserve_best_answer``.
 
         Raises:
-            BudgetExceeded: the call does not fit in what is left.
-            HandlerError: the model failed, and trying again does not help.
+            BudgetExceeded: the call does not fit.
+            HandlerError: the model failed for good.
         """
         key = self.answers.key(self.handler, messages)
         if key is None:
@@ -194,7 +188,7 @@ class MeteredModel:
         *,
         best_answer: bool,
     ) -> tuple[Completion, CallStats | None]:
-        """Return an answer and what it took; None if another run sent an equal request and paid."""
+        """Return an answer and its figures; None if another run paid."""
         answer = await shared.other_answer()
         if answer is not None:  # needs nothing of the budget
             return answer, None
@@ -220,10 +214,7 @@ class MeteredModel:
         return answer, stats
 
     async def most_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
-        """Return what a worker call of each prompt costs at most.
-
-        None stands where nothing is limited, an error where the prompt does not fit the window.
-        """
+        """Return the most that each prompt costs: None without limits, an error if it is too long."""
         if sum(map(len, prompts)) <= _COUNTED_IN_LOOP:
             return [self._most_call_cost(prompt) for prompt in prompts]
         return await to_thread.run_sync(
@@ -238,7 +229,7 @@ class MeteredModel:
         return self.cost(most_usage(handler, messages), worker_calls=1) if self.is_limited else None
 
     def has_room(self, messages: Sequence[Message]) -> bool:
-        """Whether a call with these messages stays clear of the end of the window, as far as is known."""
+        """Whether the messages stay clear of the end of the window."""
         if self.window is None:
             return True
         tokens: float | None = self.handler.count_tokens(messages)
@@ -247,10 +238,10 @@ class MeteredModel:
         return tokens + most_answer(self.handler) < _USABLE * self.window
 
     def reserve_best_answer(self, messages: Sequence[Message]) -> None:
-        """Reserve what a last answer to this conversation would take, in place of what was reserved before.
+        """Reserve a last answer in place of the reservation before.
 
         Raises:
-            BudgetExceeded: it does not fit; the reservation before stays.
+            BudgetExceeded: it does not fit; the one before stays.
         """
         if not self.is_limited:
             return
@@ -297,7 +288,7 @@ class MeteredModel:
 
 
 def add_dollars(dollars: float | None, more: float | None) -> float | None:
-    """Add two sums; an unknown one makes the sum unknown."""
+    """Add two sums; None is unknown."""
     return None if dollars is None or more is None else dollars + more
 
 

@@ -1,15 +1,4 @@
-"""Answers that several runs of this process wait for, so that one of them sends the request and pays.
-
-The runs share a cache, and their requests have the same key. Each request keeps its place in the queue of its own
-run. The first that gets a slot *sends*; the others wait for its answer from their own turn on.
-
-- **An answer** goes to all. For those who did not send, it is like an answer from the cache: it costs them nothing.
-- **The sender is cancelled**: nothing is paid. The next that gets a slot sends, within its own budget.
-- **The request fails**: nothing is paid. From now on each sends for itself, because the reason may be the sender's
-  own: its key, its deadline, its limits. So no run waits for the failures of several others.
-
-Runs may be in different threads, each with its own event loop. One lock guards the states.
-"""
+"""Answers that several runs wait for: one run sends the request and pays. See "Joined requests" in engine/README.md."""
 
 from __future__ import annotations
 
@@ -22,14 +11,15 @@ from ...handlers import Completion
 
 _Place = tuple[str, bytes]
 
+# Runs may be in different threads, each with an event loop.
 _lock = Lock()
 
 
 class Waiter(Protocol):
-    """Somebody who wants an answer."""
+    """Someone who wants an answer."""
 
     def wake(self, answer: Completion | None) -> None:
-        """Take the answer; or, where it is None, ask again: the sender has none. Called in the waiter's event loop."""
+        """Take the answer. None: the sender has none, so ask again. Called in the waiter's event loop."""
         ...
 
 
@@ -44,16 +34,16 @@ class PendingAnswer:
         self._has_failed = False
 
     def add(self, waiter: Waiter) -> None:
-        """Add one who wants it, in the running event loop. The lock is the caller's."""
+        """Add a waiter of the running event loop. The caller holds the lock."""
         self._waiters[waiter] = asyncio.get_running_loop()
 
     def is_sent_by_other(self, waiter: Waiter) -> bool:
-        """Whether another has sent the request, so that this one will be woken."""
+        """Whether another waiter has sent the request."""
         with _lock:
             return self._must_wait(waiter)
 
     def claim(self, waiter: Waiter) -> bool:
-        """Become the sender. False: another is, or the answer is on its way to this one."""
+        """Become the sender. False if another is, or the answer is on its way."""
         with _lock:
             if self._must_wait(waiter):
                 return False
@@ -71,7 +61,7 @@ class PendingAnswer:
             del self._registry[self._place]
 
     def resolve(self, waiter: Waiter, answer: Completion) -> None:
-        """Give everybody else the answer that this one has received."""
+        """Give the answer to all others."""
         with _lock:
             others, self._waiters = self._waiters, {}
             self._forget()
@@ -79,7 +69,7 @@ class PendingAnswer:
         _wake(others, answer)
 
     def leave(self, waiter: Waiter, *, failed: bool = False) -> None:
-        """Want it no more: cancelled, or ``failed``. If this one was the sender, the others ask again."""
+        """Stop waiting. If this was the sender, the others ask again."""
         with _lock:
             self._waiters.pop(waiter, None)
             if not self._waiters:
@@ -87,17 +77,14 @@ class PendingAnswer:
             if self._sender is not waiter:
                 return
             self._sender = None
+            # The reason may be the sender's own: its key, its deadline. From now on each sends for itself.
             self._has_failed |= failed
             others = dict(self._waiters)
         _wake(others, None)
 
 
 class SharedRequest:
-    """A request that is sent only as long as no other run has sent an equal one.
-
-    Attributes:
-        pending: what it waits for; None if no other run can send it.
-    """
+    """A request that is sent only if no other run has sent an equal one."""
 
     def __init__(self) -> None:
         self.pending: PendingAnswer | None = None
@@ -110,7 +97,7 @@ class SharedRequest:
         self._woken.set()
 
     async def other_answer(self) -> Completion | None:
-        """Wait as long as another run has sent it. Return that answer, or None if there is none."""
+        """Wait while another run has sent it. Return that answer; None: send it."""
         while self._answer is None and self.pending is not None and self.pending.is_sent_by_other(self):
             await self._woken.wait()
             self._woken.clear()
@@ -135,13 +122,7 @@ _pending: dict[_Place, PendingAnswer] = {}
 
 
 def join(cache: str, key: bytes, waiter: Waiter) -> PendingAnswer:
-    """Return the pending answer of a key, with this waiter among those who want it.
-
-    Args:
-        cache: what the runs share, as ``ResponseCache.place``.
-        key: of the request in that cache.
-        waiter: belongs to the running event loop.
-    """
+    """Return the pending answer of a key in a cache, with this waiter added."""
     place = (cache, key)
     with _lock:
         pending = _pending.get(place)

@@ -1,13 +1,4 @@
-"""What a model's tokens cost, and how long its window is: from its handler, else from the tables of genai-prices.
-
-The tables travel with the installed package; nothing is fetched. A model is looked up at its endpoint alone: what
-the same name costs elsewhere says nothing, and an endpoint that the tables do not know has no price. A price that
-is not known is None, which is not the same as nothing: a server of one's own costs what its owner says.
-
-Of the tables' prices the reading is taken that is never below the bill: the rates of this moment without any
-discount (batches, parts of a prompt that the endpoint has cached), and, where an endpoint asks more for tokens
-that it caches than for others, that. A model that is billed by more than its text's tokens has no price here.
-"""
+"""Prices and windows: from the handler, else from the tables of genai-prices."""
 
 from __future__ import annotations
 
@@ -23,22 +14,22 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 _INPUT, _OUTPUT = ("input_mtok", "cache_read_mtok", "cache_write_mtok"), ("output_mtok",)
+# Prices of things that no conversation in text has.
 _NOT_OURS = re.compile("cache|audio|image|video|document|searches")
-"""Prices of what no conversation in text has."""
 
 
 @dataclass(frozen=True, slots=True)
 class TieredPrice:
-    """A price that depends on the length of the prompt: the highest tier that it passes is paid for all of its tokens.
+    """A price by the length of the prompt. The highest tier that it passes applies to all tokens.
 
     Attributes:
-        tiers: tokens of a prompt and the price of longer ones, ascending, the first from none.
+        tiers: tokens and the price above them, ascending from 0.
     """
 
     tiers: tuple[tuple[int, Price], ...]
 
     def of(self, usage: Usage) -> float:
-        """What one call costs, in dollars."""
+        """Return the cost of one call in dollars."""
         (*_, price) = (price for start, price in self.tiers if start == 0 or usage.input_tokens > start)
         return price.of(usage)
 
@@ -46,11 +37,9 @@ class TieredPrice:
 Rate = Price | TieredPrice
 
 
+# An unknown price is None and not zero: a private server costs what its owner says.
 def price_of(handler: ModelHandler) -> Rate | None:
-    """What the handler's tokens cost; None where nobody knows.
-
-    The first look at the tables takes some tenths of a second.
-    """
+    """Return the price of the handler's tokens; None if unknown. The first look takes tenths of a second."""
     if handler.price is not None:
         return handler.price
     model = _listed(handler)
@@ -58,17 +47,14 @@ def price_of(handler: ModelHandler) -> Rate | None:
 
 
 def window_of(handler: ModelHandler) -> int | None:
-    """The handler's window in tokens; None where nobody knows.
-
-    The tables round, and grow old: they can be some percent too low, or say what the model had a year ago. That
-    is good enough to plan with, and no reason to refuse a prompt.
-    """
+    """Return the window in tokens; None if unknown. Tables round, so never refuse a prompt by it."""
     if handler.window is not None:
         return handler.window
     model = _listed(handler)
     return None if model is None else model.context_window
 
 
+# At its own endpoint only: the same name may cost something else elsewhere.
 def _listed(handler: ModelHandler) -> ModelInfo | None:
     if handler.base_url is None:
         return None
@@ -81,6 +67,8 @@ def _listed(handler: ModelHandler) -> ModelInfo | None:
     return model
 
 
+# Never below the bill: without discounts, with the highest rate if cached tokens cost more. A model that is
+# billed by more than the tokens of text has no price.
 def _rate(listed: ModelPrice) -> Rate | None:
     from genai_prices.types import TieredPrices
 
@@ -100,7 +88,6 @@ def _rate(listed: ModelPrice) -> Rate | None:
 
 
 def _at(rate: Decimal | TieredPrices, start: int) -> float:
-    """A price in the tier that begins at ``start``."""
     if isinstance(rate, Decimal):
         return float(rate)
     return float([rate.base, *(tier.price for tier in rate.tiers if tier.start <= start)][-1])

@@ -1,15 +1,4 @@
-"""How many tokens messages are: exactly, where their handler has a tokenizer, else between two bounds.
-
-To refuse and to reserve are wrong in opposite ways. A prompt that is refused as too long, and is not, is an
-answer lost; one that is let through, and is too long, costs a round trip: its endpoint refuses it unpaid. So
-``least_tokens`` decides what is refused. What is set aside of a budget must suffice: ``most_tokens``.
-
-Both bounds follow from how the tokenizers of chat models are built, byte-level BPE (GPT, Llama 3, Qwen,
-DeepSeek) and SentencePiece's BPE with bytes to fall back on (Llama 2, Mistral, Gemma). They cut a text into words
-before they merge, so that no token holds parts of two words; and what they cannot merge are single bytes, so
-that no token is less than a byte. The usual rules of thumb (four characters a token) are neither bound: text in
-numbers, in base64 or in Thai has far more tokens, long words of prose have fewer.
-"""
+"""Token counts: exact if the handler has a tokenizer, else between two bounds."""
 
 from __future__ import annotations
 
@@ -19,34 +8,32 @@ from unicodedata import normalize
 from ...handlers import Message, ModelHandler, Usage
 from ...sandbox_image.text import KEEP_SURROGATES
 
+# Bytes. The longest in use, runs of spaces in the vocabularies of GPT-4, have 128.
 _LONGEST_TOKEN = 256
-"""Bytes; the longest in use, runs of spaces in the vocabularies of GPT-4 and its heirs, are 128."""
 
+# Characters that are split into words at once.
 _PIECE = 1 << 16
-"""Characters that are cut into words at once."""
 
+# Tokens that a chat template adds: marks and the role; the start, the answer's head, a short system text.
 _MESSAGE, _CONVERSATION = 8, 64
-"""Tokens that a chat template adds: marks and the role's name; the start, the answer's head, a short system text."""
 
+# Tokens of an answer without a bound: nearly all are shorter.
 _ANSWER = 4096
-"""Tokens that an answer without a bound of its own is taken for."""
 
 
+# A refused prompt that would have fit is a lost answer; the opposite costs a round trip. So the lower
+# bound refuses, and the upper bound is reserved.
 def fits(handler: ModelHandler, messages: Sequence[Message], window: int) -> bool:
-    """Whether the messages may fit a window of so many tokens. They are counted only where their length leaves a doubt."""
+    """Whether the messages may fit a window. They are counted only if their length leaves a doubt."""
     if _most_tokens(messages) < window:
         return True
     return least_tokens(handler, messages, enough=window) < window
 
 
+# Byte-level BPE (GPT, Llama 3, Qwen, DeepSeek) and SentencePiece (Llama 2, Mistral, Gemma) split words
+# first: no token holds parts of two words. "Four characters a token" is no bound: numbers have more.
 def least_tokens(handler: ModelHandler, messages: Sequence[Message], *, enough: int | None = None) -> int:
-    """The messages are at least so many tokens: what passes a window by this count does not fit it.
-
-    Args:
-        handler: whose tokens they are.
-        messages: the conversation.
-        enough: words are not counted much further than this.
-    """
+    """Return a lower bound; counting stops soon after ``enough``."""
     known = handler.count_tokens(messages)
     if known is not None:
         return known
@@ -58,11 +45,9 @@ def least_tokens(handler: ModelHandler, messages: Sequence[Message], *, enough: 
     return least
 
 
+# What a tokenizer cannot merge are single bytes. A long system text of a template is not counted.
 def most_tokens(handler: ModelHandler, messages: Sequence[Message]) -> int:
-    """The messages are at most so many tokens: their bytes, and what a chat template adds to them.
-
-    One whose template adds a long system text of its own may have more.
-    """
+    """Return an upper bound: bytes, and what a chat template adds."""
     known = handler.count_tokens(messages)
     if known is not None:
         return known
@@ -74,21 +59,18 @@ def _most_tokens(messages: Sequence[Message]) -> int:
 
 
 def most_usage(handler: ModelHandler, messages: Sequence[Message]) -> Usage:
-    """What one call uses at most.
-
-    An answer that neither ``max_tokens`` nor the window bounds is taken for 4096 tokens, longer than nearly all are.
-    """
+    """Return the most that one call uses."""
     return Usage(most_tokens(handler, messages), most_answer(handler), 1)
 
 
 def most_answer(handler: ModelHandler) -> int:
-    """An answer is at most so many tokens; see ``most_usage``."""
+    """Return the most tokens of an answer: 4096 if neither ``max_tokens`` nor the window bounds it."""
     answer = _ANSWER if handler.max_tokens is None else handler.max_tokens
     return answer if handler.window is None else min(answer, handler.window)
 
 
 def _words(text: str, enough: int | None) -> int:
-    """Words between ASCII white space; a word that lies across two pieces is left out once."""
+    """Count words between ASCII white space. A word across two pieces may be missed once."""
     words = 0
     for start in range(0, len(text), _PIECE):
         if enough is not None and words > enough:
@@ -103,7 +85,6 @@ def _bytes(text: str) -> int:
 
 
 def _most_bytes(text: str) -> int:
-    """Some tokenizers (Qwen's) normalise first, and a few characters grow by it."""
     return len(text) if text.isascii() else max(_bytes(text), _bytes(normalize("NFC", text)))
 
 

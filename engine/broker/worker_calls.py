@@ -1,9 +1,4 @@
-"""Worker calls: the prompts that the code of one run asks its worker.
-
-Each prompt of a call becomes a request. What the cache holds is answered, equal requests are joined, a prompt
-that cannot fit the window is refused unpaid, and the rest is queued. When a slot of the handler is free, a request
-reserves its part of the budget and is sent; when it has ended, the reservation is settled.
-"""
+"""Worker calls: the prompts that the code of one run asks its worker."""
 
 from __future__ import annotations
 
@@ -31,11 +26,10 @@ _RESOLVED_AT_ONCE = 4
 
 
 class WorkerCalls:
-    """Answers the worker calls of one run. Guest code is told what kind of failure it was, never a host's words.
+    """Answers the worker calls of one run.
 
     Attributes:
-        done: prompts that have a result.
-        failed: those of them without an answer.
+        done, failed: prompts with a result, and those of them without an answer.
     """
 
     def __init__(
@@ -46,13 +40,13 @@ class WorkerCalls:
         *,
         seconds: float | None = None,
     ) -> None:
-        """Queue calls of the running event loop.
+        """Use the running event loop.
 
         Args:
             model: the worker.
             log: records each call.
-            on_change: called when a call begins and when it ends.
-            seconds: the deadline of a call, from the moment it is sent.
+            on_change: called when a call begins and ends.
+            seconds: the deadline of a call, once it is sent.
         """
         self.model = model
         self.done = 0
@@ -68,19 +62,16 @@ class WorkerCalls:
 
     @property
     def queued(self) -> int:
-        """How many prompts wait for the model."""
+        """Prompts that wait for the model."""
         return len(self._queue)
 
     @property
     def in_flight(self) -> int:
-        """How many prompts are with the model, those among them that another run has sent."""
+        """Prompts with the model, also those that another run has sent."""
         return self._queue.running + self._parked
 
     async def answer(self, call: WorkerCall) -> Sequence[str | CallError]:
-        """Ask the worker each prompt of a call. Return the results in order, an error in the place of its prompt.
-
-        A cancellation cancels its requests: those that wait are not sent, those under way are not paid.
-        """
+        """Ask each prompt of a call. Return results and errors in order."""
         batch = BatchResult(call)
         requests = [
             PromptRequest(self._seconds, False, prompt, calls=self, batch=batch, index=index)
@@ -106,7 +97,6 @@ class WorkerCalls:
                 self._on_change()
 
     async def _resolve_cached(self, requests: list[PromptRequest]) -> list[PromptRequest]:
-        """Answer from the cache, join equal requests, and return the rest in order."""
         identity = self._answers.identity(self.model.handler)
         if identity is None:
             return requests
@@ -140,7 +130,6 @@ class WorkerCalls:
         return rest
 
     async def _set_costs(self, requests: list[PromptRequest]) -> list[PromptRequest]:
-        """Set what each request may cost. Refuse those that are too long, and return the rest in order."""
         costs = await self.model.most_costs([request.prompt for request in requests])
         rest: list[PromptRequest] = []
         for request, cost in zip(requests, costs, strict=True):
@@ -155,7 +144,7 @@ class WorkerCalls:
         return rest
 
     def admit(self, request: PromptRequest) -> Admission:
-        """Reserve what a request may cost, now that there is a slot; or let it wait for one of another run."""
+        """Reserve the cost of a request, or wait for an equal one of another run."""
         pending = request.pending
         # First, because the answer to another run's request needs nothing of the budget.
         if pending is not None and pending.is_sent_by_other(request):
@@ -175,7 +164,7 @@ class WorkerCalls:
         return "now"
 
     def _park(self, request: PromptRequest) -> Admission:
-        """Let a request wait for the answer to an equal one of another run."""
+        # Until the sender has an answer, fails or is cancelled. Then ``wake`` is called.
         self._parked += 1
         request.is_parked = True
         if request.seconds is not None:
@@ -195,7 +184,7 @@ class WorkerCalls:
             request.timer = None
 
     def wake(self, request: PromptRequest, answer: Completion | None) -> None:
-        """Take the answer that another run has paid for; or queue the request again, if that run has none."""
+        """Take another run's answer; None: queue the request again."""
         if request.pending is None or request.has_slot:
             return  # it has ended meanwhile, or is under way itself
         was_parked = request.is_parked
@@ -214,7 +203,7 @@ class WorkerCalls:
             self._deliver_cached(each, key, answer)
 
     def settle(self, request: PromptRequest, answer: Completion | Exception) -> None:
-        """Count a request that has ended, and deliver its result to all that joined it."""
+        """Count a request that has ended, and deliver its result."""
         if not isinstance(answer, Completion):
             request.release()
             self._fail(request, answer)
@@ -255,11 +244,11 @@ class WorkerCalls:
         completion: Completion | None,
         message: str = "",
     ) -> None:
-        """Log a result and hand it over. A log that cannot be written ends the call, and with it the run."""
         if self._log is not None:
             failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
             try:
                 self._log.worker(self.model.handler.model, stats, request.place(), completion, failure)
+            # A log that cannot be written ends the call, and with it the run.
             except LogError as failed:
                 request.batch.fail(failed)
                 return
@@ -268,7 +257,6 @@ class WorkerCalls:
         request.batch.put(request.index, result)
 
     def _end(self, request: PromptRequest) -> list[PromptRequest]:
-        """Let nobody join a request any more, and return those who have."""
         request.pending = None
         if request.key is not None and self._leaders.get(request.key) is request:
             del self._leaders[request.key]
@@ -276,13 +264,13 @@ class WorkerCalls:
         return joined
 
     def _abandon(self, requests: list[PromptRequest]) -> None:
-        """Cancel requests whose caller is gone. One that others have joined goes on for them."""
         unwanted: list[PromptRequest] = []
         for request in requests:
             request.is_wanted = False
             leader = request.leader or request
             if leader.joined is not None:
                 leader.joined.pop(request, None)
+            # A request that others have joined goes on for them.
             if not leader.is_wanted and not leader.joined:
                 unwanted.append(leader)
         left = [(request, request.pending) for request in unwanted]
@@ -299,18 +287,17 @@ class WorkerCalls:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class PromptRequest(Request):
-    """One prompt of a call on its way.
+    """One prompt of a call.
 
     Attributes:
-        key: of its answer in the cache; None if that is not kept.
-        cost: what it may take from the budget; None if nothing is limited.
-        is_wanted: whether its caller waits for it.
-        leader: the equal request of this run that it has joined.
-        joined: those that have joined it.
-        pending: the answer that it waits for together with other runs.
-        is_answered: whether another run's answer came before it was sent.
-        is_parked: whether another run has sent the request that it waits for.
-        timer: ends the wait.
+        key: of its answer in the cache.
+        cost: its most; None if nothing is limited.
+        is_wanted: whether its caller waits.
+        leader, joined: the equal request of this run that it joined; those that joined it.
+        pending: the answer that it waits for with other runs.
+        is_answered: whether another run's answer came.
+        is_parked: whether another run has sent it.
+        timer: ends that wait.
     """
 
     calls: WorkerCalls
@@ -340,13 +327,13 @@ class PromptRequest(Request):
         self.calls.wake(self, answer)
 
     def join(self, other: PromptRequest) -> None:
-        """Let another request of the run for the same take the answer of this one."""
+        """Let an equal request of the run take this one's answer."""
         other.leader = self
         self.joined = self.joined or {}
         self.joined[other] = None
 
     def release(self) -> None:
-        """Give back what was reserved. Nothing was paid."""
+        """Give back the reservation."""
         if self.reservation is not None:
             self.reservation.release()
 
@@ -357,7 +344,7 @@ class PromptRequest(Request):
 
 
 class BatchResult:
-    """The results of one call, put in one by one.
+    """The results of one call.
 
     Attributes:
         missing: how many prompts have no result yet.

@@ -1,4 +1,4 @@
-"""A broker service: the models of one machine for the engines of many processes and machines."""
+"""The model server: the models of one machine for the engines of many processes and machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of a broker service, and what keeps strangers from them: CURVE on tcp, file permissions on ipc."""
+"""Addresses of a model server, and their protection: CURVE keys on tcp, file permissions on ipc."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^/:@\[\]\s]+):(\d{1,5}|\*)")
 
 
 def check_address(address: str, *, keys: bool) -> None:
-    """Whether it is an address that a service may have, with or without keys.
+    """Check that a model server may have the address, with or without keys.
 
     Raises:
-        TaskError: it is none, or tcp without keys.
+        TaskError: it is no address, or tcp without keys.
     """
     path = ipc_path(address)
     if path is not None:
@@ -38,15 +38,15 @@ def check_address(address: str, *, keys: bool) -> None:
 
 
 def ipc_path(address: str) -> str | None:
-    """The path of an ipc address; None of any other."""
+    """Return the path of an ipc address; None for tcp."""
     return address.removeprefix("ipc://") if address.startswith("ipc://") else None
 
 
 async def resolved(address: str) -> str:
-    """The address with its host as a number: ZeroMQ would look it up in a thread that nothing can hurry.
+    """Return the address with its host as a number. ZeroMQ's own lookup has no deadline.
 
     Raises:
-        OSError: nobody knows the host.
+        OSError: the lookup failed.
     """
     if ipc_path(address) is not None:
         return address
@@ -60,10 +60,10 @@ async def resolved(address: str) -> str:
 
 @contextmanager
 def private_socket(path: str) -> Generator[None]:
-    """For the time of a bind: the socket's file will be its owner's alone, and takes the place of nobody else's.
+    """Make the socket of a bind private to its owner, and replace no other one.
 
     Raises:
-        TaskError: it could not be private there, or somebody listens there already.
+        TaskError: it cannot be private there, or a server listens there already.
     """
     folder = Path(path).parent
     try:
@@ -85,7 +85,7 @@ def private_socket(path: str) -> Generator[None]:
 
 
 def _check_free(path: str) -> None:
-    """What is left of a service that was killed may be replaced, nothing else."""
+    """Allow the socket of a killed server to be replaced, and nothing else."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

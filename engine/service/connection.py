@@ -1,4 +1,4 @@
-"""An engine's connection to a broker service: its making, its requests, its loss."""
+"""An engine's connection to a model server: how it is made, its requests, its loss."""
 
 from __future__ import annotations
 
@@ -39,37 +39,42 @@ _EVENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A service, and how to get there."""
+    """A model server and how to reach it."""
 
     address: str
     curve_keys: Path | None
     connect_seconds: float = 10.0
 
 
-class Line:
-    """An event loop's way to the service: a link, and another where it was lost."""
+class Reconnecting:
+    """The way from one event loop to the server: a connection, or a new one after a loss."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._link: Link | None = None
+        self._connection: Connection | None = None
 
-    async def link(self) -> Link:
-        """The link, connected. Those who ask at the same time wait for the same attempt."""
-        if self._link is None or self._link.lost:
-            self._link = Link(self._peer)
-            self._link.start()
-        link = self._link
-        await asyncio.shield(link.welcome)
-        return link
+    async def connection(self) -> Connection:
+        """Return an open connection. Callers at the same time wait for the same attempt."""
+        if self._connection is None or self._connection.lost:
+            self._connection = Connection.open(self._peer)
+        connection = self._connection
+        await asyncio.shield(connection.welcome)
+        return connection
 
     async def close(self) -> None:
         """Disconnect."""
-        if self._link is not None:
-            await self._link.close()
+        if self._connection is not None:
+            await self._connection.close()
 
 
-class Link:
-    """One connection. Once it is lost it stays so."""
+class Connection:
+    """One connection. Once it is lost it stays lost.
+
+    Attributes:
+        welcome: done once the server has accepted it, or failed.
+        offers: the models of the server, by role.
+        lost: whether it has ended.
+    """
 
     def __init__(self, peer: Peer) -> None:
         self.welcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,13 +86,18 @@ class Link:
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Answer | Failure]] = {}
         self._credit = Credit(protocol.CREDIT)
+        self._socket: zmq.asyncio.Socket | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to connect; ``welcome`` tells the end of it."""
-        self._task = asyncio.create_task(self._run())
+    @classmethod
+    def open(cls, peer: Peer) -> Connection:
+        """Begin to connect. ``welcome`` is done when that has ended."""
+        connection = cls(peer)
+        connection._task = asyncio.create_task(connection._run())
+        return connection
 
     async def ask(self, role: str, messages: Sequence[Message], seconds: float) -> Completion:
-        """See ``RemoteHandler.chat``."""
+        """Send one request and wait for its answer; see ``RemoteHandler.chat``."""
         number = next(self._numbers)
         payload = _request(number, role, messages)
         cost = protocol.cost(payload)
@@ -108,9 +118,10 @@ class Link:
         )
 
     async def close(self) -> None:
-        """End the connection; what is under way fails."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        """End the connection. Requests under way fail."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     async def _reply_to(self, number: int, payload: bytes) -> Answer | Failure:
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
@@ -125,51 +136,49 @@ class Link:
 
     def _send(self, payload: bytes) -> None:
         try:
-            if not self.lost:
+            if not self.lost and self._socket is not None:
                 send_now(self._socket, [payload])
                 return
         except zmq.ZMQError:
             pass  # it is being lost
-        raise self._gone()
+        raise self._lost_error()
 
-    def _gone(self) -> Unavailable:
+    def _lost_error(self) -> Unavailable:
         return Unavailable(f"the connection to {self._name} was lost")
 
     async def _run(self) -> None:
-        """The connection's life."""
-        error: Exception = self._gone()
+        error: Exception = self._lost_error()
         try:
-            async with self._connected() as monitor, asyncio.TaskGroup() as group:
+            async with self._connected() as (opened, monitor), asyncio.TaskGroup() as group:
                 group.create_task(self._watch(monitor))
-                group.create_task(self._read())
-                group.create_task(self._be_welcome())
+                group.create_task(self._read(opened))
+                group.create_task(self._wait_for_welcome())
         except* (HandlerError, TaskError) as ended:
             error = ended.exceptions[0]
         finally:
             self._end(error)
 
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[zmq.asyncio.Socket]:
-        """The socket, with its monitor."""
+    async def _connected(self) -> AsyncGenerator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
         address, folder = await self._address(), self._peer.curve_keys
         keys = read_client_keys(folder) if folder is not None else None
         context = zmq.asyncio.Context()
-        self._socket = open_socket(context, zmq.DEALER, address)
+        opened = self._socket = open_socket(context, zmq.DEALER, address)
         try:
-            self._socket.setsockopt(zmq.SNDHWM, 0)  # credit bounds it
+            opened.setsockopt(zmq.SNDHWM, 0)  # credit bounds it
             if keys is not None:
-                self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public)
-                self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret)
-                self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
-            monitor = self._socket.get_monitor_socket(_EVENTS)
+                opened.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public)
+                opened.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret)
+                opened.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+            monitor = opened.get_monitor_socket(_EVENTS)
             try:
-                self._socket.connect(address)
+                opened.connect(address)
             except zmq.ZMQError as error:
                 raise TaskError(f"{address} is no address to connect to: {error.strerror}") from error
-            send_now(self._socket, [protocol.encode(Hello(protocol.VERSION))])
-            yield monitor
+            send_now(opened, [protocol.encode(Hello(protocol.VERSION))])
+            yield opened, monitor
         finally:
-            self._socket.disable_monitor()
+            opened.disable_monitor()
             context.destroy(linger=0)
 
     async def _address(self) -> str:
@@ -177,18 +186,20 @@ class Link:
             async with asyncio.timeout(self._peer.connect_seconds):
                 return await resolved(self._peer.address)
         except TimeoutError as error:
-            raise Unavailable(f"{self._name}: nobody told in time where this host is") from error
+            raise Unavailable(
+                f"{self._name}: DNS lookup of the host timed out after {self._peer.connect_seconds:g} s"
+            ) from error
         except (OSError, UnicodeError) as error:
-            raise Unavailable(f"{self._name}: this host is not known ({error})") from error
+            raise Unavailable(f"{self._name}: DNS lookup of the host failed ({error})") from error
 
-    async def _be_welcome(self) -> None:
+    async def _wait_for_welcome(self) -> None:
         seconds = self._peer.connect_seconds
         await asyncio.wait([self.welcome], timeout=seconds)
         if not self.welcome.done():
             raise Unavailable(f"{self._name} did not answer within {seconds:g} s{self._hint}")
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        """Notice the end of the connection. Until it was established once, ZeroMQ tries again by itself."""
+        """Raise when the connection ends. Until it was established once, ZeroMQ tries again by itself."""
         established = False
         async for event, value in socket_events(monitor):
             match event:
@@ -197,7 +208,7 @@ class Link:
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     established = True
                 case zmq.EVENT_DISCONNECTED if established:
-                    raise self._gone()
+                    raise self._lost_error()
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise Rejected(
                         f"{self._name} does not know the key in {self._peer.curve_keys}: its owner makes one with "
@@ -212,7 +223,7 @@ class Link:
                     pass
 
     def _check_owner(self, descriptor: int) -> None:
-        """Without keys the other end of an ipc connection must be our own, or root's."""
+        """Check that the other end of an ipc connection without keys belongs to this user or to root."""
         try:
             with borrowed(descriptor) as connection:
                 facts = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -222,9 +233,9 @@ class Link:
         if owner not in (0, os.geteuid()):
             raise Rejected(f"{self._name} belongs to the user {owner}; one of another user needs keys")
 
-    async def _read(self) -> None:
+    async def _read(self, opened: zmq.asyncio.Socket) -> None:
         while True:
-            frame = await receive(self._socket)
+            frame = await receive(opened)
             try:
                 message = protocol.decode_from_service(frame.buffer)
             except RemoteProtocolError as error:
@@ -258,16 +269,16 @@ class Link:
             self.welcome.exception()  # perhaps nobody waits for it any more
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(self._gone())
-        self._credit.close(self._gone())
+                answer.set_exception(self._lost_error())
+        self._credit.close(self._lost_error())
 
 
 def _request(number: int, role: str, messages: Sequence[Message]) -> bytes:
-    """A request, as it is sent.
+    """Encode a request.
 
     Raises:
-        Rejected: the messages are none.
-        ContextTooLong: they are too large to be sent.
+        Rejected: the messages have another shape.
+        ContextTooLong: they are too large to send.
     """
     turns: list[tuple[protocol.Role, str]] = [(message["role"], message["content"]) for message in messages]
     if not all(role in _ROLES and isinstance(content, str) for role, content in turns):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -1,9 +1,8 @@
-"""The connections of a service, below ZeroMQ: their number, what each has sent, and how to hang up.
+"""Limits on the connections of a model server, below ZeroMQ: their number, their bytes, and how to end one.
 
-libzmq queues what it receives, and keeps all frames of a message until the last has come: a client that sends faster
-than it is read, or frame after frame, would fill the memory. The limit that libzmq has for the first must not be used
-(see ``sockets.py``), for the second it has none, and no means to end one connection. All three are done here, on the
-descriptors that its monitor tells of.
+libzmq queues what it receives and keeps a message until its last frame. A client that never ends one would
+fill the memory. The receive limit of libzmq must not be used (see ``sockets.py``), and it cannot end one
+connection. So the limits work on the descriptors that its monitor reports.
 """
 
 from __future__ import annotations
@@ -21,21 +20,27 @@ from . import protocol
 from .sockets import borrowed, socket_events
 
 MAX_CONNECTIONS = 1024
+# Bytes of a tcp connection that are in no delivered message. Credit keeps an honest engine below it.
 MAX_UNDELIVERED = protocol.CREDIT + 2 * protocol.MAX_BYTES
-"""Bytes that came through a tcp connection and are in no message that was delivered. Its credit keeps an engine below."""
 
 _LOOK_SECONDS = 0.25
 _SEAL_BYTES = 33  # of a CURVE message: its name (8), a nonce (8), a box (16) and flags (1)
 _BYTES_RECEIVED = 128  # tcpi_bytes_received in Linux's struct tcp_info
 
 
-class Gate:
-    """Watches the connections to one listening socket."""
+class ConnectionLimiter:
+    """Limits the connections of one listening socket."""
 
     def __init__(
         self, listener: zmq.asyncio.Socket, on_close: Callable[[], None], on_trouble: Callable[[str], None]
     ) -> None:
-        """``on_close`` is called when some connection has ended, ``on_trouble`` with a line about one that had to."""
+        """Watch a socket.
+
+        Args:
+            listener: the socket.
+            on_close: called when a connection has ended.
+            on_trouble: called with a line about a connection that was ended.
+        """
         self._monitor = listener.get_monitor_socket(
             zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         )
@@ -45,19 +50,19 @@ class Gate:
         self._delivered: dict[int, int] = {}
 
     async def watch(self) -> None:
-        """Keep order, until cancelled."""
+        """Apply the limits until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._inspect())
 
     def delivered(self, descriptor: int, frame_bytes: int) -> None:
-        """A frame of this size was received of a connection."""
+        """Count a frame that was received from a connection."""
         if descriptor in self._delivered:
             sealed = frame_bytes + _SEAL_BYTES
             self._delivered[descriptor] += sealed + (2 if sealed <= 255 else 9)  # with its length before it
 
-    def hang_up(self, descriptor: int) -> None:
-        """End a connection, if it is still there."""
+    def disconnect(self, descriptor: int) -> None:
+        """End a connection if it is still there."""
         try:
             with borrowed(descriptor) as connection:
                 # By now the number may be something else's, which is no business of the gate.
@@ -74,22 +79,22 @@ class Gate:
             elif event == zmq.EVENT_ACCEPTED:
                 self._delivered[descriptor] = 0
                 if len(self._delivered) > MAX_CONNECTIONS:
-                    self.hang_up(descriptor)
+                    self.disconnect(descriptor)
             else:
                 self._delivered.pop(descriptor, None)
                 self._on_close()
 
     async def _inspect(self) -> None:
-        """Hang up on those who send too much, or what does not end."""
+        """End connections that send too much, or a message without end."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             for descriptor, delivered in self._delivered.items():
                 if self._bytes_sent_by(descriptor) - delivered > MAX_UNDELIVERED:
-                    self.hang_up(descriptor)
-                    self._on_trouble("hung up on an engine: it sends too much, or a message without end")
+                    self.disconnect(descriptor)
+                    self._on_trouble("disconnected an engine: it sends too much, or a message without end")
 
     def _bytes_sent_by(self, descriptor: int) -> int:
-        """What has come through a tcp connection; those of ipc are not counted: they are the owner's own processes."""
+        """Return the bytes that came through a tcp connection. Those of ipc are the owner's own processes."""
         try:
             with borrowed(descriptor) as connection:
                 if connection.family == socket.AF_UNIX:
@@ -101,6 +106,5 @@ class Gate:
 
 
 def _local_name(connection: socket.socket) -> object:
-    """The end of a connection that is ours: the port, or the path."""
     name: Any = connection.getsockname()
     return name if connection.family == socket.AF_UNIX else name[1]

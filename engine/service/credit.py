@@ -1,4 +1,4 @@
-"""Room for so much at once, first come, first served."""
+"""A shared amount that is taken in parts, first come, first served."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import deque
 
 
 class Credit:
-    """An amount of which everybody takes a part and gives it back. What is large is not overtaken by what is small."""
+    """An amount of which parts are taken and given back. Small parts do not overtake large ones."""
 
     def __init__(self, amount: int) -> None:
         self._left = amount
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def close(self, error: Exception) -> None:
-        """There will be no more room: whoever waits for it gets the error."""
+        """Fail everybody who waits, and let no one wait any more."""
         while self._waiting:
             _, granted = self._waiting.popleft()
             if not granted.done():
                 granted.set_exception(error)
 
     async def take(self, part: int) -> None:
-        """Wait until there is room for this part, and have it."""
+        """Wait until there is room for a part, and take it."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((part, granted))
         self._grant()

@@ -1,14 +1,14 @@
-"""CURVE keys of a broker service and of its clients: files as ``zmq.auth`` reads them.
+"""CURVE keys of a model server and its clients, as ``zmq.auth`` reads them.
 
 ::
 
-    DIR/.gitignore                          which keeps all of it out of commits
-    DIR/server.key, server.key_secret       the service's own
-    DIR/authorized_keys/NAME.key            clients that may connect; read anew at every connection
-    DIR/clients/NAME/                       all that a client needs: this folder goes to its machine
+    DIR/.gitignore                          keeps all of it out of commits
+    DIR/server.key, server.key_secret       of the server
+    DIR/authorized_keys/NAME.key            clients that may connect; read at every connection
+    DIR/clients/NAME/                       all that a client needs: copy this folder to its machine
         client.key, client.key_secret, server.key
 
-Files and folders can be read by their owner alone, and are never written over.
+Only their owner can read files and folders. They are never overwritten.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """What a service needs: its keys, and the folder with the public keys of its clients."""
+    """The keys of a server, and the folder with the public keys of its clients."""
 
     pair: KeyPair
     authorized: Path
@@ -53,17 +53,17 @@ class ServerKeys:
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """What a client needs: its keys, and the service's public one."""
+    """The keys of a client, and the public key of the server."""
 
     pair: KeyPair
     server: bytes
 
 
 def make_server_keys(folder: Path) -> None:
-    """Write the keys of a service.
+    """Write the keys of a server.
 
     Raises:
-        TaskError: it has some already, or they cannot be written.
+        TaskError: it has keys already, or they cannot be written.
     """
     try:
         _make_folder(folder)
@@ -75,10 +75,10 @@ def make_server_keys(folder: Path) -> None:
 
 
 def make_client_keys(folder: Path, name: str) -> Path:
-    """Write the keys of one more client of the service whose keys are in ``folder``; the folder that it needs.
+    """Write the keys of one more client, and return the folder that it needs.
 
     Raises:
-        TaskError: there is such a client, or no service; or they cannot be written.
+        TaskError: there is such a client, or no server; or the keys cannot be written.
     """
     if not _NAME.fullmatch(name):
         raise TaskError(f"{name!r} is no name for a client: use letters, digits, '_', '-' and '.'")
@@ -97,10 +97,10 @@ def make_client_keys(folder: Path, name: str) -> Path:
 
 
 def read_server_keys(folder: Path) -> ServerKeys:
-    """The keys that ``make_server_keys`` wrote.
+    """Read the keys of ``make_server_keys``.
 
     Raises:
-        TaskError: there are none, or others may read the secret one.
+        TaskError: there are none, or others may read the secret key.
     """
     authorized = folder / "authorized_keys"
     pair = _pair(folder / "server.key_secret", f"supdist-engine broker keygen {folder}")
@@ -112,10 +112,10 @@ def read_server_keys(folder: Path) -> ServerKeys:
 
 
 def read_client_keys(folder: Path) -> ClientKeys:
-    """The keys that ``make_client_keys`` wrote.
+    """Read the keys of ``make_client_keys``.
 
     Raises:
-        TaskError: there are none, or others may read the secret one.
+        TaskError: there are none, or others may read the secret key.
     """
     if (folder / "server.key_secret").exists():
         raise TaskError(f"{folder} holds the service's keys; a client's are in {folder}/clients/NAME")
@@ -128,7 +128,6 @@ def _make_folder(folder: Path) -> None:
 
 
 def _ignore_in_git(folder: Path) -> None:
-    """Keep the folder out of commits, unless somebody has decided about that."""
     with suppress(FileExistsError):
         descriptor = os.open(folder / ".gitignore", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -136,7 +135,7 @@ def _ignore_in_git(folder: Path) -> None:
 
 
 def _write_pair(folder: Path, name: str) -> bytes:
-    """New keys; the public one."""
+    """Write new keys and return the public one."""
     public, secret = zmq.curve_keypair()
     _write(folder / f"{name}.key_secret", public, secret)
     _write(folder / f"{name}.key", public)
@@ -160,7 +159,7 @@ def _cannot_write(error: OSError) -> TaskError:
 
 
 def _is_key(path: Path, public: bytes) -> bool:
-    """Whether a file holds this key; one that is none, or not yet, holds none."""
+    """Whether a file holds this key. An incomplete file holds none."""
     try:
         return load_certificate(path)[0] == public
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """What engines and a broker service say to each other. This file is the authority; ``VERSION`` changes when it does.
 
-An engine has a DEALER socket, the service a ROUTER; a message is one frame: a MessagePack array whose first item is
-the message's number. A connection is a session and ends with it; nothing is sent again over the next.
+An engine has a DEALER socket, the service a ROUTER; a message is one frame: a MessagePack array whose first
+item is the message's number. A connection is a session and ends with it; nothing is sent again over the next.
 
     engine                      service
     Hello               →
@@ -11,8 +11,8 @@ the message's number. A connection is a session and ends with it; nothing is sen
                         ←       Probe, now and then: it says nothing
 
 Credit. A request costs its size, at least ``LEAST_COST``, from the moment it is sent until it is answered or
-cancelled. What a connection has under way may cost ``CREDIT`` together; an engine waits, the service hangs up on one
-that does not. It hangs up on everything that does not stand here.
+cancelled. What a connection has under way may cost ``CREDIT`` together; an engine waits, the service hangs up
+on one that does not. It hangs up on everything that does not stand here.
 
 Text is UTF-8; lone surrogates cannot be sent.
 """
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 VERSION = 1
 
+# Bytes of a message.
 MAX_BYTES = 32 << 20
-"""Of a message."""
+# Bytes of requests that one connection may have under way.
 CREDIT = 64 << 20
-"""Bytes of requests that a connection may have under way."""
+# Bytes that a small request counts as, so that at most 1024 are under way.
 LEAST_COST = 64 << 10
-"""Bytes that a request counts as, however small it is: at most 1024 are under way."""
 
 Number = Annotated[int, Meta(ge=0, lt=2**53)]
 Role = Literal["system", "user", "assistant"]
@@ -46,11 +46,11 @@ FailureCode = Literal["timeout", "unavailable", "rejected", "too_long", "failed"
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):
-    """A message that every version understands: fields are only ever added at its end."""
+    """A message that every version understands: fields are only added at its end."""
 
 
 class Closed(Open, frozen=True, forbid_unknown_fields=True):
-    """A message or value of this version: not an item more or less."""
+    """A message of this version, without one item more or less."""
 
 
 # From the engine
@@ -63,7 +63,7 @@ class Hello(Open, frozen=True, tag=1):
 
 
 class Ask(Closed, frozen=True, tag=2):
-    """Have the model of this role answer a conversation. The engine chooses the request's number."""
+    """A conversation for the model of a role. The engine numbers its requests."""
 
     request: Number
     role: str
@@ -71,7 +71,7 @@ class Ask(Closed, frozen=True, tag=2):
 
 
 class Cancel(Closed, frozen=True, tag=3):
-    """The answer is not wanted any more. None comes, unless it is on its way already."""
+    """A request that no longer needs an answer. An answer may be on its way."""
 
     request: Number
 
@@ -80,7 +80,7 @@ class Cancel(Closed, frozen=True, tag=3):
 
 
 class Offer(Closed, frozen=True):
-    """A model, as ``ModelHandler`` describes itself. ``concurrency``: so many requests at once keep it busy."""
+    """A model as its ``ModelHandler`` describes itself. ``concurrency`` requests at once keep it busy."""
 
     model: str
     window: int | None
@@ -93,20 +93,20 @@ class Offer(Closed, frozen=True):
 
 
 class Welcome(Closed, frozen=True, tag=20):
-    """The models, by role."""
+    """The models by role."""
 
     offers: dict[str, Offer]
 
 
 class Refused(Open, frozen=True, tag=21):
-    """There will be no session: another ``version`` is spoken here, or there are too many engines already."""
+    """No session: the server has another ``version``, or is ``full``."""
 
     version: Number
     full: bool
 
 
 class Answer(Closed, frozen=True, tag=22):
-    """A completion. ``queued`` counts the seconds that it waited in the service, too."""
+    """A completion. ``queued`` includes the wait in the server."""
 
     request: Number
     text: str
@@ -120,7 +120,7 @@ class Answer(Closed, frozen=True, tag=22):
 
 
 class Failure(Closed, frozen=True, tag=23):
-    """Why there is no completion, and after how many seconds it is worth to try again, where that is known."""
+    """Why there is no completion, and after how many seconds to try again, if known."""
 
     request: Number
     code: FailureCode
@@ -129,7 +129,7 @@ class Failure(Closed, frozen=True, tag=23):
 
 
 class Probe(Closed, frozen=True, tag=24):
-    """By sending it the service learns whether the engine is still there."""
+    """A message by which the server finds connections that are gone."""
 
 
 FromEngine = Hello | Ask | Cancel
@@ -150,30 +150,30 @@ _ERRORS: dict[FailureCode, type[HandlerError]] = {
 
 
 def decode_from_engine(payload: bytes | memoryview) -> FromEngine:
-    """A message of an engine.
+    """Decode a message of an engine.
 
     Raises:
-        RemoteProtocolError: it is none, or too large.
+        RemoteProtocolError: it is no message, or too large.
     """
     return _decode(_FROM_ENGINE, payload)
 
 
 def decode_from_service(payload: bytes | memoryview) -> FromService:
-    """A message of the service.
+    """Decode a message of the server.
 
     Raises:
-        RemoteProtocolError: it is none, or too large.
+        RemoteProtocolError: it is no message, or too large.
     """
     return _decode(_FROM_SERVICE, payload)
 
 
 def cost(payload: bytes | memoryview) -> int:
-    """What a request costs."""
+    """Return the credit that a request takes."""
     return max(LEAST_COST, len(payload))
 
 
 def failure(request: int, error: Exception) -> Failure:
-    """What is told of an error. Of one that is no ``HandlerError`` nobody knows what its words hold: they stay here."""
+    """Return the message for an error. The words of an unknown error may hold secrets and stay here."""
     retry_after = error.retry_after if isinstance(error, Unavailable) else None
     for code, kind in _ERRORS.items():
         if isinstance(error, kind):
@@ -182,7 +182,7 @@ def failure(request: int, error: Exception) -> Failure:
 
 
 def error_of(failed: Failure) -> HandlerError:
-    """The error that was told."""
+    """Return the error of a message."""
     kind = _ERRORS[failed.code]
     if issubclass(kind, Unavailable):
         return kind(failed.message, retry_after=failed.retry_after)

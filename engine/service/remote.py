@@ -1,4 +1,4 @@
-"""A model of a broker service, as a handler in the engine's process."""
+"""A model of a model server, as a handler in the engine's process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from ...handlers import Completion, Message, ModelHandler, Price, Rejected
 from ...handlers.base import PerLoop
 from .address import check_address
-from .connection import Line, Peer
+from .connection import Peer, Reconnecting
 from .protocol import Offer
 
 
 class RemoteHandler(ModelHandler):
-    """The model that a broker service has for a role.
+    """The model that a model server has for a role.
 
-    ``model``, ``window``, ``price`` and the rest are the service's, from the time it was first entered or asked.
-    A connection that is lost fails what is under way with ``Unavailable``, and nothing of it is sent again; the next
-    call connects anew.
+    ``model``, ``window``, ``price`` and the rest are the server's, once the handler was entered. A lost
+    connection fails the requests under way with ``Unavailable``; none is sent again. The next call connects
+    again.
     """
 
     def __init__(
@@ -32,49 +32,56 @@ class RemoteHandler(ModelHandler):
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
     ) -> None:
-        """Nothing is read or opened yet.
+        """Open nothing yet.
 
         Args:
-            role: the model's name at the service: ``worker`` or ``supervisor``.
-            address: the service's, ``ipc://PATH`` or ``tcp://HOST:PORT``.
+            role: the model's name at the server: ``worker`` or ``supervisor``.
+            address: ``ipc://PATH`` or ``tcp://HOST:PORT``.
             curve_keys: the folder with the client's keys; tcp needs them.
-            timeout: seconds for an answer, with the time that it waits for its turn.
+            timeout: seconds for an answer, with its wait in the server.
             connect_timeout: seconds for a connection.
 
         Raises:
-            TaskError: the address is none, or tcp without keys.
+            TaskError: it is no address, or tcp without keys.
         """
         check_address(address, keys=curve_keys is not None)
         self.role = role
         self.model = role
         self._timeout = timeout
         self._peer = Peer(address, Path(curve_keys) if curve_keys is not None else None, connect_timeout)
+        # The server's own, once ``learn`` was called.
+        self.window: int | None = None
+        self.max_tokens: int | None = None
+        self.price: Price | None = None
+        self.samples = True
+        self.base_url: str | None = None
+        self.max_concurrency = ModelHandler.max_concurrency
         self._identity: dict[str, Any] | None = None
-        self._lines = PerLoop[Line]()
+        self._connections = PerLoop[Reconnecting]()
 
     def __repr__(self) -> str:
         return f"RemoteHandler({self.role!r}, {self._peer.address!r})"
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """One request. Cancelling it cancels it at the service, too. See ``ModelHandler.chat``.
+        """Send one request. A cancellation cancels it at the server, too.
 
         Raises:
-            CallTimeout: an ``Unavailable``: there was no answer in time.
+            CallTimeout: an ``Unavailable``: no answer came in time.
             TaskError: the keys cannot be read.
         """
         async with self:
-            link = await self._lines.get().link()
-            return await link.ask(self.role, messages, self._timeout)
+            connection = await self._connections.get().connection()
+            return await connection.ask(self.role, messages, self._timeout)
 
     def identity(self) -> dict[str, Any] | None:
-        """What the service's own handler says."""
+        """Return the identity of the server's handler."""
         return self._identity
 
     def learn(self, offers: Mapping[str, Offer]) -> None:
-        """Become what the service has for the role.
+        """Take over what the server offers for the role.
 
         Raises:
-            Rejected: it has nothing.
+            Rejected: it offers nothing.
         """
         offer = offers.get(self.role)
         if offer is None:
@@ -93,12 +100,12 @@ class RemoteHandler(ModelHandler):
         """Connect.
 
         Raises:
-            Unavailable: nobody answers at the address.
-            Rejected: the service does not know the key, speaks another version, or has no such model.
+            Unavailable: no server answers at the address.
+            Rejected: the server refuses the key, has another version, or has no such model.
         """
-        self._lines.enter(lambda: Line(self._peer))
+        self._connections.enter(lambda: Reconnecting(self._peer))
         try:
-            self.learn((await self._lines.get().link()).offers)
+            self.learn((await self._connections.get().connection()).offers)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -107,26 +114,26 @@ class RemoteHandler(ModelHandler):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        line = self._lines.leave()
-        if line is not None:
-            await line.close()
+        reconnecting = self._connections.leave()
+        if reconnecting is not None:
+            await reconnecting.close()
 
 
 async def handlers_at(
     address: str, *, curve_keys: str | os.PathLike[str] | None = None
 ) -> dict[str, RemoteHandler]:
-    """A handler for each model that the service at an address has, by role.
+    """Return a handler for each model of the server at an address, by role.
 
     Raises:
-        TaskError: the address is none, or the keys cannot be read.
+        TaskError: it is no address, or the keys cannot be read.
         HandlerError: see ``RemoteHandler.__aenter__``.
     """
     check_address(address, keys=curve_keys is not None)
-    line = Line(Peer(address, Path(curve_keys) if curve_keys is not None else None))
+    reconnecting = Reconnecting(Peer(address, Path(curve_keys) if curve_keys is not None else None))
     try:
-        offers = (await line.link()).offers
+        offers = (await reconnecting.connection()).offers
     finally:
-        await line.close()
+        await reconnecting.close()
     handlers = {role: RemoteHandler(role, address, curve_keys=curve_keys) for role in offers}
     for handler in handlers.values():
         handler.learn(offers)

@@ -1,4 +1,4 @@
-"""What both ends do with ZeroMQ."""
+"""ZeroMQ sockets for both ends."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import zmq.asyncio
 
 from .protocol import MAX_BYTES
 
+# A machine that is silent for so long is lost. The end of a process is known at once.
 SILENCE_SECONDS = 6
-"""A peer whose machine does not answer for so long is taken for dead. The end of a process is known at once."""
 
 _PROBE_SECONDS = 2
 
 
 def open_socket(context: zmq.asyncio.Context, kind: int, address: str) -> zmq.asyncio.Socket:
-    """A socket of bounded messages that notices the death of a peer, neither bound nor connected."""
+    """Return a socket with bounded messages that notices a lost peer, neither bound nor connected."""
     opened = context.socket(kind)
     opened.setsockopt(zmq.LINGER, 0)
     opened.setsockopt(zmq.IPV6, int("[" in address))
@@ -42,8 +42,8 @@ def send_now(to: zmq.asyncio.Socket, frames: Sequence[bytes]) -> None:
     """Send without waiting.
 
     Raises:
-        zmq.Again: there is no room for it.
-        zmq.ZMQError: nobody is there (EHOSTUNREACH).
+        zmq.Again: there is no room.
+        zmq.ZMQError: the peer is gone (EHOSTUNREACH).
     """
     # With DONTWAIT the future is done when it is returned. A plain socket beside this one could send as well, but
     # would consume the edge by which the event loop learns of incoming messages.
@@ -52,13 +52,13 @@ def send_now(to: zmq.asyncio.Socket, frames: Sequence[bytes]) -> None:
 
 
 async def receive(of: zmq.asyncio.Socket) -> zmq.Frame:
-    """The next frame. Messages that are there already would else be received without ever letting others run."""
+    """Return the next frame."""
     await asyncio.sleep(0)
     return await of.recv(copy=False)
 
 
 async def socket_events(monitor: zmq.asyncio.Socket) -> AsyncIterator[tuple[int, int]]:
-    """Events of a monitored socket, each with its value: a descriptor, or an error number."""
+    """Yield the events of a monitored socket, each with a descriptor or an error number."""
     while True:
         event, _ = await monitor.recv_multipart()
         yield struct.unpack("=Hi", event)
@@ -66,7 +66,7 @@ async def socket_events(monitor: zmq.asyncio.Socket) -> AsyncIterator[tuple[int,
 
 @contextmanager
 def borrowed(descriptor: int) -> Generator[socket.socket]:
-    """A connection of ZeroMQ's, to be looked at or ended. It may have been closed, and its number be another's now.
+    """Yield a connection of ZeroMQ's. Its number may be another's by now.
 
     Raises:
         OSError: it is closed, or no socket any more.

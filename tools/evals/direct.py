@@ -1,11 +1,9 @@
-"""The direct strategy: one call with the question and as much of the document as the model's window holds.
+"""The direct strategy: one call with the question and as much of the document as fits the window.
 
-What does not fit is cut out of the document's middle, as LongBench's baselines do (Bai and others, 2024): papers and
-reports say what they are about at their beginning and what came of it at their end. Unlike there, the question itself
-is never cut, and a note says how much of the document is missing.
-
-A tokenizer of the handler's decides what fits. Without one the text is taken for ``_TOKENS_A_CHARACTER``, and where
-the endpoint says that this was too much, which costs nothing, less is sent.
+The rest is cut out of the middle, as in LongBench's baselines (Bai and others, 2024): documents say at the
+start what they are about, and at the end what was found. Here the question is never cut, and a note says how
+much is missing. Without a tokenizer the length is estimated, and shortened if the endpoint refuses it, which
+costs nothing.
 """
 
 from __future__ import annotations
@@ -36,20 +34,20 @@ answered, without an explanation. Reply with the answer and nothing else.\
 
 _PROMPT = "Question: {query}\nText:\n{text}\n\nEnd of the text. Answer the question above it."
 
+# English prose has 0.22 to 0.25; tables and names have more.
 _TOKENS_A_CHARACTER = 0.3
-"""English prose has about 0.22 to 0.25; tables and names have more."""
 
+# A text that was too long is cut to this part of it, so often.
 _SHORTER, _ATTEMPTS = 0.8, 10
-"""A text that was too long is cut to this part of it, so often."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How an example was answered, by whatever strategy.
+    """How an example was answered, by any strategy.
 
     Attributes:
-        answer: None where there is none.
-        stop_reason: why it ended; as in ``RunResult``.
+        answer: None if there is none.
+        stop_reason: as in ``RunResult``.
         steps: turns of the supervisor.
         run_id: its name in the logs.
         supervisor, worker: what their calls took.
@@ -69,10 +67,10 @@ class Direct:
 
     Attributes:
         handler: the model.
-        window: tokens of the prompt and its answer together; None takes every document whole.
+        window: tokens of prompt and answer; None takes every document whole.
         limits: as for a run of the loop.
         cache: where answers are kept.
-        cache_sampled: whether those that were drawn at random are, too.
+        cache_sampled: whether sampled answers are kept, too.
     """
 
     handler: ModelHandler
@@ -82,10 +80,10 @@ class Direct:
     cache_sampled: bool = True
 
     async def run(self, query: str, context: object, log_dir: Path) -> Run:
-        """One question.
+        """Answer one question.
 
         Raises:
-            HandlerError: the model failed for good.
+            HandlerError: the model failed, and trying again does not help.
             LogError: the log cannot be written.
         """
         started, run_id = time.monotonic(), new_run_id()
@@ -138,7 +136,7 @@ class Direct:
 
 
 def conversation(query: str, text: str, keep: int) -> list[Message]:
-    """What the model is asked, with so many characters of the document."""
+    """Return what the model is asked, with ``keep`` characters of the document."""
     return [
         {"role": "system", "content": _SYSTEM},
         {"role": "user", "content": _PROMPT.format(query=query, text=without_middle(text, keep))},
@@ -146,7 +144,7 @@ def conversation(query: str, text: str, keep: int) -> list[Message]:
 
 
 def without_middle(text: str, keep: int) -> str:
-    """The first and the last half of ``keep`` characters, and a note between them; all where that is enough."""
+    """Return the first and last half of ``keep`` characters with a note between them, or a text that fits."""
     if len(text) <= keep:
         return text
     head = keep - keep // 2
@@ -155,7 +153,7 @@ def without_middle(text: str, keep: int) -> str:
 
 
 def most_characters(handler: ModelHandler, query: str, text: str, window: int | None) -> int:
-    """How many characters of the text fit the window beside the question and the answer, as far as is known."""
+    """Return how many characters fit the window beside the question and the answer, as far as is known."""
     if window is None:
         return len(text)
     room = max(window - most_answer(handler), window // 2)
@@ -173,7 +171,7 @@ def most_characters(handler: ModelHandler, query: str, text: str, window: int | 
 
 
 def as_text(context: object) -> str:
-    """A document as a model without code reads it: text as it is, data as JSON."""
+    """Return a document as a model without code reads it: text as it is, data as JSON."""
     return context if isinstance(context, str) else json.dumps(context, ensure_ascii=False)
 
 

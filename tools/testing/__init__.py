@@ -1,1 +1,1 @@
-"""Endpoints to test against."""
+"""Model endpoints for tests."""

@@ -1,12 +1,11 @@
-"""An OpenAI-compatible server that answers from a script: the endpoint of tests and of demonstrations.
+"""An OpenAI-compatible server that answers from a script, for tests and demonstrations.
 
 ::
 
     async with FakeOpenAI([Status(429, headers={"Retry-After": "1"}), Text("four")]) as server:
         handler = OpenAIHandler("any-name", base_url=server.base_url)
 
-It listens on 127.0.0.1 alone, accepts every key and every model name, and speaks as much HTTP/1.1 as clients of
-that API need: keep-alive, ``Content-Length`` in requests, chunks in replies. As a program it serves a file::
+It listens on 127.0.0.1 only and accepts every key and model name. As a program it serves a file::
 
     python -m supdist.tools.testing.fake_openai replies.jsonl --port 8000
 """
@@ -19,124 +18,61 @@ import inspect
 import json
 import re
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, cast
+from typing import Any
 
 from .http1 import MAX_HEAD, BadRequestError, Request, head, read, send_body, send_chunk
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A completion, ``delay`` seconds after the request. ``usage`` is (prompt, completion) tokens; else words count."""
-
-    text: str
-    finish_reason: str = "stop"
-    delay: float = 0.0
-    usage: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A completion whose message holds a refusal in place of content."""
-
-    text: str
-    finish_reason: ClassVar[str] = "stop"
-    delay: ClassVar[float] = 0.0
-    usage: ClassVar[None] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """An HTTP error in the API's form; ``code_name`` is the error's ``code``, as in ``context_length_exceeded``.
-
-    ``fields`` are more of the error's fields. Inside of a stream it is an event, and has no ``code``.
-    """
-
-    code: int
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    code_name: str | None = None
-    message: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Status 200 and these bytes, said to be JSON."""
-
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Status 200 and this JSON value, whatever its shape."""
-
-    json_value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """The connection closes: without a byte, or after so many bytes of a body that should have been longer."""
-
-    after_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Endless:
-    """A body of spaces that goes on until the client leaves or ``limit`` bytes are sent, ``pause`` seconds apart."""
-
-    limit: int = 64 * 1024 * 1024
-    pause: float = 0.0
-
-
-Part = str | dict[str, Any] | Shape | Malformed | Status | Drop | Endless
-"""Of a stream: a piece of the answer's text; another delta; an event of this JSON, or of these bytes; an event that is
-an error; or the stream's end, before its time or never."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A completion that is streamed piece by piece, and may go wrong on the way. ``Endless`` sends comments."""
-
-    parts: Sequence[Part]
-    finish_reason: str | None = "stop"
-    usage: tuple[int, int] | None = None
-
-
-Reply = Text | Refusal | Stream | Status | Malformed | Shape | Drop | Endless
+from .replies import (
+    Drop,
+    Endless,
+    Malformed,
+    Part,
+    Refusal,
+    Reply,
+    Shape,
+    Status,
+    Stream,
+    Text,
+    read_replies,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Billed:
-    """A completion that was sent to its last byte, with its tokens."""
+    """A completion that was sent whole, and its tokens."""
 
     model: str
     prompt_tokens: int
     completion_tokens: int
 
 
+# Replies one after another, or a function of the request, plain or ``async``.
 Script = Iterable[Reply] | Callable[[Request], Reply | Awaitable[Reply]]
-"""Replies, used one after another, or a function of the request, plain or ``async``."""
 
 
 class FakeOpenAI:
-    """The server. ``requests`` is all that was asked, ``ledger`` all that would be billed, both in order.
+    """The server. A script that is used up or raises gives status 500 without a retry.
 
-    ``connections`` counts what was accepted. Who streams gets the usage if it was asked for. A script that is used up, or that raises, answers 500, with the
-    header that asks the SDK not to retry.
+    Attributes:
+        requests: all requests in order.
+        ledger: all completions that would be billed, in order.
+        connections: how many were accepted.
+        base_url: the endpoint, once entered.
     """
 
     def __init__(self, script: Script, *, port: int = 0) -> None:
-        """Nothing is opened yet. Port 0 is any free one."""
+        """Open nothing yet. Port 0 is any free one."""
         self.requests: list[Request] = []
         self.ledger: list[Billed] = []
         self.connections = 0
         self.base_url = ""
         self._script = script if callable(script) else iter(script)
         self._port = port
+        self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._busy = 0
@@ -144,7 +80,7 @@ class FakeOpenAI:
         self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until no request is being answered: each has its reply, or its client has left."""
+        """Wait until each request has its reply, or its client has left."""
         await self._idle.wait()
 
     async def __aenter__(self) -> FakeOpenAI:
@@ -156,11 +92,13 @@ class FakeOpenAI:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        self._server.close()
+        server = self._server
+        assert server is not None, "it is entered"
+        server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
+        await server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closed:  # it was accepted in the last moment
@@ -182,7 +120,7 @@ class FakeOpenAI:
             writer.transport.abort()  # close() alone would wait for a client that does not read
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its reply. Returns whether another may follow on this connection."""
+        """Answer one request. Return whether another may follow on this connection."""
         try:
             request, keep_alive = await read(reader)
         except BadRequestError as error:
@@ -232,7 +170,7 @@ class FakeOpenAI:
         return Status(500, {"X-Should-Retry": "false"}, message=message)
 
     async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> bool:
-        """Send the reply. Returns whether the connection can go on."""
+        """Send the reply. Return whether the connection can go on."""
         if request.body.get("stream") is True and isinstance(reply, Text | Refusal | Stream):
             return await self._send_stream(writer, request, _streamed(reply))
         match reply:
@@ -322,7 +260,7 @@ def _streamed(reply: Text | Refusal | Stream) -> Stream:
 
 
 async def _send_part(writer: asyncio.StreamWriter, part: Part, common: dict[str, Any]) -> bool:
-    """Send a part of a stream. Returns whether the stream goes on."""
+    """Send a part of a stream. Return whether the stream goes on."""
     match part:
         case str() | dict():
             delta = {"content": part} if isinstance(part, str) else part
@@ -360,38 +298,6 @@ def _words(message: object) -> int:
             return 0
 
 
-def read_replies(path: Path) -> list[Reply]:
-    """The replies of a file: JSON Lines, or one JSON list.
-
-    Each is a string, an object with ``text`` and, if wanted, the other fields of ``Text``, or an object with
-    ``status`` (a number) and, if wanted, the other fields of ``Status``.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    content = path.read_text(encoding="utf-8")
-    items: Any
-    try:
-        items = json.loads(content)
-    except ValueError:
-        items = [json.loads(line) for line in content.splitlines() if line.strip()]
-    return [_reply(item) for item in (cast("list[Any]", items) if isinstance(items, list) else [items])]
-
-
-def _reply(item: Any) -> Reply:
-    with suppress(TypeError):
-        match item:
-            case str():
-                return Text(item)
-            case {"text": str(text), **others}:
-                return Text(text, **cast("dict[str, Any]", others))
-            case {"status": int(code), **others}:
-                return Status(code, **cast("dict[str, Any]", others))
-            case _:
-                pass
-    raise ValueError(f"a reply is a string, or an object with 'text' or 'status', and not {item!r}")
-
-
 async def _main(replies: list[Reply], port: int) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -402,7 +308,7 @@ async def _main(replies: list[Reply], port: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="fake_openai", description="Serve scripted replies as an OpenAI endpoint."
     )

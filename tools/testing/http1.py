@@ -1,4 +1,7 @@
-"""As much HTTP/1.1 as a scripted server needs: requests with a JSON body, replies whole or in chunks."""
+"""The part of HTTP/1.1 that a scripted server needs:
+
+requests with a JSON body, replies whole or in chunks.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,20 @@ from http.client import responses
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+# Bytes of a request's line and headers.
 MAX_HEAD = 64 * 1024
-"""Bytes of a request's line and headers."""
+# Bytes of a request's body.
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of a request's body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it came. ``arrived`` is in seconds of ``time.monotonic``; ``key`` is the bearer token, if any.
+    """A request as it came.
 
-    The names of ``headers`` are in small letters.
+    Attributes:
+        arrived: in seconds of ``time.monotonic``.
+        key: the bearer token, if any.
+        headers: with their names in small letters.
     """
 
     method: str
@@ -34,12 +40,12 @@ class Request:
 
     @property
     def model(self) -> str:
-        """The model that is asked for; empty where none is named."""
+        """The model that is asked for, or an empty text."""
         return str(self.body.get("model", ""))
 
 
 class BadRequestError(Exception):
-    """What came is no request; ``code`` is the status that says so."""
+    """These bytes are no request; ``code`` is the HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -47,7 +53,7 @@ class BadRequestError(Exception):
 
 
 async def read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
-    """The next request, and whether its sender keeps the connection."""
+    """Return the next request, and whether its sender keeps the connection."""
     try:
         lines_and_end = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -78,7 +84,7 @@ async def read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
 
 
 def head(code: int, headers: Mapping[str, str]) -> bytes:
-    """The first bytes of a reply, before its body."""
+    """Return the bytes of a reply before its body."""
     first = f"HTTP/1.1 {code} {responses.get(code, '')}"
     lines = [first, *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -87,13 +93,13 @@ def head(code: int, headers: Mapping[str, str]) -> bytes:
 async def send_body(
     writer: asyncio.StreamWriter, code: int, body: bytes, headers: Mapping[str, str] | None = None
 ) -> None:
-    """Send a whole reply, said to be JSON."""
+    """Send a whole reply as JSON."""
     standard = {"Content-Type": "application/json", "Content-Length": str(len(body))}
     writer.write(head(code, standard | dict(headers or {})) + body)
     await writer.drain()
 
 
 async def send_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Send some of a body whose head says ``Transfer-Encoding: chunked``; nothing at all ends it."""
+    """Send a piece of a chunked body; an empty one ends it."""
     writer.write(b"%x\r\n%b\r\n" % (len(data), data))
     await writer.drain()

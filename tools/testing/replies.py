@@ -1,0 +1,126 @@
+"""What a scripted endpoint may reply, and how that is read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A completion, ``delay`` seconds after the request.
+
+    ``usage`` is (prompt, completion) tokens; by default words count.
+    """
+
+    text: str
+    finish_reason: str = "stop"
+    delay: float = 0.0
+    usage: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A completion with a refusal in place of content."""
+
+    text: str
+    finish_reason: ClassVar[str] = "stop"
+    delay: ClassVar[float] = 0.0
+    usage: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An HTTP error in the API's form. Inside a stream it is an event without ``code``.
+
+    Attributes:
+        code_name: the error's ``code``, like ``context_length_exceeded``.
+        fields: more fields of the error.
+    """
+
+    code: int
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    code_name: str | None = None
+    message: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Status 200 and these bytes as JSON."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Status 200 and this JSON value."""
+
+    json_value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The connection closes, after so many bytes of a longer body."""
+
+    after_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Endless:
+    """Spaces until the client leaves or ``limit`` bytes are sent, ``pause`` seconds apart."""
+
+    limit: int = 64 * 1024 * 1024
+    pause: float = 0.0
+
+
+# A piece of text, another delta, an event of this JSON or these bytes, an error, or the end of the stream.
+Part = str | dict[str, Any] | Shape | Malformed | Status | Drop | Endless
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A completion that is streamed in parts. ``Endless`` sends comments."""
+
+    parts: Sequence[Part]
+    finish_reason: str | None = "stop"
+    usage: tuple[int, int] | None = None
+
+
+Reply = Text | Refusal | Stream | Status | Malformed | Shape | Drop | Endless
+
+
+def read_replies(path: Path) -> list[Reply]:
+    """Read replies from a file: JSON Lines, or one JSON list.
+
+    Each is a string, an object with ``text`` and other fields of ``Text``, or an object with ``status`` and
+    other fields of ``Status``.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    content = path.read_text(encoding="utf-8")
+    items: Any
+    try:
+        items = json.loads(content)
+    except ValueError:
+        items = [json.loads(line) for line in content.splitlines() if line.strip()]
+    return [_reply(item) for item in (cast("list[Any]", items) if isinstance(items, list) else [items])]
+
+
+def _reply(item: Any) -> Reply:
+    with suppress(TypeError):
+        match item:
+            case str():
+                return Text(item)
+            case {"text": str(text), **others}:
+                return Text(text, **cast("dict[str, Any]", others))
+            case {"status": int(code), **others}:
+                return Status(code, **cast("dict[str, Any]", others))
+            case _:
+                pass
+    raise ValueError(f"a reply is a string, or an object with 'text' or 'status', and not {item!r}")
