@@ -66,15 +66,15 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A model's answer and what it cost.
+    """A model's answer and its cost.
 
     Attributes:
         text: the answer.
-        usage: tokens and requests that were paid for it.
+        usage: what was paid for it.
         finish_reason: whether it is whole.
-        reasoning: the model's thoughts, if the endpoint gives them apart from the answer.
-        retries: failed attempts before the answer.
-        queued: seconds of waiting inside the handler, for a slot or a rate limit.
+        reasoning: thoughts that the endpoint gives apart.
+        retries: failed attempts before.
+        queued: seconds of waiting inside the handler.
     """
 
     text: str
@@ -89,10 +89,9 @@ BatchItem = Completion | HandlerError
 
 
 class ModelHandler(ABC):
-    """A model. Subclass it and define ``chat``, and ``chat_batch`` if the model gains by batches.
+    """A model. Define ``chat``, and ``chat_batch`` if the model gains by batches.
 
-    Both may be plain or ``async``. One handler serves many runs at once. Event loops count their users: the
-    last one that leaves closes what the handler opened for that loop.
+    One handler serves many runs at once. The last user of an event loop closes what was opened for it.
     """
 
     # Logs and tables show this name.
@@ -128,39 +127,28 @@ class ModelHandler(ABC):
 
         Raises:
             Unavailable: trying again later may help.
-            Rejected: trying again does not help.
-            ContextTooLong: the messages do not fit the window.
+            Rejected: it does not.
+            ContextTooLong: the messages do not fit.
         """
 
     def chat_batch(
         self, message_batches: Sequence[Sequence[Message]]
     ) -> Sequence[BatchItem] | Awaitable[Sequence[BatchItem]]:
-        """Answer many conversations, by default with ``chat`` for each, all at once.
-
-        Returns:
-            the results in order; a ``HandlerError`` stands in the place of its conversation.
-        """
+        """Answer many conversations in order. An error stands in the place of its conversation."""
         return self._chat_each(message_batches)
 
     async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
-        """Answer one conversation, and call ``on_text`` with the text as it comes.
-
-        The pieces together are the completion's text, unless an attempt failed and was repeated. By default
-        the whole text is one piece.
-        """
+        """Answer one conversation, and call ``on_text`` with the text as it comes."""
         completion = await call_chat(self, messages)
         on_text(completion.text)
         return completion
 
     def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Return the exact number of tokens of the messages; None without a tokenizer. Must not raise.
-
-        Called in the event loop's thread and, for long messages, in others.
-        """
+        """Return the exact number of tokens; None without a tokenizer. Must not raise."""
         return None
 
     def identity(self) -> dict[str, Any] | None:
-        """Return what decides an answer besides the messages, as JSON; None if answers are not cached."""
+        """Return what decides an answer, as JSON; None if answers are not cached."""
         return None
 
     async def _chat_each(self, message_batches: Sequence[Sequence[Message]]) -> Sequence[BatchItem]:
@@ -182,10 +170,10 @@ class ModelHandler(ABC):
 
 
 async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Completion:
-    """Call ``handler.chat``; a plain one runs in a thread.
+    """Call ``chat``; a plain one runs in a thread.
 
     Raises:
-        TypeError: it returned something else than a ``Completion``.
+        TypeError: it returned no ``Completion``.
     """
     if _is_async(handler.chat):
         result: object = await cast("Awaitable[object]", handler.chat(messages))
@@ -210,7 +198,7 @@ def _is_async_function(function: Any) -> bool:
 async def call_chat_batch(
     handler: ModelHandler, message_batches: Sequence[Sequence[Message]]
 ) -> Sequence[BatchItem]:
-    """Call ``handler.chat_batch``; a plain one runs in a thread."""
+    """Call ``chat_batch``; a plain one runs in a thread."""
     if _is_async(handler.chat_batch):
         return await cast("Awaitable[Sequence[BatchItem]]", handler.chat_batch(message_batches))
     if type(handler).chat_batch is ModelHandler.chat_batch:
@@ -219,7 +207,7 @@ async def call_chat_batch(
 
 
 async def all_or_none(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return all results in order. If one raises, cancel the others, wait for them and raise."""
+    """Return all results in order. If one raises, cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
@@ -245,7 +233,7 @@ async def _in_thread(handler: ModelHandler, function: Callable[[Any], Any], argu
 
 
 class PerLoop(Generic[T]):
-    """One object for each event loop: made for the loop's first user, released by its last."""
+    """One object for each event loop, made for its first user."""
 
     def __init__(self) -> None:
         self._held: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, int]] = WeakKeyDictionary()
@@ -261,7 +249,7 @@ class PerLoop(Generic[T]):
         return self._held[asyncio.get_running_loop()][0]
 
     def leave(self) -> T | None:
-        """Count one user less. Return the object, to be closed, if it was the last."""
+        """Count one user less. Return the object if it was the last."""
         loop = asyncio.get_running_loop()
         held, users = self._held[loop]
         if users > 1:

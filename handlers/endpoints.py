@@ -15,7 +15,7 @@ _LONGEST_REST = 60.0
 
 
 class Endpoint:
-    """One endpoint in one event loop. While it rests it is asked only if there is no other."""
+    """One endpoint in one event loop."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -26,7 +26,7 @@ class Endpoint:
         self._failed_at = -math.inf
 
     def ready(self, now: float) -> bool:
-        """Whether it may be asked. After a rest, one request tests whether it works again."""
+        """Whether it may be asked. After a rest, one request tests it."""
         return self._failures == 0 or (now >= self.rests_until and self.in_flight == 0)
 
     def answered(self) -> None:
@@ -34,7 +34,8 @@ class Endpoint:
         self._failures = 0
 
     def failed(self, asked_at: float, now: float, retry_after: float | None = None) -> None:
-        """Let it rest. Requests that were under way together count as one failure."""
+        """Let it rest. Requests that failed together count once."""
+        # Requests that were under way together fail for one reason.
         if asked_at <= self._failed_at:
             return
         rest = _FIRST_REST * 2.0 ** min(self._failures, 10)
@@ -52,7 +53,7 @@ class Endpoints:
 
     @contextmanager
     def asking(self, endpoint: Endpoint) -> Generator[None]:
-        """Count a request, and record how it ends. A cancelled one records nothing."""
+        """Count a request and record its end."""
         asked_at = self._clock()
         endpoint.in_flight += 1
         endpoint.asked += 1
@@ -70,10 +71,7 @@ class Endpoints:
             endpoint.in_flight -= 1
 
     def choose(self, tried: Collection[Endpoint]) -> tuple[Endpoint, bool]:
-        """Return the endpoint for the next attempt, and whether it is the last one to try.
-
-        It is the ready one with the fewest requests. If none is ready, it is the one whose rest ends first.
-        """
+        """Return the endpoint for the next attempt, and whether it is the last."""
         now = self._clock()
         ready = [each for each in self.all if each not in tried and each.ready(now)]
         if not ready:

@@ -3,10 +3,10 @@
 ::
 
     HandlerError
-    ├── Unavailable       retry later (rate limit, 5xx, connection); may have ``retry_after``
-    ├── Rejected          do not retry (bad request, refused)
-    │   └── NoAccess      no other request succeeds there: wrong key, no credit, no such model
-    └── ContextTooLong    the caller may shorten the messages
+    ├── Unavailable       retry later; may have ``retry_after``
+    ├── Rejected          do not retry
+    │   └── NoAccess      nor anything else there
+    └── ContextTooLong    shorten the messages
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class HandlerError(Exception):
 
 
 class Unavailable(HandlerError):
-    """The endpoint is overloaded, out of reach, or sent a reply that cannot be read."""
+    """The endpoint is overloaded, out of reach, or sends nonsense."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class Rejected(HandlerError):
 
 
 class NoAccess(Rejected):
-    """The endpoint refuses every request: the key, the account or the name of the model is wrong."""
+    """No request succeeds: the key, the account or the model's name is wrong."""
 
 
 class ContextTooLong(HandlerError):

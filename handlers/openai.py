@@ -1,15 +1,4 @@
-"""Any endpoint that speaks the OpenAI chat API: OpenAI, Together, a vLLM server, and so on.
-
-The ``openai`` SDK is imported with the first request, in a thread. How attempts are repeated:
-
-- The SDK alone waits and retries (connections, 408, 409, 429, 5xx) until a reply begins, ``max_retries``
-  times. It
-  waits up to 120 seconds if the endpoint asks for it, else up to 8.
-- Each ready endpoint is tried once, the last one with the SDK's retries.
-- A stream that breaks begins again at once while attempts are left.
-
-One call makes at most ``max_retries + number of endpoints`` attempts of ``2 * timeout`` each.
-"""
+"""Any endpoint that speaks the OpenAI chat API. handlers/README.md says how attempts are repeated."""
 
 from __future__ import annotations
 
@@ -60,28 +49,9 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 class OpenAIHandler(ModelHandler):
-    """A model behind one OpenAI-compatible endpoint, or behind several that share the load.
+    """A model behind one OpenAI-compatible endpoint, or several that share the load.
 
-    Args:
-        model: its name at the endpoint.
-        base_url: the endpoint, by default ``OPENAI_BASE_URL``, else OpenAI's; or several.
-        api_key: by default read at the first request: ``TOGETHER_API_KEY`` for Together, else
-        ``OPENAI_API_KEY``. api_key_env: another variable with the key; or one for each URL, None for no key.
-        temperature: of sampling; the endpoint's default if None. OpenAI's reasoning models take no other.
-        max_tokens: of an answer. OpenAI gets ``max_completion_tokens``, which includes reasoning. For another
-        endpoint
-            that wants this name, use ``extra_body``.
-        timeout: seconds of silence that end an attempt; a whole attempt may take twice as long.
-        max_retries: attempts after the first (429, 5xx, connection).
-        max_concurrency: requests at once in one event loop.
-        requests_per_minute: attempts in any 60 seconds, over all event loops and endpoints.
-        tokens_per_minute: the same for tokens. They are estimated before an attempt (a token for four bytes,
-            and
-            ``max_tokens``) and corrected after it.
-        extra_body: more fields of the request.
-        extra_headers: more headers. They may hold keys, so that no redirect is followed.
-        window: tokens of prompt and answer together, if you know it.
-        price: of the tokens, if you know it.
+    handlers/README.md explains every argument.
 
     Raises:
         ValueError: there is no endpoint, or a header or field cannot be set.
@@ -132,11 +102,11 @@ class OpenAIHandler(ModelHandler):
         return f"OpenAIHandler({self.model!r}, base_url={self.base_url!r})"
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """Send one request. A cancellation closes its connection."""
+        """Send one request."""
         return await self._answer(messages, None)
 
     async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
-        """Send one request and stream the answer. A stream that breaks begins again."""
+        """Send one request and stream the answer."""
         return await self._answer(messages, on_text)
 
     def identity(self) -> dict[str, Any]:
@@ -176,6 +146,7 @@ class OpenAIHandler(ModelHandler):
             self._limit.correct(call.use, used)
         return replace(completion, retries=call.attempts - 1, queued=call.queued)
 
+    # One call makes at most ``max_retries`` + number of endpoints attempts of 2 * timeout each.
     async def _ask(
         self,
         shared: _Shared,
@@ -183,7 +154,7 @@ class OpenAIHandler(ModelHandler):
         messages: Sequence[Message],
         on_text: Callable[[str], None] | None,
     ) -> Completion:
-        """Try endpoints by the rules at the top of this file."""
+        """Try endpoints: each ready one once, the last with the SDK's retries."""
         endpoint, last = shared.endpoints.choose(())
         tried = [endpoint]
         while True:
@@ -252,7 +223,7 @@ class OpenAIHandler(ModelHandler):
                     base_url=url,
                     timeout=shared.http.timeout,
                     max_retries=retries,
-                    # OPENAI_CUSTOM_HEADERS could hold the key of another endpoint; what stands here comes first.
+                    # OPENAI_CUSTOM_HEADERS could hold the key of another endpoint; these headers win.
                     default_headers={"Authorization": f"Bearer {key}"} | self._extra_headers,
                     http_client=shared.http,
                 )

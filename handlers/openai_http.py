@@ -33,14 +33,14 @@ def http_library() -> Any:
 
 
 def load() -> SSLContext:
-    """Import the SDK (a second) and load the certificates (50 ms). Run it in a thread."""
+    """Import the SDK (a second) and load certificates (50 ms), in a thread."""
     import_module("openai.resources.chat.completions")
     context: SSLContext = http_library().create_ssl_context()
     return context
 
 
 class _Body:
-    """The body of a response, unpacked and bounded. A second iteration goes on where the first stopped."""
+    """The bounded body of a response."""
 
     def __init__(self, response: Any, deadline: float) -> None:
         self._response = response
@@ -90,14 +90,14 @@ def bounded_client(
     *,
     follow_redirects: bool,
 ) -> Any:
-    """Return an HTTP client for the SDK that bounds the bytes and the time of an attempt.
+    """Return an HTTP client that bounds the bytes and the time of an attempt.
 
     Args:
         context: the certificates.
-        timeout: seconds of silence; a whole attempt may take twice as long.
+        timeout: seconds of silence; an attempt may take twice as long.
         connections: how many are kept open.
-        admit: awaited before each attempt, also before those that the SDK repeats.
-        follow_redirects: to another host the library drops ``Authorization`` and no other header.
+        admit: awaited before each attempt.
+        follow_redirects: the library drops only ``Authorization`` on the way to another host.
     """
     from openai import DefaultAsyncHttpxClient, Timeout
 

@@ -1,7 +1,4 @@
-"""Turn the SDK's replies and exceptions into completions and errors.
-
-Nothing that an endpoint sends is trusted.
-"""
+"""Turn the SDK's replies and exceptions into completions and errors."""
 
 from __future__ import annotations
 
@@ -38,11 +35,11 @@ _NO_ACCESS = (401, 402, 404)
 
 
 class BrokenStream(Unavailable):
-    """A stream ended, or fell silent, before the answer did. Beginning again may help."""
+    """A stream ended before the answer did."""
 
 
 class Answer:
-    """A completion in the making, of one message or of the pieces of a stream."""
+    """A completion in the making."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -52,7 +49,7 @@ class Answer:
         self._used = (0, 0)
 
     def add_whole(self, reply: Any) -> None:
-        """Add a reply that was not streamed.
+        """Add a whole reply.
 
         Raises:
             Unavailable: it has another shape.
@@ -104,8 +101,8 @@ class Answer:
             raise BrokenStream("the endpoint's stream ended before the answer did")
         if self._tools and not text:
             raise Rejected(
-                "the model answered with a tool call and no text; nothing here offers it tools: take `tools` out"
-                " of extra_body, or switch automatic tools off at the endpoint"
+                "the model answered with a tool call and no text; nothing here offers it tools: take `tools`"
+                " out of extra_body, or switch automatic tools off at the endpoint"
             )
         refused = self._refusal and not self._content
         finish = "refusal" if refused else self._finish or "other"
@@ -113,7 +110,7 @@ class Answer:
 
 
 def whole(reply: Any) -> Completion:
-    """Return the completion of a reply that was not streamed.
+    """Return the completion of a whole reply.
 
     Raises:
         Unavailable: it holds none.
@@ -140,11 +137,7 @@ def _expected_shape() -> Generator[None]:
 
 
 def translate(error: OpenAIError, key: str = "") -> HandlerError:
-    """Return the SDK's exception as one of ours, by its class and by fields of the endpoint's error.
-
-    A key that the endpoint quotes is removed. ``ContextTooLong`` is never recognised from prose (SGLang,
-    older vLLM): give the handler a ``window`` there.
-    """
+    """Return the SDK's exception as one of ours, without the key."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -177,6 +170,7 @@ def _without(key: str, words: object) -> str:
     return (text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text)[:_MAX_MESSAGE]
 
 
+# Never from prose (SGLang, older vLLM): give the handler a ``window`` there.
 def _translate(error: APIError, status: int, message: str, headers: Mapping[str, str]) -> HandlerError:
     if error.code == _TOO_LONG_CODE or error.type == _TOO_LONG_TYPE or status == 413:
         return ContextTooLong(message)
@@ -190,7 +184,7 @@ def _translate(error: APIError, status: int, message: str, headers: Mapping[str,
 
 
 def _status_in(error: APIError) -> int:
-    """Return the status of an event: vLLM, llama.cpp and OpenRouter send it as ``code``; else 500."""
+    """Return the status of an event: its ``code``, else 500."""
     code = str(error.code)
     if code.isascii() and code.isdigit() and len(code) == 3:
         return int(code)
@@ -198,7 +192,7 @@ def _status_in(error: APIError) -> int:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that an endpoint asks to wait, from ``retry-after-ms`` or ``retry-after``."""
+    """Return the seconds that an endpoint asks to wait."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit

@@ -25,10 +25,7 @@ class Use:
 
 
 class RateLimit:
-    """Limits for any 60 seconds; None is no limit. May be used from any thread.
-
-    A sliding window also satisfies endpoints that count by the clock or by a bucket.
-    """
+    """Limits for any 60 seconds; None is no limit. For any thread."""
 
     def __init__(
         self, requests: int | None, tokens: int | None, *, clock: Callable[[], float] = time.monotonic
@@ -41,14 +38,12 @@ class RateLimit:
         self._tokens = 0
 
     def take(self, use: Use) -> float:
-        """Take a use and return 0.0, or return the seconds until it may fit.
-
-        A use larger than the limit is taken when the minute is otherwise empty.
-        """
+        """Take a use and return 0.0, or return the seconds to wait."""
         with self._lock:
             now = self._clock()
             while self._uses and self._uses[0].taken_at + MINUTE <= now:
                 self._tokens -= self._uses.popleft().tokens
+            # A use larger than the limit is taken when the minute is otherwise empty.
             wait = self._wait(min(use.tokens, self._max_tokens), now)
             if wait == 0.0:
                 use.taken_at = now
@@ -73,7 +68,7 @@ class RateLimit:
 
 
 async def admit(limit: RateLimit, use: Use, turn: asyncio.Lock) -> None:
-    """Wait until the use is taken, in the order of ``turn``. Cancelled, it takes nothing."""
+    """Wait until the use is taken, in the order of ``turn``."""
     async with turn:
         wait = limit.take(use)
         while wait > 0.0:

@@ -15,12 +15,10 @@ Reply = str | Completion | HandlerError
 
 
 class ScriptedHandler(ModelHandler):
-    """Answers from a list, one reply after another, or from a function of the messages, plain or ``async``.
-
-    Usage counts words, so that it is the same everywhere.
+    """Answers from a list, or from a plain or ``async`` function. Usage counts words.
 
     Attributes:
-        calls: every conversation that it was asked, in order.
+        calls: every conversation, in order.
     """
 
     price = Price(0, 0)
@@ -38,11 +36,7 @@ class ScriptedHandler(ModelHandler):
 
     @classmethod
     def from_file(cls, path: str | Path, *, model: str = "scripted") -> ScriptedHandler:
-        """Read replies from a file.
-
-        Args:
-            path: JSON Lines or one JSON list, of strings or objects with ``text``.
-            model: the name that logs and tables show.
+        """Read replies from JSON Lines or one JSON list: strings, or objects with ``text``.
 
         Raises:
             ValueError: the file holds something else.

@@ -1,8 +1,4 @@
-"""A model in the engine's own process, through vLLM's asynchronous engine. Needs the extra ``vllm``.
-
-Every request goes to vLLM at once, and vLLM batches them. The first user of an event loop loads the engine,
-and the last one ends it.
-"""
+"""A model in the engine's own process, through vLLM's asynchronous engine. Needs the extra ``vllm``."""
 
 from __future__ import annotations
 
@@ -24,8 +20,8 @@ from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Pric
 from .errors import ContextTooLong, Rejected, Unavailable
 
 _REMEDY = (
-    "install it with `pip install 'supdist-engine[vllm]'` on a machine with an accelerator that vLLM supports, "
-    "or serve the model elsewhere and name its URL to OpenAIHandler"
+    "install it with `pip install 'supdist-engine[vllm]'` on a machine with an accelerator that vLLM"
+    " supports, or serve the model elsewhere and name its URL to OpenAIHandler"
 )
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -37,10 +33,10 @@ _TOKENIZING = 2
 
 
 class VLLMHandler(ModelHandler):
-    """Offline inference of one model. Loading takes seconds to minutes, so keep the handler entered.
+    """Offline inference of one model. Keep it entered: loading takes minutes.
 
     Attributes:
-        window: ``max_model_len`` if it was given; that of the engine once it is loaded.
+        window: that of the engine once it is loaded.
     """
 
     price = Price(0, 0)
@@ -61,12 +57,11 @@ class VLLMHandler(ModelHandler):
         """Load nothing yet.
 
         Args:
-            model: a name or a path, as vLLM takes it.
-            temperature: of sampling; the model's default if None.
+            model: a name or a path.
+            temperature: the model's default if None.
             max_tokens: of an answer; the rest of the window if None.
-            max_model_len: the window in tokens; the model's if None.
-            engine_args: more of vLLM's ``AsyncEngineArgs``. Statistics are off unless ``disable_log_stats``
-                is False.
+            max_model_len: the window; the model's if None.
+            engine_args: more of vLLM's ``AsyncEngineArgs``.
         """
         self.model = model
         self.max_tokens = max_tokens
@@ -83,7 +78,7 @@ class VLLMHandler(ModelHandler):
         self._numbers = itertools.count()
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """Send one request. A cancellation aborts it in the engine."""
+        """Send one request. A cancellation aborts it."""
         async with self:
             loaded = self._engines.get()
             tokens = await to_thread.run_sync(_encode, self._tokenizer, messages, limiter=loaded.tokenizing)
@@ -96,7 +91,7 @@ class VLLMHandler(ModelHandler):
         return Completion(answer.text, usage, _FINISH.get(answer.finish_reason, "other"))
 
     def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Return the tokens that ``chat`` sends; None before the engine is loaded and for what ``chat`` rejects."""
+        """Return the tokens that ``chat`` sends; None before the engine is loaded."""
         if self._tokenizer is None:
             return None
         try:
@@ -117,10 +112,10 @@ class VLLMHandler(ModelHandler):
         return own
 
     async def __aenter__(self) -> VLLMHandler:
-        """Load the engine if needed, in a thread.
+        """Load the engine if needed.
 
         Raises:
-            Rejected: vLLM is not installed, finds no device, or refuses the model or an argument.
+            Rejected: vLLM is missing, finds no device, or refuses an argument.
         """
         ending = self._ending.get(asyncio.get_running_loop())
         self._engines.enter(lambda: _LoopEngine(ending))
@@ -176,17 +171,18 @@ class VLLMHandler(ModelHandler):
 
 
 class _LoopEngine:
-    """The engine of one event loop, loaded once for all its users.
+    """The engine of one event loop, loaded once.
 
     Attributes:
-        engine: vLLM's engine once it is loaded.
+        engine: vLLM's engine.
         tokenizer: of its model.
-        defaults: the model's sampling defaults, which vLLM takes milliseconds to compute.
+        defaults: the model's sampling defaults.
         tokenizing: bounds the threads that tokenize.
     """
 
     def __init__(self, before: asyncio.Task[None] | None) -> None:
-        """Wait for ``before`` first: the end of an engine that holds the device until then."""
+        """Wait for ``before``: the end of an earlier engine."""
+        # It holds the device until then.
         self._before = before
         self.engine: Any = None
         self.tokenizer: Any = None
@@ -195,7 +191,7 @@ class _LoopEngine:
         self._loading: asyncio.Task[None] | None = None
 
     async def load(self, engine_args: dict[str, Any]) -> None:
-        """Load the engine. A user that stops waiting does not stop it for the others."""
+        """Load the engine. Users may stop waiting."""
         if self.engine is not None:
             return
         if self._loading is None:
@@ -203,7 +199,6 @@ class _LoopEngine:
         await asyncio.shield(self._loading)
 
     async def shutdown(self) -> None:
-        """End the engine and free the device; this takes some seconds."""
         if self._loading is not None:
             await asyncio.gather(self._loading, return_exceptions=True)
         if self.engine is not None:
@@ -222,7 +217,7 @@ class _LoopEngine:
 
 
 def _start(engine_args: dict[str, Any]) -> Any:
-    # A forked engine would keep the sandboxes' sockets open, and with them the sandboxes, after this process's end.
+    # A forked engine would keep the sockets of sandboxes open after the end of this process.
     os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
     try:
         vllm: Any = import_module("vllm")

@@ -18,13 +18,13 @@ _unwritten: dict[tuple[str, bytes], Completion] = {}
 
 
 class RunAnswers:
-    """What a run finds instead of asking, for both models.
+    """What a run finds instead of asking.
 
     Attributes:
         is_on: whether answers are kept.
-        keeps_sampled: whether sampled answers are kept.
-        is_charged: whether the budget pays for answers of other runs.
-        writing: the task that writes to the cache.
+        keeps_sampled: whether sampled ones are.
+        is_charged: whether answers of other runs cost.
+        writing: the task that writes.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class RunAnswers:
         self.writing: asyncio.Task[None] | None = None
         self._cache = cache if isinstance(cache, ResponseCache) else None
         self._place = self._cache.place if self._cache is not None else None
-        # With the memory of the run alone: all of its answers. With a cache: those that are still to be written.
+        # Without a cache file: all answers of the run. With one: those that are still to be written.
         self._answers: dict[bytes, Completion] = {}
         self._counted: set[bytes] = set()
 
@@ -80,6 +80,7 @@ class RunAnswers:
 
     def keep(self, key: bytes, completion: Completion, *, is_paid: bool = True) -> None:
         """Keep an answer, paid by this run or another."""
+        # Of another run's answer the first use is counted when it is delivered.
         if is_paid:
             self._counted.add(key)
         if self._place is None:
@@ -91,7 +92,7 @@ class RunAnswers:
             self.writing = asyncio.get_running_loop().create_task(self._write(self._place))
 
     def count(self, key: bytes) -> bool:
-        """Return whether this is the first use of an answer that another run paid for."""
+        """Whether this is the first use of another run's answer."""
         is_first = key not in self._counted
         self._counted.add(key)
         return is_first

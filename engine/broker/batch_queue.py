@@ -60,7 +60,8 @@ class BatchQueue(HandlerQueue):
             if len(answers) != len(conversations):
                 name = type(self._handler).__name__
                 raise TypeError(  # noqa: TRY301 - handled like any other mistake of the handler
-                    f"{name}.chat_batch returned {len(answers)} results for {len(conversations)} conversations"
+                    f"{name}.chat_batch returned {len(answers)} results"
+                    f" for {len(conversations)} conversations"
                 )
         except Exception as error:
             return [error] * len(conversations)

@@ -22,10 +22,10 @@ class CallRules:
     """How the calls of a run are treated.
 
     Attributes:
-        cache: an open cache; ``run`` is the memory of this run; None keeps nothing.
-        cache_sampled: whether sampled answers are kept, one for each equal prompt of a batch.
-        call_seconds: the deadline of a worker call, once it is sent.
-        cache_counts: whether the budget pays for answers that another run paid for.
+        cache: an open cache, ``run`` for memory, or None.
+        cache_sampled: whether sampled answers are kept.
+        call_seconds: the deadline of a worker call.
+        cache_counts: whether the budget pays for answers of other runs.
     """
 
     cache: ResponseCache | Literal["run"] | None = None
@@ -78,18 +78,19 @@ async def open_broker(
     budget: Budget | None = None,
     rules: CallRules | None = None,
 ) -> AsyncGenerator[Broker]:
-    """Prepare the models of a run. At its end, write their answers to the cache.
+    """Prepare the models of a run. At its end, flush their answers.
 
     Args:
         supervisor, worker: their handlers, entered.
         log: records worker calls.
         on_metrics: called when a worker call begins or ends.
-        budget: of both models.
+        budget: of both.
         rules: how calls are treated.
 
     Raises:
         TaskError: dollars are limited and a price is unknown.
     """
+    # Without limits nothing is reserved.
     budget, rules = budget or Budget(), rules or CallRules()
     answers = rules.answers()
     metered = await meter(supervisor, budget, answers)

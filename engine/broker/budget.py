@@ -43,12 +43,7 @@ class BudgetLimits(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a call takes at most.
-
-    Attributes:
-        worker_calls: 1 for the worker, 0 for the supervisor.
-        tokens: read and written.
-        dollars: None if unknown.
+    """What a call takes at most. Unknown dollars are None.
 
     Raises:
         ValueError: one is negative or not finite.
@@ -66,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What is neither settled nor reserved; None where there is no limit."""
+    """What may still be reserved; None is no limit."""
 
     worker_calls: int | None
     tokens: int | None
@@ -76,7 +71,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was settled; dollars are None once a part of them is unknown."""
+    """What was settled; dollars are None if unknown."""
 
     worker_calls: int
     tokens: int
@@ -127,7 +122,7 @@ class Budget:
         return Reservation(amounts, self._reserved, self._end)
 
     def keep(self, cost: Cost) -> Reservation:
-        """Reserve a cost for later. Nobody waits for its release.
+        """Reserve a cost for later.
 
         Raises:
             BudgetExceeded: it does not fit.
@@ -136,7 +131,7 @@ class Budget:
         return Reservation(amounts, self._kept, self._end)
 
     def reserve_each(self, costs: Iterable[Cost]) -> list[Reservation | BudgetExceeded]:
-        """Reserve in order what fits; the refusals stand in their places."""
+        """Reserve what fits, in order, with refusals in their places."""
         results: list[Reservation | BudgetExceeded] = []
         for cost in costs:
             try:
@@ -147,7 +142,7 @@ class Budget:
 
     # The caller must hold no other reservation: two such callers could wait for each other.
     async def acquire(self, cost: Cost) -> Reservation:
-        """Reserve a cost as soon as it fits, first come, first served.
+        """Wait until a cost can be reserved.
 
         Raises:
             BudgetExceeded: it can never fit.

@@ -55,12 +55,12 @@ _REMEDIES = {
 
 
 def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: int = 0) -> bytes:
-    """Return a SHA-256 of a model's identity and what it was asked.
+    """Return the key of an answer.
 
     Args:
         identity: of ``ModelHandler.identity``.
         messages: the conversation.
-        sample: the number among equal calls with answers of their own.
+        sample: the number among equal calls.
 
     Raises:
         TypeError, ValueError: the identity is no JSON.
@@ -75,7 +75,8 @@ def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: 
 
 
 def is_kept(completion: Completion) -> bool:
-    """Whether an answer may be kept. Asking again after a refusal may bring an answer."""
+    """Whether an answer may be kept."""
+    # Asking again after a refusal may bring an answer.
     return completion.finish_reason in _KEPT
 
 
@@ -94,8 +95,8 @@ class ResponseCache:
 
         Args:
             path: the file; None is memory.
-            timeout: seconds that another process may hold the file.
-            own: skip answers of other users, in a file that the user did not name.
+            timeout: seconds to wait for another process.
+            own: skip answers of other users.
         """
         self._store = _Store(path, timeout, own=own)
         self._thread: ThreadPoolExecutor | None = None
@@ -133,8 +134,9 @@ class ResponseCache:
         """Keep an answer if ``is_kept``."""
         await self.put_many({key: completion})
 
+    # An answer that is there stays.
     async def put_many(self, completions: Mapping[bytes, Completion]) -> None:
-        """Keep answers in one transaction. An answer that is there stays."""
+        """Keep answers in one transaction."""
         kept = {key: each for key, each in completions.items() if is_kept(each)}
         if kept:
             await self._in_thread(self._store.write, kept)
@@ -146,7 +148,6 @@ class ResponseCache:
         return await asyncio.get_running_loop().run_in_executor(self._thread, task)
 
     async def _end(self) -> None:
-        """Close after the thread's current work, even if nobody waits."""
         if self._thread is not None:
             closed = self._thread.submit(self._store.close)
             self._thread.shutdown(wait=False)
@@ -207,7 +208,6 @@ class _Store:
             self._connection.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?)", marks)
 
     def _remove_others(self, keys: Iterable[bytes]) -> None:
-        """Remove what is skipped, so that this user's own answers can be kept."""
         assert self._connection is not None
         for key in keys:
             row = self._connection.execute(_SELECT_MARKED, (key,)).fetchone()
@@ -229,7 +229,7 @@ class _Store:
             raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}") from error
 
     def _claim(self, connection: sqlite3.Connection) -> None:
-        """Check that the file is ours, or make it so. Another program's file is not changed."""
+        """Check that the file is ours, or make it so."""
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             (owner,) = connection.execute("PRAGMA application_id").fetchone()
@@ -305,5 +305,5 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _encode(completion: Completion) -> str:
-    """Return the answer without its times. ASCII, so that lone surrogates are kept."""
+    """Return the answer without its times."""
     return json.dumps(msgspec.to_builtins(replace(completion, retries=0, queued=0.0)))

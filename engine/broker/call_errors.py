@@ -11,7 +11,8 @@ REFUSED = CallError("refused", "the worker refused to answer")
 
 
 def call_error(error: Exception) -> CallError:
-    """Return the kind of an error. Its words stay on the host: they may hold addresses and keys."""
+    """Return the kind of an error."""
+    # An error's words stay on the host: they may hold addresses and keys.
     match error:
         case BudgetExceeded():
             return CallError("budget_exceeded", f"the run's {error.limit} is used up")

@@ -34,12 +34,12 @@ class Request(ABC):
     """One conversation on its way to a model.
 
     Attributes:
-        seconds: the deadline, counted from ``started``; None is no deadline.
-        is_conditional: whether ``admit`` decides when it is sent.
-        prompt: the user's text, if that is the whole conversation.
-        queued, started: when it was made and sent, on the monotonic clock.
-        queue: its queue; None once it has ended.
-        has_slot: whether it takes a slot of the handler.
+        seconds: the deadline once it is sent; None is none.
+        is_conditional: whether ``admit`` is asked.
+        prompt: the user's text, if it is all.
+        queued, started: monotonic times.
+        queue: its queue; None at its end.
+        has_slot: whether it takes a slot.
         call: the call that carries it.
     """
 
@@ -57,16 +57,16 @@ class Request(ABC):
         return [{"role": "user", "content": self.prompt}]
 
     def admit(self) -> Admission:
-        """Say whether it may be sent now. ``never`` drops it. Must not raise."""
+        """Say whether it may be sent now. Must not raise."""
         return "now"
 
     @abstractmethod
     def finish(self, answer: Completion | Exception) -> None:
-        """Take the answer, unless it was cancelled. Must not raise."""
+        """Take the answer. Must not raise."""
 
 
 class RequestQueue:
-    """The requests of one run, first come, first served.
+    """The requests of one run in order.
 
     Attributes:
         running: how many are with the handler.
@@ -83,7 +83,7 @@ class RequestQueue:
         return len(self._waiting) - self._cancelled
 
     def put(self, requests: Sequence[Request]) -> None:
-        """Add requests. Those for which there is a slot start at once."""
+        """Add requests, and start those that have a slot."""
         for request in requests:
             request.queue = self
         self._waiting.extend(requests)
@@ -108,7 +108,7 @@ class RequestQueue:
         self._handler_queue.start_ready()
 
     def retry(self) -> None:
-        """Ask the requests that were not admitted again, in the event loop's next turn."""
+        """Ask the requests that were not admitted again."""
         self._handler_queue.schedule_start()
 
     def take(self, most: int) -> list[Request]:
@@ -138,7 +138,7 @@ class RequestQueue:
 
 
 class HandlerCall:
-    """A task that asks the handler. It is cancelled with its last request, or at its deadline."""
+    """A task that asks the handler."""
 
     __slots__ = ("_task", "_timeout", "_wanted", "deadline", "is_stopped", "requests")
 

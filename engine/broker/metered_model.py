@@ -60,9 +60,9 @@ class MeteredModel:
     """One model of a run.
 
     Attributes:
-        rate: its price; None if unknown.
-        window: in tokens, to plan with; None if unknown.
-        cost_usd: dollars paid; None once a part is unknown.
+        rate: None if unknown.
+        window: in tokens; None if unknown.
+        cost_usd: None once a part is unknown.
         cached: answers that cost nothing.
     """
 
@@ -110,7 +110,7 @@ class MeteredModel:
     def count(
         self, completion: Completion, queued_at: float, started: float, first_token: float | None = None
     ) -> CallStats:
-        """Count a paid call that has just ended. Times are on the monotonic clock."""
+        """Count a paid call that has just ended. Times are monotonic."""
         usage, done = completion.usage, time.monotonic()
         sent = min(done, started + completion.queued)
         queued, worked = started - queued_at + completion.queued, done - sent
@@ -133,7 +133,8 @@ class MeteredModel:
     ) -> tuple[Completion, CallStats]:
         """Count an answer that was not asked for, and return it without usage."""
         self.cached += 1
-        if self.answers.count(key):  # another run paid for it
+        # Another run paid for it.
+        if self.answers.count(key):
             self._earlier += completion.usage
             self._earlier_cost = add_dollars(self._earlier_cost, self._price(completion.usage))
             if self.answers.is_charged:
@@ -147,9 +148,9 @@ class MeteredModel:
         """Answer a conversation, from the cache if possible.
 
         Args:
-            messages: the whole conversation.
+            messages: all of them.
             on_text: called with text as it comes.
-            best_answer: whether to use the reservation of ``reserve_best_answer``.
+            best_answer: use the reservation for it.
 
         Raises:
             BudgetExceeded: the call does not fit.
@@ -214,7 +215,7 @@ class MeteredModel:
         return answer, stats
 
     async def most_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
-        """Return the most that each prompt costs: None without limits, an error if it is too long."""
+        """Return what each prompt costs at most, or that it is too long."""
         if sum(map(len, prompts)) <= _COUNTED_IN_LOOP:
             return [self._most_call_cost(prompt) for prompt in prompts]
         return await to_thread.run_sync(

@@ -1,4 +1,4 @@
-"""Answers that several runs wait for: one run sends the request and pays. See "Joined requests" in engine/README.md."""
+"""Answers that several runs wait for; see "Joined requests" in engine/README.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Waiter(Protocol):
     """Someone who wants an answer."""
 
     def wake(self, answer: Completion | None) -> None:
-        """Take the answer. None: the sender has none, so ask again. Called in the waiter's event loop."""
+        """Take the answer; None: ask again. Called in the waiter's event loop."""
         ...
 
 
@@ -43,7 +43,7 @@ class PendingAnswer:
             return self._must_wait(waiter)
 
     def claim(self, waiter: Waiter) -> bool:
-        """Become the sender. False if another is, or the answer is on its way."""
+        """Become the sender, if there is no other."""
         with _lock:
             if self._must_wait(waiter):
                 return False
@@ -84,7 +84,7 @@ class PendingAnswer:
 
 
 class SharedRequest:
-    """A request that is sent only if no other run has sent an equal one."""
+    """A request that is sent only if no other run has sent it."""
 
     def __init__(self) -> None:
         self.pending: PendingAnswer | None = None
@@ -122,7 +122,7 @@ _pending: dict[_Place, PendingAnswer] = {}
 
 
 def join(cache: str, key: bytes, waiter: Waiter) -> PendingAnswer:
-    """Return the pending answer of a key in a cache, with this waiter added."""
+    """Add a waiter to the pending answer of a key, and return it."""
     place = (cache, key)
     with _lock:
         pending = _pending.get(place)

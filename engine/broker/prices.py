@@ -20,7 +20,7 @@ _NOT_OURS = re.compile("cache|audio|image|video|document|searches")
 
 @dataclass(frozen=True, slots=True)
 class TieredPrice:
-    """A price by the length of the prompt. The highest tier that it passes applies to all tokens.
+    """A price by the length of the prompt.
 
     Attributes:
         tiers: tokens and the price above them, ascending from 0.
@@ -39,7 +39,7 @@ Rate = Price | TieredPrice
 
 # An unknown price is None and not zero: a private server costs what its owner says.
 def price_of(handler: ModelHandler) -> Rate | None:
-    """Return the price of the handler's tokens; None if unknown. The first look takes tenths of a second."""
+    """Return the price; None if unknown. The first look takes tenths of a second."""
     if handler.price is not None:
         return handler.price
     model = _listed(handler)
@@ -47,7 +47,7 @@ def price_of(handler: ModelHandler) -> Rate | None:
 
 
 def window_of(handler: ModelHandler) -> int | None:
-    """Return the window in tokens; None if unknown. Tables round, so never refuse a prompt by it."""
+    """Return the window in tokens; None if unknown."""
     if handler.window is not None:
         return handler.window
     model = _listed(handler)

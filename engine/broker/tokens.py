@@ -24,7 +24,7 @@ _ANSWER = 4096
 # A refused prompt that would have fit is a lost answer; the opposite costs a round trip. So the lower
 # bound refuses, and the upper bound is reserved.
 def fits(handler: ModelHandler, messages: Sequence[Message], window: int) -> bool:
-    """Whether the messages may fit a window. They are counted only if their length leaves a doubt."""
+    """Whether the messages may fit a window."""
     if _most_tokens(messages) < window:
         return True
     return least_tokens(handler, messages, enough=window) < window
@@ -64,13 +64,14 @@ def most_usage(handler: ModelHandler, messages: Sequence[Message]) -> Usage:
 
 
 def most_answer(handler: ModelHandler) -> int:
-    """Return the most tokens of an answer: 4096 if neither ``max_tokens`` nor the window bounds it."""
+    """Return the most tokens of an answer."""
     answer = _ANSWER if handler.max_tokens is None else handler.max_tokens
     return answer if handler.window is None else min(answer, handler.window)
 
 
 def _words(text: str, enough: int | None) -> int:
-    """Count words between ASCII white space. A word across two pieces may be missed once."""
+    """Count words between ASCII white space."""
+    # A word across two pieces may be missed once, which keeps the bound low.
     words = 0
     for start in range(0, len(text), _PIECE):
         if enough is not None and words > enough:

@@ -21,16 +21,12 @@ from .handler_queue import Admission, CallTimeout, Request
 from .metered_model import MeteredModel
 from .pending import PendingAnswer
 
-# Calls that are resolved together before they are queued. A flood of calls must leave turns of the event loop to others.
+# Calls that are resolved together before they are queued: a flood must leave turns of the loop to others.
 _RESOLVED_AT_ONCE = 4
 
 
 class WorkerCalls:
-    """Answers the worker calls of one run.
-
-    Attributes:
-        done, failed: prompts with a result, and those of them without an answer.
-    """
+    """Answers the worker calls of one run."""
 
     def __init__(
         self,
@@ -45,8 +41,8 @@ class WorkerCalls:
         Args:
             model: the worker.
             log: records each call.
-            on_change: called when a call begins and ends.
-            seconds: the deadline of a call, once it is sent.
+            on_change: called when a call begins or ends.
+            seconds: the deadline of a call.
         """
         self.model = model
         self.done = 0
@@ -144,7 +140,7 @@ class WorkerCalls:
         return rest
 
     def admit(self, request: PromptRequest) -> Admission:
-        """Reserve the cost of a request, or wait for an equal one of another run."""
+        """Reserve the cost of a request, or let it wait for another run."""
         pending = request.pending
         # First, because the answer to another run's request needs nothing of the budget.
         if pending is not None and pending.is_sent_by_other(request):
@@ -185,8 +181,9 @@ class WorkerCalls:
 
     def wake(self, request: PromptRequest, answer: Completion | None) -> None:
         """Take another run's answer; None: queue the request again."""
+        # It has ended meanwhile, or is under way itself.
         if request.pending is None or request.has_slot:
-            return  # it has ended meanwhile, or is under way itself
+            return
         was_parked = request.is_parked
         if was_parked:
             self._unpark(request)
@@ -292,12 +289,9 @@ class PromptRequest(Request):
     Attributes:
         key: of its answer in the cache.
         cost: its most; None if nothing is limited.
-        is_wanted: whether its caller waits.
-        leader, joined: the equal request of this run that it joined; those that joined it.
-        pending: the answer that it waits for with other runs.
-        is_answered: whether another run's answer came.
+        leader, joined: equal requests of this run.
+        pending: the wait with other runs.
         is_parked: whether another run has sent it.
-        timer: ends that wait.
     """
 
     calls: WorkerCalls
@@ -344,11 +338,7 @@ class PromptRequest(Request):
 
 
 class BatchResult:
-    """The results of one call.
-
-    Attributes:
-        missing: how many prompts have no result yet.
-    """
+    """The results of one call; ``missing`` prompts have none yet."""
 
     def __init__(self, call: WorkerCall) -> None:
         self.call = call

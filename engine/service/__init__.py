@@ -1,4 +1,4 @@
-"""The model server: the models of one machine for the engines of many processes and machines."""
+"""The model server: models for the engines of many processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of a model server, and their protection: CURVE keys on tcp, file permissions on ipc."""
+"""Addresses of a model server, and their protection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^/:@\[\]\s]+):(\d{1,5}|\*)")
 
 
 def check_address(address: str, *, keys: bool) -> None:
-    """Check that a model server may have the address, with or without keys.
+    """Check an address.
 
     Raises:
         TaskError: it is no address, or tcp without keys.
@@ -43,7 +43,7 @@ def ipc_path(address: str) -> str | None:
 
 
 async def resolved(address: str) -> str:
-    """Return the address with its host as a number. ZeroMQ's own lookup has no deadline.
+    """Return the address with its host as a number.
 
     Raises:
         OSError: the lookup failed.
@@ -51,6 +51,7 @@ async def resolved(address: str) -> str:
     if ipc_path(address) is not None:
         return address
     host, _, port = address.removeprefix("tcp://").rpartition(":")
+    # ZeroMQ's own lookup has no deadline.
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     found.sort(key=lambda each: each[0] != socket.AF_INET)  # what listens at both kinds, listens here
@@ -60,10 +61,10 @@ async def resolved(address: str) -> str:
 
 @contextmanager
 def private_socket(path: str) -> Generator[None]:
-    """Make the socket of a bind private to its owner, and replace no other one.
+    """Make the socket of a bind private.
 
     Raises:
-        TaskError: it cannot be private there, or a server listens there already.
+        TaskError: it cannot be private, or a server listens there.
     """
     folder = Path(path).parent
     try:

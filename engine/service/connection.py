@@ -1,4 +1,4 @@
-"""An engine's connection to a model server: how it is made, its requests, its loss."""
+"""An engine's connection to a model server."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Peer:
 
 
 class Reconnecting:
-    """The way from one event loop to the server: a connection, or a new one after a loss."""
+    """A connection that is replaced after a loss."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._connection: Connection | None = None
 
     async def connection(self) -> Connection:
-        """Return an open connection. Callers at the same time wait for the same attempt."""
+        """Return an open connection."""
         if self._connection is None or self._connection.lost:
             self._connection = Connection.open(self._peer)
         connection = self._connection
@@ -68,11 +68,11 @@ class Reconnecting:
 
 
 class Connection:
-    """One connection. Once it is lost it stays lost.
+    """One connection. Once lost it stays lost.
 
     Attributes:
-        welcome: done once the server has accepted it, or failed.
-        offers: the models of the server, by role.
+        welcome: done once the server has accepted it.
+        offers: the server's models by role.
         lost: whether it has ended.
     """
 
@@ -91,13 +91,13 @@ class Connection:
 
     @classmethod
     def open(cls, peer: Peer) -> Connection:
-        """Begin to connect. ``welcome`` is done when that has ended."""
+        """Begin to connect."""
         connection = cls(peer)
         connection._task = asyncio.create_task(connection._run())
         return connection
 
     async def ask(self, role: str, messages: Sequence[Message], seconds: float) -> Completion:
-        """Send one request and wait for its answer; see ``RemoteHandler.chat``."""
+        """Send one request and wait for its answer."""
         number = next(self._numbers)
         payload = _request(number, role, messages)
         cost = protocol.cost(payload)
@@ -199,7 +199,7 @@ class Connection:
             raise Unavailable(f"{self._name} did not answer within {seconds:g} s{self._hint}")
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        """Raise when the connection ends. Until it was established once, ZeroMQ tries again by itself."""
+        """Raise when the connection ends."""
         established = False
         async for event, value in socket_events(monitor):
             match event:
@@ -211,8 +211,8 @@ class Connection:
                     raise self._lost_error()
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise Rejected(
-                        f"{self._name} does not know the key in {self._peer.curve_keys}: its owner makes one with "
-                        "`supdist-engine broker keygen DIR --client NAME`"
+                        f"{self._name} does not know the key in {self._peer.curve_keys}: its owner makes one "
+                        "with `supdist-engine broker keygen DIR --client NAME`"
                     )
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     other = "wants keys (--curve-keys)" if self._peer.curve_keys is None else "has no keys"
@@ -223,7 +223,7 @@ class Connection:
                     pass
 
     def _check_owner(self, descriptor: int) -> None:
-        """Check that the other end of an ipc connection without keys belongs to this user or to root."""
+        """Check that the server belongs to this user or root."""
         try:
             with borrowed(descriptor) as connection:
                 facts = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

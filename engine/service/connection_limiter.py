@@ -1,9 +1,4 @@
-"""Limits on the connections of a model server, below ZeroMQ: their number, their bytes, and how to end one.
-
-libzmq queues what it receives and keeps a message until its last frame. A client that never ends one would
-fill the memory. The receive limit of libzmq must not be used (see ``sockets.py``), and it cannot end one
-connection. So the limits work on the descriptors that its monitor reports.
-"""
+"""Limits on the connections of a model server, below ZeroMQ."""
 
 from __future__ import annotations
 
@@ -28,19 +23,15 @@ _SEAL_BYTES = 33  # of a CURVE message: its name (8), a nonce (8), a box (16) an
 _BYTES_RECEIVED = 128  # tcpi_bytes_received in Linux's struct tcp_info
 
 
+# libzmq keeps a message until its last frame: a client that never ends one would fill the memory. Its receive
+# limit must not be used (see sockets.py), and it cannot end one connection. So this works on descriptors.
 class ConnectionLimiter:
     """Limits the connections of one listening socket."""
 
     def __init__(
         self, listener: zmq.asyncio.Socket, on_close: Callable[[], None], on_trouble: Callable[[str], None]
     ) -> None:
-        """Watch a socket.
-
-        Args:
-            listener: the socket.
-            on_close: called when a connection has ended.
-            on_trouble: called with a line about a connection that was ended.
-        """
+        """Report ended connections to ``on_close``, and those it ends to ``on_trouble``."""
         self._monitor = listener.get_monitor_socket(
             zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         )
@@ -94,7 +85,7 @@ class ConnectionLimiter:
                     self._on_trouble("disconnected an engine: it sends too much, or a message without end")
 
     def _bytes_sent_by(self, descriptor: int) -> int:
-        """Return the bytes that came through a tcp connection. Those of ipc are the owner's own processes."""
+        """Return the bytes that came through a tcp connection."""
         try:
             with borrowed(descriptor) as connection:
                 if connection.family == socket.AF_UNIX:

@@ -7,14 +7,14 @@ from collections import deque
 
 
 class Credit:
-    """An amount of which parts are taken and given back. Small parts do not overtake large ones."""
+    """An amount that is taken in parts and given back."""
 
     def __init__(self, amount: int) -> None:
         self._left = amount
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def close(self, error: Exception) -> None:
-        """Fail everybody who waits, and let no one wait any more."""
+        """Fail everybody who waits."""
         while self._waiting:
             _, granted = self._waiting.popleft()
             if not granted.done():
@@ -42,6 +42,7 @@ class Credit:
     def _grant(self) -> None:
         while self._waiting:
             part, granted = self._waiting[0]
+            # Small parts do not overtake large ones.
             if not granted.done() and part > self._left:
                 return
             self._waiting.popleft()

@@ -2,13 +2,9 @@
 
 ::
 
-    DIR/.gitignore                          keeps all of it out of commits
     DIR/server.key, server.key_secret       of the server
-    DIR/authorized_keys/NAME.key            clients that may connect; read at every connection
-    DIR/clients/NAME/                       all that a client needs: copy this folder to its machine
-        client.key, client.key_secret, server.key
-
-Only their owner can read files and folders. They are never overwritten.
+    DIR/authorized_keys/NAME.key            clients that may connect
+    DIR/clients/NAME/                       all that a client needs
 """
 
 from __future__ import annotations
@@ -39,7 +35,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """The keys of a server, and the folder with the public keys of its clients."""
+    """The keys of a server, and the folder of its clients' public keys."""
 
     pair: KeyPair
     authorized: Path
@@ -63,7 +59,7 @@ def make_server_keys(folder: Path) -> None:
     """Write the keys of a server.
 
     Raises:
-        TaskError: it has keys already, or they cannot be written.
+        TaskError: they exist or cannot be written.
     """
     try:
         _make_folder(folder)
@@ -75,10 +71,10 @@ def make_server_keys(folder: Path) -> None:
 
 
 def make_client_keys(folder: Path, name: str) -> Path:
-    """Write the keys of one more client, and return the folder that it needs.
+    """Write the keys of one more client. Return its folder.
 
     Raises:
-        TaskError: there is such a client, or no server; or the keys cannot be written.
+        TaskError: they exist or cannot be written.
     """
     if not _NAME.fullmatch(name):
         raise TaskError(f"{name!r} is no name for a client: use letters, digits, '_', '-' and '.'")
@@ -90,17 +86,18 @@ def make_client_keys(folder: Path, name: str) -> Path:
         _ignore_in_git(client)  # it goes to another machine
         public = _write_pair(client, "client")
         _write(client / "server.key", server)
-        _write(folder / "authorized_keys" / f"{name}.key", public)  # last: one that is complete may connect
+        # Last, so that only a complete client may connect.
+        _write(folder / "authorized_keys" / f"{name}.key", public)
     except OSError as error:
         raise _cannot_write(error) from error
     return client
 
 
 def read_server_keys(folder: Path) -> ServerKeys:
-    """Read the keys of ``make_server_keys``.
+    """Read the keys of a server.
 
     Raises:
-        TaskError: there are none, or others may read the secret key.
+        TaskError: they are missing or not private.
     """
     authorized = folder / "authorized_keys"
     pair = _pair(folder / "server.key_secret", f"supdist-engine broker keygen {folder}")
@@ -112,10 +109,10 @@ def read_server_keys(folder: Path) -> ServerKeys:
 
 
 def read_client_keys(folder: Path) -> ClientKeys:
-    """Read the keys of ``make_client_keys``.
+    """Read the keys of a client.
 
     Raises:
-        TaskError: there are none, or others may read the secret key.
+        TaskError: they are missing or not private.
     """
     if (folder / "server.key_secret").exists():
         raise TaskError(f"{folder} holds the service's keys; a client's are in {folder}/clients/NAME")

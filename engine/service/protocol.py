@@ -1,4 +1,4 @@
-"""What engines and a broker service say to each other. This file is the authority; ``VERSION`` changes when it does.
+"""The messages between engines and a model server. This file is the authority, and has a version.
 
 An engine has a DEALER socket, the service a ROUTER; a message is one frame: a MessagePack array whose first
 item is the message's number. A connection is a session and ends with it; nothing is sent again over the next.
@@ -71,7 +71,7 @@ class Ask(Closed, frozen=True, tag=2):
 
 
 class Cancel(Closed, frozen=True, tag=3):
-    """A request that no longer needs an answer. An answer may be on its way."""
+    """A request that needs no answer any more."""
 
     request: Number
 
@@ -120,7 +120,7 @@ class Answer(Closed, frozen=True, tag=22):
 
 
 class Failure(Closed, frozen=True, tag=23):
-    """Why there is no completion, and after how many seconds to try again, if known."""
+    """Why there is no completion, and when to try again."""
 
     request: Number
     code: FailureCode
@@ -153,7 +153,7 @@ def decode_from_engine(payload: bytes | memoryview) -> FromEngine:
     """Decode a message of an engine.
 
     Raises:
-        RemoteProtocolError: it is no message, or too large.
+        RemoteProtocolError: it is no message.
     """
     return _decode(_FROM_ENGINE, payload)
 
@@ -162,7 +162,7 @@ def decode_from_service(payload: bytes | memoryview) -> FromService:
     """Decode a message of the server.
 
     Raises:
-        RemoteProtocolError: it is no message, or too large.
+        RemoteProtocolError: it is no message.
     """
     return _decode(_FROM_SERVICE, payload)
 
@@ -173,7 +173,8 @@ def cost(payload: bytes | memoryview) -> int:
 
 
 def failure(request: int, error: Exception) -> Failure:
-    """Return the message for an error. The words of an unknown error may hold secrets and stay here."""
+    """Return the message for an error."""
+    # The words of an unknown error may hold secrets and stay here.
     retry_after = error.retry_after if isinstance(error, Unavailable) else None
     for code, kind in _ERRORS.items():
         if isinstance(error, kind):

@@ -18,9 +18,7 @@ from .protocol import Offer
 class RemoteHandler(ModelHandler):
     """The model that a model server has for a role.
 
-    ``model``, ``window``, ``price`` and the rest are the server's, once the handler was entered. A lost
-    connection fails the requests under way with ``Unavailable``; none is sent again. The next call connects
-    again.
+    A lost connection fails what is under way with ``Unavailable``. The next call connects again.
     """
 
     def __init__(
@@ -35,14 +33,14 @@ class RemoteHandler(ModelHandler):
         """Open nothing yet.
 
         Args:
-            role: the model's name at the server: ``worker`` or ``supervisor``.
+            role: ``worker`` or ``supervisor``.
             address: ``ipc://PATH`` or ``tcp://HOST:PORT``.
-            curve_keys: the folder with the client's keys; tcp needs them.
-            timeout: seconds for an answer, with its wait in the server.
+            curve_keys: the folder of the client's keys; tcp needs it.
+            timeout: seconds for an answer.
             connect_timeout: seconds for a connection.
 
         Raises:
-            TaskError: it is no address, or tcp without keys.
+            TaskError: the address cannot be used.
         """
         check_address(address, keys=curve_keys is not None)
         self.role = role
@@ -63,10 +61,10 @@ class RemoteHandler(ModelHandler):
         return f"RemoteHandler({self.role!r}, {self._peer.address!r})"
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """Send one request. A cancellation cancels it at the server, too.
+        """Send one request.
 
         Raises:
-            CallTimeout: an ``Unavailable``: no answer came in time.
+            CallTimeout: no answer came in time.
             TaskError: the keys cannot be read.
         """
         async with self:
@@ -100,8 +98,8 @@ class RemoteHandler(ModelHandler):
         """Connect.
 
         Raises:
-            Unavailable: no server answers at the address.
-            Rejected: the server refuses the key, has another version, or has no such model.
+            Unavailable: no server answers.
+            Rejected: the server refuses the key, the version or the role.
         """
         self._connections.enter(lambda: Reconnecting(self._peer))
         try:
@@ -122,10 +120,10 @@ class RemoteHandler(ModelHandler):
 async def handlers_at(
     address: str, *, curve_keys: str | os.PathLike[str] | None = None
 ) -> dict[str, RemoteHandler]:
-    """Return a handler for each model of the server at an address, by role.
+    """Return a handler for each role of a server.
 
     Raises:
-        TaskError: it is no address, or the keys cannot be read.
+        TaskError: the address or the keys cannot be used.
         HandlerError: see ``RemoteHandler.__aenter__``.
     """
     check_address(address, keys=curve_keys is not None)

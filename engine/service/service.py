@@ -1,9 +1,4 @@
-"""The model server: the models of one machine for the engines of many processes and machines.
-
-It knows requests only: budgets, caches and logs belong to the engines. Each engine has a queue for each
-model, so that the flood of one does not hold up another. What an engine may have under way is bounded, and
-one that breaks the protocol is disconnected.
-"""
+"""The model server: the models of one machine for the engines of others."""
 
 from __future__ import annotations
 
@@ -48,7 +43,7 @@ _LOGIN = re.compile(r"://[^/@\s\"]+@")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a server is doing: connected engines, requests at the models, in queues, and answered."""
+    """Connected engines; requests at the models, in queues, answered."""
 
     engines: int
     running: int
@@ -58,7 +53,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """An open server: its socket, the limits on its connections, and whether one of them has ended."""
+    """The open socket, its limiter, and whether a connection has ended."""
 
     socket: zmq.asyncio.Socket
     limiter: ConnectionLimiter
@@ -76,11 +71,12 @@ class _EngineSession:
     room: int = protocol.CREDIT
 
     def forget(self, request: _EngineRequest) -> None:
-        """Remove a request that has ended."""
         del self.pending[request.number]
         self.room += request.cost
 
 
+# It knows requests only: budgets, caches and logs belong to the engines. Each engine has a queue for each
+# model, so that the flood of one does not hold up another.
 class Service:
     """Serves models at an address while it is entered and ``serve`` runs.
 
@@ -100,12 +96,12 @@ class Service:
 
         Args:
             handlers: the models by role.
-            address: ``ipc://PATH``, or ``tcp://HOST:PORT`` with ``*`` for any free port.
-            keys: which clients may connect; not needed for ipc, whose socket is private.
-            on_trouble: called with a line about an engine that was disconnected.
+            address: ``ipc://PATH``, or ``tcp://HOST:PORT``; ``*`` is any free port.
+            keys: which clients may connect; tcp needs them.
+            on_trouble: called with a line about each disconnected engine.
 
         Raises:
-            TaskError: it is no address, or tcp without keys.
+            TaskError: the address cannot be used.
         """
         check_address(address, keys=keys is not None)
         self.address = address
@@ -285,10 +281,10 @@ class Service:
             self._disconnect(engine.route, engine.descriptor, unread)
 
     def _try_send(self, route: bytes, payload: bytes) -> bool:
-        """Send, and return whether the engine is still there.
+        """Send. Return whether the engine is still there.
 
         Raises:
-            zmq.Again: it is, but leaves too much unread.
+            zmq.Again: it leaves too much unread.
         """
         try:
             send_now(self._open_listener.socket, [route, payload])
@@ -338,11 +334,9 @@ class _EngineRequest(Request):
         self._engine = engine
 
     def conversation(self) -> Sequence[Message]:
-        """See ``Request.conversation``."""
         return self._messages
 
     def finish(self, answer: Completion | Exception) -> None:
-        """See ``Request.finish``."""
         self._service.finish(self._engine, self, answer)
 
 
@@ -353,7 +347,6 @@ class _AccessPolicy:
         self._keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether the client with this public key may connect."""
         return self._keys.admits(key)
 
 
@@ -379,7 +372,6 @@ def _offer(handler: ModelHandler) -> Offer:
 
 
 def _without_logins(value: T) -> T:
-    """Remove user names and passwords from the URLs of plain data."""
     return json.loads(_LOGIN.sub("://", json.dumps(value)))
 
 

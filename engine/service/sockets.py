@@ -22,13 +22,13 @@ _PROBE_SECONDS = 2
 
 
 def open_socket(context: zmq.asyncio.Context, kind: int, address: str) -> zmq.asyncio.Socket:
-    """Return a socket with bounded messages that notices a lost peer, neither bound nor connected."""
+    """Return a socket with bounded messages that notices a lost peer."""
     opened = context.socket(kind)
     opened.setsockopt(zmq.LINGER, 0)
     opened.setsockopt(zmq.IPV6, int("[" in address))
     opened.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-    # Where a receiver's queue is full and the peer pings and dies, libzmq 4.3.5 aborts the whole process. So there
-    # is no limit on the queue here, and the heartbeats are the kernel's.
+    # libzmq 4.3.5 aborts the process if a receiver's queue is full and its peer pings and dies. So the queue
+    # has no limit here, and the kernel sends the heartbeats.
     opened.setsockopt(zmq.RCVHWM, 0)
     opened.setsockopt(zmq.TCP_KEEPALIVE, 1)
     opened.setsockopt(zmq.TCP_KEEPALIVE_IDLE, _PROBE_SECONDS)
@@ -45,8 +45,8 @@ def send_now(to: zmq.asyncio.Socket, frames: Sequence[bytes]) -> None:
         zmq.Again: there is no room.
         zmq.ZMQError: the peer is gone (EHOSTUNREACH).
     """
-    # With DONTWAIT the future is done when it is returned. A plain socket beside this one could send as well, but
-    # would consume the edge by which the event loop learns of incoming messages.
+    # With DONTWAIT the future is done when it is returned. A plain socket could send as well, but would
+    # consume the edge by which the event loop learns of incoming messages.
     sent = to.send_multipart(frames, zmq.DONTWAIT)  # pyright: ignore[reportUnknownMemberType]
     cast("asyncio.Future[object]", sent).result()
 
@@ -66,11 +66,12 @@ async def socket_events(monitor: zmq.asyncio.Socket) -> AsyncIterator[tuple[int,
 
 @contextmanager
 def borrowed(descriptor: int) -> Generator[socket.socket]:
-    """Yield a connection of ZeroMQ's. Its number may be another's by now.
+    """Yield a connection of ZeroMQ's.
 
     Raises:
-        OSError: it is closed, or no socket any more.
+        OSError: it is closed.
     """
+    # ZeroMQ may have closed it, and its number be another's by now.
     copy = os.dup(descriptor)
     try:
         connection = socket.socket(fileno=copy)

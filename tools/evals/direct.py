@@ -28,7 +28,8 @@ from .calls import metered_model, tokens_of
 from .records import Tokens
 
 _SYSTEM = """\
-You are given a document and a question about it. Answer the question from the document alone, as briefly as it can be \
+You are given a document and a question about it. Answer the question from the document alone, as briefly \
+as it can be \
 answered, without an explanation. Reply with the answer and nothing else.\
 """
 

@@ -1,13 +1,6 @@
-"""An OpenAI-compatible server that answers from a script, for tests and demonstrations.
+"""An OpenAI-compatible server on 127.0.0.1 that answers from a script. As a program it serves a file::
 
-::
-
-    async with FakeOpenAI([Status(429, headers={"Retry-After": "1"}), Text("four")]) as server:
-        handler = OpenAIHandler("any-name", base_url=server.base_url)
-
-It listens on 127.0.0.1 only and accepts every key and model name. As a program it serves a file::
-
-    python -m supdist.tools.testing.fake_openai replies.jsonl --port 8000
+python -m supdist.tools.testing.fake_openai replies.jsonl --port 8000
 """
 
 from __future__ import annotations
@@ -55,11 +48,11 @@ Script = Iterable[Reply] | Callable[[Request], Reply | Awaitable[Reply]]
 
 
 class FakeOpenAI:
-    """The server. A script that is used up or raises gives status 500 without a retry.
+    """The server. A script that raises or is used up gives status 500.
 
     Attributes:
         requests: all requests in order.
-        ledger: all completions that would be billed, in order.
+        ledger: all completions that would be billed.
         connections: how many were accepted.
         base_url: the endpoint, once entered.
     """
