@@ -219,7 +219,7 @@ def test_a_context_of_the_same_files_is_the_same(tmp_path: Path) -> None:
         "wheels/one.whl",
         "requirements/guest.txt",
         "supdist/sandbox_image/guest/init.py",
-        "supdist/sandbox_image/guard.py",  # the MCP server judges its guest by it
+        "supdist/sandbox_image/guest_session/session.py",  # the MCP server judges its guest by it
     } <= set(names)
     assert not [name for name in names if "engine" in name or "jail" in name]
     assert not [name for name in names if "pyc" in name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ...sandbox_image import protocol
+from ...sandbox_image.guest_session import CellCollector
 from ...sandbox_image.protocol import CellEnd, Outcome
 from .config import CellResult, Display
 
@@ -20,20 +21,11 @@ class RunningCell:
     def __init__(self, number: int) -> None:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
-        # The shim bounds both, see SandboxConfig.output.
-        self._output = {1: bytearray(), 2: bytearray()}
-        self._display: list[Display] = []
-        self._final: str | None = None
+        self._collected = CellCollector()
 
     def add(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
         """Keep what the cell wrote, shows or answered."""
-        match message:
-            case protocol.Final():
-                self._final = message.answer
-            case protocol.Display():
-                self._display.append(Display({**message.text, **message.images}))  # type: ignore[dict-item]  # mypy does not widen a Literal key to str
-            case protocol.Output():
-                self._output[message.stream] += message.data
+        self._collected.add(message)
 
     def finish(self, end: CellEnd) -> None:
         """Set the result, unless nobody waits for it."""
@@ -51,16 +43,16 @@ class RunningCell:
         return CellResult(
             cell=end.cell,
             outcome=Outcome(end.outcome),
-            stdout=self._output[1].decode("utf-8", "replace"),
-            stderr=self._output[2].decode("utf-8", "replace"),
+            stdout=self._collected.stdout,
+            stderr=self._collected.stderr,
             truncated=end.truncated,
             error=end.error,
-            final=self._final,
+            final=self._collected.final,
             elapsed=end.elapsed,
             worker_wait=end.worker_wait,
             state_lost=end.state_lost,
             dropped=end.dropped,
             usage=end.usage,
             detail=end.detail,
-            display=tuple(self._display),
+            display=tuple(map(Display, self._collected.displays)),
         )

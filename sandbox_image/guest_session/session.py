@@ -1,0 +1,266 @@
+"""One guest's session: what its frames do, whose clock runs, and how it ends. Does no I/O.
+
+A driver reads and writes the streams, and measures. It passes everything that happens to the session, with the time,
+and sends what the session returns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from .. import protocol
+from ..protocol import (
+    NOT_MEASURED,
+    Done,
+    Execute,
+    Exit,
+    FileData,
+    FileList,
+    FromGuest,
+    FromShim,
+    GetFile,
+    HungUp,
+    Interrupt,
+    Kill,
+    ListFiles,
+    Outcome,
+    Output,
+    PutFile,
+    ReplExit,
+    Reply,
+    SessionLimits,
+    ToGuest,
+    ToolReply,
+    ToShim,
+    Usage,
+    Violation,
+)
+from .cell import Cell
+from .rules import MessageRules
+from .verdict import verdict_on_death
+
+# A guest is not read while this much waits for a slow engine, or for a guest that does not read.
+_MOST_UNSENT_MESSAGES = 4096
+_MOST_UNSENT_BYTES = 8 << 20
+_OF_INIT = (FileData, FileList, ReplExit)
+_ERRORS = (Violation, msgspec.MsgspecError, UnicodeError, RecursionError)
+
+Source = Literal["repl", "init"]
+
+
+class Send(NamedTuple):
+    """A message to send. ``payload`` is its encoding where it arrived encoded."""
+
+    to: Literal["engine", "repl", "init"]
+    message: FromShim | ToGuest
+    payload: bytes | None = None
+
+    def encoded(self) -> bytes:
+        """Return the payload; what was only checked is not encoded again."""
+        return protocol.encode(self.message) if self.payload is None else self.payload
+
+
+class Measured(NamedTuple):
+    """What the driver measured of the running cell.
+
+    ``exceeded`` is a resource limit that was passed, with its text. ``refused_process`` is whether a fork was refused.
+    """
+
+    usage: Usage = NOT_MEASURED
+    exceeded: tuple[Outcome, str] | None = None
+    refused_process: bool = False
+
+
+class Backlog(NamedTuple):
+    """What the driver could not write yet."""
+
+    engine_messages: int = 0
+    engine_bytes: int = 0
+    guest_bytes: int = 0
+
+
+class GuestSession:
+    """The state of one guest, from its start to its end.
+
+    Args:
+        limits: what it may do.
+        has_two_streams: whether repl and init have a stream each. One stream has the source ``init``.
+
+    Attributes:
+        ending: how the session ended; None until then. Nothing is sent after it but by ``end_cell``.
+        resume_at: when the rate of calls allows the guest to be read again, as ``may_read`` last found.
+        unmeasured: a message that waits for ``measured``: the end of a cell, or of the guest.
+    """
+
+    def __init__(self, limits: SessionLimits, *, has_two_streams: bool) -> None:
+        self._rules = MessageRules(limits)
+        self._has_two_streams = has_two_streams
+        self._frames: deque[tuple[Source, bytes]] = deque()
+        self.resume_at: float | None = None
+        self.unmeasured: Done | ReplExit | None = None
+        self.ending: Exit | None = None
+
+    @property
+    def cell(self) -> Cell | None:
+        """The running cell."""
+        return self._rules.cell
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether frames wait for ``process_frame``."""
+        return bool(self._frames) and self.ending is None
+
+    def may_read(self, now: float, backlog: Backlog) -> bool:
+        """Return whether the guest may be read, and its frames processed.
+
+        It may not while it calls too often, while enough of its calls have no reply, or while enough is unsent.
+        """
+        calls, cell = self._rules.calls, self._rules.cell
+        self.resume_at = calls.resume_at(now)
+        # An interrupted cell must be able to end.
+        is_full = calls.is_full and (cell is None or cell.interrupted is None)
+        return (
+            self.resume_at is None
+            and not is_full
+            and backlog.engine_messages < _MOST_UNSENT_MESSAGES
+            and backlog.engine_bytes < _MOST_UNSENT_BYTES
+            and backlog.guest_bytes < _MOST_UNSENT_BYTES
+        )
+
+    def next_time(self) -> float | None:
+        """Return when to call ``tick`` or ``may_read`` again: at the cell's deadline, or when the rate allows calls."""
+        times = [at for at in (self.resume_at, self.cell and self.cell.deadline()) if at is not None]
+        return min(times, default=None)
+
+    # From the engine
+
+    def from_engine(self, message: ToShim, now: float, payload: bytes | None = None) -> list[Send]:
+        """Take a message of the engine."""
+        if self.ending is not None:
+            return []
+        match message:
+            case Kill():
+                self.end(Outcome.KILLED, "killed by the engine")
+                return []
+            case Execute():
+                self._rules.execute(message.cell, message.timeout, now)
+            case PutFile() | GetFile() | ListFiles():
+                self._rules.ask(message)
+                return [Send("init", message, payload)]
+            case Reply() | ToolReply():
+                if not self._rules.reply(message, now):
+                    return []
+            case Interrupt():
+                is_running = self.cell is not None and self.cell.number == message.cell
+                return self._interrupt(Outcome.KILLED, now) if is_running else []
+            case _:
+                pass
+        return [Send("repl", message, payload)]
+
+    # From the guest
+
+    def from_guest(self, source: Source, payloads: Iterable[bytes]) -> None:
+        """Queue frames for ``process_frame``."""
+        self._frames.extend((source, payload) for payload in payloads)
+
+    def process_frame(self, now: float) -> list[Send]:
+        """Check the next frame. If ``unmeasured`` is set after it, call ``measured`` before the next one."""
+        assert self.unmeasured is None, "the end of the cell waits for its measurement"
+        source, payload = self._frames.popleft()
+        try:
+            message = protocol.decode_from_guest(payload)
+            if self._has_two_streams and isinstance(message, _OF_INIT) != (source == "init"):
+                raise Violation("a message of init that the repl sent, or one of the repl from init")
+            if isinstance(message, Done | ReplExit):
+                self.unmeasured = message
+                return []
+            return self._accept(message, payload, now, Measured())
+        except _ERRORS as error:
+            self.break_off(error)
+            return []
+
+    def measured(self, facts: Measured, now: float) -> list[Send]:
+        """Finish the message that is ``unmeasured``."""
+        message, self.unmeasured = self.unmeasured, None
+        if self.ending is not None or message is None:
+            return []
+        if isinstance(message, ReplExit):
+            self.end(*(facts.exceeded or verdict_on_death(message)))
+            return []
+        if facts.exceeded is not None:
+            self.end(*facts.exceeded)
+            return []
+        try:
+            return self._accept(message, None, now, facts)
+        except _ERRORS as error:
+            self.break_off(error)
+            return []
+
+    def output(self, stream: Literal[1, 2], data: bytes, now: float) -> list[Send]:
+        """Take what the running cell printed, where the driver reads its pipes."""
+        return (
+            []
+            if self.cell is None
+            else self._accept(Output(self.cell.number, stream, data), None, now, Measured())
+        )
+
+    def closed(self, source: Source, exceeded: tuple[Outcome, str] | None = None) -> list[Send]:
+        """Take the end of a stream, and a resource limit that explains it."""
+        if self.ending is not None:
+            return []
+        if source == "repl":
+            return [Send("init", HungUp())]
+        self.end(*(exceeded or verdict_on_death(None)))
+        return []
+
+    # Clocks and the end
+
+    def tick(self, now: float) -> list[Send]:
+        """Interrupt the running cell at its deadline, and end the session if it does not stop within its grace."""
+        cell = self.cell
+        if self.ending is not None or cell is None or now < cell.deadline():
+            return []
+        if cell.interrupted is None:
+            return self._interrupt(Outcome.TIMEOUT, now)
+        self.end(cell.interrupted, "did not stop when interrupted")
+        return []
+
+    def end(self, outcome: Outcome, detail: str) -> None:
+        """End the session. The first end holds."""
+        if self.ending is None:
+            self.ending = Exit(outcome, detail)
+
+    def break_off(self, error: Exception) -> None:
+        """End the session for bytes that are no message, or a message against the rules."""
+        # Only our own text: another error's would quote the guest.
+        detail = str(error) if isinstance(error, Violation) else "a frame that is no message"
+        self.end(Outcome.PROTOCOL_VIOLATION, detail)
+
+    def end_cell(self, now: float, usage: Usage) -> list[Send]:
+        """Return the end of the cell that ran when the session ended, once the guest is dead."""
+        assert self.ending is not None
+        if self.cell is None:
+            return []
+        end = self._rules.end_cell(self.ending.outcome, None, now, usage, death=self.ending.detail)
+        return [Send("engine", end)]
+
+    def _accept(self, message: FromGuest, payload: bytes | None, now: float, facts: Measured) -> list[Send]:
+        passed, refusal = self._rules.accept(message, now, facts.usage, refused_process=facts.refused_process)
+        sends: list[Send] = []
+        if passed is not None:
+            sends.append(Send("engine", passed, payload if passed is message else None))
+        if refusal is not None:
+            sends.append(Send("repl", refusal))
+        if isinstance(message, Output) and self._rules.output_exceeded and self.ending is None:
+            sends += self._interrupt(Outcome.OUTPUT_LIMIT, now)
+        return sends
+
+    def _interrupt(self, outcome: Outcome, now: float) -> list[Send]:
+        cell = self.cell
+        if cell is None or not self._rules.interrupt(outcome, now):
+            return []
+        return [Send("init", Interrupt(cell.number))]

@@ -1,0 +1,325 @@
+"""One guest as a child process: the asyncio driver of its ``GuestSession``."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import environment, protocol
+from ..guest_session import Backlog, CellCollector, GuestSession, Measured, Send, verdict_on_death
+from ..protocol import (
+    NOT_MEASURED,
+    Call,
+    CallError,
+    CellEnd,
+    Display,
+    FileData,
+    FileList,
+    Final,
+    FromShim,
+    GetFile,
+    ListFiles,
+    Outcome,
+    Output,
+    PutFile,
+    Ready,
+    ReplExit,
+    SessionLimits,
+    ToShim,
+    Violation,
+)
+from . import processes
+from .session import Cell, SessionError, SessionLost
+
+_START_SECONDS = 30.0
+_FILE_SECONDS = 30.0
+_KILL_SECONDS = 10.0
+_READ_BYTES = 1 << 18
+
+_MEMORY_EVENTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+
+
+class GuestProcess:
+    """One life of the interpreter. Made by ``start``, which is to be followed by ``wait_ready``.
+
+    Attributes:
+        lost: why it is gone; None while it lives.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        limits: SessionLimits,
+        oom_kills: int,
+    ) -> None:
+        self._process = process
+        self._reader, self._writer = streams
+        self._limits = limits
+        self._oom_kills = oom_kills
+        self._session = GuestSession(limits, has_two_streams=False)
+        self._loop = asyncio.get_running_loop()
+        self._last_cell = 0
+        self._collector = CellCollector()
+        self._result: asyncio.Future[Cell] | None = None
+        self._last_request = 0
+        self._answers: dict[int, asyncio.Future[FileData | FileList]] = {}
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._ended = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._life: asyncio.Task[None] | None = None
+        self.lost: str | None = None
+
+    @classmethod
+    async def start(cls, folder: Path, limits: SessionLimits) -> GuestProcess:
+        """Start the process in this folder.
+
+        Raises:
+            SessionError: it cannot be started.
+        """
+        ours, theirs = socket.socketpair()
+        oom_kills = _oom_kills()
+        try:
+            with theirs:
+                process = _spawn(theirs, folder)
+        except OSError as error:
+            ours.close()
+            raise SessionError(f"the Python process cannot be started: {error}") from error
+        guest = cls(process, await asyncio.open_connection(sock=ours), limits, oom_kills)
+        sizes = limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes
+        guest._take(protocol.Start("", *sizes, [], []))
+        guest._take(protocol.Load("text", "frame", b""))
+        guest._life = guest._loop.create_task(guest._live())
+        return guest
+
+    async def wait_ready(self) -> None:
+        """Wait until it takes cells.
+
+        Raises:
+            SessionError: it did not start in time, or died.
+        """
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise SessionError(f"the Python process did not start within {_START_SECONDS:g} s") from None
+
+    async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the session keeps it
+        """Run a cell to its end. When cancelled, interrupt it and wait for its end."""
+        self._last_cell += 1
+        number = self._last_cell
+        self._collector = CellCollector()
+        result = self._result = self._loop.create_future()
+        self._take(protocol.Execute(number, code, timeout))
+        try:
+            return await asyncio.shield(result)
+        except asyncio.CancelledError:
+            self._take(protocol.Interrupt(number))
+            await asyncio.wait([result])
+            raise
+
+    async def ask(self, question: Callable[[int], PutFile | GetFile | ListFiles]) -> FileData | FileList:
+        """Ask about files; ``question`` gets the number of the request.
+
+        Raises:
+            TimeoutError: there was no answer in time.
+            SessionLost: the guest died before its answer.
+        """
+        self._last_request += 1
+        number = self._last_request
+        answer = self._answers[number] = self._loop.create_future()
+        try:
+            self._take(question(number))
+            async with asyncio.timeout(_FILE_SECONDS):
+                return await answer
+        finally:
+            self._answers.pop(number, None)
+
+    async def end(self, why: str) -> None:
+        """Kill it and every process that it has started; a running cell ends with it."""
+        self._session.end(Outcome.KILLED, why)
+        self._check_end()
+        assert self._life is not None
+        await self._life
+
+    async def _live(self) -> None:
+        reading = self._loop.create_task(self._read())
+        await self._ended.wait()
+        reading.cancel()
+        self._writer.transport.abort()
+        detail = ""
+        try:
+            await processes.end_all(_KILL_SECONDS)
+        except TimeoutError:
+            detail = "; some of its processes could not be killed"
+        # It was reaped already; now Popen knows.
+        self._process.poll()
+        self._report_end(detail)
+
+    def _report_end(self, more: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._session.ending is not None
+        self.lost = self._session.ending.detail + more
+        for send in self._session.end_cell(time.monotonic(), NOT_MEASURED):
+            self._receive(send.message)
+        lost = SessionLost(f"the Python process is gone ({self.lost})")
+        waiting: list[tuple[asyncio.Future[Any] | None, SessionError]] = [
+            (self._ready, SessionError(f"the Python process did not start: {self.lost}")),
+            (self._result, lost),
+            *((answer, lost) for answer in self._answers.values()),
+        ]
+        for future, error in waiting:
+            if future is not None and not future.done():
+                future.set_exception(error)
+                # Retrieved here too: after a cancelled call no other code does.
+                future.exception()
+
+    # Reading and writing
+
+    async def _read(self) -> None:
+        frames = protocol.FrameBuffer(self._limits.frame_bytes)
+        try:
+            while data := await self._reader.read(_READ_BYTES):
+                self._session.from_guest("init", frames.feed(data))
+                while self._session.has_frames:
+                    await self._wait_until_readable()
+                    self._process_frame()
+                # A guest that does not read is not read.
+                await self._writer.drain()
+        except Violation as error:
+            self._session.break_off(error)
+        except ConnectionError:
+            pass
+        self._session.closed("init")
+        self._check_end()
+
+    async def _wait_until_readable(self) -> None:
+        # At least once, so that timers and other clients run: one read may hold thousands of frames.
+        await asyncio.sleep(0)
+        while not self._session.may_read(now := time.monotonic(), self._backlog()):
+            await self._writer.drain()
+            resume = self._session.resume_at
+            await asyncio.sleep(max(0.0, (resume or now) - now))
+
+    def _backlog(self) -> Backlog:
+        return Backlog(guest_bytes=self._writer.transport.get_write_buffer_size())
+
+    def _process_frame(self) -> None:
+        if not self._session.has_frames:
+            return
+        now = time.monotonic()
+        sends = self._session.process_frame(now)
+        if self._session.unmeasured is not None:
+            sends += self._session.measured(Measured(exceeded=self._exceeded()), now)
+        self._send(sends)
+
+    def _exceeded(self) -> tuple[Outcome, str] | None:
+        last = self._session.unmeasured
+        # Any process of the group may have been killed for memory. It explains no other death than by SIGKILL.
+        was_killed = isinstance(last, ReplExit) and verdict_on_death(last)[0] is Outcome.KILLED
+        if was_killed and _oom_kills() > self._oom_kills:
+            return Outcome.OOM, "the kernel ended it for want of memory"
+        return None
+
+    def _take(self, message: ToShim) -> None:
+        self._send(self._session.from_engine(message, time.monotonic()))
+
+    def _send(self, sends: list[Send]) -> None:
+        for send in sends:
+            if send.to == "engine":
+                self._receive(send.message)
+            else:
+                self._writer.write(protocol.frame(send.encoded()))
+        self._set_timer()
+        self._check_end()
+
+    def _receive(self, message: FromShim | protocol.ToGuest) -> None:
+        match message:
+            case Ready():
+                self._ready.set_result(None)
+            case Output() | Display() | Final():
+                self._collector.add(message)
+            case Call():
+                # There is no worker here.
+                refused = CallError("unavailable", "there is no worker here")
+                self._take(protocol.Reply(message.call, [refused] * len(message.prompts)))
+            case FileData() | FileList():
+                answer = self._answers.get(message.request)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+            case CellEnd():
+                self._finish_cell(message)
+            case _:
+                pass
+
+    def _finish_cell(self, end: CellEnd) -> None:
+        collected, result = self._collector, self._result
+        self._result = None
+        if result is None or result.done():
+            return
+        detail = self.lost if end.state_lost and self.lost else end.detail
+        result.set_result(
+            Cell(
+                outcome=Outcome(end.outcome),
+                stdout=collected.stdout,
+                stderr=collected.stderr,
+                display=collected.displays,
+                error=end.error,
+                lost=end.state_lost,
+                detail=detail,
+            )
+        )
+
+    # Clocks
+
+    def _set_timer(self) -> None:
+        cell = self._session.cell
+        deadline = None if cell is None else cell.deadline()
+        if self._timer is not None:
+            if self._timer.when() == deadline:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._send(self._session.tick(time.monotonic()))
+
+    def _check_end(self) -> None:
+        if self._session.ending is not None:
+            self._ended.set()
+
+
+def _spawn(stream: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
+    """Start init in the folder, without this process's environment."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-m", "supdist.sandbox_image.guest"],
+        stdin=stream.fileno(),
+        stdout=stream.fileno(),
+        cwd=folder,
+        env={**environment.VARIABLES, "HOME": str(folder)},
+        umask=0o022,
+        start_new_session=True,
+    )
+
+
+def _oom_kills() -> int:
+    """Return how many processes of this control group the kernel has killed for memory; 0 where it does not count."""
+    for path in _MEMORY_EVENTS:
+        try:
+            found = re.search(r"^oom_kill (\d+)$", Path(path).read_text(encoding="ascii"), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return 0
