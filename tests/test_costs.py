@@ -132,8 +132,7 @@ async def talk(zygote: Zygote, code: str) -> Counter[str]:
 
 
 async def test_a_call_is_a_message_each_way_and_a_cell_two() -> None:
-    zygote = Zygote()
-    await zygote.start()
+    zygote = await Zygote.start()
     try:
         assert await talk(zygote, "1 + 1") == {"more": 1, "end": 1}, "the value that it shows, and its end"
         assert await talk(zygote, "x = 1") == {"end": 1}

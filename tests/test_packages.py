@@ -418,7 +418,7 @@ async def test_what_is_no_folder_is_refused_with_a_remedy(
 
 async def test_a_folder_that_goes_while_its_zygote_starts_is_refused_too(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="No such file"):
-        await Zygote(str(tmp_path / "gone")).start()
+        await Zygote.start(str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize("closed", ["", "package", "module.py"])

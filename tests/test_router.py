@@ -29,7 +29,7 @@ class Engine:
         self.path = f"{path}/engine"
         self.told: asyncio.Queue[tuple[bytes, bytes | None]] = asyncio.Queue()
         self.on_message: Callable[[bytes], None] = lambda _: None
-        self.router = Router(self.path, self._hear, lambda name: self.told.put_nowait((name, None)))
+        self.router = Router.listen(self.path, self._hear, lambda name: self.told.put_nowait((name, None)))
 
     def _hear(self, name: bytes, payload: bytes) -> None:
         self.told.put_nowait((name, payload))
@@ -65,7 +65,6 @@ async def received(sock: socket.socket) -> bytes:
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncGenerator[Engine]:
     engine = Engine(tmp_path)
-    engine.router.open()
     yield engine
     engine.router.close()
 
@@ -219,7 +218,6 @@ def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_pa
 
     async def wait_and_come() -> int:
         engine, peer = Engine(tmp_path), Peer(b"DEALER", 1024, b"late")
-        engine.router.open()
         sock = engine.dial()
         with sock, no_descriptors_left() as let_there_be_some:
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):

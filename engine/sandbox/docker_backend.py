@@ -65,9 +65,8 @@ class DockerBackend(Backend):
             await to_thread.run_sync(daemon.sweep)
             folder = await to_thread.run_sync(make_folder)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            zygote = Zygote(contexts=folder)
+            zygote = await Zygote.start(contexts=folder)
             # From here the zygote removes the folder at its end.
-            await zygote.start()
             undo.pop_all()
         return cls(daemon, folder, zygote)
 

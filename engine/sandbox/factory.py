@@ -54,8 +54,7 @@ class _SharedBackends:
                 zygote = None
             if zygote is None:
                 await self._close_idle()
-                zygote = Zygote(packages.path if packages else None)
-                await zygote.start()
+                zygote = await Zygote.start(packages.path if packages else None)
             self._zygotes[packages] = zygote
             return zygote
 

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import IO
 
 from ...sandbox_image import protocol
 from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
@@ -24,97 +25,89 @@ Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 _PACKET_BYTES = 64 << 10
-_LAST_WORDS_SECONDS = 2.0
-_LAST_WORDS_OF_KILLED_SECONDS = 0.1
+_LAST_MESSAGES_SECONDS = 2.0
+_LAST_MESSAGES_OF_KILLED_SECONDS = 0.1
 _SOCKET_PATH_CHARS = 90
+# Orders of a burst wait in the socket.
 _CONTROL_BUFFER = 4 << 20
 
 
 class Zygote:
-    """One zygote process and the ROUTER socket that its shims connect to. Belongs to one event loop.
+    """One zygote process and the ROUTER socket that its shims connect to. Made by ``start``; belongs to one event loop.
 
-    Args:
-        packages: the real path of a folder that its sandboxes can import from.
-        contexts: a folder of what the guests of a container daemon read. With it the zygote builds no walls, takes
-            ``attach`` instead of ``spawn``, and removes the folder at its end.
+    Attributes:
+        contexts: the memory of contexts for its sandboxes.
     """
 
-    def __init__(self, packages: str | None = None, *, contexts: str | None = None) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        router: Router,
+        shims: _Shims,
+        packages: str | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._process = process
+        self._control = control
+        self._router = router
+        self._shims = shims
         self._packages = packages
-        self._contexts = contexts
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._alive = True
         self.contexts = ContextMemory()
-        self._sessions: dict[bytes, _Session] = {}
-        self._ready: asyncio.Future[None] | None = None
-        self._alive = False
+        self._loop.add_reader(control, self._read_control)
+
+    @classmethod
+    async def start(cls, packages: str | None = None, *, contexts: str | None = None) -> Zygote:
+        """Start the process and wait until it takes orders.
+
+        Args:
+            packages: the real path of a folder that its sandboxes can import from.
+            contexts: a folder of what the guests of a container daemon read. With it the zygote isolates nothing,
+                takes ``attach`` instead of ``spawn``, and removes the folder at its end.
+
+        Raises:
+            SandboxUnavailable: a step that every sandbox needs fails here.
+            TaskError: the packages cannot be shown to sandboxes.
+        """
+        with contextlib.ExitStack() as undo:
+            folder = _make_socket_folder()
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            path = f"{folder}/engine"
+            shims = _Shims()
+            router = Router.listen(path, shims.deliver, shims.disconnected)
+            undo.callback(router.close)
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(control.close)
+            control.setblocking(False)
+            control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CONTROL_BUFFER)
+            with theirs, tempfile.TemporaryFile() as stderr:
+                if contexts is not None:
+                    command = rootfs.command_for_containers(theirs.fileno(), path, contexts)
+                else:
+                    command = rootfs.command(theirs.fileno(), path, packages)
+                process = _start_process(command, theirs, stderr)
+                undo.callback(process.wait)
+                undo.callback(process.kill)
+                zygote = cls(process, control, router, shims, packages)
+                undo.callback(zygote._close_control)
+                theirs.close()
+                await zygote._wait_ready(stderr)
+            # The zygote has the socket's file bound in its own view. Nothing on disk is needed any more.
+            shutil.rmtree(folder)
+            undo.pop_all()
+            return zygote
 
     @property
     def alive(self) -> bool:
-        """Whether sandboxes can be had from it."""
+        """Whether it can make sandboxes."""
         return self._alive
 
     @property
     def idle(self) -> bool:
-        """Whether no sandbox of it is in use."""
-        return not self._sessions
-
-    async def start(self) -> None:
-        """Start the process and wait until it takes orders.
-
-        Raises:
-            SandboxUnavailable: a wall that every sandbox needs cannot be built here.
-            TaskError: the packages cannot be shown to sandboxes.
-        """
-        self._loop = asyncio.get_running_loop()
-        self._ready = self._loop.create_future()
-        with contextlib.ExitStack() as undo:
-            # The process in the name: an engine that is killed before its zygote stands leaves the folder.
-            prefix = f"supdist-{os.getpid()}-"
-            folder = tempfile.mkdtemp(prefix=prefix)
-            if len(folder) > _SOCKET_PATH_CHARS:  # the kernel has 108 bytes for a socket's path
-                os.rmdir(folder)
-                folder = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            self._router = Router(f"{folder}/engine", self._hear, self._lose)
-            self._router.open()
-            undo.callback(self._router.close)
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(self._close_control)
-            self._control.setblocking(False)
-            self._control.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, _CONTROL_BUFFER
-            )  # orders of a burst
-            self._loop.add_reader(self._control, self._read_control)
-            with theirs, tempfile.TemporaryFile() as complaints:
-                self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec; asyncio's way takes a child watcher
-                    self._command(theirs.fileno(), f"{folder}/engine"),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=complaints,
-                    pass_fds=[theirs.fileno()],
-                    env={"LANG": "C.UTF-8"},
-                    cwd="/",
-                    start_new_session=True,  # a terminal's Ctrl-C is the engine's to handle
-                )
-                undo.callback(self._end_process)
-                theirs.close()
-                try:
-                    async with asyncio.timeout(_START_SECONDS):
-                        await self._ready
-                except (TimeoutError, SandboxLost) as error:
-                    complaints.seek(0)
-                    raise SandboxUnavailable(
-                        "The process that forks sandboxes did not start",
-                        f"It said: {complaints.read(2000).decode(errors='replace').strip() or 'nothing'!r}",
-                    ) from error
-            self._alive = True
-            # The zygote has the socket's file bound in its own view; nothing on disk is needed any more.
-            shutil.rmtree(folder)
-            undo.pop_all()
-
-    def _command(self, control_fd: int, socket_file: str) -> list[str]:
-        if self._contexts is not None:
-            return rootfs.command_for_containers(control_fd, socket_file, self._contexts)
-        return rootfs.command(control_fd, socket_file, self._packages)
+        """Whether none of its sandboxes is in use."""
+        return not self._shims
 
     def spawn(
         self,
@@ -123,7 +116,7 @@ class Zygote:
         resources: protocol.ResourceLimits,
         context_fd: int,
     ) -> bytes:
-        """Fork a shim, with a sandbox, whose messages go to ``receiver``; its session.
+        """Fork a shim, with a sandbox, whose messages go to ``receiver``; return its session.
 
         Raises:
             SandboxLost: the zygote is gone.
@@ -133,7 +126,7 @@ class Zygote:
     def attach(
         self, receiver: Receiver, limits: protocol.SessionLimits, stream_fd: int, groups: dict[str, str]
     ) -> bytes:
-        """Fork a shim for a guest in a container, see ``protocol.Attach``; its session.
+        """Fork a shim for a guest in a container, see ``protocol.Attach``; return its session.
 
         Raises:
             SandboxLost: the zygote is gone.
@@ -144,16 +137,16 @@ class Zygote:
         self, receiver: Receiver, order: Callable[[bytes], protocol.Spawn | protocol.Attach], fd: int
     ) -> bytes:
         session = b"s" + os.urandom(12)
-        self._sessions[session] = _Session(receiver)
+        self._shims.add(session, receiver)
         try:
             socket.send_fds(self._control, [protocol.encode(order(session))], [fd])
         except OSError as error:
-            del self._sessions[session]
+            self._shims.forget(session)
             raise SandboxLost("the process that forks sandboxes is gone") from error
         return session
 
     def send(self, session: bytes, message: protocol.ToShim) -> None:
-        """Send to a session's shim. To one that is gone, nothing is sent: its end is on its way here.
+        """Send to a session's shim. A shim that is gone gets nothing: its end is on its way here.
 
         Raises:
             LocalProtocolError: the message is larger than a frame may be, or holds lone surrogates.
@@ -169,13 +162,13 @@ class Zygote:
         self._router.send(session, payload)
 
     def abandon(self, session: bytes) -> None:
-        """Have a shim killed that does not do as it is told; its end will be told as any other."""
+        """Have the zygote kill a shim that does not react. Its end is reported as any other."""
         with contextlib.suppress(OSError):
             self._control.send(protocol.encode(protocol.Abandon(session)))
 
     def forget(self, session: bytes) -> None:
         """Deliver nothing more of this session."""
-        self._sessions.pop(session, None)
+        self._shims.forget(session)
 
     async def close(self) -> None:
         """End the process, and with it every sandbox that is left; wait for it."""
@@ -187,8 +180,19 @@ class Zygote:
         self._router.close()
         self.contexts.close()
 
+    async def _wait_ready(self, stderr: IO[bytes]) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._ready
+        except (TimeoutError, SandboxLost) as error:
+            stderr.seek(0)
+            text = stderr.read(2000).decode(errors="replace").strip()
+            raise SandboxUnavailable(
+                "The process that forks sandboxes did not start", f"It said: {text or 'nothing'!r}"
+            ) from error
+
     async def _ends_within(self, seconds: float) -> bool:
-        """Wait for the process without a thread: those may all be busy with a user's models."""
+        # Without a thread: a user's models may hold all of them.
         ended, pidfd = asyncio.Event(), os.pidfd_open(self._process.pid)
         self._loop.add_reader(pidfd, ended.set)
         try:
@@ -207,23 +211,6 @@ class Zygote:
             self._loop.remove_reader(self._control)
             self._control.close()
 
-    def _end_process(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _hear(self, session: bytes, payload: bytes) -> None:
-        known = self._sessions.get(session)
-        if known is not None:
-            known.receiver(protocol.decode_from_shim(payload))
-
-    def _lose(self, session: bytes) -> None:
-        known = self._sessions.get(session)
-        if known is None:
-            return
-        known.has_hung_up = True
-        if known.end is not None:
-            self._tell_end(known.end)
-
     def _read_control(self) -> None:
         try:
             packet = self._control.recv(_PACKET_BYTES)
@@ -232,62 +219,123 @@ class Zygote:
         except ConnectionResetError:
             packet = b""
         if not packet:
-            self._zygote_died()
+            self._report_death()
             return
         match protocol.decode_from_zygote(packet):
             case protocol.ZygoteReady():
-                if self._ready is not None and not self._ready.done():
+                if not self._ready.done():
                     self._ready.set_result(None)
             case protocol.SetupFailed(step, code):
-                self._fail(failure(step, code, self._packages))
+                self._fail_start(failure(step, code, self._packages))
             case protocol.NotForked(session, code):
-                known = self._sessions.pop(session, None)
-                if known is not None:
-                    known.receiver(protocol.SetupFailed("fork", code))
-                    known.receiver(protocol.ShimExit(session, 0))
+                self._shims.not_forked(session, code)
             case protocol.ShimExit() as end:
-                self._shim_ended(end)
+                self._shims.exited(end)
 
-    def _shim_ended(self, end: protocol.ShimExit) -> None:
-        """What it said last says more than its wait status, and is heard before its hanging up is."""
-        session = self._sessions.get(end.session)
-        if session is None:
-            return
-        session.end = end
-        if session.has_hung_up:
-            self._tell_end(end)
-        else:  # one that ended by itself has said something; one that was killed may never have come
-            patience = _LAST_WORDS_SECONDS if end.status == 0 else _LAST_WORDS_OF_KILLED_SECONDS
-            self._loop.call_later(patience, self._tell_end, end)
-
-    def _tell_end(self, end: protocol.ShimExit) -> None:
-        session = self._sessions.pop(end.session, None)
-        if session is not None:
-            session.receiver(end)
-
-    def _fail(self, error: Exception) -> None:
-        if self._ready is not None and not self._ready.done():
+    def _fail_start(self, error: Exception) -> None:
+        if not self._ready.done():
             self._ready.set_exception(error)
 
-    def _zygote_died(self) -> None:
-        """Its death kills the shims, and theirs the guests."""
+    def _report_death(self) -> None:
         self._alive = False
         self._close_control()
-        self._fail(SandboxLost("the process that forks sandboxes ended"))
-        sessions, self._sessions = self._sessions, {}
-        for name, session in sessions.items():
-            session.receiver(protocol.ShimExit(name, 9))
+        self._fail_start(SandboxLost("the process that forks sandboxes ended"))
+        # Its death kills the shims, and theirs the guests.
+        self._shims.all_killed()
 
 
 @dataclass(slots=True)
-class _Session:
-    """A shim that was asked for.
+class _Shim:
+    """A shim that was ordered.
 
     Attributes:
-        has_hung_up: whether all that it said has been heard.
+        is_disconnected: whether all its messages are delivered.
         end: how it ended.
     """
 
     receiver: Receiver
-    has_hung_up: bool = False
+    is_disconnected: bool = False
     end: protocol.ShimExit | None = None
+
+
+class _Shims:
+    """The shims of one zygote by their sessions."""
+
+    def __init__(self) -> None:
+        self._shims: dict[bytes, _Shim] = {}
+
+    def __len__(self) -> int:
+        return len(self._shims)
+
+    def add(self, session: bytes, receiver: Receiver) -> None:
+        self._shims[session] = _Shim(receiver)
+
+    def forget(self, session: bytes) -> None:
+        self._shims.pop(session, None)
+
+    def deliver(self, session: bytes, payload: bytes) -> None:
+        shim = self._shims.get(session)
+        if shim is not None:
+            shim.receiver(protocol.decode_from_shim(payload))
+
+    def disconnected(self, session: bytes) -> None:
+        shim = self._shims.get(session)
+        if shim is None:
+            return
+        shim.is_disconnected = True
+        if shim.end is not None:
+            self._report_exit(shim.end)
+
+    def exited(self, end: protocol.ShimExit) -> None:
+        shim = self._shims.get(end.session)
+        if shim is None:
+            return
+        shim.end = end
+        if shim.is_disconnected:
+            self._report_exit(end)
+            return
+        # Its last messages say more than its wait status. A shim that was killed may never have connected.
+        seconds = _LAST_MESSAGES_SECONDS if end.status == 0 else _LAST_MESSAGES_OF_KILLED_SECONDS
+        asyncio.get_running_loop().call_later(seconds, self._report_exit, end)
+
+    def not_forked(self, session: bytes, code: int) -> None:
+        shim = self._shims.pop(session, None)
+        if shim is not None:
+            shim.receiver(protocol.SetupFailed("fork", code))
+            shim.receiver(protocol.ShimExit(session, 0))
+
+    def all_killed(self) -> None:
+        shims, self._shims = self._shims, {}
+        for session, shim in shims.items():
+            shim.receiver(protocol.ShimExit(session, 9))
+
+    def _report_exit(self, end: protocol.ShimExit) -> None:
+        shim = self._shims.pop(end.session, None)
+        if shim is not None:
+            shim.receiver(end)
+
+
+def _make_socket_folder() -> str:
+    # The process id in the name: if the engine is killed before its zygote runs, the folder stays.
+    prefix = f"supdist-{os.getpid()}-"
+    folder = tempfile.mkdtemp(prefix=prefix)
+    # A socket's path has at most 108 bytes (unix(7)).
+    if len(folder) > _SOCKET_PATH_CHARS:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
+    return folder
+
+
+def _start_process(command: list[str], control: socket.socket, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    # A fork and exec; asyncio's way needs a child watcher.
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=[control.fileno()],
+        env={"LANG": "C.UTF-8"},
+        cwd="/",
+        # A terminal's Ctrl-C is for the engine to handle.
+        start_new_session=True,
+    )
