@@ -263,7 +263,7 @@ def test_a_tool_call_of_an_ended_cell_is_refused_and_told() -> None:
 
 
 def test_tool_calls_wait_their_turn_with_worker_calls() -> None:
-    """Each is counted by the result that it may bring, so that unread ones are bounded, and against the rate."""
+    """Each counts against the rate, and by its largest result, so that unread results are bounded."""
     config = SandboxConfig.model_validate({"calls_per_second": 100.0})
     fresh = Driver(config.session_limits(tools=1))
     fresh.accept(Ready(protocol.VERSION, FACTS), 100)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import socket
 
     from ...sandbox_image.mcp.session import Settings
-    from ..mcp.http import Door
+    from ..mcp.http import AccessPolicy
     from ..sandbox import SandboxConfig
 
 INTERRUPTED = 130
@@ -123,9 +123,9 @@ def serve(
     if http is not None:
         # Read before the import of the SDK, which takes a second, so that a wrong option is reported at once.
         port, token = _port(http), _token(token_file)
-        from ..mcp.http import Door
+        from ..mcp.http import AccessPolicy
 
-        serving = _serve_http(config, settings, port, Door(token, sessions, idle))
+        serving = _serve_http(config, settings, port, AccessPolicy(token, sessions, idle))
     elif token_file is not None:
         raise TaskError("--token-file is for --http; a server on stdio has no other clients")
     else:
@@ -160,11 +160,11 @@ async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     from functools import partial
 
     from ...sandbox_image.mcp.session import SessionError
-    from ...sandbox_image.mcp.session_queue import Desk
+    from ...sandbox_image.mcp.session_queue import SessionQueue
     from ...sandbox_image.mcp.stdio import leave, serve_stdio
     from ..mcp.session import open_session
 
-    queue = Desk(partial(open_session, config))
+    queue = SessionQueue(partial(open_session, config))
     try:
         status = await serve_stdio(queue, settings)
     except SessionError as error:
@@ -174,12 +174,12 @@ async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     leave(status)
 
 
-async def _serve_http(config: SandboxConfig, settings: Settings, port: int, door: Door) -> int:
+async def _serve_http(config: SandboxConfig, settings: Settings, port: int, access: AccessPolicy) -> int:
     import asyncio
     import signal
     from functools import partial
 
-    from ...sandbox_image.mcp.session_queue import Desk
+    from ...sandbox_image.mcp.session_queue import SessionQueue
     from ..mcp.http import HOST, PATH, Sessions, serve_http
     from ..mcp.session import open_session
     from ..sandbox import SandboxRuntime, open_sandbox
@@ -201,9 +201,9 @@ async def _serve_http(config: SandboxConfig, settings: Settings, port: int, door
             pass
         listener = _listen(HOST, port)
         port = listener.getsockname()[1]
-        table = Sessions(lambda: Desk(partial(open_session, config)), settings, door, port)
+        table = Sessions(lambda: SessionQueue(partial(open_session, config)), settings, access, port)
         print(f"http://{HOST}:{port}{PATH}", flush=True)
-        connections = _CONNECTIONS_PER_SESSION * door.sessions + _MORE_CONNECTIONS
+        connections = _CONNECTIONS_PER_SESSION * access.sessions + _MORE_CONNECTIONS
         await serve_http(table, listener, connections, stopped)
     return status
 

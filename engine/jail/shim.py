@@ -1,10 +1,10 @@
 """The shim: one process per sandbox, on the host. It owns the guest's byte streams and reports how it ended.
 
-The engine is trusted and speaks ZeroMQ. The guest is hostile and speaks frames. ``GuestSession`` holds the rules; this
-file reads, writes, measures and kills. It has one thread and waits in one place.
+The engine is trusted and speaks ZeroMQ. The guest is hostile and speaks frames. ``GuestSession`` holds the rules.
+This file reads, writes, measures and kills. It has one thread and waits in one place.
 
-A guest of ours has a stream of its repl and one of its init. Each cell has pipes, which are read here, so that neither
-a call nor a cell wakes init. A container has its stdio alone, and its init carries all of that.
+A guest of ours has a stream of its repl and one of its init. Each cell has pipes, which are read here: so neither a
+call nor a cell wakes init. A container has its stdio alone, and its init carries all of that.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _run(
     if isinstance(process, SetupError):
         engine.send(protocol.encode(protocol.SetupFailed(process.step, process.errno)))
     else:
-        # The pipes of cells pass through a socket. The sender's limit bounds how many of a user's descriptors may be
-        # in flight (unix(7)), and guests have lower limits.
+        # The pipes of cells pass through a socket. The sender's limit bounds how many descriptors of a user may be
+        # in flight (unix(7)). Guests have lower limits.
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
         Shim(order.limits, engine, process, meter).serve()
@@ -122,7 +122,8 @@ def _with_limits(
     limits: protocol.ResourceLimits,
     context: int,
 ) -> isolated_process.IsolatedProcess | SetupError:
-    """Return a sandbox with these limits, or why there is none. What was built ahead may fail: then build another."""
+    """Return a sandbox with these limits, or why there is none."""
+    # What was built ahead may have failed since.
     if built is not None:
         with contextlib.suppress(SetupError):
             return _apply_limits(built, limits, context)

@@ -27,16 +27,16 @@ from ...sandbox_image import linux, protocol
 from . import isolated_process, seccomp, shim
 from .cgroups import CgroupBase
 
+# Its memory belongs to no process. The watchdog, which samples processes, would not see it.
 _UNCOUNTED = frozenset({"memfd_create"})
-"""Memory that belongs to no process: refused where only a look at the processes bounds it."""
 
 _PACKET_BYTES = 64 << 10
+# A unit that is stopped sends these to all its processes. Only this one removes the control groups.
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
-"""A unit that is stopped sends these to all its processes; the groups beside it are nobody's to remove but ours."""
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
-# What is small or that code uses often: each sandbox has a part of its memory and forks it three times. asyncio, with
-# TLS, is 2.5 MB; a cell that wants it waits 30 ms.
+# Small or often used: each sandbox forks this memory three times. asyncio, with TLS, would add 2.5 MB; a cell that
+# imports it waits 30 ms.
 _GUESTS_USE = (
     "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
     "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
@@ -85,7 +85,7 @@ def _template(folders: tuple[str, ...]) -> isolated_process.Template:
 
 
 def _compile_filter(refused: frozenset[str]) -> bytes | None:
-    """The system-call filter; None without libseccomp, which the engine then finds out by measuring."""
+    """Return the system-call filter; None without libseccomp. The engine measures whether there is a filter."""
     try:
         return seccomp.compile_filter(refused=refused)
     except seccomp.SeccompUnavailable:
@@ -148,7 +148,7 @@ class Zygote:
         try:
             pid, orders = self._spare or self._fork()
         except OSError as error:
-            self._tell(protocol.NotForked(order.session, error.errno or 0))
+            self._send(protocol.NotForked(order.session, error.errno or 0))
         else:
             self._spare = None
             self._sessions[pid] = order.session
@@ -200,16 +200,16 @@ class Zygote:
             self._to_sweep.add(f"{os.getpid()}-{pid}")
             session = self._sessions.pop(pid, None)
             if session is not None:
-                self._tell(protocol.ShimExit(session, status))
+                self._send(protocol.ShimExit(session, status))
 
-    def _tell(self, message: protocol.FromZygote) -> None:
+    def _send(self, message: protocol.FromZygote) -> None:
         try:
             self._control.send(protocol.encode(message))
         except (BrokenPipeError, ConnectionResetError):
             self._end()
 
     def _sweep(self) -> None:
-        """Remove the groups that shims left. A guest is dead a moment after its shim, so it may take a few tries."""
+        """Remove the groups that shims left. It may take a few tries: a guest ends a moment after its shim."""
         cgroups = self._cgroups
         self._to_sweep = {name for name in self._to_sweep if cgroups is not None and cgroups.sweep(name)}
 
@@ -218,7 +218,7 @@ class Zygote:
             os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
 
     def _end(self) -> NoReturn:
-        """The engine is gone: kill the shims (their guests die with them), and remove the groups they leave."""
+        """Kill the shims, and so their guests, and remove their control groups."""
         self._kill([*self._sessions, *([self._spare[0]] if self._spare else [])])
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -247,4 +247,4 @@ def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | No
 
 
 def _wake(number: int, frame: object) -> None:
-    """A handler must exist for the signal to reach the wake-up descriptor."""
+    """Do nothing: the signal reaches the wake-up descriptor only if it has a handler (signal.set_wakeup_fd)."""

@@ -1,8 +1,7 @@
-"""MCP over streamable HTTP, on this machine alone: every client that has the token gets a sandbox of its own.
+"""MCP over streamable HTTP, on this machine alone: every client with the token gets a sandbox of its own.
 
-A request passes, in this order, the token, the era of its protocol, the table of sessions, and the SDK's transport, which
-looks at Host and Origin. Revisions of the protocol without sessions are refused, so that a client falls back to one with
-them: what a session keeps is what this server is for.
+The checks of a request, in order: the token, the revision of the protocol, the table of sessions. The SDK's transport
+then checks Host and Origin. A revision without sessions is refused; the client falls back to one with them.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ...sandbox_image.mcp.server import build
 from ...sandbox_image.mcp.session import Settings
-from ...sandbox_image.mcp.session_queue import Desk
+from ...sandbox_image.mcp.session_queue import SessionQueue
 
 PATH = "/mcp"
 HOST = "127.0.0.1"
@@ -43,13 +42,13 @@ _GRACE_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Who may come in: those with the token, so many at once, each as long as it asks for something now and then.
+class AccessPolicy:
+    """Which clients are served, how many at once, and how long without a request.
 
     Attributes:
-        token: what ``Authorization: Bearer`` must say.
-        sessions: how many there may be at once.
-        idle: seconds after which one that asks for nothing is ended.
+        token: the bearer token of every request.
+        sessions: the most sessions at once.
+        idle: seconds without a request after which a session ends.
     """
 
     token: str
@@ -60,11 +59,13 @@ class Door:
 class Sessions:
     """The table of sessions, as an ASGI application. Enter it; all have ended when it is left."""
 
-    def __init__(self, open_desk: Callable[[], Desk], settings: Settings, door: Door, port: int) -> None:
-        self._open_desk = open_desk
+    def __init__(
+        self, open_queue: Callable[[], SessionQueue], settings: Settings, access: AccessPolicy, port: int
+    ) -> None:
+        self._open_queue = open_queue
         self._settings = settings
-        self._door = door
-        self._authorization = f"Bearer {door.token}".encode()
+        self._access = access
+        self._authorization = f"Bearer {access.token}".encode()
         self._security = TransportSecuritySettings(
             allowed_hosts=[f"{host}:{port}" for host in (HOST, "localhost")],
             allowed_origins=[f"http://{host}:{port}" for host in (HOST, "localhost")],
@@ -104,21 +105,21 @@ class Sessions:
             await handle(scope, receive, send)
         elif scope["method"] != "POST":
             await _refusal("a session begins with a POST of initialize", 400)(scope, receive, send)
-        elif len(self._lives) >= self._door.sessions:
-            message = f"there are {self._door.sessions} sessions, and no more are allowed at once"
+        elif len(self._lives) >= self._access.sessions:
+            message = f"there are {self._access.sessions} sessions, and no more are allowed at once"
             await _refusal(message, 503, INTERNAL_ERROR)(scope, receive, send)
         else:
             await self._begin(scope, receive, send)
 
     async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a new session answer the request; it stays only if that was its opening."""
+        """Let a new session answer the request. It stays only if the request opened it."""
         name = secrets.token_hex(16)
-        # As JSON: of events, the SDK's own client takes none above 1 MiB, and a file may be larger.
+        # JSON, not events: the SDK's client takes no event above 1 MiB, and a file may be larger.
         transport = StreamableHTTPServerTransport(
             name,
             is_json_response_enabled=True,
             security_settings=self._security,
-            idle_timeout=self._door.idle,
+            idle_timeout=self._access.idle,
         )
         connected = asyncio.Event()
         opened = False
@@ -141,10 +142,10 @@ class Sessions:
                 await asyncio.shield(transport.terminate())
 
     async def _live(self, transport: StreamableHTTPServerTransport, connected: asyncio.Event) -> None:
-        """One session, from before its first request until nothing is left of it."""
-        desk = self._open_desk()
-        desk.begin()
-        server = build(desk, self._settings)
+        """Serve one session, from before its first request until nothing is left of it."""
+        queue = self._open_queue()
+        queue.open_ahead()
+        server = build(queue, self._settings)
         try:
             async with transport.connect() as (read, write):
                 connected.set()
@@ -156,7 +157,7 @@ class Sessions:
                 await transport.terminate()
             assert transport.mcp_session_id is not None
             del self._transports[transport.mcp_session_id]
-            await desk.close()
+            await queue.close()
 
 
 async def serve_http(
@@ -186,7 +187,7 @@ async def serve_http(
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Signals are the caller's: uvicorn would raise them again, which ends the process before it has tidied up."""
+        """Leave signals to the caller: uvicorn would raise them again, before the clean-up."""
         yield
 
 

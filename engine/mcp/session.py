@@ -49,7 +49,7 @@ class SandboxSession:
 
 
 async def open_session(config: SandboxConfig) -> SandboxSession:
-    """A session in a sandbox of its own.
+    """Open a session in a sandbox of its own.
 
     Raises:
         SessionError: there is none to be had; caused by what ``open_sandbox`` raised.

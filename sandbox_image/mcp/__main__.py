@@ -19,7 +19,7 @@ from .. import protocol
 from . import processes
 from .local import Limits, LocalSession
 from .session import SessionError, Settings
-from .session_queue import Desk
+from .session_queue import SessionQueue
 from .stdio import leave, serve_stdio
 
 USAGE, NO_SESSION = 2, 4
@@ -57,14 +57,16 @@ async def _serve(arguments: argparse.Namespace, place: AbstractContextManager[st
             keeps_files=True,
             packages="The standard library can be imported, and what the image has installed.",
         )
-        desk = Desk(LocalSession(Path(folder), Limits(output=arguments.output, grace=arguments.grace)).start)
+        queue = SessionQueue(
+            LocalSession(Path(folder), Limits(output=arguments.output, grace=arguments.grace)).start
+        )
         try:
-            status = await serve_stdio(desk, settings)
+            status = await serve_stdio(queue, settings)
         except SessionError as error:
             print(error, file=sys.stderr)
             status = NO_SESSION
         finally:
-            await desk.close()
+            await queue.close()
     leave(status)
 
 

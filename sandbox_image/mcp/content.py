@@ -1,4 +1,4 @@
-"""What a model is shown of a result: text that is cut to a size, and images."""
+"""Results as a model sees them: text that is cut to a size, and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..text import excerpt
 from .session import Cell
 
 IMAGE_BYTES = 5 << 20
-"""The largest image that is passed on; the models' makers take no larger ones."""
+"""The largest image that is passed on; model providers take no larger ones."""
 
 _IMAGES = {
     "image/png": b"\x89PNG\r\n\x1a\n",
@@ -36,7 +36,7 @@ _ENDS = {
 
 
 def contents(cell: Cell, *, timeout: float, limit: int, keeps_files: bool) -> list[ContentBlock]:
-    """A result as blocks: stdout, what was shown, stderr, the error, and how it ended where it did not end well.
+    """Return a result as blocks: stdout, displays, stderr, the error, and how it ended if it did not end well.
 
     Args:
         cell: the result.
@@ -64,13 +64,13 @@ def _end(cell: Cell, timeout: float, *, keeps_files: bool) -> str:
 
 
 def after_a_loss(*, keeps_files: bool) -> str:
-    """What a client has to know after its interpreter was replaced."""
+    """Return the text for a client whose interpreter was replaced."""
     lost = "Every variable is lost, the files are kept" if keeps_files else "Every variable and file is lost"
     return f"{lost}; a new session has begun."
 
 
 def text(value: str, limit: int | None = None) -> TextContent:
-    """A block of text, cut where a limit is given."""
+    """Return a block of text, cut if there is a limit."""
     return TextContent(text=value if limit is None else excerpt(value, limit))
 
 
@@ -88,7 +88,7 @@ def file_content(uri: str, data: bytes) -> ContentBlock:
 
 
 def _shown(bundle: Mapping[str, str | bytes], limit: int) -> ContentBlock:
-    """One value in the form that says most to a model."""
+    """Choose the form of a value: an image first, then text."""
     for mime in _IMAGES:
         if mime in bundle:
             return _image(mime, bundle[mime])

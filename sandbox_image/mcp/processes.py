@@ -1,6 +1,6 @@
-"""The processes below this one: taken over when their parents die, reaped, killed to the last.
+"""The processes below this one: adopt, reap and kill them.
 
-For a program whose only children are its guest's: nobody else may wait for children of this process.
+For a program that has no children but its guest's. No other code may wait for children of this process.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ _LOOK_SECONDS = 0.01
 
 
 def adopt_orphans() -> None:
-    """From now on what loses its parent below this process becomes its child, and is reaped when it ends."""
+    """Become the parent of every orphan below this process, and reap it when it ends (prctl(2))."""
     linux.adopt_orphans()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap)
 
 
 def give_up_rights() -> None:
-    """Be without capabilities, and unable to gain any, as everything below this process will be: root too."""
+    """Drop all capabilities for good, of this process and of those below it, also where it is root."""
     linux.set_no_new_privs()
     linux.clear_capabilities()
 
 
 def close_own_files() -> None:
-    """Close /proc/PID of this process, and so its stdout, to other processes of its user that have no capabilities."""
+    """Close /proc/PID of this process, and so its stdout, to other processes of its user (proc(5))."""
     linux.set_undumpable()
 
 
 def reap() -> None:
-    """Bury every child that has ended."""
+    """Reap every child that has ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 async def end_all(seconds: float) -> None:
-    """Kill everything below this process, until nothing is left of it.
+    """Kill every process below this one and wait for their end.
 
     Raises:
         TimeoutError: something was left after so many seconds.
@@ -49,11 +49,12 @@ async def end_all(seconds: float) -> None:
         while below := _stop_all():
             _signal(below, signal.SIGKILL)
             reap()
-            await asyncio.sleep(_LOOK_SECONDS)  # to die takes them a moment
+            # A killed process ends a moment later.
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _stop_all() -> set[int]:
-    """All of them, stopped: what forks faster than it is killed is held, with its places, before any of it is killed."""
+    """Stop all of them, so that none forks while others are killed. Return their ids."""
     stopped: set[int] = set()
     while fresh := descendants() - stopped:
         _signal(fresh, signal.SIGSTOP)
@@ -68,7 +69,7 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
 
 
 def descendants() -> set[int]:
-    """Every process below this one, dead ones that wait to be reaped too."""
+    """Return every process below this one, zombies too."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal() and (parent := _parent(int(name))) is not None:

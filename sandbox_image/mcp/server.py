@@ -1,8 +1,7 @@
-"""The MCP server: its tools, what they tell a model, and how what happens becomes a result.
+"""The MCP server: its tools, their descriptions, and their results.
 
-What the user's code does is a result, with ``isError`` where it failed; so is a wrong argument. Only what no tool can
-be blamed for, such as a tool that does not exist, is an error of the protocol. Results have no structured content
-where they may hold images or much text: clients that see it show the model nothing else.
+Code that fails and wrong arguments give a result with ``isError``. An unknown tool is an error of the protocol.
+Results that may hold images or much text have no structured content: clients show the model nothing else then.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ..protocol import Outcome
 from ..text import replace_surrogates
 from . import content
 from .session import FileRefused, SessionError, Settings
-from .session_queue import Desk
+from .session_queue import SessionQueue
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -75,9 +74,9 @@ class _Files(BaseModel):
     more: bool = Field(description="Whether there are others, which are left out.")
 
 
-def build(desk: Desk, settings: Settings) -> Server[dict[str, Any]]:
-    """A server for one client, whose session is at this desk."""
-    tools = Tools(desk, settings)
+def build(queue: SessionQueue, settings: Settings) -> Server[dict[str, Any]]:
+    """Return a server for one client, whose calls go to this queue."""
+    tools = Tools(queue, settings)
     return Server(
         "supdist-engine",
         version=settings.version,
@@ -94,8 +93,8 @@ def build(desk: Desk, settings: Settings) -> Server[dict[str, Any]]:
 class Tools:
     """The tools of one client's session."""
 
-    def __init__(self, desk: Desk, settings: Settings) -> None:
-        self._desk = desk
+    def __init__(self, queue: SessionQueue, settings: Settings) -> None:
+        self._queue = queue
         self._settings = settings
         self._handlers: dict[str, Callable[[dict[str, Any]], Awaitable[CallToolResult]]] = {
             "python": self._python,
@@ -106,7 +105,7 @@ class Tools:
         }
 
     async def list(self, _: _Context, __: PaginatedRequestParams | None) -> ListToolsResult:
-        """All tools, described for a model."""
+        """Return all tools, described for a model."""
         return ListToolsResult(tools=_describe(self._settings))
 
     async def call(self, _: _Context, request: CallToolRequestParams) -> CallToolResult:
@@ -131,7 +130,7 @@ class Tools:
     async def _python(self, arguments: dict[str, Any]) -> CallToolResult:
         wanted, settings = _Python.model_validate(arguments), self._settings
         timeout = min(wanted.timeout or settings.timeout, settings.timeout)
-        cell = await self._desk.execute(wanted.code, timeout)
+        cell = await self._queue.execute(wanted.code, timeout)
         blocks = content.contents(
             cell, timeout=timeout, limit=settings.output_limit, keeps_files=settings.keeps_files
         )
@@ -139,7 +138,7 @@ class Tools:
 
     async def _reset(self, arguments: dict[str, Any]) -> CallToolResult:
         _Nothing.model_validate(arguments)
-        await self._desk.reset()
+        await self._queue.reset()
         return _said(content.text(content.after_a_loss(keeps_files=self._settings.keeps_files)))
 
     async def _put_file(self, arguments: dict[str, Any]) -> CallToolResult:
@@ -153,18 +152,18 @@ class Tools:
                 raise FileRefused(f"`content` is no base64: {error}") from None
         if len(data) > self._settings.file_limit:
             raise FileRefused(f"{len(data)} bytes are too many; a file may have {self._settings.file_limit}")
-        await self._desk.put(wanted.path, data)
+        await self._queue.put(wanted.path, data)
         return _said(content.text(f"{len(data)} bytes written."))
 
     async def _get_file(self, arguments: dict[str, Any]) -> CallToolResult:
         wanted = _GetFile.model_validate(arguments)
-        data = await self._desk.get(wanted.path, self._settings.file_limit)
+        data = await self._queue.get(wanted.path, self._settings.file_limit)
         uri = f"file://{self._settings.folder}/{quote(wanted.path, errors='replace')}"
         return _said(content.file_content(uri, data))
 
     async def _list_files(self, arguments: dict[str, Any]) -> CallToolResult:
         _Nothing.model_validate(arguments)
-        found = await self._desk.list(_MOST_FILES)
+        found = await self._queue.list(_MOST_FILES)
         files = _Files(
             files=[_File(path=each.path, size=each.size) for each in found.entries], more=found.more
         )

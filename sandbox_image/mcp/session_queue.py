@@ -1,4 +1,4 @@
-"""One client's session: opened before it is needed, its calls served one after another, replaced when it is lost."""
+"""One client's session: opened ahead, its calls served one after another, replaced when it is lost."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from .session import Cell, Files, Session, SessionError, SessionLost
 T = TypeVar("T")
 
 
-class Desk:
-    """Takes a client's calls. ``close`` it in any case."""
+class SessionQueue:
+    """Takes a client's calls. Its owner must call ``close``."""
 
     def __init__(self, open_session: Callable[[], Coroutine[Any, Any, Session]]) -> None:
         self._open = open_session
         self._opening: asyncio.Task[Session] | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
-    def begin(self) -> None:
+    def open_ahead(self) -> None:
         """Open the session in the background, so that the first call finds it ready."""
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def opened(self) -> Session:
-        """The session, opened now where it was not before.
+        """Return the session; open it if it is not open.
 
         Raises:
-            Exception: whatever opening it raised; the next call tries again.
+            Exception: the error of the opening; the next call tries again.
         """
-        self.begin()
+        self.open_ahead()
         assert self._opening is not None
         return await asyncio.shield(self._opening)
 
     async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the session keeps it
-        """See ``Session.execute``. A session that the code has lost is replaced before this returns."""
+        """See ``Session.execute``. A session that the code has lost is replaced first."""
         async with self._session() as session:
-            cell = await _to_its_end(session.execute(code, timeout))
+            cell = await _finish(session.execute(code, timeout))
             if cell.lost:
                 try:
-                    await _to_its_end(session.reset())
+                    await _finish(session.reset())
                 except SessionError as error:
                     cell = replace(cell, detail=f"{cell.detail}; no new one could be begun: {error}")
             return cell
 
     async def reset(self) -> None:
         """See ``Session.reset``."""
-        async with self._turn:
-            await _to_its_end((await self.opened()).reset())
+        async with self._lock:
+            await _finish((await self.opened()).reset())
 
     async def put(self, path: str, data: bytes) -> None:
         """See ``Session.put``."""
         async with self._session() as session:
-            await _to_its_end(session.put(path, data))
+            await _finish(session.put(path, data))
 
     async def get(self, path: str, most: int) -> bytes:
         """See ``Session.get``."""
@@ -79,23 +79,24 @@ class Desk:
 
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[Session]:
-        """The session, for one call. One that was lost meanwhile is replaced, and the call fails and says so."""
-        async with self._turn:
+        """Hold the session for one call. If it is lost meanwhile, replace it and let the call fail."""
+        async with self._lock:
             session = await self.opened()
             try:
                 yield session
             except SessionLost as lost:
-                await _to_its_end(session.reset())
+                await _finish(session.reset())
                 raise SessionLost(f"{lost}. A new session has begun; what the old one had is gone") from lost
 
 
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """Await what must not be left half done: where the call is cancelled, it is too, but it gets the time to end."""
+async def _finish(work: Awaitable[T]) -> T:
+    """Await work that must not stop half-way. A cancelled call cancels it and waits for its end."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         task.cancel()
-        with CancelScope(shield=True):  # the SDK's scope cancels again and again
+        # The SDK's scope cancels again and again.
+        with CancelScope(shield=True):
             await asyncio.wait([task])
         raise

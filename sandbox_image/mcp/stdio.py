@@ -10,13 +10,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from .session import Settings
-from .session_queue import Desk
+from .session_queue import SessionQueue
 
 INTERRUPTED = 130
 
 
-async def serve_stdio(desk: Desk, settings: Settings) -> int:
-    """Serve until the client hangs up, or a signal asks for the end. The desk is closed by its owner.
+async def serve_stdio(queue: SessionQueue, settings: Settings) -> int:
+    """Serve until the client hangs up, or a signal asks for the end. The owner of the queue closes it.
 
     Returns:
         the exit status: 130 after Ctrl-C, else 0. End the process with ``leave``.
@@ -33,7 +33,7 @@ async def serve_stdio(desk: Desk, settings: Settings) -> int:
 
     loop.add_signal_handler(signal.SIGINT, ask, INTERRUPTED)
     loop.add_signal_handler(signal.SIGTERM, ask, 0)
-    serving = loop.create_task(_serve(desk, settings))
+    serving = loop.create_task(_serve(queue, settings))
     both: list[asyncio.Future[Any]] = [serving, asked]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
@@ -42,13 +42,13 @@ async def serve_stdio(desk: Desk, settings: Settings) -> int:
     return 0
 
 
-async def _serve(desk: Desk, settings: Settings) -> None:
-    desk.begin()
+async def _serve(queue: SessionQueue, settings: Settings) -> None:
+    queue.open_ahead()
     sdk = await asyncio.to_thread(_import_sdk)  # a second, in which the session starts
-    await desk.opened()
+    await queue.opened()
     from .server import build
 
-    server = build(desk, settings)
+    server = build(queue, settings)
     async with sdk.stdio_server() as (read, write):
         await server.run(read, write, server.create_initialization_options())
 
