@@ -338,7 +338,7 @@ def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
             fresh.reply(step, now)
         else:
             try:
-                messages, _ = fresh.accept(step, now)  # pyright: ignore[reportArgumentType]
+                messages, _ = fresh.accept(step, now)  # pyright: ignore[reportArgumentType]  # STEPS are objects
             except Violation:
                 break
             ended += [message.cell for message in messages if isinstance(message, CellEnd)]
