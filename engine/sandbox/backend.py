@@ -1,4 +1,4 @@
-"""A backend opens guests. This file has the interface, and the process backend."""
+"""The interface of backends, which open guests, and the process backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Guest:
     """The connection to one guest and its shim.
 
     Attributes:
-        load: how the guest gets its context.
+        load: the message that gives the guest its context.
         backend, limited: as in ``Isolation``.
         send: sends a message to the shim; see ``Zygote.send``.
     """
@@ -44,24 +44,24 @@ class Guest:
         self._zygote.abandon(self._session)
 
     async def discard(self) -> None:
-        """Deliver no more messages, and remove what the guest left. Raises nothing."""
+        """Deliver no more messages, and remove what the guest left."""
         self._zygote.forget(self._session)
 
 
 class Backend(ABC):
     """Opens guests for one event loop."""
 
-    # Nothing awaited: so the caller has the guest before the receiver gets its first message.
+    # Nothing is awaited: the event loop delivers the first message after the caller has the guest.
     @abstractmethod
     async def open(
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
-        """Order a guest, and await nothing after it has ordered the shim.
+        """Start a guest, and await nothing after the request to its zygote.
 
         Raises:
             SandboxUnavailable: this machine has no such isolation.
             SandboxLost: the zygote or the daemon has ended.
-            TaskError: the context is no plain data, or the tools cannot be sent to this guest.
+            TaskError: the context is no plain data, or the tools cannot be sent.
         """
 
 

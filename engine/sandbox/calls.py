@@ -17,13 +17,12 @@ _REPLY_BYTES = protocol.MAX_FRAME_BYTES - (1 << 20)
 
 
 class Calls:
-    """The calls of one guest, a task each.
+    """Answers the calls of one guest, each in a task.
 
     Args:
         on_call: answers worker calls; None refuses them.
-        tools: answers tool calls.
         send: sends a reply to the guest.
-        fail: takes the exception of ``on_call`` or of a tool's log.
+        fail: takes an exception of ``on_call`` or of a tool's log.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Calls:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel every call, and wait for their ends."""
+        """Cancel every call, and wait for its end."""
         tasks = list(self._tasks)
         self.cancel()
         if tasks:
@@ -79,8 +78,8 @@ class Calls:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                # Something below ``on_call`` was cancelled. The cell's clock stands still until a reply
-                # comes.
+                # Not this task, but one that ``on_call`` awaits was cancelled. The guest needs a reply: its
+                # clock stands still until then.
                 results = [CallError("cancelled", "the call was cancelled")] * len(call.prompts)
             except Exception as error:
                 self._fail(error)

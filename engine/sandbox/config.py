@@ -1,4 +1,4 @@
-"""The configuration of a sandbox, and what comes back from it."""
+"""The configuration of a sandbox, and its results."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 if TYPE_CHECKING:
 
     class Size:
-        """Describe a field that takes a number of bytes, or text such as ``"512MiB"``, and reads as an int.
+        """Type a field that takes bytes, or text such as ``"512MiB"``, and reads as an int."""
 
-        A type checker takes the type of a constructor's parameter from ``__set__`` (PEP 681).
-        """
+        # A type checker takes the type of the constructor's parameter from ``__set__`` (PEP 681).
 
         def __get__(self, config: object, kind: type | None = None) -> int: ...
 
@@ -182,10 +181,7 @@ class Isolation:
         backend: ``process``, ``docker`` or ``docker/runsc``.
         namespaces: the kinds that are not the host's, sorted.
         network: whether there is more than a loopback.
-        capabilities: bits of the Linux capabilities to be had.
-        no_new_privs: whether executed programs gain no rights.
-        seccomp: whether system calls are filtered.
-        root_writable: whether the system's files can be changed.
+        capabilities: bits of the Linux capabilities.
         limited: whether control groups limit it; True for a remote daemon.
     """
 
@@ -203,9 +199,11 @@ class Isolation:
         cls, backend: str, facts: protocol.Facts, host: dict[str, int], *, limited: bool
     ) -> Isolation:
         """Compare the guest's facts with the host's namespaces."""
+        # Namespaces are equal if their inode numbers are.
         own = sorted(name for name, inode in facts.namespaces.items() if host.get(name) != inode)
         return cls(
             backend=backend,
+            # ``pid_for_children`` is the namespace of later children, and no kind of its own.
             namespaces=tuple(name for name in own if not name.endswith("_for_children")),
             network=any(name != "lo" for name in facts.interfaces),
             capabilities=facts.capabilities,
@@ -216,11 +214,11 @@ class Isolation:
         )
 
     def shared_namespaces(self) -> list[str]:
-        """Return the kinds of namespace that are the host's and should not be."""
+        """Return the kinds that are shared with the host and should not be."""
         return [name for name in _NAMESPACES[self.backend] if name not in self.namespaces]
 
     def missing(self) -> list[str]:
-        """Return what the default level lacks here."""
+        """Return what the level ``strict`` lacks here."""
         # Under gVisor namespaces and the filter belong to its own kernel, not to the host's.
         gaps = [f"a {name} namespace of its own" for name in self.shared_namespaces()]
         checks = {
@@ -239,7 +237,7 @@ class Display:
     """A value or figure that a cell shows.
 
     Attributes:
-        data: its untrusted forms by MIME type, as text or bytes; ``text/plain`` is always there.
+        data: untrusted forms by MIME type; ``text/plain`` is always there.
     """
 
     data: Mapping[str, str | bytes]
@@ -255,7 +253,7 @@ class Display:
         return "\n".join([*([str(plain)] if plain else []), *images])
 
     def as_data(self) -> dict[str, str]:
-        """Return the forms for JSON: images in base64."""
+        """Return the forms for JSON, images in base64."""
         return {
             mime: form if isinstance(form, str) else base64.b64encode(form).decode()
             for mime, form in self.data.items()
@@ -268,22 +266,20 @@ class CellResult:
 
     Attributes:
         cell: its number, from 1.
-        outcome: as the host saw it.
-        stdout, stderr: decoded as UTF-8.
         truncated: whether it wrote more than ``SandboxConfig.output``.
-        error: the exception that ended it, if any.
-        final: what it passed to ``FINAL``.
-        elapsed: seconds from start to end.
-        worker_wait: seconds of them in waits.
+        final: the argument of ``FINAL``.
+        elapsed: seconds, with ``worker_wait``.
+        worker_wait: seconds in waits for workers.
         state_lost: whether ``execute`` raises until ``reset()``.
         dropped: late messages of earlier cells.
-        usage: processor seconds, peak bytes, and who counted them.
+        usage: processor seconds and peak bytes.
         detail: why it ended, if the code did not choose it.
-        display: the value of its last expression, then each open figure.
+        display: the last expression's value, then open figures.
     """
 
     cell: int
     outcome: Outcome
+    # UTF-8; invalid bytes are replaced.
     stdout: str
     stderr: str
     truncated: bool
@@ -309,7 +305,7 @@ def as_data(result: CellResult) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Files of a sandbox, as its guest reports them."""
+    """Files, as the guest reports them; ``more`` if some are not listed."""
 
     files: tuple[FileEntry, ...]
     more: bool

@@ -42,7 +42,7 @@ _MASKED = (
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that is built on ours: the daemon's name for it, its Python, and whether gVisor runs it."""
+    """An image built on ours: its name, Python version and runtime."""
 
     name: str
     python: str
@@ -59,8 +59,7 @@ class Image:
         if self.python != own:
             raise TaskError(
                 f"tools: the image {self.name!r} has Python {self.python} and the engine has {own}, so "
-                "functions "
-                "cannot be sent there. Use HostTool, or build the image on the engine's version "
+                "functions cannot be sent there. Use HostTool, or build the image on the engine's version "
                 "(`image build --base`)"
             )
 
@@ -68,7 +67,7 @@ class Image:
 def container_settings(
     client: Any, image: Image, config: SandboxConfig, folder: str | None
 ) -> dict[str, Any]:
-    """Return what the daemon needs to make a container; it sees ``folder`` in the place of its context."""
+    """Return the daemon's settings for a container; it sees ``folder`` at its context's place."""
     from docker.types import Mount, Ulimit
 
     limits = config.resource_limits()

@@ -1,4 +1,4 @@
-"""Makes, inspects and removes containers of a Docker daemon. Every call blocks; call them in threads."""
+"""Makes, inspects and removes containers of a Docker daemon. Every call blocks: call it in a thread."""
 
 from __future__ import annotations
 
@@ -39,10 +39,8 @@ class Container:
     """A running container.
 
     Attributes:
-        id: the daemon's name for it.
         stream: its stdio.
-        groups: its control groups by controller, if they can be seen.
-        image: its image.
+        groups: its visible control groups by controller.
     """
 
     id: str
@@ -52,7 +50,7 @@ class Container:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its stdio is open; nothing has been read from it so far."""
+        """Whether its stdio is open; nothing has been read from it yet."""
         with contextlib.suppress(BlockingIOError):
             return bool(self.stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         return True
@@ -67,11 +65,7 @@ class ContainerEnd:
 
 
 class Daemon:
-    """A Docker daemon.
-
-    Attributes:
-        shares_files: whether it can mount this machine's folders.
-    """
+    """A Docker daemon; ``shares_files`` says whether it can mount this machine's folders."""
 
     def __init__(self, connection: Connection) -> None:
         self._client = connection.client
@@ -84,10 +78,10 @@ class Daemon:
         return cls(connect())
 
     def inspect_image(self, name: str, runtime: str | None) -> Image:
-        """Return an image after a check that its containers can be made.
+        """Return an image whose containers can be made.
 
         Raises:
-            SandboxUnavailable: there is no such image or runtime, or the image is not built on ours.
+            SandboxUnavailable: no such image or runtime, or the image is not built on ours.
         """
         from docker.errors import ImageNotFound
 
@@ -208,7 +202,7 @@ class Daemon:
             self._client.remove_container(container, force=True, v=True)
 
     def sweep(self) -> None:
-        """Remove containers of ended owners, and those that ended ten minutes ago.
+        """Remove containers of ended owners, and old ended ones.
 
         Raises:
             SandboxUnavailable: the daemon does not answer.

@@ -1,4 +1,4 @@
-"""Encodes a context once, into sealed memory that guests read by a descriptor."""
+"""Encodes a context into sealed memory, which guests read by a descriptor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import TaskError
 
-# UTF-8 text, or a pickle of plain data. A pickle keeps what JSON does not: key types, tuples, lone
-# surrogates.
+# UTF-8 text, or a pickle of plain data, which keeps key types, tuples and lone surrogates, unlike JSON.
 # Only the host writes pickles, and only guests read them.
 Kind: TypeAlias = Literal["text", "object"]
 
@@ -23,19 +22,19 @@ _PIECE_CHARS = 1 << 20
 
 
 class Sink(Protocol):
-    """A binary file, or what writes like one."""
+    """A binary file, or another writer of bytes."""
 
     def write(self, data: bytes | memoryview, /) -> object:
-        """Take all of the next piece; the caller may change it afterwards."""
+        """Take all of ``data``; the caller may change it afterwards."""
         ...
 
 
 def encode_context(context: object, sink: Sink) -> Kind:
-    """Write a str, list, dict or other plain data into ``sink``, and return how it is encoded.
+    """Write a str, list, dict or other plain data into ``sink``, and return its encoding.
 
     Raises:
-        TaskError: the context holds something that is no plain data; the part before it may be written.
-        OSError: the sink's.
+        TaskError: it is no plain data; a part may be written.
+        OSError: from the sink.
     """
     if isinstance(context, EncodedContext):
         with context.opened() as data:
@@ -63,13 +62,12 @@ class _PlainPickler(pickle.Pickler):
 
 
 class EncodedContext:
-    """A context, encoded once into sealed memory. Sandboxes, the run log and its hash read the same bytes.
+    """A context in sealed memory. Sandboxes, run log and hash read the same bytes.
 
-    Pass it to ``open_sandbox`` in the place of the context, and close it after the sandbox.
+    Pass it to ``open_sandbox`` as the context, and close it after the sandbox.
 
     Attributes:
         value: the context itself.
-        kind: how it is encoded.
         size: bytes of the encoded form.
 
     Raises:
@@ -95,47 +93,50 @@ class EncodedContext:
         self.close()
 
     def descriptor(self) -> int:
-        """Return a new descriptor of the memory. The caller closes it."""
+        """Return a new descriptor of the memory; the caller closes it."""
         return os.dup(self._fd)
 
     @contextmanager
     def opened(self) -> Generator[memoryview]:
-        """Yield the encoded bytes. They are mapped, not copied."""
+        """Yield the encoded bytes."""
+        # An empty file cannot be mapped.
         if not self.size:
             yield memoryview(b"")
             return
+        # Mapped, not copied.
         with mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
             yield data
 
     def close(self) -> None:
-        """Give the memory back; sandboxes that have it keep it."""
+        """Close the memory; sandboxes keep theirs."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 class ContextMemory:
-    """Encodes contexts into sealed memory. The same text is not written again."""
+    """Encodes contexts into sealed memory; the same text only once."""
 
     def __init__(self) -> None:
         self._text: str | None = None
         self._fd = -1
 
     def descriptor(self, context: object) -> int:
-        """Return a descriptor of memory for the context; ``write`` fills it. The caller closes it."""
+        """Return a descriptor of memory that ``write`` fills; the caller closes it."""
         if isinstance(context, EncodedContext):
             return context.descriptor()
         is_held = self._text is not None and context is self._text
         return os.dup(self._fd) if is_held else new_memory()
 
     def write(self, fd: int, context: object) -> Kind:
-        """Write the context into the memory of ``descriptor``, unless it is there, and return its kind.
+        """Write the context, if it is not there yet, and return its encoding.
 
         Raises:
             TaskError, OSError: as ``encode_context`` does.
         """
         if isinstance(context, EncodedContext):
             return context.kind
+        # Sealed memory is that of a text that was written before.
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
             return "text"
         kind = write_sealed(fd, context)
@@ -158,13 +159,14 @@ def new_memory() -> int:
 
 
 def write_sealed(fd: int, context: object) -> Kind:
-    """Write the encoded context into new memory, seal it, and return its kind.
+    """Write the context into new memory, seal it, and return its encoding.
 
     Raises:
         TaskError, OSError: as ``encode_context`` does.
     """
     with open(fd, "wb", closefd=False) as file:
         kind = encode_context(context, file)
+    # Guests share the memory, so none may change it.
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return kind

@@ -19,17 +19,17 @@ _ENOUGH_BYTES = 1 << 30
 
 
 class ContextFiles:
-    """Encodes contexts into files of one file system. The same text is not written again."""
+    """Encodes contexts into files of one file system; the same text only once."""
 
     def __init__(self, folder: str) -> None:
         self._kept = os.path.join(folder, "kept")
         self._text: str | None = None
 
     def put(self, context: object, file: str) -> Kind:
-        """Write the encoded context to ``file``, and return its kind.
+        """Write the encoded context to ``file``, and return its encoding.
 
         Raises:
-            TaskError, OSError: as ``encode_context`` does. A part of the file may stay.
+            TaskError, OSError: as ``encode_context``. A part may be left.
         """
         value = context.value if isinstance(context, EncodedContext) else context
         if self._text is not None and value is self._text:

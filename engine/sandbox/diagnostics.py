@@ -29,20 +29,19 @@ _STEPS = {
 
 
 def failure(step: str, code: int, packages: str | None) -> EngineError:
-    """Return the error of a step that failed with this errno, in a sandbox with these packages."""
+    """Return the error for a failed step, in a sandbox with these packages."""
     # The folder is the user's, so the task is wrong and not the machine.
     if step == "packages":
         return TaskError(
-            f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the "
-            "engine is root, "
-            "a sandbox's user is a stranger to the folder's owner: `chmod -R a+rX` on the folder lets "
-            "everybody read it"
+            f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the engine "
+            "is root, a sandbox's user is a stranger to the folder's owner: `chmod -R a+rX` on the folder "
+            "lets everybody read it"
         )
     return unavailable(step, code)
 
 
 def unavailable(step: str, code: int) -> SandboxUnavailable:
-    """Return the error of a step that failed with this errno."""
+    """Return the error for a failed step."""
     what = _STEPS.get(step, "The sandbox cannot be built")
     reason = os.strerror(code) if code else "no reason given"
     return SandboxUnavailable(f"{what} ({reason})", _remedy(step, code))
@@ -71,20 +70,17 @@ def _remedy(step: str, code: int) -> str:
         case "namespaces" | "zygote_root", errno.ENOSPC:
             return (
                 "A limit on namespaces is reached: `sysctl -a --pattern user.max_.*_namespaces` shows "
-                "them all; "
-                "raise the one that is low."
+                "them all; raise the one that is low."
             )
         case "zygote_root", errno.EINVAL:
             return (
-                "This process probably runs in a chroot, whose root is no mount: enter it with "
-                "pivot_root instead "
-                "(`unshare --mount`, a container, or systemd-nspawn)."
+                "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root "
+                "instead (`unshare --mount`, a container, or systemd-nspawn)."
             )
         case "cgroup", _:
             return (
-                "The engine found control groups when it started, and cannot make or set one now: "
-                "check whether another "
-                "program changes them."
+                "The engine found control groups when it started, and cannot make or set one now: check "
+                "whether another program changes them."
             )
         case _:
             return _remedy_here()

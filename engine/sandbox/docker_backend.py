@@ -24,7 +24,7 @@ from .container_settings import Image
 from .containers import Daemon
 from .context import encode_context
 from .context_files import ContextFiles, make_folder
-from .pool import Place, Pool, make_place
+from .pool import Pool, PreparedContainer, prepare_container
 from .zygote import Receiver, Zygote
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class DockerBackend(Backend):
         self._pools: dict[SandboxConfig, Pool] = {}
         self._images: dict[tuple[str, str | None], Image] = {}
         self._writing = asyncio.Lock()
-        # Apart: a removal must not wait until a start has ended.
+        # Two limiters: a removal must not wait for a start.
         self._requests, self._removals = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
 
     @classmethod
@@ -76,20 +76,20 @@ class DockerBackend(Backend):
         return self.zygote.alive
 
     async def close(self) -> None:
-        """Remove the unused containers, and end the shims."""
+        """Remove unused containers, and end the shims."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             await pool.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REMOVE_SECONDS):
-                # In a loop: a container that nobody waits for is removed by a task of its own.
+                # In a loop: a cancelled start adds a removal when it ends.
                 while self._tasks:
                     await asyncio.wait(list(self._tasks))
         await self.zygote.close()
         self._daemon.close()
 
     async def prepare(self, config: SandboxConfig) -> Image:
-        """Check that containers of this config can be made, and start those that are kept ready.
+        """Check that this config's containers can be made, and fill its pool.
 
         Raises:
             SandboxUnavailable: they cannot be made.
@@ -112,16 +112,18 @@ class DockerBackend(Backend):
         if toolbox.guest:
             image.check_python()
         pool = self._pools.get(config)
-        place = (await pool.take() if pool is not None else None) or await self._make(config, image)
+        prepared = (await pool.take() if pool is not None else None) or await self._make(config, image)
         try:
-            load = await self._load(context, place)
-            return DockerGuest.attach(self, place, load, receiver, config.session_limits(len(toolbox.host)))
+            load = await self._load(context, prepared)
+            return DockerGuest.attach(
+                self, prepared, load, receiver, config.session_limits(len(toolbox.host))
+            )
         except BaseException:
-            self.remove(place)
+            self.remove(prepared)
             raise
 
-    async def outcome_of(self, place: Place) -> Outcome | None:
-        """Ask the daemon how a container ended: OOM, or None if the guest ended by itself.
+    async def outcome_of(self, prepared: PreparedContainer) -> Outcome | None:
+        """Ask the daemon how a container ended. None: the guest ended by itself.
 
         Raises:
             SandboxLost: it was killed from outside, or the daemon does not answer.
@@ -130,7 +132,7 @@ class DockerBackend(Backend):
             async with asyncio.timeout(_ASK_SECONDS):
                 end = await to_thread.run_sync(
                     self._daemon.wait_for_end,
-                    place.container.id,
+                    prepared.container.id,
                     limiter=self._requests,
                     abandon_on_cancel=True,
                 )
@@ -139,14 +141,14 @@ class DockerBackend(Backend):
         if end.out_of_memory:
             return Outcome.OOM
         # Under gVisor a guest can kill its own init, so a kill there does not show who did it.
-        if end.was_killed and not place.container.image.is_gvisor:
+        if end.was_killed and not prepared.container.image.is_gvisor:
             raise SandboxLost("its container was killed from outside")
         return None
 
-    def remove(self, place: Place) -> asyncio.Future[None]:
+    def remove(self, prepared: PreparedContainer) -> asyncio.Future[None]:
         """Start to remove a container."""
         removing = asyncio.ensure_future(
-            to_thread.run_sync(place.remove, self._daemon, limiter=self._removals)
+            to_thread.run_sync(prepared.remove, self._daemon, limiter=self._removals)
         )
         return self._keep(removing)
 
@@ -156,30 +158,29 @@ class DockerBackend(Backend):
         future.add_done_callback(self._tasks.discard)
         return future
 
-    async def _load(self, context: object, place: Place) -> protocol.Load:
-        if place.folder is None:
+    async def _load(self, context: object, prepared: PreparedContainer) -> protocol.Load:
+        if prepared.folder is None:
             kind = encode_context(context, buffer := io.BytesIO())
             if buffer.tell() > _MOST_IN_A_FRAME:
                 raise TaskError(
-                    f"the context has {buffer.tell()} bytes; a Docker daemon on another machine can be "
-                    "sent at most "
-                    f"{_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
+                    f"the context has {buffer.tell()} bytes; a Docker daemon on another machine takes "
+                    f"at most {_MOST_IN_A_FRAME}. Run the engine beside it, and set DOCKER_HOST to its socket"
                 )
             return protocol.Load(kind, "frame", buffer.getvalue())
         try:
             async with self._writing:
-                kind = await to_thread.run_sync(self._contexts.put, context, place.context_file)
+                kind = await to_thread.run_sync(self._contexts.put, context, prepared.context_file)
         except OSError as error:
             raise SandboxUnavailable(
                 f"The context cannot be written to {self._folder} ({error.strerror})", "Make room there."
             ) from error
         return protocol.Load(kind, "file", b"")
 
-    async def _make(self, config: SandboxConfig, image: Image) -> Place:
+    async def _make(self, config: SandboxConfig, image: Image) -> PreparedContainer:
         # If the caller is cancelled, the container is removed once it is there.
         making = self._keep(
             asyncio.ensure_future(
-                self._request(partial(make_place, self._daemon, self._folder, config, image))
+                self._request(partial(prepare_container, self._daemon, self._folder, config, image))
             )
         )
         try:
@@ -188,7 +189,7 @@ class DockerBackend(Backend):
             making.add_done_callback(self._remove_made)
             raise
 
-    def _remove_made(self, making: asyncio.Future[Place]) -> None:
+    def _remove_made(self, making: asyncio.Future[PreparedContainer]) -> None:
         if not making.cancelled() and making.exception() is None:
             self.remove(making.result())
 
@@ -200,19 +201,24 @@ class DockerGuest(Guest):
     """A guest in a container."""
 
     def __init__(
-        self, backend: DockerBackend, place: Place, load: protocol.Load, receiver: Receiver, session: bytes
+        self,
+        backend: DockerBackend,
+        prepared: PreparedContainer,
+        load: protocol.Load,
+        receiver: Receiver,
+        session: bytes,
     ) -> None:
-        container = place.container
+        container = prepared.container
         super().__init__(
             backend.zygote,
             session,
             load,
             backend=GVISOR if container.image.is_gvisor else "docker",
             # A remote daemon's control groups cannot be seen, so nothing is claimed against it.
-            limited=bool(container.groups) or place.folder is None,
+            limited=bool(container.groups) or prepared.folder is None,
         )
         self._backend = backend
-        self._place = place
+        self._prepared = prepared
         self._receiver = receiver
         self._asking: asyncio.Task[None] | None = None
         self._held: list[protocol.FromShim | ShimExit] = []
@@ -222,7 +228,7 @@ class DockerGuest(Guest):
     def attach(
         cls,
         backend: DockerBackend,
-        place: Place,
+        prepared: PreparedContainer,
         load: protocol.Load,
         receiver: Receiver,
         limits: protocol.SessionLimits,
@@ -237,11 +243,11 @@ class DockerGuest(Guest):
         def receive(message: protocol.FromShim | ShimExit) -> None:
             guest.receive(message)
 
-        stream = place.container.stream
+        stream = prepared.container.stream
         # The event loop delivers the first message, so it finds ``guest`` set.
-        session = backend.zygote.attach(receive, limits, stream.fileno(), place.container.groups)
+        session = backend.zygote.attach(receive, limits, stream.fileno(), prepared.container.groups)
         stream.close()
-        guest = cls(backend, place, load, receiver, session)
+        guest = cls(backend, prepared, load, receiver, session)
         return guest
 
     async def discard(self) -> None:
@@ -250,7 +256,7 @@ class DockerGuest(Guest):
         await asyncio.wait([self._remove()], timeout=_REMOVE_SECONDS)
 
     def receive(self, message: protocol.FromShim | ShimExit) -> None:
-        """Take a message of the shim."""
+        """Handle a message of the shim."""
         # Only the daemon knows why the stream ended; messages wait for its answer.
         if self._asking is not None:
             self._held.append(message)
@@ -261,7 +267,7 @@ class DockerGuest(Guest):
 
     async def _ask(self, end: CellEnd) -> None:
         try:
-            outcome = await self._backend.outcome_of(self._place)
+            outcome = await self._backend.outcome_of(self._prepared)
         except SandboxLost as lost:
             self._held = [Exit(Outcome.KILLED, str(lost))]
         else:
@@ -277,12 +283,12 @@ class DockerGuest(Guest):
 
     def _deliver(self, message: protocol.FromShim | ShimExit) -> None:
         if isinstance(message, protocol.Ready):
-            self._place.hide_context()
+            self._prepared.hide_context()
         elif isinstance(message, (Exit, ShimExit)):
             self._remove()
         self._receiver(message)
 
     def _remove(self) -> asyncio.Future[None]:
         if self._removing is None:
-            self._removing = self._backend.remove(self._place)
+            self._removing = self._backend.remove(self._prepared)
         return self._removing

@@ -47,7 +47,7 @@ def sdk() -> Any:
 
 
 def connect() -> Connection:
-    """Connect to the daemon of DOCKER_HOST, else of the default socket.
+    """Connect to DOCKER_HOST's daemon, else to the default socket.
 
     Raises:
         SandboxUnavailable: there is none, it is too old, or it cannot hand over streams.
@@ -88,7 +88,7 @@ def dial(url: str) -> socket.socket:
     """Open a socket to the daemon.
 
     Raises:
-        OSError: nothing listens there.
+        OSError: it cannot be reached.
     """
     if not is_local(url):
         address = urlsplit(url)

@@ -62,7 +62,7 @@ _REPORT = (
 
 
 class Layer(StrEnum):
-    """A layer of the isolation."""
+    """Layers of the isolation."""
 
     SANDBOX = "sandbox"
     NAMESPACES = "namespaces"
@@ -83,12 +83,11 @@ class Layer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One layer on this machine.
+    """The state of one layer on this machine.
 
     Attributes:
-        layer: the layer.
         holds: whether the probes were stopped.
-        required: whether the default level needs it.
+        required: whether the level ``strict`` needs it.
         measured: what the probes saw.
         remedy: what to do, if it does not hold.
     """
@@ -122,8 +121,6 @@ class _Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """What the guest saw, and how many connections reached the host."""
-
     seen: _Seen
     connections: int
     backend: str
@@ -132,11 +129,7 @@ class _Observed:
 async def examine(
     backend: Literal["process", "docker"] = "process", image: str | None = None, runtime: str | None = None
 ) -> list[Finding]:
-    """Test every layer of a backend. It takes some seconds; a backend that cannot be used is a finding.
-
-    Args:
-        backend, image, runtime: as in ``SandboxConfig``.
-    """
+    """Test every layer of a backend, for some seconds. An unusable backend is a finding."""
     config = _LIMITS.model_copy(update={"backend": backend, "image": image, "runtime": runtime})
     try:
         async with open_sandbox(config) as sandbox:
@@ -154,20 +147,19 @@ async def examine(
 
 
 def default_level_holds(findings: list[Finding]) -> bool:
-    """Return whether everything holds that the default level asks for."""
+    """Return whether every required layer holds."""
     return all(finding.holds for finding in findings if finding.required)
 
 
+# Files and sockets of the host that no guest should reach, and an entry for each connection that arrived.
 @dataclass(frozen=True, slots=True)
-class _Traps:
-    """Arguments of ``look_around``, and an entry for each connection to a listener of the host."""
-
+class _HostTargets:
     arguments: tuple[str, str, int, str, str]
     connections: list[None]
 
 
 @asynccontextmanager
-async def _lay_traps() -> AsyncGenerator[_Traps]:
+async def _host_targets() -> AsyncGenerator[_HostTargets]:
     secret = secrets.token_hex(16)
     connections: list[None] = []
 
@@ -188,7 +180,7 @@ async def _lay_traps() -> AsyncGenerator[_Traps]:
         ]
         try:
             port = servers[0].sockets[0].getsockname()[1]
-            yield _Traps((secret, file, port, abstract, path), connections)
+            yield _HostTargets((secret, file, port, abstract, path), connections)
         finally:
             for server in servers:
                 server.close()
@@ -205,20 +197,20 @@ def _write_secret(folder: str, secret: str) -> str:
 
 
 async def _observe(sandbox: Sandbox) -> _Observed:
-    async with _lay_traps() as traps:
-        call = ", ".join(map(repr, traps.arguments))
+    async with _host_targets() as targets:
+        call = ", ".join(map(repr, targets.arguments))
         result = await sandbox.execute(f"{_PROBES.read_text()}\nFINAL(look_around({call}))")
     try:
-        # A guest's report: its shape is checked, and the judgement is made here.
+        # The guest may lie: only the shape of its report is checked, and it is judged here.
         seen = msgspec.json.decode(result.final or "", type=_Seen)
     except msgspec.MsgspecError as error:
         raise SandboxError(
-            f"the probes did not report ({result.outcome.value}): {_last_words(result)}"
+            f"the probes did not report ({result.outcome.value}): {_failure_text(result)}"
         ) from error
-    return _Observed(seen, len(traps.connections), sandbox.isolation.backend)
+    return _Observed(seen, len(targets.connections), sandbox.isolation.backend)
 
 
-def _last_words(result: CellResult) -> str:
+def _failure_text(result: CellResult) -> str:
     error = result.error.message if result.error is not None else ""
     return result.detail or error or result.stderr[-300:]
 

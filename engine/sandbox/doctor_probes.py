@@ -33,7 +33,7 @@ _SCRATCH_MIB = 64
 
 
 def look_around(secret: str, file: str, port: int, abstract: str, path: str) -> dict[str, Any]:
-    """Return what this sandbox sees and reaches of the doctor's secret, file, port and sockets."""
+    """Return what this sandbox sees, and reaches of the host's secret, file, port and sockets."""
     dialled = _connect(socket.AF_INET, ("127.0.0.1", port))
     _connect(socket.AF_UNIX, "\0" + abstract)
     _connect(socket.AF_UNIX, path)

@@ -29,7 +29,7 @@ _IDLE_WITH_PACKAGES = 3
 
 
 class _SharedBackends:
-    """What the sandboxes of one event loop share."""
+    """Zygotes and containers that the sandboxes of one event loop share."""
 
     def __init__(self) -> None:
         self.users = 0
@@ -41,7 +41,6 @@ class _SharedBackends:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is anything to close."""
         return bool(self._zygotes) or self._docker is not None
 
     async def zygote(self, packages: Packages | None) -> Zygote:
@@ -77,7 +76,6 @@ class _SharedBackends:
             return self._docker
 
     async def close(self) -> None:
-        """Close them all."""
         zygotes, self._zygotes = list(self._zygotes.values()), {}
         docker, self._docker = self._docker, None
         await asyncio.gather(
@@ -134,9 +132,6 @@ async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendFinder]
 class SandboxRuntime:
     """Keeps this event loop's zygotes and containers alive, so that the next sandbox costs only a fork.
 
-    Args:
-        config: of the sandboxes to prepare for.
-
     Raises:
         SandboxUnavailable: this machine has no such backend.
         TaskError: the packages cannot be used.
@@ -169,7 +164,6 @@ async def open_sandbox(
     """Open a sandbox, and close it at the end of the block.
 
     Args:
-        config: limits and timeouts.
         context: the code's ``context``: a str, list, dict or other plain data.
         query: the code's ``query``.
         on_call: answers ``worker`` and ``worker_batch``.
@@ -199,7 +193,7 @@ class _Opened:
 
 
 class SyncSandbox(AbstractContextManager["SyncSandbox"]):
-    """A ``Sandbox`` for code without an event loop. Takes the arguments of ``open_sandbox``."""
+    """A ``Sandbox`` for code without an event loop. Takes ``open_sandbox``'s arguments."""
 
     def __init__(
         self,

@@ -23,8 +23,6 @@ class FileTransfer:
     """The file requests of one guest.
 
     Args:
-        config: bounds a frame.
-        send: sends a request to the guest.
         check_usable: raises if the guest has ended.
     """
 
@@ -86,7 +84,7 @@ class FileTransfer:
             waiting.set_result(answer)
 
     def fail(self, error: SandboxError) -> None:
-        """Let every request that waits raise this error."""
+        """Fail every waiting request."""
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)

@@ -1,7 +1,4 @@
-"""Builds the sandbox image with the Docker daemon's classic builder.
-
-pip downloads the pinned wheels on the host, so that the build itself needs no network.
-"""
+"""Builds the sandbox image with the Docker daemon's classic builder."""
 
 from __future__ import annotations
 
@@ -32,20 +29,20 @@ _SOURCES = Path(sandbox_image.__file__).parent
 _DOWNLOAD_SECONDS = 600.0
 _DAEMON_SECONDS = 600
 
-_LOOK = """
+_INSPECT_BASE = """
 import json, shutil, sys
 from pip._vendor.packaging.tags import sys_tags
 platforms = sorted({tag.platform for tag in sys_tags()} - {"any"})
 print(json.dumps({"python": sys.version_info[:2], "platforms": platforms, "ps": bool(shutil.which("ps"))}))
 """
 
-# Takes progress, a line at a time.
-Say = Callable[[str], None]
+# Takes a line of progress.
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A built image. ``size`` is in bytes, with the base."""
+    """A built image; ``size`` in bytes includes the base."""
 
     tag: str
     id: str
@@ -61,10 +58,10 @@ class _Base:
 
 @contextmanager
 def daemon() -> Generator[DockerClient]:
-    """Yield a client of the daemon that ``docker`` would use: DOCKER_HOST, else the default socket.
+    """Yield a client of DOCKER_HOST's daemon, else of the default socket.
 
     Raises:
-        SandboxUnavailable: there is no SDK or no daemon; also for errors of the daemon in the block.
+        SandboxUnavailable: no SDK, no daemon, or an error of it in the block.
     """
     docker = sdk()
     from docker.errors import DockerException
@@ -72,7 +69,7 @@ def daemon() -> Generator[DockerClient]:
     try:
         client = docker.from_env(timeout=_DAEMON_SECONDS)
         client.ping()
-    # OSError: the SDK's HTTP library raises its kinds.
+    # OSError: the SDK's HTTP library derives its errors from it.
     except (DockerException, OSError) as error:
         raise SandboxUnavailable(f"No Docker daemon answers ({reason(error)})", START) from error
     with closing(client):
@@ -83,21 +80,22 @@ def daemon() -> Generator[DockerClient]:
 
 
 def build(
-    base: str = BASE, tag: str | None = None, variant: Variant | None = None, say: Say = print
+    base: str = BASE, tag: str | None = None, variant: Variant | None = None, report: Report = print
 ) -> Image:
     """Build the image and tag it.
 
     Raises:
-        SandboxUnavailable: there is no daemon, no such base or no wheels for it, or the build fails.
+        SandboxUnavailable: no daemon, base or wheels, or the build fails.
     """
     tag = tag or default_tag(variant)
     with daemon() as client, tempfile.TemporaryFile() as context:
-        say(f"looking into {base}")
-        found = _look_into(client, base)
+        report(f"looking into {base}")
+        found = _inspect_base(client, base)
+        # pip downloads the pinned wheels here, on the host: the build itself needs no network.
         with tempfile.TemporaryDirectory() as folder:
             sets = ["guest", "mcp", *([variant] if variant else [])]
             for name in sets:
-                say(f"downloading wheels: {name}, for Python {found.python}")
+                report(f"downloading wheels: {name}, for Python {found.python}")
                 _download(name, found, folder)
             write_context(context, Path(folder))
         context.seek(0)
@@ -113,17 +111,17 @@ def build(
             # Only the installation of ps needs the network.
             network_mode="none" if found.has_ps else None,
         )
-        _follow(events, say)
+        _follow(events, report)
         image = client.images.get(tag)
         return Image(tag, str(image.id), int(image.attrs["Size"]))
 
 
-def _look_into(client: DockerClient, base: str) -> _Base:
+def _inspect_base(client: DockerClient, base: str) -> _Base:
     from docker.errors import APIError, ContainerError
 
     try:
         output: Any = client.containers.run(
-            base, ["-c", _LOOK], entrypoint=["python3", "-I"], network_mode="none", remove=True
+            base, ["-c", _INSPECT_BASE], entrypoint=["python3", "-I"], network_mode="none", remove=True
         )
         seen = json.loads(output)
     except APIError as error:
@@ -173,7 +171,7 @@ def _download(name: str, base: _Base, folder: str) -> None:
 
 
 def write_context(file: Any, wheels: Path) -> None:
-    """Write a tar of what the Dockerfile copies: the same bytes for the same contents."""
+    """Write a tar of the Dockerfile's files, equal for equal contents."""
     members = {path.name: path for path in [_SOURCES / "Dockerfile"]}
     members |= {f"bin/{path.name}": path for path in (_SOURCES / "bin").iterdir()}
     members |= {f"requirements/{path.name}": path for path in (_SOURCES / "requirements").glob("*.txt")}
@@ -200,7 +198,7 @@ def _labels(base: str, found: _Base) -> dict[str, str]:
     }
 
 
-def _follow(events: Any, say: Say) -> None:
+def _follow(events: Any, report: Report) -> None:
     for event in events:
         if "error" in event:
             raise SandboxUnavailable(
@@ -209,4 +207,4 @@ def _follow(events: Any, say: Say) -> None:
             )
         for line in event.get("stream", "").splitlines():
             if line.strip():
-                say(line.rstrip())
+                report(line.rstrip())

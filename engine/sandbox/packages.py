@@ -15,7 +15,7 @@ _REMEDY = "make it with `pip install --target DIR PACKAGE ...`, and a pip of the
 class Packages(NamedTuple):
     """A folder at one point in time."""
 
-    # A guest that is built ahead sees the folder as it was then: another folder needs another zygote.
+    # The key of a zygote: a guest that is built ahead sees the folder as it was then.
     path: str
     device: int
     inode: int
@@ -23,10 +23,10 @@ class Packages(NamedTuple):
 
 
 def find_packages(folder: str) -> Packages:
-    """Return the folder as it is now.
+    """Return the folder's present state.
 
     Raises:
-        TaskError: it does not exist, is no folder, or cannot be read.
+        TaskError: it is missing, no folder, or unreadable.
     """
     try:
         path = os.path.realpath(folder, strict=True)
@@ -43,7 +43,7 @@ def find_packages(folder: str) -> Packages:
 
 
 def importable(folder: str) -> list[str]:
-    """Return the names of the modules in a folder of packages: the first forty, sorted.
+    """Return the names of the first forty modules in the folder, sorted.
 
     Raises:
         OSError: it cannot be read.

@@ -14,8 +14,8 @@ class RunningCell:
     """A cell from its start to its result.
 
     Attributes:
-        number: its number, from 1.
-        result: done when the cell has ended, or with the error that ended it.
+        number: from 1.
+        result: the cell's result, or the error that ended it.
     """
 
     def __init__(self, number: int) -> None:
@@ -24,16 +24,16 @@ class RunningCell:
         self._collected = CellCollector()
 
     def add(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
-        """Keep what the cell wrote, shows or answered."""
+        """Keep an output, a display or the answer."""
         self._collected.add(message)
 
     def finish(self, end: CellEnd) -> None:
-        """Set the result, unless nobody waits for it."""
+        """Set the result, if it is still awaited."""
         if not self.result.done():
             self.result.set_result(self._make_result(end))
 
     def fail(self, error: Exception) -> None:
-        """Let the waiter raise this error instead."""
+        """Set an error in the place of the result."""
         if not self.result.done():
             self.result.set_exception(error)
             # Retrieved here too: a cancelled waiter never does, and asyncio would log it.

@@ -26,7 +26,7 @@ FindBackend: TypeAlias = Callable[[], Awaitable[Backend]]
 
 @dataclass(frozen=True, slots=True)
 class GuestSetup:
-    """What a guest gets, at the first start and after each reset."""
+    """The settings of a guest, for its first start and each reset."""
 
     config: SandboxConfig
     context: object
@@ -54,7 +54,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The guest's variables are gone, for this reason."""
+    """The guest's variables are gone."""
 
     reason: str
 
@@ -64,12 +64,7 @@ DID_NOT_START = "the sandbox did not start"
 
 
 class RunningGuest:
-    """One guest; a reset of the sandbox replaces it.
-
-    Attributes:
-        state: what it can do now.
-        files: copies files into and out of it.
-    """
+    """One guest; a reset of the sandbox replaces it."""
 
     def __init__(self, guest: Guest, setup: GuestSetup) -> None:
         self.state: GuestState = Starting()
@@ -85,7 +80,7 @@ class RunningGuest:
 
     @classmethod
     async def start(cls, find_backend: FindBackend, setup: GuestSetup) -> RunningGuest:
-        """Start a guest, and wait until it has its context and has measured its isolation.
+        """Start a guest, and wait until it has measured its isolation.
 
         Raises:
             SandboxUnavailable: this machine cannot build the isolation.
@@ -153,7 +148,7 @@ class RunningGuest:
             self.send(protocol.Interrupt(self.state.cell.number))
 
     async def stop_cell(self, cell: RunningCell) -> None:
-        """Interrupt a cell, and kill the guest if it does not end."""
+        """Interrupt a cell, and kill the guest if the cell does not end."""
         self.send(protocol.Interrupt(cell.number))
         _, pending = await asyncio.wait(
             [cell.result], timeout=self._setup.config.grace + _STOP_MARGIN_SECONDS
@@ -167,7 +162,7 @@ class RunningGuest:
         await self.close()
 
     async def close(self) -> None:
-        """Kill the guest, and wait until nothing is left of it."""
+        """Kill the guest, and wait for its end."""
         if not self._gone.is_set():
             # The shim kills the guest; if the shim hangs, the zygote kills the shim.
             self._is_closing = True
@@ -188,7 +183,7 @@ class RunningGuest:
         return True
 
     def receive(self, message: protocol.FromShim | protocol.ShimExit) -> None:
-        """Take a message of the shim."""
+        """Handle a message of the shim."""
         match message:
             case protocol.Call() | protocol.ToolCall():
                 self._calls.answer(message)
@@ -211,14 +206,16 @@ class RunningGuest:
         setup = self._setup
         if isinstance(message, protocol.Hello):
             self._host_namespaces = message.namespaces
-            if self._is_closing:  # the Kill was sent before the shim was there to read it
+            # The first Kill was sent before there was a shim to read it.
+            if self._is_closing:
                 self.send(protocol.Kill())
                 return
             limits, toolbox = setup.config.session_limits(), setup.tools.toolbox
             sizes = (limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes)
             self.send(protocol.Start(setup.query, *sizes, toolbox.guest, toolbox.host))
             self.send(self._guest.load)
-        elif self._ready.done():  # the start was given up, or the guest has ended
+        # The start was cancelled, or the guest has ended.
+        elif self._ready.done():
             return
         elif isinstance(message, protocol.Ready):
             self.state = Idle()
@@ -241,7 +238,7 @@ class RunningGuest:
     def _end(self, detail: str) -> None:
         if not self._ready.done():
             self._ready.set_exception(SandboxLost(f"the sandbox ended before it was ready: {detail}"))
-            # Retrieved here too: after a cancelled start nobody else does, and asyncio would log it.
+            # Retrieved here too: after a cancelled start no other code does, and asyncio would log it.
             self._ready.exception()
         cell = self._leave_cell()
         self._lose(DID_NOT_START if isinstance(self.state, Starting) else detail)
@@ -268,11 +265,12 @@ class RunningGuest:
         return cell
 
     def _lose(self, reason: str) -> None:
-        if not isinstance(self.state, Lost):  # the first reason is the cause
+        # The first reason is the cause.
+        if not isinstance(self.state, Lost):
             self.state = Lost(reason)
 
     def check_idle(self) -> None:
-        """Check that a cell can be started.
+        """Check that a cell can start.
 
         Raises:
             SandboxError: a cell runs.

@@ -11,12 +11,12 @@ from ..errors import SandboxError
 from .config import CellResult, Isolation, Listing
 from .running_guest import DID_NOT_START, FindBackend, GuestSetup, Lost, RunningGuest
 
-# A shim that is late by so much with the end of a cell may be stopped, and then never reports it.
+# A shim that reports no end of the cell for so long may be stopped, and would never report it.
 _LATE_SECONDS = 10.0
 
 
 class Sandbox:
-    """One guest and the variables of its code. ``open_sandbox`` makes it."""
+    """One guest and its variables. ``open_sandbox`` makes it."""
 
     def __init__(self, find_backend: FindBackend, setup: GuestSetup, guest: RunningGuest) -> None:
         self._find_backend = find_backend
@@ -27,7 +27,7 @@ class Sandbox:
 
     @classmethod
     async def open(cls, find_backend: FindBackend, setup: GuestSetup) -> Sandbox:
-        """Start a guest; raises as ``RunningGuest.start``."""
+        """Start a guest. Raises as ``RunningGuest.start``."""
         setup = replace(setup, query=replace_surrogates(setup.query))
         return cls(find_backend, setup, await RunningGuest.start(find_backend, setup))
 
@@ -37,16 +37,16 @@ class Sandbox:
         return self._guest.isolation
 
     async def execute(self, code: str, *, timeout: float | None = None) -> CellResult:  # noqa: ASYNC109 - the shim keeps it
-        """Run a cell, and return a result for every outcome of its code, even a crash of its interpreter.
+        """Run a cell and return its result, also if its interpreter crashes.
 
         Args:
             code: Python source; its variables stay for the next cell.
             timeout: seconds without waits; by default the config's.
 
         Raises:
-            SandboxLost: the guest died in an earlier cell, or was killed from outside.
+            SandboxLost: the guest died earlier, or was killed from outside.
             SandboxError: another cell runs, or the sandbox is closed.
-            ValueError: the timeout is no positive number, or the code is too long.
+            ValueError: the timeout is not positive, or the code is too long.
         """
         timeout = self._setup.config.timeout if timeout is None else timeout
         self._check_open()
@@ -81,14 +81,14 @@ class Sandbox:
         raise ValueError(f"a block of {len(code)} characters is too long; at most {most} bytes can be sent")
 
     async def interrupt(self) -> None:
-        """Interrupt the running cell, and kill it after the grace; its outcome is ``killed``."""
+        """Interrupt the cell; after the grace it is ``killed``."""
         self._guest.interrupt()
 
     async def put(self, path: str, data: bytes) -> None:
-        """Write a file below /work, and make its folders. A cell may run.
+        """Write a file below /work and make its folders, also during a cell.
 
         Raises:
-            SandboxFileError: the path leads outside or through a file, or there is no room.
+            SandboxFileError: the path is outside or through a file, or there is no room.
             SandboxLost, SandboxError: as for ``execute``.
         """
         self._check_open()
@@ -106,10 +106,10 @@ class Sandbox:
         return await self._guest.files.get(path, max_bytes)
 
     async def list(self, *, most: int = 1000) -> Listing:
-        """List the regular files below /work, as the guest reports them.
+        """List at most ``most`` regular files below /work.
 
         Raises:
-            SandboxFileError: no answer came in time.
+            SandboxFileError: no answer in time.
             SandboxLost, SandboxError: as for ``put``.
         """
         self._check_open()
@@ -126,13 +126,14 @@ class Sandbox:
         if self._guest.is_running:
             raise SandboxError("a cell is running in this sandbox; wait for its end, or interrupt it")
         async with self._changing:
-            self._check_open()  # a close() may have had its turn first
+            # A close() may have had the lock first.
+            self._check_open()
             await self._guest.close()
             self._guest.state = Lost(DID_NOT_START)
             self._guest = await RunningGuest.start(self._find_backend, self._setup)
 
     async def close(self) -> None:
-        """Kill the guest and wait until nothing is left. May be called during a cell, and again."""
+        """Kill the guest and remove all of it. May be repeated, and called during a cell."""
         self._is_closed = True
         async with self._changing:
             await self._guest.close()
