@@ -1,7 +1,6 @@
-"""The events of a run log, one struct per event type. README.md has a table of all fields.
+"""The events of a run log. README.md has a table of all fields.
 
-``timestamp`` and fields that end in ``_at`` are seconds since 1970 (UTC): the wall clock when the log opened,
-plus the monotonic clock since then. ``elapsed`` and fields that end in ``_seconds`` are durations in seconds.
+``timestamp`` and ``…_at`` are seconds since 1970 (UTC); ``elapsed`` and ``…_seconds`` are durations.
 """
 
 from __future__ import annotations
@@ -29,10 +28,11 @@ def _written_as_null() -> Any:
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    """Fields of every event. ``step`` is the supervisor's turn, from 1; 0 before the first."""
+    """Fields of every event."""
 
     # One folder can hold several runs, for example two attempts.
     run_id: str
+    # The supervisor's turn, from 1; 0 before the first.
     step: int
     timestamp: float
     # The run that started this one as a sub-run.
@@ -58,7 +58,7 @@ class ContextFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStart(StreamStart, frozen=True, kw_only=True, tag="run_start"):
-    """The first event in ``supervisor.jsonl``, with the settings."""
+    """The first event in ``supervisor.jsonl``: the settings."""
 
     query: str
     context: ContextFacts
@@ -76,7 +76,7 @@ class RunStart(StreamStart, frozen=True, kw_only=True, tag="run_start"):
 
 
 class ModelCall(Event, frozen=True, kw_only=True):
-    """A call of a model that ended. The event type is its role: supervisor, worker or judge."""
+    """A call of a model that ended. The event type is its role."""
 
     model: str
     usage: Usage
@@ -101,7 +101,7 @@ class ModelCall(Event, frozen=True, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the answer came to its end."""
+        """Whether the answer is complete."""
         return self.error is None and self.finish_reason not in ("length", "refusal")
 
 
@@ -113,10 +113,11 @@ class SupervisorCall(ModelCall, frozen=True, kw_only=True, tag="supervisor"):
 
 
 class WorkerCall(ModelCall, frozen=True, kw_only=True, tag="worker"):
-    """A prompt of a worker call; ``index`` is its place in the call, from 0."""
+    """A prompt of a worker call."""
 
     cell: int
     call: int
+    # Its place in the call, from 0.
     index: int
     prompt: str
     # The failure, as the guest was told, and in the host's own words.
@@ -131,7 +132,7 @@ class JudgeCall(ModelCall, frozen=True, kw_only=True, tag="judge"):
 
 
 class LeftOut(Event, frozen=True, kw_only=True, tag="left_out"):
-    """Numbers of messages that are not sent any more, and a note for each."""
+    """Messages that are not sent any more, by number, and their notes."""
 
     messages: list[int]
     notes: list[str]
@@ -154,14 +155,14 @@ class RunEnd(Event, frozen=True, kw_only=True, tag="run_end"):
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Size of an image and its hash in hexadecimal."""
+    """Size of an image, and its hash in hexadecimal."""
 
     bytes: int
     sha256: str
 
 
 class CellError(msgspec.Struct, frozen=True, kw_only=True):
-    """An exception, as in ``CellResult.error``."""
+    """As ``CellResult.error``."""
 
     type: str
     message: str

@@ -1,4 +1,4 @@
-"""Reads run logs, one line at a time. Their content is hostile."""
+"""Reads run logs, a line at a time. Their content is hostile."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _OLD_NAMES = {"arm": "strategy"}
 
 
 class RunLogReader:
-    """Reads the events of one run, or of all runs, in one folder.
+    """Reads the events of one run, or of all runs, in a folder.
 
     Raises:
-        LogFormatError: while events are read; the message names the file and the line.
+        LogFormatError: while events are read; it names file and line.
     """
 
     def __init__(self, folder: Path, run_id: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Writes run logs: each event is one line of ASCII JSON, appended and flushed at once."""
+"""Writes run logs: a line of ASCII JSON for each event."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from .events import (
 
 
 class CallTimes(NamedTuple):
-    """Stages of a call of a model, in seconds of ``time.monotonic()``; None if unknown."""
+    """Stages of a call, in seconds of ``time.monotonic()``; None if unknown."""
 
     queued: float | None = None
     sent: float | None = None
@@ -56,7 +56,7 @@ class CallTimes(NamedTuple):
 
 
 class CallStats(NamedTuple):
-    """What one call of a model took, as in ``ModelCall``."""
+    """Figures of one call of a model, as in ``ModelCall``."""
 
     usage: Usage = Usage()
     cost_usd: float | None = 0.0
@@ -68,7 +68,7 @@ class CallStats(NamedTuple):
 
 
 class WorkerPrompt(msgspec.Struct, frozen=True):
-    """A prompt and its place, as in the event ``WorkerCall``."""
+    """A prompt and its place, as in ``WorkerCall``."""
 
     cell: int
     call: int
@@ -77,22 +77,22 @@ class WorkerPrompt(msgspec.Struct, frozen=True):
 
 
 class CallFailure(NamedTuple):
-    """A failure, as the guest is told, and in the host's own words."""
+    """A failure, as told to the guest, and in the host's own words."""
 
     told: CallError
     message: str | None = None
 
 
 def new_run_id() -> str:
-    """Return a unique name for a run that sorts by its start (UTC)."""
+    """Return a unique name that sorts by time (UTC)."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 class RunLogger:
-    """Writes the events of one run. With no folder it writes nothing. ``step`` goes into each event.
+    """Writes the events of one run; without a folder, nothing.
 
     Raises:
-        LogError: by every method, if the folder cannot be written. A run ends there, before it spends more.
+        LogError: by every method, if the folder cannot be written.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class RunLogger:
         *,
         parent_run_id: str | None = None,
     ) -> None:
+        # The supervisor's turn; it goes into each event.
         self.step = 0
         self._folder = folder
         self._run_id = run_id
@@ -142,7 +143,7 @@ class RunLogger:
         return self._folder is not None
 
     async def start(self, query: str, context: EncodedContext | None, **settings: Any) -> None:
-        """Store the context and write the first events, with ``settings`` of ``RunStart``."""
+        """Store the context and write the first events; ``settings`` are fields of ``RunStart``."""
         if self._place is None or context is None:
             return
         # A thread, because 100 MB take a tenth of a second to hash; meanwhile the sandbox starts.
@@ -156,7 +157,7 @@ class RunLogger:
     def supervisor(
         self, model: str, messages: Sequence[Message], completion: Completion, stats: CallStats, purpose: str
     ) -> None:
-        """Write a reply of the supervisor, with the messages that are new to it."""
+        """Write a reply of the supervisor."""
         if self.is_on:
             call = self._call(model, stats, completion)
             self._write("supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call))
@@ -209,7 +210,7 @@ class RunLogger:
         self._write("supervisor", event)
 
     def tool(self, use: ToolUse) -> None:
-        """Write a call of a host tool that ended."""
+        """Write a call of a host tool."""
         outcome: dict[str, Any] = {"result": use.result}
         if use.error is not None:
             outcome = {"error": use.error, "message": use.message}

@@ -18,9 +18,9 @@ _MAX_PARSED_CHARS = 200_000
 
 
 def code_blocks(message: str) -> list[str]:
-    """Return the blocks marked ``repl``, in order; if there is none, those marked ``python``.
+    """Return the blocks marked ``repl``, in order; without any, those marked ``python``.
 
-    A block ends at a line of at least as many backticks or tildes as it began with, or with the message.
+    A block ends at a fence of at least its length, or with the message.
     """
     lines = message.replace("\r\n", "\n").split("\n")
     return _blocks(lines, _REPL) or _blocks(lines, _PYTHON)
@@ -82,11 +82,11 @@ class _Parser:
         self._left = _MAX_PARSED_CHARS
 
     def accepts(self, code: str) -> bool:
-        """Return whether the code parses."""
         # It is only parsed. A model wrote it, and only the guest compiles it.
         self._left -= len(code) + 100
         if self._left < 0:
-            return True  # the budget is used up, so the first closing fence closes
+            # The budget is used up, so the first closing fence counts.
+            return True
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ _MIN_CHARS = 400
 
 
 class Conversation:
-    """All messages in ``history``, and the same in ``sent``, with notes in the place of old ones."""
+    """All messages in ``history``; in ``sent`` notes replace old ones."""
 
     def __init__(self) -> None:
         self.history: list[Message] = []
@@ -32,7 +32,7 @@ class Conversation:
         return self.history.pop()["content"]
 
     def leave_out(self, fits: Callable[[Sequence[Message]], bool], note: str) -> list[int]:
-        """Replace old messages by a note until ``fits`` returns true, and return their numbers."""
+        """Replace old messages by notes until ``fits``, and return their numbers."""
         left_out: list[int] = []
         # Outputs first: the supervisor's own messages say what it tried.
         last = len(self.sent) - _TAIL
@@ -49,7 +49,7 @@ class Conversation:
         return left_out
 
     def show(self, start: int = 0, stop: int | None = None) -> list[dict[str, str]]:
-        """Return the messages from ``start`` to ``stop``, whole, as plain dicts."""
+        """Return messages ``start`` to ``stop`` as plain dicts."""
         return [
             {"role": message["role"], "content": message["content"]} for message in self.history[start:stop]
         ]

@@ -1,4 +1,4 @@
-"""The loop of a run: ask the supervisor, run its code, show the outputs, until FINAL or a limit."""
+"""The loop of a run: ask the supervisor, run its code, show the outputs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _REASONS: dict[StopReason, str] = {
 
 
 def is_last(result: CellResult) -> bool:
-    """Return whether the blocks after this one are skipped, because it answered or failed."""
+    """Return whether later blocks are skipped, because this one answered or failed."""
     return result.final is not None or result.outcome is not Outcome.OK
 
 
 class _TimeIsUp(Exception):
-    """The run has used its seconds."""
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class SupervisorLoop:
         self.log.step = self.iterations = step
         self.emit(TurnStarted(step))
         self._make_room()
+        # Then the budget has room for a last question, when a limit is reached.
         self.broker.supervisor.reserve_best_answer(self.conversation.sent)
         completion = await self._ask("turn")
         blocks = code_blocks(completion.text)
@@ -174,7 +175,6 @@ class SupervisorLoop:
             raise _TimeIsUp
 
     async def _best_answer(self, reason: StopReason) -> str | None:
-        """Ask once more, for text."""
         last = ""
         if self.conversation.sent[-1]["role"] == "user":
             # The last turn was cut off. Two user messages in a row confuse models.
@@ -205,7 +205,8 @@ class SupervisorLoop:
         except TimeoutError:
             if clock.expired():
                 raise _TimeIsUp from None
-            raise  # a handler raised it
+            # A handler raised it.
+            raise
         elapsed = time.monotonic() - started
         # The reply was paid for, so it is logged before anything else can fail.
         model = self.broker.supervisor.handler.model

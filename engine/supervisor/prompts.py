@@ -1,4 +1,4 @@
-"""The texts that the engine sends to a supervisor, as ``string.Template``. A user can replace them."""
+"""The texts for a supervisor, as ``string.Template``. A user can replace them."""
 
 from __future__ import annotations
 
@@ -140,15 +140,15 @@ $tools
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The texts, with the values that each can hold.
+    """The texts, and the values of each.
 
     Attributes:
         system: ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
         system_alone: the same for a run without a worker.
         first: ``$query $context_facts $max_iterations``.
         no_code: answers a message without a block.
-        nudge_early, nudge_late, nudge_last: follow the outputs of a turn. ``$turns_left``.
-        budget: follows if the budget is limited. ``$left``.
+        nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
+        budget: with a limited budget. ``$left``.
         left_out: replaces an old message. ``$number $characters``.
         best_answer: after a limit. ``$reason $query``.
         state_lost: after a fresh interpreter. ``$outcome``.
@@ -187,12 +187,12 @@ class Prompts:
 
 
 def fill(template: str, **values: object) -> str:
-    """Put values into a prompt; a ``$name`` without a value stays."""
+    """Put values into a prompt; an unknown ``$name`` stays."""
     return Template(template).safe_substitute({name: str(value) for name, value in values.items()})
 
 
 def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
-    """Return how many turns are left as text."""
+    """Return the number of turns left as text."""
     if turns_left <= 1:
         text = prompts.nudge_last
     elif turns_left * 3 <= max_iterations:  # in the last third, the supervisor should aggregate
@@ -203,7 +203,7 @@ def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
 
 
 def budget_left(prompts: Prompts, left: Left) -> list[str]:
-    """Return what is left of the budget as text, if it is limited."""
+    """Return the rest of a limited budget as text."""
     parts = [
         f"{amount:,.4f} US dollars" if unit == "dollars" else f"{amount:,.0f} {unit.replace('_', ' ')}"
         for unit, amount in asdict(left).items()
@@ -216,7 +216,7 @@ _KEY_CHARS = 60
 
 
 def context_facts(context: object) -> str:
-    """Return the kind and the size of the document, never its text."""
+    """Return the kind and size of the document, never its text."""
     match context:
         case str():
             lines = context.count("\n") + 1

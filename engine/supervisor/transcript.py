@@ -15,7 +15,7 @@ _SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re
 
 
 def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> str:
-    """Return the outputs of a turn's blocks as text; ``output_limit`` is in characters for each block."""
+    """Return the outputs of a turn; ``output_limit`` is in characters per block."""
     parts = [_show(number, blocks, result, output_limit) for number, result in enumerate(results, 1)]
     if len(results) < blocks:
         skipped = blocks - len(results)
