@@ -10,21 +10,23 @@ from typing import Any, ClassVar
 
 from ..handlers import Completion, Message
 
+# Sends messages to the judge; raises HandlerError. The caller of ``Task.score`` provides it.
 Ask = Callable[[Sequence[Message]], Awaitable[Completion]]
-"""Asks the judge. Raises ``HandlerError``."""
 
 
+# The message names the file and line, and what to do.
 class TaskDataError(Exception):
     """The data or an option is wrong."""
 
 
+# The judge was asked twice. The answer is not at fault, so it gets no score.
 class JudgeError(Exception):
     """The judge gave no readable verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question about a document; ``Task.context`` returns the document."""
+    """A question about a document."""
 
     # A sample example: Example(id="needle-0003", query="What is the special magic number for tall-otter?",
     # references=("7215043",)).
@@ -63,7 +65,6 @@ class Task(ABC):
     """A task: a frozen pydantic model or dataclass of its options."""
 
     # A subclass can be pickled, for other processes. Its constructor reads no data.
-
     name: ClassVar[str]
 
     @property
@@ -85,7 +86,7 @@ class Task(ABC):
 
     @abstractmethod
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """Score an answer; None, for no answer, scores 0.
+        """Score an answer; None scores 0.
 
         Raises:
             HandlerError: the call of ``judge`` failed.
@@ -94,10 +95,10 @@ class Task(ABC):
 
     @abstractmethod
     def data_hash(self) -> str:
-        """Hash everything that decides examples, contexts and references (SHA-256)."""
+        """Return a SHA-256 in hexadecimal of all that determines examples and contexts."""
 
     def sample(self, n: int, seed: int) -> list[Example]:
-        """Return ``n`` examples, drawn with the seed; all examples, in order, if n is -1."""
+        """Return ``n`` examples drawn with the seed; all, in order, if n is -1."""
         examples = list(self.examples())
         if n < 0:
             return examples

@@ -1,7 +1,6 @@
-"""A task from your own JSON Lines file: one question on each line.
+"""A task from your own JSON Lines file.
 
-A sample example: ``{"context_file": "report.md", "query": "What was the deck made of?", "answers":
-["polymer", "FRP"]}``
+A sample example: ``{"context_file": "report.md", "query": "What is the deck made of?", "answers": ["FRP"]}``
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class Jsonl(TaskWithOptions):
         return check_unique(found, self.path)
 
     def context(self, example: Example) -> _Context:
-        """Return the context of the line, or the content of its file.
+        """Return the context of the line, or its file's content.
 
         Raises:
             TaskDataError: the file has changed since ``examples``.
@@ -125,7 +124,7 @@ class Jsonl(TaskWithOptions):
         return context
 
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
-        """Score an answer: the best over the references by the metric."""
+        """Return the best score over the references."""
         text = answer or ""
         metrics = {
             "exact": best(exact_match, text, example.references),

@@ -1,4 +1,4 @@
-"""Generate records for ``oolong`` and ``pairs``: messages to a shop.
+"""Generates records for ``oolong`` and ``pairs``: messages to a shop.
 
 A sample example: "#17 | 2023-04-02 | user 31 | Hello, my card shows two payments for one desk lamp."
 """

@@ -1,4 +1,4 @@
-"""The shared part of ``oolong`` and ``pairs``: tasks about the records of a mailbox."""
+"""The shared part of ``oolong`` and ``pairs``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Metrics that compare texts or sets and return 0 to 1.
-
-A sample example: ``token_f1("the CNN model", "A CNN.")`` is 2/3.
-"""
+"""Metrics of texts or sets, from 0 to 1: ``token_f1("the CNN model", "A CNN.")`` is 2/3."""
 
 from __future__ import annotations
 
@@ -39,12 +36,12 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """Compare the normalised texts."""
+    """Return 1 if the normalised texts are equal."""
     return float(normalize(prediction) == normalize(reference))
 
 
 def contains(prediction: str, reference: str) -> float:
-    """Find the reference's words in a row in the prediction."""
+    """Return 1 if the reference's words stand in a row in the prediction."""
     expected = normalize(reference)
     # The spaces make whole words match: "art" is not in "arts". A reference without words is never found.
     return float(bool(expected) and f" {expected} " in f" {normalize(prediction)} ")
@@ -66,6 +63,7 @@ def share_found(prediction: str, references: Collection[str]) -> float:
     """
     if not references:
         raise ValueError("no references to look for")
+    # RULER compares without case, and normalises nothing else.
     text = prediction.lower()
     return sum(reference.lower() in text for reference in references) / len(references)
 
@@ -76,7 +74,7 @@ def numeric_score(prediction: float, reference: float) -> float:
 
 
 def numbers(text: str) -> list[float]:
-    """Return the numbers in a text, in order."""
+    """Return the numbers in a text."""
     return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
 
 

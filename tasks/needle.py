@@ -1,9 +1,7 @@
 """Needles in a haystack: numbers or chains of variables, hidden in a long text.
 
-A sample example (``single``): "What is the special magic number for tall-otter?". The text has the sentence
-"Keep this in mind: the special magic number for tall-otter is 7215043."; 7215043 is right.
-
-Source: generated offline, after Kamradt (2023) and RULER (Hsieh et al. 2024).
+A sample example: to "What is the special magic number for tall-otter?" 7215043 is right. After Kamradt (2023)
+and RULER (Hsieh et al. 2024).
 """
 
 from __future__ import annotations

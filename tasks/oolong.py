@@ -1,9 +1,7 @@
-"""Questions about all of many records: an answer needs every record.
+"""Questions about all of many records.
 
-A sample example (``count``): "How many of the messages are about delivery?" over some thousand messages; 412
-is right.
-
-Source: generated offline, after OOLONG (Bertsch et al. 2025).
+A sample example: "How many of the messages are about delivery?" over thousands of messages. After OOLONG
+(Bertsch et al. 2025).
 """
 
 from __future__ import annotations

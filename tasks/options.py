@@ -26,8 +26,8 @@ def _length(value: object) -> object:
     return round(float(found[1]) * {"k": 1e3, "m": 1e6}[found[2].lower()]) if found else value
 
 
+# Tokens; accepts "128k" and "1.5M".
 Length = Annotated[int, BeforeValidator(_length), Field(ge=1_000, le=10_000_000)]
-"""Tokens; accepts "128k" and "1.5M"."""
 
 
 class TaskWithOptions(BaseModel, Task):
@@ -79,10 +79,10 @@ def regular_file(path: Path) -> Path:
     """Return the path.
 
     Raises:
-        OSError: it is not a regular file, or does not exist.
+        OSError: it is no regular file, or does not exist.
     """
-    # Reading a device never ends; opening a pipe waits for a writer. The engine's check is another: it looks
-    # at the open file and follows no links, which a user's own data set may have.
+    # Reading a device never ends; opening a pipe waits for a writer. Not the engine's check, which refuses
+    # links: a user's own data set may have some.
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path

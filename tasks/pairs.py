@@ -1,9 +1,7 @@
-"""Pairs of records that meet a condition together: an answer must compare every record with the others.
+"""Pairs of records that meet a condition: an answer must compare every record with the others.
 
-A sample example (``same-user``): "List all pairs of a message about billing and a message about defect by the
-same user."; "(17, 403), (92, 250)" is right.
-
-Source: generated offline, after Zhang et al. (2025).
+A sample example: to "List all pairs of a message about billing and a message about defect by the same user."
+"(17, 403), (92, 250)" is right. After the pairs of OOLONG in Zhang et al. (2025).
 """
 
 from __future__ import annotations
@@ -38,8 +36,6 @@ _PAIR = re.compile(r"[(\[]\s*#?(\d{1,18})\s*,\s*#?(\d{1,18})\s*[)\]]")
 
 
 class _Records(NamedTuple):
-    """A mailbox, and the numbers and names of its two rare classes."""
-
     mailbox: Mailbox
     first: list[int]
     second: list[int]

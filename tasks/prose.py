@@ -1,7 +1,4 @@
-"""Generate text to hide needles in: an endless chronicle of a harbour town.
-
-A sample example: "In the second week of rain, the ferryman wrote a long letter about the price of lamp oil."
-"""
+"""Generates text to hide needles in: an endless chronicle of a harbour town."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ _ASIDES = listed(
 
 
 def paragraphs(random: Random) -> Iterator[list[str]]:
-    """Yield lists of sentences without end."""
+    """Yield paragraphs, as lists of sentences, without end."""
     pick = picker(random)
     while True:
         yield [_sentence(random.random(), pick) for _ in range(random.randrange(3, 9))]
@@ -101,8 +98,8 @@ def haystack(random: Random, characters: int, needles: Sequence[tuple[float, str
     """Return prose with sentences hidden in it.
 
     Args:
-        characters: the largest length.
-        needles: depth (0 is the beginning, 1 the end) and sentence of each.
+        characters: the largest length; the text is less than a paragraph shorter.
+        needles: depth (0 to 1) and sentence of each.
 
     Raises:
         ValueError: the needles alone are longer.

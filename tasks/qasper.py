@@ -1,10 +1,7 @@
 """QASPER: questions about research papers.
 
-A sample example: "Which languages are in the corpus?". An annotator gives spans of the paper, text, Yes or
-No, or Unanswerable.
-
-Source: Dasigi et al. (NAACL 2021), https://allenai.org/data/qasper, or ``allenai/qasper`` on the Hugging Face
-hub. CC BY 4.0.
+A sample example: to "Which languages are in the corpus?" each annotator gives spans of the paper, text, Yes
+or No, or Unanswerable. Source: Dasigi et al. (NAACL 2021), https://allenai.org/data/qasper, CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -205,12 +202,12 @@ def score_predictions(gold: Path, predictions: Path, *, text_evidence_only: bool
     """Return the official figures of a file of predictions.
 
     Args:
-        gold: a file that ``read_papers`` reads.
-        predictions: JSON Lines with ``question_id``, ``predicted_answer`` and ``predicted_evidence``.
+        gold: a file for ``read_papers``.
+        predictions: JSON Lines with ``question_id``, ``predicted_answer``, ``predicted_evidence``.
         text_evidence_only: ignore gold evidence in figures and tables.
 
     Raises:
-        TaskDataError: a file cannot be read or has another format.
+        TaskDataError: a file is unreadable or has another format.
     """
     papers = read_papers(gold).values()
     references = {question.question_id: question.references() for paper in papers for question in paper.qas}

@@ -1,4 +1,4 @@
-"""Read QASPER's files: the official JSON, and the hub's rows and columns.
+"""Reads QASPER's files: the official JSON, and the hub's rows and columns.
 
 A sample example: ``{"1912.01214": {"title": "...", "abstract": "...", "full_text": [...], "qas": [...]}}``
 """
@@ -17,7 +17,7 @@ from .options import read_text
 
 
 class Reference(NamedTuple):
-    """One annotator's answer: text, type and evidence (paragraphs)."""
+    """One annotator's answer; the evidence is paragraphs."""
 
     text: str
     kind: str
@@ -95,7 +95,7 @@ class Question(BaseModel):
 
 
 class Paper(BaseModel):
-    """A paper with its questions, in the form of the official files."""
+    """A paper with its questions, as in the official files."""
 
     id: str
     title: Text = ""
@@ -116,10 +116,10 @@ class Paper(BaseModel):
 
 
 def read_papers(path: Path) -> dict[str, Paper]:
-    """Return the papers of an official file, or of the hub's rows (JSON or JSON Lines), by id.
+    """Return the papers of an official file or of the hub's rows, by id.
 
     Raises:
-        TaskDataError: the file cannot be read or has another format.
+        TaskDataError: the file is unreadable or has another format.
     """
     try:
         stat = path.stat()
@@ -177,10 +177,10 @@ def _paper(row: object, number: int, source: object) -> Paper:
 
 
 def file_of_split(folder: Path, split: str) -> Path:
-    """Return the JSON file of a folder with the split in its name.
+    """Return the folder's JSON file with the split in its name.
 
     Raises:
-        TaskDataError: there is none, or more than one.
+        TaskDataError: there is not exactly one.
     """
     # The official files call validation "dev".
     words = {"validation": ("validation", "dev")}.get(split, (split,))
@@ -198,10 +198,10 @@ ON_THE_HUB = "allenai/qasper"
 
 @lru_cache(maxsize=2)
 def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
-    """Return the papers by id from the hub or a folder.
+    """Return the papers of the hub, or of a folder, by id.
 
     Raises:
-        TaskDataError: ``datasets`` is not installed or fails.
+        TaskDataError: ``datasets`` is not installed, or cannot load them.
     """
     try:
         import datasets  # pyright: ignore[reportMissingTypeStubs]  # the library has no types

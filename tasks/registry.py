@@ -1,7 +1,4 @@
-"""Find tasks by name: built-in tasks, and tasks of other packages.
-
-A sample example: ``create("needle", {"variant": "multi-key", "length": "128k"})``
-"""
+"""Finds tasks by name, built in or of other packages."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def names() -> list[str]:
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """Return a task with these options. A text is converted to the option's type.
+    """Return a task with these options. Texts are converted to the options' types.
 
     Raises:
         TaskDataError: the task or option does not exist, or a value does not fit.
