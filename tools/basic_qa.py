@@ -1,8 +1,6 @@
-"""The smallest program that uses the engine: one question about one document.
+"""The smallest program that uses the engine: ``python tools/basic_qa.py [FILE] [QUESTION]``.
 
-    python tools/basic_qa.py [FILE] [QUESTION]        or: python -m supdist.tools.basic_qa
-
-Variables, of the environment or of a .env file: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL,
+Variables, of the environment or a .env file: TOGETHER_API_KEY or OPENAI_API_KEY, SUPERVISOR_MODEL,
 WORKER_MODEL, BASE_URL, LOG_DIR. Without a key, the builtin pair answers.
 """
 

@@ -1,6 +1,6 @@
-"""Time a sandbox in a container beside ``docker run``.
+"""Times a sandbox in a container beside ``docker run``, in milliseconds.
 
-``python -m supdist.tools.bench_docker [--runtime runsc]`` prints medians in milliseconds.
+``python -m supdist.tools.bench_docker [--runtime runsc]``
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def first_output(config: SandboxConfig, context: object = "") -> float:
 
 
 async def cells(config: SandboxConfig, count: int) -> list[float]:
-    """Return the seconds of each of ``count`` cells."""
+    """Return the seconds of each cell."""
     times: list[float] = []
     async with open_sandbox(config) as sandbox:
         for _ in range(count):

@@ -1,13 +1,9 @@
-"""Cost of the OpenAI handler beside the bare SDK: the same requests to the fake server, or to another one.
+"""Compares the OpenAI handler with the bare SDK, at the fake server or at a real one.
 
 ::
 
     python -m supdist.tools.bench_openai --requests 100 --concurrency 32
-    python -m supdist.tools.bench_openai --base-url http://127.0.0.1:8000/v1 --model NAME --words 50 --max-
-    tokens 32
-
-Both take turns, so that a busy machine slows both. The ratio is the median over rounds. The work of this
-process is the truer figure, because the clock includes the server's work.
+    python -m supdist.tools.bench_openai --base-url http://127.0.0.1:8000/v1 --model NAME
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ _ANSWER = "word " * 200
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Averages of one request: seconds on the clock, and seconds of work in this process."""
+    """Seconds of one request, on average: of the clock, and of this process's processor."""
 
     clock: float
     work: float
@@ -53,8 +49,8 @@ async def measure(ask: Callable[[], Awaitable[object]], requests: int, concurren
 
 
 @asynccontextmanager
-async def serving(replies: int) -> AsyncGenerator[str]:
-    """Yield the URL of a fake server with so many replies."""
+async def fake_server(replies: int) -> AsyncGenerator[str]:
+    """Start the fake server with ``replies`` replies, and yield its URL."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as script:
         script.write(f"{json.dumps(_ANSWER)}\n" * replies)
         script.flush()
@@ -77,9 +73,9 @@ async def _main(options: argparse.Namespace) -> None:
     messages: list[Message] = [
         {"role": "user", "content": "Which sentence answers the question? " + "word " * options.words}
     ]
-    there = nullcontext(options.base_url) if options.base_url else serving(2 * requests * (rounds + 1))
+    server = nullcontext(options.base_url) if options.base_url else fake_server(2 * requests * (rounds + 1))
     async with (
-        there as url,
+        server as url,
         AsyncOpenAI(base_url=url, api_key="none") as client,
         OpenAIHandler(
             model, base_url=url, api_key="none", max_concurrency=concurrency, temperature=0, max_tokens=most
@@ -95,13 +91,16 @@ async def _main(options: argparse.Namespace) -> None:
             "OpenAIHandler": lambda: handler.chat(messages),
         }
         found: dict[str, list[Figures]] = {name: [] for name in ways}
+        # In turns, and in alternating order, so that other load slows both.
         for round_ in range(rounds + 1):
             for name, ask in sorted(ways.items(), reverse=bool(round_ % 2)):
                 found[name].append(await measure(ask, requests, concurrency))
-    bare, ours = (all_[1:] for all_ in found.values())  # the first round opens connections and imports
+    # The first round opens connections and imports.
+    bare, ours = (all_[1:] for all_ in found.values())
     for name, figures in zip(found, (bare, ours), strict=True):
         clock, work = median(each.clock for each in figures), median(each.work for each in figures)
         print(f"{name:14} {1 / clock:7.0f} requests/s {work * 1e3:7.2f} ms of work each")
+    # Processor time shows the handler's cost best: the clock also counts the server's work.
     pairs = list(zip(bare, ours, strict=True))
     speed = median(one.clock / other.clock for one, other in pairs)
     work = median(other.work / one.work for one, other in pairs)
@@ -109,7 +108,7 @@ async def _main(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="bench_openai", description="Compare the OpenAI handler with the bare SDK."
     )

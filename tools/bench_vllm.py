@@ -1,14 +1,10 @@
-"""Throughput of vLLM when its calls come from sandboxes, and the gain of asking from threads.
+"""Compares the throughput of vLLM asked from sandboxes with that of ``LLM.chat``.
 
 ::
 
     python -m supdist.tools.bench_vllm MODEL [--engine-args '{"max_model_len": 1024}'] [--trials 5] [--json]
 
-Eight sandboxes, each a loop of ``worker_batch`` over 32 prompts, share one ``VLLMHandler``. Each turn is
-compared with one ``LLM.chat`` over the same 256 prompts. Then one sandbox calls ``worker`` 64 times, in turn
-and from 64 threads. Answers are greedy and must equal those of ``LLM.chat``; otherwise the program ends with
-1. In 16 bits a few can differ, because vLLM rounds differently in batches of another size. Both ways have an
-engine of their own in memory: on a GPU, give each a part (``"gpu_memory_utilization": 0.4``).
+Exits with 1 if an answer differs. tools/README.md describes the trials.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ from ..engine.runlog.writer import RunLogger
 from ..handlers import Message, ScriptedHandler, VLLMHandler
 
 _SANDBOXES, _BATCH, _TURNS, _THREADS = 8, 32, 4, 64
-# Settings for which vLLM has other defaults in ``LLM`` and in the asynchronous engine.
+# vLLM's defaults of these differ between ``LLM`` and the asynchronous engine.
 _SEQUENCES = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
 
 _CONFIG = SandboxConfig(pids=256)
@@ -59,17 +55,17 @@ FINAL(json.dumps(answers))
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Medians of the trials: tokens written per second, and ratios of trials.
+    """Medians of the trials, in tokens per second, and medians of the trials' ratios.
 
     Attributes:
         direct: ``LLM.chat``.
-        sandboxes: the sandboxes together.
-        kept: the second divided by the first.
-        in_turn: 64 calls of one sandbox, one after another.
-        threads: the same calls from 64 threads.
-        gained: the second divided by the first.
-        answers: how many answers were compared with those of ``LLM.chat``.
-        different: how many of them differ.
+        sandboxes: all sandboxes together.
+        kept: ratio of sandboxes to direct.
+        in_turn: one sandbox, one call after another.
+        threads: the same calls from threads.
+        gained: ratio of threads to in_turn.
+        answers: number compared with ``LLM.chat``.
+        different: number of unequal texts.
     """
 
     direct: float
@@ -83,7 +79,7 @@ class Figures:
 
 
 class Bench:
-    """Both engines, loaded, and how many answers were compared and differ."""
+    """Both loaded engines, and counts of compared answers."""
 
     def __init__(self, llm: Any, handler: VLLMHandler, params: Any) -> None:
         self._llm = llm
@@ -93,11 +89,12 @@ class Bench:
 
     async def batches(self, trial: int) -> tuple[float, float]:
         """Return tokens per second of ``LLM.chat`` and of the sandboxes."""
-        parts = [_prompts(f"{trial}.{box}", _TURNS * _BATCH) for box in range(_SANDBOXES)]
+        parts = [_prompts(f"{trial}.{number}", _TURNS * _BATCH) for number in range(_SANDBOXES)]
         turns = [slice(turn * _BATCH, (turn + 1) * _BATCH) for turn in range(_TURNS)]
         wanted: dict[str, str] = {}
         tokens = 0
         started = time.perf_counter()
+        # Each call of LLM.chat has all prompts that the sandboxes send at once.
         for turn in turns:
             prompts = [prompt for part in parts for prompt in part[turn]]
             texts, written = await asyncio.to_thread(self._chat, prompts)
@@ -105,11 +102,13 @@ class Bench:
             tokens += written
         direct = tokens / (time.perf_counter() - started)
         async with AsyncExitStack() as stack:
-            boxes = [await stack.enter_async_context(self._sandbox(part)) for part in parts]
+            sandboxes = [await stack.enter_async_context(self._sandbox(part)) for part in parts]
             started = time.perf_counter()
-            answers = await asyncio.gather(*(_run(box, _IN_BATCHES) for box, _ in boxes))
+            answers = await asyncio.gather(*(_run(sandbox, _IN_BATCHES) for sandbox, _ in sandboxes))
             seconds = time.perf_counter() - started
-            ours = sum(calls.model.usage.output_tokens for _, calls in boxes) / seconds
+            ours = sum(calls.model.usage.output_tokens for _, calls in sandboxes) / seconds
+        # Answers are greedy, so both ways should write the same text. In 16 bits a few can differ:
+        # vLLM rounds differently in batches of another size.
         for prompt, answer in (
             (p, a) for part, own in zip(parts, answers, strict=True) for p, a in zip(part, own, strict=True)
         ):
@@ -118,40 +117,37 @@ class Bench:
         return direct, ours
 
     async def threads(self, trial: int) -> tuple[float, float]:
-        """Return tokens per second of calls in turn and from threads.
-
-        Other prompts each time, so that none is cached.
-        """
+        """Return tokens per second of calls in turn, and of calls from threads."""
         found: list[float] = []
+        # Each way has prompts of its own, so that no answer comes from vLLM's prefix cache.
         for name, code in (("in turn", _IN_TURN), ("threads", _IN_THREADS)):
-            async with self._sandbox(_prompts(f"{trial} {name}", _THREADS)) as (box, calls):
+            async with self._sandbox(_prompts(f"{trial} {name}", _THREADS)) as (sandbox, calls):
                 started = time.perf_counter()
-                await _run(box, code)
+                await _run(sandbox, code)
                 found.append(calls.model.usage.output_tokens / (time.perf_counter() - started))
         return found[0], found[1]
 
     def _chat(self, prompts: list[str]) -> tuple[list[str], int]:
-        """Return the answers and their number of tokens."""
         chats: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         answers = [each.outputs[0] for each in self._llm.chat(chats, self._params, use_tqdm=False)]
         return [answer.text for answer in answers], sum(len(answer.token_ids) for answer in answers)
 
     @asynccontextmanager
     async def _sandbox(self, prompts: list[str]) -> AsyncGenerator[tuple[Sandbox, WorkerCalls]]:
-        """Yield a sandbox with a broker of its own, as each run has one."""
+        # A broker for each sandbox, as in a run.
         log = RunLogger(None, "bench")
         async with (
             open_broker(ScriptedHandler([]), self._handler, log) as broker,
             open_sandbox(
                 _CONFIG, context={"prompts": prompts}, on_call=broker.worker.answer if broker.worker else None
-            ) as box,
+            ) as sandbox,
         ):
             assert broker.worker is not None
-            yield box, broker.worker
+            yield sandbox, broker.worker
 
 
 async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, trials: int) -> Figures:
-    """Load the model twice and compare. The first trial warms up.
+    """Load the model twice and compare.
 
     Raises:
         HandlerError: vLLM does not start.
@@ -163,6 +159,7 @@ async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, tria
         vllm: Any = import_module("vllm")
         llm = await asyncio.to_thread(lambda: vllm.LLM(model=model, **arguments))
         bench = Bench(llm, handler, vllm.SamplingParams(temperature=0, max_tokens=max_tokens))
+        # The ways take turns, so that other load slows both. The first trial warms up.
         batches = [await bench.batches(trial) for trial in range(trials + 1)][1:]
         threads = [await bench.threads(trial) for trial in range(trials + 1)][1:]
     return Figures(
@@ -181,15 +178,15 @@ def _prompts(name: str, number: int) -> list[str]:
     return [f"{name}: which sentence answers question {each}? " + "word " * 20 for each in range(number)]
 
 
-async def _run(box: Sandbox, code: str) -> list[str]:
-    result = await box.execute(code)
+async def _run(sandbox: Sandbox, code: str) -> list[str]:
+    result = await sandbox.execute(code)
     if result.final is None:
         raise ValueError(f"the sandbox's code ended with {result.outcome}: {result.stderr[-500:]}")
     return json.loads(result.final)
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench_vllm", description="Compare sandboxes with LLM.chat.")
     parser.add_argument("model", help="a name or a path, as vLLM takes it")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="JSON, for both engines")

@@ -1,10 +1,8 @@
-"""Time of a call through a model server in another process, in milliseconds.
+"""Measures calls through a model server in another process, in milliseconds.
 
 ::
 
     python -m supdist.tools.broker_latency --calls 1000
-
-One call after another; the model answers at once. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ _PROMPT = "word " * 1000
 
 
 @asynccontextmanager
-async def _served(folder: Path, bind: str, *keys: str) -> AsyncGenerator[str]:
-    """Yield the address of a server in its own process."""
+async def _model_server(folder: Path, bind: str, *keys: str) -> AsyncGenerator[str]:
     command = [sys.executable, "-m", "supdist.engine", "broker", "models.json", "--bind", bind, *keys]
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=PIPE, stderr=DEVNULL)
     assert process.stdout is not None
@@ -45,12 +42,14 @@ async def _served(folder: Path, bind: str, *keys: str) -> AsyncGenerator[str]:
 
 
 async def _measure(name: str, handler: ModelHandler, calls: int) -> None:
+    # One call after another; the model answers at once, so the service's own cost is measured.
     times: list[float] = []
     async with handler:
         for _ in range(_WARM_UP + calls):
             started = time.perf_counter()
             await handler.chat_stream([{"role": "user", "content": _PROMPT}], lambda _: None)
             times.append((time.perf_counter() - started) * 1000)
+    # The first calls open connections.
     times = sorted(times[_WARM_UP:])
     print(
         f"{name:<12} median {statistics.median(times):.3f}  99 % {times[calls * 99 // 100]:.3f}", flush=True
@@ -66,14 +65,14 @@ async def _main(calls: int) -> None:
         (folder / "models.json").write_text(json.dumps(spec))
         make_server_keys(folder / "keys")
         client = make_client_keys(folder / "keys", "client")
-        async with _served(folder, f"ipc://{folder}/broker") as address:
+        async with _model_server(folder, f"ipc://{folder}/broker") as address:
             await _measure("ipc", RemoteHandler("worker", address), calls)
-        async with _served(folder, "tcp://127.0.0.1:*", "--curve-keys", "keys") as address:
+        async with _model_server(folder, "tcp://127.0.0.1:*", "--curve-keys", "keys") as address:
             await _measure("tcp + CURVE", RemoteHandler("worker", address, curve_keys=client), calls)
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="broker_latency", description="Measure calls through a broker service."
     )

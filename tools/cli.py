@@ -1,4 +1,4 @@
-"""The console script ``supdist-engine``: the engine's commands, and those of the tools."""
+"""The console script ``supdist-engine``."""
 
 from __future__ import annotations
 

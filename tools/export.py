@@ -1,7 +1,4 @@
-"""Exports data sets for distillation: ``python -m supdist.tools.export --help``.
-
-Exit codes: 0 written, 2 wrong argument, no eval, or the folder exists.
-"""
+"""Exports data sets for distillation. Exit codes: 0 written, 2 wrong argument, no eval, or ``out`` exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a grid: ``python tools/grid.py grid.toml``, or ``python -m supdist.tools.grid``."""
+"""Runs a grid: ``python tools/grid.py grid.toml``."""
 
 # A file that is run by its path belongs to no package, so that relative imports fail.
 from supdist.tools.evals.grid_cli import main

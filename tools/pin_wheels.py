@@ -1,7 +1,4 @@
-"""Write the pinned requirements of the sandbox image: ``python -m supdist.tools.pin_wheels``.
-
-Needs pip and the package index.
-"""
+"""Writes the pinned requirements of the sandbox image: ``python -m supdist.tools.pin_wheels``."""
 
 from __future__ import annotations
 
@@ -55,6 +52,7 @@ def pinned(packages: list[str]) -> str:
                     name, version = wheel.name.split("-")[:2]
                     requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
                     hashes[requirement].add(hashlib.sha256(wheel.read_bytes()).hexdigest())
+    # A requirements file has one version for every Python, so pip must choose the same for all.
     names = [requirement.partition("==")[0] for requirement in hashes]
     several = sorted({name for name in names if names.count(name) > 1})
     if several:
@@ -70,7 +68,7 @@ def pinned(packages: list[str]) -> str:
 
 
 def download(packages: list[str], python: str, machine: str, folder: str) -> None:
-    """Let pip choose and download the wheels for another Python."""
+    """Download the wheels that pip chooses for another Python."""
     platforms = [f"manylinux_2_{glibc}_{machine}" for glibc in GLIBCS] + [f"manylinux2014_{machine}"]
     subprocess.run(
         [

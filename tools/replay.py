@@ -1,6 +1,6 @@
-"""Executes the code of an export again, and compares: ``python -m supdist.tools.replay FILE|DIR``.
+"""Executes the code of an export again: ``python -m supdist.tools.replay FILE|DIR``.
 
-Exit codes: 0 equal, 1 something differs or a line was changed, 2 wrong argument or no line, 4 no sandbox.
+Exit codes: 0 equal, 1 something differs or was changed, 2 wrong argument or no line, 4 no sandbox.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DIFF_CHARS = 200
 
 
 def main() -> None:
-    """Replay, print a row for each line of the export, and exit."""
+    """Replay, print a row for each line, and exit."""
     parser = argparse.ArgumentParser(
         description="Executes the code of exported conversations again, and compares what it shows. "
         "The limits of the sandbox come from the options here, not from the log."
@@ -101,9 +101,9 @@ async def _replay(path: Path, most: int | None, sandbox: SandboxConfig, permissi
 
 
 def _print_settings(report: LineReport, printed: set[str]) -> None:
-    """Print each setting that the run's sandbox had and this one has not, once."""
     for name, value in report.other_settings.items():
         text = shorten(printable(f"{name} {value}"), _DIFF_CHARS)
+        # Once: the lines of an export mostly have the same settings.
         if text not in printed:
             printed.add(text)
             print(f"the run's sandbox had {text}; --help lists the options", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tables for a terminal, Markdown and CSV. Cells are untrusted text: control characters are escaped."""
+"""Tables for a terminal, Markdown and CSV. Cells are untrusted text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>|&~$#!])")
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """A column over rows of one type, aligned right for numbers."""
+    """A column over rows of one type."""
 
     title: str
     show: Callable[[T], str]
@@ -52,7 +52,7 @@ class Table:
 
 
 def table(columns: Sequence[Column[T]], rows: Sequence[T], keys: Sequence[str] = ()) -> Table:
-    """Return the table of some rows, with cells escaped."""
+    """Return the table of some rows, with control characters escaped."""
     titles = [column.title for column in columns]
     return Table(
         titles,
@@ -63,15 +63,12 @@ def table(columns: Sequence[Column[T]], rows: Sequence[T], keys: Sequence[str] =
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal; None when stdout is a file or a pipe."""
+    """Return the columns of the terminal; None if stdout is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def as_text(what: Table, width: int | None = None) -> str:
-    """Return aligned text. ``width`` is its bound in columns, at least 20.
-
-    Columns that do not fit follow in further tables, each with the key columns.
-    """
+    """Return aligned text of at most ``width`` columns, at least 20."""
     from rich.cells import cell_len
 
     columns: list[Sequence[str]] = list(zip(what.titles, *what.rows, strict=True))
@@ -89,7 +86,7 @@ def as_text(what: Table, width: int | None = None) -> str:
 
 
 def as_pairs(pairs: Sequence[tuple[str, str]], width: int | None = None, *, name_width: int = 18) -> str:
-    """Return a pair a line. A value that does not fit into ``width`` is wrapped."""
+    """Return a pair a line. A value wider than ``width`` is wrapped."""
     from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -167,14 +164,14 @@ def _bands(widths: Sequence[int], width: int, keys: Sequence[int], gap: int) -> 
 
 
 def as_markdown(what: Table) -> str:
-    """Return a Markdown pipe table, with markup in cells escaped."""
+    """Return a Markdown pipe table."""
     rule = ["---" if left else "---:" for left in what.left]
     rows = [what.titles, rule, *([_MARKUP.sub(r"\\\1", cell) for cell in row] for row in what.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows with the same keys as CSV. A dict becomes JSON."""
+    """Return rows with the same keys as CSV; a dict becomes JSON."""
     if not rows:
         return ""
     out = io.StringIO()
@@ -191,6 +188,6 @@ def _csv_value(value: object) -> object:
 
 
 def spreadsheet_text(text: str) -> str:
-    """Return the text, with an apostrophe in front of a formula."""
+    """Return the text, with an apostrophe before a formula."""
     # A spreadsheet evaluates text that begins so, even after white space.
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@", "'")) else text

@@ -1,4 +1,4 @@
-"""Reads the conversations of runs from their run logs."""
+"""Reads the conversations of runs from run logs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ E = TypeVar("E")
 
 
 class NoConversation(Exception):
-    """A run's log holds no whole conversation; ``reason`` is for counting."""
+    """A log holds no whole conversation; ``reason`` is for counting."""
 
     def __init__(self, reason: Unusable, folder: Path, why: str = "") -> None:
         super().__init__(why or f"{folder}: {reason}")
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A reply of the supervisor, and the request that it answers."""
+    """A reply of the supervisor, and its request."""
 
     # The best answer has the step of the turn before it.
     step: int
@@ -71,7 +71,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A run from its start to its end. ``notes`` are lines of the log that the reader skipped."""
+    """A run from its start to its end; ``notes`` name lines that were skipped."""
 
     start: Settings
     history: tuple[Message, ...]
@@ -87,7 +87,7 @@ class Conversation:
 
     @property
     def stretches(self) -> list[Turn]:
-        """The last turn before each time that messages were left out, and the last turn of all."""
+        """The last turn of all, and the last before each time that messages were left out."""
         # The request of a turn holds the earlier turns of its stretch, so these turns hold all messages.
         return [
             turn
@@ -134,7 +134,6 @@ class _Builder:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no event is missing."""
         roles = [message["role"] for message in self.history]
         steps = [turn.step for turn in self.turns if not turn.is_best_answer]
         return (
@@ -187,19 +186,19 @@ def _settings(start: RunStart) -> Settings:
 
 
 def worker_answers(folder: Path, run_id: str) -> Iterator[WorkerCall]:
-    """Yield the worker calls of a run, in the order in which they ended."""
+    """Yield the worker calls of a run, as they ended."""
     events = RunLogReader(folder, run_id).worker()
     return (event for event in _convert_errors(events, folder) if isinstance(event, WorkerCall))
 
 
 def cells(folder: Path, run_id: str) -> Iterator[Cell]:
-    """Yield the cells of a run, in order."""
+    """Yield the cells of a run."""
     events = RunLogReader(folder, run_id).repl()
     return (event for event in _convert_errors(events, folder) if isinstance(event, Cell))
 
 
 def tool_calls(folder: Path, run_id: str) -> Iterator[ToolCall]:
-    """Yield the calls of host tools, in the order in which they ended."""
+    """Yield the calls of host tools, as they ended."""
     events = RunLogReader(folder, run_id).repl()
     return (event for event in _convert_errors(events, folder) if isinstance(event, ToolCall))
 

@@ -1,4 +1,4 @@
-"""Describes a data set: as JSON for programs, as a data card for people."""
+"""Describes a data set, for programs and for people."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ licences of their own. Read both before you train on the data set or pass it on.
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """Counts of one side, and the SHA-256 of its file."""
+    """Counts of one side, and its file's SHA-256."""
 
     lines: int
     documents: int
@@ -55,7 +55,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A folder of runs, relative to the data set, with SHA-256 hashes."""
+    """A folder of runs, relative to the data set."""
 
     folder: str
     records: int
@@ -65,7 +65,7 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The facts of a data set. ``wanted`` are the options; ``models`` counts runs by role and model."""
+    """The facts of a data set; ``wanted`` are the options, ``models`` counts runs by role and model."""
 
     engine: str
     wanted: dict[str, Any]
@@ -81,7 +81,7 @@ class Card:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def as_markdown(self) -> str:
-        """Return the card for people, with a head for ``datasets.load_dataset``."""
+        """Return the card for people, with the head for ``datasets.load_dataset``."""
         files = [f"  - split: {side}\n    path: {side}.jsonl" for side in self.splits]
         head = ["---", "configs:", "- config_name: default", "  data_files:", *files, "---"] if files else []
         filters = self.wanted["filters"]
@@ -137,6 +137,7 @@ def facts_of(
         wanted=asdict(options),
         experiments=[
             Experiment(
+                # Relative, so that the card tells nothing of the machine.
                 folder=os.path.relpath(folder, out.resolve()),
                 records=records,
                 records_sha256=digest_file(folder / RECORDS),

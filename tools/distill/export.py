@@ -9,8 +9,6 @@
     ├── .mark              the user's seal of sources.jsonl
     ├── card.json          counts, filters, sources, hashes
     └── README.md          the same for people
-
-The same runs and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ def export(
     force: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Card:
-    """Write a data set. The folder appears when it is whole, or not at all.
+    """Write a data set, whole or not at all.
 
     Args:
         folders: folders of evals, or folders above.
@@ -69,7 +67,7 @@ def export(
         report: receives each problem of a log.
 
     Raises:
-        TaskError: a folder holds no eval, ``out`` exists, or a file cannot be read or written.
+        TaskError: a folder holds no eval, ``out`` exists, or a file is unreadable or unwritable.
     """
     try:
         with appearing(out, force=force) as folder:
@@ -81,11 +79,13 @@ def export(
 def _write(selection: Selection, folder: Path, out: Path, options: ExportOptions) -> Card:
     left_out = Counter[str]()
     spool = folder / "spool.jsonl"
-    mentions = list(_spool(_once(_lines(selection, options, left_out), left_out), spool, out.resolve()))
+    mentions = list(
+        _write_spool(_without_repeats(_lines(selection, options, left_out), left_out), spool, out.resolve())
+    )
     one_name = documents(mentions)
     names = [one_name[mention[0]] for mention in mentions]
     sides = split(names, options.validation, options.seed)
-    splits = _deal(spool, [(sides[name], name) for name in names], folder)
+    splits = _write_splits(spool, [(sides[name], name) for name in names], folder)
     spool.unlink()
     (folder / MARK).write_text(seal().mark(digest_file(folder / SOURCES).encode()))
     card = facts_of(selection, out, options, left_out, splits)
@@ -94,9 +94,8 @@ def _write(selection: Selection, folder: Path, out: Path, options: ExportOptions
     return card
 
 
-def _spool(lines: Iterable[Line], spool: Path, out: Path) -> Iterator[list[str]]:
+def _write_spool(lines: Iterable[Line], spool: Path, out: Path) -> Iterator[list[str]]:
     # The side of a line is known when all documents are, and the lines may be more than memory holds.
-
     def relative(path: Path) -> str:
         return os.path.relpath(path, out)
 
@@ -106,14 +105,15 @@ def _spool(lines: Iterable[Line], spool: Path, out: Path) -> Iterator[list[str]]
             yield line.document
 
 
-def _deal(spool: Path, places: Sequence[tuple[Side, str]], folder: Path) -> dict[Side, SplitFacts]:
+def _write_splits(spool: Path, places: Sequence[tuple[Side, str]], folder: Path) -> dict[Side, SplitFacts]:
     hashes: dict[Side, Any] = {}
     counts = Counter[Side]()
     with ExitStack() as stack:
         files: dict[Side, TextIO] = {}
         sources = stack.enter_context(open(folder / SOURCES, "w", encoding="ascii"))
         for (side, _), line in zip(places, stack.enter_context(open(spool, encoding="ascii")), strict=True):
-            if side not in files:  # not before its first line: readers refuse empty files
+            # Opened for its first line, because readers refuse empty files.
+            if side not in files:
                 files[side] = stack.enter_context(open(folder / f"{side}.jsonl", "w", encoding="ascii"))
                 hashes[side] = hashlib.sha256()
             content, source = json.loads(line)
@@ -157,7 +157,8 @@ def _lines_of(runs: list[Run], options: ExportOptions, left_out: Counter[str]) -
     return lines(run, run.read(), left_out)
 
 
-def _once(lines: Iterable[Line], left_out: Counter[str]) -> Iterator[Line]:
+def _without_repeats(lines: Iterable[Line], left_out: Counter[str]) -> Iterator[Line]:
+    # Lines that differ only in seconds count as equal.
     seen = set[str]()
     for line in lines:
         if line.same in seen:
@@ -178,7 +179,7 @@ def _check_free(out: Path, *, force: bool) -> None:
 
 @contextmanager
 def appearing(out: Path, *, force: bool = False) -> Generator[Path]:
-    """Yield a new folder. It gets the name ``out`` if the block succeeds, and is removed if it fails.
+    """Yield a new folder that gets the name ``out`` if the block succeeds.
 
     Raises:
         TaskError: ``out`` exists and is no export, or ``force`` is false.
@@ -190,7 +191,9 @@ def appearing(out: Path, *, force: bool = False) -> Generator[Path]:
     part.mkdir()
     try:
         yield part
-        _check_free(out, force=force)  # another process may have been faster
+        # Again: another process may have been faster.
+        _check_free(out, force=force)
+        # Moved and not removed, so that a failure can bring it back.
         if out.exists():
             out.rename(old)
         try:

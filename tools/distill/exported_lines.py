@@ -33,6 +33,7 @@ class _Line(msgspec.Struct, frozen=True):
 def find_files(path: Path) -> list[Path]:
     """Return the files of an export, or the one file."""
     files = [path / f"{side}.jsonl" for side in SIDES] if path.is_dir() else [path]
+    # A data set of one document has only one side.
     files = [file for file in files if file.is_file()]
     if not files:
         raise TaskError(f"{path} holds no exported conversations; name what `supdist-engine export` wrote")
@@ -73,7 +74,7 @@ class SourceTable:
         self._by_line = {row.line: row for row in rows if row.split == file.stem}
 
     def find(self, number: int, messages: Sequence[Message]) -> tuple[Source | None, bool]:
-        """Return the source of a line, and whether the line has changed."""
+        """Return a line's source, and whether the line has changed."""
         # By content, because lines may have been shuffled; a changed line is found by its place.
         found = self._by_hash.get(sha256_of({"messages": messages}))
         return (found, False) if found else (self._by_line.get(number), True)

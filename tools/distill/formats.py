@@ -1,4 +1,4 @@
-"""Makes the lines of a data set, in the formats that trainers read.
+"""Makes the lines of a data set.
 
 ::
 
@@ -30,7 +30,7 @@ REPEATED = "repeated"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line, its row of ``sources.jsonl``, and the names of its document."""
+    """A line, its row of ``sources.jsonl``, and its document's names."""
 
     content: dict[str, list[Message]]
     source: dict[str, Any]
@@ -40,7 +40,7 @@ class Line:
 
 
 def run_lines(run: Run, conversation: Conversation, left_out: Counter[str]) -> Iterator[Line]:
-    """Yield a line for the conversation, or one for each stretch of it."""
+    """Yield a line for the conversation, or for each stretch of it."""
     for turn in conversation.stretches:
         # A note in the place of a reply would be trained on.
         if any(conversation.history[number]["role"] == "assistant" for number in turn.left_out):
@@ -78,7 +78,7 @@ def worker_lines(run: Run, left_out: Counter[str]) -> Iterator[Line]:
 
 
 def pairs(runs: Sequence[Run], most: int, left_out: Counter[str]) -> Iterator[Line]:
-    """Yield at most ``most`` pairs of runs of one question, those that differ most first."""
+    """Yield at most ``most`` pairs of runs, those that differ most first."""
     left_out[COMPACT] += sum(run.is_compact for run in runs)
     conversations = {index: run.read() for index, run in enumerate(runs) if not run.is_compact}
     scores = {index: runs[index].record.score for index in conversations}
@@ -99,7 +99,6 @@ def pairs(runs: Sequence[Run], most: int, left_out: Counter[str]) -> Iterator[Li
 
 
 def _pair(better: tuple[Run, Conversation], worse: tuple[Run, Conversation]) -> Line | None:
-    """Make a line of two runs, unless their replies are equal."""
     chosen, rejected = (cleaned(conversation.turns[-1].messages) for _, conversation in (better, worse))
     if _replies(chosen) == _replies(rejected):
         return None

@@ -1,4 +1,4 @@
-"""Reads from a run log what a replay needs. No model is asked."""
+"""Reads from a run log what a replay needs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _Place = tuple[int, int, int, int]
 
 
 class NoReplay(Exception):
-    """This line cannot be replayed; the text says why."""
+    """This line cannot be replayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """A run from its log; ``budgets`` are the results of its ``budget()`` calls."""
+    """A run from its log; ``budgets`` are the results of ``budget()``."""
 
     conversation: Conversation
     context: object
@@ -79,7 +79,7 @@ def find_conversation(source: Source, base: Path, permissions: Permissions) -> t
     """Return the folder of a line's log, and its conversation.
 
     Raises:
-        NoReplay, TaskError: there is none, or the folder may not be read.
+        NoReplay, TaskError: there is none, or it may not be read.
     """
     folder = permissions.readable(base / source.run, "run")
     try:
@@ -103,14 +103,14 @@ def read_settings(conversation: Conversation) -> SandboxConfig:
 
 
 def lower_limits(config: SandboxConfig, recorded: SandboxConfig) -> SandboxConfig:
-    """Return the caller's settings, with the limits that were lower in the run."""
+    """Return the caller's settings, with the run's limits where they were lower."""
     # A block that ran out of time must do so again. A log may come from anybody, so it raises nothing.
     lower = {name: min(getattr(config, name), getattr(recorded, name)) for name in _LIMITS}
     return config.model_copy(update=lower)
 
 
 def other_settings(recorded: SandboxConfig, config: SandboxConfig) -> dict[str, object]:
-    """Return the settings of the run that the replay's code does not get."""
+    """Return the run's settings that the replay does not have."""
     higher = {name: value for name in _LIMITS if (value := getattr(recorded, name)) > getattr(config, name)}
     others = {
         name: value
@@ -139,7 +139,7 @@ def _read_context(folder: Path, conversation: Conversation) -> object:
 
 
 class RecordedAnswers:
-    """The worker of a replay. ``step`` is the turn that is replayed."""
+    """The worker of a replay; ``step`` is the turn."""
 
     def __init__(self, recorded: Iterable[WorkerCall]) -> None:
         self.step = 0
@@ -189,7 +189,7 @@ class RecordedCells:
 
 
 def result_of(cell: Cell) -> CellResult:
-    """Return a cell's result as the supervisor was shown it, or raise ``NoReplay``."""
+    """Return a cell's result as the supervisor saw it, or raise ``NoReplay``."""
     try:
         outcome = Outcome(cell.outcome)
         display = tuple(

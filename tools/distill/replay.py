@@ -1,7 +1,4 @@
-"""Replays exported conversations: executes their code in a sandbox again, and compares what it shows.
-
-Output that depends on chance or time (the order of a set, a clock) is reported as different.
-"""
+"""Replays exported conversations: executes their code again and compares what it shows."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ from .recorded_run import (
 
 @dataclass(frozen=True, slots=True)
 class TurnReport:
-    """The comparison for one reply. ``why`` is the reason for ``unknown``."""
+    """The comparison for one reply; ``why`` is the reason for ``unknown``."""
 
     turn: int
     verdict: Literal["equal", "different", "unknown"]
@@ -62,7 +59,7 @@ class LineReport:
     other_settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def count(self, verdict: str) -> int:
-        """Return how many turns have that verdict."""
+        """Return the number of turns with a verdict."""
         return sum(turn.verdict == verdict for turn in self.turns)
 
 
@@ -76,7 +73,7 @@ async def replay(
     """Replay the conversations of an export, one after another.
 
     Args:
-        path: a folder of an export, or one of its files.
+        path: an export's folder, or one of its files.
         most: lines of each file, at most.
         sandbox: where the code runs; a log can only lower its limits.
 
@@ -138,8 +135,6 @@ def _own_tools(live: LiveConversation, budgets: deque[Any]) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Replay:
-    """The replay of one conversation."""
-
     messages: Sequence[Message]
     left_out: frozenset[int]
     recorded: RecordedRun
@@ -168,10 +163,12 @@ class _Replay:
         """Replay a reply. Return whether the next one can be replayed."""
         conversation = self.recorded.conversation
         recorded = conversation.turns[turn - 1]
+        # The line has a note in the place of a reply that was left out; the log has the reply.
         reply = recorded.reply if at in self.left_out else self.messages[at]["content"]
         self.live.add("assistant", reply)
         cells = self.recorded.cells.take(recorded.reply, recorded.step)
         if conversation.stop_reason == "timeout" and cells and cells[-1].outcome == "killed":
+            # The replay's machine may be faster or slower.
             self._report(turn, why="the run's time was up in the middle of it")
             return False
         results = await self._execute(reply, recorded.step, cells)
@@ -195,7 +192,8 @@ class _Replay:
             if results and results[-1].state_lost and results[-1].outcome is not Outcome.PROTOCOL_VIOLATION:
                 await self.sandbox.reset()
         except SandboxLost:
-            pass  # the run may have lost its sandbox here too; the comparison shows whether it did
+            # The run may have lost its sandbox here too; the comparison shows whether it did.
+            pass
         return results
 
     def _compare_shown(
@@ -235,6 +233,7 @@ class _Replay:
     def _report(self, turn: int, exported: str = "", replayed: str = "", *, why: str = "") -> None:
         if why:
             report = TurnReport(turn, "unknown", why)
+        # Output that depends on chance or time, such as the order of a set, is different too.
         elif exported == replayed:
             report = TurnReport(turn, "equal")
         else:

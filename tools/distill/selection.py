@@ -1,4 +1,4 @@
-"""Selects the runs to export, and counts why the others are left out."""
+"""Selects the runs to export, and counts the others by reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Filters:
     allow_errors: bool = True
 
     def refuse(self, run: Run, conversation: Conversation) -> str | None:
-        """Return why a run is not taken, or None."""
+        """Return why a run is refused, or None."""
         record = run.record
         if self.min_score is not None and (record.score is None or record.score < self.min_score):
             return "score too low"
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def cost_usd(self) -> float | None:
-        """Dollars of supervisor and worker together; None if a price is unknown."""
+        """Dollars of supervisor and worker; None if a price is unknown."""
         costs = self.record.supervisor.cost_usd, self.record.worker.cost_usd
         return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
 
@@ -104,7 +104,7 @@ class Selection:
 def select(
     folders: Iterable[Path], filters: Filters, report: Callable[[str], None] | None = None
 ) -> Selection:
-    """Select among all runs below some folders; ``report`` receives each problem of a log.
+    """Select among all runs below some folders; ``report`` gets each problem of a log.
 
     Raises:
         TaskError: a folder holds no eval.

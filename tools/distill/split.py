@@ -1,4 +1,4 @@
-"""Divides documents into train and validation; none is in both."""
+"""Divides documents into train and validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDES: tuple[Side, ...] = ("train", "validation")
 
 
 def documents(known: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Return one name of each document, by all its names. Mentions that share a name are of one document."""
+    """Return one name for each name of a document. Mentions that share a name are one document."""
     groups: dict[str, set[str]] = {}
     for names in known:
         together = set(names).union(*(groups[name] for name in names if name in groups))
@@ -21,6 +21,7 @@ def documents(known: Iterable[Sequence[str]]) -> dict[str, str]:
     return {name: min(group) for name, group in groups.items()}
 
 
+# No document is on both sides.
 def split(names: Iterable[str], validation: float, seed: int) -> dict[str, Side]:
     """Return the side of every document; ``validation`` is a share, 0 to 1."""
     # A hash of name and seed decides, so that a document keeps its side when others are added.
@@ -37,6 +38,6 @@ _LESS_THAN_A_STEP = 0.5 / _STEPS
 
 
 def _place(name: str, seed: int) -> float:
-    """Return a number from 0 to 1, in steps, for a document."""
+    # In steps from 0 to 1.
     found = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", KEEP_SURROGATES)).digest()
     return int.from_bytes(found[:6], "big") / _STEPS

@@ -1,9 +1,4 @@
-"""Figures of runs, and differences of runs over the same examples.
-
-- Only examples that ended count.
-- Steps, tokens, dollars and seconds include failed examples.
-- Accuracy is over examples with a verdict, scores over examples with a score. A failed example has neither.
-"""
+"""Figures of runs, and differences of runs over the same examples."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ from .stats import Agreement, Difference, Interval, agreement, bootstrap, mean, 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Right answers among those with a verdict, with Wilson's interval."""
+    """The share of right answers, with Wilson's interval."""
 
     right: int
     n: int
@@ -58,12 +53,15 @@ class Figures:
     planned: int | None
     examples: int
     failed: int
+    # Over the examples with a verdict.
     accuracy: Share | None
-    # The task's main figure; then the means of all its figures, and of the score for each kind of example.
+    # The task's main figure over the examples with a score; the means of all its figures; the mean score of
+    # each kind of example.
     score: Mean | None
     f1: Mean | None
     metrics: Mapping[str, float]
     kinds: Mapping[str, float]
+    # Steps, tokens, dollars and seconds include failed examples.
     steps: int
     supervisor: Tokens
     worker: Tokens
@@ -94,7 +92,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The difference of two runs over the examples that ended in both: the first minus the second."""
+    """The first run minus the second, over the examples that ended in both."""
 
     first: str
     second: str
@@ -181,6 +179,7 @@ def _counted(things: Counter[str]) -> list[str]:
 
 def _pairs(runs: Sequence[Run], figures: Sequence[Figures]) -> Iterator[Pair]:
     for (one, first), (other, second) in combinations(zip(runs, figures, strict=True), 2):
+        # Other data gives other scores, so such runs do not compare.
         if (first.task, first.data_hash) == (second.task, second.data_hash):
             shared = list(_shared(one.records, other.records))
             if shared:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run ``analyze`` as a program of its own."""
+    # Imported here and below, so that --help stays quick.
     from ...engine.cli.main import run_app
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -46,6 +47,7 @@ def analyze(
     if sum((as_csv, as_json, as_markdown)) > 1:
         raise typer.BadParameter("--csv, --json and --markdown exclude each other")
     found = analyse(runs)
+    # Programs read stdout, so the notes go to stderr.
     if as_json or as_csv:
         _print_notes(found)
         print(_json(found) if as_json else _csv(found, pairs=pairs).rstrip("\n"))

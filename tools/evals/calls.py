@@ -1,7 +1,4 @@
-"""Models that are asked without a loop: a judge, and the model of the direct strategy.
-
-They are metered like the models of runs, so that prices, budgets and the cache are the same.
-"""
+"""Models that are asked without a loop: a judge, and the model of the direct strategy."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from .records import Tokens
 
 
 class Judge:
-    """Asks a judge for one example, and counts. An answer that is in the cache is not asked for."""
+    """Asks a judge for one example, and counts its tokens."""
 
     def __init__(self, model: MeteredModel, seconds: float | None) -> None:
         self._model = model
@@ -41,12 +38,12 @@ class Judge:
 
     @property
     def tokens(self) -> Tokens:
-        """What it took so far."""
+        """The tokens and dollars so far."""
         return tokens_of(self._model.usage, self._model.totals)
 
 
 @asynccontextmanager
-async def opened_judge(
+async def open_judge(
     handler: ModelHandler, cache: ResponseCache | None, seconds: float | None
 ) -> AsyncGenerator[Judge]:
     """Open a judge for one example."""
@@ -62,17 +59,20 @@ async def metered_model(
     limits: BudgetLimits | None = None,
     cache_sampled: bool = True,
 ) -> AsyncGenerator[MeteredModel]:
-    """Open a model with a budget of its own. At the end its answers are in the cache."""
+    """Open a model with a budget of its own."""
+    # Metered like the models of runs, so that prices, budgets and the cache are the same.
     answers = RunAnswers(cache, sampled=cache_sampled, charged=True)
     model = await meter(handler, Budget(limits), answers)
     try:
         yield model
     finally:
+        # An answer that is not written yet would be paid for again.
         await answers.flushed()
 
 
 def tokens_of(usage: Usage, totals: CallTotals) -> Tokens:
-    """Return what the calls of a model took, whether this run paid for them or another."""
+    """Return the tokens and dollars of a model's calls, including those that an earlier run paid for."""
+    # Then a resumed run has the counts of one that was not interrupted.
     usage += totals.earlier
     costs = totals.cost_usd, totals.earlier_cost_usd
     cost = None if costs[0] is None or costs[1] is None else round(costs[0] + costs[1], 9)

@@ -1,4 +1,4 @@
-"""The settings of an experiment, and the provenance that is written beside them."""
+"""The settings of an experiment, and its provenance."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class ExperimentConfig(BaseModel):
         return supervisor, _name("worker", self.worker), _name("judge", judge)
 
     def run_config(self) -> RunConfig:
-        """Return the options of a run, without its log folder and cache file.
+        """Return the options of a run, without log folder and cache file.
 
         Raises:
             TaskError: the prompts cannot be read.
@@ -144,7 +144,7 @@ class Provenance(BaseModel):
 
 
 class Manifest(ExperimentConfig):
-    """The content of config.json: the settings with their models resolved, and the provenance."""
+    """The content of config.json: resolved settings and provenance."""
 
     provenance: Provenance
 
@@ -168,7 +168,7 @@ def read_config(path: Path) -> ExperimentConfig:
 
 
 def resolve(config: ExperimentConfig, environ: Mapping[str, str]) -> ExperimentConfig:
-    """Return the settings with the models of the strategy: the environment's, or else builtin.
+    """Return the settings with all models: the environment's, or else builtin.
 
     Raises:
         TaskError: the strategy cannot use these models, or the environment is incomplete.
@@ -216,7 +216,7 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
 def named_model(
     role: Role, model: str, environment: Environment, before: ModelSpec | None = None
 ) -> ModelSpec:
-    """Return a model by its name, at the endpoint of ``before``, or else of the environment.
+    """Return a model by its name, at ``before``'s endpoint, or else the environment's.
 
     Raises:
         TaskError: no endpoint is configured.
@@ -232,7 +232,7 @@ def named_model(
 
 
 def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
-    """Return a judge by its name, at the environment's endpoint; ``none`` is no judge.
+    """Return a judge by its name, at the environment's endpoint.
 
     Raises:
         TaskError: no endpoint is configured.

@@ -1,10 +1,4 @@
-"""The direct strategy: one call with the question and as much of the document as fits the window.
-
-The rest is cut out of the middle, as in LongBench's baselines (Bai and others, 2024): documents say at the
-start what they are about, and at the end what was found. Here the question is never cut, and a note says how
-much is missing. Without a tokenizer the length is estimated, and shortened if the endpoint refuses it, which
-costs nothing.
-"""
+"""The direct strategy: one call with the question and the document, cut to the model's window."""
 
 from __future__ import annotations
 
@@ -28,17 +22,16 @@ from .calls import metered_model, tokens_of
 from .records import Tokens
 
 _SYSTEM = """\
-You are given a document and a question about it. Answer the question from the document alone, as briefly \
-as it can be \
-answered, without an explanation. Reply with the answer and nothing else.\
+You are given a document and a question about it. Answer the question from the document alone, \
+as briefly as it can be answered, without an explanation. Reply with the answer and nothing else.\
 """
 
 _PROMPT = "Question: {query}\nText:\n{text}\n\nEnd of the text. Answer the question above it."
 
-# English prose has 0.22 to 0.25; tables and names have more.
+# For models without a tokenizer. English prose has 0.22 to 0.25; tables and names have more.
 _TOKENS_A_CHARACTER = 0.3
 
-# A text that was too long is cut to this part of it, so often.
+# A text that the endpoint refused as too long is cut to this part of it, at most so often.
 _SHORTER, _ATTEMPTS = 0.8, 10
 
 
@@ -51,7 +44,6 @@ class Run:
         stop_reason: as in ``RunResult``.
         steps: turns of the supervisor.
         run_id: its name in the logs.
-        supervisor, worker: what their calls took.
     """
 
     answer: str | None
@@ -67,11 +59,8 @@ class Direct:
     """A model that is asked directly.
 
     Attributes:
-        handler: the model.
-        window: tokens of prompt and answer; None takes every document whole.
-        limits: as for a run of the loop.
-        cache: where answers are kept.
-        cache_sampled: whether sampled answers are kept, too.
+        window: tokens of prompt and answer together; None never cuts a document.
+        cache_sampled: whether answers drawn at random are cached, too.
     """
 
     handler: ModelHandler
@@ -130,6 +119,7 @@ class Direct:
             messages = conversation(query, text, keep)
             try:
                 return messages, *await model.ask(messages, _ignore)
+            # The estimate was too high. A refused request costs nothing.
             except ContextTooLong:
                 keep = int(keep * _SHORTER)
         messages = conversation(query, text, keep)
@@ -137,7 +127,7 @@ class Direct:
 
 
 def conversation(query: str, text: str, keep: int) -> list[Message]:
-    """Return what the model is asked, with ``keep`` characters of the document."""
+    """Return the messages, with at most ``keep`` characters of the document."""
     return [
         {"role": "system", "content": _SYSTEM},
         {"role": "user", "content": _PROMPT.format(query=query, text=without_middle(text, keep))},
@@ -145,18 +135,20 @@ def conversation(query: str, text: str, keep: int) -> list[Message]:
 
 
 def without_middle(text: str, keep: int) -> str:
-    """Return the first and last half of ``keep`` characters with a note between them, or a text that fits."""
+    """Return the text, or ``keep`` characters of its two ends around a note."""
     if len(text) <= keep:
         return text
+    # As LongBench's baselines do (Bai et al. 2024): papers state their subject first, their results last.
     head = keep - keep // 2
     note = f"\n[... {len(text) - keep:,} characters of the document left out ...]\n"
     return text[:head] + note + text[len(text) - keep // 2 :]
 
 
 def most_characters(handler: ModelHandler, query: str, text: str, window: int | None) -> int:
-    """Return how many characters fit the window beside the question and the answer, as far as is known."""
+    """Return how many characters of the text fit into the window, by the best estimate."""
     if window is None:
         return len(text)
+    # A large answer limit must not leave less than half of the window to the prompt.
     room = max(window - most_answer(handler), window // 2)
     keep = len(text)
     for _ in range(_ATTEMPTS):
@@ -172,7 +164,7 @@ def most_characters(handler: ModelHandler, query: str, text: str, window: int | 
 
 
 def as_text(context: object) -> str:
-    """Return a document as a model without code reads it: text as it is, data as JSON."""
+    """Return a document as a model reads it: text as it is, data as JSON."""
     return context if isinstance(context, str) else json.dumps(context, ensure_ascii=False)
 
 

@@ -27,7 +27,7 @@ from ...engine.trust import UNBOUND, Permissions
 from ...handlers import ModelHandler, NoAccess
 from ...sandbox_image.text import escape_surrogates
 from ...tasks.base import Example, Score, Task, TaskDataError
-from .calls import opened_judge
+from .calls import open_judge
 from .config import ExperimentConfig
 from .direct import Direct, Run, as_text
 from .folder import log_events
@@ -139,7 +139,7 @@ class LocalExecutor:
             judge = None
             if self.judge is not None:
                 seconds = self.config.limits.call_seconds
-                opened = opened_judge(self.judge, self.judge_cache, seconds)
+                opened = open_judge(self.judge, self.judge_cache, seconds)
                 judge = await stack.enter_async_context(opened)
             try:
                 score = _checked(await self.task.score(example, record.answer, judge))

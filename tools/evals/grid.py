@@ -1,7 +1,4 @@
-"""Grids: all combinations of lists of settings. Each combination is an experiment in a folder of its own.
-
-tools/README.md describes the file.
-"""
+"""Grids: all combinations of lists of settings. tools/README.md describes the file."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ Axis = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One experiment: its settings, in which a model may be a name, and its folder, which may not exist."""
+    """One experiment: its settings, in which a model may be a name, and its folder."""
 
     settings: Mapping[str, Any]
     folder: Path
@@ -67,10 +64,10 @@ class Combination:
 
 
 def read_grid(file: Path, out: Path | None = None, **overrides: object) -> list[Combination]:
-    """Return the checked combinations of a file. ``out`` and ``overrides`` replace what the file says.
+    """Return the checked combinations of a file; ``overrides`` replace its settings.
 
     Raises:
-        TaskError: the file cannot be read, or something in it is wrong.
+        TaskError: the file is unreadable or wrong.
     """
     content = _current_names(file, _read(file))
     place = content.pop("out", None)
@@ -109,10 +106,10 @@ def named_folder(file: Path) -> Path | None:
 def check(
     combinations: Iterable[Combination], find_model: FindModel, environ: Mapping[str, str] | None = None
 ) -> list[ExperimentConfig]:
-    """Return their settings with models resolved. Their tasks are made, but no data is read.
+    """Return their settings with resolved models. No data is read.
 
     Raises:
-        TaskError: one of them cannot be run.
+        TaskError: one of them cannot run.
     """
     variables = os.environ if environ is None else environ
     configs = [resolve(each.config(find_model), variables) for each in combinations]
@@ -126,7 +123,7 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a combination ended: how many of its examples failed, or the ``error`` that stopped it."""
+    """How a combination ended: ``failed`` examples, or the ``error`` that stopped it."""
 
     folder: Path
     failed: int = 0
@@ -136,7 +133,7 @@ class Outcome:
 def run_grid(
     experiments: Iterable[tuple[ExperimentConfig, Path]], run: Callable[[ExperimentConfig, Path], int]
 ) -> Iterator[Outcome]:
-    """Run experiments one after another. ``run`` returns how many examples of one failed."""
+    """Run experiments one after another. ``run`` returns its failed examples."""
     for config, folder in experiments:
         try:
             yield Outcome(folder, run(config, folder))

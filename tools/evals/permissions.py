@@ -1,4 +1,4 @@
-"""Check the settings that come from a file: ``--config``, a grid, a resumed folder."""
+"""Checks the settings that come from a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def permit(config: ExperimentConfig, typed: Collection[str], permissions: Permis
     """Check that resolved settings are permitted.
 
     Args:
-        config: the settings.
         typed: names of settings that the user typed, such as ``cache`` or ``task_options.NAME``.
         permissions: of the file of the other settings.
 

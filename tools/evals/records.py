@@ -1,10 +1,10 @@
-"""The folder of a run that ``eval`` writes, and its records.
+"""The folder of a run of ``eval``, and its records.
 
 ::
 
     logs/<task>/<timestamp>/
     ├── config.json        settings, versions, seeds, the data's hash
-    ├── results.jsonl      a ``Record`` a line, as examples end
+    ├── results.jsonl      a ``Record`` a line
     ├── results.csv        the same in the order of the sample
     ├── cache.sqlite       answers that were paid for
     ├── .mark              the user's seal of config.json
@@ -39,17 +39,18 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Failure(BaseModel):
-    """Why an example has no score. ``stage`` is what failed: the run, or the scoring of its answer."""
+    """Why an example has no score."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # Whether the run failed, or the scoring of its answer.
     stage: Literal["run", "score"]
     type: str
     message: str
 
 
 class Tokens(BaseModel):
-    """What the calls of one role took for an example."""
+    """Calls, tokens and dollars of one role for an example."""
 
     # An answer that another attempt or example paid for counts once, so that a resumed run has equal counts.
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,7 +107,7 @@ class Record(BaseModel):
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Return the last record of each example, in the order of the sample; skip lines that are no records."""
+    """Return the last record of each example, in the order of the sample."""
     found = {record.example: record for record in _records(folder / RECORDS)}
     return sorted(found.values(), key=lambda record: record.index)
 
@@ -119,5 +120,5 @@ def _records(path: Path) -> Iterator[Record]:
             try:
                 yield Record.model_validate_json(line.decode("utf-8", "replace"))
             except ValidationError:
-                # The last line of a run that goes on, or that was killed.
+                # Such as the last line of a run that goes on, or that was killed.
                 continue

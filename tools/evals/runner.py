@@ -1,4 +1,4 @@
-"""Run an experiment: the examples of its sample that are not in its folder yet, each recorded as it ends."""
+"""Runs an experiment: the examples of its sample that are not in its folder yet."""
 
 from __future__ import annotations
 
@@ -38,22 +38,18 @@ async def run_experiment(
 ) -> Summary:
     """Run what is missing in the folder, and return the summary of all examples.
 
-    An example that fails is recorded, and the others go on.
-
     Args:
         config: the settings; missing models come from the environment, or are builtin.
-        folder: of the experiment.
-        resume: continue the experiment in the folder; without it the folder must hold none.
+        resume: continue the folder's experiment; without it the folder must hold none.
         retry_failed: repeat failed examples.
-        task: by default it is made from the settings.
-        observer: called with the progress.
+        task: by default from the settings.
         permissions: which keys the models get.
-        own_answers: ignore answers of other users in a ``cache`` file.
+        own_answers: ignore other users' answers in a ``cache`` file.
 
     Raises:
-        TaskError: a setting is wrong or differs from the folder's, or another process has the folder.
-        TaskDataError: the data is wrong, or differs from that of the folder's experiment.
-        SandboxUnavailable, LogError, CacheError, NoAccess: no example can be run.
+        TaskError: a setting is wrong or has changed, or another process has the folder.
+        TaskDataError: the data is wrong or has changed.
+        SandboxUnavailable, LogError, CacheError, NoAccess: no example can run.
     """
     config = resolve(config, os.environ)
     if task is None:
@@ -75,7 +71,8 @@ async def run_experiment(
         if jobs:
             cache = _cache(config, place, own=own_answers)
             async with open_executor(config, task, cache, permissions) as executor:
-                if before is None:  # written only after every setting was found to work
+                # Only now, when every setting was found to work.
+                if before is None:
                     ids = [example.id for example in sample]
                     place.write_manifest(Manifest.of(config, provenance(data_hash, ids, sys.argv)))
                     place.open_records()
@@ -98,6 +95,7 @@ async def _run_jobs(
             if job.answered is None:
                 place.set_aside(job.example.id)
             ended = await executor.run(job, place.logs(job.example.id))
+            # A failed example is recorded too, and the others go on.
             place.add(ended.record)
             if observer is not None:
                 observer.ended(ended.record)

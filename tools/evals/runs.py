@@ -1,4 +1,4 @@
-"""Finds and reads the folders of runs, finished or not. What cannot be read is noted and left out."""
+"""Finds and reads the folders of runs, finished or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class ModelSettings(msgspec.Struct, frozen=True):
-    """A model among the settings of a run."""
+    """A model in the settings of a run."""
 
     model: str = ""
     handler: str = ""
@@ -33,7 +33,7 @@ class Provenance(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """The settings that the figures need. One that is missing or of a wrong type has its default."""
+    """The settings that the figures need."""
 
     task: str = ""
     # Version 0.1 named it arm.
@@ -67,7 +67,7 @@ class Run:
 
 
 def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs in or below some folders, and a note for each folder without a run."""
+    """Return the runs in or below some folders, and notes about folders without a run."""
     folders: dict[Path, None] = {}
     notes: list[str] = []
     for place in places:
@@ -80,7 +80,7 @@ def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read one run. Whatever its files hold, this does not fail."""
+    """Read one run. No content of its files makes this fail."""
     settings, problems = _read_settings(folder / CONFIG)
     records, notes = _read_records(folder)
     ended = {record.example for record in records}
@@ -109,7 +109,7 @@ def _read_settings(path: Path) -> tuple[Settings, list[str]]:
 
 
 def _convert(value: object, kind: type[S]) -> S:
-    # Field by field, so that a wrong value spoils no other.
+    # Field by field: a value that is missing or of a wrong type becomes its default, and spoils no other.
     given = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     values: dict[str, object] = {}
     for field in msgspec.structs.fields(kind):

@@ -1,4 +1,4 @@
-"""Intervals and tests for results. Pure, without numpy: the same figures on every machine."""
+"""Intervals and tests for results, without numpy: the same figures on every machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wilson(right: int, n: int) -> Interval:
     """Return Wilson's interval of the share ``right`` of ``n``.
 
     Raises:
-        ValueError: ``n`` is not positive, or ``right`` is not from 0 to ``n``.
+        ValueError: ``n`` is not positive, or ``right`` not from 0 to ``n``.
     """
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"{right} of {n} is no share")
@@ -59,7 +59,7 @@ def mean(values: Sequence[float]) -> float:
 # B. Efron, "Better bootstrap confidence intervals", JASA 82 (1987): bias-corrected and accelerated (BCa).
 # The expansion for many values: P. Hall, "The Bootstrap and Edgeworth Expansion" (1992).
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """Return the BCa bootstrap interval of the mean. Equal values give an interval of width 0.
+    """Return the BCa bootstrap interval of the mean; of equal values, its width is 0.
 
     Raises:
         ValueError: there are no values.
@@ -113,7 +113,7 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 # Q. McNemar, Psychometrika 12 (1947): over pairs of verdicts, the sign test is the exact form of his test.
 def sign_test(more: int, less: int) -> float:
-    """Return the two-sided exact p-value of this split of the pairs that differ; 1.0 if none does."""
+    """Return the two-sided exact p-value of the pairs that differ; 1.0 if none does."""
     n = more + less
     # Integers until the last division: exact for any number of pairs.
     ways = tail = 1
@@ -165,8 +165,8 @@ class Agreement:
     """The agreement of verdicts and scores over ``n`` examples.
 
     Attributes:
-        share: examples where the score is at least the threshold exactly if the verdict is right.
-        kappa: Cohen's kappa; None if verdicts or scores are constant.
+        share: where the score reaches the threshold exactly if the verdict is right.
+        kappa: Cohen's; None if verdicts or scores are constant.
         auc: area under the ROC curve; None if all verdicts are equal.
     """
 

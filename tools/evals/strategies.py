@@ -25,7 +25,7 @@ from .direct import Direct, Run
 
 
 class CacheFile(NamedTuple):
-    """A file of cached answers. ``own`` ignores those of other users."""
+    """A file of cached answers; ``own`` ignores those of other users."""
 
     path: Path
     own: bool = False
@@ -73,11 +73,11 @@ class Loop:
 async def open_strategy(
     config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions
 ) -> AsyncGenerator[Loop | Direct]:
-    """Open the strategy of resolved settings, with the models that its examples share.
+    """Open the strategy, with the models that its examples share.
 
     Raises:
-        TaskError: a setting is wrong; nothing was spent.
-        SandboxUnavailable: the isolation is not available here; nothing was spent.
+        TaskError: a setting is wrong.
+        SandboxUnavailable: the isolation is not available here.
     """
     assert config.supervisor is not None
     async with AsyncExitStack() as stack:
@@ -100,10 +100,10 @@ async def open_strategy(
 
 
 def judge_handler(config: ExperimentConfig, permissions: Permissions) -> ModelHandler | None:
-    """Return the judge's handler, not open yet; None if the experiment has no judge.
+    """Return the judge's handler, not open yet, if there is a judge.
 
     Raises:
-        TaskError: the handler cannot be built.
+        TaskError: it cannot be built.
     """
     if config.judge is None or config.judge == "none":
         return None
