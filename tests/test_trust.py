@@ -23,7 +23,7 @@ from supdist.engine.model_specs import OpenAISpec, from_environment, specified_b
 from supdist.engine.private_files import PrivateFolder, ResolvedPath, open_file, read_file
 from supdist.engine.trust import Answer, Bound, Environment, Question, load_environment
 from supdist.engine.trust.hosts import keys_of, origin_of, parse_host
-from supdist.engine.trust.questions import nobody
+from supdist.engine.trust.questions import always_no
 from supdist.engine.trust.seals import Seal
 from supdist.engine.trust.settings import HostRule, Settings, change_settings, read_settings
 from supdist.handlers import Completion, OpenAIHandler
@@ -50,7 +50,7 @@ def bound(
         assert answers is not None
         return answers.pop(0)
 
-    return Bound(Path("task.json"), environment, ask=nobody if answers is None else ask, **more)
+    return Bound(Path("task.json"), environment, ask=always_no if answers is None else ask, **more)
 
 
 def key(url: str, variable: str | None, permissions: Bound) -> str | None:

@@ -1,4 +1,4 @@
-"""What a command lets a file do: by its options, and by the user's answers on the terminal."""
+"""What a command lets a file do, by its options and by the user's answers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Allowed:
         write: list[Path] | None,
         trust_endpoint: bool,
     ) -> Allowed:
-        """Return what the values of the options allow."""
+        """Return what some options allow."""
         return cls(env_file, tuple(read or ()), tuple(write or ()), trust_endpoint)
 
     def environment(self) -> Environment:
@@ -80,6 +80,7 @@ class Allowed:
         from ..trust.environment import env_file_above
 
         found = load_environment(self.env_file)
+        # Such a file may belong to another project, so it is named and not read.
         if (above := None if found.path else env_file_above()) is not None:
             print(
                 "supdist-engine: only the .env of the working directory is read; for one in a folder above: "
@@ -98,18 +99,19 @@ class Allowed:
     def bind(
         self, subject: Path | None, environment: Environment, *, ask: bool = True, is_own: bool = False
     ) -> Bound:
-        """Return what a file may do. The user is asked only if stdin and stderr are a terminal.
+        """Return what a file may do.
 
         Args:
             subject: the file; None for the environment alone.
             environment: holds the keys.
-            ask: whether the user may be asked.
-            is_own: whether the user wrote the file, so that its paths and imports are allowed.
+            ask: whether the user may be asked on the terminal.
+            is_own: whether the user wrote the file: then its paths and imports are allowed.
         """
         from ..trust import Bound
         from ..trust.environment import ENV_FILE
-        from ..trust.questions import nobody
+        from ..trust.questions import always_no
 
+        # Without a terminal a question would wait for ever.
         can_ask = ask and sys.stdin.isatty() and sys.stderr.isatty()
         return Bound(
             subject or environment.path or Path(ENV_FILE),
@@ -117,30 +119,32 @@ class Allowed:
             read=self.read,
             write=self.write,
             trust_endpoint=self.trust_endpoint,
-            ask=ask_on_terminal if can_ask else nobody,
+            ask=ask_on_terminal if can_ask else always_no,
             is_own=is_own,
         )
 
 
 @contextmanager
 def explain_withheld_keys(permissions: Bound) -> Generator[None]:
-    """Name in an endpoint's refusal the key that was not sent to it, and how to allow it."""
+    """Add to an endpoint's refusal the key that was withheld, and how to allow it."""
     from ...handlers import NoAccess
 
     try:
         yield
     except NoAccess as error:
         if permissions.withheld:
+            # Each once: both roles may use the same endpoint.
             raise NoAccess("; ".join([str(error), *dict.fromkeys(permissions.withheld)])) from error
         raise
 
 
 def ask_on_terminal(question: Question) -> Answer:
-    """Ask on stderr until there is an answer. The end of the input means no; Ctrl-C ends the program."""
+    """Ask on stderr until there is an answer; the end of the input means no."""
     from ...sandbox_image.text import printable
 
     letters: dict[str, Answer] = {_LETTERS[answer]: answer for answer in question.answers}
     if "once" in question.answers:
+        # A habitual "y" must not allow more than this once.
         letters["y"] = "once"
     choice = ", ".join(f"{_LETTERS[answer]} = {answer}" for answer in question.answers)
     with _interruptible():

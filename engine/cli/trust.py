@@ -1,4 +1,4 @@
-"""The commands ``supdist-engine trust``: rules about what files may do without a question."""
+"""The commands ``supdist-engine trust``: what files may do without a question."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def trust_host(
         # The value is not shown: it may be the key itself.
         raise TaskError("--key must be the name of a variable, such as OPENAI_API_KEY, not the key itself")
     change_settings(lambda settings: settings.with_host(HostRule(host=origin.url, key=key)))
-    plain = ", over plain http too, which the network can read" if origin.is_readable_on_the_way else ""
+    plain = ", over plain http too, which the network can read" if origin.is_readable_by_network else ""
     print(f"{key} may go to {origin.url}{plain}")
     if not is_set:
         print(f"{key} is not set in this shell", file=sys.stderr)
@@ -89,6 +89,7 @@ def remove(
     from ..trust.settings import Settings, change_settings, read_settings
 
     before = read_settings()
+    # The rule may have the path without links, or the host with a scheme.
     names = {subject, str(Path(subject).resolve())}
     for scheme in ("", "http://", "https://"):
         with suppress(TaskError):  # it is a folder, or has its scheme

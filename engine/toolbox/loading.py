@@ -1,4 +1,4 @@
-"""Imports the tools that a task file names."""
+"""Import the tools that a task file names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .toolbox import Tool
 
 
 def load_tool(name: str, place: str, folder: Path) -> Tool:
-    """Import a tool that a task file names as ``module:attribute``.
+    """Import the tool at ``module:attribute``.
 
     Raises:
-        TaskError: there is no such module or attribute, or another module of that name is imported already.
+        TaskError: there is no such tool, or another module of that name is imported already.
     """
     module_name, _, attribute = place.partition(":")
     # Trust covers the sources of a folder, not its caches.
@@ -64,7 +64,7 @@ def _add_to_path(folder: str) -> None:
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles a module's source at every import, and never reads ``__pycache__``."""
+    """Compiles a module's source at every import."""
 
     # A file in __pycache__ could hold other code than the source that the user trusted.
     def get_code(self, fullname: str) -> CodeType:
@@ -74,7 +74,7 @@ class _SourceLoader(SourceFileLoader):
 
 @dataclass(frozen=True, slots=True)
 class _SourceHook:
-    """Finds the modules of a folder and of those below it, for ``sys.path_hooks``."""
+    """Finds modules in a folder and below it, for ``sys.path_hooks``."""
 
     folder: str
 

@@ -1,4 +1,4 @@
-"""Pickles guest tools by value: the pickle holds their code."""
+"""Pickle guest tools by value: the pickle holds their code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILENAME = 10
 _registry = threading.Lock()
 
 
-def ship(name: str, function: Callable[..., object]) -> bytes:
+def pickle_tool(name: str, function: Callable[..., object]) -> bytes:
     """Pickle a function with its code, its closure, and what it uses of its module.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Shows the parameters of tools, and checks a guest's arguments."""
+"""Show the parameters of tools, and check a guest's arguments."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _SIGNATURE_CHARS = 300
 _DOC_CHARS = 1_000
 
 # pydantic's own messages. A user's validator may put anything into its message, so that is not quoted.
-_WORDED = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
+_SAFE_TO_QUOTE = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
 
 
 class BadArguments(Exception):
-    """Arguments that a function does not take; the guest gets the text."""
+    """Arguments do not fit; the guest gets the text."""
 
 
 class Parameters:
-    """The parameters of a host tool's function.
+    """The parameters of a host tool.
 
     Raises:
-        TaskError: they cannot be read, or plain data cannot be checked against an annotation.
+        TaskError: an annotation cannot be read, or plain data cannot be checked against it.
     """
 
     def __init__(self, name: str, function: Callable[..., object]) -> None:
@@ -60,7 +60,7 @@ class Parameters:
         """Bind and check arguments.
 
         Raises:
-            BadArguments: too many, too few, or of wrong names or types.
+            BadArguments: the number, a name or a type is wrong.
         """
         try:
             bound = self._signature.bind(*args, **kwargs)
@@ -88,13 +88,13 @@ def _checked(check: TypeAdapter[Any], name: str, value: Any) -> Any:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         raise BadArguments(
-            shorten("; ".join(_words(name, each) for each in problems), _MESSAGE_CHARS)
+            shorten("; ".join(_problem_text(name, each) for each in problems), _MESSAGE_CHARS)
         ) from None
 
 
-def _words(name: str, problem: Any) -> str:
+def _problem_text(name: str, problem: Any) -> str:
     place = name + "".join(f"[{part!r}]" for part in problem["loc"])
-    return f"{place}: {problem['msg'] if problem['type'] in _WORDED else 'is not accepted'}"
+    return f"{place}: {problem['msg'] if problem['type'] in _SAFE_TO_QUOTE else 'is not accepted'}"
 
 
 def show_signature(function: Callable[..., object]) -> str:
@@ -107,12 +107,12 @@ def show_signature(function: Callable[..., object]) -> str:
             signature = inspect.signature(function)
         except (TypeError, ValueError):
             return "(...)"
-    shown = [each.replace(default=_shown(each)) for each in signature.parameters.values()]
+    shown = [each.replace(default=_shown_default(each)) for each in signature.parameters.values()]
     return shorten(str(signature.replace(parameters=shown)), _SIGNATURE_CHARS)
 
 
 def show_doc(function: Callable[..., object], description: str | None = None) -> str:
-    """Return the description, else the first paragraph of the docstring, on one line."""
+    """Return the description, else the docstring's first paragraph, on one line."""
     if description is None:
         docstring = inspect.getdoc(function.func if isinstance(function, partial) else function) or ""
         description = docstring.split("\n\n")[0]
@@ -124,7 +124,7 @@ class _Hidden:
         return "..."
 
 
-def _shown(parameter: inspect.Parameter) -> Any:
+def _shown_default(parameter: inspect.Parameter) -> Any:
     # Text and objects stay hidden: they may be keys.
     value = parameter.default
     if value is parameter.empty or value is None or type(value) in (bool, int, float):

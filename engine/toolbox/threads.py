@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class DaemonThreads:
-    """Runs functions in new daemon threads, at most ``most`` at once."""
+    """Runs functions in daemon threads, at most ``most`` at once."""
 
     def __init__(self, most: int) -> None:
         # A function that hangs keeps its place until it returns.
         self._free = asyncio.Semaphore(most)
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run a function in a thread and return its result. If the caller is cancelled, the function runs on.
+        """Run a function and return its result. It runs on if the caller is cancelled.
 
         Raises:
             RuntimeError: the system cannot start a thread.

@@ -1,4 +1,4 @@
-"""Users' tools for guest code: guest tools run inside the sandbox, host tools are called by RPC."""
+"""Users' tools: guest tools run inside the sandbox, host tools are called by RPC."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ...sandbox_image import plain, protocol
 from ...sandbox_image.protocol import ToolCode, ToolFailure, ToolReply
 from ...sandbox_image.text import replace_surrogates
 from ..errors import TaskError
-from .pickling import ship
+from .pickling import pickle_tool
 from .signatures import BadArguments, Parameters, show_doc, show_signature
 from .threads import DaemonThreads
 
-# Some are not used yet.
+# Names that the sandbox or a run defines, now or in a later version.
 RESERVED = frozenset({
     "context", "query", "worker", "worker_batch", "FINAL", "budget", "history",
     "WorkerError", "WorkerBatchError", "ToolError",
@@ -32,7 +32,9 @@ RESERVED = frozenset({
 _NAME_CHARS = 64
 _MOST_TOOLS = 128
 _MOST_SHIPPED_BYTES = 16 << 20
+# Tools that hang keep their thread, so there is a bound.
 _THREADS = 64
+# In effect no limit: the engine's own functions cost nothing.
 _OWN_CALLS = 1_000_000
 
 
@@ -41,10 +43,10 @@ class HostTool:
     """A function that runs in the engine when guest code calls it.
 
     Attributes:
-        fn: takes and returns plain data; a plain function runs in a thread, or it is async.
+        fn: takes and returns plain data; async, or run in a thread.
         max_calls: for a run or a sandbox; failed calls count.
-        timeout: seconds for a call; a plain function runs on after it.
-        description: for the supervisor, in place of the docstring's first paragraph.
+        timeout: seconds for a call. A thread runs on after it.
+        description: replaces the docstring's first paragraph.
     """
 
     fn: Callable[..., object]
@@ -63,11 +65,9 @@ class ToolUse:
     """A call of a host tool that has ended.
 
     Attributes:
-        tool: its name.
         cell, call: numbers in the sandbox.
-        args, kwargs: plain data, if they could be read.
+        args, kwargs: plain data; None if they could not be read.
         elapsed: seconds.
-        result: what the function returned.
         error: the failure that the guest got.
         message: what failed, for the log alone.
     """
@@ -104,21 +104,21 @@ class Toolbox:
         """Check tools, and pickle guest tools.
 
         Raises:
-            TaskError: a name is not allowed, a function cannot be sent, or its parameters cannot be checked.
+            TaskError: a name, a parameter or a function is not allowed.
         """
         if isinstance(tools, Toolbox):
             return tools
-        box = cls()
+        toolbox = cls()
         for name, tool in (tools or {}).items():
             _check_name(name)
-            box._add(name, tool)
-        if len(box._lines) > _MOST_TOOLS:
-            raise TaskError(f"{len(box._lines)} tools; at most {_MOST_TOOLS} can be given")
-        if sum(len(tool.pickle) for tool in box.guest) > _MOST_SHIPPED_BYTES:
+            toolbox._add(name, tool)
+        if len(toolbox._lines) > _MOST_TOOLS:
+            raise TaskError(f"{len(toolbox._lines)} tools; at most {_MOST_TOOLS} can be given")
+        if sum(len(tool.pickle) for tool in toolbox.guest) > _MOST_SHIPPED_BYTES:
             raise TaskError(
                 f"the tools bring more than {_MOST_SHIPPED_BYTES >> 20} MiB along; put data into the context"
             )
-        return box
+        return toolbox
 
     def _add(self, name: str, tool: Tool) -> None:
         function = tool.fn if isinstance(tool, HostTool) else tool
@@ -134,27 +134,32 @@ class Toolbox:
             self.hosted.append(_Hosted(name, tool, Parameters(name, function)))
             self.host.append(protocol.HostTool(name, replace_surrogates(f"{head}\n\n{doc}")))
         else:
-            self.guest.append(protocol.GuestTool(name, ship(name, function)))
+            self.guest.append(protocol.GuestTool(name, pickle_tool(name, function)))
         self._lines.append(f"- `{head}`{limits}" + (f": {doc}" if doc else ""))
 
     def with_own(self, functions: Mapping[str, Callable[..., object]]) -> Toolbox:
-        """Add host functions of the engine, without a description."""
-        box = Toolbox()
-        box.guest, box.host, box.hosted, box._lines = [*self.guest], [*self.host], [*self.hosted], self._lines
+        """Return a copy with more host functions, which are not described."""
+        toolbox = Toolbox()
+        toolbox.guest, toolbox.host, toolbox.hosted, toolbox._lines = (
+            [*self.guest],
+            [*self.host],
+            [*self.hosted],
+            self._lines,
+        )
         for name, function in functions.items():
             tool = HostTool(function, max_calls=_OWN_CALLS)
-            box.hosted.append(_Hosted(name, tool, Parameters(name, function)))
-            box.host.append(
+            toolbox.hosted.append(_Hosted(name, tool, Parameters(name, function)))
+            toolbox.host.append(
                 protocol.HostTool(name, f"{name}{show_signature(function)}\n\n{show_doc(function)}")
             )
-        return box
+        return toolbox
 
     def describe(self) -> str:
         """Return a line for the supervisor about each tool."""
         return "\n".join(self._lines)
 
     def kinds(self) -> dict[str, str]:
-        """Return for each tool's name ``guest`` or ``host``."""
+        """Return ``guest`` or ``host`` by name."""
         return {tool.name: "guest" for tool in self.guest} | {tool.name: "host" for tool in self.host}
 
 
@@ -197,7 +202,7 @@ class ToolCalls:
 
     Args:
         toolbox: the tools.
-        on_use: called after each call; of those over budget, after a tool's first.
+        on_use: called after each call; past ``max_calls`` only once.
     """
 
     def __init__(self, toolbox: Toolbox, on_use: Callable[[ToolUse], None] | None = None) -> None:
@@ -209,7 +214,7 @@ class ToolCalls:
         self._reading, self._writing = CapacityLimiter(1), CapacityLimiter(1)
 
     async def answer(self, call: protocol.ToolCall) -> ToolReply:
-        """Return the result of a call, or the reason why there is none."""
+        """Return the result of a call, or why there is none."""
         hosted, started = self.toolbox.hosted[call.tool], time.monotonic()
         use = ToolUse(hosted.name, call.cell, call.call)
         self._counts[call.tool] += 1
@@ -217,7 +222,7 @@ class ToolCalls:
         reply: bytes | ToolFailure
         try:
             _check_budget(hosted.tool, over)
-            reply = await self._in_time(hosted, call.arguments, use)
+            reply = await self._with_timeout(hosted, call.arguments, use)
         except _Failure as failure:
             use.error, use.message = failure.code, failure.log_message
             reply = ToolFailure(failure.code, replace_surrogates(failure.guest_message))
@@ -226,11 +231,12 @@ class ToolCalls:
             raise
         finally:
             use.elapsed = time.monotonic() - started
+            # A guest could fill the log with refused calls.
             if self._on_use is not None and over <= 1:
                 self._on_use(use)
         return ToolReply(call.call, reply)
 
-    async def _in_time(self, hosted: _Hosted, arguments: bytes, use: ToolUse) -> bytes:
+    async def _with_timeout(self, hosted: _Hosted, arguments: bytes, use: ToolUse) -> bytes:
         clock = asyncio.timeout(hosted.tool.timeout)
         try:
             async with clock:
@@ -240,6 +246,7 @@ class ToolCalls:
             raise _Failure("timeout", f"no result within {hosted.tool.timeout:g} s") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
+            # Cancelled from outside: the cell has ended.
             if task is None or task.cancelling():
                 raise
             raise _Failure(

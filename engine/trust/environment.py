@@ -1,4 +1,4 @@
-"""The environment of a command: the process's variables, then those of one ``.env`` file."""
+"""The environment of a command: variables of the process, then of one ``.env`` file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MOST_BYTES = 1 << 20
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MODELS = frozenset({"SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL"})
-_READ_HERE = frozenset({"BASE_URL", "OPENAI_BASE_URL", "LOG_DIR"})
-_WOULD_ACT = re.compile(
+_OF_ENGINE = frozenset({"BASE_URL", "OPENAI_BASE_URL", "LOG_DIR"})
+_OF_LIBRARIES = re.compile(
     r"(?i).*_proxy|(CUDA|CURL|DOCKER|HF|LD|OPENAI|PYTHON|RAY|REQUESTS|SSL|SUPDIST|VLLM|XDG)_\w+|TMPDIR"
 )
 
@@ -27,7 +27,7 @@ _WOULD_ACT = re.compile(
 # A .env file may come with another person's folder, so it is data: it never redirects a key of the process.
 # Its other variables (proxies, certificates, DOCKER_HOST) reach no library.
 class Environment(Mapping[str, str]):
-    """Variables of the process, and more of a file."""
+    """Variables of the process, and more from a file."""
 
     def __init__(
         self, process: Mapping[str, str], file: Mapping[str, str] | None = None, path: Path | None = None
@@ -47,39 +47,39 @@ class Environment(Mapping[str, str]):
         return len(self.process.keys() | self.file.keys())
 
     def is_from_file(self, name: str) -> bool:
-        """Return whether the file alone sets this variable."""
+        """Return whether only the file sets a variable."""
         return name in self.file and name not in self.process
 
     def redirects(self, url_name: str, key_name: str) -> bool:
-        """Return whether the file's URL would take the process's key."""
+        """Return whether the file's URL would get the process's key."""
         return self.is_from_file(url_name) and not self.is_from_file(key_name)
 
     def with_value(self, name: str, value: str) -> Environment:
-        """Return this environment with one more variable."""
+        """Return a copy with one more variable."""
         return Environment({**self.process, name: value}, self.file, self.path)
 
     @property
     def not_passed_on(self) -> list[str]:
-        """The names in the file that would change libraries."""
-        kept = {*_MODELS, *_READ_HERE}
+        """Names in the file that would change libraries."""
+        kept = {*_MODELS, *_OF_ENGINE}
         return [
             name
             for name in self.file
-            if name not in kept and not _KEY.fullmatch(name) and _WOULD_ACT.fullmatch(name)
+            if name not in kept and not _KEY.fullmatch(name) and _OF_LIBRARIES.fullmatch(name)
         ]
 
 
 def load_environment(
     file: Path | None = None, process: MutableMapping[str, str] | None = None
 ) -> Environment:
-    """Return the environment with the variables of ``file``, else of ``.env`` in the working directory.
+    """Return the variables of the process and of ``file``, by default ``.env`` in the working directory.
 
     Args:
         file: of any owner, as the user named it.
-        process: by default ``os.environ``. It gets keys and names of models, for libraries.
+        process: by default ``os.environ``. It gets the file's keys and models, for libraries.
 
     Raises:
-        TaskError: the file cannot be read or parsed, or another user owns or can write an unnamed ``.env``.
+        TaskError: the file cannot be read, or an unnamed ``.env`` is not the user's alone.
     """
     target = os.environ if process is None else process
     path = Path(ENV_FILE) if file is None else file
@@ -94,7 +94,7 @@ def load_environment(
 
 
 def env_file_above() -> Path | None:
-    """Return the nearest ``.env`` of the caller's in a folder above the working directory."""
+    """Return the caller's nearest ``.env`` above the working directory."""
     # It is not read. The command warns: without its BASE_URL, prompts would go to another host.
     try:
         folders = Path.cwd().parents
@@ -166,7 +166,7 @@ def _read_up_to(descriptor: int, most: int) -> bytes:
 def _check_own(path: Path, found: os.stat_result, remedy: str) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise TaskError(f"{path} is no regular file{remedy}")
-    place = f"{path} in {_here()}"
+    place = f"{path} in {_working_directory()}"
     read = f"To read it all the same: --env-file {path}; to read none: --env-file /dev/null"
     for each, what in ((found, place), (path.lstat(), f"the link {place}")):
         if each.st_uid != os.geteuid():
@@ -175,7 +175,7 @@ def _check_own(path: Path, found: os.stat_result, remedy: str) -> None:
         raise TaskError(f"{place} can be written by other users, and is refused: chmod go-w {path}. {read}")
 
 
-def _here() -> str:
+def _working_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:

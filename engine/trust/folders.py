@@ -1,4 +1,4 @@
-"""Records folders whose code may run in the engine."""
+"""Record folders whose code may run in the engine."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _MOST_DESCRIPTION_BYTES = 8 << 20
 
 
 def record(folder: Path) -> FolderRule:
-    """Return a rule for a folder: the hashes of its modules and of its JSON and TOML files.
+    """Return a rule with the hashes of a folder's modules, JSON and TOML files.
 
     Raises:
-        TaskError: it is no folder, is too large, or another user can change it.
+        TaskError: it is no folder, is too large, or others can change it.
     """
     try:
         place = folder.resolve()
@@ -39,14 +39,14 @@ def record(folder: Path) -> FolderRule:
 
 
 def folder_of(settings: Settings, description: Path) -> Path:
-    """Return the folder to trust for a file: its own, or a trusted one above it."""
+    """Return the folder to trust for a file: its own, or a trusted one above."""
     folder = description.parent.resolve()
     rule = _rule_for(settings, folder)
     return folder if rule is None else Path(rule.folder)
 
 
-def why_not(settings: Settings, description: Path) -> str | None:
-    """Return why code of a file's folder may not run, if so.
+def distrust_reason(settings: Settings, description: Path) -> str | None:
+    """Return why a file's folder is not trusted, if so.
 
     Raises:
         TaskError: as ``record``.
@@ -60,7 +60,7 @@ def why_not(settings: Settings, description: Path) -> str | None:
     name = str(place.relative_to(root))
     try:
         now = dict(_files(root, _CODE)) | {name: _hash(place)}
-        problem = _problem(place)
+        problem = _foreign_access(place)
     except OSError as error:
         raise TaskError(f"cannot read {shown(error.filename or root)}: {error.strerror}") from error
     if problem:
@@ -85,7 +85,7 @@ def _files(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     count = size = 0
     problems: list[str] = []
     for path in _walk(root, suffixes):
-        if problem := _problem(path):
+        if problem := _foreign_access(path):
             problems.append(problem)
             continue
         if not path.is_file():
@@ -137,7 +137,7 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _problem(path: Path) -> str:
+def _foreign_access(path: Path) -> str:
     found, link = path.stat(), path.lstat()
     for each in (found, link):
         if each.st_uid not in (os.geteuid(), 0):

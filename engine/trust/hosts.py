@@ -1,4 +1,4 @@
-"""Which key belongs to which host."""
+"""Know which key belongs to which host."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Origin(NamedTuple):
 
     @property
     def url(self) -> str:
-        """The origin as a rule is written."""
+        """The origin as rules have it."""
         default = _PORTS.get(self.scheme) == self.port
         start = f"{self.scheme}://" if self.scheme else ""
         return f"{start}{self.host}" if default else f"{start}{self.host}:{self.port}"
@@ -98,12 +98,12 @@ class Origin(NamedTuple):
             return False
 
     @property
-    def is_readable_on_the_way(self) -> bool:
-        """Whether the network can read along."""
+    def is_readable_by_network(self) -> bool:
+        """Whether the network can read the traffic."""
         return self.scheme != "https" and not self.is_loopback
 
     def covers(self, other: Origin) -> bool:
-        """Return whether a rule for this origin holds for the other."""
+        """Return whether a rule for this origin holds for another."""
         return (self.host, self.port) == (other.host, other.port) and self.scheme in ("", other.scheme)
 
 
@@ -122,11 +122,7 @@ def origin_of(url: str) -> Origin:
 
 
 def parse_host(text: str) -> Origin:
-    """Return the origin of what a user typed.
-
-    Raises:
-        TaskError: it names no host.
-    """
+    """Return the origin of what a user typed, or raise a ``TaskError``."""
     # gpu-box:8000 means both schemes, gpu-box means https.
     if "://" in text and "@" not in text and _URL.fullmatch(text):
         # The URL of an endpoint; its path does not matter.

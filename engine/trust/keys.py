@@ -1,4 +1,4 @@
-"""Decides which key goes to an endpoint that a file or the environment names."""
+"""Decide which key goes to an endpoint."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class KeyRules:
     """The rules for one file.
 
     Attributes:
-        trust_endpoint: whether any key may go where the file says.
-        withheld: the keys that were not sent, and how to allow it.
+        trust_endpoint: whether every endpoint of the file may get keys.
+        withheld: messages about keys that were not sent.
     """
 
     subject: Path
@@ -28,7 +28,7 @@ class KeyRules:
     trust_endpoint: bool = False
     withheld: list[str] = field(default_factory=list[str])
 
-    def usual(self, url: str) -> str | None:
+    def default_variable(self, url: str) -> str | None:
         """Return the variable for a file that names none, if there is one.
 
         Raises:
@@ -54,12 +54,12 @@ class KeyRules:
             if self._ask(origin, DEFAULT_KEY, f"{shown(who)} names this endpoint, and no key for it"):
                 return DEFAULT_KEY
         self.withheld.append(
-            f"{DEFAULT_KEY} was not sent to {origin}; to allow it: {_allowing(origin, DEFAULT_KEY)}"
+            f"{DEFAULT_KEY} was not sent to {origin}; to allow it: {_allow_command(origin, DEFAULT_KEY)}"
         )
         return None
 
-    def named(self, url: str, variable: str, name: str) -> str:
-        """Return the variable that a file names for its endpoint.
+    def named_variable(self, url: str, variable: str, name: str) -> str:
+        """Return the variable that the file names.
 
         Raises:
             TaskError: its key may not go there, or the URL is no endpoint.
@@ -72,11 +72,11 @@ class KeyRules:
             origin, variable, f"{shown(self.subject)} asks for it ({name})"
         ):
             return variable
-        plain = " over http, where the network can read it" if origin.is_readable_on_the_way else ""
+        plain = " over http, where the network can read it" if origin.is_readable_by_network else ""
         raise TaskError(
             f"{shown(self.subject)}: {name} would send the key in {variable} to {origin}{plain}, and "
             "you have not allowed that. "
-            f"If you trust this host with this key: {_allowing(origin, variable)} (or --trust-endpoint, "
+            f"If you trust this host with this key: {_allow_command(origin, variable)} (or --trust-endpoint, "
             "for this time)"
         )
 
@@ -103,7 +103,7 @@ class KeyRules:
 
     def _ask(self, origin: Origin, variable: str, why: str) -> bool:
         text = f"Send the key in {variable} to {origin.url}? {why}."
-        if origin.is_readable_on_the_way:
+        if origin.is_readable_by_network:
             text += "\nIt is plain http: whoever is on the network between can read the key."
         answers: tuple[Answer, ...] = ("once", "always", "no", "never")
         answer = self.ask(Question(text, answers))
@@ -122,5 +122,5 @@ def _covers(rule: HostRule, origin: Origin) -> bool:
     return parse_host(rule.host).covers(origin)
 
 
-def _allowing(origin: Origin, variable: str) -> str:
+def _allow_command(origin: Origin, variable: str) -> str:
     return f"{command('supdist-engine trust host', origin.url)} {command('--key', variable)}"

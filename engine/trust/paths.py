@@ -1,4 +1,4 @@
-"""Decides which paths a file on the command line may have read and written."""
+"""Decide which paths a file may have read and written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .settings import Direction, PathRule, Settings, change_settings
 
 @dataclass(slots=True)
 class PathRules:
-    """The rules for one file; ``read`` and ``write`` are what the user allowed."""
+    """The rules for one file; ``read`` and ``write`` are paths that the user allowed."""
 
     subject: Path
     settings: Settings
@@ -23,17 +23,14 @@ class PathRules:
     write: tuple[Path, ...] = ()
 
     def within(self, path: Path, name: str, direction: Direction) -> ResolvedPath:
-        """Return the path to use; open it without following a link.
-
-        Raises:
-            TaskError: it may not be used.
-        """
+        """Return the path without links, or raise a ``TaskError`` if the file may not use it."""
         try:
             place, root = ResolvedPath(resolved(Path(path))), resolved(self.subject.parent)
             if _is_part_of(place, root, direction) or self._is_allowed(place, root, direction):
                 return place
             if direction == "read":
-                place.stat()  # nobody is asked about what is not there, or cannot be read
+                # A missing file is an error, and no question.
+                place.stat()
         except OSError as error:
             raise TaskError(
                 f"{shown(self.subject)}: {name}: cannot use {shown(path)}: {error.strerror}"
@@ -58,6 +55,7 @@ class PathRules:
         remembered = (
             Path(rule.folder)
             for rule in self.settings.paths
+            # Who may write a path may read it.
             if rule.asking == str(root) and rule.direction in (direction, "write")
         )
         typed = self.write if direction == "write" else (*self.read, *self.write)

@@ -1,4 +1,4 @@
-"""Decides what a file on the command line may do: a task file, a models file, an experiment."""
+"""Decide what a file on the command line may do."""
 
 from __future__ import annotations
 
@@ -13,54 +13,39 @@ from . import folders
 from .environment import Environment
 from .keys import KeyRules
 from .paths import PathRules
-from .questions import Ask, Question, command, nobody, shown
+from .questions import Ask, Question, always_no, command, shown
 from .settings import Settings, change_settings, read_settings
 
 # As ``api_key_env`` of ``OpenAIHandler``.
 KeyNames = str | Mapping[str, str | None] | None
 
 
-# Such a file is data, not a program: it may use its own folder and name any endpoint.
+# A task file, models file or experiment is data, not a program.
+# It may use its own folder and name any endpoint.
 # The user allows more by an option, by a rule in the settings, or by an answer on the terminal.
 class Permissions(Protocol):
-    """What a file may do."""
+    """What a file may do. Every method raises ``TaskError`` for what is not permitted."""
 
     # In every method ``name`` is the setting, for the message.
     def readable(self, path: Path, name: str) -> Path:
-        """Return the path to read at.
-
-        Raises:
-            TaskError: it may not be read.
-        """
+        """Return the path to read at."""
         ...
 
     def writable(self, path: Path, name: str) -> Path:
-        """Return the path to write at.
-
-        Raises:
-            TaskError: it may not be written.
-        """
+        """Return the path to write at."""
         ...
 
     @property
     def default_url(self) -> str | None:
-        """The endpoint if the file names none; None for the handler's own."""
+        """The endpoint if the file names none; None means the handler's."""
         ...
 
     def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
-        """Return the variables whose keys go to some URLs, as ``api_key_env`` of ``OpenAIHandler``.
-
-        Raises:
-            TaskError: the key in ``variable``, if the file names one, may not go there.
-        """
+        """Return the variables whose keys go to some URLs; ``variable`` is the one that the file names."""
         ...
 
     def require_trust(self, name: str, what: str) -> None:
-        """Check that the user trusts the file's folder as a program.
-
-        Raises:
-            TaskError: the user does not.
-        """
+        """Check that the user trusts the code of the file's folder."""
         ...
 
 
@@ -93,7 +78,7 @@ UNBOUND = Unbound()
 
 @dataclass(frozen=True, slots=True)
 class Granted(Unbound):
-    """Earlier decisions about keys, without any key."""
+    """Earlier decisions about keys; it holds no key."""
 
     default: str
     decided: Mapping[tuple[str, str | None], str | None]
@@ -110,15 +95,12 @@ class Granted(Unbound):
 
 
 class Bound:
-    """Permissions of a file that was given to the command line.
+    """Permissions of a file on the command line.
 
     Args:
-        subject: the file.
-        environment: where keys come from.
         read, write: more paths that the user allowed.
-        trust_endpoint: whether any key may go where the file says.
-        ask: asks the user.
-        is_own: whether the user wrote it; then only its keys are bound.
+        trust_endpoint: whether every endpoint of the file may get keys.
+        is_own: whether the user wrote it; then only its keys are checked.
         settings: by default the user's.
 
     Raises:
@@ -133,7 +115,7 @@ class Bound:
         read: Sequence[Path] = (),
         write: Sequence[Path] = (),
         trust_endpoint: bool = False,
-        ask: Ask = nobody,
+        ask: Ask = always_no,
         is_own: bool = False,
         settings: Settings | None = None,
     ) -> None:
@@ -148,7 +130,7 @@ class Bound:
 
     @property
     def withheld(self) -> Sequence[str]:
-        """The keys that were not sent."""
+        """Messages about keys that were not sent."""
         return self._keys.withheld
 
     def readable(self, path: Path, name: str) -> Path:
@@ -169,7 +151,9 @@ class Bound:
         for url in urls:
             if (url, variable) not in self._decided:
                 self._decided[url, variable] = (
-                    self._keys.usual(url) if variable is None else self._keys.named(url, variable, name)
+                    self._keys.default_variable(url)
+                    if variable is None
+                    else self._keys.named_variable(url, variable, name)
                 )
         return {url: self._decided[url, variable] for url in urls}
 
@@ -181,7 +165,7 @@ class Bound:
         """See ``Permissions``."""
         if self._is_trusted:
             return
-        why = folders.why_not(self._settings, self.subject)
+        why = folders.distrust_reason(self._settings, self.subject)
         if why is not None:
             folder = folders.folder_of(self._settings, self.subject)
             # Before the question: a folder that others can change raises here.
@@ -196,13 +180,14 @@ class Bound:
 
 
 def readable_files(permissions: Permissions, path: Path, name: str) -> Path:
-    """Return the path to read at, and check where the links in a folder lead.
+    """Return the path to read a file or a folder's files at.
 
     Raises:
-        TaskError: it may not be read.
+        TaskError: one may not be read.
     """
     place = permissions.readable(path, name)
     if place.is_dir():
+        # A link in the folder may lead out of it.
         for each in place.iterdir():
             if each.is_symlink():
                 permissions.readable(each, name)

@@ -1,4 +1,4 @@
-"""Questions to the user about what a file asks for."""
+"""Questions to the user about a file's wishes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Answer = Literal["yes", "once", "always", "no", "never"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question for a terminal; the text is escaped. ``always`` and ``never`` are remembered."""
+    """A question for a terminal, escaped. ``always`` and ``never`` are remembered."""
 
     text: str
     answers: tuple[Answer, ...]
@@ -27,22 +27,24 @@ Ask: TypeAlias = Callable[[Question], Answer]
 
 
 def shown(text: object) -> str:
-    """Return text of a file for a message: escaped and shortened."""
+    """Return a file's text for a message: escaped and shortened."""
     return shorten_middle(one_line(str(text)), _MOST_SHOWN)
 
 
 def command(start: str, *arguments: object) -> str:
     """Return a command to paste into a shell."""
     return (
-        " ".join([start, *(shlex.quote(str(each)) for each in arguments)]) if _is_typed(arguments) else start
+        " ".join([start, *(shlex.quote(str(each)) for each in arguments)])
+        if _is_printable(arguments)
+        else start
     )
 
 
-def _is_typed(arguments: tuple[object, ...]) -> bool:
+def _is_printable(arguments: tuple[object, ...]) -> bool:
     # A path with a line end cannot be shown as a command.
     return all(str(each).isprintable() for each in arguments)
 
 
-def nobody(question: Question) -> Answer:
+def always_no(question: Question) -> Answer:
     """Answer no."""
     return "no"

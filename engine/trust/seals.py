@@ -1,4 +1,4 @@
-"""Marks a user's own files, and recognises them by the marks."""
+"""Mark a user's own files, and recognise the marks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .settings import user_secret
 
 
 class Seal:
-    """Makes and checks the marks of one purpose: HMAC-SHA-256 with the user's secret."""
+    """Makes and checks marks for one purpose: HMAC-SHA-256 with the user's secret."""
 
     # Without a secret no mark is made, and none is accepted.
     def __init__(self, purpose: str, secret: bytes | None) -> None:
@@ -17,7 +17,7 @@ class Seal:
 
     @classmethod
     def open(cls, purpose: str) -> Seal:
-        """Read the secret of this user."""
+        """Read or make this user's secret."""
         return cls(purpose, user_secret())
 
     def mark(self, *parts: bytes) -> str:
@@ -30,6 +30,6 @@ class Seal:
 
     # The owner of a file proves nothing: what a user unpacks from an archive belongs to that user.
     def is_own(self, mark: bytes | str, *parts: bytes) -> bool:
-        """Return whether this user made the mark."""
+        """Return whether the user made the mark."""
         given = mark.encode("utf-8", "replace") if isinstance(mark, str) else mark
         return self._key is not None and hmac.compare_digest(given, self.mark(*parts).encode())

@@ -1,4 +1,4 @@
-"""The user's settings: which host gets which key, which folders may be used."""
+"""The user's rules about keys, paths and folders, and a secret."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class HostRule(BaseModel):
 
 
 class PathRule(BaseModel):
-    """A path that files in ``asking`` may use."""
+    """A path that files in the folder ``asking`` may use."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -94,11 +94,7 @@ class Settings(BaseModel):
 
 
 def config_folder() -> Path:
-    """Return the folder of the settings.
-
-    Raises:
-        TaskError: the user has no home folder.
-    """
+    """Return the folder of the settings, or raise a ``TaskError`` without a home folder."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     try:
         home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
@@ -108,10 +104,10 @@ def config_folder() -> Path:
 
 
 def read_settings() -> Settings:
-    """Return the settings, empty at first.
+    """Return the settings; empty if there are none.
 
     Raises:
-        TaskError: the file is damaged, or another user could have written it.
+        TaskError: they are damaged, or others could have written them.
     """
     try:
         path = config_folder() / FILE
@@ -139,7 +135,7 @@ def read_settings() -> Settings:
 
 
 def change_settings(change: Callable[[Settings], Settings]) -> Settings:
-    """Change the settings under a lock.
+    """Change the settings under a lock, and return them.
 
     Raises:
         TaskError: they cannot be written, or are damaged.
@@ -157,7 +153,7 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
 
 
 def user_secret() -> bytes | None:
-    """Return the secret of this user, or make it."""
+    """Return the user's secret, or make it; None if it cannot be kept."""
     try:
         if (found := _own_file(SECRET)) is not None and len(found) == _SECRET_BYTES:
             return found
@@ -172,7 +168,7 @@ def user_secret() -> bytes | None:
 
 
 def as_json(settings: Settings) -> str:
-    """Return the rules as JSON, without the hashes of files."""
+    """Return the rules as JSON, without hashes."""
     whole = settings.model_dump()
     whole["folders"] = [{"folder": each.folder, "files": len(each.files)} for each in settings.folders]
     return json.dumps(whole, indent=1)
