@@ -1,4 +1,4 @@
-"""The command line. Its modules import heavy ones inside functions, since ``--help`` loads all of them."""
+"""The command line. Its modules import heavy ones inside functions: ``--help`` loads them all."""
 
 from __future__ import annotations
 

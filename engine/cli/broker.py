@@ -79,6 +79,7 @@ def keygen(
     """Make the keys of a server, and of a client. No key is ever overwritten."""
     from ..service import make_client_keys, make_server_keys
 
+    # For a further client, the server's keys are there already.
     if client is None or not (folder / "server.key").exists():
         make_server_keys(folder)
         print(f"{folder}: for --curve-keys of the server")
@@ -88,11 +89,6 @@ def keygen(
 
 
 def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
-    """Return the models of a file, or of the environment, by role.
-
-    Raises:
-        TaskError: there is no model, or the file is wrong.
-    """
     from ..config import RunConfig
     from ..errors import TaskError
     from ..model_specs import Role, specified_by
@@ -104,6 +100,7 @@ def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
         file = read_models(path)
         specs = {"supervisor": file.supervisor, "worker": file.worker}
     else:
+        # Without a file the environment may name one model, or both.
         specs = {role: specified_by(environment, role) for role in get_args(Role)}
     permissions = allowed.bind(path, environment)
     folder, worker_ctx_k = permissions.subject.parent, RunConfig().worker_ctx_k
@@ -131,11 +128,13 @@ async def _serve(handlers: dict[str, ModelHandler], bind: str, curve_keys: Path 
     keys = read_server_keys(curve_keys) if curve_keys is not None else None
     this = asyncio.current_task()
     assert this is not None
+    # As Ctrl-C: cancel the requests, then close the server.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     with service_screen() as screen, contextlib.suppress(asyncio.CancelledError):
         async with Service(handlers, bind, keys=keys, on_trouble=screen.note) as service:
             names = ", ".join(f"{role} {handler.model}" for role, handler in handlers.items())
             screen.note(f"serving {names}; Ctrl-C ends it")
+            # A script waits for this line. A port that was * has its number now.
             print(service.address, flush=True)
             async with asyncio.TaskGroup() as group:
                 group.create_task(_show_load(service, screen))
@@ -154,6 +153,7 @@ def _raise_open_file_limit() -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Without rights a process can raise its soft limit only up to the hard one.
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,7 +1,4 @@
-"""Show runs, a model server and the doctor's findings on the console.
-
-On a terminal a run is a live panel, elsewhere lines. Progress goes to stderr, findings to stdout.
-"""
+"""Show runs, a model server and the doctor's findings. Progress goes to stderr, findings to stdout."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ class Screen(Protocol):
 
 @contextmanager
 def display(query: str, *, quiet: bool) -> Generator[Screen]:
-    """Give the screen that fits: none, a live panel if stderr is a terminal, else lines."""
+    """Yield the screen of a run: none, a live panel on a terminal, else lines."""
     if quiet:
         yield _Silent()
     elif not sys.stderr.isatty():
@@ -64,6 +61,7 @@ def display(query: str, *, quiet: bool) -> Generator[Screen]:
 
         console = Console(stderr=True, highlight=False)
         panel = _Panel(query, console)
+        # Transient: the summary replaces the panel when the run ends.
         with Live(panel, console=console, refresh_per_second=8, transient=True):
             yield panel
 
@@ -82,7 +80,7 @@ class ServiceScreen(Protocol):
 
 @contextmanager
 def service_screen() -> Generator[ServiceScreen]:
-    """Give the screen that fits: one refreshed line if stderr is a terminal, else only lines that stay."""
+    """Yield the screen of a model server: one refreshed line on a terminal, else only notes."""
     if not sys.stderr.isatty():
         yield _Lines()
     else:
@@ -110,6 +108,7 @@ def summary(result: RunResult, log_dir: str | None) -> str:
         f"{result.elapsed:.1f} s",
         f"supervisor {_tokens(result.supervisor_usage)}",
         f"worker {_tokens(result.worker_usage)}",
+        # Zero is left out: local models cost nothing. None means an unknown price.
         *([_dollars(result.cost_usd)] if result.cost_usd != 0 else []),
         f"{result.isolation.backend} sandbox",
     ]
@@ -117,9 +116,10 @@ def summary(result: RunResult, log_dir: str | None) -> str:
 
 
 def print_findings(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
-    """Print the doctor's findings, and return whether the default level of isolation holds."""
+    """Print the doctor's findings; return whether the default level of isolation holds."""
     from rich.console import Console
 
+    # Inside: runs do not need the doctor.
     from ..sandbox.doctor import default_level_holds
 
     holds = default_level_holds(findings)
@@ -136,7 +136,7 @@ def print_findings(backend: str, findings: list[Finding], *, as_json: bool) -> b
 
 
 def findings_table(findings: list[Finding]) -> Table:
-    """Return a table of findings: a row for each layer, and below it the remedy."""
+    """Return a row for each layer, and below it the remedy."""
     from rich.table import Table
     from rich.text import Text
 
@@ -166,7 +166,7 @@ class _Silent:
 
 
 class _Lines:
-    """One line for each turn and block that has ended. Worker calls are counted with their block."""
+    """Prints a line for each turn and block that has ended."""
 
     def __init__(self) -> None:
         self._done = 0
@@ -190,6 +190,7 @@ class _Lines:
                     f"{output:,} characters, {self._done} worker calls so far"
                 )
             case Metrics():
+                # Shown with the next block: these events come every second.
                 self._done = event.done
             case _:
                 pass
@@ -202,6 +203,7 @@ def _calls(metrics: Metrics) -> str:
         "failed": metrics.failed,
         "cached": metrics.cached,
     }
+    # "0 in flight" is shown too: then the run waits for something else.
     parts = [f"{count:,} {name}" for name, count in counts.items() if count or name == "in flight"]
     cost = [_dollars(metrics.cost_usd)] if metrics.cost_usd != 0 else []
     return " · ".join([", ".join(parts), _tokens(metrics.usage), *cost])
@@ -212,12 +214,11 @@ def _dollars(cost: float | None) -> str:
 
 
 class _StatusLine:
-    """The load of a model server, in one refreshed line."""
-
     def __init__(self, live: Live) -> None:
         self._live = live
 
     def note(self, text: str) -> None:
+        # A note may name what a client sent.
         self._live.console.print(printable(text), markup=False)
 
     def show(self, load: Load) -> None:
@@ -229,8 +230,6 @@ class _StatusLine:
 
 
 class _Panel:
-    """The state of a run, drawn anew several times a second."""
-
     def __init__(self, query: str, console: Console) -> None:
         self._query = printable(" ".join(query.split()))
         self._console = console
@@ -257,6 +256,7 @@ class _Panel:
             case SupervisorReplied():
                 self._supervisor += event.usage
             case BlockStarted():
+                # The supervisor wrote it: escape sequences must not reach the terminal.
                 self._code = printable(event.code)
                 self._state = f"running block {event.block} of {event.blocks}"
             case BlockEnded():
@@ -283,7 +283,9 @@ class _Panel:
         parts: list[RenderableType] = [facts]
         if self._code:
             lines = self._code.strip("\n").splitlines()
+            # A long block must not push the counts off the screen.
             more = [f"# … {len(lines) - _CODE_LINES} more lines"] if len(lines) > _CODE_LINES else []
             code = "\n".join(lines[:_CODE_LINES] + more)
             parts.append(Syntax(code, "python", background_color="default", word_wrap=False))
+        # As Text: brackets in a question are no markup.
         return Panel(Group(*parts), title=Text(self._query[:100]), title_align="left", border_style="cyan")

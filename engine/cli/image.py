@@ -1,4 +1,4 @@
-"""The commands ``supdist-engine image``: build and check the image of the sandbox."""
+"""The commands ``supdist-engine image``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands ``supdist-engine run | exec | doctor | schema``, and the exit codes of all commands."""
+"""The commands ``supdist-engine run | doctor | schema``, and the registration of all others."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from .broker import app as broker_app
+from .exec import execute
+from .exit import LIMIT, NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, fail, wait
 from .image import app as image_app
 from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
 from .options import (
-    MOST_SECONDS,
     Backend,
     BackendOption,
     ImageOption,
     JsonFindingsOption,
     JsonResultOption,
-    PackagesOption,
     RuntimeOption,
     flag,
     sandbox_config,
@@ -40,20 +40,13 @@ from .permissions import (
 from .trust import app as trust_app
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Mapping
 
     from ...handlers import ModelHandler
     from ..model_specs import ModelSpec, Role
     from ..result import RunResult
-    from ..sandbox import CellResult
     from ..taskfile import TaskFile
     from ..trust import Bound, Permissions
-
-T = TypeVar("T")
-
-
-ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
-TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
 
 # Rich help and errors are off: importing rich takes as long as the rest of `--help`.
 app = typer.Typer(
@@ -81,44 +74,29 @@ def main() -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run commands. Each failure of the product is one message and an exit code; a traceback is a bug."""
+    """Run commands. A failure is one message and an exit code."""
     from ..errors import CacheError, LogError, SandboxError, TaskError
 
     for stream in (sys.stdout, sys.stderr):
+        # A terminal without UTF-8 must not end a command at a letter that it cannot print.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    # These, and HandlerError below. Any other exception is a bug, and its traceback is wanted.
     except TaskError as error:
-        _fail(USAGE, error)
+        fail(USAGE, error)
     except SandboxError as error:
-        _fail(NO_SANDBOX, error)
+        fail(NO_SANDBOX, error)
     except (LogError, CacheError) as error:
-        _fail(NO_FILES, error)
+        fail(NO_FILES, error)
     except Exception as error:
+        # Inside: a command that calls no model does not import the model backends.
         from ...handlers import HandlerError
 
         if isinstance(error, HandlerError):
-            _fail(NO_MODEL, f"the model failed: {error}")
+            fail(NO_MODEL, f"the model failed: {error}")
         raise
-
-
-def _wait(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
-    """Wait for the end or for Ctrl-C, which cancels and closes first what runs."""
-    import asyncio
-
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        kept = f"; the logs are in {log_dir}" if log_dir else ""
-        _fail(INTERRUPTED, f"interrupted{kept}")
-
-
-def _fail(code: int, message: object) -> NoReturn:
-    from ...sandbox_image.text import printable
-
-    print(f"supdist-engine: {printable(str(message))}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _print_version(wanted: bool) -> None:
@@ -174,12 +152,13 @@ def run(
 
     allowed = Allowed.from_options(env_file, allow_read, allow_write, trust_endpoint)
     environment = allowed.environment()
+    # A program that reads JSON cannot answer a question.
     permissions = allowed.bind(task, environment, ask=not as_json)
     description = _override(read_task(task), max_iterations, backend)
     outputs = _Outputs.of(description, task.parent, permissions, log_dir)
     work = _answer(description, outputs, _ModelServer(broker, curve_keys), permissions, quiet=as_json)
     with explain_withheld_keys(permissions):
-        result = _wait(work, outputs.shown)
+        result = wait(work, outputs.shown)
     if as_json:
         print(json.dumps(as_data(result)))
     else:
@@ -189,11 +168,11 @@ def run(
 
 
 def _override(task: TaskFile, max_iterations: int | None, backend: Backend | None) -> TaskFile:
-    """Return the task with the options of the command line."""
     changes: dict[str, object] = {}
     if max_iterations is not None:
         changes["limits"] = task.limits.model_copy(update={"max_iterations": max_iterations})
     if backend is not None:
+        # Checked anew: settings of the file may not fit the other backend.
         changes["sandbox"] = sandbox_config(
             **task.sandbox.model_dump(exclude_unset=True) | {"backend": backend}
         )
@@ -201,8 +180,6 @@ def _override(task: TaskFile, max_iterations: int | None, backend: Backend | Non
 
 
 class _Outputs(NamedTuple):
-    """The paths that a run writes to."""
-
     log_dir: Path | None
     cache: Path | str
 
@@ -218,7 +195,7 @@ class _Outputs(NamedTuple):
 
     @classmethod
     def of(cls, task: TaskFile, folder: Path, permissions: Permissions, log_dir: Path | None) -> _Outputs:
-        """Return the paths that the task may write to. ``log_dir`` is typed, so it needs no permission."""
+        # An option is the user's own word; only the file's paths need a permission.
         if log_dir is None and task.log_dir is not None:
             log_dir = permissions.writable(folder / task.log_dir, "log_dir")
         if task.cache in ("off", "run"):
@@ -227,13 +204,10 @@ class _Outputs(NamedTuple):
 
 
 class _ModelServer(NamedTuple):
-    """The address of a model server, and the folder of this client's keys."""
-
     address: str | None
     curve_keys: Path | None
 
     async def handlers(self) -> Mapping[str, ModelHandler]:
-        """Return its models by role; none without an address."""
         from ..errors import TaskError
 
         if self.address is not None:
@@ -260,6 +234,7 @@ async def _answer(
     cache = outputs.cache if isinstance(outputs.cache, str) else ResponseCache(outputs.cache, own=True)
     config = task.run_config(folder, permissions, cache=cache, log_dir=outputs.log_dir)
     with display(task.query, quiet=quiet) as screen:
+        # The builtin pair stands in for a model that is missing: say that it is no language model.
         if len(models) < 2:
             from ...handlers.builtin import NOTICE
 
@@ -274,7 +249,6 @@ async def _answer(
 
 
 async def _models(task: TaskFile, server: _ModelServer, permissions: Bound) -> dict[str, ModelHandler]:
-    """Return the models by role: of the server, else of the task, else of the environment."""
     from ..model_specs import specified_by
 
     roles: tuple[tuple[Role, ModelSpec | None], ...] = (
@@ -284,6 +258,7 @@ async def _models(task: TaskFile, server: _ModelServer, permissions: Bound) -> d
     folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
     served = await server.handlers()
     models = dict(served)
+    # The server comes first, then the task, then the environment.
     for role, named in roles:
         spec = named or specified_by(permissions.environment, role)
         if role not in served and spec is not None:
@@ -296,95 +271,12 @@ def _print_result(result: RunResult, log_dir: str | None) -> None:
     from .console import summary
 
     answer = "(no answer)" if result.answer is None else result.answer
+    # Escape sequences could deceive on a terminal; a file gets the answer as it is.
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
     print(summary(result, log_dir), file=sys.stderr)
 
 
-@app.command("exec")
-def execute(
-    code: Annotated[
-        str | None, typer.Argument(help="Python source. Default, and with '-': read it from stdin.")
-    ] = None,
-    *,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, max=MOST_SECONDS, help="Seconds that the code may take.")
-    ] = 120.0,
-    memory: Annotated[str, typer.Option(help="Memory that the code may use, such as 512MiB.")] = "2GiB",
-    context_file: Annotated[
-        Path | None, typer.Option(help="A UTF-8 text file. The code has its text in `context`.")
-    ] = None,
-    packages: PackagesOption = None,
-    backend: BackendOption = Backend.PROCESS,
-    image: ImageOption = None,
-    runtime: RuntimeOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print outcome, output, displayed values and error as JSON.")
-    ] = False,
-) -> None:
-    """Run Python code in a new sandbox. Prints its output and the value of a last expression.
-
-    The exit code is that of the code, as in a shell.
-    """
-    from ..errors import TaskError
-    from ..sandbox import as_data, open_sandbox
-
-    source = sys.stdin.read() if code is None or code == "-" else code
-    config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
-    try:
-        context = context_file.read_text(encoding="utf-8") if context_file else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"--context-file: cannot read it as UTF-8 text: {error}") from error
-
-    async def once() -> CellResult:
-        async with open_sandbox(config, context=context) as sandbox:
-            return await sandbox.execute(source, timeout=timeout)
-
-    result = _wait(once())
-    if as_json:
-        print(json.dumps(as_data(result)))
-    else:
-        _copy_output(result)
-    raise typer.Exit(_exit_status(result))
-
-
-def _copy_output(result: CellResult) -> None:
-    from ...sandbox_image.text import printable
-
-    for stream, text in ((sys.stdout, _shown(result)), (sys.stderr, result.stderr)):
-        stream.write(printable(text) if stream.isatty() else text)
-        stream.flush()
-    if result.error is not None and result.error.type != "SystemExit":
-        print(printable(result.error.traceback), end="", file=sys.stderr)
-    elif result.detail:
-        print(f"supdist-engine: {result.outcome.value}: {result.detail}", file=sys.stderr)
-
-
-def _shown(result: CellResult) -> str:
-    """Return what the code printed, and after it each displayed value on a line of its own."""
-    if not result.display:
-        return result.stdout
-    printed = result.stdout if result.stdout.endswith("\n") or not result.stdout else result.stdout + "\n"
-    return printed + "".join(f"{display.as_text()}\n" for display in result.display)
-
-
-def _exit_status(result: CellResult) -> int:
-    from ..sandbox import Outcome
-
-    match result.outcome:
-        case Outcome.OK:
-            return ANSWERED
-        case Outcome.USER_ERROR if result.error is not None and result.error.type == "SystemExit":
-            message = result.error.message
-            if message in ("", "None"):
-                return 0
-            # A message is of any length; a status has few digits, and the system keeps its low 8 bits.
-            return int(message) & 0xFF if message.isdecimal() and len(message) < 10 else 1
-        case Outcome.USER_ERROR | Outcome.OUTPUT_LIMIT:
-            return RAISED
-        case Outcome.TIMEOUT:
-            return TIMED_OUT
-        case _:
-            return KILLED
+app.command("exec")(execute)
 
 
 @app.command()
@@ -399,8 +291,9 @@ def doctor(
     from ..sandbox.doctor import examine
     from .console import print_findings
 
-    sandbox_config(backend=backend, image=image, runtime=runtime)  # reports options that exclude each other
-    findings = _wait(examine(backend.value, image, runtime))
+    # Reports options that exclude each other.
+    sandbox_config(backend=backend, image=image, runtime=runtime)
+    findings = wait(examine(backend.value, image, runtime))
     if not print_findings(backend.value, findings, as_json=as_json):
         raise typer.Exit(NO_SANDBOX)
 

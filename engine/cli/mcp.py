@@ -28,18 +28,22 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
+# Those of each session, and of clients that have none yet.
 _CONNECTIONS_PER_SESSION = 4
 _MORE_CONNECTIONS = 64
+# A shorter one could be guessed.
 _LEAST_TOKEN_CHARS = 16
+# The default of SandboxConfig.wall; a longer --timeout raises it.
 _LEAST_WALL_SECONDS = 3600.0
 
 
 class OptionalPortCommand(TyperCommand):
-    """A command in which ``--http`` without a port means ``--http 0``, any free port."""
+    """A command in which ``--http`` alone means ``--http 0``, any free port."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, with the port 0 where there is none."""
+        """Parse the arguments, with 0 where the port is missing."""
         places = [place for place, word in enumerate(args) if word == "--http"]
+        # From the end: an insertion moves the places after it.
         for place in reversed(places):
             if place + 1 == len(args) or args[place + 1].startswith("-"):
                 args = [*args[: place + 1], "0", *args[place + 1 :]]
@@ -138,6 +142,7 @@ def _require_sdk() -> None:
 
     from ..errors import TaskError
 
+    # The SDK is an extra; an ImportError would not say how to get it.
     if find_spec("mcp") is None:
         raise TaskError("the MCP SDK is not installed; run: pip install 'supdist-engine[mcp]'")
 
@@ -168,9 +173,11 @@ async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     try:
         status = await serve_stdio(queue, settings)
     except SessionError as error:
+        # The cause is the engine's own error, which has an exit code.
         raise error.__cause__ or error from None
     finally:
         await queue.close()
+    # A thread may still wait for a line on stdin.
     leave(status)
 
 
@@ -193,6 +200,7 @@ async def _serve_http(config: SandboxConfig, settings: Settings, port: int, acce
         stopped.set()
 
     loop = asyncio.get_running_loop()
+    # Handlers, so that every session closes its sandbox first.
     loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
     async with SandboxRuntime(config):
@@ -200,6 +208,7 @@ async def _serve_http(config: SandboxConfig, settings: Settings, port: int, acce
         async with open_sandbox(config):
             pass
         listener = _listen(HOST, port)
+        # Port 0 has become a free port.
         port = listener.getsockname()[1]
         table = Sessions(lambda: SessionQueue(partial(open_session, config)), settings, access, port)
         print(f"http://{HOST}:{port}{PATH}", flush=True)
@@ -222,9 +231,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _port(text: str) -> int:
-    """Return a port that is given alone, or with the host 127.0.0.1 or localhost."""
     from ..errors import TaskError
 
+    # PORT alone, or with a name of this machine: no other address is served.
     host, colon, port = text.rpartition(":")
     if (colon and host not in ("127.0.0.1", "localhost")) or (not colon and "." in text):
         raise TaskError(
@@ -237,13 +246,13 @@ def _port(text: str) -> int:
 
 
 def _token(path: Path | None) -> str:
-    """Return the bearer token of a file, or print a new one on stderr and return it."""
     import secrets
 
     from ..errors import TaskError
 
     if path is None:
         token = secrets.token_urlsafe(32)
+        # On stderr: stdout has the address alone, for scripts.
         print(f"bearer token: {token}", file=sys.stderr, flush=True)
         return token
     try:

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..option import whole_number
 if TYPE_CHECKING:
     from ..sandbox import SandboxConfig
 
+# One day.
 MOST_SECONDS = 86_400
 
 
@@ -46,12 +47,12 @@ JsonFindingsOption = Annotated[bool, typer.Option("--json", help="Print the find
 
 
 def flag(name: str, *names: str, note: str = "") -> Any:
-    """Return the flag of an option of a run, with its bounds and its help text from ``RunConfig``.
+    """Return an option of ``RunConfig`` as a flag, with its bounds and its help text.
 
     Args:
         name: the option.
-        *names: the flag's names; by default the option's name with dashes.
-        note: a further sentence of the help text.
+        *names: the flag's names; by default the option's with dashes.
+        note: one more sentence of help.
     """
     option = option_of(name)
     # typer knows no exclusive bound; RunConfig checks those of numbers that are not whole.
@@ -61,10 +62,11 @@ def flag(name: str, *names: str, note: str = "") -> Any:
 
 
 def group_with_default(command: str) -> type[TyperGroup]:
-    """Return a group with a default command: ``broker models.json`` is ``broker serve models.json``."""
+    """Return a group in which the name of one command may be left out."""
 
     class Group(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            # `broker models.json` means `broker serve models.json`.
             if args and args[0] not in (*self.commands, "--help"):
                 args = [command, *args]
             return super().parse_args(ctx, args)
@@ -73,7 +75,7 @@ def group_with_default(command: str) -> type[TyperGroup]:
 
 
 def sandbox_config(**wanted: Any) -> SandboxConfig:
-    """Return the configuration of a sandbox that the options describe.
+    """Return a sandbox's configuration.
 
     Raises:
         TaskError: a value is wrong; the message names its option.
@@ -87,6 +89,7 @@ def sandbox_config(**wanted: Any) -> SandboxConfig:
     if isinstance(backend := wanted.get("backend"), Backend):
         wanted["backend"] = backend.value
     if wanted.get("backend") != Backend.DOCKER.value:
+        # Ignored, they would promise an isolation that is not there.
         for name in ("image", "runtime", "warm"):
             if wanted.get(name):
                 raise TaskError(f"--{name} is for containers; add --backend docker")
