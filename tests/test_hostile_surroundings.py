@@ -326,7 +326,7 @@ async def test_a_refusal_shows_no_line_of_the_files_own_and_no_command_of_its_ow
         await place.start("run", "task.json"), f"--allow-read '{place.folder.parent}/x$(touch ran)/a.txt'"
     )
     place.task(supervisor=place.model(api_key_env="X; touch ran"))
-    refused(await place.start("run", "task.json"), "api_key_env: String should match pattern")
+    refused(await place.start("run", "task.json"), "api_key_env: must be the name of an environment variable")
 
 
 # Task files: code

@@ -273,9 +273,9 @@ def test_a_task_file_names_tools_beside_it_and_in_the_environment(tmp_path: Path
         ("supdist_test_tools:Sizes.f", "tools.t: supdist_test_tools has no Sizes.f"),
         ("broken_tools:f", "tools.t: cannot import broken_tools: ZeroDivisionError: division by zero"),
         ("json:dumps", "tools.t: json beside the task file has the name of another module"),
-        ("supdist_test_tools", "tools.t: String should match pattern"),
-        ("../x:f", "tools.t: String should match pattern"),
-        ("os:", "tools.t: String should match pattern"),
+        ("supdist_test_tools", "tools.t: must be module:function, such as my_tools:record"),
+        ("../x:f", "tools.t: must be module:function, such as my_tools:record"),
+        ("os:", "tools.t: must be module:function, such as my_tools:record"),
     ],
 )
 @pytest.mark.usefixtures("importing")
