@@ -1,4 +1,4 @@
-"""Answer one question about a context: ``arun``, and ``run``, which waits for it."""
+"""Answer one question about a context."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _HOW_TO_MAKE_A_HANDLER = 'make one: supdist.handlers.OpenAIHandler("MODEL", base
 
 
 class RunOptions(TypedDict, total=False):
-    """The other keywords of ``run`` and ``arun``. ``RunConfig`` documents them."""
+    """The other keywords of ``arun``; ``RunConfig`` documents them."""
 
     limits: RunLimits | None
     max_worker_calls: int | None
@@ -72,22 +72,22 @@ async def arun(
 ) -> RunResult:
     """Answer a question about a long context: ``supervisor`` writes code, and the code calls ``worker``.
 
-    Options are keywords or fields of ``config``; an option that is given both ways is an error.
+    Give each option once: as a keyword, or in ``config``.
 
     Args:
         query: the question.
-        context: the document: a str, or a list or dict of plain data.
+        context: the document: text, or a list or dict of plain data.
         supervisor: the model that writes code.
-        worker: the model that the code calls. With None a call raises ``WorkerError`` in the code.
+        worker: the model that the code calls. With None, a call raises ``WorkerError`` in the code.
         config: options in one value.
-        **options: options by name. ``limits`` is a ``RunLimits``: several options in one value.
+        **options: options by name; ``limits`` holds several.
 
     Raises:
         TaskError: an argument is wrong.
-        SandboxUnavailable: this isolation cannot be had here; nothing was spent.
+        SandboxUnavailable: this machine lacks the isolation; nothing was spent.
         LogError: the logs cannot be written; nothing more was spent.
         CacheError: the cache's file cannot be used; nothing was spent.
-        HandlerError: the supervisor's endpoint failed for good. What was logged stays.
+        HandlerError: the supervisor's endpoint failed for good. The logs stay.
     """
     common = {
         "max_iterations": max_iterations,
@@ -97,14 +97,12 @@ async def arun(
         "tools": tools,
     }
     given = {name: value for name, value in common.items() if not isinstance(value, Default)}
-    settings = _settings(config, {**given, **options})
+    settings = _merge_options(config, {**given, **options})
     return await _answer(_Question.checked(query, context, supervisor, worker), settings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked, and the models that answer."""
-
     query: str
     context: object
     supervisor: ModelHandler
@@ -127,8 +125,7 @@ class _Question:
         return [self.supervisor] if self.worker is None else [self.supervisor, self.worker]
 
 
-def _settings(config: object, given: Mapping[str, object]) -> RunConfig:
-    """Join ``config``, ``limits`` and the options that were given as keywords."""
+def _merge_options(config: object, given: Mapping[str, object]) -> RunConfig:
     given = dict(given)
     limits = given.pop("limits", None)
     if limits is not None:
@@ -153,6 +150,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
     task = _task(question, config, limits, toolbox)
     async with contextlib.AsyncExitStack() as stack:
         run_id = new_run_id()
+        # First on the stack, so it closes last: the broker writes to it.
         log = stack.enter_context(RunLogger(config.log_dir, run_id))
         # The sandbox and the log share one encoding. Without a log, the sandbox encodes the context itself.
         encoded = stack.enter_context(EncodedContext(question.context)) if log.is_on else None
@@ -162,7 +160,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
             # What opens last closes first: the sandbox before the broker, whose models it calls.
             broker = await _open_broker(stack, question, config, limits, log)
             conversation = Conversation()
-            tools = toolbox.with_own(_own_tools(broker, conversation))
+            tools = toolbox.with_own(_engine_tools(broker, conversation))
             opening = open_sandbox(
                 config.sandbox,
                 context=question.context if encoded is None else encoded,
@@ -217,13 +215,12 @@ def _task(question: _Question, config: RunConfig, limits: RunLimits, toolbox: To
         limits.max_seconds,
         limits.final_seconds,
         toolbox.describe(),
-        _packages(config.sandbox),
+        _importable_packages(config.sandbox),
         has_worker=question.worker is not None,
     )
 
 
-def _packages(sandbox: SandboxConfig | None) -> list[str]:
-    """Return the names of packages that the code can import besides the standard library."""
+def _importable_packages(sandbox: SandboxConfig | None) -> list[str]:
     if sandbox is None or sandbox.packages is None:
         return []
     # Opening the sandbox reports a folder that cannot be read.
@@ -275,9 +272,9 @@ async def _open_cache(
     return await stack.enter_async_context(cache)
 
 
-def _own_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable[..., object]]:
-    """Return the functions that the code of a run has besides the worker. It can read their docstrings."""
+def _engine_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable[..., object]]:
 
+    # The supervisor's code can read these docstrings: they are written for it.
     async def budget() -> dict[str, float | None]:
         """Return what is left of the budget: worker_calls, tokens, dollars, seconds; None means no limit."""
         return asdict(broker.budget.left())
@@ -322,7 +319,7 @@ async def _report_failure(
 
 
 def as_data(result: RunResult) -> dict[str, Any]:
-    """Return a result as plain data, for logs and ``--json``."""
+    """Return a result as plain data."""
     return asdict(result)
 
 
@@ -333,8 +330,8 @@ def _ignore(_: Event) -> None:
 def _documented_as(
     function: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Give a blocking function the parameters and the docstring of its ``async`` form."""
 
+    # help() shows a blocking function with the parameters and the text of its async form.
     def decorate(call: Callable[..., T]) -> Callable[P, T]:
         call.__doc__ = function.__doc__
         call.__dict__["__wrapped__"] = function  # inspect.signature follows it
@@ -349,7 +346,7 @@ arun.__doc__ = f"{arun.__doc__ or ''}\n{option_list(4)}\n"
 
 @_documented_as(arun)
 def run(*args: Any, **kwargs: Any) -> RunResult:
-    """Wait for the result of ``arun``, whose parameters and errors these are."""
+    """Wait for ``arun``, whose parameters and errors these are."""
     # The event loop has its own thread, because a notebook already runs one in this thread.
     with start_blocking_portal("asyncio") as portal:
         return portal.call(lambda: arun(*args, **kwargs))

@@ -1,10 +1,6 @@
-"""The options of a run: name, type, default, bounds, unit and meaning, each in one place.
+"""The options of a run: name, type, default, bounds, unit and meaning of each, in one place."""
 
-``run``, the task file, an eval and the command line fill in a ``RunConfig``. They show its texts:
-``pydantic_field`` in pydantic models, ``option_of`` on the command line, ``option_list`` in ``help(run)``.
-"""
-
-# The command line reads its help texts from this module: at its top it imports nothing heavy.
+# Heavy modules are imported inside functions: `--help` of the command line reads its texts here.
 from __future__ import annotations
 
 import difflib
@@ -53,11 +49,10 @@ def _described(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """The options of a run. Each is checked when the config is made.
+    """The options of a run, checked when the config is made.
 
     ``run(..., config=RunConfig(max_cost_usd=0.5))`` and ``run(..., max_cost_usd=0.5)`` are the same.
-    Use ``from_mapping`` for options of a file or of flags, ``options()`` for their names, and
-    ``dataclasses.replace`` for a changed copy.
+    ``options()`` names them, and ``dataclasses.replace`` makes a changed copy.
 
     Raises:
         TaskError: an option has a wrong type, or is out of bounds.
@@ -169,16 +164,20 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> RunConfig:
-        """Return the config of options by name, or raise a ``TaskError`` for an unknown or wrong one."""
+        """Return the config of options by name.
+
+        Raises:
+            TaskError: an option is unknown or wrong.
+        """
         check_names(values)
         unchecked: Any = values
         return cls(**unchecked)
 
     def override(self, values: Mapping[str, object]) -> RunConfig:
-        """Return a copy in which ``values`` replace options that have their default here.
+        """Return a copy with other values for options that have their default here.
 
         Raises:
-            TaskError: an option is given here too, is unknown, or is wrong.
+            TaskError: an option is given twice, unknown or wrong.
         """
         check_names(values)
         for name in values:
@@ -189,8 +188,9 @@ class RunConfig:
         return replace(self, **unchecked)
 
 
+# Its type tells an option that was not given from one that was given its default.
 class Default:
-    """The default of a keyword in a signature. It reads as the value, and shows that no value was given."""
+    """The default of a keyword in a signature: it reads as its value."""
 
     __slots__ = ("value",)
 
@@ -203,7 +203,7 @@ class Default:
 
 @once
 def options() -> Mapping[str, Option]:
-    """Return what is known of each option, by name."""
+    """Return each option by name."""
     return {
         each.name: replace(each.metadata["option"], name=each.name, default=each.default)
         for each in fields(RunConfig)
@@ -211,12 +211,12 @@ def options() -> Mapping[str, Option]:
 
 
 def option_of(name: str) -> Option:
-    """Return what is known of an option."""
+    """Return one option."""
     return options()[name]
 
 
 def check_names(values: Mapping[str, object]) -> None:
-    """Raise a ``TaskError`` for an unknown name, with the nearest known one."""
+    """Raise a ``TaskError`` for an unknown name."""
     for name in values:
         if name not in options():
             near = difflib.get_close_matches(name, options(), n=1, cutoff=0.5)
@@ -225,17 +225,14 @@ def check_names(values: Mapping[str, object]) -> None:
 
 
 def option_list(margin: int) -> str:
-    """Return a line for each option with its default, for a docstring that is indented by ``margin``."""
+    """Return a docstring section of all options, indented by ``margin`` spaces."""
     heading = " " * margin + "Options (with their defaults):\n"
     lines = [f"{name} ({option.default!r}): {option.doc}." for name, option in options().items()]
     return heading + indent("\n".join(lines), " " * (margin + 4))
 
 
 def pydantic_field(name: str, *, note: str = "", **changes: Any) -> Any:
-    """Return the pydantic field of an option: its default, bounds and description.
-
-    ``note`` is added to the description; ``changes`` replace arguments of ``pydantic.Field``.
-    """
+    """Return an option as a pydantic field; ``changes`` replace arguments of ``pydantic.Field``."""
     from pydantic import Field
 
     option = option_of(name)
@@ -245,9 +242,11 @@ def pydantic_field(name: str, *, note: str = "", **changes: Any) -> Any:
         "le": option.most,
         "description": f"{option.doc}; {note}" if note else option.doc,
     }
+    # pydantic takes a default or a factory, not both.
     if "default_factory" not in changes:
         arguments["default"] = option.default
     if option.check is number:
+        # As in option.number: NaN and infinity are no limits.
         arguments["allow_inf_nan"] = False
     # A cast, since the overloads of Field take no dict of arguments.
     return cast(Any, Field)(**arguments | changes)

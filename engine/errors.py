@@ -4,48 +4,47 @@
 
     EngineError
     ├── TaskError                   fix the task file or the arguments
-    ├── LogError                    make room, or choose another log_dir; nothing was spent after it
-    ├── LogFormatError              a log cannot be read; the message names the file and the line
-    ├── CacheError                  choose another path for the cache, or do what the message says
-    ├── SandboxError                used wrongly: a cell while one runs, a sandbox after close
-    │   ├── SandboxFileError        a file cannot be put or got; ``code`` says why
-    │   ├── SandboxUnavailable      this machine lacks a capability: the message names it and the remedy
-    │   └── SandboxLost             the guest is gone, and its state with it; reset() or open another
+    ├── LogError                    make room, or choose another log_dir
+    ├── LogFormatError              read the file and line in the message
+    ├── CacheError                  choose another path for the cache
+    ├── SandboxError                run one cell at a time, and none after close
+    │   ├── SandboxFileError        see ``code``
+    │   ├── SandboxUnavailable      see ``remedy``
+    │   └── SandboxLost             reset() it, or open another
     └── ProtocolError               LocalProtocolError: our bug; RemoteProtocolError: their bytes
-
-A model's failure is a ``HandlerError`` of ``supdist.handlers``. A limit that is reached is not an error:
-``RunResult.stop_reason`` names it. A failure of guest code is not an error either: it is a ``CellResult``.
 """
 
 from __future__ import annotations
 
 
+# No error: a limit that is reached (RunResult.stop_reason), and a failure of guest code (CellResult).
+# A model's failure is a HandlerError of supdist.handlers.
 class EngineError(Exception):
-    """The base of all errors of the engine."""
+    """The base of the engine's errors."""
 
 
 class TaskError(EngineError):
-    """A task file or an argument is wrong. The message says which, and what is allowed."""
+    """A task file or an argument is wrong; the message says which."""
 
 
 class LogError(EngineError):
-    """A log cannot be written."""
+    """A log cannot be written; nothing was spent after it."""
 
 
 class LogFormatError(EngineError):
-    """A log cannot be read, or a newer version wrote it; the message names the file and the line."""
+    """A log cannot be read, or a newer version wrote it."""
 
 
 class CacheError(EngineError):
-    """The file of cached answers cannot be used. The message says why, and what to do."""
+    """The file of cached answers cannot be used."""
 
 
 class SandboxError(EngineError):
-    """A sandbox was used in a way that it does not allow."""
+    """A sandbox was used wrongly."""
 
 
 class SandboxUnavailable(SandboxError):
-    """This machine cannot give the isolation that was asked for."""
+    """This machine lacks a capability for the isolation."""
 
     def __init__(self, capability: str, remedy: str) -> None:
         super().__init__(f"{capability}. {remedy}")
@@ -54,7 +53,7 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxFileError(SandboxError):
-    """A file could not be put or got. ``code``: not_found, not_regular, outside, too_large or io."""
+    """A file cannot be put or got; ``code`` is not_found, not_regular, outside, too_large or io."""
 
     def __init__(self, code: str, path: str) -> None:
         words = {
@@ -64,13 +63,14 @@ class SandboxFileError(SandboxError):
             "too_large": "it is larger than was asked for",
             "io": "it cannot be read or written (no room, a name that is not allowed)",
         }
+        # repr: a path may hold control characters.
         super().__init__(f"{path!r}: {words.get(code, code)}")
         self.code = code
         self.path = path
 
 
 class SandboxLost(SandboxError):
-    """The sandbox ended, and all variables of its code are gone."""
+    """The guest and its variables are gone."""
 
 
 class ProtocolError(EngineError):
@@ -78,8 +78,8 @@ class ProtocolError(EngineError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This program broke the protocol: a bug to report."""
+    """This program broke the protocol."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol, and its connection was closed."""
+    """The peer broke the protocol; its connection was closed."""

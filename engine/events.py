@@ -1,4 +1,4 @@
-"""The events that ``on_event`` receives while a run goes on."""
+"""The events that ``on_event`` receives during a run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class TurnStarted:
-    """A turn begins: the supervisor is asked."""
+    """The supervisor is asked."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorReplied:
-    """The supervisor replied. ``text`` is as untrusted as its code; ``elapsed`` is in seconds."""
+    """The whole message of the supervisor, untrusted; ``elapsed`` in seconds."""
 
     step: int
     text: str
@@ -40,7 +40,7 @@ class SupervisorReplied:
 
 @dataclass(frozen=True, slots=True)
 class BlockStarted:
-    """A block begins: number ``block`` of ``blocks`` in its message."""
+    """A block begins: ``block`` of ``blocks`` in its message."""
 
     step: int
     block: int
@@ -58,7 +58,7 @@ class BlockEnded:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorWrote:
-    """A piece of the supervisor's message, when it arrives; as untrusted as the whole."""
+    """A piece of that message as it arrives, untrusted."""
 
     step: int
     text: str
@@ -66,13 +66,13 @@ class SupervisorWrote:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Counts of the worker's prompts, once a second and when some begin or end.
+    """The worker's prompts, once a second and when some begin or end.
 
     Attributes:
         queued, in_flight: prompts that wait, and that a model works on.
-        done: prompts with a result; ``failed`` and ``cached`` are parts of it.
-        usage: what the worker's calls used.
-        cost_usd: dollars of supervisor and worker; None if a price is unknown.
+        done: prompts with a result; includes ``failed`` and ``cached``.
+        usage: of the worker.
+    cost_usd: dollars of both models; None if a price is unknown.
     """
 
     queued: int = 0
@@ -86,7 +86,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The run ended. ``result`` is None if it was cancelled or failed."""
+    """The run ended; ``result`` is None if it was cancelled or failed."""
 
     run_id: str
     how: Literal["result", "cancelled", "failed"]

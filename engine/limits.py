@@ -1,4 +1,4 @@
-"""The limits of a run as one value, for ``run(..., limits=RunLimits(...))`` and for files."""
+"""The limits of a run as one value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .config import RunConfig, pydantic_field
 
 
 class RunLimits(BudgetLimits):
-    """What a run may take, besides its turns. After a limit the supervisor is asked for its best answer."""
+    """Limits of a run, besides its turns. After one, the supervisor is asked for its best answer."""
 
     max_worker_calls: int | None = pydantic_field("max_worker_calls")
     max_tokens: int | None = pydantic_field("max_tokens")
@@ -18,9 +18,10 @@ class RunLimits(BudgetLimits):
 
     @classmethod
     def of(cls, config: RunConfig) -> RunLimits:
-        """Return the limits among the options of a run."""
+        """Return the limits of a run."""
         return cls(**{name: getattr(config, name) for name in RunLimits.model_fields})
 
     def given(self) -> dict[str, object]:
-        """Return the limits that were given to the constructor, as options of a run."""
+        """Return the limits that the constructor got."""
+        # Only those: a limit that was not given must not clash with a keyword.
         return {name: getattr(self, name) for name in RunLimits.model_fields if name in self.model_fields_set}

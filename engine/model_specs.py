@@ -1,6 +1,6 @@
-"""Choose the models of a task: by its specification, else by the environment, else the builtin pair.
+"""The models of a task: of its specification, else of the environment, else builtin.
 
-``check`` and ``build`` of a specification raise a ``TaskError`` for what is wrong or not permitted.
+``check`` and ``build`` raise ``TaskError`` for what is wrong or not permitted.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from .validation import VARIABLE_NAME
 
 Role = Literal["supervisor", "worker"]
 
+# A name at Hugging Face's hub. Everything else that vLLM takes is a path or a URL.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
+# Strict: "3" is no number, and an unknown key is a mistake.
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 # For a model that only the environment names.
@@ -88,7 +90,8 @@ class OpenAISpec(BaseModel):
     price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """Check that the key may be sent to the endpoint."""
+        """Check that the key may go to the endpoint."""
+        # A Host header could send the key on to another host than the permitted one.
         if any(name.lower() == "host" for name in self.extra_headers or {}):
             raise TaskError(f"{role}.extra_headers: Host is not allowed; base_url names the host")
         self._endpoint(role, permissions)
@@ -126,7 +129,7 @@ class VLLMSpec(BaseModel):
     engine_args: dict[str, Any] | None = Field(default=None, description="more of vLLM's AsyncEngineArgs")
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """Check the options that can run a model's own code, and the path of the model."""
+        """Check the options and the path of the model."""
         # Some options of vLLM run the model's own code in the engine.
         if self.engine_args:
             given = ", ".join(self.engine_args)
@@ -194,7 +197,7 @@ class BuiltinSpec(BaseModel):
     handler: Literal["builtin"]
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
-        """Allow it: the builtin pair reads no file and sends no key."""
+        """Allow it: it reads no file and sends no key."""
 
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
@@ -225,6 +228,7 @@ class BrokerSpec(BaseModel):
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
     ) -> ModelHandler:
         """Return the handler."""
+        # Inside: it imports ZeroMQ, which only this handler needs.
         from .service import RemoteHandler
 
         keys = self._keys(role, folder, permissions)
@@ -247,7 +251,7 @@ def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
 
 
 def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | None:
-    """Return the model that the environment configures; None if it configures none.
+    """Return the model that the environment configures, if any.
 
     Raises:
         TaskError: as ``specified_by``.
@@ -260,16 +264,13 @@ def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | 
 
 
 def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
-    """Return the specification of a role's model in the environment; None if it configures no endpoint.
-
-    ``BASE_URL`` names the endpoint, else ``OPENAI_BASE_URL``. Else ``TOGETHER_API_KEY`` means Together, and
-    ``OPENAI_API_KEY`` OpenAI. ``SUPERVISOR_MODEL`` and ``WORKER_MODEL`` name other models. A key of the
-    process is not sent to the URL of a ``.env`` file, unless the key belongs to that host.
+    """Return a role's specification in the environment; None if it names no endpoint and no key.
 
     Raises:
         TaskError: an endpoint has no model's name, or its URL is not valid.
     """
     model = environ.get(f"{role.upper()}_MODEL")
+    # The order: BASE_URL, OPENAI_BASE_URL, Together if its key is set, OpenAI if its key is set.
     named = _named_endpoint(environ)
     if named is not None:
         default = _models_of(named.url).get(role)
@@ -284,13 +285,13 @@ def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:
         url, key, model = None, "OPENAI_API_KEY", model or _OPENAI[role]
     else:
         return None
+    # Each branch above has set it, but the type checker cannot see that.
     assert model is not None
     return OpenAISpec(handler="openai", model=model, base_url=url, api_key_env=key, **_SAMPLING[role])
 
 
 class _NamedEndpoint(NamedTuple):
-    """An endpoint that a variable names, and the variable that holds its key."""
-
+    # The variable that names the URL, and the one that holds its key.
     variable: str
     url: str
     key: str | None

@@ -1,4 +1,4 @@
-"""What an option of a run can be: the checks of its value, and the one-line error for a wrong one."""
+"""The checks of a run's options, and the error for a wrong value."""
 
 from __future__ import annotations
 
@@ -21,22 +21,18 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 60
 
 Check = Callable[["Option", object], object]
-"""Returns the value of an option, or raises a TaskError that names the option."""
+"""Returns the checked value, or raises a ``TaskError`` that names the option."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What is known of an option besides its type.
+    """An option of a run.
 
     Attributes:
-        doc: its meaning and unit, as one phrase without a full stop.
-        check: checks a value that is not None.
-        optional: whether None is a value: no limit, or nothing.
-        least: the smallest value.
-        above: a bound that the value must exceed.
-        most: the largest value.
-        name: its keyword.
-        default: its value where none is given.
+        doc: meaning and unit, one phrase without a full stop.
+        optional: whether None is allowed.
+        least, most: inclusive bounds.
+        above: an exclusive lower bound.
     """
 
     doc: str
@@ -49,7 +45,7 @@ class Option:
     default: object = None
 
     def checked(self, value: object) -> object:
-        """Return the value, or raise a ``TaskError`` if its type or its size is wrong."""
+        """Return the value, or raise a ``TaskError``."""
         if value is None and self.optional:
             return None
         return self.check(self, value)
@@ -61,18 +57,19 @@ class Option:
 
 
 def reject(name: str, value: object, expected: str, remedy: str = "") -> NoReturn:
-    """Raise a ``TaskError`` of one line for an argument with a wrong value."""
+    """Raise a one-line ``TaskError`` for a wrong argument."""
     raise TaskError(f"{name} must be {expected}, not {describe(value)}" + (f"; {remedy}" if remedy else ""))
 
 
 def describe(value: object) -> str:
-    """Return a short text for a value that an error message can name."""
+    """Return a short text for a value."""
     kind = type(value).__name__
     if value is None or isinstance(value, (bool, int, float)):
         return shorten(repr(value), _MOST_SHOWN)
     if isinstance(value, str):
         return f"the text {shorten(repr(value), _MOST_SHOWN)}"
     if isinstance(value, type):
+        # A class without its parentheses: "a type" would not say which.
         return f"the class {value.__name__}"
     article = "an" if kind[:1].lower() in "aeiou" else "a"
     return f"{article} {kind}"
@@ -130,7 +127,7 @@ def flag(option: Option, value: object) -> bool:
 
 
 def path(option: Option, value: object) -> str | os.PathLike[str]:
-    """Return a path."""
+    """Return the path."""
     expected = "a path (str or pathlib.Path)"
     if not isinstance(value, (str, os.PathLike)):
         option.reject(value, expected)
@@ -145,6 +142,7 @@ def path(option: Option, value: object) -> str | os.PathLike[str]:
 
 def sandbox_config(option: Option, value: object) -> SandboxConfig:
     """Return a ``SandboxConfig``."""
+    # Inside: these modules are heavy, and --help does not need them.
     from .sandbox import Sandbox, SandboxConfig, SyncSandbox
 
     if isinstance(value, (Sandbox, SyncSandbox)):
@@ -167,10 +165,11 @@ def answer_cache(option: Option, value: object) -> str | os.PathLike[str] | Resp
 
 
 def event_function(option: Option, value: object) -> object:
-    """Return a function that takes events."""
+    """Return a plain function of one event."""
     if not callable(value):
         option.reject(value, "a function of one event")
     call: object = getattr(value, "__call__", None)  # noqa: B004 - an object's method can be async, too
+    # The coroutine would never be awaited, and every event would be lost.
     if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call):
         option.reject(
             value, "a plain function", "an async function is not awaited; start a task in a plain one"

@@ -1,4 +1,7 @@
-"""Opens files that only their owner can read, in folders that other users may have prepared."""
+"""Open files that only their owner can read, in folders that other users may have prepared.
+
+Every function may raise ``OSError``; ``strerror`` gives the reason.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,11 @@ MOST_BYTES = 4 << 30
 
 
 class ResolvedPath(PosixPath):
-    """An absolute path without links, to be opened without following any."""
+    """An absolute path without links, to open without following any."""
 
 
 def resolved(path: str | os.PathLike[str]) -> ResolvedPath:
-    """Resolve the links of a path.
-
-    Raises:
-        OSError: they form a circle, or a name is too long.
-    """
+    """Resolve the links of a path."""
     if isinstance(path, ResolvedPath):
         return path
     try:
@@ -42,11 +41,7 @@ def resolved(path: str | os.PathLike[str]) -> ResolvedPath:
 
 # Everything is opened below the descriptor of its folder: a link that somebody planted leads nowhere.
 class PrivateFolder:
-    """An open folder. Its files get mode 0600, its folders 0700.
-
-    Raises:
-        OSError: by every method; ``strerror`` gives the reason.
-    """
+    """An open folder. New files get mode 0600, new folders 0700."""
 
     def __init__(self, path: ResolvedPath, descriptor: int) -> None:
         self.path = path
@@ -91,11 +86,11 @@ class PrivateFolder:
         return PrivateFolder(place, _open_folder(self._descriptor, name, place, create=create))
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an entry of that name."""
+        """Return whether there is such an entry."""
         return self._mode(name) is not None
 
     def is_own_file(self, name: str) -> bool:
-        """Return whether there is a regular file of the caller's."""
+        """Return whether it is a regular file of the caller's."""
         try:
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -107,15 +102,15 @@ class PrivateFolder:
         return open(self._open(name, os.O_RDONLY), "rb")
 
     def append(self, name: str) -> BinaryIO:
-        """Open or make a file for appending and reading."""
+        """Open or make a file to append and read."""
         return open(self._open_own(name, os.O_RDWR | os.O_APPEND), "ab+")
 
     def update(self, name: str) -> int:
-        """Open or make a file for reading and writing."""
+        """Open or make a file to read and write."""
         return self._open_own(name, os.O_RDWR)
 
     def check_own(self, name: str) -> None:
-        """Check that a file, if it exists, could be written here."""
+        """Check that ``append`` could open a file."""
         try:
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -128,7 +123,7 @@ class PrivateFolder:
 
     @contextmanager
     def replacing(self, name: str, *, mode: int = 0o600) -> Generator[BinaryIO]:
-        """Yield a new file that takes the name if the block ends well."""
+        """Yield a new file, which takes the name if the block ends well."""
         # A name has at most 255 bytes.
         part = f".{name[:200]}.{secrets.token_hex(8)}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE
@@ -177,7 +172,7 @@ class PrivateFolder:
         try:
             descriptor = os.open(name, flags | _FILE, 0o600, dir_fd=self._descriptor)
         except OSError as error:
-            raise _named(error, path) from error
+            raise _with_path(error, path) from error
         # Checked on the open descriptor: a path could be replaced after the check.
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -187,14 +182,14 @@ class PrivateFolder:
     def _open_own(self, name: str, flags: int) -> int:
         descriptor = self._open(name, flags | os.O_CREAT)
         try:
-            _make_own(descriptor, self.path / name)
+            _make_private(descriptor, self.path / name)
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
 
 
-def _make_own(descriptor: int, path: Path) -> None:
+def _make_private(descriptor: int, path: Path) -> None:
     found = os.fstat(descriptor)
     _check_own(found, path)
     # From now only the owner can open it.
@@ -211,22 +206,14 @@ def _check_own(found: os.stat_result, path: Path) -> None:
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file that is no link for reading.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
+    """Open a regular file for reading; no link is followed."""
     place = path if isinstance(path, Path) else Path(path)
     with PrivateFolder.open(place.parent) as folder:
         return folder.read(place.name)
 
 
 def digest_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a regular file as hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the SHA-256 of a regular file in hexadecimal."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while block := file.read(1 << 20):
@@ -235,17 +222,13 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is something at a path."""
+    """Return whether something is at a path."""
     # A broken link counts.
     return os.path.lexists(path)
 
 
 def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
-    """Read a whole file.
-
-    Raises:
-        OSError: it cannot be read, or has more than ``most`` bytes.
-    """
+    """Read a whole file of at most ``most`` bytes."""
     # A path of the user's may have links and be a pipe; a ResolvedPath is a regular file without any.
     with open_file(path) if isinstance(path, ResolvedPath) else open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size <= most and len(data := file.read(most + 1)) <= most:
@@ -254,7 +237,7 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
 
 
 def others_may_write(found: os.stat_result) -> bool:
-    """Return whether another user may write the file."""
+    """Return whether others may write the file."""
     # The caller's own group has no other members on most systems.
     by_group = found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid()
     return bool(found.st_mode & stat.S_IWOTH or by_group)
@@ -265,19 +248,19 @@ def _open_folder(above: int, name: str, path: Path, *, create: bool) -> int:
         return os.open(name, _FOLDER, dir_fd=above)
     except FileNotFoundError as error:
         if not create:
-            raise _named(error, path) from error
+            raise _with_path(error, path) from error
     except OSError as error:
-        raise _named(error, path) from error
+        raise _with_path(error, path) from error
     try:
         # Another process may have made it.
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=above)
         return os.open(name, _FOLDER, dir_fd=above)
     except OSError as error:
-        raise _named(error, path) from error
+        raise _with_path(error, path) from error
 
 
-def _named(error: OSError, path: Path) -> OSError:
+def _with_path(error: OSError, path: Path) -> OSError:
     # The kernel's words for a refused link (ELOOP, ENOTDIR) mislead.
     is_link = error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink()
     why = "it is a link, and links are not followed here" if is_link else error.strerror

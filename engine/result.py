@@ -8,6 +8,7 @@ from typing import Literal
 from ..handlers import Usage
 from .sandbox import Isolation
 
+# Only logs have "cancelled": a caller that cancels gets no result.
 StopReason = Literal["final", "max_iterations", "budget", "timeout", "sandbox_lost", "cancelled"]
 
 
@@ -17,11 +18,10 @@ class CallTotals:
 
     Attributes:
         cost_usd: dollars; None if a price is unknown.
-        cached: answers from the cache, or from an equal request in flight.
+        cached: answers from the cache or from an equal request in flight.
         retries: failed attempts before an answer.
         queue_seconds, model_seconds: sums over all answers.
-        earlier: what other runs paid for the cached answers, each once.
-        earlier_cost_usd: the same in dollars; None if a price is unknown.
+        earlier, earlier_cost_usd: what other runs paid for the cached answers, each once.
     """
 
     cost_usd: float | None = 0.0
@@ -38,15 +38,15 @@ class RunResult:
     """The answer of a run, and what it took.
 
     Attributes:
-        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer, or None.
-        iterations: turns of the supervisor, without the request for a best answer.
-        supervisor_usage, worker_usage: tokens and calls of each.
+        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer or None.
+        iterations: turns, without the request for a best answer.
+        supervisor_usage, worker_usage: tokens and calls.
         elapsed: seconds.
-        stop_reason: why the run ended. Only logs have ``cancelled``: a caller that cancels gets no result.
-        isolation: the isolation as measured from inside.
-        run_id: name of the run in its log.
-        cost_usd: dollars of supervisor and worker together; None if a price is unknown.
-        supervisor, worker: what the calls of each took.
+        stop_reason: why the run ended.
+        isolation: as measured from inside the sandbox.
+        run_id: the run's name in its log.
+        cost_usd: dollars of both models; None if a price is unknown.
+        supervisor, worker: what the calls took.
     """
 
     answer: str | None

@@ -1,4 +1,7 @@
-"""The task file of ``supdist-engine run``, and the models file of ``supdist-engine broker``."""
+"""Task files of ``supdist-engine run``, and models files of ``supdist-engine broker``.
+
+Every function raises ``TaskError`` for what is wrong or not permitted. Paths begin at the file's folder.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ ToolPlace = Annotated[
 
 
 class TaskLimits(RunLimits):
-    """The numbers among the options of a run, as a task file groups them."""
+    """The numbers among the options of a run."""
 
     max_iterations: int = pydantic_field("max_iterations")
     output_limit: int = pydantic_field("output_limit")
@@ -82,21 +85,14 @@ class TaskFile(BaseModel):
         return self
 
     def sandbox_in(self, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
-        """Return the sandbox's configuration; its paths begin at the folder of the task file.
-
-        Raises:
-            TaskError: it needs more than is permitted.
-        """
+        """Return the sandbox's configuration, with resolved paths."""
         return sandbox_in(self.sandbox, folder, permissions)
 
     def load_context(self, folder: Path, permissions: Permissions = UNBOUND) -> object:
-        """Return the context, or read it from its file.
-
-        Raises:
-            TaskError: the file cannot be read, may not be read, or is of an unknown kind.
-        """
+        """Return the context, or read it from its file."""
         if self.context_file is None:
             return self.context
+        # The permitted path has its links resolved: read only that one.
         path = permissions.readable(folder / self.context_file, "context_file")
         text = _read(path, "context_file: cannot read")
         if path.suffix in _TEXT_SUFFIXES:
@@ -109,11 +105,7 @@ class TaskFile(BaseModel):
         raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
 
     def run_config(self, folder: Path, permissions: Permissions = UNBOUND, **options: object) -> RunConfig:
-        """Return the options of the run, prompts and tools loaded; ``options`` replace those of the file.
-
-        Raises:
-            TaskError: an option is wrong, or needs more than is permitted.
-        """
+        """Return the run's options, with prompts and tools loaded; ``options`` replace those of the file."""
         found: dict[str, object] = {
             **dict(self.limits),
             "sandbox": self.sandbox_in(folder, permissions),
@@ -127,11 +119,8 @@ class TaskFile(BaseModel):
         return RunConfig.from_mapping(found | options)
 
     def load_tools(self, folder: Path, permissions: Permissions = UNBOUND) -> dict[str, Tool]:
-        """Import the modules of the tools, which runs their code, and return the tools by name.
-
-        Raises:
-            TaskError: a module or function does not exist, or may not be imported.
-        """
+        """Import the tools, which runs their modules' code, and return them by name."""
+        # An import runs with the rights of the engine.
         if self.tools:
             places = ", ".join(self.tools.values())
             permissions.require_trust("tools", f"runs code in the engine, outside the sandbox ({places})")
@@ -139,11 +128,8 @@ class TaskFile(BaseModel):
 
 
 def sandbox_in(sandbox: SandboxConfig, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
-    """Return the sandbox's configuration of a file; its paths begin in a folder.
-
-    Raises:
-        TaskError: a path may not be read, or weaker isolation may not be chosen.
-    """
+    """Return a sandbox's configuration with resolved paths."""
+    # A file from elsewhere must not choose weaker isolation for its code.
     if sandbox.isolation != "strict":
         permissions.require_trust("sandbox.isolation", "accepts a sandbox with weaker isolation")
     if sandbox.packages is None:
@@ -153,16 +139,12 @@ def sandbox_in(sandbox: SandboxConfig, folder: Path, permissions: Permissions = 
 
 
 def prompts_in(folder: Path, permissions: Permissions = UNBOUND) -> Prompts:
-    """Return the prompts of a folder that a file names.
-
-    Raises:
-        TaskError: the folder or a file in it may not be read, or is wrong as for ``Prompts.from_directory``.
-    """
+    """Return the prompts of a folder that a file names."""
     return Prompts.from_directory(readable_files(permissions, folder, "prompts_dir"))
 
 
 class ModelsFile(BaseModel):
-    """The models that a model server has, by role, as in a task file."""
+    """The models of a model server, by role."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -177,43 +159,28 @@ class ModelsFile(BaseModel):
 
 
 def read_task(path: Path) -> TaskFile:
-    """Read and check a task file.
-
-    Raises:
-        TaskError: each mistake on a line; for an unknown key, the nearest known one.
-    """
+    """Read and check a task file; the error lists all mistakes."""
     return read_as(TaskFile, path, "task")
 
 
 def read_models(path: Path) -> ModelsFile:
-    """Read and check a models file.
-
-    Raises:
-        TaskError: as for ``read_task``.
-    """
+    """Read and check a models file."""
     return read_as(ModelsFile, path, "models")
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a task file."""
+    # By alias: in a file the key is "$schema".
     return TaskFile.model_json_schema(by_alias=True)
 
 
 def read_as(model: type[T], path: Path, what: str) -> T:
-    """Read a file as a model: TOML if its name ends in .toml, else JSON.
-
-    Raises:
-        TaskError: as for ``read_task``.
-    """
+    """Read a file as a model: TOML for .toml, else JSON."""
     return parse_as(model, _read(path, f"cannot read the {what} file"), path, what)
 
 
 def parse_as(model: type[T], text: str, path: Path, what: str) -> T:
-    """Return the text of a file as a model.
-
-    Raises:
-        TaskError: as for ``read_task``.
-    """
+    """Return the text of a file as a model."""
     return checked(model, _parse(text, path), f"{path} is not a valid {what} file")
 
 
@@ -231,5 +198,6 @@ def _parse(text: str, path: Path) -> Any:
     toml = path.suffix == ".toml"
     try:
         return tomllib.loads(text) if toml else json.loads(text)
+    # RecursionError: deeply nested JSON.
     except (ValueError, RecursionError) as error:
         raise TaskError(f"{path} is not valid {'TOML' if toml else 'JSON'}: {error}") from error

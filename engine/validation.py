@@ -1,4 +1,4 @@
-"""Check plain data against pydantic models, and report every mistake on a line in plain words."""
+"""Check plain data against pydantic models; report each mistake on a line in plain words."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def checked(model: type[T], value: object, complaint: str) -> T:
     """Return plain data as a model.
 
     Raises:
-        TaskError: the complaint, and below it a line for each mistake.
+        TaskError: the complaint, then a line for each mistake.
     """
     try:
         return model.model_validate(value)
@@ -69,7 +69,7 @@ def checked(model: type[T], value: object, complaint: str) -> T:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return each mistake as ``key.key: what is wrong``. An unknown key gets the nearest known one."""
+    """Return each mistake as ``key.key: what is wrong``."""
     lines: list[str] = []
     unions: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for problem in error.errors():
@@ -134,7 +134,6 @@ def _one_of(problems: Sequence[ErrorDetails]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a short text for a value of a file."""
     match value:
         case None:
             return "null"
@@ -153,7 +152,7 @@ def _shown(value: object) -> str:
 
 
 def _bound(number: float, value: object) -> str:
-    """Return a bound as a number, or as a size if the value is the text of a size."""
+    # A size that was written as "1MiB" gets its bound in the same unit.
     if isinstance(value, str) and number >= 1024:
         for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
             if number % size == 0:
@@ -169,13 +168,14 @@ def _unknown_key(place: Sequence[str], model: type[BaseModel]) -> str:
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> set[str]:
-    """Return the keys of the model at a path of keys and of a union's tags."""
+    # The path holds keys of the file and the tags of unions.
     keys = {field.alias or name for name, field in model.model_fields.items()}
     if not path:
         return keys
     field = model.model_fields.get(path[0])
     if field is None:
         return keys
+    # Of a union of models, the tag `handler` picks one.
     models = [part for part in _types_in(field.annotation) if issubclass(part, BaseModel)]
     for candidate in models:
         tag = candidate.model_fields.get("handler")
