@@ -58,7 +58,7 @@ class SandboxFileError(SandboxError):
     def __init__(self, code: str, path: str) -> None:
         words = {
             "not_found": "there is no such file",
-            "not_regular": "it is, or leads through, a link or something else that is no regular file",
+            "not_regular": "it is no regular file, or a link is on the way to it",
             "outside": "a path must be relative and stay in the working directory",
             "too_large": "it is larger than was asked for",
             "io": "it cannot be read or written (no room, a name that is not allowed)",

@@ -169,7 +169,7 @@ async def test_what_cannot_be_sent_is_said_before_anything_starts(small: Open, t
 
 def test_tools_that_bring_too_much_are_refused() -> None:
     data = bytes(17 << 20)
-    with pytest.raises(TaskError, match="more than 16 MiB along; put data into the context"):
+    with pytest.raises(TaskError, match="larger than 16 MiB together; put data into the context"):
         Toolbox.of({"holds": lambda: data})
 
 

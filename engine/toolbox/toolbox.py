@@ -116,7 +116,7 @@ class Toolbox:
             raise TaskError(f"{len(toolbox._lines)} tools; at most {_MOST_TOOLS} can be given")
         if sum(len(tool.pickle) for tool in toolbox.guest) > _MOST_SHIPPED_BYTES:
             raise TaskError(
-                f"the tools bring more than {_MOST_SHIPPED_BYTES >> 20} MiB along; put data into the context"
+                f"the guest tools are larger than {_MOST_SHIPPED_BYTES >> 20} MiB together; put data into the context"
             )
         return toolbox
 
@@ -174,7 +174,7 @@ def _check_name(name: object) -> None:
     elif name in RESERVED:
         why = "the engine gives this name to the code itself"
     elif hasattr(builtins, name):
-        why = "it would hide Python's own"
+        why = f"it would hide Python's own {name}"
     elif name.startswith("__"):
         why = "names with two underscores are Python's"
     if why is not None:
@@ -265,7 +265,7 @@ class ToolCalls:
             raise _Failure("too_large", f"the result is {error}") from None
         except plain.NotPlain as error:
             use.result = None
-            raise _Failure("failed", _FAILED, f"its result is {error}, where plain data belongs") from None
+            raise _Failure("failed", _FAILED, f"its result is {error}; return plain data") from None
 
     async def _run(self, function: Callable[..., object], bound: inspect.BoundArguments) -> object:
         if inspect.iscoroutinefunction(function):
@@ -313,4 +313,4 @@ def _read(parameters: Parameters, data: bytes, use: ToolUse) -> inspect.BoundArg
     # A user's type checks by code of its own, which may raise anything.
     except Exception as error:
         raise _failed(error) from error
-    raise _Failure("bad_arguments", "no list and dict of arguments")
+    raise _Failure("bad_arguments", "the arguments must be a list and a dict")

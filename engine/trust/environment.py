@@ -76,7 +76,7 @@ def load_environment(
 
     Args:
         file: of any owner, as the user named it.
-        process: by default ``os.environ``. It gets the file's keys and models, for libraries.
+        process: by default ``os.environ``. It gets the file's keys and models.
 
     Raises:
         TaskError: the file cannot be read, or an unnamed ``.env`` is not the user's alone.

@@ -27,7 +27,7 @@ def record(folder: Path) -> FolderRule:
     """Return a rule with the hashes of a folder's modules, JSON and TOML files.
 
     Raises:
-        TaskError: it is no folder, is too large, or others can change it.
+        TaskError: it is too large, or others can change it.
     """
     try:
         place = folder.resolve()

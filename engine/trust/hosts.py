@@ -115,9 +115,7 @@ def origin_of(url: str) -> Origin:
     """
     found = _URL.fullmatch(url)
     if found is None:
-        raise TaskError(
-            f"base_url {url[:200]!r} is no URL of an endpoint: it is http or https, host, port and path"
-        )
+        raise TaskError(f"base_url {url[:200]!r} is no URL of an endpoint; give http(s)://HOST[:PORT][/PATH]")
     return _origin(found["scheme"].lower(), found["host"], found["port"], url)
 
 
@@ -144,5 +142,5 @@ def keys_of(origin: Origin) -> tuple[str, ...]:
 def _origin(scheme: str, host: str, port: str | None, text: str) -> Origin:
     number = int(port) if port else _PORTS[scheme]
     if not 0 < number < 65_536:
-        raise TaskError(f"{text[:200]!r} has no port of a server: a port is 1 to 65535")
+        raise TaskError(f"{text[:200]!r} has a wrong port; give one from 1 to 65535")
     return Origin(scheme, host.lower(), number)

@@ -104,7 +104,7 @@ class KeyRules:
     def _ask(self, origin: Origin, variable: str, why: str) -> bool:
         text = f"Send the key in {variable} to {origin.url}? {why}."
         if origin.is_readable_by_network:
-            text += "\nIt is plain http: whoever is on the network between can read the key."
+            text += "\nIt is plain http: everyone on the network between can read the key."
         answers: tuple[Answer, ...] = ("once", "always", "no", "never")
         answer = self.ask(Question(text, answers))
         if answer in ("always", "never"):

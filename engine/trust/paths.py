@@ -14,7 +14,7 @@ from .settings import Direction, PathRule, Settings, change_settings
 
 @dataclass(slots=True)
 class PathRules:
-    """The rules for one file; ``read`` and ``write`` are paths that the user allowed."""
+    """The rules for one file, and the paths that the user allowed."""
 
     subject: Path
     settings: Settings

@@ -12,12 +12,13 @@ from ...sandbox_image.text import one_line, shorten_middle
 # A longer text could push the rest of a message off the screen.
 _MOST_SHOWN = 160
 
+# "always" and "never" are remembered in the settings.
 Answer = Literal["yes", "once", "always", "no", "never"]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question for a terminal, escaped. ``always`` and ``never`` are remembered."""
+    """A question for a terminal, escaped."""
 
     text: str
     answers: tuple[Answer, ...]
@@ -27,7 +28,7 @@ Ask: TypeAlias = Callable[[Question], Answer]
 
 
 def shown(text: object) -> str:
-    """Return a file's text for a message: escaped and shortened."""
+    """Return text for a message, escaped and shortened."""
     return shorten_middle(one_line(str(text)), _MOST_SHOWN)
 
 

@@ -9,7 +9,7 @@ from .settings import user_secret
 
 
 class Seal:
-    """Makes and checks marks for one purpose: HMAC-SHA-256 with the user's secret."""
+    """Marks for one purpose: HMAC-SHA-256 with the user's secret."""
 
     # Without a secret no mark is made, and none is accepted.
     def __init__(self, purpose: str, secret: bytes | None) -> None:

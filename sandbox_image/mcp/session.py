@@ -11,7 +11,7 @@ from ..protocol import ErrorInfo, FileCode, FileEntry, Outcome
 
 FILE_PROBLEMS: Mapping[FileCode, str] = {
     "not_found": "there is no such file",
-    "not_regular": "it is, or leads through, a link or something else that is no regular file",
+    "not_regular": "it is no regular file, or a link is on the way to it",
     "outside": "a path must be relative and stay in the folder",
     "too_large": "it is too large",
     "io": "it cannot be read or written (no room, a name that is not allowed)",
