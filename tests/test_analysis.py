@@ -455,13 +455,13 @@ def test_plots_have_their_marks_axes_and_legends(tmp_path: Path) -> None:
 
 def test_marks_lie_within_the_axes(tmp_path: Path) -> None:
     """Ten million characters beside a thousand, and dollars that differ a hundredfold."""
-    from supdist.tools.evals.plots import drawn
+    from supdist.tools.evals.plots import drawings
 
     for number, scale in enumerate((1, 100)):
         cost = Tokens(cost_usd=0.001 * scale)
         examples = [record(i, context_chars=1000 * 10 ** (i % 5), supervisor=cost) for i in range(20)]
         write_run(tmp_path / str(number), examples)
-    for drawing in drawn(analyse([tmp_path])):
+    for drawing in drawings(analyse([tmp_path])):
         axes = drawing.figure.axes[0]
         left, right = axes.get_xlim()
         assert len(drawing.series) == 2

@@ -136,9 +136,9 @@ def test_without_out_the_folder_is_the_file_s_name(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("seeds = [1]", "seeds: unknown key; did you mean `seed`?"),
-        ("seed = 1", "seed: what is combined is a list"),
-        ("seed = []", "seed: what is combined is a list of at least one"),
-        ("[base]\nstrategy = ['direct']", "base.strategy: put a list of what is combined above [base]"),
+        ("seed = 1", "seed: a combined setting needs a list"),
+        ("seed = []", "seed: a combined setting needs a list of at least one"),
+        ("[base]\nstrategy = ['direct']", "base.strategy: a list of values to combine belongs above [base]"),
         ("seed = [1]\n[base]\nseed = 2", "seed: is in [base] and is combined"),
         ("[base.limits]\nmax_tokens = 5\n[limits]\nmax_tokens = [6]", "limits.max_tokens: is in [base]"),
         ("[base]\ntsak = 'x'", "tsak: unknown key; did you mean `task`?"),

@@ -403,7 +403,7 @@ async def test_old_logs_are_exported_and_replayed(tmp_path: Path) -> None:
     assert len(both(out)) == 7
     reports = [report async for report in replay(out, sandbox=SMALL_CONFIG)]
     assert [report.skipped for report in reports if report.skipped] == [
-        "its code had tools that no log keeps: look"
+        "its code had tools, which a log does not contain: look"
     ]
     assert {turn.verdict for report in reports for turn in report.turns} == {"equal"}
     assert sum(len(report.turns) for report in reports) == 20

@@ -179,7 +179,7 @@ class Isolation:
 
     Attributes:
         backend: ``process``, ``docker`` or ``docker/runsc``.
-        namespaces: the kinds that are not the host's, sorted.
+        namespaces: kinds that differ from the host's, sorted.
         network: whether there is more than a loopback.
         capabilities: bits of the Linux capabilities.
         limited: whether control groups limit it; True for a remote daemon.
@@ -268,8 +268,7 @@ class CellResult:
         cell: its number, from 1.
         truncated: whether it wrote more than ``SandboxConfig.output``.
         final: the argument of ``FINAL``.
-        elapsed: seconds, with ``worker_wait``.
-        worker_wait: seconds in waits for workers.
+        elapsed, worker_wait: seconds in all, and in waits for workers.
         state_lost: whether ``execute`` raises until ``reset()``.
         dropped: late messages of earlier cells.
         usage: processor seconds and peak bytes.
@@ -305,7 +304,7 @@ def as_data(result: CellResult) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Files, as the guest reports them; ``more`` if some are not listed."""
+    """Files, as the guest reports them; ``more`` if others exist."""
 
     files: tuple[FileEntry, ...]
     more: bool

@@ -36,12 +36,7 @@ _KILLED = 128 + 9
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A running container.
-
-    Attributes:
-        stream: its stdio.
-        groups: its visible control groups by controller.
-    """
+    """A running container; ``stream`` is its stdio, ``groups`` its visible control groups by controller."""
 
     id: str
     stream: socket.socket

@@ -22,7 +22,7 @@ _PIECE_CHARS = 1 << 20
 
 
 class Sink(Protocol):
-    """A binary file, or another writer of bytes."""
+    """A binary file, or another writer."""
 
     def write(self, data: bytes | memoryview, /) -> object:
         """Take all of ``data``; the caller may change it afterwards."""
@@ -62,9 +62,7 @@ class _PlainPickler(pickle.Pickler):
 
 
 class EncodedContext:
-    """A context in sealed memory. Sandboxes, run log and hash read the same bytes.
-
-    Pass it to ``open_sandbox`` as the context, and close it after the sandbox.
+    """A context in sealed memory, for ``open_sandbox`` and run logs. Close it after the sandbox.
 
     Attributes:
         value: the context itself.
@@ -75,6 +73,7 @@ class EncodedContext:
     """
 
     def __init__(self, value: object) -> None:
+        # Encoded once: sandboxes, the run log and its hash read the same bytes.
         self.value = value
         self._fd = new_memory()
         try:
@@ -159,11 +158,7 @@ def new_memory() -> int:
 
 
 def write_sealed(fd: int, context: object) -> Kind:
-    """Write the context into new memory, seal it, and return its encoding.
-
-    Raises:
-        TaskError, OSError: as ``encode_context`` does.
-    """
+    """Write the context into new memory, seal it, and return its encoding. Raises as ``encode_context``."""
     with open(fd, "wb", closefd=False) as file:
         kind = encode_context(context, file)
     # Guests share the memory, so none may change it.

@@ -34,8 +34,7 @@ def failure(step: str, code: int, packages: str | None) -> EngineError:
     if step == "packages":
         return TaskError(
             f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the engine "
-            "is root, a sandbox's user is a stranger to the folder's owner: `chmod -R a+rX` on the folder "
-            "lets everybody read it"
+            "is root, a sandbox runs as another user: `chmod -R a+rX` on the folder lets every user read it"
         )
     return unavailable(step, code)
 

@@ -130,7 +130,7 @@ async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendFinder]
 
 
 class SandboxRuntime:
-    """Keeps this event loop's zygotes and containers alive, so that the next sandbox costs only a fork.
+    """Keeps this event loop's zygotes and containers alive: the next sandbox costs only a fork.
 
     Raises:
         SandboxUnavailable: this machine has no such backend.

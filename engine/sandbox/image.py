@@ -76,7 +76,9 @@ def daemon() -> Generator[DockerClient]:
         try:
             yield client
         except (DockerException, OSError) as error:
-            raise SandboxUnavailable(f"The Docker daemon refuses ({reason(error)})", READ_LOG) from error
+            raise SandboxUnavailable(
+                f"The Docker daemon reported an error ({reason(error)})", READ_LOG
+            ) from error
 
 
 def build(
@@ -127,7 +129,7 @@ def _inspect_base(client: DockerClient, base: str) -> _Base:
     except APIError as error:
         raise SandboxUnavailable(
             f"The base image {base} cannot be started ({error.explanation})",
-            "Name one that has python3, or can be pulled, with --base.",
+            "Name another one with --base: it needs python3, and must be here or in a registry.",
         ) from error
     except (ContainerError, ValueError) as error:
         raise SandboxUnavailable(

@@ -111,7 +111,7 @@ def read_conversation(folder: Path, run_id: str) -> Conversation:
     if builder.end is None:
         raise NoConversation("cut off", folder)
     if not builder.is_whole:
-        why = f"{folder / 'supervisor.jsonl'}: a turn is missing, or stands in the wrong place"
+        why = f"{folder / 'supervisor.jsonl'}: a turn is missing, or out of order"
         raise NoConversation("unreadable", folder, why)
     end = builder.end
     return Conversation(

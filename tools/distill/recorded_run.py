@@ -89,7 +89,7 @@ def find_conversation(source: Source, base: Path, permissions: Permissions) -> t
     # Tools are the user's functions, and a log has only their names.
     if conversation.start.tools:
         names = ", ".join(sorted(conversation.start.tools))
-        raise NoReplay(f"its code had tools that no log keeps: {names}")
+        raise NoReplay(f"its code had tools, which a log does not contain: {names}")
     return folder, conversation
 
 
@@ -211,4 +211,5 @@ def result_of(cell: Cell) -> CellResult:
 def _image(facts: ImageFacts) -> bytes:
     if not 0 <= facts.bytes <= _MAX_IMAGE_BYTES:
         raise ValueError(f"an image of {facts.bytes} bytes")
-    return bytes(facts.bytes)  # only the size is shown
+    # The supervisor was shown only the size.
+    return bytes(facts.bytes)

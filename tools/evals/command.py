@@ -75,7 +75,7 @@ def eval_with(
     if retry_failed and place.resume is None:
         raise TaskError("--retry-failed needs an experiment: name its folder with --resume")
     environment = allowed.environment()
-    config, subject, is_own = _chosen(flags, file, place, environment)
+    config, subject, is_own = _choose_settings(flags, file, place, environment)
     if user_secret() is None:
         _note(
             "your configuration folder cannot be written: "
@@ -104,7 +104,8 @@ def eval_with(
         raise TaskError(str(error)) from error
     finally:
         with suppress(OSError):
-            folder.rmdir()  # succeeds only if nothing was started, as the folder is empty then
+            # The folder is empty if nothing was started; else this fails.
+            folder.rmdir()
     _print(summary, folder, as_json=as_json)
     return SOME_FAILED if summary.failed else 0
 
@@ -170,7 +171,7 @@ def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(watched())
 
 
-def _chosen(
+def _choose_settings(
     flags: Mapping[str, Any], file: Path | None, place: Place, environment: Environment
 ) -> tuple[ExperimentConfig, Path | None, bool]:
     """Return the settings, their file, and whether they are this user's own."""
@@ -183,8 +184,8 @@ def _chosen(
     if not is_own:
         _note(
             f"{subject} is not recognised as yours (it, the working directory or your configuration folder "
-            "has changed): its settings reach no further than its folder, "
-            "and cached answers of others are ignored"
+            "has changed): its settings may use only its own folder, "
+            "and cached answers of other users are ignored"
         )
     return config, subject, is_own
 

@@ -170,8 +170,8 @@ def _axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[Axis, Sequen
 def _values(file: Path, name: str, values: object) -> Sequence[Any]:
     if not isinstance(values, list) or not values:
         raise TaskError(
-            f"{file}: {name}: what is combined is a list of at least one value; "
-            "put what all share into [base]"
+            f"{file}: {name}: a combined setting needs a list of at least one value; "
+            "put shared settings into [base]"
         )
     return cast("list[Any]", values)
 
@@ -180,7 +180,7 @@ def _check_base(file: Path, base: Mapping[str, Any], axes: Mapping[Axis, Sequenc
     for name, value in base.items():
         # No setting is a list: it was meant to be combined.
         if isinstance(value, list):
-            raise TaskError(f"{file}: base.{name}: put a list of what is combined above [base]")
+            raise TaskError(f"{file}: base.{name}: a list of values to combine belongs above [base]")
     for axis in axes:
         table = base if len(axis) == 1 else base.get(axis[0], {})
         if isinstance(table, dict) and axis[-1] in table:

@@ -64,7 +64,7 @@ def plot(found: Analysis, folder: Path) -> list[str]:
     matplotlib = _library()
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
-    for drawing in drawn(found):
+    for drawing in drawings(found):
         path = folder / drawing.name
         if drawing.figure is None:
             lines.append(f"{path}: nothing to draw, no run has the figures for it")
@@ -83,26 +83,26 @@ class Drawing:
     figure: Any
 
 
-def drawn(found: Analysis) -> Iterator[Drawing]:
+def drawings(found: Analysis) -> Iterator[Drawing]:
     """Yield the plots."""
     labels = _labels(found.figures)
-    worth = _worth(found)
+    y_axis = _y_axis(found)
     by_context = _by_context([record.context_chars for run in found.runs for record in run.records])
     for name, title, points_of in (
-        ("accuracy-cost", "Dollars an example, supervisor and worker", _over(_cost)),
-        ("accuracy-steps", "Steps an example", _over(lambda record: record.steps)),
+        ("accuracy-cost", "Dollars an example, supervisor and worker", _mean_mark(_cost)),
+        ("accuracy-steps", "Steps an example", _mean_mark(lambda record: record.steps)),
         ("accuracy-context", "Characters of the context", by_context),
     ):
         series = [
             Series(label, points)
             for label, run in zip(labels, found.runs, strict=True)
-            if (points := points_of(run.records, worth))
+            if (points := points_of(run.records, y_axis))
         ]
-        yield Drawing(name, series, _figure(series, title, worth) if series else None)
+        yield Drawing(name, series, _figure(series, title, y_axis) if series else None)
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class YAxis:
     """The y axis: accuracy, or the mean score if a run has no verdicts."""
 
     title: str
@@ -110,28 +110,28 @@ class Worth:
     interval: Callable[[Sequence[float]], Interval]
 
 
-def _worth(found: Analysis) -> Worth:
+def _y_axis(found: Analysis) -> YAxis:
     if all(run.accuracy for run in found.figures if run.examples):
-        return Worth(
+        return YAxis(
             "Accuracy", lambda record: record.correct, lambda values: wilson(round(sum(values)), len(values))
         )
-    return Worth("Mean score", lambda record: record.score, bootstrap)
+    return YAxis("Mean score", lambda record: record.score, bootstrap)
 
 
-PointsOf = Callable[[Sequence[Record], Worth], Sequence[Point]]
+PointsOf = Callable[[Sequence[Record], YAxis], Sequence[Point]]
 
 
-def _over(figure: Callable[[Record], float | None]) -> PointsOf:
-    """Return one mark of a run, at the mean of a figure."""
+def _mean_mark(figure: Callable[[Record], float | None]) -> PointsOf:
+    """Return a function that gives a run one mark, at the mean of a figure."""
 
-    def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
-        values = [value for record in records if (value := worth.of(record)) is not None]
+    def points(records: Sequence[Record], y_axis: YAxis) -> Sequence[Point]:
+        values = [value for record in records if (value := y_axis.of(record)) is not None]
         figures = [figure(record) for record in records]
         known = [value for value in figures if value is not None]
         # The mean of the known figures alone would mislead.
         if not values or len(known) < len(figures):
             return []
-        return [Point(mean(known), mean(values), bootstrap(known), worth.interval(values))]
+        return [Point(mean(known), mean(values), bootstrap(known), y_axis.interval(values))]
 
     return points
 
@@ -148,21 +148,21 @@ def _by_context(lengths: Sequence[int]) -> PointsOf:
         {ordered[-(-len(ordered) * part // _BINS) - 1] for part in range(1, _BINS + 1)} if ordered else ()
     )
 
-    def points(records: Sequence[Record], worth: Worth) -> Sequence[Point]:
+    def points(records: Sequence[Record], y_axis: YAxis) -> Sequence[Point]:
         groups: dict[int, list[tuple[int, float]]] = {}
         for record in records:
-            if (value := worth.of(record)) is not None:
+            if (value := y_axis.of(record)) is not None:
                 groups.setdefault(bisect_left(ends, record.context_chars), []).append(
                     (record.context_chars, value)
                 )
-        return [_group(groups[place], worth) for place in sorted(groups)]
+        return [_group(groups[place], y_axis) for place in sorted(groups)]
 
     return points
 
 
-def _group(pairs: Sequence[tuple[int, float]], worth: Worth) -> Point:
+def _group(pairs: Sequence[tuple[int, float]], y_axis: YAxis) -> Point:
     values = [value for _, value in pairs]
-    return Point(mean([length for length, _ in pairs]), mean(values), None, worth.interval(values))
+    return Point(mean([length for length, _ in pairs]), mean(values), None, y_axis.interval(values))
 
 
 def _labels(figures: Sequence[Figures]) -> list[str]:
@@ -184,7 +184,7 @@ def _shortened(name: str) -> str:
     return shorten_middle(one_line(name), _LABEL_CHARACTERS)
 
 
-def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
+def _figure(series: Sequence[Series], title: str, y_axis: YAxis) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -192,7 +192,7 @@ def _figure(series: Sequence[Series], title: str, worth: Worth) -> Any:
     axes = figure.add_subplot()
     marks = [_draw(axes, each, index, len(series)) for index, each in enumerate(series)]
     axes.set_xlabel(title)
-    axes.set_ylabel(worth.title)
+    axes.set_ylabel(y_axis.title)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(x=0.08)
