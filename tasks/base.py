@@ -74,7 +74,7 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self) -> Sequence[Example]:
-        """Return all examples, in the same order on every machine.
+        """Return all examples, in the same order everywhere.
 
         Raises:
             TaskDataError: the data is missing or wrong.
@@ -95,7 +95,7 @@ class Task(ABC):
 
     @abstractmethod
     def data_hash(self) -> str:
-        """Return a SHA-256 in hexadecimal of all that determines examples and contexts."""
+        """Return a SHA-256 of all that decides examples, contexts and references."""
 
     def sample(self, n: int, seed: int) -> list[Example]:
         """Return ``n`` examples drawn with the seed; all, in order, if n is -1."""

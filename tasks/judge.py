@@ -24,6 +24,7 @@ _SYSTEM = (
     "You grade answers to questions about documents that you do not see. You compare a candidate answer with"
     " reference answers that are known to be right. You are strict about facts and generous about wording."
 )
+# A judge may still believe what a candidate says: no parser can prevent it, so the prompt warns.
 _TEMPLATE = """\
 Grade one answer. The block below is JSON with the question, the reference answers and the candidate \
 answer.{cut}
@@ -69,7 +70,6 @@ async def judge_answer(ask: Ask, question: str, references: Sequence[str], candi
     if not candidate.strip():
         return Verdict(False, "there is no answer")
     completion = Completion("")
-    # No parser can prevent that a judge believes the candidate; the prompt tells it not to.
     for again in (False, True):
         completion = await ask(judge_messages(question, references, candidate, again=again))
         verdict = read_verdict(completion, verdict_key(question, references, candidate))

@@ -64,7 +64,7 @@ def check_unique(examples: list[Example], where: object) -> list[Example]:
 
 
 def decode(raw: bytes, what: object) -> str:
-    """Decode UTF-8 and remove a byte order mark.
+    """Decode UTF-8, without a byte order mark.
 
     Raises:
         TaskDataError: it is not UTF-8.
@@ -92,7 +92,7 @@ def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file.
 
     Raises:
-        TaskDataError: the file cannot be read.
+        TaskDataError: it cannot be read.
     """
     try:
         return decode(regular_file(path).read_bytes(), path)

@@ -119,7 +119,7 @@ def read_papers(path: Path) -> dict[str, Paper]:
     """Return the papers of an official file or of the hub's rows, by id.
 
     Raises:
-        TaskDataError: the file is unreadable or has another format.
+        TaskDataError: it is unreadable or has another format.
     """
     try:
         stat = path.stat()

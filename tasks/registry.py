@@ -55,10 +55,10 @@ def names() -> list[str]:
 
 
 def create(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """Return a task with these options. Texts are converted to the options' types.
+    """Return a task with these options; texts are converted to their types.
 
     Raises:
-        TaskDataError: the task or option does not exist, or a value does not fit.
+        TaskDataError: no such task or option, or a value does not fit.
     """
     from pydantic import ValidationError
 
@@ -76,7 +76,7 @@ def describe(name: str) -> Description:
     """Return a task's summary and options.
 
     Raises:
-        TaskDataError: the task does not exist.
+        TaskDataError: there is no such task.
     """
     adapter = _adapter(name)
     schema = _schema(adapter)

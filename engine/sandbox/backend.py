@@ -14,13 +14,7 @@ from .zygote import Receiver, Zygote
 
 
 class Guest:
-    """The connection to one guest and its shim.
-
-    Attributes:
-        load: the message that gives the guest its context.
-        backend, limited: as in ``Isolation``.
-        send: sends a message to the shim; see ``Zygote.send``.
-    """
+    """The connection to one guest and its shim."""
 
     def __init__(
         self,
@@ -33,7 +27,9 @@ class Guest:
     ) -> None:
         self._zygote = zygote
         self._session = session
+        # The message that gives the guest its context.
         self.load = load
+        # As in ``Isolation``.
         self.backend = backend
         self.limited = limited
         # Bound once, because every reply to a worker call goes through it.
@@ -56,7 +52,7 @@ class Backend(ABC):
     async def open(
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
-        """Start a guest, and await nothing after the request to its zygote.
+        """Start a guest; await nothing after the request to its zygote.
 
         Raises:
             SandboxUnavailable: this machine has no such isolation.

@@ -107,7 +107,7 @@ class Daemon:
         """Make, attach and start a container; it sees ``folder`` read-only.
 
         Raises:
-            SandboxUnavailable: the daemon refuses it.
+            SandboxUnavailable: the daemon reported an error.
         """
         with self._translate_errors("make a container of the sandbox image", READ_LOG):
             settings = container_settings(self._client, image, config, folder)

@@ -89,10 +89,10 @@ class DockerBackend(Backend):
         self._daemon.close()
 
     async def prepare(self, config: SandboxConfig) -> Image:
-        """Check that this config's containers can be made, and fill its pool.
+        """Check that containers of this config can be made, and fill its pool.
 
         Raises:
-            SandboxUnavailable: they cannot be made.
+            SandboxUnavailable: they cannot.
         """
         name = config.image or default_tag()
         image = self._images.get((name, config.runtime))

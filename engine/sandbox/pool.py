@@ -47,7 +47,7 @@ def prepare_container(daemon: Daemon, parent: str, config: SandboxConfig, image:
     """Start a container with a folder below ``parent``. Blocks.
 
     Raises:
-        SandboxUnavailable: the daemon refuses it.
+        SandboxUnavailable: the daemon reported an error.
     """
     folder = tempfile.mkdtemp(dir=parent) if daemon.shares_files else None
     try:

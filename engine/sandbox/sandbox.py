@@ -40,7 +40,7 @@ class Sandbox:
         """Run a cell and return its result, also if its interpreter crashes.
 
         Args:
-            code: Python source; its variables stay for the next cell.
+            code: Python source; its variables stay for later cells.
             timeout: seconds without waits; by default the config's.
 
         Raises:
@@ -88,8 +88,8 @@ class Sandbox:
         """Write a file below /work and make its folders, also during a cell.
 
         Raises:
-            SandboxFileError: the path is outside or through a file, or there is no room.
-            SandboxLost, SandboxError: as for ``execute``.
+            SandboxFileError: the path is outside or through a file, or no room is left.
+            SandboxLost, SandboxError: as ``execute``.
         """
         self._check_open()
         await self._guest.files.put(path, data)
@@ -98,8 +98,8 @@ class Sandbox:
         """Read a regular file below /work.
 
         Raises:
-            SandboxFileError: it is missing, not regular, outside, or larger than ``max_bytes``.
-            SandboxLost, SandboxError: as for ``put``.
+            SandboxFileError: missing, not regular, outside, or larger than ``max_bytes``.
+            SandboxLost, SandboxError: as ``execute``.
         """
         self._check_open()
         # The bytes that arrive are counted: the size that the guest reports is its own word.
@@ -110,7 +110,7 @@ class Sandbox:
 
         Raises:
             SandboxFileError: no answer in time.
-            SandboxLost, SandboxError: as for ``put``.
+            SandboxLost, SandboxError: as ``execute``.
         """
         self._check_open()
         return await self._guest.files.list(most)
@@ -133,7 +133,7 @@ class Sandbox:
             self._guest = await RunningGuest.start(self._find_backend, self._setup)
 
     async def close(self) -> None:
-        """Kill the guest and remove all of it. May be repeated, and called during a cell."""
+        """Kill the guest and remove all of it. May be repeated."""
         self._is_closed = True
         async with self._changing:
             await self._guest.close()
