@@ -75,6 +75,10 @@ class Measured(NamedTuple):
     refused_process: bool = False
 
 
+# One for all: most frames are no end of a cell.
+_NOTHING_MEASURED = Measured()
+
+
 class Backlog(NamedTuple):
     """What the driver could not write yet."""
 
@@ -133,8 +137,11 @@ class GuestSession:
 
     def next_time(self) -> float | None:
         """Return when to call ``tick`` or ``may_read`` again: at the cell's deadline, or when the rate allows calls."""
-        times = [at for at in (self.resume_at, self.cell and self.cell.deadline()) if at is not None]
-        return min(times, default=None)
+        cell = self._rules.cell
+        if cell is None:
+            return self.resume_at
+        deadline = cell.deadline()
+        return deadline if self.resume_at is None else min(deadline, self.resume_at)
 
     # From the engine
 
@@ -178,7 +185,7 @@ class GuestSession:
             if isinstance(message, Done | ReplExit):
                 self.unmeasured = message
                 return []
-            return self._accept(message, payload, now, Measured())
+            return self._accept(message, payload, now, _NOTHING_MEASURED)
         except _ERRORS as error:
             self.break_off(error)
             return []
@@ -205,7 +212,7 @@ class GuestSession:
         return (
             []
             if self.cell is None
-            else self._accept(Output(self.cell.number, stream, data), None, now, Measured())
+            else self._accept(Output(self.cell.number, stream, data), None, now, _NOTHING_MEASURED)
         )
 
     def closed(self, source: Source, exceeded: tuple[Outcome, str] | None = None) -> list[Send]:
