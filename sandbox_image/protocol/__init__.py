@@ -1,24 +1,18 @@
-"""The wire protocol of supdist-engine. This package is the authority; ``VERSION`` changes when it does.
+"""The wire protocol. This package is the authority; every change of it changes ``VERSION``.
 
-Four links, all bounded::
+Links, all of them bounded::
 
-    engine <-> zygote   SOCK_SEQPACKET socketpair, one message a packet, descriptors beside it
-    engine <-> shim     ZeroMQ ROUTER/DEALER, one message a ZeroMQ message; both ends are trusted
-    shim   <-> process  SOCK_SEQPACKET socketpair, while the process is set up; one message a packet
-    shim   <-> guest    byte streams of frames: one with the repl and one with init, or a container's stdio for both;
-                        the guest is hostile
+    engine-zygote   SOCK_SEQPACKET   trusted        one message a packet, descriptors beside it
+    engine-shim     ZeroMQ           trusted        one message each
+    shim-process    SOCK_SEQPACKET   set-up only    one message a packet
+    shim-guest      byte streams     hostile        frames: one stream for repl and init each, or a container's stdio
 
-Frames. A frame is a little-endian u32 length and as many bytes of payload. A payload is a MessagePack array. Its first
-item is the number of the message (``base.py``), so ``kind`` needs no decoding.
-
-Unions. Each direction of each link has one union of messages and one decoder. A message outside the union is an error,
-and so is an item too many or of the wrong type. There are no defaults.
-
-Ids. The engine numbers cells from 1. The guest numbers its calls from 1, strictly upwards; the shim refuses a used id.
-A message of a cell that has ended is dropped and counted.
-
-Text. Every ``str`` is UTF-8; lone surrogates cannot be sent. The guest replaces them with U+FFFD in prompts and answers.
-``Output`` carries bytes; only the engine decodes them.
+Frame: a little-endian u32 length, then the payload.
+Payload: a MessagePack array that begins with the message's number.
+Union: each direction has one decoder. It refuses unknown messages, extra items and wrong types. Fields have no defaults.
+Ids: the engine numbers cells from 1. The guest numbers calls from 1, strictly rising; the shim refuses used ones.
+Late: a message of an ended cell is dropped and counted.
+Text: ``str`` is UTF-8 without lone surrogates. ``Output`` holds bytes, decoded only by the engine.
 """
 
 from __future__ import annotations

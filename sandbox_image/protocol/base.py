@@ -1,9 +1,10 @@
-"""The base classes of all messages, the numbers of messages, and their encoder."""
+"""The base classes, numbers and encoder of messages."""
 
 from __future__ import annotations
 
 import msgspec
 
+# The messages of each direction, in order, by the number of its first. VERSION changes with an order.
 _NUMBERED = {
     # To the guest.
     1: (
@@ -21,7 +22,6 @@ _NUMBERED = {
     # Between shim and isolated process.
     80: ("Placed", "ApplyLimits"),
 }  # fmt: skip
-"""The messages of each direction, in order, by the number of its first. VERSION changes with an order."""
 
 # One space of numbers: a decoder of the shim or the engine takes messages of several rows.
 _TAGS = {
@@ -31,22 +31,23 @@ _TAGS = {
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of the values in messages: positional, closed, immutable."""
+    """Base of values in messages: positional, closed, immutable."""
 
 
 class Message(Value, frozen=True, tag=_TAGS.__getitem__):
-    """Base of all messages. The first item of each is its number."""
+    """Base of messages."""
 
 
 def tag(message: type[Message]) -> int:
-    """Return the number of a kind of message, as ``kind`` reads it."""
+    """Return the number of a message type."""
     number = message.__struct_config__.tag
     assert isinstance(number, int)
     return number
 
 
 def kind(payload: bytes) -> int:
-    """Return the number of a message: the item after the array's header. 0 for what cannot be a message."""
+    """Return the number of an encoded message; 0 if it is too short."""
+    # Numbers are below 128 and arrays below 16 items: each takes one byte, so no decoding is needed.
     return payload[1] if len(payload) > 1 else 0
 
 

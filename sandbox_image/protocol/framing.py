@@ -1,4 +1,4 @@
-"""Frames: a payload with its length in front."""
+"""Cut byte streams into frames."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ from .limits import HEADER_BYTES
 
 
 class Violation(Exception):
-    """The peer broke the protocol. The text is ours and holds nothing that the peer sent."""
+    """The peer broke the protocol."""
+
+    # The text never quotes the peer: people and models read it.
 
 
 def frame(payload: bytes) -> bytes:
-    """Return a payload with its length in front."""
+    """Return the payload with its length in front."""
     return len(payload).to_bytes(HEADER_BYTES, "little") + payload
 
 
 class FrameBuffer:
-    """Cuts a byte stream into payloads. Does no I/O.
-
-    It never holds more than one frame of ``limit`` bytes and what was fed beside it.
-    """
+    """Cuts a byte stream into payloads of at most ``limit`` bytes, without I/O."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._data = bytearray()
 
     def frame(self, payload: bytes) -> bytes:
-        """See the function of that name."""
+        """See ``frame``."""
         return frame(payload)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes and return the payloads that are complete now.
+        """Add bytes; return the payloads that are complete.
 
         Raises:
-            Violation: a frame announces more than ``limit`` bytes, or none.
+            Violation: a frame is empty or above the limit.
         """
         self._data += data
         payloads: list[bytes] = []
         while len(self._data) >= HEADER_BYTES:
             size = int.from_bytes(self._data[:HEADER_BYTES], "little")
-            # Before anything of the frame is kept: its length is the peer's word.
+            # Checked before the frame is collected: a hostile length must not make the buffer grow.
             if not 0 < size <= self._limit:
                 raise Violation(f"a frame of {size} bytes where 1 to {self._limit} are allowed")
             end = HEADER_BYTES + size

@@ -1,4 +1,4 @@
-"""The messages between shim and guest. The guest is hostile."""
+"""Messages between shim and guest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .values import (
 
 
 class Start(Message, frozen=True):
-    """The first message: the question, the tools, and the limits that the guest's own library keeps to."""
+    """The first message, with the limits that the guest's library keeps."""
 
     query: str
     prompt_bytes: int
@@ -37,43 +37,39 @@ class Start(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """The context: ``text`` is UTF-8 (with surrogates passed through), ``object`` a pickle that the host wrote.
+    """The context."""
 
-    ``source`` is where it lies: in the ``descriptor`` that init was given, in the ``file`` ``CONTEXT_FILE``, or in
-    ``data``, which is empty otherwise.
-    """
-
+    # UTF-8 that may hold surrogates, or a pickle of the host.
     kind: Literal["text", "object"]
+    # In the descriptor that init has, in CONTEXT_FILE, or in `data`.
     source: Literal["descriptor", "file", "frame"]
     data: bytes
 
 
 class Execute(Message, frozen=True):
-    """Run a cell. The shim keeps ``timeout`` (seconds); the guest may know it.
-
-    The repl gets two descriptors with it, for fd 1 and 2.
-    """
+    """Run a cell. Descriptors for fd 1 and 2 come with it."""
 
     cell: int
     code: str
+    # Seconds. The shim enforces it; the guest only knows it.
     timeout: float
 
 
 class Reply(Message, frozen=True):
-    """The answers of a call, in the order of its prompts."""
+    """The answers to a call, in the order of its prompts."""
 
     call: int
     results: list[str | CallError]
 
 
 class Interrupt(Message, frozen=True):
-    """Raise KeyboardInterrupt in this cell, if it still runs."""
+    """Raise KeyboardInterrupt in a cell that still runs."""
 
     cell: int
 
 
 class PutFile(Message, frozen=True):
-    """Write ``data`` to a file below the working directory, from its start or at its end."""
+    """Replace or append to a file below the working directory."""
 
     request: int
     path: str
@@ -82,7 +78,7 @@ class PutFile(Message, frozen=True):
 
 
 class GetFile(Message, frozen=True):
-    """Read at most ``size`` bytes of a regular file below the working directory."""
+    """Read a part of a regular file below the working directory."""
 
     request: int
     path: str
@@ -91,22 +87,22 @@ class GetFile(Message, frozen=True):
 
 
 class ToolReply(Message, frozen=True):
-    """The result of a call of a host tool, as JSON, or why there is none."""
+    """The result of a host tool, as JSON."""
 
     call: int
     result: bytes | ToolFailure
 
 
 class Discard(Message, frozen=True):
-    """To init: read the pipes that come with this message to their end, and drop what they hold."""
+    """To init: read and drop the data of the pipes that come with it."""
 
 
 class HungUp(Message, frozen=True):
-    """To init: the repl closed its stream. Wait for it, kill it after a deadline, and report its end."""
+    """To init: the repl closed its stream. Wait for its end, or kill it."""
 
 
 class ListFiles(Message, frozen=True):
-    """List at most ``most`` regular files below the working directory."""
+    """List regular files below the working directory."""
 
     request: int
     most: int
@@ -116,14 +112,14 @@ class ListFiles(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The guest has its context and waits for cells."""
+    """The guest has its context and takes cells."""
 
     version: int
     facts: Facts
 
 
 class Output(Message, frozen=True):
-    """Bytes that were written to fd 1 or 2 during a cell. A container's init sends it to the shim, the shim to the engine."""
+    """Bytes of a cell's fd 1 or 2. Only a container's init sends it."""
 
     cell: int
     stream: Literal[1, 2]
@@ -131,7 +127,7 @@ class Output(Message, frozen=True):
 
 
 class Call(Message, frozen=True):
-    """Ask the worker model each of these prompts."""
+    """Ask the worker model these prompts."""
 
     call: int
     cell: int
@@ -139,57 +135,58 @@ class Call(Message, frozen=True):
 
 
 class Final(Message, frozen=True):
-    """The answer. One a cell."""
+    """The answer, at most one for each cell."""
 
     cell: int
     answer: str
 
 
 class Done(Message, frozen=True):
-    """The cell ended, with this exception or with none."""
+    """The cell ended."""
 
     cell: int
     error: ErrorInfo | None
 
 
 class ReplExit(Message, frozen=True):
-    """The last message of init: the wait status of the repl, and whether it had to be killed after it closed its stream."""
+    """The last message of init: the repl's wait status."""
 
     status: int
+    # Whether it closed its stream and had to be killed.
     hung_up: bool
 
 
 class FileData(Message, frozen=True):
-    """The answer to ``PutFile`` (no data) and ``GetFile``. Fewer bytes than were asked for are the file's last."""
+    """The answer to ``PutFile`` (no data) and ``GetFile``."""
 
     request: int
+    # Fewer bytes than requested are the file's last.
     data: bytes
     error: FileCode | None
 
 
 class ToolCall(Message, frozen=True):
-    """Call a host tool by its number.
+    """Call a host tool."""
 
-    ``arguments`` is JSON: a list of those by place, and a dict of those by name. Calls of tools and of workers share
-    their numbers.
-    """
-
+    # Tool and worker calls share one sequence.
     call: int
     cell: int
     tool: int
+    # JSON: [positional, keyword].
     arguments: bytes
 
 
 class Display(Message, frozen=True):
-    """A value that the cell shows, in one form or several. The host never opens an image."""
+    """A value that the cell shows, in one or more forms."""
 
     cell: int
     text: dict[TextForm, str]
+    # The host never decodes them.
     images: dict[ImageForm, bytes]
 
 
 class FileList(Message, frozen=True):
-    """The answer to ``ListFiles``: folder by folder, and whether there are more than these."""
+    """The answer to ``ListFiles``; ``more`` says that it is cut."""
 
     request: int
     files: list[FileEntry]

@@ -1,30 +1,29 @@
-"""Sizes that both ends know, and the limits of one sandbox."""
+"""Fixed sizes, and the limits of one sandbox."""
 
 from __future__ import annotations
 
 from .base import Value
 
 HEADER_BYTES = 4
+# No configuration may allow a larger frame.
 MAX_FRAME_BYTES = 64 << 20
-"""No configuration may allow a larger frame."""
 
 # malloc maps memory of 128 KiB and more for itself (mallopt(3), M_MMAP_THRESHOLD): three system calls more a message.
 READ_BYTES = 64 << 10
-"""Bytes that are read at once."""
 
+# As JSON, for one call of a host tool.
 TOOL_ARGUMENT_BYTES = 256 << 10
 TOOL_RESULT_BYTES = 1 << 20
-"""The largest arguments and the largest result of one call of a host tool, as JSON (see ``plain.py``)."""
 
+# For each cell.
 MAX_DISPLAYS = 32
-"""The most displays of one cell."""
 
+# For all paths of one list together.
 LISTING_CHARS = 1 << 20
-"""The most characters of paths in one list of files."""
 
 
 class SessionLimits(Value, frozen=True):
-    """What the shim checks. Bytes, counts and seconds; all positive, but for ``tools``, the number of the host's tools."""
+    """What the shim enforces. All positive; ``tools``, the number of host tools, may be 0."""
 
     output_bytes: int
     display_bytes: int
@@ -39,7 +38,7 @@ class SessionLimits(Value, frozen=True):
 
 
 class ResourceLimits(Value, frozen=True):
-    """What the kernel enforces. Bytes, counts and seconds; all positive."""
+    """What the kernel enforces. All positive."""
 
     memory_bytes: int
     pids: int

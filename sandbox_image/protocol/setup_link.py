@@ -1,7 +1,4 @@
-"""The messages between a shim and the isolated process that it builds, one message a packet.
-
-No guest code runs yet, but the packets are decoded as strictly as a guest's.
-"""
+"""Messages between a shim and the isolated process that it sets up."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ SETUP_PACKET_BYTES = 256
 
 
 class Placed(Message, frozen=True):
-    """The process is in its control group, and its ids are mapped: it can mount its root."""
+    """The process has its control group and ids; it can mount its root."""
 
 
 class ApplyLimits(Message, frozen=True):
-    """Apply these limits and run the guest. The context's descriptor comes with the packet."""
+    """Apply limits and run the guest. The context's descriptor comes with it."""
 
     limits: ResourceLimits
 

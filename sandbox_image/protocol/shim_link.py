@@ -1,4 +1,4 @@
-"""The messages between engine and shim: those of the guest after their check, and the shim's own."""
+"""Messages between engine and shim: checked ones of the guest, and the shim's own."""
 
 from __future__ import annotations
 
@@ -34,10 +34,7 @@ class Kill(Message, frozen=True):
 
 
 class CellEnd(Message, frozen=True):
-    """The shim's verdict on a cell. Times are seconds of its monotonic clock.
-
-    ``dropped`` counts late frames. ``detail`` is the shim's text for an end that the code did not cause.
-    """
+    """The shim's verdict on a cell. Times are in seconds."""
 
     cell: int
     outcome: Outcome
@@ -46,27 +43,31 @@ class CellEnd(Message, frozen=True):
     worker_wait: float
     truncated: bool
     state_lost: bool
+    # How many late frames were dropped.
     dropped: int
+    # The shim's own text, for an end that the code did not cause.
     detail: str
     usage: Usage
 
 
 class Exit(Message, frozen=True):
-    """The sandbox is gone. Sent once, last. ``detail`` is the shim's text, never the guest's."""
+    """The sandbox is gone. The last message."""
 
     outcome: Outcome
+    # The shim's text, never the guest's.
     detail: str
 
 
 class SetupFailed(Message, frozen=True):
-    """The isolation cannot be built: the ``step`` that failed (``engine/jail/setup_errors.py``) and its ``errno``."""
+    """The isolation cannot be built."""
 
+    # A key of `engine/jail/setup_errors.py`.
     step: str
     errno: int
 
 
 class Hello(Message, frozen=True):
-    """The shim is connected. ``namespaces`` are its own, the host's, as in ``Facts``."""
+    """The shim is connected, with the host's namespaces as in ``Facts``."""
 
     namespaces: dict[str, int]
 

@@ -1,4 +1,4 @@
-"""Values in messages, and the folders that both ends know."""
+"""Values in messages, and folders that both ends know."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import Literal
 
 from .base import Value
 
+# Where the zygote builds a sandbox's root, in its own mount namespace.
 ROOT = "/guest"
-"""Where the zygote builds a sandbox's root, in its own mount namespace."""
 
+# The guest's working directory, empty at the start.
 WORK = "/work"
-"""The guest's working directory, empty at the start."""
 
+# A read-only mount in a container.
 CONTEXT_FILE = "/context/data"
-"""Where a container finds its context: a read-only mount."""
 
 
 class Outcome(StrEnum):
-    """How a cell ended. The host decides it; the guest reports only ``ok`` and ``user_error``."""
+    """How a cell ended."""
+
+    # The host decides it. From a guest it takes only whether there was an exception.
 
     OK = "ok"
     USER_ERROR = "user_error"
@@ -32,26 +34,20 @@ class Outcome(StrEnum):
     BUDGET_EXCEEDED = "budget_exceeded"
 
 
+# Why a call or a request failed.
 CallCode = Literal["budget_exceeded", "too_long", "refused", "unavailable", "timeout", "cancelled"]
-"""Why a worker call has no answer."""
-
 ToolCode = Literal["budget_exceeded", "bad_arguments", "failed", "timeout", "cancelled", "too_large"]
-"""Why a call of a host tool has no result."""
-
 FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
-"""Why a file could not be written or read."""
 
+# MIME types of displays.
 TextForm = Literal["text/plain", "text/html", "image/svg+xml"]
 ImageForm = Literal["image/png", "image/jpeg"]
-"""The MIME types in which a cell may show a value."""
 
 
 class Facts(Value, frozen=True):
-    """What the guest measured of its isolation, before any code of a user ran in it.
+    """What the guest measured of its isolation, before user code ran."""
 
-    ``namespaces`` maps a namespace's kind to its inode.
-    """
-
+    # Inodes by kind of namespace.
     namespaces: dict[str, int]
     uid: int
     capabilities: int
@@ -62,7 +58,7 @@ class Facts(Value, frozen=True):
 
 
 class ErrorInfo(Value, frozen=True):
-    """An exception that left a cell: its class's name, ``str()`` and formatted traceback, each cut to a size."""
+    """The exception of a cell: class name, ``str()``, formatted traceback. Each is cut."""
 
     type: str
     message: str
@@ -70,49 +66,47 @@ class ErrorInfo(Value, frozen=True):
 
 
 class CallError(Value, frozen=True):
-    """A worker call without an answer. The host writes ``message`` for the guest."""
+    """A failed worker call."""
 
     code: CallCode
     message: str
 
 
 class ToolFailure(Value, frozen=True):
-    """A call of a host tool without a result. The host writes ``message`` for the guest."""
+    """A failed call of a host tool."""
 
     code: ToolCode
     message: str
 
 
 class GuestTool(Value, frozen=True):
-    """A function that runs inside: a pickle that the host wrote."""
+    """A function that runs in the guest."""
 
     name: str
+    # Written by the host.
     pickle: bytes
 
 
 class HostTool(Value, frozen=True):
-    """A function that runs in the engine. Its number is its place in ``Start``."""
+    """A function that runs in the engine. Its index in ``Start`` is its number."""
 
     name: str
     doc: str
 
 
 class FileEntry(Value, frozen=True):
-    """A regular file below the working directory, as the guest reports it; ``size`` in bytes."""
+    """A regular file below the working directory; ``size`` in bytes."""
 
     path: str
     size: int
 
 
 class Usage(Value, frozen=True):
-    """What a sandbox used: processor seconds of the cell, and the most bytes at once so far.
-
-    ``source`` is who counted: the kernel (``cgroup``), the shim with its samples (``watchdog``), or ``none``. Without
-    a source the figures are 0.
-    """
+    """Processor seconds of the cell, and the sandbox's peak in bytes. 0 without a source."""
 
     cpu_seconds: float
     peak_memory: int
+    # The kernel counts exactly. The watchdog samples.
     source: Literal["cgroup", "watchdog", "none"]
 
 

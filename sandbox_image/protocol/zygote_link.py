@@ -1,4 +1,4 @@
-"""The messages between engine and zygote. Both are trusted."""
+"""Messages between engine and zygote."""
 
 from __future__ import annotations
 
@@ -12,46 +12,44 @@ from .shim_link import SetupFailed
 
 
 class Spawn(Message, frozen=True):
-    """Fork a shim for this session (its ZeroMQ routing id). The context's descriptor comes with the packet."""
+    """Fork a shim. The context's descriptor comes with it."""
 
+    # The shim's ZeroMQ routing id.
     session: bytes
     limits: SessionLimits
     resources: ResourceLimits
 
 
 class ZygoteReady(Message, frozen=True):
-    """The zygote takes orders."""
+    """The zygote is ready."""
 
     version: int
 
 
 class ShimExit(Message, frozen=True):
-    """A shim's process ended with this wait status; its guest died with it."""
+    """A shim ended with this wait status, and its guest with it."""
 
     session: bytes
     status: int
 
 
 class Abandon(Message, frozen=True):
-    """Kill this session's shim, in any state; its guest dies with it."""
+    """Kill a shim, and its guest with it."""
 
     session: bytes
 
 
 class Attach(Message, frozen=True):
-    """Fork a shim for a guest that a container daemon runs. The stream that the daemon attached comes with the packet.
-
-    ``groups`` are the container's control groups, folders by controller (``engine/jail/cgroups.py``). They are empty
-    where this machine cannot see them.
-    """
+    """Fork a shim for a container, whose stdio comes with it."""
 
     session: bytes
     limits: SessionLimits
+    # Folders of the container's control groups by controller; empty where this machine cannot see them.
     groups: dict[str, str]
 
 
 class NotForked(Message, frozen=True):
-    """There is no shim for this session: the ``errno`` of fork(2)."""
+    """The fork(2) of a session's shim failed."""
 
     session: bytes
     errno: int
