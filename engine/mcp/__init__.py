@@ -1,1 +1,1 @@
-"""MCP servers over sandboxes: ``supdist-engine mcp``."""
+"""MCP over sandboxes."""

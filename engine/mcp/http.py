@@ -1,8 +1,4 @@
-"""MCP over streamable HTTP, on this machine alone: every client with the token gets a sandbox of its own.
-
-The checks of a request, in order: the token, the revision of the protocol, the table of sessions. The SDK's transport
-then checks Host and Origin. A revision without sessions is refused; the client falls back to one with them.
-"""
+"""Serve MCP over streamable HTTP on this machine. Each client with the token gets its own sandbox."""
 
 from __future__ import annotations
 
@@ -43,12 +39,11 @@ _GRACE_SECONDS = 2
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Which clients are served, how many at once, and how long without a request.
+    """Who may use the server.
 
     Attributes:
-        token: the bearer token of every request.
-        sessions: the most sessions at once.
-        idle: seconds without a request after which a session ends.
+        sessions: the most at once.
+        idle: seconds without a request until a session ends.
     """
 
     token: str
@@ -57,7 +52,7 @@ class AccessPolicy:
 
 
 class Sessions:
-    """The table of sessions, as an ASGI application. Enter it; all have ended when it is left."""
+    """The ASGI application, with all sessions."""
 
     def __init__(
         self, open_queue: Callable[[], SessionQueue], settings: Settings, access: AccessPolicy, port: int
@@ -71,48 +66,53 @@ class Sessions:
             allowed_origins=[f"http://{host}:{port}" for host in (HOST, "localhost")],
         )
         self._transports: dict[str, StreamableHTTPServerTransport] = {}
-        self._lives: set[asyncio.Task[None]] = set()
-        # As base64, or as JSON that escapes a good deal.
+        self._tasks: set[asyncio.Task[None]] = set()
+        # A file as base64, or as JSON with many escapes, may be twice as long.
         self._limited = RequestBodyLimitMiddleware(self._route, 2 * settings.file_limit + (1 << 20))
 
     async def close(self) -> None:
         """End every session."""
         for transport in list(self._transports.values()):
             await transport.terminate()
-        if self._lives:
-            await asyncio.wait(self._lives)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         assert scope["type"] == "http"
+        # The token comes first. The SDK's transport checks Host and Origin last.
         given = Headers(scope=scope).get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, self._authorization):
             answer = Response("the bearer token is missing or wrong", 401, {"WWW-Authenticate": "Bearer"})
             await answer(scope, receive, send)
         elif scope["path"] != PATH:
-            await Response(f"there is only {PATH}", 404)(scope, receive, send)
+            await Response(f"not found: use {PATH}", 404)(scope, receive, send)
         else:
             await self._limited(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         revision, name = headers.get(_VERSION_HEADER), headers.get(MCP_SESSION_ID_HEADER)
+        # A client falls back to a revision with sessions.
         if revision is not None and revision not in HANDSHAKE_PROTOCOL_VERSIONS:
-            await _without_sessions(revision)(scope, receive, send)
+            await _unsupported_revision(revision)(scope, receive, send)
         elif name is not None:
             transport = self._transports.get(name)
-            handle = transport.handle_request if transport else _refusal("there is no such session", 404)
+            handle = (
+                transport.handle_request
+                if transport
+                else _refusal("the session is unknown or has ended", 404)
+            )
             await handle(scope, receive, send)
         elif scope["method"] != "POST":
             await _refusal("a session begins with a POST of initialize", 400)(scope, receive, send)
-        elif len(self._lives) >= self._access.sessions:
-            message = f"there are {self._access.sessions} sessions, and no more are allowed at once"
+        elif len(self._tasks) >= self._access.sessions:
+            message = f"all {self._access.sessions} sessions are in use; try again later"
             await _refusal(message, 503, INTERNAL_ERROR)(scope, receive, send)
         else:
             await self._begin(scope, receive, send)
 
     async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a new session answer the request. It stays only if the request opened it."""
         name = secrets.token_hex(16)
         # JSON, not events: the SDK's client takes no event above 1 MiB, and a file may be larger.
         transport = StreamableHTTPServerTransport(
@@ -130,19 +130,19 @@ class Sessions:
                 opened = message["status"] < 400
             await send(message)
 
-        life = asyncio.get_running_loop().create_task(self._live(transport, connected))
-        self._lives.add(life)
-        life.add_done_callback(self._lives.discard)
+        task = asyncio.get_running_loop().create_task(self._serve(transport, connected))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         self._transports[name] = transport
         try:
             await connected.wait()
             await transport.handle_request(scope, receive, watch)
         finally:
+            # Only a successful `initialize` opens a session.
             if not opened:
                 await asyncio.shield(transport.terminate())
 
-    async def _live(self, transport: StreamableHTTPServerTransport, connected: asyncio.Event) -> None:
-        """Serve one session, from before its first request until nothing is left of it."""
+    async def _serve(self, transport: StreamableHTTPServerTransport, connected: asyncio.Event) -> None:
         queue = self._open_queue()
         queue.open_ahead()
         server = build(queue, self._settings)
@@ -163,7 +163,11 @@ class Sessions:
 async def serve_http(
     sessions: Sessions, listener: socket.socket, connections: int, stopped: asyncio.Event
 ) -> None:
-    """Serve on a listening socket, so many connections at once, until the event comes; then every session has ended."""
+    """Serve a listening socket until ``stopped``, then end all sessions.
+
+    Args:
+        connections: the most at once.
+    """
     config = uvicorn.Config(
         sessions,
         lifespan="off",
@@ -187,7 +191,7 @@ async def serve_http(
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Leave signals to the caller: uvicorn would raise them again, before the clean-up."""
+        # The caller handles signals. uvicorn would raise them again before the clean-up.
         yield
 
 
@@ -195,11 +199,11 @@ def _refusal(message: str, status: int, code: int = INVALID_REQUEST) -> Response
     return _answer(ErrorData(code=code, message=message), status)
 
 
-def _without_sessions(requested: str) -> Response:
+def _unsupported_revision(requested: str) -> Response:
     data = UnsupportedProtocolVersionErrorData(
         supported=list(HANDSHAKE_PROTOCOL_VERSIONS), requested=requested
     )
-    message = "over HTTP, only revisions of the protocol that have sessions"
+    message = "use a protocol revision with sessions"
     error = ErrorData(code=UNSUPPORTED_PROTOCOL_VERSION, message=message, data=data.model_dump(mode="json"))
     return _answer(error, 400)
 

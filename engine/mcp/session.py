@@ -1,4 +1,4 @@
-"""A sandbox as the session of an MCP server."""
+"""Use a sandbox as an MCP session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..sandbox import CellResult, Sandbox, SandboxConfig, open_sandbox
 
 
 class SandboxSession:
-    """See ``Session``. Made by ``open_session``."""
+    """See ``Session`` and ``open_session``."""
 
     def __init__(self, sandbox: Sandbox, closing: AsyncExitStack) -> None:
         self._sandbox = sandbox
@@ -23,7 +23,7 @@ class SandboxSession:
             return _cell(await self._sandbox.execute(code, timeout=timeout))
 
     async def reset(self) -> None:
-        """See ``Session.reset``. Files are gone, too: it is another sandbox."""
+        """See ``Session.reset``. Files are lost too."""
         with _as_session_errors():
             await self._sandbox.reset()
 
@@ -49,10 +49,10 @@ class SandboxSession:
 
 
 async def open_session(config: SandboxConfig) -> SandboxSession:
-    """Open a session in a sandbox of its own.
+    """Open a session with its own sandbox.
 
     Raises:
-        SessionError: there is none to be had; caused by what ``open_sandbox`` raised.
+        SessionError: from the error of ``open_sandbox``.
     """
     with _as_session_errors():
         async with AsyncExitStack() as stack:
@@ -80,5 +80,6 @@ def _as_session_errors() -> Generator[None]:
         raise SessionLost(str(error)) from error
     except SandboxFileError as error:
         raise FileRefused(str(error)) from error
-    except (SandboxError, TaskError, ValueError) as error:  # ValueError: the code is too long
+    # ValueError: the code is too long.
+    except (SandboxError, TaskError, ValueError) as error:
         raise SessionError(str(error)) from error
