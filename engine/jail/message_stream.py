@@ -16,17 +16,17 @@ from .attached import AttachedStream
 
 
 class Framing(Protocol):
-    """Encodes messages into bytes and back, without I/O."""
+    """Encodes and decodes messages, without I/O."""
 
     def frame(self, payload: bytes) -> bytes:
         """Encode a message."""
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the messages that are complete now.
+        """Return the completed messages.
 
         Raises:
-            Violation: the bytes break the protocol.
+            Violation: invalid bytes.
         """
         ...
 
@@ -35,8 +35,8 @@ class MessageStream:
     """A non-blocking stream of messages.
 
     Attributes:
-        is_open: False after the other end has closed it.
-        unsent_bytes: bytes that the socket has not taken.
+        is_open: whether the peer has not closed it.
+        unsent_bytes: what the socket has not taken.
     """
 
     def __init__(self, stream: socket.socket | AttachedStream, framing: Framing) -> None:
@@ -48,7 +48,7 @@ class MessageStream:
         self.unsent_bytes = 0
 
     def __len__(self) -> int:
-        """Return the number of messages not sent completely."""
+        """Return the number of unsent messages."""
         return len(self._out)
 
     def fileno(self) -> int:
@@ -56,12 +56,11 @@ class MessageStream:
         return self._stream.fileno()
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Queue a message and send what the socket takes."""
-        # Descriptors are closed here once they are sent.
+        """Send a message now, or when the socket takes it. Closes the descriptors."""
         self.send_raw(self._framing.frame(payload), descriptors)
 
     def send_raw(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Queue framed bytes, such as a handshake."""
+        """Send framed bytes."""
         view = memoryview(data)
         self._out.append((view, list(descriptors)))
         self.unsent_bytes += len(view)
@@ -81,14 +80,16 @@ class MessageStream:
                 if sent == len(data):
                     self._out.popleft()
                 else:
+                    # The descriptors went with the first byte (unix(7)).
                     self._out[0] = data[sent:], []
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):
-            self.discard_unsent()  # the reader will see that the other end is closed
+            # The reader will see the end of the stream.
+            self.discard_unsent()
 
     def discard_unsent(self) -> None:
-        """Drop what is not sent."""
+        """Drop unsent messages."""
         for _, descriptors in self._out:
             for fd in descriptors:
                 os.close(fd)
@@ -110,7 +111,7 @@ class MessageStream:
         return sent
 
     def drain(self, seconds: float) -> None:
-        """Send all, or what is taken within that time."""
+        """Send what the socket takes in this time."""
         poller, until = select.poll(), time.monotonic() + seconds
         poller.register(self.fileno(), select.POLLOUT)
         while self._out and (left := until - time.monotonic()) > 0:
@@ -118,10 +119,10 @@ class MessageStream:
             self.flush()
 
     def receive(self) -> list[bytes] | None:
-        """Return the messages that are complete now; None if nothing arrived.
+        """Return the completed messages; None if nothing arrived.
 
         Raises:
-            Violation: the bytes break the protocol.
+            Violation: invalid bytes.
         """
         try:
             data = self._stream.recv(READ_BYTES)
@@ -140,7 +141,9 @@ class MessageStream:
 
 
 class DescriptorPoller:
-    """A ``select.poll`` whose registrations are changed only where they differ."""
+    """A ``select.poll`` with few changes."""
+
+    # An unchanged registration costs no system call.
 
     def __init__(self) -> None:
         self._poller = select.poll()
@@ -148,7 +151,7 @@ class DescriptorPoller:
         self._group: set[int] = set()
 
     def watch(self, fd: int, events: int) -> None:
-        """Poll a descriptor for these events; for none, not at all."""
+        """Poll a descriptor for these events, or not at all."""
         if events == self._events.get(fd, 0):
             return
         self._events[fd] = events
@@ -159,7 +162,7 @@ class DescriptorPoller:
             self._poller.register(fd, events)
 
     def watch_group(self, fds: Collection[int], events: int) -> None:
-        """Poll these descriptors instead of those of the last call."""
+        """Poll these descriptors instead of the last group."""
         for fd in self._group.difference(fds):
             self.watch(fd, 0)
         for fd in fds:
@@ -167,5 +170,5 @@ class DescriptorPoller:
         self._group = set(fds)
 
     def poll(self, milliseconds: int | None) -> dict[int, int]:
-        """Wait, and return events by descriptor."""
+        """Wait; return events by descriptor."""
         return dict(self._poller.poll(milliseconds))

@@ -1,4 +1,4 @@
-"""Measure what a sandbox uses, in its control group."""
+"""Measure a sandbox in its control group."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .cgroups import Cgroup
 
 
 class Meter(ABC):
-    """The resource use of one sandbox, by a monotonic clock in seconds."""
+    """The resource use of one sandbox. Times are monotonic seconds."""
 
     @abstractmethod
     def begin_cell(self) -> None:
@@ -22,23 +22,23 @@ class Meter(ABC):
 
     @abstractmethod
     def exceeded(self) -> tuple[Outcome, str] | None:
-        """Return outcome and reason if a limit was exceeded at the last check."""
+        """Return outcome and reason of an exceeded limit."""
 
     @abstractmethod
     def was_refused_a_process(self) -> bool:
-        """Return whether the cell reached the limit on processes."""
+        """Return whether a fork was refused."""
 
     def next_check(self, now: float) -> float | None:
-        """Return when ``check`` is due, if ever."""
+        """Return when ``check`` is due."""
         return None
 
     def check(self, now: float) -> tuple[Outcome, str] | None:
-        """Measure if due; return what was ``exceeded``."""
+        """Measure if due; return ``exceeded``."""
         return None
 
 
 class CgroupMeter(Meter):
-    """A meter on a control group."""
+    """Reads a control group."""
 
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
@@ -49,6 +49,7 @@ class CgroupMeter(Meter):
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""
         self._usage = NOT_MEASURED
+        # Both counters only rise: a cell's part is the difference.
         with contextlib.suppress(OSError):
             self._cpu = self._cgroup.cpu_seconds()
             self._refused = self._cgroup.refused_forks()
@@ -67,7 +68,7 @@ class CgroupMeter(Meter):
         with contextlib.suppress(OSError):
             self._is_out_of_memory = self._cgroup.oom_kills() > 0
         if self._is_out_of_memory:
-            return Outcome.OOM, "the kernel killed a process for want of memory"
+            return Outcome.OOM, "the kernel killed a process: out of memory"
         return None
 
     def was_refused_a_process(self) -> bool:
@@ -78,7 +79,7 @@ class CgroupMeter(Meter):
 
 
 class NoMeter(Meter):
-    """A meter without a readable control group."""
+    """Measures nothing."""
 
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""

@@ -1,4 +1,4 @@
-"""Read what cells print, from the pipes of their fd 1 and 2."""
+"""Read the output pipes of cells."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Piece = tuple[Literal[1, 2], bytes]
 
 
 class OutputReader:
-    """Reads nothing: the init of a container does, and sends frames.
+    """Reads nothing: a container's init sends output as frames.
 
     Attributes:
-        release_at: when ``release_if_due`` is due.
+        release_at: when to call ``release_if_due``.
     """
 
     def __init__(self) -> None:
         self.release_at: float | None = None
 
     def prepare(self) -> None:
-        """Make the next cell's pipes ahead of time, if possible."""
+        """Make the next cell's pipes ahead."""
 
     def begin_cell(self, now: float) -> list[int]:
-        """Start a cell; return the writing ends for the repl.
+        """Start a cell; return the writing ends.
 
         Raises:
-            OSError: pipes cannot be made.
+            OSError: no pipes.
         """
         return []
 
@@ -48,25 +48,21 @@ class OutputReader:
         return []
 
     def read(self, fd: int) -> Piece | None:
-        """Read a piece of output."""
+        """Read a piece."""
 
     def drain(self) -> Iterable[Piece]:
-        """Read the rest of the cell's output."""
+        """Read the rest of the cell."""
         return ()
 
     def end_cell(self) -> None:
         """End the cell."""
 
     def release_if_due(self, now: float) -> None:
-        """Release the last cell's pipes once they are replaced."""
+        """Release the last cell's pipes."""
 
 
 class PipeReader(OutputReader):
-    """Reads the running cell's pipes, and releases those of the last.
-
-    Args:
-        uid: the guest's user id on the host.
-    """
+    """Reads pipes; ``uid`` is the guest's on the host."""
 
     # If only the repl held the other ends of the last pipes, they end when the next cell replaces them.
     # Another process that holds them may write for ever. Then init gets them and discards what comes, in the
@@ -135,8 +131,9 @@ class PipeReader(OutputReader):
 
     def _release(self, fd: int) -> None:
         self._old.remove(fd)
+        # At its end it is closed already.
         if read(fd) == b"":
-            return  # it has ended
+            return
         if len(self._init) < _MAX_UNREAD_MESSAGES:
             self._init.send(_DISCARD, [fd])
         else:
@@ -145,5 +142,5 @@ class PipeReader(OutputReader):
 
 
 def output_reader(process: IsolatedProcess | AttachedContainer, init: MessageStream) -> OutputReader:
-    """Return the reader for this kind of guest."""
+    """Return the reader for a guest."""
     return PipeReader(process.uid, init) if isinstance(process, IsolatedProcess) else OutputReader()

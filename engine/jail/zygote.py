@@ -1,8 +1,4 @@
-"""The zygote: one per engine, single-threaded, no secret, no ZeroMQ context. It forks a shim per sandbox.
-
-It has imported what shim and guest need, so that a sandbox costs forks and not imports. It ends when
-the engine's end of the control socket closes, and every shim dies with it (``PR_SET_PDEATHSIG``).
-"""
+"""The zygote: a process without threads or secrets that forks a shim for each sandbox."""
 
 from __future__ import annotations
 
@@ -20,24 +16,24 @@ import time
 from collections.abc import Iterable
 from typing import NoReturn
 
-# Imported for the shims and guests that will be forked: see the module's docstring.
+# For shims and guests: a sandbox then costs forks and no imports.
 import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
 
 from ...sandbox_image import linux, protocol
 from . import isolated_process, seccomp, shim
 from .cgroups import CgroupBase
 
-# Its memory belongs to no process. The watchdog, which samples processes, would not see it.
-_UNCOUNTED = frozenset({"memfd_create"})
+# The watchdog samples processes, and this memory belongs to none.
+_REFUSED_WITHOUT_CGROUP = frozenset({"memfd_create"})
 
 _PACKET_BYTES = 64 << 10
 # A unit that is stopped sends these to all its processes. Only this one removes the control groups.
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
 # Small or often used: each sandbox forks this memory three times. asyncio, with TLS, would add 2.5 MB; a cell that
 # imports it waits 30 ms.
-_GUESTS_USE = (
+_PRELOADED_MODULES = (
     "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
     "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
     "statistics", "string", "subprocess", "textwrap", "time", "typing", "unicodedata",
@@ -45,32 +41,28 @@ _GUESTS_USE = (
 
 
 def main() -> None:
-    """Serve the control socket until the engine is gone.
-
-    Arguments: its descriptor, the path of the engine's ZeroMQ socket, and, as JSON, a list of the folders that
-    sandboxes see. A zygote whose shims are for guests of a container daemon is given, instead of the list, the path of
-    the folder with their contexts, and removes it at the end.
-    """
+    """Serve the control socket until the engine is gone."""
+    # Arguments: the descriptor of the control socket; the path of the engine's ZeroMQ socket; as JSON, the folders
+    # that sandboxes see or, for guests in containers, the folder of their contexts, which is removed at the end.
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     linux.set_process_name("supdist-zygote")
-    for module in _GUESTS_USE:
+    for module in _PRELOADED_MODULES:
         __import__(module)
-    engine_socket, sees = sys.argv[2], json.loads(sys.argv[3])
+    engine_socket, folders = sys.argv[2], json.loads(sys.argv[3])
     template = None
-    if isinstance(sees, str):
-        # Nothing is left on disk whoever is killed: the engine unlinks the socket's name, this keeps the file.
+    if isinstance(folders, str):
+        # The engine unlinks the socket's name, so that no kill leaves it on disk. The descriptor keeps the file.
         engine_socket = f"/proc/self/fd/{os.open(engine_socket, os.O_PATH)}"
     else:
-        template = _template(tuple(sees))
-    for number in (signal.SIGCHLD, *_ENDS):
-        signal.signal(number, _wake)
+        template = _template(tuple(folders))
+    for number in (signal.SIGCHLD, *_STOP_SIGNALS):
+        signal.signal(number, _ignore)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What exists now is never freed in a child: frozen, a child's garbage collector does not touch
-    # (and so does not copy) the pages that it shares with its siblings.
+    # A child's garbage collector then does not touch, and so not copy, the pages that it shares.
     gc.collect()
     gc.freeze()
-    Zygote(control, template, engine_socket, sees if template is None else None).serve()
+    Zygote(control, template, engine_socket, folders if template is None else None).serve()
 
 
 def _template(folders: tuple[str, ...]) -> isolated_process.Template:
@@ -80,12 +72,12 @@ def _template(folders: tuple[str, ...]) -> isolated_process.Template:
     else:
         from . import watchdog  # noqa: F401  # pyright: ignore[reportUnusedImport] - for the shims
     return isolated_process.Template(
-        _compile_filter(_UNCOUNTED if cgroups is None else frozenset()), cgroups, folders
+        _compile_filter(_REFUSED_WITHOUT_CGROUP if cgroups is None else frozenset()), cgroups, folders
     )
 
 
 def _compile_filter(refused: frozenset[str]) -> bytes | None:
-    """Return the system-call filter; None without libseccomp. The engine measures whether there is a filter."""
+    # Without libseccomp there is none. The engine checks what the guest measured.
     try:
         return seccomp.compile_filter(refused=refused)
     except seccomp.SeccompUnavailable:
@@ -93,7 +85,7 @@ def _compile_filter(refused: frozenset[str]) -> bytes | None:
 
 
 class Zygote:
-    """The children, and the one that waits: a shim with its sandbox built, that nobody has used."""
+    """Forks shims, and keeps one with a sandbox built ahead."""
 
     def __init__(
         self,
@@ -114,12 +106,12 @@ class Zygote:
         self._to_sweep: set[str] = set()
 
     def serve(self) -> None:
-        """Take orders until the engine is gone; then end with everything that was forked."""
+        """Take orders until the engine is gone, then kill all shims."""
         self._control.send(protocol.encode(protocol.ZygoteReady(protocol.VERSION)))
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._reaped, select.POLLIN)
-        # The engine's end of the control socket may outlive it, in a child that it forked; this cannot.
+        # A child of the engine may hold the control socket open. A pidfd reports the engine's own end.
         engine = os.pidfd_open(os.getppid())
         poller.register(engine, select.POLLIN)
         self._build_ahead()
@@ -128,15 +120,15 @@ class Zygote:
             self._sweep()
             if self._reaped in ready:
                 with contextlib.suppress(BlockingIOError):
-                    if set(os.read(self._reaped, 4096)) & set(_ENDS):
-                        self._end()
+                    if set(os.read(self._reaped, 4096)) & set(_STOP_SIGNALS):
+                        self._exit()
                 self._report_deaths()
             if engine in ready:
-                self._end()
+                self._exit()
             if self._control.fileno() in ready:
                 received = _receive(self._control)
                 if received is None:
-                    self._end()
+                    self._exit()
                 order, descriptors = received
                 if isinstance(order, protocol.Abandon):
                     self._kill(pid for pid, session in self._sessions.items() if session == order.session)
@@ -144,7 +136,6 @@ class Zygote:
                     self._spawn(order, descriptors)
 
     def _spawn(self, order: protocol.Spawn | protocol.Attach, descriptors: list[int]) -> None:
-        """Give the waiting sandbox to its user, and build the next."""
         try:
             pid, orders = self._spare or self._fork()
         except OSError as error:
@@ -155,14 +146,16 @@ class Zygote:
             with orders:
                 try:
                     socket.send_fds(orders, [protocol.encode(order)], descriptors)
-                except OSError:  # it has just died, or must: that is told when it is reaped
+                except OSError:
+                    # It is dead or must be. Its exit is reported when it is reaped.
                     os.kill(pid, signal.SIGKILL)
         for fd in descriptors:
             os.close(fd)
         self._build_ahead()
 
     def _build_ahead(self) -> None:
-        with contextlib.suppress(OSError):  # told to the next user, where it is no better then
+        # The next order tries again and reports the error.
+        with contextlib.suppress(OSError):
             self._spare = self._spare or self._fork()
 
     def _fork(self) -> tuple[int, socket.socket]:
@@ -176,7 +169,7 @@ class Zygote:
             raise
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, *_ENDS):
+            for number in (signal.SIGCHLD, *_STOP_SIGNALS):
                 signal.signal(number, signal.SIG_DFL)
             for fd in (self._reaped, self._signalled):
                 os.close(fd)
@@ -196,7 +189,8 @@ class Zygote:
                 return
             if self._spare is not None and self._spare[0] == pid:
                 self._spare[1].close()
-                self._spare = None  # the next user has one built for itself
+                # The next order forks its own.
+                self._spare = None
             self._to_sweep.add(f"{os.getpid()}-{pid}")
             session = self._sessions.pop(pid, None)
             if session is not None:
@@ -206,19 +200,20 @@ class Zygote:
         try:
             self._control.send(protocol.encode(message))
         except (BrokenPipeError, ConnectionResetError):
-            self._end()
+            self._exit()
 
     def _sweep(self) -> None:
-        """Remove the groups that shims left. It may take a few tries: a guest ends a moment after its shim."""
+        # It may take a few tries: a guest ends a moment after its shim.
         cgroups = self._cgroups
         self._to_sweep = {name for name in self._to_sweep if cgroups is not None and cgroups.sweep(name)}
 
     def _kill(self, pids: Iterable[int]) -> None:
         for pid in list(pids):
-            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
+            # Not reaped yet, so the pid is still its own.
+            os.kill(pid, signal.SIGKILL)
 
-    def _end(self) -> NoReturn:
-        """Kill the shims, and so their guests, and remove their control groups."""
+    def _exit(self) -> NoReturn:
+        # A shim's guest dies with it (PR_SET_PDEATHSIG).
         self._kill([*self._sessions, *([self._spare[0]] if self._spare else [])])
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -226,7 +221,8 @@ class Zygote:
         if self._cgroups is not None:
             deadline = time.monotonic() + _SWEEP_SECONDS
             while self._cgroups.sweep_all(os.getpid()) and time.monotonic() < deadline:
-                time.sleep(0.01)  # a killed guest is dead a moment before its group is empty
+                # A killed guest is dead a moment before its group is empty.
+                time.sleep(0.01)
         if self._contexts is not None:
             shutil.rmtree(self._contexts, ignore_errors=True)
         os._exit(0)
@@ -246,5 +242,5 @@ def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | No
     return protocol.decode_to_zygote(packet), list(descriptors)
 
 
-def _wake(number: int, frame: object) -> None:
-    """Do nothing: the signal reaches the wake-up descriptor only if it has a handler (signal.set_wakeup_fd)."""
+def _ignore(number: int, frame: object) -> None:
+    """Do nothing. Only a signal with a handler reaches the wake-up descriptor."""

@@ -1,4 +1,4 @@
-"""The engine's ROUTER: the Unix socket that shims connect to, and which message came from which shim."""
+"""The engine's ROUTER socket, which shims connect to."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Router:
-    """Belongs to one event loop, which reads and writes its sockets itself, without a thread. Made by ``listen``.
+    """A ROUTER on one event loop, without threads. Create it with ``listen``."""
 
-    The messages of a peer come in their order. Peers take turns, and a turn of the event loop delivers a few messages.
-    So a peer that sends thousands delays everything else by a few.
-    """
+    # Peers take turns, and each turn of the event loop delivers a few messages. So a peer that sends thousands does
+    # not delay the others.
 
     def __init__(
         self,
@@ -52,12 +51,12 @@ class Router:
         """Listen on a new socket.
 
         Args:
-            path: where the socket is.
-            on_message: called with a peer's name and a message of it.
-            on_disconnect: called with a peer's name once it is gone and all its messages are delivered.
+            path: of the socket.
+            on_message: gets a peer's name and message.
+            on_disconnect: gets the name after the last message.
 
         Raises:
-            OSError: the socket cannot be made.
+            OSError: the socket cannot be created.
         """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -70,7 +69,7 @@ class Router:
         return cls(listener, on_message, on_disconnect)
 
     def send(self, name: bytes, payload: bytes) -> None:
-        """Send a message to a peer, now or when there is room. A peer that is not connected gets nothing."""
+        """Send a message to a peer, if it is connected."""
         # Unsent messages have no bound here: guests asked for them, which is bounded. Dropping one would lose a reply.
         connection = self._named.get(name)
         if connection is not None:
@@ -78,7 +77,7 @@ class Router:
             self._watch_writing(connection)
 
     def close(self) -> None:
-        """Close all; nothing is delivered any more."""
+        """Close all sockets. Nothing more is delivered."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
         self._turns.clear()
@@ -122,7 +121,7 @@ class Router:
             if connection.peer.is_ready and not connection.name:
                 self._register(connection)
         except (protocol.Violation, OSError):
-            # It is no shim of ours.
+            # Not a shim of this engine.
             self._drop(connection)
             return
         connection.undelivered.extend(messages)
@@ -144,12 +143,11 @@ class Router:
     def _register(self, connection: _Connection) -> None:
         name = connection.peer.routing_id
         if not name or name in self._named:
-            raise protocol.Violation("a peer without a name of its own")
+            raise protocol.Violation("a peer without a unique name")
         connection.name = name
         self._named[name] = connection
 
     def _deliver(self) -> None:
-        """Deliver as many messages as this turn allows."""
         try:
             while self._turns and self._left:
                 self._left -= 1
@@ -203,18 +201,13 @@ class Router:
 
 
 class _Connection:
-    """A peer that has connected.
-
-    Attributes:
-        name: its own; empty until the end of the handshake.
-        undelivered: its messages that were read, and None once it is gone.
-        is_read, is_written: whether the event loop waits for its data, or for room.
-    """
-
     def __init__(self, sock: socket.socket) -> None:
         self.peer = Peer(b"ROUTER", protocol.MAX_FRAME_BYTES)
         self.stream = MessageStream(sock, self.peer)
         self.fd = sock.fileno()
+        # Empty until the end of the handshake.
         self.name = b""
+        # None stands for its end.
         self.undelivered: deque[bytes | None] = deque()
+        # Whether the event loop watches it for data, or for room.
         self.is_read = self.is_written = False

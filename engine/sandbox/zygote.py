@@ -1,4 +1,4 @@
-"""The engine's side of the zygote and of the shims: their start, their end, and the messages between."""
+"""Start the zygote, order shims from it, and exchange messages with them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,7 @@ _CONTROL_BUFFER = 4 << 20
 
 
 class Zygote:
-    """One zygote process and the ROUTER socket that its shims connect to. Made by ``start``; belongs to one event loop.
-
-    Attributes:
-        contexts: the memory of contexts for its sandboxes.
-    """
+    """One zygote process and its shims, on one event loop. Create it with ``start``."""
 
     def __init__(
         self,
@@ -60,16 +56,15 @@ class Zygote:
 
     @classmethod
     async def start(cls, packages: str | None = None, *, contexts: str | None = None) -> Zygote:
-        """Start the process and wait until it takes orders.
+        """Start the process and wait until it is ready.
 
         Args:
-            packages: the real path of a folder that its sandboxes can import from.
-            contexts: a folder of what the guests of a container daemon read. With it the zygote isolates nothing,
-                takes ``attach`` instead of ``spawn``, and removes the folder at its end.
+            packages: the real path of a folder to import from.
+            contexts: the context folder of containers. With it only ``attach`` works, and the zygote removes it.
 
         Raises:
-            SandboxUnavailable: a step that every sandbox needs fails here.
-            TaskError: the packages cannot be shown to sandboxes.
+            SandboxUnavailable: the isolation does not work here.
+            TaskError: sandboxes cannot use the packages.
         """
         with contextlib.ExitStack() as undo:
             folder = _make_socket_folder()
@@ -94,19 +89,19 @@ class Zygote:
                 undo.callback(zygote._close_control)
                 theirs.close()
                 await zygote._wait_ready(stderr)
-            # The zygote has the socket's file bound in its own view. Nothing on disk is needed any more.
+            # The zygote has mounted or opened the socket's file. Removed now, a kill leaves nothing on disk.
             shutil.rmtree(folder)
             undo.pop_all()
             return zygote
 
     @property
     def alive(self) -> bool:
-        """Whether it can make sandboxes."""
+        """Whether it can fork sandboxes."""
         return self._alive
 
     @property
     def idle(self) -> bool:
-        """Whether none of its sandboxes is in use."""
+        """Whether it has no sandbox in use."""
         return not self._shims
 
     def spawn(
@@ -116,7 +111,7 @@ class Zygote:
         resources: protocol.ResourceLimits,
         context_fd: int,
     ) -> bytes:
-        """Fork a shim, with a sandbox, whose messages go to ``receiver``; return its session.
+        """Fork a shim with a sandbox; return its session.
 
         Raises:
             SandboxLost: the zygote is gone.
@@ -126,7 +121,7 @@ class Zygote:
     def attach(
         self, receiver: Receiver, limits: protocol.SessionLimits, stream_fd: int, groups: dict[str, str]
     ) -> bytes:
-        """Fork a shim for a guest in a container, see ``protocol.Attach``; return its session.
+        """Fork a shim for a guest in a container; return its session.
 
         Raises:
             SandboxLost: the zygote is gone.
@@ -146,10 +141,10 @@ class Zygote:
         return session
 
     def send(self, session: bytes, message: protocol.ToShim) -> None:
-        """Send to a session's shim. A shim that is gone gets nothing: its end is on its way here.
+        """Send to a shim, if it is connected.
 
         Raises:
-            LocalProtocolError: the message is larger than a frame may be, or holds lone surrogates.
+            LocalProtocolError: the message is too large, or has lone surrogates.
         """
         try:
             payload = protocol.encode(message)
@@ -162,21 +157,21 @@ class Zygote:
         self._router.send(session, payload)
 
     def abandon(self, session: bytes) -> None:
-        """Have the zygote kill a shim that does not react. Its end is reported as any other."""
+        """Let the zygote kill a shim. Its exit is reported."""
         with contextlib.suppress(OSError):
             self._control.send(protocol.encode(protocol.Abandon(session)))
 
     def forget(self, session: bytes) -> None:
-        """Deliver nothing more of this session."""
+        """Ignore further messages of a session."""
         self._shims.forget(session)
 
     async def close(self) -> None:
-        """End the process, and with it every sandbox that is left; wait for it."""
+        """End the process and all its sandboxes, and wait for it."""
         self._alive = False
         self._close_control()
-        if not await self._ends_within(_STOP_SECONDS):
+        if not await self._wait_exit(_STOP_SECONDS):
             self._process.kill()
-            await self._ends_within(_STOP_SECONDS)
+            await self._wait_exit(_STOP_SECONDS)
         self._router.close()
         self.contexts.close()
 
@@ -188,10 +183,10 @@ class Zygote:
             stderr.seek(0)
             text = stderr.read(2000).decode(errors="replace").strip()
             raise SandboxUnavailable(
-                "The process that forks sandboxes did not start", f"It said: {text or 'nothing'!r}"
+                "The process that forks sandboxes did not start", f"Its stderr: {text or 'nothing'!r}"
             ) from error
 
-    async def _ends_within(self, seconds: float) -> bool:
+    async def _wait_exit(self, seconds: float) -> bool:
         # Without a thread: a user's models may hold all of them.
         ended, pidfd = asyncio.Event(), os.pidfd_open(self._process.pid)
         self._loop.add_reader(pidfd, ended.set)
@@ -240,27 +235,19 @@ class Zygote:
         self._alive = False
         self._close_control()
         self._fail_start(SandboxLost("the process that forks sandboxes ended"))
-        # Its death kills the shims, and theirs the guests.
+        # Its shims die with it, and their guests with them.
         self._shims.all_killed()
 
 
 @dataclass(slots=True)
 class _Shim:
-    """A shim that was ordered.
-
-    Attributes:
-        is_disconnected: whether all its messages are delivered.
-        end: how it ended.
-    """
-
     receiver: Receiver
+    # Then all its messages are delivered.
     is_disconnected: bool = False
     end: protocol.ShimExit | None = None
 
 
 class _Shims:
-    """The shims of one zygote by their sessions."""
-
     def __init__(self) -> None:
         self._shims: dict[bytes, _Shim] = {}
 
@@ -294,7 +281,7 @@ class _Shims:
         if shim.is_disconnected:
             self._report_exit(end)
             return
-        # Its last messages say more than its wait status. A shim that was killed may never have connected.
+        # The receiver needs its last messages first, which say more than its wait status. A shim that was killed may never have connected.
         seconds = _LAST_MESSAGES_SECONDS if end.status == 0 else _LAST_MESSAGES_OF_KILLED_SECONDS
         asyncio.get_running_loop().call_later(seconds, self._report_exit, end)
 
@@ -327,7 +314,7 @@ def _make_socket_folder() -> str:
 
 
 def _start_process(command: list[str], control: socket.socket, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    # A fork and exec; asyncio's way needs a child watcher.
+    # Not with asyncio, which needs a child watcher.
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
