@@ -61,7 +61,7 @@ class SandboxFileError(SandboxError):
             "not_regular": "it is no regular file, or a link is on the way to it",
             "outside": "a path must be relative and stay in the working directory",
             "too_large": "it is larger than was asked for",
-            "io": "it cannot be read or written (no room, a name that is not allowed)",
+            "io": "it cannot be read or written (disk full, or name not allowed)",
         }
         # repr: a path may hold control characters.
         super().__init__(f"{path!r}: {words.get(code, code)}")

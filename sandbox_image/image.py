@@ -1,4 +1,4 @@
-"""The names and labels of the sandbox image, which ``supdist-engine image build`` builds."""
+"""The names and labels of the sandbox image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PYTHON_LABEL = "supdist.python"
 
 
 def default_tag(variant: Variant | None = None) -> str:
-    """Return the tag of the image that this version builds and uses."""
+    """Return the tag of this version's image."""
     from importlib.metadata import version
 
     suffix = f"-{variant}" if variant else ""

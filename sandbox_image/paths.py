@@ -1,4 +1,6 @@
-"""Checks paths that a file of unknown origin names. Here, because tasks import nothing of the engine."""
+"""Check paths that an untrusted file names."""
+
+# Not in the engine: tasks import nothing of it.
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from pathlib import Path
 
 
 def is_visible_below(place: Path, folder: Path) -> bool:
-    """Return whether a path is in a folder, or is it, and is not hidden there. Both need resolved links."""
+    """Return whether a resolved path is in a resolved folder, and not hidden."""
     if not place.is_relative_to(folder):
         return False
     # Hidden files, such as .env and .git, were there before the file that names them.

@@ -22,19 +22,21 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 class NotPlain(Exception):
-    """The data breaks the rules. The message may name a type, but no value."""
+    """The data breaks the rules."""
+
+    # The message may name a type, but no value.
 
 
 class TooLarge(NotPlain):
-    """The data is plain, but too large."""
+    """Plain data is too large."""
 
 
 def encode(value: object, most_bytes: int) -> bytes:
     """Return plain data as JSON of at most ``most_bytes``.
 
     Raises:
-        NotPlain: it holds other data, or is nested too deeply.
-        TooLarge: it has too many bytes or values.
+        NotPlain: other data, or too many levels.
+        TooLarge: too many bytes or values.
     """
     data = msgspec.json.encode(_Copier(most_bytes).copy(value, 1))
     if len(data) > most_bytes:
@@ -46,8 +48,8 @@ def decode(data: bytes) -> Plain:
     """Decode and check JSON from a hostile peer.
 
     Raises:
-        NotPlain: it is not JSON, or breaks the rules.
-        TooLarge: it has too many values.
+        NotPlain: not JSON, or against the rules.
+        TooLarge: too many values.
     """
     # Counted before it is decoded: many small containers take far more memory than their bytes.
     # Brackets in texts count too, so the second count leaves texts out.
@@ -73,8 +75,7 @@ def _too_many() -> TooLarge:
 
 
 class _Copier:
-    """Copies data into exact types, and stops at the first that is too much."""
-
+    # Copies into exact types, so that no method of a subclass runs later.
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._chars = most_bytes

@@ -1,14 +1,10 @@
-"""Text on its way to a model, a file or a person: lone surrogates, control characters, length.
-
-UTF-8 cannot hold a lone surrogate. Three rules apply:
-
-- Replace (``replace_surrogates``): queries, code, prompts, answers, errors. Models and peers take UTF-8 only.
-- Keep (``KEEP_SURROGATES``): contexts, and what is hashed. They come back equal to what was given.
-- Escape (``escape_surrogates``): printed output, tracebacks, records. The reader sees which character it was.
-"""
+"""Prepare text for models, files and people: lone surrogates, control characters, length."""
 
 from __future__ import annotations
 
+# UTF-8 cannot hold a lone surrogate. Queries, code, prompts, answers and errors replace it: models and peers take
+# only UTF-8. Contexts and hashed text keep it: they must come back equal. Output, tracebacks and records escape it:
+# the reader sees which character it was.
 KEEP_SURROGATES = "surrogatepass"
 ESCAPE_SURROGATES = "backslashreplace"
 
@@ -18,7 +14,7 @@ _SHOWN = _WIDE_SPACES | {"\n", "\t"}
 
 
 def replace_surrogates(text: str) -> str:
-    """Return an exact ``str`` that UTF-8 can hold: a pair is joined, a lone surrogate becomes U+FFFD."""
+    """Return an exact ``str`` with pairs joined and lone surrogates as U+FFFD."""
     text = str.__str__(text)
     if text.isascii():
         return text
@@ -30,46 +26,45 @@ def replace_surrogates(text: str) -> str:
 
 
 def escape_surrogates(text: str) -> str:
-    """Return an exact ``str`` that UTF-8 can hold: a surrogate becomes its escape, such as ``\\ud800``."""
+    """Return an exact ``str`` with surrogates escaped, such as ``\\ud800``."""
     text = str.__str__(text)
     return text if text.isascii() else text.encode("utf-8", ESCAPE_SURROGATES).decode()
 
 
 def has_surrogates(text: str) -> bool:
-    """Return whether UTF-8 cannot hold the text."""
+    """Return whether the text has surrogates."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def printable(text: str) -> str:
-    """Escape every character that could move a cursor, set a title, or hide or reorder text.
-
-    Line ends and tabs stay. Unicode's categories Cc, Cf, Cs, Co, Cn, Zl and Zp are escaped.
-    """
+    """Escape control characters, but not line ends and tabs."""
+    # The categories Cc, Cf, Cs, Co, Cn, Zl and Zp: they could move a cursor, or hide or reorder text.
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in _SHOWN else _escape(each) for each in text)
 
 
 def one_line(text: str) -> str:
-    """Escape what ``printable`` escapes, line ends, tabs, and every space that only looks like U+0020."""
+    """Escape control characters and all spaces but U+0020."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escape(each) for each in text)
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return at most ``limit`` characters: the beginning, and an ellipsis for the rest."""
+    """Cut the end of a text above ``limit`` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def shorten_middle(text: str, limit: int) -> str:
-    """Return about ``limit`` characters: names often differ at their ends, so the middle is left out."""
+    """Cut the middle of a text above ``limit`` characters."""
+    # Names often differ at their ends.
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]}…{text[len(text) - half :]}"
 
 
 def excerpt(text: str, limit: int) -> str:
-    """Return the head and the tail, ``limit`` characters together, with a line that counts the rest."""
+    """Return head and tail, ``limit`` characters together, and a line between that counts the rest."""
     if len(text) <= limit:
         return text
     head = (limit + 1) // 2

@@ -1,4 +1,4 @@
-"""Print the contents of an image as a CycloneDX bill of materials. Runs once, in the build of the image."""
+"""Print the packages of an image as a CycloneDX bill of materials, during its build."""
 
 from __future__ import annotations
 

@@ -364,27 +364,27 @@ def test_files_are_told_of_only_as_they_were_asked_for() -> None:
     fresh = session()
     fresh.ask(protocol.ListFiles(1, 2))
     assert fresh.accept(answer, 101) == ([answer], None)
-    with pytest.raises(Violation, match="nobody asked"):
+    with pytest.raises(Violation, match="without a request"):
         fresh.accept(answer, 102)
     fresh = session()
     fresh.ask(protocol.ListFiles(1, 1))
-    with pytest.raises(Violation, match="more of a file, or of files"):
+    with pytest.raises(Violation, match="larger than requested"):
         fresh.accept(answer, 103)
     fresh = session()
     fresh.ask(protocol.ListFiles(1, 2))
     long = protocol.FileEntry("a" * protocol.LISTING_CHARS, 1)
-    with pytest.raises(Violation, match="more of a list"):
+    with pytest.raises(Violation, match="a list longer"):
         fresh.accept(protocol.FileList(1, [long, entry], more=False), 104)
 
 
 def test_a_list_is_no_answer_to_the_question_for_a_file() -> None:
     fresh = session()
     fresh.ask(protocol.GetFile(1, "a", 0, 10))
-    with pytest.raises(Violation, match="nobody asked"):
+    with pytest.raises(Violation, match="without a request"):
         fresh.accept(protocol.FileList(1, [], more=False), 101)
     fresh = session()
     fresh.ask(protocol.PutFile(2, "a", b"xyz", False))
-    with pytest.raises(Violation, match="more of a file, or of files"):
+    with pytest.raises(Violation, match="larger than requested"):
         fresh.accept(protocol.FileData(2, b"x", None), 102)
 
 
@@ -411,7 +411,9 @@ def test_bytes_that_are_no_message_end_the_session_and_are_not_quoted(payload: b
     fresh = session()
     fresh.session.from_guest("init", [payload, protocol.encode(Done(1, None))])
     assert fresh.session.process_frame(101) == []
-    assert fresh.session.ending == protocol.Exit(Outcome.PROTOCOL_VIOLATION, "a frame that is no message")
+    assert fresh.session.ending == protocol.Exit(
+        Outcome.PROTOCOL_VIOLATION, "a frame that holds no valid message"
+    )
     assert not fresh.session.has_frames, "nothing after it is looked at"
     (end,) = fresh.session.end_cell(102, protocol.NOT_MEASURED)
     assert isinstance(end.message, CellEnd)

@@ -203,7 +203,7 @@ async def test_wrong_arguments_are_results_that_say_what_is_wrong(server: Server
             ("python", {"code": "1", "timeout": 0}, "`timeout`: Input should be greater than 0"),
             ("python", {"code": "1", "tiemout": 1}, "`tiemout`: Extra inputs"),
             ("reset", {"now": True}, "`now`: Extra inputs"),
-            ("put_file", {"path": "x", "content": "é", "encoding": "base64"}, "is no base64"),
+            ("put_file", {"path": "x", "content": "é", "encoding": "base64"}, "is not valid base64"),
             ("put_file", {"path": "../x", "content": ""}, "a path must be relative"),
             ("put_file", {"path": "/etc/x", "content": ""}, "a path must be relative"),
             ("put_file", {"path": "", "content": ""}, "a path must be relative"),
@@ -217,7 +217,7 @@ async def test_wrong_arguments_are_results_that_say_what_is_wrong(server: Server
         await printed(client, "import os; os.symlink('/etc/passwd', 'link')")
         assert "no regular file" in text(await call(client, "get_file", path="link"))
         assert (await call(client, "list_files")).structured_content == {"files": [], "more": False}
-        with pytest.raises(MCPError, match="there is no tool of that name"):
+        with pytest.raises(MCPError, match="the tool is unknown"):
             await call(client, "rm")
 
 

@@ -166,7 +166,7 @@ async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
 
     from ...sandbox_image.mcp.session import SessionError
     from ...sandbox_image.mcp.session_queue import SessionQueue
-    from ...sandbox_image.mcp.stdio import leave, serve_stdio
+    from ...sandbox_image.mcp.stdio import exit_now, serve_stdio
     from ..mcp.session import open_session
 
     queue = SessionQueue(partial(open_session, config))
@@ -178,7 +178,7 @@ async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     finally:
         await queue.close()
     # A thread may still wait for a line on stdin.
-    leave(status)
+    exit_now(status)
 
 
 async def _serve_http(config: SandboxConfig, settings: Settings, port: int, access: AccessPolicy) -> int:

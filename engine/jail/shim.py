@@ -1,10 +1,6 @@
-"""The shim: one process per sandbox, on the host. It owns the guest's byte streams and reports how it ended.
+"""The shim: one host process per sandbox, between the trusted engine and the hostile guest.
 
-The engine is trusted and speaks ZeroMQ. The guest is hostile and speaks frames. ``GuestSession`` holds the rules.
-This file reads, writes, measures and kills. It has one thread and waits in one place.
-
-A guest of ours has a stream of its repl and one of its init. Each cell has pipes, which are read here: so neither a
-call nor a cell wakes init. A container has its stdio alone, and its init carries all of that.
+``GuestSession`` holds the rules. The shim reads, writes, measures and kills, in one thread.
 """
 
 from __future__ import annotations
@@ -40,9 +36,11 @@ _DRAIN_SECONDS = 5.0
 def main(
     orders: socket.socket, template: isolated_process.Template | None, engine_socket: str, zygote_pid: int
 ) -> NoReturn:
-    """Build a sandbox, wait on ``orders`` for its user, and be its shim until it has ended.
+    """Build a sandbox, wait for its order, and serve it to its end.
 
-    Without a template nothing is built: the order brings a guest that runs already.
+    Args:
+        orders: a socket that gets one ``Spawn`` or ``Attach``.
+        template: None for guests in containers.
     """
     try:
         linux.kill_with_parent()
@@ -62,13 +60,14 @@ def _run(
 ) -> None:
     built = None
     if template is not None:
-        # A failure is reported to the user, if it fails again then.
+        # After a failure it is built again for the order, and then reported.
         with contextlib.suppress(SetupError):
             built = isolated_process.build(template, name, init.main)
     packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 1)
     orders.close()
     if not packet or not descriptors:
-        os._exit(0)  # the zygote is gone
+        # The zygote is gone.
+        os._exit(0)
     order = protocol.decode_to_zygote(packet)
     assert not isinstance(order, protocol.Abandon)
     linux.set_process_name("supdist-shim")
@@ -99,7 +98,6 @@ def _run(
 
 
 def _connect(path: str, session: bytes) -> MessageStream:
-    """Connect a DEALER of that name to the engine's ROUTER."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # If the backlog is full, connect(2) waits with this timeout. With Python's own it would fail at once.
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
@@ -122,7 +120,6 @@ def _with_limits(
     limits: protocol.ResourceLimits,
     context: int,
 ) -> isolated_process.IsolatedProcess | SetupError:
-    """Return a sandbox with these limits, or why there is none."""
     # What was built ahead may have failed since.
     if built is not None:
         with contextlib.suppress(SetupError):
@@ -146,17 +143,20 @@ def _apply_limits(
 
 
 def meter_of(process: isolated_process.IsolatedProcess, limits: protocol.ResourceLimits) -> Meter:
-    """Return the meter of a sandbox: its control group's, else one that samples its processes."""
+    """Return the meter of a sandbox."""
     if process.cgroup is not None:
         return CgroupMeter(process.cgroup)
-    # Here, so that psutil is in no sandbox's memory that does not need it.
+    # Imported here: only a sandbox without a control group needs psutil in its memory.
     from .watchdog import Watchdog
 
     return Watchdog(process.pid, limits)
 
 
 class Shim:
-    """The loop: engine's socket, guest's streams, what its cells print, and the clock of the running cell."""
+    """The event loop of one sandbox."""
+
+    # An isolated guest has a stream for its repl and one for its init, and pipes for each cell. So neither a call
+    # nor a cell wakes init. A container has only its stdio, and its init relays all of that.
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class Shim:
         self._poller = DescriptorPoller()
 
     def serve(self) -> None:
-        """Carry messages both ways until the session has ended; then kill the guest and report."""
+        """Relay messages until the session ends, then kill the guest and report."""
         if self._setup_fd >= 0:
             self._poller.watch(self._setup_fd, select.POLLIN)
         while self._session.ending is None:
@@ -252,13 +252,13 @@ class Shim:
             self._send(self._session.closed("init", self._meter.exceeded()))
 
     def _receive(self, source: Source, stream: MessageStream) -> bool:
-        """Queue the frames that have come. Return whether anything has, if only a part of a frame."""
+        # True if anything arrived, even a part of a frame.
         if not stream.is_open or self._session.ending is not None:
             return False
         try:
             payloads = stream.receive()
         except Violation as error:
-            self._session.break_off(error)
+            self._session.end_with_error(error)
             return False
         self._session.from_guest(source, payloads or ())
         if not stream.is_open and source == "repl":
@@ -276,7 +276,6 @@ class Shim:
                 self._measure()
 
     def _measure(self) -> None:
-        """Finish the end of a cell, or of the guest."""
         if isinstance(self._session.unmeasured, protocol.Done):
             self._drain_output()
         facts = Measured(self._meter.usage(), self._meter.exceeded(), self._meter.was_refused_a_process())
@@ -293,7 +292,7 @@ class Shim:
                 continue
             self._streams[send.to].send(send.encoded())
             if isinstance(send.message, CellEnd | Ready):
-                # After the engine has its message, which does not wait for this.
+                # Only now: the engine does not wait for it.
                 self._output.end_cell()
                 self._output.prepare()
 
@@ -302,7 +301,9 @@ class Shim:
         try:
             pipes = self._output.begin_cell(time.monotonic())
         except OSError as error:
-            self._session.end(Outcome.RESOURCE_LIMIT, f"no pipes for the cell: {error.strerror}")
+            self._session.end(
+                Outcome.RESOURCE_LIMIT, f"the pipes of the cell cannot be made: {error.strerror}"
+            )
         else:
             self._repl.send(send.encoded(), pipes)
 
@@ -330,10 +331,9 @@ class Shim:
         error = self._process.setup_error()
         if error is not None:
             self._engine.send(protocol.encode(protocol.SetupFailed(error.step, error.errno)))
-            self._session.end(Outcome.KILLED, "the isolation could not be built")
+            self._session.end(Outcome.KILLED, "the isolation could not be set up")
 
     def _clean_up(self) -> None:
-        """Kill what is left of the guest, wait until it is gone, then report to the engine."""
         ending = self._session.ending
         assert ending is not None
         self._process.kill()
@@ -342,5 +342,5 @@ class Shim:
         for send in self._session.end_cell(time.monotonic(), usage):
             self._engine.send(send.encoded())
         self._process.remove_cgroup()
-        # Last: after it nothing is left of the sandbox.
+        # Last: the engine then counts on it that nothing is left of the sandbox.
         self._engine.send(protocol.encode(ending))

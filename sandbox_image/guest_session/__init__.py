@@ -1,4 +1,4 @@
-"""One guest's session without I/O: the shim and the MCP server of the image drive it."""
+"""One guest's session, without I/O. Its drivers are the shim and the image's MCP server."""
 
 from .collector import CellCollector
 from .session import Backlog, GuestSession, Measured, Send, Source

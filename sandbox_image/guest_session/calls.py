@@ -1,4 +1,4 @@
-"""The calls of a guest that have no reply yet, and the rate of calls."""
+"""Count a guest's pending calls, and limit their rate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ _LAST_NUMBER = (1 << 62) - 1
 
 
 class PendingCalls:
-    """Calls of workers and tools. They share their numbers, their rate and their limits.
+    """Calls of workers and tools without a reply."""
 
-    The rate is a bucket that holds the calls of one second and is refilled all the time. No call is refused: a guest
-    that calls too often is not read for a while.
-    """
+    # The rate is a token bucket that holds one second of calls. No call is refused: a guest that calls too often
+    # is not read for a while.
 
     def __init__(self, limits: SessionLimits) -> None:
         self._most = limits.pending_calls
@@ -31,21 +30,21 @@ class PendingCalls:
 
     @property
     def is_full(self) -> bool:
-        """Whether enough calls wait for a reply."""
+        """Whether a limit on pending calls is reached."""
         return self._prompts >= self._most or self._bytes >= _PENDING_BYTES
 
     def resume_at(self, now: float) -> float | None:
-        """Return when the rate allows another call; None where it allows one now."""
+        """Return when the rate allows another call; None for now."""
         rate = self._rate
         self._allowance = min(rate, self._allowance + (now - self._allowance_at) * rate)
         self._allowance_at = now
         return None if self._allowance >= 0 else now - self._allowance / rate
 
     def take_number(self, call: int) -> None:
-        """Use up a number, and a share of the rate.
+        """Use a number, and one call of the rate.
 
         Raises:
-            Violation: the number is not above the last one.
+            Violation: the number does not rise.
         """
         if not self._last_number < call <= _LAST_NUMBER:
             raise Violation("a call's number was used before")
@@ -53,13 +52,13 @@ class PendingCalls:
         self._allowance -= 1
 
     def add(self, call: int, prompts: int, size: int) -> None:
-        """Wait for the reply of a call with so many prompts, and so many bytes."""
+        """Add a call with its number of prompts and bytes."""
         self._pending[call] = prompts, size
         self._prompts += prompts
         self._bytes += size
 
     def answer(self, call: int) -> bool:
-        """Stop waiting for this reply. Return False where none is awaited."""
+        """Remove a call; return False if it was not pending."""
         counted = self._pending.pop(call, None)
         if counted is None:
             return False
@@ -68,6 +67,6 @@ class PendingCalls:
         return True
 
     def clear(self) -> None:
-        """Wait for no reply any more."""
+        """Remove all calls."""
         self._pending.clear()
         self._prompts = self._bytes = 0

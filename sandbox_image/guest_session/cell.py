@@ -1,4 +1,4 @@
-"""The running cell: its clock and its counters."""
+"""The clock and counters of the running cell."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from ..protocol import Outcome
 
 @dataclass(slots=True)
 class Cell:
-    """A cell that runs. Its clock stands still while calls are pending.
-
-    Attributes:
-        timeout: seconds for the cell without its waits for replies.
-        wall_seconds: seconds for the cell with its waits.
-        interrupted: why it was interrupted; None until then.
-        kill_at: when it is killed, if it does not stop after its interrupt.
-    """
+    """A running cell. Times are in seconds."""
 
     number: int
+    # Without the waits for replies: a slow model must not cost the cell its time.
     timeout: float
+    # With those waits.
     wall_seconds: float
     started: float
     waited: float = 0.0
@@ -29,14 +24,15 @@ class Cell:
     displays: int = 0
     display_bytes: int = 0
     interrupted: Outcome | None = None
+    # The end of the grace after an interrupt.
     kill_at: float | None = None
 
     def worker_wait(self, now: float) -> float:
-        """Return the seconds that the cell has waited for replies."""
+        """Return the seconds spent waiting for replies."""
         return self.waited + (now - self.waiting_since if self.waiting_since is not None else 0.0)
 
     def deadline(self) -> float:
-        """Return when to act next: at the timeout, at the limit with waits, or at the end of the grace."""
+        """Return when to interrupt or kill the cell."""
         if self.kill_at is not None:
             return self.kill_at
         latest = self.started + self.wall_seconds
@@ -45,12 +41,12 @@ class Cell:
         return min(latest, self.started + self.timeout + self.waited)
 
     def pause_clock(self, now: float) -> None:
-        """Stop the clock while replies are awaited."""
+        """Stop the clock during a call."""
         if self.waiting_since is None:
             self.waiting_since = now
 
     def resume_clock(self, now: float) -> None:
-        """Let the clock run again."""
+        """Start the clock again."""
         if self.waiting_since is not None:
             self.waited += now - self.waiting_since
             self.waiting_since = None

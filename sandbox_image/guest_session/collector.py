@@ -1,4 +1,4 @@
-"""What a cell printed, showed and answered, for its caller."""
+"""Collect what a cell printed, showed and answered."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from ..protocol import Display, Final, Output
 
 
 class CellCollector:
-    """Collects the messages of one cell.
-
-    Attributes:
-        displays: mappings from MIME types to text or bytes.
-        final: the answer; None until there is one.
-    """
+    """Collects the messages of one cell."""
 
     def __init__(self) -> None:
         self._output = {1: bytearray(), 2: bytearray()}
+        # By MIME type.
         self.displays: list[dict[str, str | bytes]] = []
         self.final: str | None = None
 
     def add(self, message: Output | Display | Final) -> None:
-        """Add a message of the cell."""
+        """Add a message."""
         match message:
             case Output():
                 self._output[message.stream] += message.data
@@ -30,10 +26,10 @@ class CellCollector:
 
     @property
     def stdout(self) -> str:
-        """The text that was written to fd 1; U+FFFD replaces what is not UTF-8."""
+        """The text of fd 1, with U+FFFD for invalid UTF-8."""
         return self._output[1].decode("utf-8", "replace")
 
     @property
     def stderr(self) -> str:
-        """The text that was written to fd 2."""
+        """The text of fd 2."""
         return self._output[2].decode("utf-8", "replace")

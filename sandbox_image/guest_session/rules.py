@@ -1,7 +1,4 @@
-"""The rules for a guest's messages: which may come when, and what counts against which limit.
-
-Times are seconds of one monotonic clock. No number that a guest sent is trusted.
-"""
+"""Check a guest's messages against its state and its limits. Times are seconds of one monotonic clock."""
 
 from __future__ import annotations
 
@@ -43,12 +40,7 @@ _ENDED = "the cell of this call has ended"
 
 
 class MessageRules:
-    """The state of one guest's session. ``accept`` checks a message and returns what passes.
-
-    Attributes:
-        cell: the running cell.
-        calls: the calls without a reply.
-    """
+    """The rules for one guest, with the state that they need."""
 
     def __init__(self, limits: SessionLimits) -> None:
         self._limits = limits
@@ -62,29 +54,33 @@ class MessageRules:
 
     @property
     def output_exceeded(self) -> bool:
-        """Whether the running cell wrote more than it may."""
+        """Whether the running cell wrote too much."""
         most, cell = self._limits.output_bytes, self.cell
         return cell is not None and (cell.output[1] > most or cell.output[2] > most)
 
     def execute(self, number: int, timeout: float, now: float) -> None:
-        """Begin a cell of the engine's."""
+        """Begin a cell.
+
+        Raises:
+            ValueError: the engine's number is wrong.
+        """
         if self.cell is not None or number <= self._last_cell:
             raise ValueError(f"cell {number} while cell {self._last_cell} is the last")
         self._last_cell = number
         self.cell = Cell(number, timeout, max(timeout, self._limits.wall_seconds), now)
 
-    def ask(self, question: PutFile | GetFile | ListFiles) -> None:
-        """Expect one answer to a question about files."""
-        match question:
+    def expect(self, request: PutFile | GetFile | ListFiles) -> None:
+        """Expect one answer to a file request."""
+        match request:
             case PutFile():
-                self._files[question.request] = 0
+                self._files[request.request] = 0
             case GetFile():
-                self._files[question.request] = question.size
+                self._files[request.request] = request.size
             case ListFiles():
-                self._lists[question.request] = question.most
+                self._lists[request.request] = request.most
 
     def reply(self, reply: Reply | ToolReply, now: float) -> bool:
-        """Take the engine's answer of a call. Return False where the guest no longer waits for it."""
+        """Take a reply of the engine; return False if its call is not pending."""
         if not self.calls.answer(reply.call):
             return False
         if self.cell is not None and not self.calls:
@@ -94,13 +90,14 @@ class MessageRules:
     def accept(
         self, message: FromGuest, now: float, usage: Usage = NOT_MEASURED, *, refused_process: bool = False
     ) -> tuple[FromShim | None, Reply | ToolReply | None]:
-        """Check a message. ``usage`` and ``refused_process`` are of the cell, for its ``Done``.
+        """Return the message for the engine, and a refusal for the guest.
 
-        Returns:
-            the message for the engine, and a refusal for the guest.
+        Args:
+            usage: of the cell, for ``Done``.
+            refused_process: whether the cell reached the limit on processes, for ``Done``.
 
         Raises:
-            Violation: the session is over.
+            Violation: the session must end.
         """
         match message:
             case Output():
@@ -119,18 +116,19 @@ class MessageRules:
                 return self._answer(message), None
             case Ready():
                 if self._ready or message.version != protocol.VERSION:
-                    raise Violation("ready sent twice, or of another version")
+                    raise Violation("a second ready message, or one of another version")
                 self._ready = True
                 return message, None
             case _:
-                raise Violation("a message that only the shim may act on")
+                raise Violation("a message that a guest may not send")
 
     def end_cell(
         self, outcome: Outcome, error: ErrorInfo | None, now: float, usage: Usage, *, death: str = ""
     ) -> CellEnd:
-        """Close the running cell with this verdict. ``death`` is the text for a guest that died with it."""
+        """End the running cell; ``death`` says how its guest died."""
         cell = self.cell
         assert cell is not None
+        # Read before the cell is removed, which it needs.
         truncated = self.output_exceeded
         self.cell = None
         self.calls.clear()
@@ -149,7 +147,7 @@ class MessageRules:
         )
 
     def interrupt(self, outcome: Outcome, now: float) -> bool:
-        """Give the running cell the grace to stop. Return False where there is none, or it was interrupted before."""
+        """Start the grace of the running cell; return False if none runs or its grace has begun."""
         cell = self.cell
         if cell is None or cell.interrupted is not None:
             return False
@@ -158,11 +156,11 @@ class MessageRules:
         return True
 
     def _current(self, number: int) -> Cell | None:
-        """Return the running cell if the message is of it. Count a message of an earlier one."""
         if number < 1 or number > self._last_cell:
-            raise Violation("a message of a cell that never was")
+            raise Violation("a message of a cell that does not exist")
         if self.cell is not None and self.cell.number == number:
             return self.cell
+        # Not a violation: a thread may outlive its cell.
         self._dropped += 1
         return None
 
@@ -185,7 +183,7 @@ class MessageRules:
         cell.displays += 1
         cell.display_bytes += sum(map(len, forms))
         if not forms or cell.displays > protocol.MAX_DISPLAYS:
-            raise Violation("a display of nothing, or one too many")
+            raise Violation("an empty display, or too many")
         if cell.display_bytes > self._limits.display_bytes:
             raise Violation("displays larger than the guest's library sends")
         return message
@@ -255,9 +253,9 @@ class MessageRules:
         else:
             most, count = self._lists.pop(message.request, None), len(message.files)
             if sum(len(file.path) for file in message.files) > protocol.LISTING_CHARS:
-                raise Violation("more of a list than the guest's library sends")
+                raise Violation("a list longer than the guest's library sends")
         if most is None:
-            raise Violation("an answer that nobody asked for")
+            raise Violation("an answer without a request")
         if count > most:
-            raise Violation("more of a file, or of files, than was asked for")
+            raise Violation("a file or a list larger than requested")
         return message

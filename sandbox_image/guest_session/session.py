@@ -1,8 +1,4 @@
-"""One guest's session: what its frames do, whose clock runs, and how it ends. Does no I/O.
-
-A driver reads and writes the streams, and measures. It passes everything that happens to the session, with the time,
-and sends what the session returns.
-"""
+"""The state machine of one guest. Its driver does the I/O, passes events with the time, and sends what it returns."""
 
 from __future__ import annotations
 
@@ -43,44 +39,43 @@ from .cell import Cell
 from .rules import MessageRules
 from .verdict import verdict_on_death
 
-# A guest is not read while this much waits for a slow engine, or for a guest that does not read.
+# Above these a guest is not read: the engine is slow, or the guest does not read.
 _MOST_UNSENT_MESSAGES = 4096
 _MOST_UNSENT_BYTES = 8 << 20
-_OF_INIT = (FileData, FileList, ReplExit)
+_INIT_MESSAGES = (FileData, FileList, ReplExit)
 _ERRORS = (Violation, msgspec.MsgspecError, UnicodeError, RecursionError)
 
 Source = Literal["repl", "init"]
 
 
 class Send(NamedTuple):
-    """A message to send. ``payload`` is its encoding where it arrived encoded."""
+    """A message to send."""
 
     to: Literal["engine", "repl", "init"]
     message: FromShim | ToGuest
+    # Its encoding, if it arrived encoded: what was only checked is not encoded again.
     payload: bytes | None = None
 
     def encoded(self) -> bytes:
-        """Return the payload; what was only checked is not encoded again."""
+        """Return the encoded message."""
         return protocol.encode(self.message) if self.payload is None else self.payload
 
 
 class Measured(NamedTuple):
-    """What the driver measured of the running cell.
-
-    ``exceeded`` is a resource limit that was passed, with its text. ``refused_process`` is whether a fork was refused.
-    """
+    """What the driver measured at the end of a cell."""
 
     usage: Usage = NOT_MEASURED
+    # The outcome and text of a limit.
     exceeded: tuple[Outcome, str] | None = None
     refused_process: bool = False
 
 
-# One for all: most frames are no end of a cell.
+# Shared: most frames need no measurement.
 _NOTHING_MEASURED = Measured()
 
 
 class Backlog(NamedTuple):
-    """What the driver could not write yet."""
+    """What the driver has not written yet."""
 
     engine_messages: int = 0
     engine_bytes: int = 0
@@ -88,16 +83,15 @@ class Backlog(NamedTuple):
 
 
 class GuestSession:
-    """The state of one guest, from its start to its end.
+    """One guest, from its start to its end.
 
     Args:
-        limits: what it may do.
-        has_two_streams: whether repl and init have a stream each. One stream has the source ``init``.
+        has_two_streams: whether repl and init have a stream each. A single stream counts as init's.
 
     Attributes:
-        ending: how the session ended; None until then. Nothing is sent after it but by ``end_cell``.
-        resume_at: when the rate of calls allows the guest to be read again, as ``may_read`` last found.
-        unmeasured: a message that waits for ``measured``: the end of a cell, or of the guest.
+        ending: how the session ended. After it only ``end_cell`` sends.
+        resume_at: when the rate of calls allows reading again.
+        unmeasured: a message that waits for ``measured``.
     """
 
     def __init__(self, limits: SessionLimits, *, has_two_streams: bool) -> None:
@@ -115,14 +109,11 @@ class GuestSession:
 
     @property
     def has_frames(self) -> bool:
-        """Whether frames wait for ``process_frame``."""
+        """Whether ``process_frame`` has work."""
         return bool(self._frames) and self.ending is None
 
     def may_read(self, now: float, backlog: Backlog) -> bool:
-        """Return whether the guest may be read, and its frames processed.
-
-        It may not while it calls too often, while enough of its calls have no reply, or while enough is unsent.
-        """
+        """Return whether to read the guest and process its frames: the backpressure on it."""
         calls, cell = self._rules.calls, self._rules.cell
         self.resume_at = calls.resume_at(now)
         # An interrupted cell must be able to end.
@@ -136,7 +127,7 @@ class GuestSession:
         )
 
     def next_time(self) -> float | None:
-        """Return when to call ``tick`` or ``may_read`` again: at the cell's deadline, or when the rate allows calls."""
+        """Return when to call ``tick`` or ``may_read`` again."""
         cell = self._rules.cell
         if cell is None:
             return self.resume_at
@@ -146,7 +137,7 @@ class GuestSession:
     # From the engine
 
     def from_engine(self, message: ToShim, now: float, payload: bytes | None = None) -> list[Send]:
-        """Take a message of the engine."""
+        """Handle a message of the engine."""
         if self.ending is not None:
             return []
         match message:
@@ -156,7 +147,7 @@ class GuestSession:
             case Execute():
                 self._rules.execute(message.cell, message.timeout, now)
             case PutFile() | GetFile() | ListFiles():
-                self._rules.ask(message)
+                self._rules.expect(message)
                 return [Send("init", message, payload)]
             case Reply() | ToolReply():
                 if not self._rules.reply(message, now):
@@ -175,23 +166,24 @@ class GuestSession:
         self._frames.extend((source, payload) for payload in payloads)
 
     def process_frame(self, now: float) -> list[Send]:
-        """Check the next frame. If ``unmeasured`` is set after it, call ``measured`` before the next one."""
-        assert self.unmeasured is None, "the end of the cell waits for its measurement"
+        """Handle the next frame. If it sets ``unmeasured``, call ``measured`` next."""
+        assert self.unmeasured is None, "call measured() before the next frame"
         source, payload = self._frames.popleft()
         try:
             message = protocol.decode_from_guest(payload)
-            if self._has_two_streams and isinstance(message, _OF_INIT) != (source == "init"):
-                raise Violation("a message of init that the repl sent, or one of the repl from init")
+            if self._has_two_streams and isinstance(message, _INIT_MESSAGES) != (source == "init"):
+                raise Violation("a message on the wrong stream: init and repl have their own")
+            # The driver measures only at these: a measurement costs system calls.
             if isinstance(message, Done | ReplExit):
                 self.unmeasured = message
                 return []
             return self._accept(message, payload, now, _NOTHING_MEASURED)
         except _ERRORS as error:
-            self.break_off(error)
+            self.end_with_error(error)
             return []
 
     def measured(self, facts: Measured, now: float) -> list[Send]:
-        """Finish the message that is ``unmeasured``."""
+        """Handle the ``unmeasured`` message."""
         message, self.unmeasured = self.unmeasured, None
         if self.ending is not None or message is None:
             return []
@@ -204,11 +196,11 @@ class GuestSession:
         try:
             return self._accept(message, None, now, facts)
         except _ERRORS as error:
-            self.break_off(error)
+            self.end_with_error(error)
             return []
 
     def output(self, stream: Literal[1, 2], data: bytes, now: float) -> list[Send]:
-        """Take what the running cell printed, where the driver reads its pipes."""
+        """Handle output that the driver read from the cell's pipes."""
         return (
             []
             if self.cell is None
@@ -216,7 +208,7 @@ class GuestSession:
         )
 
     def closed(self, source: Source, exceeded: tuple[Outcome, str] | None = None) -> list[Send]:
-        """Take the end of a stream, and a resource limit that explains it."""
+        """Handle the end of a stream. An exceeded limit explains it best."""
         if self.ending is not None:
             return []
         if source == "repl":
@@ -227,7 +219,7 @@ class GuestSession:
     # Clocks and the end
 
     def tick(self, now: float) -> list[Send]:
-        """Interrupt the running cell at its deadline, and end the session if it does not stop within its grace."""
+        """Interrupt the cell at its deadline; end the session after the grace."""
         cell = self.cell
         if self.ending is not None or cell is None or now < cell.deadline():
             return []
@@ -237,18 +229,18 @@ class GuestSession:
         return []
 
     def end(self, outcome: Outcome, detail: str) -> None:
-        """End the session. The first end holds."""
+        """End the session, unless it has ended."""
         if self.ending is None:
             self.ending = Exit(outcome, detail)
 
-    def break_off(self, error: Exception) -> None:
-        """End the session for bytes that are no message, or a message against the rules."""
-        # Only our own text: another error's would quote the guest.
-        detail = str(error) if isinstance(error, Violation) else "a frame that is no message"
+    def end_with_error(self, error: Exception) -> None:
+        """End the session for invalid bytes or messages."""
+        # Our text only: another error would quote the guest.
+        detail = str(error) if isinstance(error, Violation) else "a frame that holds no valid message"
         self.end(Outcome.PROTOCOL_VIOLATION, detail)
 
     def end_cell(self, now: float, usage: Usage) -> list[Send]:
-        """Return the end of the cell that ran when the session ended, once the guest is dead."""
+        """Return the end of the cell that was running. Call it once the guest is dead."""
         assert self.ending is not None
         if self.cell is None:
             return []

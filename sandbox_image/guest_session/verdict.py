@@ -1,4 +1,4 @@
-"""How a guest died, from the last message of its init."""
+"""Explain the death of a guest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from ..protocol import Outcome, ReplExit
 
 
 def verdict_on_death(last: ReplExit | None) -> tuple[Outcome, str]:
-    """Return the outcome and its text for a guest whose stream has ended; None where init sent no last message.
-
-    A limit that was exceeded explains a death better, and comes first.
-    """
+    """Return outcome and text for the last message of a guest's init; None if there was none."""
     if last is None:
         return Outcome.CRASHED, "the sandbox closed its stream or its init died"
     if last.hung_up:

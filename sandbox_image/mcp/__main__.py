@@ -1,7 +1,6 @@
-"""``python -I -m supdist.sandbox_image.mcp``: an MCP server on stdio, for the image.
+"""``python -I -m supdist.sandbox_image.mcp``: the image's MCP server on stdio.
 
-Exit codes: 0 the client has hung up, or SIGTERM · 2 wrong arguments, or no container · 4 no Python process to be had ·
-130 Ctrl-C.
+Exit codes: 0 client gone or SIGTERM · 2 wrong arguments or no container · 4 no Python process · 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,34 +19,37 @@ from . import processes
 from .local import Limits, LocalSession
 from .session import SessionError, Settings
 from .session_queue import SessionQueue
-from .stdio import leave, serve_stdio
+from .stdio import exit_now, serve_stdio
 
+# Exit codes.
 USAGE, NO_SESSION = 2, 4
 
-WALL = "SUPDIST_WALL"
-"""The variable by which the image says that its container is the wall."""
+# The image sets it: its container isolates the code.
+_CONTAINER_VARIABLE = "SUPDIST_WALL"
 
 
 def main() -> None:
-    """Serve one client. Ends the process."""
+    """Serve one client and end the process."""
     arguments = _arguments()
-    if os.environ.get(WALL) == "container":
+    if os.environ.get(_CONTAINER_VARIABLE) == "container":
         asyncio.run(_serve(arguments, nullcontext(protocol.WORK)))
     elif arguments.no_wall:
-        print("There is no wall: the code can read, write and reach what its user can.", file=sys.stderr)
+        print("Nothing isolates the code: it has all rights of your user.", file=sys.stderr)
+        # A child that outlives its kill may still write here.
         own = tempfile.TemporaryDirectory(prefix="supdist-mcp-", ignore_cleanup_errors=True)
         asyncio.run(_serve(arguments, own))
     else:
         print(
-            "This server has no wall of its own: it belongs into the image's container. `supdist-engine mcp` runs the "
-            "code in a sandbox; --no-wall runs it here, unlocked.",
+            "This server does not isolate code: it has no wall of its own, and belongs into the image's container. "
+            "Use `supdist-engine mcp` for a sandbox, or --no-wall to run the code here with all rights of your user.",
             file=sys.stderr,
         )
         sys.exit(USAGE)
 
 
 async def _serve(arguments: argparse.Namespace, place: AbstractContextManager[str]) -> NoReturn:
-    processes.give_up_rights()
+    # Before the guest starts: it inherits the capabilities, and runs as the same user.
+    processes.drop_privileges()
     processes.close_own_files()
     with place as folder:
         settings = Settings(
@@ -67,18 +69,21 @@ async def _serve(arguments: argparse.Namespace, place: AbstractContextManager[st
             status = NO_SESSION
         finally:
             await queue.close()
-    leave(status)
+    exit_now(status)
 
 
 def _arguments() -> argparse.Namespace:
     default, limits = Settings(), Limits()
     parser = argparse.ArgumentParser(
-        prog="mcp", description="An MCP server on stdio: a Python session behind the walls of this container."
+        prog="mcp", description="An MCP server on stdio: a Python session isolated by this container."
     )
     add = parser.add_argument
     add("--timeout", type=_positive, default=default.timeout, help="seconds for a call of `python`, at most")
     add(
-        "--grace", type=_positive, default=limits.grace, help="seconds from the interrupt of code to its kill"
+        "--grace",
+        type=_positive,
+        default=limits.grace,
+        help="seconds from the interrupt of a cell to its kill",
     )
     add(
         "--output",
@@ -95,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     add(
         "--no-wall",
         action="store_true",
-        help="run outside of a container, with nothing between the code and you",
+        help="run outside of a container, without isolation",
     )
     return parser.parse_args()
 

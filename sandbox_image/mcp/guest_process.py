@@ -1,4 +1,4 @@
-"""One guest as a child process: the asyncio driver of its ``GuestSession``."""
+"""The asyncio driver of a ``GuestSession``: a guest as a child process."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _MEMORY_EVENTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.
 
 
 class GuestProcess:
-    """One life of the interpreter. Made by ``start``, which is to be followed by ``wait_ready``.
+    """One interpreter. Create it with ``start``, then call ``wait_ready``.
 
     Attributes:
-        lost: why it is gone; None while it lives.
+        lost: why it is gone; None while it runs.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class GuestProcess:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._life: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self.lost: str | None = None
 
     @classmethod
     async def start(cls, folder: Path, limits: SessionLimits) -> GuestProcess:
-        """Start the process in this folder.
+        """Start the process in a folder.
 
         Raises:
-            SessionError: it cannot be started.
+            SessionError: it does not start.
         """
         ours, theirs = socket.socketpair()
         oom_kills = _oom_kills()
@@ -94,16 +94,16 @@ class GuestProcess:
             raise SessionError(f"the Python process cannot be started: {error}") from error
         guest = cls(process, await asyncio.open_connection(sock=ours), limits, oom_kills)
         sizes = limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes
-        guest._take(protocol.Start("", *sizes, [], []))
-        guest._take(protocol.Load("text", "frame", b""))
-        guest._life = guest._loop.create_task(guest._live())
+        guest._handle(protocol.Start("", *sizes, [], []))
+        guest._handle(protocol.Load("text", "frame", b""))
+        guest._task = guest._loop.create_task(guest._run())
         return guest
 
     async def wait_ready(self) -> None:
         """Wait until it takes cells.
 
         Raises:
-            SessionError: it did not start in time, or died.
+            SessionError: it died, or did not start in time.
         """
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -112,46 +112,50 @@ class GuestProcess:
             raise SessionError(f"the Python process did not start within {_START_SECONDS:g} s") from None
 
     async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the session keeps it
-        """Run a cell to its end. When cancelled, interrupt it and wait for its end."""
+        """Run a cell. When cancelled, interrupt it and wait for its end."""
         self._last_cell += 1
         number = self._last_cell
         self._collector = CellCollector()
         result = self._result = self._loop.create_future()
-        self._take(protocol.Execute(number, code, timeout))
+        self._handle(protocol.Execute(number, code, timeout))
+        # Shielded: the cell must end before the next one starts.
         try:
             return await asyncio.shield(result)
         except asyncio.CancelledError:
-            self._take(protocol.Interrupt(number))
+            self._handle(protocol.Interrupt(number))
             await asyncio.wait([result])
             raise
 
-    async def ask(self, question: Callable[[int], PutFile | GetFile | ListFiles]) -> FileData | FileList:
-        """Ask about files; ``question`` gets the number of the request.
+    async def request_file(
+        self, request: Callable[[int], PutFile | GetFile | ListFiles]
+    ) -> FileData | FileList:
+        """Send a file request, made by ``request`` with its number.
 
         Raises:
-            TimeoutError: there was no answer in time.
-            SessionLost: the guest died before its answer.
+            TimeoutError: no answer came in time.
+            SessionLost: the guest died.
         """
         self._last_request += 1
         number = self._last_request
         answer = self._answers[number] = self._loop.create_future()
         try:
-            self._take(question(number))
+            self._handle(request(number))
             async with asyncio.timeout(_FILE_SECONDS):
                 return await answer
         finally:
             self._answers.pop(number, None)
 
     async def end(self, why: str) -> None:
-        """Kill it and every process that it has started; a running cell ends with it."""
+        """Kill it and all its processes."""
         self._session.end(Outcome.KILLED, why)
         self._check_end()
-        assert self._life is not None
-        await self._life
+        assert self._task is not None
+        await self._task
 
-    async def _live(self) -> None:
+    async def _run(self) -> None:
         reading = self._loop.create_task(self._read())
         await self._ended.wait()
+        # Closed first, so that nothing of the dying guest is processed.
         reading.cancel()
         self._writer.transport.abort()
         detail = ""
@@ -192,10 +196,10 @@ class GuestProcess:
                 while self._session.has_frames:
                     await self._wait_until_readable()
                     self._process_frame()
-                # A guest that does not read is not read.
+                # Backpressure: a guest that does not read is not read.
                 await self._writer.drain()
         except Violation as error:
-            self._session.break_off(error)
+            self._session.end_with_error(error)
         except ConnectionError:
             pass
         self._session.closed("init")
@@ -226,10 +230,10 @@ class GuestProcess:
         # Any process of the group may have been killed for memory. It explains no other death than by SIGKILL.
         was_killed = isinstance(last, ReplExit) and verdict_on_death(last)[0] is Outcome.KILLED
         if was_killed and _oom_kills() > self._oom_kills:
-            return Outcome.OOM, "the kernel ended it for want of memory"
+            return Outcome.OOM, "the kernel killed it: out of memory"
         return None
 
-    def _take(self, message: ToShim) -> None:
+    def _handle(self, message: ToShim) -> None:
         self._send(self._session.from_engine(message, time.monotonic()))
 
     def _send(self, sends: list[Send]) -> None:
@@ -250,7 +254,7 @@ class GuestProcess:
             case Call():
                 # There is no worker here.
                 refused = CallError("unavailable", "there is no worker here")
-                self._take(protocol.Reply(message.call, [refused] * len(message.prompts)))
+                self._handle(protocol.Reply(message.call, [refused] * len(message.prompts)))
             case FileData() | FileList():
                 answer = self._answers.get(message.request)
                 if answer is not None and not answer.done():
@@ -301,7 +305,7 @@ class GuestProcess:
 
 
 def _spawn(stream: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
-    """Start init in the folder, without this process's environment."""
+    # The environment of the server may hold keys: nothing of it is passed on.
     return subprocess.Popen(
         [sys.executable, "-I", "-m", "supdist.sandbox_image.guest"],
         stdin=stream.fileno(),
@@ -314,7 +318,7 @@ def _spawn(stream: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _oom_kills() -> int:
-    """Return how many processes of this control group the kernel has killed for memory; 0 where it does not count."""
+    # For cgroup v2 and v1 (memory.events in cgroup-v2.rst). Without them a death counts as a kill.
     for path in _MEMORY_EVENTS:
         try:
             found = re.search(r"^oom_kill (\d+)$", Path(path).read_text(encoding="ascii"), re.MULTILINE)

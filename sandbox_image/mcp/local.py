@@ -1,8 +1,4 @@
-"""A session whose guest is a child process: for the image, where the container isolates.
-
-The child process isolates nothing. It keeps the server alive when the guest dies. Its frames are checked as a shim
-checks them. A reset kills every process below the server.
-"""
+"""A session whose guest is a child process, for the image. The container isolates it."""
 
 from __future__ import annotations
 
@@ -23,14 +19,18 @@ _PATH_CHARS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a cell may do: bytes that it writes to stdout, and to stderr; seconds from its interrupt to its kill."""
+    """What a cell may do."""
 
+    # Bytes, for each of stdout and stderr.
     output: int = 16 << 20
+    # Seconds from the interrupt to the kill.
     grace: float = 1.0
 
 
 class LocalSession:
-    """See ``Session``. One a process, which has no other children: see ``processes``."""
+    """See ``Session``. One for each process, which must have no other children."""
+
+    # The guest is another process so that its death does not end the server.
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
@@ -42,7 +42,7 @@ class LocalSession:
         """Start the first interpreter.
 
         Raises:
-            SessionError: there can be none.
+            SessionError: it does not start.
         """
         processes.adopt_orphans()
         await self._start_guest()
@@ -53,11 +53,11 @@ class LocalSession:
         source = replace_surrogates(code)
         size = len(source.encode())
         if size > _CODE_BYTES:
-            raise SessionError(f"{size} bytes of code are too many; {_CODE_BYTES} can be run at once")
-        return await self._living_guest().execute(source, timeout)
+            raise SessionError(f"the code has {size} bytes; at most {_CODE_BYTES} are allowed")
+        return await self._running_guest().execute(source, timeout)
 
     async def reset(self) -> None:
-        """See ``Session.reset``. The folder stays as it is: it may be one of the user's."""
+        """See ``Session.reset``. The folder keeps its files."""
         await self._end_guest()
         await self._start_guest()
 
@@ -69,18 +69,19 @@ class LocalSession:
             def message(number: int, piece: bytes = piece, append: bool = start > 0) -> protocol.PutFile:
                 return protocol.PutFile(number, path, piece, append)
 
-            await self._ask_for_file(path, message)
+            await self._request_file(path, message)
 
     async def get(self, path: str, most: int) -> bytes:
         """See ``Session.get``."""
         data = b""
         while True:
+            # One byte above the limit shows that a file is too large.
             offset, size = len(data), min(_FILE_CHUNK, most - len(data) + 1)
 
             def message(number: int, offset: int = offset, size: int = size) -> protocol.GetFile:
                 return protocol.GetFile(number, path, offset, size)
 
-            piece = await self._ask_for_file(path, message)
+            piece = await self._request_file(path, message)
             data += piece
             if len(data) > most:
                 raise _refused(path, "too_large")
@@ -89,7 +90,7 @@ class LocalSession:
 
     async def list(self, most: int) -> Files:
         """See ``Session.list``."""
-        answer = await self._ask(".", lambda number: protocol.ListFiles(number, most))
+        answer = await self._request(".", lambda number: protocol.ListFiles(number, most))
         assert isinstance(answer, protocol.FileList)
         return Files(answer.files, answer.more)
 
@@ -98,26 +99,26 @@ class LocalSession:
         self._closed = True
         await self._end_guest()
 
-    async def _ask_for_file(
-        self, path: str, question: Callable[[int], protocol.PutFile | protocol.GetFile]
+    async def _request_file(
+        self, path: str, request: Callable[[int], protocol.PutFile | protocol.GetFile]
     ) -> bytes:
         if "\0" in path or len(path) > _PATH_CHARS or has_surrogates(path):
             raise _refused(path, "outside")
-        answer = await self._ask(path, question)
+        answer = await self._request(path, request)
         assert isinstance(answer, protocol.FileData)
         if answer.error is not None:
             raise _refused(path, answer.error)
         return answer.data
 
-    async def _ask(
-        self, path: str, question: Callable[[int], protocol.PutFile | protocol.GetFile | protocol.ListFiles]
+    async def _request(
+        self, path: str, request: Callable[[int], protocol.PutFile | protocol.GetFile | protocol.ListFiles]
     ) -> protocol.FileData | protocol.FileList:
         try:
-            return await self._living_guest().ask(question)
+            return await self._running_guest().request_file(request)
         except TimeoutError:
             raise _refused(path, "io") from None
 
-    def _living_guest(self) -> GuestProcess:
+    def _running_guest(self) -> GuestProcess:
         if self._guest is None:
             raise SessionLost("the Python process is gone")
         if self._guest.lost is not None:
@@ -137,7 +138,7 @@ class LocalSession:
     async def _end_guest(self) -> None:
         guest, self._guest = self._guest, None
         if guest is not None:
-            await guest.end("it was ended")
+            await guest.end("the session was reset or closed")
 
 
 def _session_limits(limits: Limits) -> protocol.SessionLimits:

@@ -1,7 +1,4 @@
-"""The processes below this one: adopt, reap and kill them.
-
-For a program that has no children but its guest's. No other code may wait for children of this process.
-"""
+"""Adopt, reap and kill all processes below this one. No other code may wait for them."""
 
 from __future__ import annotations
 
@@ -12,49 +9,52 @@ import signal
 
 from .. import linux
 
-_LOOK_SECONDS = 0.01
+_POLL_SECONDS = 0.01
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every orphan below this process, and reap it when it ends (prctl(2))."""
+    """Become the parent of orphans below this process, and reap them."""
+    # Without it they would go to PID 1, where `descendants` does not find them (prctl(2)).
     linux.adopt_orphans()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap)
 
 
-def give_up_rights() -> None:
-    """Drop all capabilities for good, of this process and of those below it, also where it is root."""
+def drop_privileges() -> None:
+    """Drop all capabilities, for this process and its children."""
+    # Otherwise execve(2) would give them back to root.
     linux.set_no_new_privs()
     linux.clear_capabilities()
 
 
 def close_own_files() -> None:
-    """Close /proc/PID of this process, and so its stdout, to other processes of its user (proc(5))."""
+    """Close /proc/PID to other processes of this user."""
+    # The guest must not write to the server's stdout, which it could open there (proc(5)).
     linux.set_undumpable()
 
 
 def reap() -> None:
-    """Reap every child that has ended."""
+    """Reap all ended children."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 async def end_all(seconds: float) -> None:
-    """Kill every process below this one and wait for their end.
+    """Kill all processes below this one and wait for their end.
 
     Raises:
-        TimeoutError: something was left after so many seconds.
+        TimeoutError: some were left.
     """
     async with asyncio.timeout(seconds):
         while below := _stop_all():
             _signal(below, signal.SIGKILL)
             reap()
             # A killed process ends a moment later.
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def _stop_all() -> set[int]:
-    """Stop all of them, so that none forks while others are killed. Return their ids."""
+    # Stopped processes cannot fork while others are killed.
     stopped: set[int] = set()
     while fresh := descendants() - stopped:
         _signal(fresh, signal.SIGSTOP)
@@ -69,7 +69,7 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
 
 
 def descendants() -> set[int]:
-    """Return every process below this one, zombies too."""
+    """Return the ids of all processes below this one, with zombies."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal() and (parent := _parent(int(name))) is not None:

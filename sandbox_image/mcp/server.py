@@ -1,8 +1,4 @@
-"""The MCP server: its tools, their descriptions, and their results.
-
-Code that fails and wrong arguments give a result with ``isError``. An unknown tool is an error of the protocol.
-Results that may hold images or much text have no structured content: clients show the model nothing else then.
-"""
+"""The MCP server: its tools, their descriptions and results."""
 
 from __future__ import annotations
 
@@ -50,7 +46,7 @@ class _Python(_Arguments):
     )
 
 
-class _Nothing(_Arguments):
+class _NoArguments(_Arguments):
     pass
 
 
@@ -75,14 +71,14 @@ class _Files(BaseModel):
 
 
 def build(queue: SessionQueue, settings: Settings) -> Server[dict[str, Any]]:
-    """Return a server for one client, whose calls go to this queue."""
+    """Return a server for one client."""
     tools = Tools(queue, settings)
     return Server(
         "supdist-engine",
         version=settings.version,
         title="Python sandbox",
         instructions=(
-            "A Python interpreter behind walls: no network, and no files but its own. Variables stay from call to "
+            "An isolated Python interpreter: no network, and no files but its own. Variables stay from call to "
             "call. See the tool `python`."
         ),
         on_list_tools=tools.list,
@@ -105,64 +101,66 @@ class Tools:
         }
 
     async def list(self, _: _Context, __: PaginatedRequestParams | None) -> ListToolsResult:
-        """Return all tools, described for a model."""
+        """Return the tools, described for a model."""
         return ListToolsResult(tools=_describe(self._settings))
 
     async def call(self, _: _Context, request: CallToolRequestParams) -> CallToolResult:
         """Call a tool.
 
         Raises:
-            MCPError: there is no such tool.
+            MCPError: the tool is unknown.
         """
         handler = self._handlers.get(request.name)
         if handler is None:
-            raise MCPError(
-                INVALID_PARAMS, f"there is no tool of that name; there are {', '.join(self._handlers)}"
-            )
+            raise MCPError(INVALID_PARAMS, f"the tool is unknown; the tools are {', '.join(self._handlers)}")
         try:
             return await handler(request.arguments or {})
         except ValidationError as error:
             problems = (_problem(each["loc"], each["msg"]) for each in error.errors(include_url=False))
+            # A result, not an error of the protocol: the model sees it and can try again.
             return _failed(f"Wrong arguments for {request.name}: {'; '.join(problems)}.")
         except SessionError as error:
             return _failed(f"{error}.")
 
     async def _python(self, arguments: dict[str, Any]) -> CallToolResult:
-        wanted, settings = _Python.model_validate(arguments), self._settings
-        timeout = min(wanted.timeout or settings.timeout, settings.timeout)
-        cell = await self._queue.execute(wanted.code, timeout)
+        call, settings = _Python.model_validate(arguments), self._settings
+        timeout = min(call.timeout or settings.timeout, settings.timeout)
+        cell = await self._queue.execute(call.code, timeout)
         blocks = content.contents(
             cell, timeout=timeout, limit=settings.output_limit, keeps_files=settings.keeps_files
         )
+        # Without structured content, or clients show the model nothing else.
         return CallToolResult(content=blocks, is_error=cell.outcome is not Outcome.OK)
 
     async def _reset(self, arguments: dict[str, Any]) -> CallToolResult:
-        _Nothing.model_validate(arguments)
+        _NoArguments.model_validate(arguments)
         await self._queue.reset()
-        return _said(content.text(content.after_a_loss(keeps_files=self._settings.keeps_files)))
+        return _result(content.text(content.new_session_text(keeps_files=self._settings.keeps_files)))
 
     async def _put_file(self, arguments: dict[str, Any]) -> CallToolResult:
-        wanted = _PutFile.model_validate(arguments)
-        if wanted.encoding == "text":
-            data = replace_surrogates(wanted.content).encode()
+        call = _PutFile.model_validate(arguments)
+        if call.encoding == "text":
+            data = replace_surrogates(call.content).encode()
         else:
             try:
-                data = base64.b64decode(wanted.content, validate=True)
+                data = base64.b64decode(call.content, validate=True)
             except ValueError as error:
-                raise FileRefused(f"`content` is no base64: {error}") from None
+                raise FileRefused(f"`content` is not valid base64: {error}") from None
         if len(data) > self._settings.file_limit:
-            raise FileRefused(f"{len(data)} bytes are too many; a file may have {self._settings.file_limit}")
-        await self._queue.put(wanted.path, data)
-        return _said(content.text(f"{len(data)} bytes written."))
+            raise FileRefused(
+                f"the file has {len(data)} bytes; at most {self._settings.file_limit} are allowed"
+            )
+        await self._queue.put(call.path, data)
+        return _result(content.text(f"{len(data)} bytes written."))
 
     async def _get_file(self, arguments: dict[str, Any]) -> CallToolResult:
-        wanted = _GetFile.model_validate(arguments)
-        data = await self._queue.get(wanted.path, self._settings.file_limit)
-        uri = f"file://{self._settings.folder}/{quote(wanted.path, errors='replace')}"
-        return _said(content.file_content(uri, data))
+        call = _GetFile.model_validate(arguments)
+        data = await self._queue.get(call.path, self._settings.file_limit)
+        uri = f"file://{self._settings.folder}/{quote(call.path, errors='replace')}"
+        return _result(content.file_content(uri, data))
 
     async def _list_files(self, arguments: dict[str, Any]) -> CallToolResult:
-        _Nothing.model_validate(arguments)
+        _NoArguments.model_validate(arguments)
         found = await self._queue.list(_MOST_FILES)
         files = _Files(
             files=[_File(path=each.path, size=each.size) for each in found.entries], more=found.more
@@ -172,7 +170,7 @@ class Tools:
         )
 
 
-def _said(block: ContentBlock) -> CallToolResult:
+def _result(block: ContentBlock) -> CallToolResult:
     return CallToolResult(content=[block])
 
 
@@ -209,7 +207,7 @@ def _describe(settings: Settings) -> list[Tool]:
             "reset",
             "Start afresh",
             f"End the Python session with all its processes and begin a new one: {loss}.",
-            _Nothing,
+            _NoArguments,
             ToolAnnotations(
                 read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
             ),
@@ -236,7 +234,7 @@ def _describe(settings: Settings) -> list[Tool]:
             "list_files",
             "List files",
             f"Name the regular files below {folder} with their sizes, at most {_MOST_FILES}.",
-            _Nothing,
+            _NoArguments,
             ToolAnnotations(read_only_hint=True, open_world_hint=False),
             result=_Files,
         ),

@@ -1,4 +1,4 @@
-"""What the server serves: a Python session with a folder of files, whatever stands behind it."""
+"""The interface of a Python session with a folder of files."""
 
 from __future__ import annotations
 
@@ -14,42 +14,40 @@ FILE_PROBLEMS: Mapping[FileCode, str] = {
     "not_regular": "it is no regular file, or a link is on the way to it",
     "outside": "a path must be relative and stay in the folder",
     "too_large": "it is too large",
-    "io": "it cannot be read or written (no room, a name that is not allowed)",
+    "io": "it cannot be read or written (disk full, or name not allowed)",
 }
 
 
 class SessionError(Exception):
-    """The session cannot do what was asked. The text is for the client and says why."""
+    """A call failed; the text tells the client why."""
 
 
 class SessionLost(SessionError):
-    """The interpreter is gone, and its variables with it; ``reset`` begins a new one."""
+    """The interpreter is gone; ``reset`` starts a new one."""
 
 
 class FileRefused(SessionError):
-    """A file could not be put or got."""
+    """A file could not be written or read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """How a piece of code ended and what it left.
-
-    ``display`` has a mapping from mime types to text or bytes for everything that was shown: values, images.
-    ``lost`` tells that the interpreter is gone; ``detail`` how that came about.
-    """
+    """The result of a cell."""
 
     outcome: Outcome
     stdout: str
     stderr: str
+    # For each displayed value, its forms by MIME type.
     display: Sequence[Mapping[str, str | bytes]]
     error: ErrorInfo | None
+    # Whether the interpreter is gone, and why.
     lost: bool
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Regular files by their paths below the folder; ``more`` tells that there are others."""
+    """A list of regular files; ``more`` says that it is cut."""
 
     entries: Sequence[FileEntry]
     more: bool
@@ -57,44 +55,45 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one server allows, and what it tells of itself.
+    """The limits and descriptions of one server.
 
     Attributes:
-        timeout: seconds for a call of ``python``, by default and at most.
-        output_limit: characters of a text that a call of ``python`` shows.
-        file_limit: bytes of a file that is put or got.
-        folder: the folder of files, as the code sees it.
-        keeps_files: whether it outlives the interpreter.
-        packages: a sentence about what can be imported.
-        version: of the server.
+        timeout: seconds for each cell.
+        output_limit: characters of each text.
+        file_limit: bytes of a file.
     """
 
     timeout: float = 120.0
     output_limit: int = 30_000
     file_limit: int = 16 << 20
+    # As the code sees it.
     folder: str = protocol.WORK
+    # Whether files outlive the interpreter.
     keeps_files: bool = False
+    # A sentence for models.
     packages: str = "The standard library can be imported."
     version: str = ""
 
 
 class Session(Protocol):
-    """One interpreter. Its user asks for one thing at a time, but may close it at any moment."""
+    """One interpreter."""
 
-    async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - whoever runs the code keeps it
-        """Run code in the session's namespace. When cancelled, it interrupts the code and waits until it has ended.
+    # Calls come one at a time. Only `close` may come during another.
+
+    async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the runner enforces it
+        """Run code. When cancelled, interrupt it and wait for its end.
 
         Raises:
-            SessionLost: the interpreter was gone before, or went for a reason that is not the code's.
+            SessionLost: the interpreter is gone, and not by this code.
             SessionError: the code cannot be run.
         """
         ...
 
     async def reset(self) -> None:
-        """Begin a new interpreter, with nothing of the old one's variables and processes.
+        """Replace the interpreter and all its processes.
 
         Raises:
-            SessionError: there can be none.
+            SessionError: the new one does not start.
         """
         ...
 
@@ -107,7 +106,7 @@ class Session(Protocol):
         ...
 
     async def get(self, path: str, most: int) -> bytes:
-        """Read a file of at most ``most`` bytes below the folder.
+        """Read a file of at most ``most`` bytes.
 
         Raises:
             FileRefused, SessionLost
@@ -115,7 +114,7 @@ class Session(Protocol):
         ...
 
     async def list(self, most: int) -> Files:
-        """Name at most ``most`` files below the folder.
+        """List at most ``most`` files.
 
         Raises:
             FileRefused, SessionLost
@@ -123,5 +122,5 @@ class Session(Protocol):
         ...
 
     async def close(self) -> None:
-        """End it, and wait until nothing is left of it."""
+        """End the session and wait for its end."""
         ...

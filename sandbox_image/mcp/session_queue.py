@@ -1,4 +1,4 @@
-"""One client's session: opened ahead, its calls served one after another, replaced when it is lost."""
+"""Run one client's calls one after another, and replace a lost session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class SessionQueue:
-    """Takes a client's calls. Its owner must call ``close``."""
+    """One client's session. Its owner must call ``close``."""
 
     def __init__(self, open_session: Callable[[], Coroutine[Any, Any, Session]]) -> None:
         self._open = open_session
@@ -24,29 +24,31 @@ class SessionQueue:
         self._lock = asyncio.Lock()
 
     def open_ahead(self) -> None:
-        """Open the session in the background, so that the first call finds it ready."""
+        """Start to open the session in the background."""
+        # A failed opening is tried again.
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def opened(self) -> Session:
-        """Return the session; open it if it is not open.
+        """Return the session; open it if needed.
 
         Raises:
-            Exception: the error of the opening; the next call tries again.
+            Exception: it cannot be opened.
         """
         self.open_ahead()
         assert self._opening is not None
+        # Shielded: the opening goes on after a cancelled call.
         return await asyncio.shield(self._opening)
 
     async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the session keeps it
-        """See ``Session.execute``. A session that the code has lost is replaced first."""
+        """See ``Session.execute``. Replace a lost session before returning."""
         async with self._session() as session:
             cell = await _finish(session.execute(code, timeout))
             if cell.lost:
                 try:
                     await _finish(session.reset())
                 except SessionError as error:
-                    cell = replace(cell, detail=f"{cell.detail}; no new one could be begun: {error}")
+                    cell = replace(cell, detail=f"{cell.detail}; a new session did not start: {error}")
             return cell
 
     async def reset(self) -> None:
@@ -70,7 +72,7 @@ class SessionQueue:
             return await session.list(most)
 
     async def close(self) -> None:
-        """End the session, also while it is being opened or used."""
+        """End the session, even during a call."""
         if self._opening is None:
             return
         await asyncio.wait([self._opening])
@@ -79,24 +81,24 @@ class SessionQueue:
 
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[Session]:
-        """Hold the session for one call. If it is lost meanwhile, replace it and let the call fail."""
         async with self._lock:
             session = await self.opened()
             try:
                 yield session
             except SessionLost as lost:
+                # Replaced now, so that the next call works.
                 await _finish(session.reset())
                 raise SessionLost(f"{lost}. A new session has begun; what the old one had is gone") from lost
 
 
 async def _finish(work: Awaitable[T]) -> T:
-    """Await work that must not stop half-way. A cancelled call cancels it and waits for its end."""
+    # Work that must not stop half-way: a cancelled call waits for its end.
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         task.cancel()
-        # The SDK's scope cancels again and again.
+        # The SDK's scope cancels repeatedly.
         with CancelScope(shield=True):
             await asyncio.wait([task])
         raise

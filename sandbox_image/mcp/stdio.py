@@ -16,35 +16,36 @@ INTERRUPTED = 130
 
 
 async def serve_stdio(queue: SessionQueue, settings: Settings) -> int:
-    """Serve until the client hangs up, or a signal asks for the end. The owner of the queue closes it.
+    """Serve until the client is gone, SIGINT or SIGTERM. Leaves the queue open.
 
     Returns:
-        the exit status: 130 after Ctrl-C, else 0. End the process with ``leave``.
+        the exit status, 130 for SIGINT, for ``exit_now``.
 
     Raises:
-        Exception: what opening the session raised; nothing was served then.
+        Exception: the session cannot be opened.
     """
     loop = asyncio.get_running_loop()
-    asked: asyncio.Future[int] = loop.create_future()
+    stopped: asyncio.Future[int] = loop.create_future()
 
-    def ask(status: int) -> None:
-        if not asked.done():
-            asked.set_result(status)
+    def stop(status: int) -> None:
+        if not stopped.done():
+            stopped.set_result(status)
 
-    loop.add_signal_handler(signal.SIGINT, ask, INTERRUPTED)
-    loop.add_signal_handler(signal.SIGTERM, ask, 0)
+    loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
+    loop.add_signal_handler(signal.SIGTERM, stop, 0)
     serving = loop.create_task(_serve(queue, settings))
-    both: list[asyncio.Future[Any]] = [serving, asked]
-    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    tasks: list[asyncio.Future[Any]] = [serving, stopped]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
-        return asked.result()
+        return stopped.result()
     serving.result()
     return 0
 
 
 async def _serve(queue: SessionQueue, settings: Settings) -> None:
     queue.open_ahead()
-    sdk = await asyncio.to_thread(_import_sdk)  # a second, in which the session starts
+    # The import takes a second, in which the session starts.
+    sdk = await asyncio.to_thread(_import_sdk)
     await queue.opened()
     from .server import build
 
@@ -62,8 +63,9 @@ def _import_sdk() -> ModuleType:
     return stdio
 
 
-def leave(status: int) -> NoReturn:
-    """End the process now: a thread that waits for a line on stdin would hold an ordinary end up."""
+def exit_now(status: int) -> NoReturn:
+    """End the process without waiting for threads."""
+    # A thread waits for a line on stdin. An ordinary exit would wait for it.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)

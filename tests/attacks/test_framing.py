@@ -64,13 +64,13 @@ BREACHES: list[Attack] = [
     *(breach(f"RP13-init-{tag}", f"send({fields})") for tag, fields in {
         "file": "26, 1, b'x', None", "list": "29, 1, [], False", "discard": "9", "hung-up": "10",
     }.items()),
-    breach("RP17-future-call", "send(22, 1, cell + 1, ['a'])", "never was"),
+    breach("RP17-future-call", "send(22, 1, cell + 1, ['a'])", "cell that does not exist"),
     breach("RP17-future-final", "send(23, cell + 1, 'x')"),
     breach("RP17-future-output", "send(21, cell + 7, 1, b'x')"),
     breach("RP17-cell-zero", "send(23, 0, 'x')"),
     breach("RP17-negative", "send(23, -1, 'x')"),
     breach("RP11-no-prompt", "send(22, 1, cell, [])"),
-    breach("RP2-displays", "for _ in range(40): send(28, cell, {'text/plain': ''}, {})", "one too many"),
+    breach("RP2-displays", "for _ in range(40): send(28, cell, {'text/plain': ''}, {})", "too many"),
     breach("RP2-display-size", "send(28, cell, {}, {'image/png': b'x' * ((8 << 20) + 1)})",
         "displays larger"),
     breach("RP2-display-sum", "for _ in range(5): send(28, cell, {'text/html': 'x' * (2 << 20)}, {})",
@@ -79,8 +79,8 @@ BREACHES: list[Attack] = [
         "raw(protocol.frame(b'\\x94\\x1c' + bytes([cell]) + b'\\x81\\xaatext/plain\\xa2\\xff\\xfe\\x80'))"),
     breach("RP11-display-form", "send(28, cell, {'application/x-python': 'x'}, {})"),
     breach("RP11-display-type", "send(28, cell, {'text/plain': b'x'}, {})"),
-    breach("RP11-display-of-nothing", "send(28, cell, {}, {})", "of nothing"),
-    breach("RP17-future-display", "send(28, cell + 1, {'text/plain': 'x'}, {})", "never was"),
+    breach("RP11-display-of-nothing", "send(28, cell, {}, {})", "an empty display"),
+    breach("RP17-future-display", "send(28, cell + 1, {'text/plain': 'x'}, {})", "cell that does not exist"),
     breach("RP11-ready-again", "send(20, protocol.VERSION, [{}, 0, 0, True, [], False])"),
 ]  # fmt: skip
 
