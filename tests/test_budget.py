@@ -122,7 +122,7 @@ def test_those_of_a_batch_that_fit_are_reserved_in_order() -> None:
 
 def test_what_is_kept_for_later_is_nothing_to_wait_for() -> None:
     budget = limited(max_tokens=10)
-    kept = budget.keep(Cost(tokens=4))
+    kept = budget.hold(Cost(tokens=4))
     assert budget.left().tokens == 6
     assert refused(budget, Cost(tokens=7)) == ("max_tokens", True)
     kept.settle(Usage(1, 1, 1), 0.0)
@@ -180,7 +180,7 @@ class AnyInterleaving(RuleBasedStateMachine):
             for need, taken, limit in zip(amounts, self.taken(), self.LIMITS, strict=True)
         )
         try:
-            reservation = self.budget.keep(cost) if keep else self.budget.reserve(cost)
+            reservation = self.budget.hold(cost) if keep else self.budget.reserve(cost)
         except BudgetExceeded:
             assert not fits
         else:

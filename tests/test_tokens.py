@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import REPOSITORY, WordTokenizer, user_messages
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from supdist.engine.broker.tokens import fits, least_tokens, most_tokens, most_usage
+from supdist.engine.broker.tokens import fits, max_prompt_tokens, max_usage, min_prompt_tokens
 from supdist.handlers import Message, ScriptedHandler, Usage
 
 # What cuts a text in Llama 3 and GPT-4; Qwen's differs in the digits alone.
@@ -91,8 +91,8 @@ HANDLER = ScriptedHandler([])
 
 def assert_bounds(count: Callable[[str], int], *contents: str) -> None:
     messages = user_messages(*contents)
-    assert least_tokens(HANDLER, messages) <= sum(map(count, contents))
-    assert count(in_a_template(messages)) <= most_tokens(HANDLER, messages)
+    assert min_prompt_tokens(HANDLER, messages) <= sum(map(count, contents))
+    assert count(in_a_template(messages)) <= max_prompt_tokens(HANDLER, messages)
 
 
 ODD = ["\n\n", "    ", "=" * 40, "0123456789", "गगन", "\U0001d160"]
@@ -127,22 +127,24 @@ def test_the_bounds_hold_for_long_texts(count: Callable[[str], int]) -> None:
 
 def test_characters_that_grow_when_they_are_normalised_are_counted_as_grown() -> None:
     growing = "\U0001d160"
-    assert most_tokens(HANDLER, user_messages(growing * 100)) >= 12 * 100
+    assert max_prompt_tokens(HANDLER, user_messages(growing * 100)) >= 12 * 100
 
 
 def test_a_prompt_of_prose_that_passes_a_window_by_a_third_is_known_to() -> None:
     prose = text_of("LICENSE")
-    assert least_tokens(HANDLER, user_messages(prose)) == len(prose.split())
+    assert min_prompt_tokens(HANDLER, user_messages(prose)) == len(prose.split())
 
 
 def test_words_are_counted_no_further_than_is_enough() -> None:
     long = user_messages("word " * 10**6)
-    assert 999_900 < least_tokens(HANDLER, long) <= 10**6
-    assert 1000 < least_tokens(HANDLER, long, enough=1000) < 30_000
+    assert 999_900 < min_prompt_tokens(HANDLER, long) <= 10**6
+    assert 1000 < min_prompt_tokens(HANDLER, long, enough=1000) < 30_000
 
 
 def test_text_that_no_tokenizer_takes_has_bounds_all_the_same() -> None:
-    assert least_tokens(HANDLER, user_messages("\ud800")) <= most_tokens(HANDLER, user_messages("\ud800"))
+    assert min_prompt_tokens(HANDLER, user_messages("\ud800")) <= max_prompt_tokens(
+        HANDLER, user_messages("\ud800")
+    )
 
 
 class Exact(ScriptedHandler):
@@ -154,8 +156,8 @@ class Exact(ScriptedHandler):
 
 def test_a_handler_with_a_tokenizer_is_believed() -> None:
     assert (
-        least_tokens(Exact([]), user_messages("a b c d e f g h i j"))
-        == most_tokens(Exact([]), user_messages(""))
+        min_prompt_tokens(Exact([]), user_messages("a b c d e f g h i j"))
+        == max_prompt_tokens(Exact([]), user_messages(""))
         == 7
     )
 
@@ -173,7 +175,7 @@ def test_an_answer_is_as_long_as_its_handler_says_and_no_longer_than_the_window(
     def using(max_tokens: int | None, window: int | None) -> Usage:
         handler = Exact([])
         handler.max_tokens, handler.window = max_tokens, window
-        return most_usage(handler, [])
+        return max_usage(handler, [])
 
     assert using(512, None) == Usage(7, 512, 1)
     assert using(512, 100) == Usage(7, 100, 1)

@@ -1,4 +1,4 @@
-"""The queue of a handler that answers many conversations in one call."""
+"""The queue of a handler that answers conversations in batches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .handler_queue import Answers, HandlerQueue, Request
 
 
 class BatchQueue(HandlerQueue):
-    """Calls ``chat_batch`` with the requests that wait. A plain one runs once at a time."""
+    """Calls ``chat_batch`` with the waiting requests."""
 
     def __init__(self, handler: ModelHandler) -> None:
         super().__init__(handler)
-        self._is_plain = not inspect.iscoroutinefunction(handler.chat_batch)
+        self._is_sync = not inspect.iscoroutinefunction(handler.chat_batch)
         self._batch_timer: asyncio.TimerHandle | None = None
 
     def start_ready(self) -> None:
@@ -34,7 +34,8 @@ class BatchQueue(HandlerQueue):
         super().start_ready()
 
     def _free_slots(self) -> int:
-        if self._is_plain and self._slots_used:
+        # A plain ``chat_batch`` runs in a thread, and need not be safe for several.
+        if self._is_sync and self._slots_used:
             return 0
         return min(self._handler.batch_size, self._handler.max_concurrency - self._slots_used)
 
@@ -45,6 +46,7 @@ class BatchQueue(HandlerQueue):
         call = self._open_call()
         try:
             now = time.monotonic()
+            # A request that was cancelled meanwhile frees its slot.
             self._slots_used -= sum([not call.add(request, now) for request in taken])
             if call.requests:
                 self._watch_deadline(call)

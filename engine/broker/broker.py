@@ -19,12 +19,12 @@ from .worker_calls import WorkerCalls
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """How the calls of a run are treated.
+    """Rules for the calls of a run.
 
     Attributes:
-        cache: an open cache, ``run`` for memory, or None.
+        cache: ``run`` keeps answers in memory.
         cache_sampled: whether sampled answers are kept.
-        call_seconds: the deadline of a worker call.
+        call_seconds: deadline of a worker call.
         cache_counts: whether the budget pays for answers of other runs.
     """
 
@@ -40,7 +40,7 @@ class CallRules:
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """The models of one run; ``worker`` is None in a run without one."""
+    """The models of one run."""
 
     budget: Budget
     supervisor: MeteredModel
@@ -53,7 +53,7 @@ class Broker:
         return add_dollars(self.supervisor.cost_usd, worker)
 
     def metrics(self) -> Metrics:
-        """Return how the calls of the worker stand."""
+        """Return counts and costs of the calls."""
         worker = self.worker
         if worker is None:
             return Metrics(cost_usd=self.cost_usd)
@@ -78,14 +78,11 @@ async def open_broker(
     budget: Budget | None = None,
     rules: CallRules | None = None,
 ) -> AsyncGenerator[Broker]:
-    """Prepare the models of a run. At its end, flush their answers.
+    """Prepare the models of a run; flush their answers at the end.
 
     Args:
-        supervisor, worker: their handlers, entered.
-        log: records worker calls.
+        supervisor, worker: entered handlers.
         on_metrics: called when a worker call begins or ends.
-        budget: of both.
-        rules: how calls are treated.
 
     Raises:
         TaskError: dollars are limited and a price is unknown.
@@ -96,7 +93,8 @@ async def open_broker(
     metered = await meter(supervisor, budget, answers)
     calls: WorkerCalls | None = None
     if worker is not None:
-        model = await meter(worker, budget, answers, converses=False)
+        # Only the supervisor's conversation grows, so only its window is looked up.
+        model = await meter(worker, budget, answers, needs_window=False)
 
         def report() -> None:
             if on_metrics is not None:

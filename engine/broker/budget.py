@@ -23,7 +23,7 @@ _NANOS = 1_000_000_000
 
 
 class BudgetLimits(BaseModel):
-    """What a run may take; None is no limit."""
+    """The limits of a run; None is no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -43,7 +43,7 @@ class BudgetLimits(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a call takes at most. Unknown dollars are None.
+    """The most that a call takes; None dollars are unknown.
 
     Raises:
         ValueError: one is negative or not finite.
@@ -61,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What may still be reserved; None is no limit."""
+    """What is left to reserve; None is no limit."""
 
     worker_calls: int | None
     tokens: int | None
@@ -71,7 +71,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What was settled; dollars are None if unknown."""
+    """Settled amounts; None dollars are unknown."""
 
     worker_calls: int
     tokens: int
@@ -80,12 +80,7 @@ class Spent:
 
 
 class BudgetExceeded(EngineError):
-    """A cost does not fit.
-
-    Attributes:
-        limit: the limit that it would pass.
-        for_good: whether waiting cannot help.
-    """
+    """A cost does not fit. Waiting helps unless ``for_good``."""
 
     def __init__(self, limit: Limit, *, for_good: bool) -> None:
         super().__init__(f"{limit} is {'reached' if for_good else 'reserved'}")
@@ -94,44 +89,44 @@ class BudgetExceeded(EngineError):
 
 
 class Budget:
-    """The limits of one run, and what was taken of them."""
+    """The limits of one run and the amounts taken."""
 
     def __init__(
         self, limits: BudgetLimits | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Start the clock of ``max_seconds``."""
-        self._limits = _whole(limits or BudgetLimits())
+        self._limits = _counted_limits(limits or BudgetLimits())
         self._max_seconds = limits.max_seconds if limits else None
         self._clock = clock
         self._started = clock()
         self._settled: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
         self._reserved: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
-        self._kept: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
-        self._priced = True
-        self._turn = asyncio.Lock()
+        self._held: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
+        self._is_priced = True
+        self._acquiring = asyncio.Lock()
         self._when_freed: dict[Callable[[], None], None] = {}
         self._freed = asyncio.Event()
 
     def reserve(self, cost: Cost) -> Reservation:
-        """Reserve a cost. Only the limits that it takes from are checked.
+        """Reserve a cost.
 
         Raises:
             BudgetExceeded: it does not fit.
         """
-        amounts = self._fitting(cost)
+        amounts = self._check_fits(cost)
         return Reservation(amounts, self._reserved, self._end)
 
-    def keep(self, cost: Cost) -> Reservation:
-        """Reserve a cost for later.
+    def hold(self, cost: Cost) -> Reservation:
+        """Reserve a cost for a later call.
 
         Raises:
             BudgetExceeded: it does not fit.
         """
-        amounts = self._fitting(cost)
-        return Reservation(amounts, self._kept, self._end)
+        amounts = self._check_fits(cost)
+        return Reservation(amounts, self._held, self._end)
 
     def reserve_each(self, costs: Iterable[Cost]) -> list[Reservation | BudgetExceeded]:
-        """Reserve what fits, in order, with refusals in their places."""
+        """Reserve each cost that fits; return refusals in place."""
         results: list[Reservation | BudgetExceeded] = []
         for cost in costs:
             try:
@@ -140,15 +135,15 @@ class Budget:
                 results.append(refusal)
         return results
 
-    # The caller must hold no other reservation: two such callers could wait for each other.
+    # The caller must hold no other reservation: two such callers would wait for each other.
     async def acquire(self, cost: Cost) -> Reservation:
-        """Wait until a cost can be reserved.
+        """Wait until a cost fits.
 
         Raises:
-            BudgetExceeded: it can never fit.
+            BudgetExceeded: it never can.
         """
         try:
-            async with asyncio.timeout(self.left().seconds), self._turn:
+            async with asyncio.timeout(self.left().seconds), self._acquiring:
                 while True:
                     (result,) = self.reserve_each([cost])
                     if isinstance(result, Reservation):
@@ -161,7 +156,7 @@ class Budget:
             raise BudgetExceeded("max_seconds", for_good=True) from None
 
     def charge(self, cost: Cost) -> None:
-        """Take what another run paid for, whether it fits or not."""
+        """Count a cost that another run paid, even beyond a limit."""
         self._end(cost)
 
     def call_when_freed(self, callback: Callable[[], None]) -> None:
@@ -169,7 +164,7 @@ class Budget:
         self._when_freed[callback] = None
 
     def limits(self, *names: Limit) -> bool:
-        """Whether any of these is limited."""
+        """Return whether any of these is limited."""
         return any(name in self._limits for name in names)
 
     def left(self) -> Left:
@@ -185,13 +180,13 @@ class Budget:
     def spent(self) -> Spent:
         """Return what was settled."""
         calls, tokens, nanos = (self._settled[limit] for limit in _COUNTED)
-        dollars = nanos / _NANOS if self._priced else None
+        dollars = nanos / _NANOS if self._is_priced else None
         return Spent(calls, tokens, dollars, self._clock() - self._started)
 
     def _free(self, limit: Limit) -> int | None:
         if limit not in self._limits:
             return None
-        taken = self._settled[limit] + self._kept[limit] + self._reserved[limit]
+        taken = self._settled[limit] + self._held[limit] + self._reserved[limit]
         return max(0, self._limits[limit] - taken)
 
     def _seconds_left(self) -> float | None:
@@ -199,15 +194,16 @@ class Budget:
             return None
         return max(0.0, self._max_seconds - (self._clock() - self._started))
 
-    def _fitting(self, cost: Cost) -> dict[Limit, int]:
+    def _check_fits(self, cost: Cost) -> dict[Limit, int]:
         if self._seconds_left() == 0:
             raise BudgetExceeded("max_seconds", for_good=True)
         if cost.dollars is None and "max_cost_usd" in self._limits:
-            raise BudgetExceeded("max_cost_usd", for_good=True)  # nobody can say that it fits
+            raise BudgetExceeded("max_cost_usd", for_good=True)  # an unknown price may not fit
         amounts = _amounts(cost)
         refusal = None
         for limit, most in self._limits.items():
-            free = most - self._settled[limit] - self._kept[limit]
+            free = most - self._settled[limit] - self._held[limit]
+            # A limit that the cost takes nothing from is not checked.
             if 0 < amounts[limit] > free:
                 raise BudgetExceeded(limit, for_good=True)
             if 0 < amounts[limit] > free - self._reserved[limit]:
@@ -219,27 +215,28 @@ class Budget:
     def _end(self, paid: Cost | None) -> None:
         if paid is not None:
             _add(self._settled, _amounts(paid))
-            self._priced = self._priced and paid.dollars is not None
+            self._is_priced = self._is_priced and paid.dollars is not None
         self._freed.set()
+        # A callback may register itself again.
         callbacks, self._when_freed = self._when_freed, {}
         for callback in callbacks:
             callback()
 
 
 class Reservation:
-    """A part of a budget for one call. The first end counts."""
+    """A reserved part of a budget; only its first end counts."""
 
     def __init__(
-        self, amounts: dict[Limit, int], aside: dict[Limit, int], end: Callable[[Cost | None], None]
+        self, amounts: dict[Limit, int], totals: dict[Limit, int], end: Callable[[Cost | None], None]
     ) -> None:
         self._amounts = amounts
-        self._aside = aside
+        self._totals = totals
         self._end = end
         self._open = True
-        _add(aside, amounts)
+        _add(totals, amounts)
 
     def settle(self, usage: Usage, dollars: float | None) -> None:
-        """Take what the call has cost.
+        """Replace the reservation by the actual cost.
 
         Raises:
             ValueError: a number is negative or not finite.
@@ -254,7 +251,7 @@ class Reservation:
     def _close(self, paid: Cost | None) -> None:
         if self._open:
             self._open = False
-            _add(self._aside, self._amounts, -1)
+            _add(self._totals, self._amounts, -1)
             self._end(paid)
 
     def __enter__(self) -> Reservation:
@@ -266,7 +263,7 @@ class Reservation:
         self.release()
 
 
-def _whole(limits: BudgetLimits) -> dict[Limit, int]:
+def _counted_limits(limits: BudgetLimits) -> dict[Limit, int]:
     dollars = limits.max_cost_usd
     nanos = None if dollars is None else _nanos(dollars, ROUND_FLOOR)
     all_of_them = zip(_COUNTED, (limits.max_worker_calls, limits.max_tokens, nanos), strict=True)

@@ -1,4 +1,4 @@
-"""Finished answers by what was asked, in SQLite. Processes may share a file."""
+"""Answers by what was asked, in SQLite. Processes may share a file."""
 
 from __future__ import annotations
 
@@ -55,12 +55,7 @@ _REMEDIES = {
 
 
 def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: int = 0) -> bytes:
-    """Return the key of an answer.
-
-    Args:
-        identity: of ``ModelHandler.identity``.
-        messages: the conversation.
-        sample: the number among equal calls.
+    """Return the key of an answer; ``sample`` numbers equal calls.
 
     Raises:
         TypeError, ValueError: the identity is no JSON.
@@ -75,14 +70,14 @@ def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: 
 
 
 def is_kept(completion: Completion) -> bool:
-    """Whether an answer may be kept."""
+    """Return whether an answer may be kept."""
     # Asking again after a refusal may bring an answer.
     return completion.finish_reason in _KEPT
 
 
 # WAL mode, short transactions: a killed process loses only what it had not committed.
 class ResponseCache:
-    """Answers by ``cache_key``, open within ``async with``.
+    """Answers by ``cache_key``.
 
     Raises:
         CacheError: by every method, if the file cannot be used.
@@ -94,24 +89,24 @@ class ResponseCache:
         """Open nothing yet.
 
         Args:
-            path: the file; None is memory.
+            path: None is memory.
             timeout: seconds to wait for another process.
             own: skip answers of other users.
         """
-        self._store = _Store(path, timeout, own=own)
+        self._database = _CacheDatabase(path, timeout, own=own)
         self._thread: ThreadPoolExecutor | None = None
 
     @property
-    def place(self) -> str:
-        """The path without links, or a name of this memory."""
-        return self._store.place
+    def location(self) -> str:
+        """The resolved path, or a unique name in memory."""
+        return self._database.location
 
     async def __aenter__(self) -> ResponseCache:
         if self._thread is not None:
             raise RuntimeError("this cache is open; another of the same path can be opened beside it")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-cache")
         try:
-            await self._in_thread(self._store.open)
+            await self._in_thread(self._database.open)
         except BaseException:
             await self._end()
             raise
@@ -123,12 +118,12 @@ class ResponseCache:
         await self._end()
 
     async def get(self, key: bytes) -> Completion | None:
-        """Return an answer with the usage that it cost."""
+        """Return an answer with its original usage."""
         return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
-        """Return the answers that are there."""
-        return await self._in_thread(self._store.read, list(keys))
+        """Return the known answers."""
+        return await self._in_thread(self._database.read, list(keys))
 
     async def put(self, key: bytes, completion: Completion) -> None:
         """Keep an answer if ``is_kept``."""
@@ -139,7 +134,7 @@ class ResponseCache:
         """Keep answers in one transaction."""
         kept = {key: each for key, each in completions.items() if is_kept(each)}
         if kept:
-            await self._in_thread(self._store.write, kept)
+            await self._in_thread(self._database.write, kept)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._thread is None:
@@ -149,13 +144,13 @@ class ResponseCache:
 
     async def _end(self) -> None:
         if self._thread is not None:
-            closed = self._thread.submit(self._store.close)
+            closed = self._thread.submit(self._database.close)
             self._thread.shutdown(wait=False)
             self._thread = None
             await asyncio.shield(asyncio.wrap_future(closed))
 
 
-class _Store:
+class _CacheDatabase:
     """The file, for the one thread that uses it."""
 
     def __init__(self, path: str | os.PathLike[str] | None, timeout: float, *, own: bool) -> None:
@@ -164,19 +159,20 @@ class _Store:
         self._own = own
         self._seal = Seal("cache", None)
         self._connection: sqlite3.Connection | None = None
-        self.place = f":memory:{next(_memories)}"
+        self.location = f":memory:{next(_memories)}"
 
     def open(self) -> None:
         with self._errors():
             name = ":memory:"
             if self._path is not None:
-                name = self.place = _make_private(self._path, own=self._own)
+                name = self.location = _make_private(self._path, own=self._own)
                 self._seal = Seal.open("cache")
             self._connection = sqlite3.connect(name, timeout=self._timeout, isolation_level=None)
-            self._claim(self._connection)
-            if self._own:  # now that it is known as ours
-                _close_to_others(name)
-            self._log_ahead(self._connection)
+            self._check_or_create(self._connection)
+            # Only now is the file known to be a cache.
+            if self._own:
+                _restrict_mode(name)
+            self._enable_wal(self._connection)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -197,14 +193,14 @@ class _Store:
     def write(self, completions: Mapping[bytes, Completion]) -> None:
         assert self._connection is not None
         answers = [(key, _encode(completion)) for key, completion in completions.items()]
-        # A file from elsewhere could hold answers that no model gave: each has the mark of its user.
+        # A file from elsewhere could hold answers that no model gave. A mark names the user who wrote one.
         marks = [(key, self._seal.mark(key, answer.encode())) for key, answer in answers]
         with self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             if self._own:
                 self._remove_others(completions)
             self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
-            # The mark of an answer that was not kept fits to no other.
+            # If the answer was there already, this mark is not used: it fits no other answer.
             self._connection.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?)", marks)
 
     def _remove_others(self, keys: Iterable[bytes]) -> None:
@@ -228,9 +224,9 @@ class _Store:
         except (TypeError, ValueError, msgspec.ValidationError) as error:
             raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}") from error
 
-    def _claim(self, connection: sqlite3.Connection) -> None:
-        """Check that the file is ours, or make it so."""
+    def _check_or_create(self, connection: sqlite3.Connection) -> None:
         with connection:
+            # Two processes may create the file at once.
             connection.execute("BEGIN IMMEDIATE")
             (owner,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -250,13 +246,14 @@ class _Store:
             (strange,) = connection.execute(_COUNT_STRANGE).fetchone()
             if strange:
                 raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
-            # Of its own, so that version 0.1 can use the file as well.
+            # A separate table, so that version 0.1 can use the file too.
             connection.execute("CREATE TABLE IF NOT EXISTS marks (key BLOB PRIMARY KEY, mark TEXT NOT NULL)")
 
-    def _log_ahead(self, connection: sqlite3.Connection) -> None:
-        """Turn on WAL mode if the file system has it."""
+    def _enable_wal(self, connection: sqlite3.Connection) -> None:
+        # With WAL this loses no consistency, and saves an fsync a transaction.
         connection.execute("PRAGMA synchronous = NORMAL")
         deadline = time.monotonic() + self._timeout
+        # SQLite's busy timeout does not cover this pragma.
         while True:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -282,22 +279,21 @@ class _Store:
 
 
 def _make_private(path: Path, *, own: bool) -> str:
-    """Make the file private, and return its path without links."""
-    place = resolved(path)
-    with PrivateFolder.open(ResolvedPath(place.parent), create=True) as folder:
-        if not folder.exists(place.name):
-            os.close(folder.update(place.name))
+    location = resolved(path)
+    with PrivateFolder.open(ResolvedPath(location.parent), create=True) as folder:
+        if not folder.exists(location.name):
+            os.close(folder.update(location.name))
         elif own:
-            folder.check_own(place.name)
-        # SQLite writes to what has the names of its journals, unless it is a symbolic link.
+            folder.check_own(location.name)
+        # SQLite would write to any file with the name of its journal.
         for suffix in _JOURNALS if own else ():
-            folder.check_own(place.name + suffix)
-    return str(place)
+            folder.check_own(location.name + suffix)
+    return str(location)
 
 
-def _close_to_others(place: str) -> None:
-    with PrivateFolder.open(ResolvedPath(place).parent) as folder:
-        os.close(folder.update(ResolvedPath(place).name))
+def _restrict_mode(location: str) -> None:
+    with PrivateFolder.open(ResolvedPath(location).parent) as folder:
+        os.close(folder.update(ResolvedPath(location).name))
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -305,5 +301,5 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _encode(completion: Completion) -> str:
-    """Return the answer without its times."""
+    # Retries and waiting belong to the call, not to the answer.
     return json.dumps(msgspec.to_builtins(replace(completion, retries=0, queued=0.0)))

@@ -1,4 +1,4 @@
-"""What guest code is told of a worker call that failed."""
+"""Errors of worker calls, as guest code sees them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ REFUSED = CallError("refused", "the worker refused to answer")
 
 
 def call_error(error: Exception) -> CallError:
-    """Return the kind of an error."""
-    # An error's words stay on the host: they may hold addresses and keys.
+    """Return the error that guest code sees."""
+    # The error's text stays on the host: it may hold addresses and keys.
     match error:
         case BudgetExceeded():
             return CallError("budget_exceeded", f"the run's {error.limit} is used up")

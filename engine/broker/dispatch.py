@@ -1,4 +1,4 @@
-"""The dispatcher: which queue leads to which handler."""
+"""The dispatcher: one queue for each handler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .handler_queue import ChatQueue, HandlerQueue, RequestQueue
 
 
 class Dispatcher:
-    """The handler queues of one event loop. A free slot goes to the next run in turn."""
+    """The handler queues of one event loop."""
 
     def __init__(self) -> None:
         # Keyed by id: the queue keeps its handler alive, and its users keep the queue.
@@ -20,7 +20,7 @@ class Dispatcher:
 
     @classmethod
     def current(cls) -> Dispatcher:
-        """Return the dispatcher that all runs of the running event loop share."""
+        """Return the running event loop's dispatcher."""
         try:
             return _current.get()
         except LookupError:
@@ -28,12 +28,13 @@ class Dispatcher:
             return _current.get()
 
     def queue(self, handler: ModelHandler) -> RequestQueue:
-        """Return a new queue for requests to this handler."""
+        """Return a new queue for a handler."""
         handler_queue = self._handler_queues.get(id(handler))
         if handler_queue is None:
             batches = type(handler).chat_batch is not ModelHandler.chat_batch
             handler_queue = BatchQueue(handler) if batches else ChatQueue(handler)
             self._handler_queues[id(handler)] = handler_queue
+        # One queue for each run: a free slot goes to the next run in turn.
         return RequestQueue(handler_queue)
 
 

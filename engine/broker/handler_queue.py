@@ -1,4 +1,4 @@
-"""The queues of one model handler: one for each run, with shared slots and deadlines."""
+"""The queues of one handler: one a run, with shared slots and deadlines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Answers = Sequence[Completion | Exception]
 
 _NEVER = math.inf
 
-# A task asks one request after another for so long, then others have their turn.
+# A task sends one request after another for so long, then lets others run.
 _TURN_SECONDS = 0.005
 
-# To report a refusal takes time too. A refused flood must not hold the event loop.
+# Reporting a refusal takes time. A refused flood must not block the event loop.
 _DROPPED_AT_ONCE = 64
 
 
@@ -31,16 +31,13 @@ class CallTimeout(Unavailable):
 
 @dataclass(eq=False, slots=True)
 class Request(ABC):
-    """One conversation on its way to a model.
+    """One conversation on its way to a model. Times are monotonic.
 
     Attributes:
-        seconds: the deadline once it is sent; None is none.
-        is_conditional: whether ``admit`` is asked.
+        seconds: deadline after sending.
+        is_conditional: whether to call ``admit``.
         prompt: the user's text, if it is all.
-        queued, started: monotonic times.
-        queue: its queue; None at its end.
-        has_slot: whether it takes a slot.
-        call: the call that carries it.
+        queue: None at its end.
     """
 
     seconds: float | None = None
@@ -57,7 +54,7 @@ class Request(ABC):
         return [{"role": "user", "content": self.prompt}]
 
     def admit(self) -> Admission:
-        """Say whether it may be sent now. Must not raise."""
+        """Return whether to send it now. Must not raise."""
         return "now"
 
     @abstractmethod
@@ -66,16 +63,12 @@ class Request(ABC):
 
 
 class RequestQueue:
-    """The requests of one run in order.
-
-    Attributes:
-        running: how many are with the handler.
-    """
+    """The requests of one run; ``running`` of them are with the handler."""
 
     def __init__(self, handler_queue: HandlerQueue) -> None:
         self._handler_queue = handler_queue
         self._waiting: deque[Request] = deque()
-        # Cancelled requests stay in ``_waiting`` and are skipped in their turn: to remove each would be O(n).
+        # Cancelled requests stay in ``_waiting`` until their turn: removing each would be O(n).
         self._cancelled = 0
         self.running = 0
 
@@ -83,15 +76,15 @@ class RequestQueue:
         return len(self._waiting) - self._cancelled
 
     def put(self, requests: Sequence[Request]) -> None:
-        """Add requests, and start those that have a slot."""
+        """Add requests and start those with a slot."""
         for request in requests:
             request.queue = self
         self._waiting.extend(requests)
-        self._handler_queue.enter(self)
+        self._handler_queue.add_queue(self)
         self._handler_queue.start_ready()
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        """Drop requests that wait, and cancel those under way."""
+        """Cancel requests, waiting or sent."""
         for request in requests:
             if request.queue is None:
                 continue
@@ -101,18 +94,18 @@ class RequestQueue:
                 continue
             self.running -= 1
             if request.call is not None:
-                request.call.drop_one()
+                request.call.cancel_one()
         if self._cancelled > len(self):
             self._waiting = deque(request for request in self._waiting if request.queue is not None)
             self._cancelled = 0
         self._handler_queue.start_ready()
 
     def retry(self) -> None:
-        """Ask the requests that were not admitted again."""
+        """Try again to admit waiting requests."""
         self._handler_queue.schedule_start()
 
     def take(self, most: int) -> list[Request]:
-        """Return the next requests that may be sent now, for the handler queue."""
+        """Return at most ``most`` requests to send now."""
         taken: list[Request] = []
         dropped = 0
         while self._waiting and len(taken) < most:
@@ -126,6 +119,7 @@ class RequestQueue:
                 taken.append(request)
                 continue
             if admission == "later":
+                # It keeps its place: later requests must not overtake it.
                 self._waiting.appendleft(request)
                 break
             request.queue = None
@@ -138,36 +132,36 @@ class RequestQueue:
 
 
 class HandlerCall:
-    """A task that asks the handler."""
+    """A task that calls the handler."""
 
-    __slots__ = ("_task", "_timeout", "_wanted", "deadline", "is_stopped", "requests")
+    __slots__ = ("_active", "_task", "_timeout", "deadline", "is_stopped", "requests")
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
-        self._wanted = 0
+        self._active = 0
         self._timeout: CallTimeout | None = None
         self.requests: list[Request] = []
         self.deadline = 0.0
         self.is_stopped = False
 
     def add(self, request: Request, now: float) -> bool:
-        """Carry a request, unless it was cancelled since it got its slot."""
+        """Add a request unless it was cancelled."""
         if request.queue is None:
             return False
         request.call = self
         request.started = now
         self.requests.append(request)
-        self._wanted += 1
+        self._active += 1
         if request.seconds is None:
             self.deadline = _NEVER
         elif now + request.seconds > self.deadline:
             self.deadline = now + request.seconds
         return True
 
-    def drop_one(self) -> None:
-        """Stop the task if this was its last request."""
-        self._wanted -= 1
-        if not self._wanted:
+    def cancel_one(self) -> None:
+        """Count a cancelled request; stop the task at the last."""
+        self._active -= 1
+        if not self._active:
             self._stop()
 
     def time_out(self) -> None:
@@ -183,9 +177,9 @@ class HandlerCall:
             self._task.cancel()
 
     def finish(self, answers: Answers) -> None:
-        """Hand the answers to the requests."""
+        """Deliver the answers."""
         requests, self.requests = self.requests, []
-        self._wanted, self.deadline = 0, 0.0
+        self._active, self.deadline = 0, 0.0
         for request, answer in zip(requests, answers, strict=True):
             queue = request.queue
             if queue is None:  # it was cancelled
@@ -195,14 +189,14 @@ class HandlerCall:
             request.finish(answer)
 
     def fail(self) -> None:
-        """Finish the requests that the task leaves without an answer."""
+        """Fail the unanswered requests."""
         if self.requests:
             error = self._timeout or Unavailable("the handler cancelled the request")
             self.finish([error] * len(self.requests))
 
 
 class HandlerQueue(ABC):
-    """The slots of one handler, and the queues that want them, in turn."""
+    """The slots of one handler, shared in turn by its queues."""
 
     def __init__(self, handler: ModelHandler) -> None:
         self._handler = handler
@@ -214,18 +208,18 @@ class HandlerQueue(ABC):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = _NEVER
 
-    def enter(self, queue: RequestQueue) -> None:
-        """Give a queue its turns as long as requests wait in it."""
+    def add_queue(self, queue: RequestQueue) -> None:
+        """Add a queue until it is empty."""
         if len(queue) and queue not in self._queues:
             self._queues.append(queue)
 
     def start_ready(self) -> None:
-        """Start the requests for which there are slots."""
+        """Start requests while slots are free."""
         while taken := self._take_ready():
             self._start(taken)
 
     def schedule_start(self) -> None:
-        """Start what is ready in the event loop's next turn, once for all who ask in this one."""
+        """Call ``start_ready`` once in the loop's next turn."""
         if not self._start_is_scheduled:
             self._start_is_scheduled = True
             asyncio.get_running_loop().call_soon(self._start_scheduled)
@@ -241,7 +235,7 @@ class HandlerQueue(ABC):
     def _start(self, taken: list[Request]) -> None: ...
 
     def _take_ready(self) -> list[Request]:
-        # ``admit`` may come back here. The outer call sees what the inner one would.
+        # ``admit`` may call this again. The outer call then takes what the inner one would.
         if not self._queues or self._is_taking:
             return []
         self._is_taking = True
@@ -254,7 +248,7 @@ class HandlerQueue(ABC):
         return taken
 
     def _take(self, most: int) -> list[Request]:
-        """Take as many of each queue, round after round."""
+        # Equal shares, round after round, so that no run starves.
         taken: list[Request] = []
         share = max(1, most // max(1, len(self._queues)))
         passed = 0
@@ -270,13 +264,12 @@ class HandlerQueue(ABC):
         return taken
 
     def _open_call(self) -> HandlerCall:
-        """Return a call for the current task."""
         call = HandlerCall()
         self._calls.add(call)
         return call
 
     def _close_call(self, call: HandlerCall) -> None:
-        """Free the slots of a task that ends, by itself or cancelled."""
+        # Runs however the task ends: without it, slots would be lost.
         self._calls.discard(call)
         if not self._calls:
             self._stop_timer()

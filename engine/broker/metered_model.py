@@ -1,4 +1,4 @@
-"""A metered model: a handler with its price, budget, cached answers and counts."""
+"""A model with its price, budget, cached answers and counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .answers import RunAnswers
 from .budget import Budget, BudgetExceeded, Cost, Reservation
 from .pending import SharedRequest
 from .prices import Rate, price_of, window_of
-from .tokens import fits, most_answer, most_tokens, most_usage
+from .tokens import fits, max_answer_tokens, max_prompt_tokens, max_usage
 
 # The part of a window that may be used. Tables of windows round, and tokens are estimated.
 _USABLE = 0.9
@@ -30,9 +30,9 @@ _TOKENS_PER_CHARACTER = 0.4
 
 
 async def meter(
-    handler: ModelHandler, budget: Budget, answers: RunAnswers, *, converses: bool = True
+    handler: ModelHandler, budget: Budget, answers: RunAnswers, *, needs_window: bool = True
 ) -> MeteredModel:
-    """Look up the price of a model, and its window if it ``converses``.
+    """Look up the price of a model and, if needed, its window.
 
     Raises:
         TaskError: dollars are limited and the price is unknown.
@@ -44,25 +44,23 @@ async def meter(
         raise TaskError(
             f"max_cost_usd: the price of {handler.model} is unknown; give it as `price` of the model"
         )
-    window = await to_thread.run_sync(window_of, handler) if converses else handler.window
+    window = await to_thread.run_sync(window_of, handler) if needs_window else handler.window
     return MeteredModel(handler, budget, answers, rate, window)
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """The conversation up to its last answer, and its length in tokens as the endpoint counted it."""
+class _MeasuredConversation:
+    """A conversation with the tokens that its endpoint counted."""
 
     messages: list[Message]
     tokens: int
 
 
 class MeteredModel:
-    """One model of a run.
+    """One model of a run; unknown figures are None.
 
     Attributes:
-        rate: None if unknown.
-        window: in tokens; None if unknown.
-        cost_usd: None once a part is unknown.
+        window: in tokens.
         cached: answers that cost nothing.
     """
 
@@ -85,32 +83,32 @@ class MeteredModel:
         self.cached = 0
         self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
         self._queue_seconds, self._model_seconds = 0.0, 0.0
-        self._earlier = Usage()
-        self._earlier_cost: float | None = 0.0
-        self._measured = _Measured([], 0)
+        self._cached_usage = Usage()
+        self._cached_cost: float | None = 0.0
+        self._measured = _MeasuredConversation([], 0)
         self._best_answer: tuple[Cost, Reservation] | None = None
 
     @property
     def usage(self) -> Usage:
-        """Tokens and requests that were paid for."""
+        """Paid tokens and requests."""
         return Usage(self._input_tokens, self._output_tokens, self._calls)
 
     @property
     def totals(self) -> CallTotals:
-        """What else its calls took."""
+        """Other figures of its calls."""
         return CallTotals(
             self.cost_usd, self.cached, self._retries, self._queue_seconds, self._model_seconds,
-            self._earlier, self._earlier_cost,
+            self._cached_usage, self._cached_cost,
         )  # fmt: skip
 
     def cost(self, usage: Usage, *, worker_calls: int) -> Cost:
-        """Return what a call takes from the budget."""
+        """Return the budget cost of a call."""
         return Cost(worker_calls, usage.input_tokens + usage.output_tokens, self._price(usage))
 
     def count(
         self, completion: Completion, queued_at: float, started: float, first_token: float | None = None
     ) -> CallStats:
-        """Count a paid call that has just ended. Times are monotonic."""
+        """Count a paid call that ends now. Times are monotonic."""
         usage, done = completion.usage, time.monotonic()
         sent = min(done, started + completion.queued)
         queued, worked = started - queued_at + completion.queued, done - sent
@@ -131,12 +129,12 @@ class MeteredModel:
     def count_cached(
         self, key: bytes, completion: Completion, *, worker_calls: int
     ) -> tuple[Completion, CallStats]:
-        """Count an answer that was not asked for, and return it without usage."""
+        """Count a cached answer; return it without usage."""
         self.cached += 1
         # Another run paid for it.
         if self.answers.count(key):
-            self._earlier += completion.usage
-            self._earlier_cost = add_dollars(self._earlier_cost, self._price(completion.usage))
+            self._cached_usage += completion.usage
+            self._cached_cost = add_dollars(self._cached_cost, self._price(completion.usage))
             if self.answers.is_charged:
                 self.budget.charge(self.cost(completion.usage, worker_calls=worker_calls))
         stats = CallStats(cached=True, times=CallTimes(done=time.monotonic()))
@@ -148,9 +146,8 @@ class MeteredModel:
         """Answer a conversation, from the cache if possible.
 
         Args:
-            messages: all of them.
             on_text: called with text as it comes.
-            best_answer: use the reservation for it.
+            best_answer: use its reservation.
 
         Raises:
             BudgetExceeded: the call does not fit.
@@ -189,13 +186,14 @@ class MeteredModel:
         *,
         best_answer: bool,
     ) -> tuple[Completion, CallStats | None]:
-        """Return an answer and its figures; None if another run paid."""
         answer = await shared.other_answer()
-        if answer is not None:  # needs nothing of the budget
+        # Another run's answer takes nothing from the budget.
+        if answer is not None:
             return answer, None
         reservation = await self._reserve(messages, best_answer=best_answer)
         with reservation or nullcontext():
-            while not shared.claim():  # another run was faster while this one waited for its budget
+            # Another run may have sent it while this one waited for its budget.
+            while not shared.claim():
                 answer = await shared.other_answer()
                 if answer is not None:
                     return answer, None
@@ -214,47 +212,47 @@ class MeteredModel:
         self._measure(messages, answer)
         return answer, stats
 
-    async def most_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
-        """Return what each prompt costs at most, or that it is too long."""
+    async def max_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
+        """Return each prompt's highest cost, or that it is too long."""
         if sum(map(len, prompts)) <= _COUNTED_IN_LOOP:
-            return [self._most_call_cost(prompt) for prompt in prompts]
+            return [self._max_call_cost(prompt) for prompt in prompts]
         return await to_thread.run_sync(
-            lambda: [self._most_call_cost(prompt) for prompt in prompts], abandon_on_cancel=True
+            lambda: [self._max_call_cost(prompt) for prompt in prompts], abandon_on_cancel=True
         )
 
-    def _most_call_cost(self, prompt: str) -> Cost | ContextTooLong | None:
+    def _max_call_cost(self, prompt: str) -> Cost | ContextTooLong | None:
         handler = self.handler
         messages: list[Message] = [{"role": "user", "content": prompt}]
         if handler.window is not None and not fits(handler, messages, handler.window):
             return ContextTooLong(f"the prompt is longer than the window of {handler.window} tokens")
-        return self.cost(most_usage(handler, messages), worker_calls=1) if self.is_limited else None
+        return self.cost(max_usage(handler, messages), worker_calls=1) if self.is_limited else None
 
     def has_room(self, messages: Sequence[Message]) -> bool:
-        """Whether the messages stay clear of the end of the window."""
+        """Return whether the messages leave room in the window."""
         if self.window is None:
             return True
         tokens: float | None = self.handler.count_tokens(messages)
         if tokens is None:
             tokens = _characters(messages) * self._tokens_per_character()
-        return tokens + most_answer(self.handler) < _USABLE * self.window
+        return tokens + max_answer_tokens(self.handler) < _USABLE * self.window
 
     def reserve_best_answer(self, messages: Sequence[Message]) -> None:
-        """Reserve a last answer in place of the reservation before.
+        """Renew the reservation for a last answer.
 
         Raises:
-            BudgetExceeded: it does not fit; the one before stays.
+            BudgetExceeded: it does not fit; the old one stays.
         """
         if not self.is_limited:
             return
         before, self._best_answer = self._best_answer, None
-        cost = self._most_cost(messages)
+        cost = self._max_cost(messages)
         if before is not None:
             before[1].release()
         try:
-            self._best_answer = cost, self.budget.keep(cost)
+            self._best_answer = cost, self.budget.hold(cost)
         except BudgetExceeded:
             if before is not None:
-                self._best_answer = before[0], self.budget.keep(before[0])
+                self._best_answer = before[0], self.budget.hold(before[0])
             raise
 
     async def _reserve(self, messages: Sequence[Message], *, best_answer: bool) -> Reservation | None:
@@ -263,20 +261,22 @@ class MeteredModel:
         if best_answer and self._best_answer is not None:
             (_, reservation), self._best_answer = self._best_answer, None
             return reservation
-        return await self.budget.acquire(self._most_cost(messages))
+        return await self.budget.acquire(self._max_cost(messages))
 
-    def _most_cost(self, messages: Sequence[Message]) -> Cost:
+    def _max_cost(self, messages: Sequence[Message]) -> Cost:
         measured = self._measured
-        if list(messages[: len(measured.messages)]) != measured.messages:  # some of it was left out since
-            measured = _Measured([], 0)
-        tokens = measured.tokens + most_tokens(self.handler, messages[len(measured.messages) :])
-        return self.cost(Usage(tokens, most_answer(self.handler), 1), worker_calls=0)
+        # Earlier messages may have been left out since.
+        if list(messages[: len(measured.messages)]) != measured.messages:
+            measured = _MeasuredConversation([], 0)
+        tokens = measured.tokens + max_prompt_tokens(self.handler, messages[len(measured.messages) :])
+        return self.cost(Usage(tokens, max_answer_tokens(self.handler), 1), worker_calls=0)
 
     def _measure(self, messages: Sequence[Message], completion: Completion) -> None:
-        if completion.usage.input_tokens:  # some endpoints report no usage
+        # Some endpoints report no usage.
+        if completion.usage.input_tokens:
             answer: Message = {"role": "assistant", "content": completion.text}
             tokens = completion.usage.input_tokens + completion.usage.output_tokens
-            self._measured = _Measured([*messages, answer], tokens)
+            self._measured = _MeasuredConversation([*messages, answer], tokens)
 
     def _tokens_per_character(self) -> float:
         characters = _characters(self._measured.messages)

@@ -9,41 +9,41 @@ from typing import Protocol
 
 from ...handlers import Completion
 
-_Place = tuple[str, bytes]
+_CacheKey = tuple[str, bytes]
 
 # Runs may be in different threads, each with an event loop.
 _lock = Lock()
 
 
 class Waiter(Protocol):
-    """Someone who wants an answer."""
+    """A request that waits for an answer."""
 
     def wake(self, answer: Completion | None) -> None:
-        """Take the answer; None: ask again. Called in the waiter's event loop."""
+        """Take the answer; None: send again. Called in the waiter's event loop."""
         ...
 
 
 class PendingAnswer:
-    """One answer that is not there yet, and those who want it."""
+    """One answer under way, and its waiters."""
 
-    def __init__(self, registry: dict[_Place, PendingAnswer], place: _Place) -> None:
+    def __init__(self, registry: dict[_CacheKey, PendingAnswer], cache_key: _CacheKey) -> None:
         self._registry = registry
-        self._place = place
+        self._cache_key = cache_key
         self._waiters: dict[Waiter, asyncio.AbstractEventLoop] = {}
         self._sender: Waiter | None = None
         self._has_failed = False
 
     def add(self, waiter: Waiter) -> None:
-        """Add a waiter of the running event loop. The caller holds the lock."""
+        """Add a waiter. The caller holds the lock."""
         self._waiters[waiter] = asyncio.get_running_loop()
 
     def is_sent_by_other(self, waiter: Waiter) -> bool:
-        """Whether another waiter has sent the request."""
+        """Return whether another waiter sent the request."""
         with _lock:
             return self._must_wait(waiter)
 
     def claim(self, waiter: Waiter) -> bool:
-        """Become the sender, if there is no other."""
+        """Become the sender unless there is one."""
         with _lock:
             if self._must_wait(waiter):
                 return False
@@ -51,14 +51,14 @@ class PendingAnswer:
             return True
 
     def _must_wait(self, waiter: Waiter) -> bool:
-        # One that is no longer among the waiters has been given the answer from another event loop.
+        # A waiter that is missing has its answer on the way from another event loop.
         is_sent = self._sender is not None and self._sender is not waiter
         return waiter not in self._waiters or (is_sent and not self._has_failed)
 
     def _forget(self) -> None:
-        # By now another may stand there: one that was resolved lives on in those who hold it.
-        if self._registry.get(self._place) is self:
-            del self._registry[self._place]
+        # By now the registry may hold a newer one for this key.
+        if self._registry.get(self._cache_key) is self:
+            del self._registry[self._cache_key]
 
     def resolve(self, waiter: Waiter, answer: Completion) -> None:
         """Give the answer to all others."""
@@ -69,7 +69,7 @@ class PendingAnswer:
         _wake(others, answer)
 
     def leave(self, waiter: Waiter, *, failed: bool = False) -> None:
-        """Stop waiting. If this was the sender, the others ask again."""
+        """Stop waiting. If the sender leaves, the others send again."""
         with _lock:
             self._waiters.pop(waiter, None)
             if not self._waiters:
@@ -77,14 +77,14 @@ class PendingAnswer:
             if self._sender is not waiter:
                 return
             self._sender = None
-            # The reason may be the sender's own: its key, its deadline. From now on each sends for itself.
+            # The sender's key or deadline may be the reason. From now on each sends its own.
             self._has_failed |= failed
             others = dict(self._waiters)
         _wake(others, None)
 
 
 class SharedRequest:
-    """A request that is sent only if no other run has sent it."""
+    """A request that only one of several runs sends."""
 
     def __init__(self) -> None:
         self.pending: PendingAnswer | None = None
@@ -97,7 +97,7 @@ class SharedRequest:
         self._woken.set()
 
     async def other_answer(self) -> Completion | None:
-        """Wait while another run has sent it. Return that answer; None: send it."""
+        """Return another run's answer; None: send it."""
         while self._answer is None and self.pending is not None and self.pending.is_sent_by_other(self):
             await self._woken.wait()
             self._woken.clear()
@@ -118,16 +118,16 @@ class SharedRequest:
             self.pending.leave(self, failed=failed)
 
 
-_pending: dict[_Place, PendingAnswer] = {}
+_pending: dict[_CacheKey, PendingAnswer] = {}
 
 
 def join(cache: str, key: bytes, waiter: Waiter) -> PendingAnswer:
-    """Add a waiter to the pending answer of a key, and return it."""
-    place = (cache, key)
+    """Join and return the pending answer of a key."""
+    cache_key = (cache, key)
     with _lock:
-        pending = _pending.get(place)
+        pending = _pending.get(cache_key)
         if pending is None:
-            pending = _pending[place] = PendingAnswer(_pending, place)
+            pending = _pending[cache_key] = PendingAnswer(_pending, cache_key)
         pending.add(waiter)
         return pending
 
@@ -138,6 +138,6 @@ def _wake(waiters: dict[Waiter, asyncio.AbstractEventLoop], answer: Completion |
         if loop is here:
             waiter.wake(answer)
         else:
-            # A loop that is closed has no run that waits.
+            # No run waits in a closed loop.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(waiter.wake, answer)

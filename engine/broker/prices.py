@@ -15,16 +15,12 @@ if TYPE_CHECKING:
 
 _INPUT, _OUTPUT = ("input_mtok", "cache_read_mtok", "cache_write_mtok"), ("output_mtok",)
 # Prices of things that no conversation in text has.
-_NOT_OURS = re.compile("cache|audio|image|video|document|searches")
+_NOT_TEXT = re.compile("cache|audio|image|video|document|searches")
 
 
 @dataclass(frozen=True, slots=True)
 class TieredPrice:
-    """A price by the length of the prompt.
-
-    Attributes:
-        tiers: tokens and the price above them, ascending from 0.
-    """
+    """A price by the prompt's length: tokens and the price above them, from 0."""
 
     tiers: tuple[tuple[int, Price], ...]
 
@@ -37,25 +33,25 @@ class TieredPrice:
 Rate = Price | TieredPrice
 
 
-# An unknown price is None and not zero: a private server costs what its owner says.
+# Unknown is not free: a private server costs what its owner says. The first lookup takes tenths of a second.
 def price_of(handler: ModelHandler) -> Rate | None:
-    """Return the price; None if unknown. The first look takes tenths of a second."""
+    """Return the price; None if unknown."""
     if handler.price is not None:
         return handler.price
-    model = _listed(handler)
-    return None if model is None else _rate(model.get_prices(datetime.now(UTC)))
+    model = _find_listed_model(handler)
+    return None if model is None else _rate_of(model.get_prices(datetime.now(UTC)))
 
 
 def window_of(handler: ModelHandler) -> int | None:
     """Return the window in tokens; None if unknown."""
     if handler.window is not None:
         return handler.window
-    model = _listed(handler)
+    model = _find_listed_model(handler)
     return None if model is None else model.context_window
 
 
-# At its own endpoint only: the same name may cost something else elsewhere.
-def _listed(handler: ModelHandler) -> ModelInfo | None:
+# Found by endpoint too: the same name may cost something else elsewhere.
+def _find_listed_model(handler: ModelHandler) -> ModelInfo | None:
     if handler.base_url is None:
         return None
     from genai_prices.data_snapshot import get_snapshot
@@ -69,17 +65,17 @@ def _listed(handler: ModelHandler) -> ModelInfo | None:
 
 # Never below the bill: without discounts, with the highest rate if cached tokens cost more. A model that is
 # billed by more than the tokens of text has no price.
-def _rate(listed: ModelPrice) -> Rate | None:
+def _rate_of(listed: ModelPrice) -> Rate | None:
     from genai_prices.types import TieredPrices
 
     rates = {name: rate for name, rate in vars(listed).items() if rate is not None}
     if not {"input_mtok", "output_mtok"} <= rates.keys():
         return None
-    if any(name not in _INPUT + _OUTPUT and not _NOT_OURS.search(name) for name in rates):
+    if any(name not in _INPUT + _OUTPUT and not _NOT_TEXT.search(name) for name in rates):
         return None
 
     def at(names: tuple[str, ...], start: int) -> float:
-        return max(_at(rates[name], start) for name in names if name in rates)
+        return max(_rate_at(rates[name], start) for name in names if name in rates)
 
     tiered = [rates[name] for name in _INPUT + _OUTPUT if isinstance(rates.get(name), TieredPrices)]
     starts = sorted({0}.union(tier.start for rate in tiered for tier in rate.tiers))
@@ -87,7 +83,7 @@ def _rate(listed: ModelPrice) -> Rate | None:
     return tiers[0][1] if len(tiers) == 1 else TieredPrice(tiers)
 
 
-def _at(rate: Decimal | TieredPrices, start: int) -> float:
+def _rate_at(rate: Decimal | TieredPrices, start: int) -> float:
     if isinstance(rate, Decimal):
         return float(rate)
     return float([rate.base, *(tier.price for tier in rate.tiers if tier.start <= start)][-1])

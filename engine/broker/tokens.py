@@ -24,15 +24,17 @@ _ANSWER = 4096
 # A refused prompt that would have fit is a lost answer; the opposite costs a round trip. So the lower
 # bound refuses, and the upper bound is reserved.
 def fits(handler: ModelHandler, messages: Sequence[Message], window: int) -> bool:
-    """Whether the messages may fit a window."""
-    if _most_tokens(messages) < window:
+    """Return whether the messages may fit a window."""
+    if _max_prompt_tokens(messages) < window:
         return True
-    return least_tokens(handler, messages, enough=window) < window
+    return min_prompt_tokens(handler, messages, enough=window) < window
 
 
 # Byte-level BPE (GPT, Llama 3, Qwen, DeepSeek) and SentencePiece (Llama 2, Mistral, Gemma) split words
 # first: no token holds parts of two words. "Four characters a token" is no bound: numbers have more.
-def least_tokens(handler: ModelHandler, messages: Sequence[Message], *, enough: int | None = None) -> int:
+def min_prompt_tokens(
+    handler: ModelHandler, messages: Sequence[Message], *, enough: int | None = None
+) -> int:
     """Return a lower bound; counting stops soon after ``enough``."""
     known = handler.count_tokens(messages)
     if known is not None:
@@ -45,25 +47,26 @@ def least_tokens(handler: ModelHandler, messages: Sequence[Message], *, enough: 
     return least
 
 
-# What a tokenizer cannot merge are single bytes. A long system text of a template is not counted.
-def most_tokens(handler: ModelHandler, messages: Sequence[Message]) -> int:
-    """Return an upper bound: bytes, and what a chat template adds."""
+# Bytes, since a tokenizer merges or keeps single bytes, and what a chat template adds. A template's long
+# system text is not counted.
+def max_prompt_tokens(handler: ModelHandler, messages: Sequence[Message]) -> int:
+    """Return an upper bound."""
     known = handler.count_tokens(messages)
     if known is not None:
         return known
-    return _most_tokens(messages)
+    return _max_prompt_tokens(messages)
 
 
-def _most_tokens(messages: Sequence[Message]) -> int:
-    return _CONVERSATION + sum(_MESSAGE + _most_bytes(message["content"]) for message in messages)
+def _max_prompt_tokens(messages: Sequence[Message]) -> int:
+    return _CONVERSATION + sum(_MESSAGE + _max_bytes(message["content"]) for message in messages)
 
 
-def most_usage(handler: ModelHandler, messages: Sequence[Message]) -> Usage:
+def max_usage(handler: ModelHandler, messages: Sequence[Message]) -> Usage:
     """Return the most that one call uses."""
-    return Usage(most_tokens(handler, messages), most_answer(handler), 1)
+    return Usage(max_prompt_tokens(handler, messages), max_answer_tokens(handler), 1)
 
 
-def most_answer(handler: ModelHandler) -> int:
+def max_answer_tokens(handler: ModelHandler) -> int:
     """Return the most tokens of an answer."""
     answer = _ANSWER if handler.max_tokens is None else handler.max_tokens
     return answer if handler.window is None else min(answer, handler.window)
@@ -85,7 +88,7 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(_utf8(text))
 
 
-def _most_bytes(text: str) -> int:
+def _max_bytes(text: str) -> int:
     return len(text) if text.isascii() else max(_bytes(text), _bytes(normalize("NFC", text)))
 
 

@@ -1,4 +1,4 @@
-"""Worker calls: the prompts that the code of one run asks its worker."""
+"""Worker calls: prompts from the code of one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .handler_queue import Admission, CallTimeout, Request
 from .metered_model import MeteredModel
 from .pending import PendingAnswer
 
-# Calls that are resolved together before they are queued: a flood must leave turns of the loop to others.
+# Calls that are resolved at once: a flood must leave time of the event loop to others.
 _RESOLVED_AT_ONCE = 4
 
 
@@ -39,10 +39,8 @@ class WorkerCalls:
         """Use the running event loop.
 
         Args:
-            model: the worker.
-            log: records each call.
             on_change: called when a call begins or ends.
-            seconds: the deadline of a call.
+            seconds: deadline of a call.
         """
         self.model = model
         self.done = 0
@@ -52,7 +50,7 @@ class WorkerCalls:
         self._seconds = seconds
         self._answers: RunAnswers = model.answers
         self._queue = Dispatcher.current().queue(model.handler)
-        self._entrance = asyncio.Semaphore(_RESOLVED_AT_ONCE)
+        self._resolving = asyncio.Semaphore(_RESOLVED_AT_ONCE)
         self._leaders: dict[bytes, PromptRequest] = {}
         self._parked = 0
 
@@ -63,18 +61,18 @@ class WorkerCalls:
 
     @property
     def in_flight(self) -> int:
-        """Prompts with the model, also those that another run has sent."""
+        """Prompts that this run, or another for it, has sent."""
         return self._queue.running + self._parked
 
     async def answer(self, call: WorkerCall) -> Sequence[str | CallError]:
-        """Ask each prompt of a call. Return results and errors in order."""
+        """Answer the prompts of a call in order."""
         batch = BatchResult(call)
         requests = [
             PromptRequest(self._seconds, False, prompt, calls=self, batch=batch, index=index)
             for index, prompt in enumerate(call.prompts)
         ]
         try:
-            async with self._entrance:
+            async with self._resolving:
                 unanswered = requests if not self._answers.is_on else await self._resolve_cached(requests)
                 if self.model.is_limited or self.model.handler.window is not None:
                     unanswered = await self._set_costs(unanswered)
@@ -82,13 +80,13 @@ class WorkerCalls:
             if self._on_change is not None:
                 self._on_change()
             results = await batch.results()
-            # What code has seen is in the cache, so that it is not paid again after a kill.
+            # Before code sees an answer, the cache has it: after a kill it is not paid again.
             if self._answers.writing is not None:
                 await self._answers.flushed()
             return results
         finally:
             if batch.missing:
-                self._abandon(requests)
+                self._cancel_call(requests)
             if self._on_change is not None:
                 self._on_change()
 
@@ -100,11 +98,11 @@ class WorkerCalls:
         copies = Counter[str]()
         keys: dict[PromptRequest, bytes] = {}
         for request in requests:
-            # Equal prompts of one batch have an answer each where answers are drawn at random.
+            # A model that samples gives equal prompts of a batch different answers.
             copy = copies[request.prompt] if samples else 0
             keys[request] = request.key = cache_key(identity, request.conversation(), copy)
             copies[request.prompt] += 1
-            # Before the search, so that no answer of another run is missed that comes meanwhile.
+            # Before the search: another run's answer may come meanwhile.
             request.pending = self._answers.join(request.key, request)
             request.is_conditional = request.pending is not None
         found = await self._answers.find(keys.values())
@@ -126,7 +124,7 @@ class WorkerCalls:
         return rest
 
     async def _set_costs(self, requests: list[PromptRequest]) -> list[PromptRequest]:
-        costs = await self.model.most_costs([request.prompt for request in requests])
+        costs = await self.model.max_costs([request.prompt for request in requests])
         rest: list[PromptRequest] = []
         for request, cost in zip(requests, costs, strict=True):
             if request.is_answered:
@@ -142,7 +140,7 @@ class WorkerCalls:
     def admit(self, request: PromptRequest) -> Admission:
         """Reserve the cost of a request, or let it wait for another run."""
         pending = request.pending
-        # First, because the answer to another run's request needs nothing of the budget.
+        # First, because another run's answer takes nothing from the budget.
         if pending is not None and pending.is_sent_by_other(request):
             return self._park(request)
         if request.cost is not None:
@@ -160,7 +158,7 @@ class WorkerCalls:
         return "now"
 
     def _park(self, request: PromptRequest) -> Admission:
-        # Until the sender has an answer, fails or is cancelled. Then ``wake`` is called.
+        # ``wake`` follows when the sender has an answer, fails or is cancelled.
         self._parked += 1
         request.is_parked = True
         if request.seconds is not None:
@@ -181,7 +179,7 @@ class WorkerCalls:
 
     def wake(self, request: PromptRequest, answer: Completion | None) -> None:
         """Take another run's answer; None: queue the request again."""
-        # It has ended meanwhile, or is under way itself.
+        # The request has ended, or was sent by this run.
         if request.pending is None or request.has_slot:
             return
         was_parked = request.is_parked
@@ -196,11 +194,11 @@ class WorkerCalls:
         request.is_answered = True
         self._queue.cancel([request])
         self._answers.keep(key, answer, is_paid=False)
-        for each in (request, *self._end(request)):
+        for each in (request, *self._take_joined(request)):
             self._deliver_cached(each, key, answer)
 
     def settle(self, request: PromptRequest, answer: Completion | Exception) -> None:
-        """Count a request that has ended, and deliver its result."""
+        """Count an ended request and deliver its result."""
         if not isinstance(answer, Completion):
             request.release()
             self._fail(request, answer)
@@ -216,14 +214,14 @@ class WorkerCalls:
         self._deliver(request, _result(answer), stats, answer)
         if request.pending is not None:
             request.pending.resolve(request, answer)
-        for joined in self._end(request):
+        for joined in self._take_joined(request):
             self._deliver_cached(joined, request.key, answer)
 
     def _fail(self, request: PromptRequest, error: Exception) -> None:
         if request.pending is not None:
             request.pending.leave(request, failed=True)
         failure = call_error(error)
-        for each in (request, *self._end(request)):
+        for each in (request, *self._take_joined(request)):
             times = CallTimes(each.queued, each.started, done=time.monotonic())
             stats = CallStats(retries=None, times=times)
             self._deliver(each, failure, stats, None, f"{type(error).__name__}: {error}")
@@ -244,7 +242,9 @@ class WorkerCalls:
         if self._log is not None:
             failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
             try:
-                self._log.worker(self.model.handler.model, stats, request.place(), completion, failure)
+                self._log.worker(
+                    self.model.handler.model, stats, request.worker_prompt(), completion, failure
+                )
             # A log that cannot be written ends the call, and with it the run.
             except LogError as failed:
                 request.batch.fail(failed)
@@ -253,14 +253,14 @@ class WorkerCalls:
         self.failed += not isinstance(result, str)
         request.batch.put(request.index, result)
 
-    def _end(self, request: PromptRequest) -> list[PromptRequest]:
+    def _take_joined(self, request: PromptRequest) -> list[PromptRequest]:
         request.pending = None
         if request.key is not None and self._leaders.get(request.key) is request:
             del self._leaders[request.key]
         joined, request.joined = list(request.joined or ()), None
         return joined
 
-    def _abandon(self, requests: list[PromptRequest]) -> None:
+    def _cancel_call(self, requests: list[PromptRequest]) -> None:
         unwanted: list[PromptRequest] = []
         for request in requests:
             request.is_wanted = False
@@ -274,7 +274,7 @@ class WorkerCalls:
         for request in unwanted:
             if request.is_parked:
                 self._unpark(request)
-            self._end(request)
+            self._take_joined(request)
         self._queue.cancel(unwanted)
         for request, pending in left:
             request.release()
@@ -287,8 +287,7 @@ class PromptRequest(Request):
     """One prompt of a call.
 
     Attributes:
-        key: of its answer in the cache.
-        cost: its most; None if nothing is limited.
+        cost: None if nothing is limited.
         leader, joined: equal requests of this run.
         pending: the wait with other runs.
         is_parked: whether another run has sent it.
@@ -321,7 +320,7 @@ class PromptRequest(Request):
         self.calls.wake(self, answer)
 
     def join(self, other: PromptRequest) -> None:
-        """Let an equal request of the run take this one's answer."""
+        """Share this answer with an equal request."""
         other.leader = self
         self.joined = self.joined or {}
         self.joined[other] = None
@@ -331,8 +330,8 @@ class PromptRequest(Request):
         if self.reservation is not None:
             self.reservation.release()
 
-    def place(self) -> WorkerPrompt:
-        """Return which prompt it is, for the log."""
+    def worker_prompt(self) -> WorkerPrompt:
+        """Return the prompt's place for the log."""
         call = self.batch.call
         return WorkerPrompt(call.cell, call.call, self.index, self.prompt)
 
@@ -355,7 +354,7 @@ class BatchResult:
             self._complete.set()
 
     def fail(self, error: LogError) -> None:
-        """End the call, because a result could not be logged."""
+        """End the call: a result could not be logged."""
         self._error = error
         self._complete.set()
 

@@ -13,7 +13,7 @@ from ...engine.api import RunLimits
 from ...engine.broker.budget import BudgetExceeded
 from ...engine.broker.cache import ResponseCache
 from ...engine.broker.metered_model import MeteredModel
-from ...engine.broker.tokens import most_answer
+from ...engine.broker.tokens import max_answer_tokens
 from ...engine.result import StopReason
 from ...engine.runlog.writer import CallStats, RunLogger, new_run_id
 from ...engine.sandbox.context import EncodedContext
@@ -149,7 +149,7 @@ def most_characters(handler: ModelHandler, query: str, text: str, window: int | 
     if window is None:
         return len(text)
     # A large answer limit must not leave less than half of the window to the prompt.
-    room = max(window - most_answer(handler), window // 2)
+    room = max(window - max_answer_tokens(handler), window // 2)
     keep = len(text)
     for _ in range(_ATTEMPTS):
         messages = conversation(query, text, keep)
