@@ -30,7 +30,7 @@ from supdist.engine.service import (
     read_server_keys,
 )
 from supdist.engine.service.credit import Credit
-from supdist.engine.service.protocol import Answer, Ask, Cancel, encode
+from supdist.engine.service.protocol import Cancel, ChatReply, ChatRequest, encode
 from supdist.handlers import (
     BatchItem,
     Completion,
@@ -141,7 +141,7 @@ async def test_text_that_is_none_stays_at_its_side(tmp_path: Path) -> None:
         client_of(service, place) as remote,
     ):
         assert (await remote.chat(user_messages("x"))).text == "half \ufffd a pair"
-        with pytest.raises(Rejected, match="cannot be sent as text"):
+        with pytest.raises(Rejected, match="cannot be encoded as text"):
             await remote.chat(user_messages("\ud800"))
         with pytest.raises(Rejected, match="a role"):
             await remote.chat([{"role": "user", "content": 5}])  # pyright: ignore[reportArgumentType]  # wrong on purpose
@@ -281,7 +281,7 @@ def test_credit_is_never_exceeded_never_lost_and_in_order(parts: list[tuple[int,
 
         async def use(index: int, part: int) -> None:
             nonlocal held
-            await credit.take(part)
+            await credit.acquire(part)
             try:
                 held += part
                 assert held <= 10
@@ -289,7 +289,7 @@ def test_credit_is_never_exceeded_never_lost_and_in_order(parts: list[tuple[int,
                 await done.wait()
             finally:
                 held -= part
-                credit.give(part)
+                credit.release(part)
 
         tasks = [asyncio.create_task(use(index, part)) for index, (part, _) in enumerate(parts)]
         await asyncio.sleep(0)
@@ -301,7 +301,7 @@ def test_credit_is_never_exceeded_never_lost_and_in_order(parts: list[tuple[int,
         assert served == sorted(served)
         assert set(served) >= {index for index, (_, leaves) in enumerate(parts) if not leaves}
         async with asyncio.timeout(1):
-            await credit.take(10)
+            await credit.acquire(10)
 
     asyncio.run(play())
 
@@ -324,7 +324,9 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
             await greeted(raw)
             for step, number in steps:
                 if step == "ask":
-                    await raw.socket.send(encode(Ask(asked_for, "worker", [("user", str(asked_for))])))
+                    await raw.socket.send(
+                        encode(ChatRequest(asked_for, "worker", [("user", str(asked_for))]))
+                    )
                     asked_for += 1
                 elif step == "cancel" and number < asked_for:
                     await raw.socket.send(encode(Cancel(number)))
@@ -334,16 +336,16 @@ def test_every_request_is_answered_once_or_cancelled_and_its_credit_comes_back(
                 else:
                     await asyncio.sleep(0)
             gate.release(*map(str, range(asked_for + 1)))
-            await raw.socket.send(encode(Ask(asked_for, "worker", [("user", str(asked_for))])))
+            await raw.socket.send(encode(ChatRequest(asked_for, "worker", [("user", str(asked_for))])))
             while not answers.keys() >= set(range(asked_for + 1)) - cancelled:
                 answer = await raw.next()
-                assert isinstance(answer, Answer)
+                assert isinstance(answer, ChatReply)
                 assert answer.request not in answers
                 answers[answer.request] = answer.text
             assert answers == {number: str(number) for number in answers}
             await eventually(lambda: service.load.running == service.load.queued == 0)
             (engine,) = service._engines.values()  # pyright: ignore[reportPrivateUsage]  # the test looks at private state
-            assert (engine.room, engine.pending) == (protocol.CREDIT, {})
+            assert (engine.credit, engine.pending) == (protocol.CREDIT, {})
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(play(ipc_place(Path(folder))))
@@ -521,7 +523,7 @@ async def test_an_ipc_socket_takes_the_place_of_a_dead_one_and_of_nothing_else(t
     async with serving(Place(f"ipc://{path}"), ScriptedHandler(shout)) as service:
         assert (await RemoteHandler("worker", service.address).chat(user_messages("x"))).text == "X"
     path.write_text("precious")
-    with pytest.raises(TaskError, match="is no socket"):
+    with pytest.raises(TaskError, match="is not a socket"):
         async with serving(Place(f"ipc://{path}"), ScriptedHandler([])):
             pass
     assert path.read_text() == "precious"
@@ -556,9 +558,9 @@ def test_keys_are_their_owners_alone_and_never_written_over(tmp_path: Path) -> N
         assert path.stat().st_mode & 0o077 == 0, path
     before = {path: path.read_bytes() for path in place.keys.rglob("*.key*")}
     assert len(before) == 6
-    with pytest.raises(TaskError, match="not written over"):
+    with pytest.raises(TaskError, match="not overwritten"):
         make_server_keys(place.keys)
-    with pytest.raises(TaskError, match="not written over"):
+    with pytest.raises(TaskError, match="not overwritten"):
         make_client_keys(place.keys, "friend")
     for name in ("../x", "", ".", ".hidden", "a/b", "a b", "x" * 65):
         with pytest.raises(TaskError, match="is no name"):

@@ -21,8 +21,8 @@ from supdist.engine.errors import RemoteProtocolError
 from supdist.engine.service import RemoteHandler, connection_limiter, protocol
 from supdist.engine.service import service as service_module
 from supdist.engine.service.protocol import (
-    Ask,
     Cancel,
+    ChatRequest,
     Failure,
     Hello,
     Probe,
@@ -36,7 +36,7 @@ from supdist.handlers import Rejected, ScriptedHandler, Unavailable
 
 
 def ask(number: int, text: str = "x", role: str = "worker") -> bytes:
-    return encode(Ask(number, role, [("user", text)]))
+    return encode(ChatRequest(number, role, [("user", text)]))
 
 
 async def send(raw: RawClient, *frames: bytes) -> None:
@@ -59,7 +59,7 @@ DEEDS: dict[str, Deed] = {
     "an array without its items": lambda raw: raw.socket.send(b"\xdd\xff\xff\xff\xff"),
     "very deep": lambda raw: raw.socket.send(b"\x91" * 100_000),
     "more messages than are allowed": lambda raw: raw.socket.send(
-        encode(Ask(1, "worker", [("user", "")] * 100_001))
+        encode(ChatRequest(1, "worker", [("user", "")] * 100_001))
     ),
     "two frames": lambda raw: send(raw, ask(1), b""),
     "many frames": lambda raw: send(raw, *[b""] * 5000),
@@ -121,7 +121,7 @@ async def test_what_is_not_known_is_no_offence(place: Place) -> None:
         assert await raw.next() == Failure(1, "rejected", "the service has no model of this role", None)
         await raw.socket.send(ask(1))
         answer = await raw.next()
-        assert isinstance(answer, protocol.Answer)
+        assert isinstance(answer, protocol.ChatReply)
         assert answer.text == "yes"
 
 
@@ -197,8 +197,8 @@ async def test_a_hello_of_a_later_version_may_say_more() -> None:
     [
         (encode(Refused(2, full=False)), Rejected, "speaks version 2 of the protocol, this engine 1"),
         (b"\x94\x15\x02\xc2\xa4more", Rejected, "speaks version 2 of the protocol, this engine 1"),
-        (b"garbage", Unavailable, "does not keep to the protocol"),
-        (encode(Hello(1)), Unavailable, "does not keep to the protocol"),
+        (b"garbage", Unavailable, "broke the protocol"),
+        (encode(Hello(1)), Unavailable, "broke the protocol"),
         (encode(Welcome({})), Rejected, "has no worker; it has no model at all"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Addresses of a model server, and their protection."""
+"""Addresses of a model server, and access to its socket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_address(address: str, *, keys: bool) -> None:
         raise TaskError(f"{address!r} is no address of a broker service: write ipc://PATH or tcp://HOST:PORT")
     elif not keys:
         raise TaskError(
-            f"{address}: tcp needs keys, or everybody could listen and ask: make them with "
+            f"{address}: tcp needs keys, or anyone could read and send requests: make them with "
             "`supdist-engine broker keygen DIR --client NAME`, and give --curve-keys DIR to the service and "
             "--curve-keys DIR/clients/NAME to its client"
         )
@@ -42,8 +42,8 @@ def ipc_path(address: str) -> str | None:
     return address.removeprefix("ipc://") if address.startswith("ipc://") else None
 
 
-async def resolved(address: str) -> str:
-    """Return the address with its host as a number.
+async def resolve_host(address: str) -> str:
+    """Resolve the host of an address.
 
     Raises:
         OSError: the lookup failed.
@@ -54,14 +54,15 @@ async def resolved(address: str) -> str:
     # ZeroMQ's own lookup has no deadline.
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
-    found.sort(key=lambda each: each[0] != socket.AF_INET)  # what listens at both kinds, listens here
+    # IPv4 first: a server that listens on both families is found there.
+    found.sort(key=lambda each: each[0] != socket.AF_INET)
     number = found[0][4][0]
     return f"tcp://[{number}]:{port}" if found[0][0] == socket.AF_INET6 else f"tcp://{number}:{port}"
 
 
 @contextmanager
 def private_socket(path: str) -> Generator[None]:
-    """Make the socket of a bind private.
+    """Make a socket private while it is bound.
 
     Raises:
         TaskError: it cannot be private, or a server listens there.
@@ -69,15 +70,16 @@ def private_socket(path: str) -> Generator[None]:
     folder = Path(path).parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.stat()
+        status = folder.stat()
         _check_free(path)
     except OSError as error:
-        raise TaskError(f"ipc://{path} cannot be had: {error}") from error
-    strangers = facts.st_uid not in (0, os.geteuid())
-    if strangers or (facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX):
+        raise TaskError(f"ipc://{path} cannot be used: {error}") from error
+    is_foreign = status.st_uid not in (0, os.geteuid())
+    if is_foreign or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
         raise TaskError(
             f"others may put their own socket in {folder}: choose a folder of your own, with mode 700"
         )
+    # The mode must be right from the start: a later chmod would leave a gap.
     before = os.umask(0o177)
     try:
         yield
@@ -85,18 +87,18 @@ def private_socket(path: str) -> Generator[None]:
         os.umask(before)
 
 
+# Only the socket of a killed server may be replaced.
 def _check_free(path: str) -> None:
-    """Allow the socket of a killed server to be replaced, and nothing else."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise TaskError(f"{path} exists and is no socket: choose another path")
-    with socket.socket(socket.AF_UNIX) as knock:
-        knock.settimeout(1.0)
+        raise TaskError(f"{path} exists and is not a socket: choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
         try:
-            knock.connect(path)
+            probe.connect(path)
         except ConnectionRefusedError:
             return
     raise TaskError(f"a service listens at ipc://{path} already: end it, or choose another path")

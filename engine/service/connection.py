@@ -20,11 +20,11 @@ from ...handlers import Completion, ContextTooLong, HandlerError, Message, Rejec
 from ..broker.handler_queue import CallTimeout
 from ..errors import RemoteProtocolError, TaskError
 from . import protocol
-from .address import resolved
+from .address import resolve_host
 from .credit import Credit
 from .keys import read_client_keys
-from .protocol import Answer, Ask, Cancel, Failure, Hello, Offer, Probe, Refused, Welcome
-from .sockets import borrowed, open_socket, receive, send_now, socket_events
+from .protocol import Cancel, ChatReply, ChatRequest, Failure, Hello, Offer, Probe, Refused, Welcome
+from .sockets import duplicated_socket, open_socket, receive_frame, send_now, socket_events
 
 _ROLES = frozenset(get_args(protocol.Role))
 _EVENTS = (
@@ -46,8 +46,8 @@ class Peer:
     connect_seconds: float = 10.0
 
 
-class Reconnecting:
-    """A connection that is replaced after a loss."""
+class ReconnectingConnection:
+    """Replaces a lost connection."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -68,12 +68,11 @@ class Reconnecting:
 
 
 class Connection:
-    """One connection. Once lost it stays lost.
+    """One connection; it does not reconnect.
 
     Attributes:
-        welcome: done once the server has accepted it.
+        welcome: done once accepted.
         offers: the server's models by role.
-        lost: whether it has ended.
     """
 
     def __init__(self, peer: Peer) -> None:
@@ -84,30 +83,30 @@ class Connection:
         self._name = f"the broker at {peer.address}"
         self._hint = ""
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[Answer | Failure]] = {}
+        self._waiting: dict[int, asyncio.Future[ChatReply | Failure]] = {}
         self._credit = Credit(protocol.CREDIT)
         self._socket: zmq.asyncio.Socket | None = None
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
     def open(cls, peer: Peer) -> Connection:
-        """Begin to connect."""
+        """Start to connect."""
         connection = cls(peer)
         connection._task = asyncio.create_task(connection._run())
         return connection
 
-    async def ask(self, role: str, messages: Sequence[Message], seconds: float) -> Completion:
+    async def request(self, role: str, messages: Sequence[Message], seconds: float) -> Completion:
         """Send one request and wait for its answer."""
         number = next(self._numbers)
-        payload = _request(number, role, messages)
+        payload = _encode_request(number, role, messages)
         cost = protocol.cost(payload)
         try:
             async with asyncio.timeout(seconds):
-                await self._credit.take(cost)
+                await self._credit.acquire(cost)
                 try:
                     reply = await self._reply_to(number, payload)
                 finally:
-                    self._credit.give(cost)
+                    self._credit.release(cost)
         except TimeoutError:
             raise CallTimeout(f"{self._name} did not answer within {seconds:g} s") from None
         if isinstance(reply, Failure):
@@ -118,12 +117,12 @@ class Connection:
         )
 
     async def close(self) -> None:
-        """End the connection. Requests under way fail."""
+        """Disconnect. Requests under way fail."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _reply_to(self, number: int, payload: bytes) -> Answer | Failure:
+    async def _reply_to(self, number: int, payload: bytes) -> ChatReply | Failure:
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._send(payload)
@@ -140,7 +139,7 @@ class Connection:
                 send_now(self._socket, [payload])
                 return
         except zmq.ZMQError:
-            pass  # it is being lost
+            pass  # the connection is ending: report it as lost
         raise self._lost_error()
 
     def _lost_error(self) -> Unavailable:
@@ -165,7 +164,8 @@ class Connection:
         context = zmq.asyncio.Context()
         opened = self._socket = open_socket(context, zmq.DEALER, address)
         try:
-            opened.setsockopt(zmq.SNDHWM, 0)  # credit bounds it
+            # Credit bounds what is queued.
+            opened.setsockopt(zmq.SNDHWM, 0)
             if keys is not None:
                 opened.setsockopt(zmq.CURVE_PUBLICKEY, keys.pair.public)
                 opened.setsockopt(zmq.CURVE_SECRETKEY, keys.pair.secret)
@@ -184,7 +184,7 @@ class Connection:
     async def _address(self) -> str:
         try:
             async with asyncio.timeout(self._peer.connect_seconds):
-                return await resolved(self._peer.address)
+                return await resolve_host(self._peer.address)
         except TimeoutError as error:
             raise Unavailable(
                 f"{self._name}: DNS lookup of the host timed out after {self._peer.connect_seconds:g} s"
@@ -199,7 +199,7 @@ class Connection:
             raise Unavailable(f"{self._name} did not answer within {seconds:g} s{self._hint}")
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        """Raise when the connection ends."""
+        # Before the handshake, a disconnect is a retry of libzmq and not a loss.
         established = False
         async for event, value in socket_events(monitor):
             match event:
@@ -222,24 +222,26 @@ class Connection:
                 case _:
                     pass
 
+    # Without keys, only a server of this user or root is trusted.
     def _check_owner(self, descriptor: int) -> None:
-        """Check that the server belongs to this user or root."""
         try:
-            with borrowed(descriptor) as connection:
-                facts = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            with duplicated_socket(descriptor) as connection:
+                credentials = connection.getsockopt(
+                    socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+                )
         except OSError:
-            return  # it has ended already
-        owner = struct.unpack("3i", facts)[1]
+            return  # the connection has ended already
+        owner = struct.unpack("3i", credentials)[1]
         if owner not in (0, os.geteuid()):
             raise Rejected(f"{self._name} belongs to the user {owner}; one of another user needs keys")
 
     async def _read(self, opened: zmq.asyncio.Socket) -> None:
         while True:
-            frame = await receive(opened)
+            frame = await receive_frame(opened)
             try:
                 message = protocol.decode_from_service(frame.buffer)
             except RemoteProtocolError as error:
-                raise Unavailable(f"{self._name} does not keep to the protocol: {error}") from error
+                raise Unavailable(f"{self._name} broke the protocol: {error}") from error
             match message:
                 case Welcome(offers):
                     self.offers = offers
@@ -247,7 +249,7 @@ class Connection:
                         self.welcome.set_result(None)
                 case Refused(version, full):
                     raise self._refusal(version, full=full)
-                case Answer() | Failure():
+                case ChatReply() | Failure():
                     answer = self._waiting.get(message.request)
                     if answer is not None and not answer.done():
                         answer.set_result(message)
@@ -266,27 +268,22 @@ class Connection:
         self.lost = True
         if not self.welcome.done():
             self.welcome.set_exception(error)
-            self.welcome.exception()  # perhaps nobody waits for it any more
+            # If no caller waits any more, asyncio must not log the exception.
+            self.welcome.exception()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(self._lost_error())
         self._credit.close(self._lost_error())
 
 
-def _request(number: int, role: str, messages: Sequence[Message]) -> bytes:
-    """Encode a request.
-
-    Raises:
-        Rejected: the messages have another shape.
-        ContextTooLong: they are too large to send.
-    """
+def _encode_request(number: int, role: str, messages: Sequence[Message]) -> bytes:
     turns: list[tuple[protocol.Role, str]] = [(message["role"], message["content"]) for message in messages]
     if not all(role in _ROLES and isinstance(content, str) for role, content in turns):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise Rejected("a message is a role (system, user or assistant) and a text")
     try:
-        payload = protocol.encode(Ask(number, role, turns))
+        payload = protocol.encode(ChatRequest(number, role, turns))
     except UnicodeEncodeError as error:
-        raise Rejected("the messages hold what cannot be sent as text") from error
+        raise Rejected("the messages cannot be encoded as text") from error
     if len(payload) > protocol.MAX_BYTES:
         raise ContextTooLong(f"the messages have {len(payload)} bytes; a broker takes {protocol.MAX_BYTES}")
     return payload

@@ -12,61 +12,61 @@ import zmq
 import zmq.asyncio
 
 from . import protocol
-from .sockets import borrowed, socket_events
+from .sockets import duplicated_socket, socket_events
 
 MAX_CONNECTIONS = 1024
 # Bytes of a tcp connection that are in no delivered message. Credit keeps an honest engine below it.
 MAX_UNDELIVERED = protocol.CREDIT + 2 * protocol.MAX_BYTES
 
-_LOOK_SECONDS = 0.25
-_SEAL_BYTES = 33  # of a CURVE message: its name (8), a nonce (8), a box (16) and flags (1)
+_CHECK_SECONDS = 0.25
+_CURVE_OVERHEAD = 33  # of a CURVE message: its name (8), a nonce (8), a box (16) and flags (1)
 _BYTES_RECEIVED = 128  # tcpi_bytes_received in Linux's struct tcp_info
 
 
-# libzmq keeps a message until its last frame: a client that never ends one would fill the memory. Its receive
-# limit must not be used (see sockets.py), and it cannot end one connection. So this works on descriptors.
+# libzmq keeps a message until its last frame: an endless one would fill the memory. Its receive limit must not
+# be used (see sockets.py), and it cannot end one connection. So this class works on descriptors.
 class ConnectionLimiter:
     """Limits the connections of one listening socket."""
 
     def __init__(
         self, listener: zmq.asyncio.Socket, on_close: Callable[[], None], on_trouble: Callable[[str], None]
     ) -> None:
-        """Report ended connections to ``on_close``, and those it ends to ``on_trouble``."""
+        """Call ``on_close`` at every end, ``on_trouble`` at a forced one."""
         self._monitor = listener.get_monitor_socket(
             zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         )
         self._on_close = on_close
         self._on_trouble = on_trouble
-        self._own_name: object = None
+        self._listener_name: object = None
         self._delivered: dict[int, int] = {}
 
     async def watch(self) -> None:
         """Apply the limits until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow())
-            group.create_task(self._inspect())
+            group.create_task(self._watch_events())
+            group.create_task(self._check_bytes())
 
-    def delivered(self, descriptor: int, frame_bytes: int) -> None:
-        """Count a frame that was received from a connection."""
+    def count_frame(self, descriptor: int, frame_bytes: int) -> None:
+        """Count a received frame."""
         if descriptor in self._delivered:
-            sealed = frame_bytes + _SEAL_BYTES
+            sealed = frame_bytes + _CURVE_OVERHEAD
             self._delivered[descriptor] += sealed + (2 if sealed <= 255 else 9)  # with its length before it
 
     def disconnect(self, descriptor: int) -> None:
         """End a connection if it is still there."""
         try:
-            with borrowed(descriptor) as connection:
-                # By now the number may be something else's, which is no business of the gate.
-                if _local_name(connection) == self._own_name:
+            with duplicated_socket(descriptor) as connection:
+                # By now the descriptor may belong to something else.
+                if _local_name(connection) == self._listener_name:
                     connection.shutdown(socket.SHUT_RDWR)
         except OSError:
-            return  # it has ended by itself
+            return  # the connection has ended already
 
-    async def _follow(self) -> None:
+    async def _watch_events(self) -> None:
         async for event, descriptor in socket_events(self._monitor):
             if event == zmq.EVENT_LISTENING:
-                with borrowed(descriptor) as listener:
-                    self._own_name = _local_name(listener)
+                with duplicated_socket(descriptor) as listener:
+                    self._listener_name = _local_name(listener)
             elif event == zmq.EVENT_ACCEPTED:
                 self._delivered[descriptor] = 0
                 if len(self._delivered) > MAX_CONNECTIONS:
@@ -75,23 +75,22 @@ class ConnectionLimiter:
                 self._delivered.pop(descriptor, None)
                 self._on_close()
 
-    async def _inspect(self) -> None:
-        """End connections that send too much, or a message without end."""
+    async def _check_bytes(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
+            # A message without an end is never delivered, but its bytes have come.
             for descriptor, delivered in self._delivered.items():
                 if self._bytes_sent_by(descriptor) - delivered > MAX_UNDELIVERED:
                     self.disconnect(descriptor)
                     self._on_trouble("disconnected an engine: it sends too much, or a message without end")
 
     def _bytes_sent_by(self, descriptor: int) -> int:
-        """Return the bytes that came through a tcp connection."""
         try:
-            with borrowed(descriptor) as connection:
+            with duplicated_socket(descriptor) as connection:
                 if connection.family == socket.AF_UNIX:
                     return 0
-                facts = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
-                return struct.unpack_from("=Q", facts, _BYTES_RECEIVED)[0]
+                tcp_info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+                return struct.unpack_from("=Q", tcp_info, _BYTES_RECEIVED)[0]
         except (OSError, struct.error):
             return 0
 

@@ -1,4 +1,4 @@
-"""A shared amount that is taken in parts, first come, first served."""
+"""A shared amount, taken in parts, first come, first served."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import deque
 
 
 class Credit:
-    """An amount that is taken in parts and given back."""
+    """A semaphore over an amount, without overtaking."""
 
     def __init__(self, amount: int) -> None:
         self._left = amount
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def close(self, error: Exception) -> None:
-        """Fail everybody who waits."""
+        """Fail all waiters."""
         while self._waiting:
             _, granted = self._waiting.popleft()
             if not granted.done():
                 granted.set_exception(error)
 
-    async def take(self, part: int) -> None:
-        """Wait until there is room for a part, and take it."""
+    async def acquire(self, part: int) -> None:
+        """Wait for a part and take it."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((part, granted))
         self._grant()
@@ -29,12 +29,13 @@ class Credit:
             await granted
         except asyncio.CancelledError:
             if granted.cancelled():
-                self._grant()  # it may have stood before others
+                # The cancelled waiter may have blocked smaller parts behind it.
+                self._grant()
             else:
-                self.give(part)
+                self.release(part)
             raise
 
-    def give(self, part: int) -> None:
+    def release(self, part: int) -> None:
         """Give a part back."""
         self._left += part
         self._grant()

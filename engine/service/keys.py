@@ -35,13 +35,13 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """The keys of a server, and the folder of its clients' public keys."""
+    """A server's keys, and the folder of its clients' public keys."""
 
     pair: KeyPair
     authorized: Path
 
-    def admits(self, public: bytes) -> bool:
-        """Whether a client with this key may connect."""
+    def is_authorized(self, public: bytes) -> bool:
+        """Return whether a client with this key may connect."""
         with suppress(OSError):
             return any(_is_key(path, public) for path in self.authorized.glob("*.key"))
         return False
@@ -49,7 +49,7 @@ class ServerKeys:
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """The keys of a client, and the public key of the server."""
+    """A client's keys, and the server's public key."""
 
     pair: KeyPair
     server: bytes
@@ -71,7 +71,7 @@ def make_server_keys(folder: Path) -> None:
 
 
 def make_client_keys(folder: Path, name: str) -> Path:
-    """Write the keys of one more client. Return its folder.
+    """Write a new client's keys; return its folder.
 
     Raises:
         TaskError: they exist or cannot be written.
@@ -83,7 +83,8 @@ def make_client_keys(folder: Path, name: str) -> Path:
     try:
         _make_folder(folder / "clients")
         _make_folder(client)
-        _ignore_in_git(client)  # it goes to another machine
+        # The client's folder is copied to another machine.
+        _ignore_in_git(client)
         public = _write_pair(client, "client")
         _write(client / "server.key", server)
         # Last, so that only a complete client may connect.
@@ -132,7 +133,6 @@ def _ignore_in_git(folder: Path) -> None:
 
 
 def _write_pair(folder: Path, name: str) -> bytes:
-    """Write new keys and return the public one."""
     public, secret = zmq.curve_keypair()
     _write(folder / f"{name}.key_secret", public, secret)
     _write(folder / f"{name}.key", public)
@@ -143,6 +143,7 @@ def _write(path: Path, public: bytes, secret: bytes | None = None) -> None:
     lines = ["metadata", "curve", f'    public-key = "{public.decode()}"']
     if secret is not None:
         lines.append(f'    secret-key = "{secret.decode()}"')
+    # O_EXCL: no key is written over, and no link is followed.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -150,13 +151,13 @@ def _write(path: Path, public: bytes, secret: bytes | None = None) -> None:
 def _cannot_write(error: OSError) -> TaskError:
     if isinstance(error, FileExistsError):
         return TaskError(
-            f"{error.filename} exists; keys are not written over: remove it, or choose another name"
+            f"{error.filename} exists, and keys are not overwritten: remove it, or choose another name"
         )
     return TaskError(f"the keys cannot be written: {error}")
 
 
+# A file that is being written holds no key yet.
 def _is_key(path: Path, public: bytes) -> bool:
-    """Whether a file holds this key. An incomplete file holds none."""
     try:
         return load_certificate(path)[0] == public
     except (OSError, ValueError):

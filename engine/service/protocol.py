@@ -1,20 +1,19 @@
-"""The messages between engines and a model server. This file is the authority, and has a version.
+"""The messages between engines and a model server. This file is the specification.
 
-An engine has a DEALER socket, the service a ROUTER; a message is one frame: a MessagePack array whose first
-item is the message's number. A connection is a session and ends with it; nothing is sent again over the next.
+A message is one frame: a MessagePack array that starts with the message's number. Engines have DEALER
+sockets, the server a ROUTER. A session ends with its connection.
 
-    engine                      service
+    engine                      server
     Hello               →
-                        ←       Welcome, or Refused
-    Ask, Ask, Cancel, … →
-                        ←       Answer or Failure for each Ask that was not cancelled, in any order
-                        ←       Probe, now and then: it says nothing
+                        ←       Welcome or Refused
+    ChatRequest, Cancel →
+                        ←       ChatReply or Failure in any order; none after Cancel
+                        ←       Probe, to be ignored
 
-Credit. A request costs its size, at least ``LEAST_COST``, from the moment it is sent until it is answered or
-cancelled. What a connection has under way may cost ``CREDIT`` together; an engine waits, the service hangs up
-on one that does not. It hangs up on everything that does not stand here.
+A request costs its size, at least ``LEAST_COST``, until it is answered or cancelled. Requests under way cost
+at most ``CREDIT`` together. The server disconnects an engine that exceeds this or sends anything else.
 
-Text is UTF-8; lone surrogates cannot be sent.
+Text is UTF-8 without lone surrogates.
 """
 
 from __future__ import annotations
@@ -45,33 +44,33 @@ Role = Literal["system", "user", "assistant"]
 FailureCode = Literal["timeout", "unavailable", "rejected", "too_long", "failed"]
 
 
-class Open(msgspec.Struct, frozen=True, array_like=True):
-    """A message that every version understands: fields are only added at its end."""
+class ExtensibleMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message for all versions; new fields come last."""
 
 
-class Closed(Open, frozen=True, forbid_unknown_fields=True):
-    """A message of this version, without one item more or less."""
+class StrictMessage(ExtensibleMessage, frozen=True, forbid_unknown_fields=True):
+    """A message with exactly these fields."""
 
 
 # From the engine
 
 
-class Hello(Open, frozen=True, tag=1):
+class Hello(ExtensibleMessage, frozen=True, tag=1):
     """The first message of a connection."""
 
     version: Number
 
 
-class Ask(Closed, frozen=True, tag=2):
-    """A conversation for the model of a role. The engine numbers its requests."""
+class ChatRequest(StrictMessage, frozen=True, tag=2):
+    """A conversation for a role's model, numbered by the engine."""
 
     request: Number
     role: str
     messages: Annotated[list[tuple[Role, str]], Meta(max_length=100_000)]
 
 
-class Cancel(Closed, frozen=True, tag=3):
-    """A request that needs no answer any more."""
+class Cancel(StrictMessage, frozen=True, tag=3):
+    """Ends a request without an answer."""
 
     request: Number
 
@@ -79,8 +78,8 @@ class Cancel(Closed, frozen=True, tag=3):
 # From the service
 
 
-class Offer(Closed, frozen=True):
-    """A model as its ``ModelHandler`` describes itself. ``concurrency`` requests at once keep it busy."""
+class Offer(StrictMessage, frozen=True):
+    """The fields of a ``ModelHandler``; ``concurrency`` requests keep it busy."""
 
     model: str
     window: int | None
@@ -92,20 +91,20 @@ class Offer(Closed, frozen=True):
     concurrency: Annotated[int, Meta(ge=1)]
 
 
-class Welcome(Closed, frozen=True, tag=20):
+class Welcome(StrictMessage, frozen=True, tag=20):
     """The models by role."""
 
     offers: dict[str, Offer]
 
 
-class Refused(Open, frozen=True, tag=21):
-    """No session: the server has another ``version``, or is ``full``."""
+class Refused(ExtensibleMessage, frozen=True, tag=21):
+    """No session: another ``version``, or the server is ``full``."""
 
     version: Number
     full: bool
 
 
-class Answer(Closed, frozen=True, tag=22):
+class ChatReply(StrictMessage, frozen=True, tag=22):
     """A completion. ``queued`` includes the wait in the server."""
 
     request: Number
@@ -119,8 +118,8 @@ class Answer(Closed, frozen=True, tag=22):
     queued: float
 
 
-class Failure(Closed, frozen=True, tag=23):
-    """Why there is no completion, and when to try again."""
+class Failure(StrictMessage, frozen=True, tag=23):
+    """An error, and the seconds to wait before a retry."""
 
     request: Number
     code: FailureCode
@@ -128,18 +127,18 @@ class Failure(Closed, frozen=True, tag=23):
     retry_after: float | None
 
 
-class Probe(Closed, frozen=True, tag=24):
-    """A message by which the server finds connections that are gone."""
+class Probe(StrictMessage, frozen=True, tag=24):
+    """A check for lost connections."""
 
 
-FromEngine = Hello | Ask | Cancel
-FromService = Welcome | Refused | Answer | Failure | Probe
+FromEngine = Hello | ChatRequest | Cancel
+FromService = Welcome | Refused | ChatReply | Failure | Probe
 
 encode = msgspec.msgpack.Encoder().encode
 _FROM_ENGINE = msgspec.msgpack.Decoder(FromEngine)
 _FROM_SERVICE = msgspec.msgpack.Decoder(FromService)
 
-# From the special to the general: the first that fits is sent.
+# Subclasses first: the first class that matches is sent.
 _ERRORS: dict[FailureCode, type[HandlerError]] = {
     "timeout": CallTimeout,
     "unavailable": Unavailable,
@@ -150,19 +149,19 @@ _ERRORS: dict[FailureCode, type[HandlerError]] = {
 
 
 def decode_from_engine(payload: bytes | memoryview) -> FromEngine:
-    """Decode a message of an engine.
+    """Decode an engine's message.
 
     Raises:
-        RemoteProtocolError: it is no message.
+        RemoteProtocolError: it is invalid.
     """
     return _decode(_FROM_ENGINE, payload)
 
 
 def decode_from_service(payload: bytes | memoryview) -> FromService:
-    """Decode a message of the server.
+    """Decode a server's message.
 
     Raises:
-        RemoteProtocolError: it is no message.
+        RemoteProtocolError: it is invalid.
     """
     return _decode(_FROM_SERVICE, payload)
 
@@ -174,7 +173,7 @@ def cost(payload: bytes | memoryview) -> int:
 
 def failure(request: int, error: Exception) -> Failure:
     """Return the message for an error."""
-    # The words of an unknown error may hold secrets and stay here.
+    # The text of an unknown error may hold secrets, and stays on the server.
     retry_after = error.retry_after if isinstance(error, Unavailable) else None
     for code, kind in _ERRORS.items():
         if isinstance(error, kind):
@@ -196,4 +195,4 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], payload: bytes | memoryview) ->
     try:
         return decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise RemoteProtocolError("what came is no message of the protocol") from None
+        raise RemoteProtocolError("the bytes are no message of the protocol") from None

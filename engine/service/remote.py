@@ -1,4 +1,4 @@
-"""A model of a model server, as a handler in the engine's process."""
+"""A model of a model server, as a handler."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from ...handlers import Completion, Message, ModelHandler, Price, Rejected
 from ...handlers.base import PerLoop
 from .address import check_address
-from .connection import Peer, Reconnecting
+from .connection import Peer, ReconnectingConnection
 from .protocol import Offer
 
 
 class RemoteHandler(ModelHandler):
-    """The model that a model server has for a role.
+    """A model of a model server.
 
-    A lost connection fails what is under way with ``Unavailable``. The next call connects again.
+    A lost connection fails its calls with ``Unavailable``. The next call reconnects.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RemoteHandler(ModelHandler):
         Args:
             role: ``worker`` or ``supervisor``.
             address: ``ipc://PATH`` or ``tcp://HOST:PORT``.
-            curve_keys: the folder of the client's keys; tcp needs it.
+            curve_keys: the client's key folder; tcp needs it.
             timeout: seconds for an answer.
             connect_timeout: seconds for a connection.
 
@@ -47,7 +47,7 @@ class RemoteHandler(ModelHandler):
         self.model = role
         self._timeout = timeout
         self._peer = Peer(address, Path(curve_keys) if curve_keys is not None else None, connect_timeout)
-        # The server's own, once ``learn`` was called.
+        # ``apply_offers`` replaces these by the server's.
         self.window: int | None = None
         self.max_tokens: int | None = None
         self.price: Price | None = None
@@ -55,7 +55,7 @@ class RemoteHandler(ModelHandler):
         self.base_url: str | None = None
         self.max_concurrency = ModelHandler.max_concurrency
         self._identity: dict[str, Any] | None = None
-        self._connections = PerLoop[Reconnecting]()
+        self._connections = PerLoop[ReconnectingConnection]()
 
     def __repr__(self) -> str:
         return f"RemoteHandler({self.role!r}, {self._peer.address!r})"
@@ -69,17 +69,17 @@ class RemoteHandler(ModelHandler):
         """
         async with self:
             connection = await self._connections.get().connection()
-            return await connection.ask(self.role, messages, self._timeout)
+            return await connection.request(self.role, messages, self._timeout)
 
     def identity(self) -> dict[str, Any] | None:
         """Return the identity of the server's handler."""
         return self._identity
 
-    def learn(self, offers: Mapping[str, Offer]) -> None:
-        """Take over what the server offers for the role.
+    def apply_offers(self, offers: Mapping[str, Offer]) -> None:
+        """Copy the offer for the role.
 
         Raises:
-            Rejected: it offers nothing.
+            Rejected: there is none.
         """
         offer = offers.get(self.role)
         if offer is None:
@@ -101,9 +101,9 @@ class RemoteHandler(ModelHandler):
             Unavailable: no server answers.
             Rejected: the server refuses the key, the version or the role.
         """
-        self._connections.enter(lambda: Reconnecting(self._peer))
+        self._connections.enter(lambda: ReconnectingConnection(self._peer))
         try:
-            self.learn((await self._connections.get().connection()).offers)
+            self.apply_offers((await self._connections.get().connection()).offers)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -124,15 +124,15 @@ async def handlers_at(
 
     Raises:
         TaskError: the address or the keys cannot be used.
-        HandlerError: see ``RemoteHandler.__aenter__``.
+        HandlerError: the server cannot be reached, or refuses.
     """
     check_address(address, keys=curve_keys is not None)
-    reconnecting = Reconnecting(Peer(address, Path(curve_keys) if curve_keys is not None else None))
+    reconnecting = ReconnectingConnection(Peer(address, Path(curve_keys) if curve_keys is not None else None))
     try:
         offers = (await reconnecting.connection()).offers
     finally:
         await reconnecting.close()
     handlers = {role: RemoteHandler(role, address, curve_keys=curve_keys) for role in offers}
     for handler in handlers.values():
-        handler.learn(offers)
+        handler.apply_offers(offers)
     return handlers

@@ -26,8 +26,8 @@ from . import protocol
 from .address import check_address, ipc_path, private_socket
 from .connection_limiter import ConnectionLimiter
 from .keys import ServerKeys
-from .protocol import Answer, Ask, Cancel, Hello, Offer, Probe, Refused, Welcome
-from .sockets import open_socket, receive, send_now
+from .protocol import Cancel, ChatReply, ChatRequest, Hello, Offer, Probe, Refused, Welcome
+from .sockets import open_socket, receive_frame, send_now
 
 T = TypeVar("T")
 
@@ -36,14 +36,14 @@ MAX_ENGINES = 256
 MAX_UNREAD = 2048
 
 _PROBE_SECONDS = 1.0
-_FAREWELL_SECONDS = 2.0
+_CLOSE_SECONDS = 2.0
 _ZAP_DOMAIN = "supdist"
 _LOGIN = re.compile(r"://[^/@\s\"]+@")
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Connected engines; requests at the models, in queues, answered."""
+    """Connected engines, and requests by state."""
 
     engines: int
     running: int
@@ -53,8 +53,6 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
-    """The open socket, its limiter, and whether a connection has ended."""
-
     socket: zmq.asyncio.Socket
     limiter: ConnectionLimiter
     ended: asyncio.Event
@@ -62,26 +60,24 @@ class _Listener:
 
 @dataclass(eq=False, slots=True)
 class _EngineSession:
-    """A connected engine: its session with the server."""
-
     route: bytes
     descriptor: int
     queues: dict[str, RequestQueue]
     pending: dict[int, _EngineRequest] = field(default_factory=dict[int, "_EngineRequest"])
-    room: int = protocol.CREDIT
+    credit: int = protocol.CREDIT
 
-    def forget(self, request: _EngineRequest) -> None:
+    def remove(self, request: _EngineRequest) -> None:
         del self.pending[request.number]
-        self.room += request.cost
+        self.credit += request.cost
 
 
-# It knows requests only: budgets, caches and logs belong to the engines. Each engine has a queue for each
-# model, so that the flood of one does not hold up another.
+# It knows requests only: budgets, caches and logs belong to the engines. Each engine has its own queue for each
+# model, so that the flood of one does not delay another.
 class Service:
-    """Serves models at an address while it is entered and ``serve`` runs.
+    """Serves models at an address while entered and ``serve`` runs.
 
     Attributes:
-        address: once entered, with the port that was chosen.
+        address: has the chosen port once entered.
     """
 
     def __init__(
@@ -95,9 +91,9 @@ class Service:
         """Open nothing yet.
 
         Args:
-            handlers: the models by role.
+            handlers: by role.
             address: ``ipc://PATH``, or ``tcp://HOST:PORT``; ``*`` is any free port.
-            keys: which clients may connect; tcp needs them.
+            keys: tcp needs them.
             on_trouble: called with a line about each disconnected engine.
 
         Raises:
@@ -116,7 +112,7 @@ class Service:
 
     @property
     def load(self) -> Load:
-        """What the server is doing now."""
+        """The current load."""
         queues = [queue for engine in self._engines.values() for queue in engine.queues.values()]
         running, queued = sum(queue.running for queue in queues), sum(map(len, queues))
         return Load(len(self._engines), running, queued, self._done)
@@ -130,7 +126,8 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             for handler in self._handlers.values():
                 await stack.enter_async_context(handler)
-                _offer(handler)  # one that cannot be described is to fail here, not when a client comes
+                # A handler without a valid offer must fail now, not when an engine connects.
+                _offer(handler)
             context = zmq.asyncio.Context()
             stack.callback(context.destroy)
             if self._keys is not None:
@@ -157,7 +154,7 @@ class Service:
                     engine, protocol.failure(number, Unavailable("the broker service has ended"))
                 )
         self._open_listener.socket.disable_monitor()
-        self._open_listener.socket.close(linger=int(_FAREWELL_SECONDS * 1000))
+        self._open_listener.socket.close(linger=int(_CLOSE_SECONDS * 1000))
         await self._stack.aclose()
 
     async def serve(self) -> None:
@@ -174,14 +171,15 @@ class Service:
 
     def _open(self, context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
         opened = open_socket(context, zmq.ROUTER, self.address)
-        opened.setsockopt(zmq.ROUTER_MANDATORY, 1)  # who is gone is an error
+        # A send to an engine that is gone must fail.
+        opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
         opened.setsockopt(zmq.SNDHWM, MAX_UNREAD)
         opened.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         if self._keys is not None:
             opened.setsockopt(zmq.CURVE_SERVER, 1)
             opened.setsockopt(zmq.CURVE_SECRETKEY, self._keys.pair.secret)
             opened.setsockopt_string(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
-            # Without it, a client is let in where nobody answers for its key.
+            # Without it, libzmq accepts every key while no authenticator runs.
             opened.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         return opened
 
@@ -196,14 +194,14 @@ class Service:
 
     async def _receive(self) -> None:
         while True:
-            route = (await receive(self._open_listener.socket)).bytes
-            frame = last = await receive(self._open_listener.socket)
+            route = (await receive_frame(self._open_listener.socket)).bytes
+            frame = last = await receive_frame(self._open_listener.socket)
             descriptor = frame.get(zmq.SRCFD)
             assert isinstance(descriptor, int)
-            self._open_listener.limiter.delivered(descriptor, len(frame))
+            self._open_listener.limiter.count_frame(descriptor, len(frame))
             while last.more:
-                last = await receive(self._open_listener.socket)
-                self._open_listener.limiter.delivered(descriptor, len(last))
+                last = await receive_frame(self._open_listener.socket)
+                self._open_listener.limiter.count_frame(descriptor, len(last))
             try:
                 if frame.more:
                     raise RemoteProtocolError("a message of more than one frame")  # noqa: TRY301 - as one that is none
@@ -211,20 +209,16 @@ class Service:
             except RemoteProtocolError as error:
                 self._disconnect(route, descriptor, error)
 
+    # An error disconnects the sender.
     def _handle(self, route: bytes, descriptor: int, payload: memoryview) -> None:
-        """Handle one message.
-
-        Raises:
-            RemoteProtocolError: its sender must be disconnected.
-        """
         engine = self._engines.get(route)
         match protocol.decode_from_engine(payload):
             case Hello(version):
                 if engine is not None:
                     raise RemoteProtocolError("a second Hello")
                 self._welcome(route, descriptor, version)
-            case Ask() as ask if engine is not None:
-                self._queue_request(engine, ask, protocol.cost(payload))
+            case ChatRequest() as chat_request if engine is not None:
+                self._queue_request(engine, chat_request, protocol.cost(payload))
             case Cancel(number) if engine is not None:
                 if number in engine.pending:
                     self._cancel(engine, [engine.pending[number]])
@@ -243,29 +237,30 @@ class Service:
             engine, Welcome({role: _offer(handler) for role, handler in self._handlers.items()})
         )
 
-    def _queue_request(self, engine: _EngineSession, ask: Ask, cost: int) -> None:
-        if ask.request in engine.pending or cost > engine.room:
-            raise RemoteProtocolError("a number that is in use, or more requests at once than are allowed")
-        queue = engine.queues.get(ask.role)
+    def _queue_request(self, engine: _EngineSession, chat_request: ChatRequest, cost: int) -> None:
+        if chat_request.request in engine.pending or cost > engine.credit:
+            raise RemoteProtocolError("a number in use, or more requests at once than credit allows")
+        queue = engine.queues.get(chat_request.role)
         if queue is None:
             self._send_message(
-                engine, protocol.failure(ask.request, Rejected("the service has no model of this role"))
+                engine,
+                protocol.failure(chat_request.request, Rejected("the service has no model of this role")),
             )
             return
-        request = _EngineRequest(self, engine, ask, cost)
-        engine.pending[ask.request] = request
-        engine.room -= cost
+        request = _EngineRequest(self, engine, chat_request, cost)
+        engine.pending[chat_request.request] = request
+        engine.credit -= cost
         queue.put([request])
 
     def finish(self, engine: _EngineSession, request: _EngineRequest, result: Completion | Exception) -> None:
         """Send the answer to a request."""
-        engine.forget(request)
+        engine.remove(request)
         self._done += 1
         self._send(engine, _reply(request, result))
 
     def _cancel(self, engine: _EngineSession, requests: list[_EngineRequest]) -> None:
         for request in requests:
-            engine.forget(request)
+            engine.remove(request)
         for queue in engine.queues.values():
             queue.cancel([request for request in requests if request.queue is queue])
 
@@ -281,11 +276,6 @@ class Service:
             self._disconnect(engine.route, engine.descriptor, unread)
 
     def _try_send(self, route: bytes, payload: bytes) -> bool:
-        """Send. Return whether the engine is still there.
-
-        Raises:
-            zmq.Again: it leaves too much unread.
-        """
         try:
             send_now(self._open_listener.socket, [route, payload])
         except zmq.ZMQError as error:
@@ -298,7 +288,7 @@ class Service:
         engine = self._engines.get(route)
         if engine is not None:
             self._end_session(engine)
-        # What is read may be left from a connection that has ended, and its descriptor be another's by now.
+        # The connection may have ended, and its descriptor may be another's by now.
         with contextlib.suppress(zmq.Again):
             if not self._try_send(route, protocol.encode(Probe())):
                 return
@@ -309,8 +299,8 @@ class Service:
         if self._engines.pop(engine.route, None) is not None:
             self._cancel(engine, list(engine.pending.values()))
 
+    # Finds engines that are gone, soon after a connection ends and regularly.
     async def _probe(self) -> None:
-        """Find engines that are gone: soon after a connection has ended, and regularly."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PROBE_SECONDS):
@@ -321,14 +311,14 @@ class Service:
 
 
 class _EngineRequest(Request):
-    """A request of an engine."""
-
     __slots__ = ("_engine", "_messages", "_service", "cost", "number")
 
-    def __init__(self, service: Service, engine: _EngineSession, ask: Ask, cost: int) -> None:
+    def __init__(
+        self, service: Service, engine: _EngineSession, chat_request: ChatRequest, cost: int
+    ) -> None:
         super().__init__()
-        self._messages = [Message(role=role, content=content) for role, content in ask.messages]
-        self.number = ask.request
+        self._messages = [Message(role=role, content=content) for role, content in chat_request.messages]
+        self.number = chat_request.request
         self.cost = cost
         self._service = service
         self._engine = engine
@@ -341,13 +331,13 @@ class _EngineRequest(Request):
 
 
 class _AccessPolicy:
-    """The access policy: which client keys may connect. ``zmq.auth`` asks it at every connection."""
+    """Decides for ``zmq.auth`` which client keys may connect."""
 
     def __init__(self, keys: ServerKeys) -> None:
         self._keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return self._keys.admits(key)
+        return self._keys.is_authorized(key)
 
 
 def _authenticate(context: zmq.asyncio.Context, keys: ServerKeys) -> AsyncioAuthenticator:
@@ -367,10 +357,12 @@ def _offer(handler: ModelHandler) -> Offer:
         samples=handler.samples,
         base_url=_without_logins(handler.base_url),
         identity=_without_logins(handler.identity()),
-        concurrency=2 * handler.max_concurrency,  # when one has ended, the next is here already
+        # Twice, so that the next request waits here when one ends.
+        concurrency=2 * handler.max_concurrency,
     )
 
 
+# URLs may hold a user and a password.
 def _without_logins(value: T) -> T:
     return json.loads(_LOGIN.sub("://", json.dumps(value)))
 
@@ -379,7 +371,7 @@ def _reply(request: _EngineRequest, result: Completion | Exception) -> bytes:
     if isinstance(result, Exception):
         failed = protocol.failure(request.number, result)
         return protocol.encode(msgspec.structs.replace(failed, message=_LOGIN.sub("://", failed.message)))
-    answer = Answer(
+    answer = ChatReply(
         request=request.number,
         text=replace_surrogates(result.text),
         input_tokens=result.usage.input_tokens,

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets for both ends."""
+"""ZeroMQ sockets of both ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from .protocol import MAX_BYTES
 
-# A machine that is silent for so long is lost. The end of a process is known at once.
+# A machine that is silent for so long counts as lost. The kernel reports the end of a process at once.
 SILENCE_SECONDS = 6
 
 _PROBE_SECONDS = 2
@@ -27,8 +27,8 @@ def open_socket(context: zmq.asyncio.Context, kind: int, address: str) -> zmq.as
     opened.setsockopt(zmq.LINGER, 0)
     opened.setsockopt(zmq.IPV6, int("[" in address))
     opened.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-    # libzmq 4.3.5 aborts the process if a receiver's queue is full and its peer pings and dies. So the queue
-    # has no limit here, and the kernel sends the heartbeats.
+    # libzmq 4.3.5 aborts the process if a receive queue is full and its peer pings and dies. So the queue has
+    # no limit, and the kernel sends the heartbeats.
     opened.setsockopt(zmq.RCVHWM, 0)
     opened.setsockopt(zmq.TCP_KEEPALIVE, 1)
     opened.setsockopt(zmq.TCP_KEEPALIVE_IDLE, _PROBE_SECONDS)
@@ -45,33 +45,34 @@ def send_now(to: zmq.asyncio.Socket, frames: Sequence[bytes]) -> None:
         zmq.Again: there is no room.
         zmq.ZMQError: the peer is gone (EHOSTUNREACH).
     """
-    # With DONTWAIT the future is done when it is returned. A plain socket could send as well, but would
-    # consume the edge by which the event loop learns of incoming messages.
+    # With DONTWAIT the future is done when it is returned. A plain socket would consume the edge that tells the
+    # event loop of incoming messages.
     sent = to.send_multipart(frames, zmq.DONTWAIT)  # pyright: ignore[reportUnknownMemberType]
     cast("asyncio.Future[object]", sent).result()
 
 
-async def receive(of: zmq.asyncio.Socket) -> zmq.Frame:
+async def receive_frame(of: zmq.asyncio.Socket) -> zmq.Frame:
     """Return the next frame."""
+    # A flood of ready frames must not block the event loop.
     await asyncio.sleep(0)
     return await of.recv(copy=False)
 
 
 async def socket_events(monitor: zmq.asyncio.Socket) -> AsyncIterator[tuple[int, int]]:
-    """Yield the events of a monitored socket, each with a descriptor or an error number."""
+    """Yield events of a monitored socket, each with a descriptor or error number."""
     while True:
         event, _ = await monitor.recv_multipart()
         yield struct.unpack("=Hi", event)
 
 
 @contextmanager
-def borrowed(descriptor: int) -> Generator[socket.socket]:
-    """Yield a connection of ZeroMQ's.
+def duplicated_socket(descriptor: int) -> Generator[socket.socket]:
+    """Yield a duplicate of a ZeroMQ connection.
 
     Raises:
         OSError: it is closed.
     """
-    # ZeroMQ may have closed it, and its number be another's by now.
+    # ZeroMQ may close its descriptor at any time. The duplicate stays valid.
     copy = os.dup(descriptor)
     try:
         connection = socket.socket(fileno=copy)
