@@ -26,7 +26,7 @@ FinishReason = Literal["stop", "length", "refusal", "other"]
 
 
 class Message(TypedDict):
-    """One turn of a chat, in the form of the OpenAI API."""
+    """A chat message in the form of the OpenAI API."""
 
     role: Role
     content: str
@@ -34,7 +34,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that were paid for, and the number of requests that used them."""
+    """Paid tokens and requests."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -54,13 +54,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars for a million tokens, read and written."""
+    """US dollars for a million tokens."""
 
     input_usd: float
     output_usd: float
 
     def of(self, usage: Usage) -> float:
-        """Return the cost of a usage, in dollars."""
+        """Return the dollars for a usage."""
         return (usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd) / 1e6
 
 
@@ -69,11 +69,8 @@ class Completion:
     """A model's answer and its cost.
 
     Attributes:
-        text: the answer.
-        usage: what was paid for it.
-        finish_reason: whether it is whole.
-        reasoning: thoughts that the endpoint gives apart.
-        retries: failed attempts before.
+        reasoning: thoughts that the endpoint sends separately.
+        retries: failed attempts.
         queued: seconds of waiting inside the handler.
     """
 
@@ -89,9 +86,9 @@ BatchItem = Completion | HandlerError
 
 
 class ModelHandler(ABC):
-    """A model. Define ``chat``, and ``chat_batch`` if the model gains by batches.
+    """A model. Define ``chat``, and ``chat_batch`` if batches are faster.
 
-    One handler serves many runs at once. The last user of an event loop closes what was opened for it.
+    One handler serves many runs at once.
     """
 
     # Logs and tables show this name.
@@ -118,7 +115,7 @@ class ModelHandler(ABC):
     # Whether equal calls may get different answers, as with a temperature above 0.
     samples: bool = True
 
-    # The endpoint. With ``model`` it finds the price and the window in public tables.
+    # The endpoint. Public tables list prices and windows by it and ``model``.
     base_url: str | None = None
 
     @abstractmethod
@@ -134,11 +131,11 @@ class ModelHandler(ABC):
     def chat_batch(
         self, message_batches: Sequence[Sequence[Message]]
     ) -> Sequence[BatchItem] | Awaitable[Sequence[BatchItem]]:
-        """Answer many conversations in order. An error stands in the place of its conversation."""
+        """Answer conversations in order; an error takes its conversation's place."""
         return self._chat_each(message_batches)
 
     async def chat_stream(self, messages: Sequence[Message], on_text: Callable[[str], None]) -> Completion:
-        """Answer one conversation, and call ``on_text`` with the text as it comes."""
+        """Answer one conversation; pass its text to ``on_text`` as it comes."""
         completion = await call_chat(self, messages)
         on_text(completion.text)
         return completion
@@ -160,6 +157,7 @@ class ModelHandler(ABC):
 
         return await all_or_none([one(messages) for messages in message_batches])
 
+    # Runs enter one handler at once. Its last user in an event loop closes what was opened for the loop.
     async def __aenter__(self) -> ModelHandler:
         return self
 
@@ -180,9 +178,7 @@ async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Compl
     else:
         result = await _in_thread(handler, handler.chat, messages)
     if not isinstance(result, Completion):
-        raise TypeError(
-            f"{type(handler).__name__}.chat gave a {type(result).__name__} where a Completion belongs"
-        )
+        raise TypeError(f"{type(handler).__name__}.chat returned a {type(result).__name__}, not a Completion")
     return result
 
 
@@ -192,7 +188,8 @@ def _is_async(method: Any) -> bool:
 
 @lru_cache(1024)
 def _is_async_function(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function)  # microseconds, on the way of every call
+    # Cached, because it takes microseconds of every call.
+    return inspect.iscoroutinefunction(function)
 
 
 async def call_chat_batch(
@@ -233,23 +230,23 @@ async def _in_thread(handler: ModelHandler, function: Callable[[Any], Any], argu
 
 
 class PerLoop(Generic[T]):
-    """One object for each event loop, made for its first user."""
+    """One object for each event loop."""
 
     def __init__(self) -> None:
         self._held: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, int]] = WeakKeyDictionary()
 
     def enter(self, make: Callable[[], T]) -> None:
-        """Count one more user of the running loop."""
+        """Add a user of the running loop."""
         loop = asyncio.get_running_loop()
         held, users = self._held.get(loop) or (make(), 0)
         self._held[loop] = held, users + 1
 
     def get(self) -> T:
-        """Return the object of the running loop, which has a user."""
+        """Return the running loop's object."""
         return self._held[asyncio.get_running_loop()][0]
 
     def leave(self) -> T | None:
-        """Count one user less. Return the object if it was the last."""
+        """Remove a user; return the object after the last."""
         loop = asyncio.get_running_loop()
         held, users = self._held[loop]
         if users > 1:

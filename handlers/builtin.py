@@ -1,7 +1,6 @@
 """A supervisor and a worker without a language model, for machines without a key or a GPU.
 
-The supervisor follows one fixed strategy. It reads the start of the context, cuts the text into chunks, asks
-the worker about each and answers with the best. The worker finds sentences by BM25. Both are deterministic.
+Both are deterministic: a fixed map-reduce strategy, and BM25 over sentences.
 """
 
 from __future__ import annotations
@@ -76,17 +75,18 @@ class BuiltinSupervisor(ModelHandler):
         self._steps = (_LOOK, _READ.format(chunk=worker_ctx_k * 1000 * 3 // 2), _AGGREGATE)
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
-        """Return the next step: its number is that of the assistant's messages so far."""
+        """Return the next step."""
+        # One assistant message for each step so far.
         turn = sum(message["role"] == "assistant" for message in messages)
         text = self._steps[min(turn, len(self._steps) - 1)]
         return Completion(text, _usage(messages, text))
 
 
 class BuiltinWorker(ModelHandler):
-    """Return the sentences of a text that match a question by BM25, in the order of the text.
+    """Return the sentences that match a question best, in text order.
 
-    A prompt has a line ``Question: …`` and a line ``Text:`` before the text. In any other prompt the longest
-    paragraph is the text, and the rest is the question.
+    A prompt has a line ``Question: …`` and a line ``Text:`` before the text. Otherwise its longest paragraph is
+    the text.
     """
 
     price = Price(0, 0)
@@ -103,7 +103,7 @@ class BuiltinWorker(ModelHandler):
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """Return the question of a prompt, and the text that it is about."""
+    """Return the question and the text of a prompt."""
     question, text = _QUESTION.search(prompt), _TEXT.search(prompt)
     if question and text and question.end() <= text.start() + 1:
         return question.group(1), prompt[text.end() :]
@@ -116,10 +116,9 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 
 
 def best_sentences(question: str, text: str, count: int) -> list[str]:
-    """Return the ``count`` best sentences of ``text`` for ``question``, in the order of the text.
+    """Return the ``count`` best sentences for a question, in text order.
 
-    Each sentence is a document of BM25 (Robertson and others, 1994; Lucene's variant). Sentences without a
-    word of the question are left out.
+    Ranks by BM25 (Robertson and others, 1994; Lucene's variant).
     """
     import bm25s  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
 
@@ -128,16 +127,19 @@ def best_sentences(question: str, text: str, count: int) -> list[str]:
     corpus: list[list[str]] = library.tokenize(sentences, show_progress=False, return_ids=False)
     (words,) = library.tokenize([question], show_progress=False, return_ids=False)
     vocabulary = {word for tokens in corpus for word in tokens}
+    # Words that no sentence has cannot score.
     known = [word for word in words if word in vocabulary]
     if not known:
         return []
     index = library.BM25()
     index.index(corpus, show_progress=False)
     scores: list[float] = index.get_scores(known).tolist()
+    # A score of 0: the sentence has no word of the question.
     best = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], i))[:count]
     return [sentences[i] for i in sorted(best)]
 
 
+# A line that ends near the column where text is wrapped continues in the next one.
 def _unwrap(text: str) -> str:
 
     def join(match: re.Match[str]) -> str:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 from .errors import HandlerError, Unavailable
 
-_FIRST_REST = 1.0
-# Seconds that an endpoint rests after its first failure, and at most. Each failure doubles them.
-_LONGEST_REST = 60.0
+# Seconds without requests after the first failure, and at most. Each failure doubles them.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
 
 
 class Endpoint:
@@ -20,28 +20,29 @@ class Endpoint:
     def __init__(self, url: str) -> None:
         self.url = url
         self.in_flight = 0
-        self.asked = 0
-        self.rests_until = -math.inf
+        self.request_count = 0
+        self.paused_until = -math.inf
         self._failures = 0
         self._failed_at = -math.inf
 
     def ready(self, now: float) -> bool:
-        """Whether it may be asked. After a rest, one request tests it."""
-        return self._failures == 0 or (now >= self.rests_until and self.in_flight == 0)
+        """Return whether it may be used."""
+        # After a pause, one request tests it.
+        return self._failures == 0 or (now >= self.paused_until and self.in_flight == 0)
 
-    def answered(self) -> None:
+    def record_success(self) -> None:
         """Record a success."""
         self._failures = 0
 
-    def failed(self, asked_at: float, now: float, retry_after: float | None = None) -> None:
-        """Let it rest. Requests that failed together count once."""
-        # Requests that were under way together fail for one reason.
+    def record_failure(self, asked_at: float, now: float, retry_after: float | None = None) -> None:
+        """Pause the endpoint."""
+        # Requests that were under way together fail for one reason, and count once.
         if asked_at <= self._failed_at:
             return
-        rest = _FIRST_REST * 2.0 ** min(self._failures, 10)
+        pause = _FIRST_PAUSE * 2.0 ** min(self._failures, 10)
         self._failures += 1
         self._failed_at = now
-        self.rests_until = now + min(max(rest, retry_after or 0.0), _LONGEST_REST)
+        self.paused_until = now + min(max(pause, retry_after or 0.0), _LONGEST_PAUSE)
 
 
 class Endpoints:
@@ -52,29 +53,30 @@ class Endpoints:
         self._clock = clock
 
     @contextmanager
-    def asking(self, endpoint: Endpoint) -> Generator[None]:
+    def track_request(self, endpoint: Endpoint) -> Generator[None]:
         """Count a request and record its end."""
         asked_at = self._clock()
         endpoint.in_flight += 1
-        endpoint.asked += 1
+        endpoint.request_count += 1
         try:
             yield
         except Unavailable as error:
-            endpoint.failed(asked_at, self._clock(), error.retry_after)
+            endpoint.record_failure(asked_at, self._clock(), error.retry_after)
             raise
+        # The endpoint works; only this request failed.
         except HandlerError:
-            endpoint.answered()
+            endpoint.record_success()
             raise
         else:
-            endpoint.answered()
+            endpoint.record_success()
         finally:
             endpoint.in_flight -= 1
 
     def choose(self, tried: Collection[Endpoint]) -> tuple[Endpoint, bool]:
-        """Return the endpoint for the next attempt, and whether it is the last."""
+        """Return the next endpoint, and whether it is the last."""
         now = self._clock()
         ready = [each for each in self.all if each not in tried and each.ready(now)]
         if not ready:
             left = [each for each in self.all if each not in tried]
-            return min(left, key=lambda each: (each.rests_until, each.in_flight)), True
-        return min(ready, key=lambda each: (each.in_flight, each.asked)), len(ready) == 1
+            return min(left, key=lambda each: (each.paused_until, each.in_flight)), True
+        return min(ready, key=lambda each: (each.in_flight, each.request_count)), len(ready) == 1

@@ -17,7 +17,7 @@ class HandlerError(Exception):
 
 
 class Unavailable(HandlerError):
-    """The endpoint is overloaded, out of reach, or sends nonsense."""
+    """The endpoint is overloaded, out of reach or broken."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -25,12 +25,12 @@ class Unavailable(HandlerError):
 
 
 class Rejected(HandlerError):
-    """The endpoint refuses this request, however often it is sent."""
+    """The endpoint will never accept this request."""
 
 
 class NoAccess(Rejected):
-    """No request succeeds: the key, the account or the model's name is wrong."""
+    """No request can succeed: wrong key, account or model name."""
 
 
 class ContextTooLong(HandlerError):
-    """The messages do not fit the window of the model."""
+    """The messages exceed the model's window."""

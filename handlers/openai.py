@@ -1,4 +1,4 @@
-"""Any endpoint that speaks the OpenAI chat API. handlers/README.md says how attempts are repeated."""
+"""A model behind an OpenAI-compatible API. handlers/README.md describes retries."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from anyio import to_thread
 from .base import Completion, Message, ModelHandler, PerLoop, Price
 from .endpoints import Endpoints
 from .errors import HandlerError, NoAccess, Rejected, Unavailable
-from .openai_http import bounded_client, http_library, load
-from .openai_replies import Answer, BrokenStream, translate, whole
+from .openai_http import bounded_client, http_library, load_library
+from .openai_replies import BrokenStream, CompletionBuilder, parse_reply, translate
 from .rates import RateLimit, Use, admit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _TOKEN_BYTES = 4
 _NO_KEY = "none"
 
 # Fields of the body that ``extra_body`` may not set.
-_OURS = ("messages", "stream", "stream_options")
+_RESERVED_FIELDS = ("messages", "stream", "stream_options")
 
 _CONNECTION_HEADERS = frozenset({
     "connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
@@ -51,7 +51,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 class OpenAIHandler(ModelHandler):
     """A model behind one OpenAI-compatible endpoint, or several that share the load.
 
-    handlers/README.md explains every argument.
+    handlers/README.md documents the arguments.
 
     Raises:
         ValueError: there is no endpoint, or a header or field cannot be set.
@@ -96,7 +96,7 @@ class OpenAIHandler(ModelHandler):
         limited = requests_per_minute is not None or tokens_per_minute is not None
         self._limit = RateLimit(requests_per_minute, tokens_per_minute) if limited else None
         self._certificates: SSLContext | None = None
-        self._loops = PerLoop[_Shared]()
+        self._loops = PerLoop[_LoopState]()
 
     def __repr__(self) -> str:
         return f"OpenAIHandler({self.model!r}, base_url={self.base_url!r})"
@@ -110,13 +110,13 @@ class OpenAIHandler(ModelHandler):
         return await self._answer(messages, on_text)
 
     def identity(self) -> dict[str, Any]:
-        """See ``ModelHandler.identity``. It holds no key, header or password."""
+        """See ``ModelHandler.identity``. It holds no secrets."""
         urls = sorted(map(_without_secrets, self._urls))
         own = {"handler": "openai", "model": self.model, "base_url": urls, "extra_body": self._extra_body}
         return own | self._sampling
 
     async def __aenter__(self) -> OpenAIHandler:
-        self._loops.enter(lambda: _Shared(self._urls, self.max_concurrency))
+        self._loops.enter(lambda: _LoopState(self._urls, self.max_concurrency))
         return self
 
     async def __aexit__(
@@ -138,7 +138,7 @@ class OpenAIHandler(ModelHandler):
                         await self._open(shared)
                     if self._limit is not None:
                         call.tokens = _estimate(messages) + (self.max_tokens or 0)
-                    completion = await self._ask(shared, call, messages, on_text)
+                    completion = await self._try_endpoints(shared, call, messages, on_text)
         finally:
             _call.reset(before)
         used = completion.usage.input_tokens + completion.usage.output_tokens
@@ -146,15 +146,15 @@ class OpenAIHandler(ModelHandler):
             self._limit.correct(call.use, used)
         return replace(completion, retries=call.attempts - 1, queued=call.queued)
 
-    # One call makes at most ``max_retries`` + number of endpoints attempts of 2 * timeout each.
-    async def _ask(
+    # Each ready endpoint is tried once, the last one with the SDK's retries. One call makes at most ``max_retries``
+    # + number of endpoints attempts, of 2 * timeout each.
+    async def _try_endpoints(
         self,
-        shared: _Shared,
+        shared: _LoopState,
         call: _Call,
         messages: Sequence[Message],
         on_text: Callable[[str], None] | None,
     ) -> Completion:
-        """Try endpoints: each ready one once, the last with the SDK's retries."""
         endpoint, last = shared.endpoints.choose(())
         tried = [endpoint]
         while True:
@@ -162,10 +162,10 @@ class OpenAIHandler(ModelHandler):
             client = self._client(shared, endpoint.url, left - 1 if last else 0)
             request = self._request(endpoint.url, messages)
             try:
-                with shared.endpoints.asking(endpoint):
+                with shared.endpoints.track_request(endpoint):
                     if on_text is None:
-                        return await _whole(client, request)
-                    return await _streamed(client, request, on_text)
+                        return await _request_whole(client, request)
+                    return await _request_stream(client, request, on_text)
             except Unavailable as error:
                 spent = call.attempts >= self._max_retries + len(tried)
                 if last and (spent or not isinstance(error, BrokenStream)):
@@ -184,14 +184,14 @@ class OpenAIHandler(ModelHandler):
             **{key: value for key, value in sampling.items() if value is not None},
         }
 
-    async def _open(self, shared: _Shared) -> None:
-        """Make the HTTP client of an event loop. Certificates are loaded once."""
+    async def _open(self, shared: _LoopState) -> None:
+        # Calls that start together must not make two clients.
         async with shared.opening:
             if shared.http is not None:
                 return
             try:
                 if self._certificates is None:
-                    self._certificates = await to_thread.run_sync(load, abandon_on_cancel=True)
+                    self._certificates = await to_thread.run_sync(load_library, abandon_on_cancel=True)
                 shared.http = bounded_client(
                     self._certificates,
                     self._timeout,
@@ -199,11 +199,11 @@ class OpenAIHandler(ModelHandler):
                     partial(self._admit, shared.turn),
                     follow_redirects=not self._extra_headers,
                 )
-            except Exception as error:  # a proxy or a certificate file that cannot be used
+            # For example, an invalid proxy or certificate file.
+            except Exception as error:
                 raise Rejected(f"no HTTP client can be made: {error}") from error
 
     async def _admit(self, turn: asyncio.Lock) -> None:
-        """Wait until one more attempt is within the limits, and count it."""
         call = _call.get()
         if self._limit is not None:
             start = time.monotonic()
@@ -212,7 +212,7 @@ class OpenAIHandler(ModelHandler):
             call.queued += time.monotonic() - start
         call.attempts += 1
 
-    def _client(self, shared: _Shared, url: str, retries: int) -> AsyncOpenAI:
+    def _client(self, shared: _LoopState, url: str, retries: int) -> AsyncOpenAI:
         if (url, retries) not in shared.clients:
             from openai import AsyncOpenAI
 
@@ -229,10 +229,11 @@ class OpenAIHandler(ModelHandler):
                 )
             except HandlerError:
                 raise
-            except Exception as error:  # a base URL that cannot be used
+            # For example, an invalid base URL.
+            except Exception as error:
                 raise Rejected(f"no client can be made for {_without_secrets(url)}: {error}") from error
             if not _is_at(url, "openai.com"):
-                # What the SDK took from the environment is nobody else's business.
+                # The SDK reads these from the environment; they are meant for OpenAI alone.
                 client.organization = client.project = None
             shared.clients[url, retries] = client
         return shared.clients[url, retries]
@@ -250,7 +251,8 @@ class OpenAIHandler(ModelHandler):
         else:
             names = ["OPENAI_API_KEY"]
         for name in names:
-            if key := os.environ.get(name, "").strip():  # a line's end would show the key in h11's complaint
+            # With a line end in it, h11's error would show the key.
+            if key := os.environ.get(name, "").strip():
                 return key
         wanted = named is not None or _is_at(url, "together.xyz", "openai.com")
         if not wanted or "Authorization" in self._extra_headers:
@@ -258,8 +260,8 @@ class OpenAIHandler(ModelHandler):
         raise NoAccess(f"no API key for {urlsplit(url).hostname}: set {' or '.join(names)}")
 
 
-class _Shared:
-    """What the users of one event loop share: a connection belongs to its loop."""
+class _LoopState:
+    """What the users of one event loop share."""
 
     def __init__(self, urls: Sequence[str], max_concurrency: int) -> None:
         self.slots = asyncio.Semaphore(max_concurrency)
@@ -272,7 +274,7 @@ class _Shared:
 
 @dataclass(slots=True)
 class _Call:
-    """One call over all its attempts. ``tokens`` is the estimate for each."""
+    """One call over all its attempts."""
 
     tokens: int = 0
     attempts: int = 0
@@ -280,19 +282,19 @@ class _Call:
     use: Use | None = None
 
 
-# The SDK stands between a call and its attempts; it runs them in the caller's context.
+# The SDK calls ``_admit`` in the caller's context, without an argument for the call.
 _call: ContextVar[_Call] = ContextVar("call")
 
 
-async def _whole(client: AsyncOpenAI, request: dict[str, Any]) -> Completion:
+async def _request_whole(client: AsyncOpenAI, request: dict[str, Any]) -> Completion:
     with _translated(client.api_key):
-        return whole(cast("object", await client.chat.completions.create(**request)))
+        return parse_reply(cast("object", await client.chat.completions.create(**request)))
 
 
-async def _streamed(
+async def _request_stream(
     client: AsyncOpenAI, request: dict[str, Any], on_text: Callable[[str], None]
 ) -> Completion:
-    answer = Answer()
+    answer = CompletionBuilder()
     async with aclosing(_chunks(client, request)) as chunks:
         async for chunk in chunks:
             if text := answer.add_chunk(chunk):
@@ -327,10 +329,10 @@ def _translated(key: str) -> Generator[None]:
     except openai.OpenAIError as error:
         raise translate(error, key) from error
     except UnicodeEncodeError as error:
-        raise Rejected("the messages or the key hold what cannot be sent as text") from error
+        raise Rejected("the messages or the key cannot be encoded as text") from error
     except (ValueError, RecursionError) as error:
-        # The SDK lets through what the JSON decoder says of a body that is none.
-        raise Unavailable("the endpoint sent a reply that is no JSON") from error
+        # The SDK passes on the JSON decoder's exception.
+        raise Unavailable("the endpoint sent a reply that is not JSON") from error
 
 
 def _estimate(messages: Sequence[Message]) -> int:
@@ -357,18 +359,18 @@ def _urls(base_url: str | Sequence[str] | None) -> list[str]:
 
 
 def _checked_body(fields: Mapping[str, Any]) -> dict[str, Any]:
-    if taken := sorted(fields.keys() & set(_OURS)):
+    if taken := sorted(fields.keys() & set(_RESERVED_FIELDS)):
         raise ValueError(f"extra_body: {', '.join(taken)} cannot be set here")
     return dict(fields)
 
 
+# No message shows a value, which may be a key. ``Authorization`` is spelt as the SDK does, to replace it.
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Check the headers, and write ``Authorization`` as the SDK does. No message shows a value."""
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"extra_headers: {name!r} is no header, or its value is not printable ASCII")
         if name.lower() in _CONNECTION_HEADERS:
-            raise ValueError(f"extra_headers: {name} is the HTTP library's, and cannot be set here")
+            raise ValueError(f"extra_headers: {name} is set by the HTTP library, and cannot be set here")
     return {
         "Authorization" if name.lower() == "authorization" else name: value for name, value in headers.items()
     }

@@ -1,4 +1,4 @@
-"""The HTTP client under the SDK: a reply bounded in bytes and in time, certificates that are loaded once."""
+"""The SDK's HTTP client, with bounds on the bytes and seconds of a reply."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ if TYPE_CHECKING:
 # Bytes of one reply, unpacked. The longest answers have a hundredth of it.
 MAX_REPLY = 16 * 1024 * 1024
 
-# Seconds to connect: a host that is gone sends nothing, and an answer may take far longer.
+# Seconds to connect. An answer may take far longer, but a host that is gone never replies.
 _CONNECT = 10.0
 
 
 # Key of a response's extensions that holds an error of this client.
-OURS = "supdist_error"
+ERROR_EXTENSION = "supdist_error"
 
 
 def http_library() -> Any:
-    """Return the SDK's HTTP library: ``httpx2``, or ``httpx`` under an older SDK."""
+    """Return the SDK's HTTP library, ``httpx2`` or ``httpx``."""
     from openai import DefaultAsyncHttpxClient
 
     roots = [kind.__module__.partition(".")[0] for kind in DefaultAsyncHttpxClient.__mro__]
     return import_module(next(root for root in roots if root != "openai"))
 
 
-def load() -> SSLContext:
-    """Import the SDK (a second) and load certificates (50 ms), in a thread."""
+def load_library() -> SSLContext:
+    """Import the SDK (a second) and load certificates (50 ms)."""
     import_module("openai.resources.chat.completions")
     context: SSLContext = http_library().create_ssl_context()
     return context
 
 
-class _Body:
-    """The bounded body of a response."""
-
+class _BoundedBody:
     def __init__(self, response: Any, deadline: float) -> None:
         self._response = response
         self._parts: AsyncGenerator[bytes] = response.aiter_bytes()
@@ -90,21 +88,19 @@ def bounded_client(
     *,
     follow_redirects: bool,
 ) -> Any:
-    """Return an HTTP client that bounds the bytes and the time of an attempt.
+    """Return an HTTP client that bounds the bytes and seconds of an attempt.
 
     Args:
-        context: the certificates.
         timeout: seconds of silence; an attempt may take twice as long.
         connections: how many are kept open.
         admit: awaited before each attempt.
-        follow_redirects: the library drops only ``Authorization`` on the way to another host.
     """
     from openai import DefaultAsyncHttpxClient, Timeout
 
     library = http_library()
     byte_stream: Any = library.AsyncByteStream
 
-    class Body(_Body, byte_stream):
+    class Body(_BoundedBody, byte_stream):
         """What the library takes for a body."""
 
     class BoundedClient(DefaultAsyncHttpxClient):
@@ -113,9 +109,12 @@ def bounded_client(
             try:
                 return await self._bounded_send(request, stream, options)
             except Unavailable as error:
-                # An SDK before 3.15 would try again after any exception; it asks no more after this response.
+                # An SDK before 3.15 retries after any exception, but not after this response.
                 return library.Response(
-                    502, headers={"x-should-retry": "false"}, request=request, extensions={OURS: error}
+                    502,
+                    headers={"x-should-retry": "false"},
+                    request=request,
+                    extensions={ERROR_EXTENSION: error},
                 )
 
         async def _bounded_send(self, request: Any, stream: bool, options: dict[str, Any]) -> Any:
@@ -125,23 +124,26 @@ def bounded_client(
                     response = await super().send(request, stream=True, **options)
                     body = Body(response, deadline)
                     if stream and response.is_success:
-                        return _replaced(response, stream=body)
+                        return _with_body(response, stream=body)
                     content = await body.read()
             except TimeoutError as error:
                 raise Unavailable("the endpoint's reply did not end in time") from error
+            # No retry brings back a spent quota.
             if response.status_code == 429 and _is_spent_quota(content):
                 response.headers["x-should-retry"] = "false"
-            return _replaced(response, content=content)
+            return _with_body(response, content=content)
 
     return BoundedClient(
         verify=context,
         timeout=Timeout(timeout, connect=min(timeout, _CONNECT), pool=None),
+        # At a redirect to another host, the library drops only ``Authorization``.
         follow_redirects=follow_redirects,
         limits=library.Limits(max_connections=None, max_keepalive_connections=connections),
     )
 
 
-def _replaced(response: Any, **body: Any) -> Any:
+def _with_body(response: Any, **body: Any) -> Any:
+    # The content is unpacked already.
     response.headers.pop("content-encoding", None)
     return type(response)(
         response.status_code,

@@ -1,4 +1,4 @@
-"""Turn the SDK's replies and exceptions into completions and errors."""
+"""Turn the SDK's replies and exceptions into our completions and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base import Completion, FinishReason, Usage
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
-from .openai_http import OURS
+from .openai_http import ERROR_EXTENSION
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAIError
@@ -24,7 +24,7 @@ _SHORTEST_KEY = 8
 # Characters of an endpoint's words in a message.
 _MAX_MESSAGE = 2000
 
-# What says in so many fields, and not in prose, that the messages are too long for the model.
+# Fields that mean that the messages are too long. Prose is not read, since it changes.
 _TOO_LONG_CODE = "context_length_exceeded"  # OpenAI, and those that copy its codes
 _TOO_LONG_TYPE = "exceed_context_size_error"  # llama.cpp's server
 _TOO_LONG_PARAMS = ("input_tokens", "input_text")  # vLLM's server: BadRequestError for one of these
@@ -38,8 +38,8 @@ class BrokenStream(Unavailable):
     """A stream ended before the answer did."""
 
 
-class Answer:
-    """A completion in the making."""
+class CompletionBuilder:
+    """Collects the parts of a completion."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -67,7 +67,8 @@ class Answer:
         with _expected_shape():
             if chunk.usage is not None:
                 self._count(chunk.usage)
-            choices = list(chunk.choices or ())[:1]  # the event with the usage has none
+            # The event with the usage has no choice.
+            choices = list(chunk.choices or ())[:1]
             return "".join(self._add(choice.delta, choice.finish_reason) for choice in choices)
 
     def _add(self, part: Any, finish_reason: Any) -> str:
@@ -93,7 +94,7 @@ class Answer:
         """Return the completion.
 
         Raises:
-            BrokenStream: the end is missing.
+            BrokenStream: its end is missing.
             Rejected: it is a tool call.
         """
         text = "".join(self._text)
@@ -109,14 +110,14 @@ class Answer:
         return Completion(text, Usage(*self._used, 1), finish, "".join(self._reasoning))
 
 
-def whole(reply: Any) -> Completion:
+def parse_reply(reply: Any) -> Completion:
     """Return the completion of a whole reply.
 
     Raises:
         Unavailable: it holds none.
         Rejected: it is a tool call.
     """
-    answer = Answer()
+    answer = CompletionBuilder()
     answer.add_whole(reply)
     return answer.completion(streamed=False)
 
@@ -129,11 +130,11 @@ def _reasoning(part: Any) -> str:
 
 @contextmanager
 def _expected_shape() -> Generator[None]:
-    # The SDK builds its objects from whatever JSON came; an endpoint may have left out anything.
+    # The SDK does not validate replies: any field may be missing.
     try:
         yield
     except (AttributeError, TypeError, IndexError, KeyError) as error:
-        raise Unavailable("the endpoint sent what has not the shape of a completion") from error
+        raise Unavailable("the endpoint sent a reply without the fields of a completion") from error
 
 
 def translate(error: OpenAIError, key: str = "") -> HandlerError:
@@ -141,7 +142,7 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
     import openai
 
     if isinstance(error, openai.APIStatusError):
-        if (ours := error.response.extensions.get(OURS)) is not None:
+        if (ours := error.response.extensions.get(ERROR_EXTENSION)) is not None:
             return ours
         status = int(error.status_code)
         said = f"the endpoint answered {status}: {_without(key, _message(error))}"
@@ -151,7 +152,8 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
         return Unavailable(f"the connection to the endpoint {kind}")
     if isinstance(error, openai.APIResponseValidationError):
         return Unavailable("the endpoint sent a reply that cannot be understood")
-    if isinstance(error, openai.APIError):  # an event of a stream that had begun: the status was 200
+    # An error event in a stream: the status was 200.
+    if isinstance(error, openai.APIError):
         said = f"the endpoint broke off its stream: {_without(key, error.message)}"
         return _translate(error, _status_in(error), said, {})
     return Rejected(f"{type(error).__name__}: {_without(key, error)}")
@@ -170,7 +172,7 @@ def _without(key: str, words: object) -> str:
     return (text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text)[:_MAX_MESSAGE]
 
 
-# Never from prose (SGLang, older vLLM): give the handler a ``window`` there.
+# SGLang and older vLLM say it only in prose: give the handler a ``window`` there.
 def _translate(error: APIError, status: int, message: str, headers: Mapping[str, str]) -> HandlerError:
     if error.code == _TOO_LONG_CODE or error.type == _TOO_LONG_TYPE or status == 413:
         return ContextTooLong(message)
@@ -184,7 +186,7 @@ def _translate(error: APIError, status: int, message: str, headers: Mapping[str,
 
 
 def _status_in(error: APIError) -> int:
-    """Return the status of an event: its ``code``, else 500."""
+    # vLLM puts the status into ``code``.
     code = str(error.code)
     if code.isascii() and code.isdigit() and len(code) == 3:
         return int(code)

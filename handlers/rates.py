@@ -12,20 +12,20 @@ from threading import Lock
 
 MINUTE = 60.0
 
-# Seconds between looks: another event loop may have corrected a use meanwhile.
-_LOOK = 0.25
+# Seconds between checks: another event loop may have corrected a use meanwhile.
+_POLL_SECONDS = 0.25
 
 
 @dataclass(eq=False, slots=True)
 class Use:
-    """What one request takes. ``tokens`` is an estimate until ``RateLimit.correct``."""
+    """What one request takes. ``tokens`` is estimated at first."""
 
     tokens: int
     taken_at: float = math.nan
 
 
 class RateLimit:
-    """Limits for any 60 seconds; None is no limit. For any thread."""
+    """Limits in any 60 seconds; None is no limit. Thread-safe."""
 
     def __init__(
         self, requests: int | None, tokens: int | None, *, clock: Callable[[], float] = time.monotonic
@@ -43,7 +43,7 @@ class RateLimit:
             now = self._clock()
             while self._uses and self._uses[0].taken_at + MINUTE <= now:
                 self._tokens -= self._uses.popleft().tokens
-            # A use larger than the limit is taken when the minute is otherwise empty.
+            # A use above the limit is taken once the minute is empty.
             wait = self._wait(min(use.tokens, self._max_tokens), now)
             if wait == 0.0:
                 use.taken_at = now
@@ -72,5 +72,5 @@ async def admit(limit: RateLimit, use: Use, turn: asyncio.Lock) -> None:
     async with turn:
         wait = limit.take(use)
         while wait > 0.0:
-            await asyncio.sleep(min(wait, _LOOK))
+            await asyncio.sleep(min(wait, _POLL_SECONDS))
             wait = limit.take(use)

@@ -1,4 +1,4 @@
-"""Scripted replies: the model of tests, demonstrations and replays."""
+"""Scripted replies for tests, demonstrations and replays."""
 
 from __future__ import annotations
 

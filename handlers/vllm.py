@@ -1,4 +1,4 @@
-"""A model in the engine's own process, through vLLM's asynchronous engine. Needs the extra ``vllm``."""
+"""A model in this process, through vLLM's asynchronous engine. Needs the extra ``vllm``."""
 
 from __future__ import annotations
 
@@ -33,16 +33,12 @@ _TOKENIZING = 2
 
 
 class VLLMHandler(ModelHandler):
-    """Offline inference of one model. Keep it entered: loading takes minutes.
-
-    Attributes:
-        window: that of the engine once it is loaded.
-    """
+    """One model in this process. Keep it entered: loading takes minutes."""
 
     price = Price(0, 0)
 
-    # vLLM computes 256 to 1024 requests together and queues the rest, first come, first served.
-    # More than that waits in the broker, where the runs take turns.
+    # vLLM batches 256 to 1024 requests and queues the rest, first come, first served. More than this number wait
+    # in the broker, where the runs take turns.
     max_concurrency = 4096
 
     def __init__(
@@ -58,10 +54,10 @@ class VLLMHandler(ModelHandler):
 
         Args:
             model: a name or a path.
-            temperature: the model's default if None.
-            max_tokens: of an answer; the rest of the window if None.
-            max_model_len: the window; the model's if None.
-            engine_args: more of vLLM's ``AsyncEngineArgs``.
+            temperature: None is the model's default.
+            max_tokens: of an answer; None is the rest of the window.
+            max_model_len: the window; None is the model's.
+            engine_args: more ``AsyncEngineArgs``.
         """
         self.model = model
         self.max_tokens = max_tokens
@@ -100,7 +96,7 @@ class VLLMHandler(ModelHandler):
             return None
 
     def identity(self) -> dict[str, Any] | None:
-        """See ``ModelHandler.identity``. None if an engine argument is no JSON."""
+        """See ``ModelHandler.identity``. None if an argument is no JSON."""
         arguments = {name: value for name, value in self._engine_args.items() if name not in _SECRET}
         if Path(self.model).exists():
             arguments["model"] = str(Path(self.model).resolve())
@@ -156,7 +152,8 @@ class VLLMHandler(ModelHandler):
                     pass
         except ValueError as error:
             raise Rejected(f"vLLM refused the request: {error}") from error
-        except Exception as error:  # the engine has died, is full, or failed at this request
+        # The engine has died, is full, or failed at this request.
+        except Exception as error:
             raise Unavailable(f"vLLM failed: {type(error).__name__}: {error}") from error
         if output is None:
             raise Unavailable("vLLM ended the request without an answer")
@@ -171,18 +168,15 @@ class VLLMHandler(ModelHandler):
 
 
 class _LoopEngine:
-    """The engine of one event loop, loaded once.
+    """The engine of one event loop.
 
     Attributes:
-        engine: vLLM's engine.
-        tokenizer: of its model.
         defaults: the model's sampling defaults.
-        tokenizing: bounds the threads that tokenize.
+        tokenizing: limits the threads that tokenize.
     """
 
     def __init__(self, before: asyncio.Task[None] | None) -> None:
-        """Wait for ``before``: the end of an earlier engine."""
-        # It holds the device until then.
+        # The end of an earlier engine, which holds the device until then.
         self._before = before
         self.engine: Any = None
         self.tokenizer: Any = None
@@ -191,11 +185,11 @@ class _LoopEngine:
         self._loading: asyncio.Task[None] | None = None
 
     async def load(self, engine_args: dict[str, Any]) -> None:
-        """Load the engine. Users may stop waiting."""
         if self.engine is not None:
             return
         if self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(self._load(engine_args))
+        # Shielded: one user may stop waiting while others still load.
         await asyncio.shield(self._loading)
 
     async def shutdown(self) -> None:
@@ -217,7 +211,7 @@ class _LoopEngine:
 
 
 def _start(engine_args: dict[str, Any]) -> Any:
-    # A forked engine would keep the sockets of sandboxes open after the end of this process.
+    # A forked engine would keep the sandboxes' sockets open after this process ends.
     os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
     try:
         vllm: Any = import_module("vllm")
@@ -228,7 +222,7 @@ def _start(engine_args: dict[str, Any]) -> Any:
     try:
         return engines.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**wanted))
     except Exception as error:
-        # No device, no such model, an argument that this version does not know: none passes by waiting.
+        # No device, no such model, an unknown argument: waiting does not help.
         raise Rejected(f"vLLM did not start: {error}; {_REMEDY}") from error
 
 
@@ -238,6 +232,7 @@ def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         encoded: Any = tokenizer.apply_chat_template(
             conversation, tokenize=True, add_generation_prompt=True, return_dict=False
         )
-    except Exception as error:  # there is no template, it wants other roles, or the text has no UTF-8
+    # There is no template, it needs other roles, or the text is not valid Unicode.
+    except Exception as error:
         raise Rejected(f"the model's chat template or tokenizer does not take this: {error}") from error
     return list(encoded)

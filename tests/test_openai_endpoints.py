@@ -21,21 +21,21 @@ pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
 def fail(endpoints: Endpoints, endpoint: Endpoint, retry_after: float | None = None) -> None:
-    with pytest.raises(Unavailable), endpoints.asking(endpoint):
+    with pytest.raises(Unavailable), endpoints.track_request(endpoint):
         raise Unavailable("gone", retry_after=retry_after)
 
 
 def rest_after(endpoints: Endpoints, endpoint: Endpoint, clock: FakeClock) -> float:
     clock.now += 1000
     fail(endpoints, endpoint)
-    return endpoint.rests_until - clock.now
+    return endpoint.paused_until - clock.now
 
 
 def test_least_in_flight_is_chosen_and_then_the_least_asked() -> None:
     endpoints = Endpoints(["a", "b", "c"])
     a, b, c = endpoints.all
     a.in_flight, b.in_flight, c.in_flight = 2, 1, 1
-    b.asked = 5
+    b.request_count = 5
     assert endpoints.choose(()) == (c, False)
     assert endpoints.choose([c]) == (b, False)
     assert endpoints.choose([b, c]) == (a, True)
@@ -46,7 +46,7 @@ def test_failed_endpoint_rests_longer_each_time_until_it_answers() -> None:
     endpoints = Endpoints(["a"], clock=clock)
     [a] = endpoints.all
     assert [rest_after(endpoints, a, clock) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    with endpoints.asking(a):
+    with endpoints.track_request(a):
         pass
     assert rest_after(endpoints, a, clock) == 1
 
@@ -55,7 +55,7 @@ def test_rest_is_as_long_as_the_endpoint_asks() -> None:
     clock = FakeClock(0.0)
     endpoints = Endpoints(["a"], clock=clock)
     fail(endpoints, endpoints.all[0], retry_after=30)
-    assert endpoints.all[0].rests_until == 30
+    assert endpoints.all[0].paused_until == 30
 
 
 def test_failures_of_requests_that_were_on_their_way_together_count_once() -> None:
@@ -63,10 +63,10 @@ def test_failures_of_requests_that_were_on_their_way_together_count_once() -> No
     endpoints = Endpoints(["a"], clock=clock)
     [a] = endpoints.all
     for now in (5, 6, 7):
-        a.failed(asked_at=0, now=now)
-    assert a.rests_until == 6
-    a.failed(asked_at=6, now=7)
-    assert a.rests_until == 9
+        a.record_failure(asked_at=0, now=now)
+    assert a.paused_until == 6
+    a.record_failure(asked_at=6, now=7)
+    assert a.paused_until == 9
 
 
 def test_resting_endpoint_is_tried_again_by_one_request_at_a_time() -> None:
@@ -78,9 +78,9 @@ def test_resting_endpoint_is_tried_again_by_one_request_at_a_time() -> None:
     assert endpoints.choose(()) == (b, True)
     clock.now = 1
     assert endpoints.choose(()) == (a, False)
-    with endpoints.asking(a):
+    with endpoints.track_request(a):
         assert endpoints.choose(()) == (b, True)
-    with endpoints.asking(a):
+    with endpoints.track_request(a):
         assert endpoints.choose(()) == (a, False)
 
 
@@ -99,10 +99,10 @@ def test_refusal_is_an_answer_and_cancellation_says_nothing() -> None:
     endpoints = Endpoints(["a"], clock=clock)
     [a] = endpoints.all
     fail(endpoints, a)
-    with pytest.raises(asyncio.CancelledError), endpoints.asking(a):
+    with pytest.raises(asyncio.CancelledError), endpoints.track_request(a):
         raise asyncio.CancelledError
     assert (a.in_flight, a.ready(0.5)) == (0, False)
-    with pytest.raises(Rejected), endpoints.asking(a):
+    with pytest.raises(Rejected), endpoints.track_request(a):
         raise Rejected("no")
     assert (a.in_flight, a.ready(0.5)) == (0, True)
 

@@ -238,7 +238,7 @@ async def test_a_handler_that_gives_something_else_is_named(tmp_path: Path) -> N
         def chat(self, messages: Sequence[Message]) -> Completion:
             return "text"  # pyright: ignore[reportReturnType]  # wrong on purpose
 
-    with pytest.raises(TypeError, match=r"Wrong\.chat gave a str where a Completion belongs"):
+    with pytest.raises(TypeError, match=r"Wrong\.chat returned a str, not a Completion"):
         await arun(query="q", context="c", supervisor=Wrong(), worker=upper_worker())
 
 

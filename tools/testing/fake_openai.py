@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on 127.0.0.1 that answers from a script. As a program it serves a file::
+"""An OpenAI-compatible server on 127.0.0.1 that answers from a script. To serve a file::
 
 python -m supdist.tools.testing.fake_openai replies.jsonl --port 8000
 """
@@ -36,7 +36,7 @@ from .replies import (
 
 @dataclass(frozen=True, slots=True)
 class Billed:
-    """A completion that was sent whole, and its tokens."""
+    """The tokens of a completion that was sent whole."""
 
     model: str
     prompt_tokens: int
@@ -48,12 +48,11 @@ Script = Iterable[Reply] | Callable[[Request], Reply | Awaitable[Reply]]
 
 
 class FakeOpenAI:
-    """The server. A script that raises or is used up gives status 500.
+    """The server. A script that raises or ends gives status 500.
 
     Attributes:
         requests: all requests in order.
-        ledger: all completions that would be billed.
-        connections: how many were accepted.
+        ledger: completions that would be billed.
         base_url: the endpoint, once entered.
     """
 
@@ -73,7 +72,7 @@ class FakeOpenAI:
         self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until each request has its reply, or its client has left."""
+        """Wait until no request is under way."""
         await self._idle.wait()
 
     async def __aenter__(self) -> FakeOpenAI:
@@ -94,7 +93,8 @@ class FakeOpenAI:
         await server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed:  # it was accepted in the last moment
+        # It was accepted while the server was closing.
+        if self._closed:
             writer.transport.abort()
             return
         self.connections += 1
@@ -110,10 +110,11 @@ class FakeOpenAI:
                 writer.close()
                 await writer.wait_closed()
         finally:
-            writer.transport.abort()  # close() alone would wait for a client that does not read
+            # close() alone would wait for a client that does not read.
+            writer.transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request. Return whether another may follow on this connection."""
+        """Answer one request; return whether the connection stays open."""
         try:
             request, keep_alive = await read(reader)
         except BadRequestError as error:
@@ -145,11 +146,12 @@ class FakeOpenAI:
                 reply = Status(404, message=f"there is no {request.method} {request.path} here")
         if isinstance(reply, Text) and reply.delay:
             with suppress(TimeoutError):
-                # Nothing comes before the reply has gone, but for the end, if the client leaves.
+                # During the delay, only the end of a client that leaves can arrive.
                 await asyncio.wait_for(reader.read(1), reply.delay)
                 return False
+        # A client that left is not billed.
         if reader.at_eof():
-            return False  # the client left meanwhile, and is billed nothing
+            return False
         return await self._send(writer, request, reply)
 
     async def _next(self, request: Request) -> Reply:
@@ -160,12 +162,13 @@ class FakeOpenAI:
             message = f"the script has no reply for request {len(self.requests)}"
         except Exception as error:
             message = f"the script raised {type(error).__name__}: {error}"
+        # A retry would use up another reply.
         return Status(500, {"X-Should-Retry": "false"}, message=message)
 
     async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> bool:
-        """Send the reply. Return whether the connection can go on."""
+        """Send the reply; return whether the connection stays open."""
         if request.body.get("stream") is True and isinstance(reply, Text | Refusal | Stream):
-            return await self._send_stream(writer, request, _streamed(reply))
+            return await self._send_stream(writer, request, _as_stream(reply))
         match reply:
             case Text() | Refusal():
                 await self._send_completion(writer, request, reply)
@@ -186,7 +189,7 @@ class FakeOpenAI:
                     await asyncio.sleep(pause)
                 return False
             case _:
-                message = f"the script returned {reply!r}, which is no reply"
+                message = f"the script returned {reply!r}, which is not a reply"
                 await _send_error(writer, Status(500, {"X-Should-Retry": "false"}, message=message))
         return True
 
@@ -199,6 +202,7 @@ class FakeOpenAI:
         choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
         whole = self._common(request) | {"object": "chat.completion", "choices": [choice], "usage": usage}
         await send_body(writer, 200, json.dumps(whole).encode())
+        # After the send: a client that breaks off is not billed.
         self._bill(request, usage)
 
     async def _send_stream(self, writer: asyncio.StreamWriter, request: Request, reply: Stream) -> bool:
@@ -243,7 +247,7 @@ def _error(reply: Status) -> dict[str, Any]:
     return {"error": standard | dict(reply.fields)}
 
 
-def _streamed(reply: Text | Refusal | Stream) -> Stream:
+def _as_stream(reply: Text | Refusal | Stream) -> Stream:
     if isinstance(reply, Stream):
         return reply
     pieces: list[str] = re.findall(r"\s*\S+\s*|\s+", reply.text)
@@ -253,7 +257,7 @@ def _streamed(reply: Text | Refusal | Stream) -> Stream:
 
 
 async def _send_part(writer: asyncio.StreamWriter, part: Part, common: dict[str, Any]) -> bool:
-    """Send a part of a stream. Return whether the stream goes on."""
+    """Send a part; return whether the stream goes on."""
     match part:
         case str() | dict():
             delta = {"content": part} if isinstance(part, str) else part
@@ -265,7 +269,8 @@ async def _send_part(writer: asyncio.StreamWriter, part: Part, common: dict[str,
         case Status():
             await _send_event(writer, _error(part))
         case Drop(count):
-            writer.write(b" " * count)  # without the last chunk, a client can tell that this is not the end
+            # Without the last chunk, the client sees that the body is cut.
+            writer.write(b" " * count)
             return False
         case Endless(limit, pause):
             for _ in range(0, limit, MAX_HEAD):

@@ -1,7 +1,4 @@
-"""The part of HTTP/1.1 that a scripted server needs:
-
-requests with a JSON body, replies whole or in chunks.
-"""
+"""HTTP/1.1 for a scripted server: JSON requests, replies whole or in chunks."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ MAX_BODY = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it came.
+    """A request.
 
     Attributes:
         arrived: in seconds of ``time.monotonic``.
-        key: the bearer token, if any.
-        headers: with their names in small letters.
+        key: the bearer token.
+        headers: with names in lower case.
     """
 
     method: str
@@ -40,12 +37,12 @@ class Request:
 
     @property
     def model(self) -> str:
-        """The model that is asked for, or an empty text."""
+        """The requested model, or an empty text."""
         return str(self.body.get("model", ""))
 
 
 class BadRequestError(Exception):
-    """These bytes are no request; ``code`` is the HTTP status."""
+    """The bytes are no request; ``code`` is the HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -53,7 +50,7 @@ class BadRequestError(Exception):
 
 
 async def read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
-    """Return the next request, and whether its sender keeps the connection."""
+    """Return the next request, and whether the connection stays open."""
     try:
         lines_and_end = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -62,21 +59,24 @@ async def read(reader: asyncio.StreamReader) -> tuple[Request, bool]:
     method, _, rest = first.partition(" ")
     target, _, version = rest.partition(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    # Digits only: int() would take signs and spaces too.
     size = headers.get("content-length", "0")
     if not version.startswith("HTTP/1.") or not re.fullmatch(r"[0-9]{1,18}", size):
-        raise BadRequestError(400, "this is no HTTP/1.1 request")
+        raise BadRequestError(400, "the request is not HTTP/1.1")
     if "transfer-encoding" in headers:
         raise BadRequestError(411, "a body needs a Content-Length here")
+    # Checked before anything is read.
     if int(size) > MAX_BODY:
         raise BadRequestError(413, f"the body is longer than {MAX_BODY} bytes")
     content = await reader.readexactly(int(size))
     try:
-        path = urlsplit(target).path  # a client behind a proxy names the whole URL
+        # A client behind a proxy sends the whole URL.
+        path = urlsplit(target).path
         body: Any = json.loads(content or b"{}")
     except (ValueError, RecursionError):
-        raise BadRequestError(400, "the body is no JSON") from None
+        raise BadRequestError(400, "the body is not JSON") from None
     if not isinstance(body, dict):
-        raise BadRequestError(400, "the body is no JSON object")
+        raise BadRequestError(400, "the body is not a JSON object")
     scheme, _, key = headers.get("authorization", "").partition(" ")
     bearer = key if scheme.lower() == "bearer" else None
     request = Request(method, path, cast("dict[str, Any]", body), time.monotonic(), bearer, headers)

@@ -1,4 +1,4 @@
-"""What a scripted endpoint may reply, and how that is read from a file."""
+"""The replies of a scripted endpoint, and their file format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An HTTP error in the API's form. Inside a stream it is an event without ``code``.
+    """An HTTP error in the API's form; in a stream, an error event.
 
     Attributes:
         code_name: the error's ``code``, like ``context_length_exceeded``.
@@ -65,7 +65,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The connection closes, after so many bytes of a longer body."""
+    """A body that breaks off after so many bytes."""
 
     after_bytes: int = 0
 
@@ -84,7 +84,7 @@ Part = str | dict[str, Any] | Shape | Malformed | Status | Drop | Endless
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A completion that is streamed in parts. ``Endless`` sends comments."""
+    """A streamed completion. ``Endless`` sends comments."""
 
     parts: Sequence[Part]
     finish_reason: str | None = "stop"
@@ -95,10 +95,9 @@ Reply = Text | Refusal | Stream | Status | Malformed | Shape | Drop | Endless
 
 
 def read_replies(path: Path) -> list[Reply]:
-    """Read replies from a file: JSON Lines, or one JSON list.
+    """Read replies from JSON Lines or a JSON list.
 
-    Each is a string, an object with ``text`` and other fields of ``Text``, or an object with ``status`` and
-    other fields of ``Status``.
+    An item is a string, or an object with ``text`` or ``status`` and more fields of ``Text`` or ``Status``.
 
     Raises:
         ValueError: the file holds something else.
