@@ -16,7 +16,7 @@ from ..handlers import Completion, Message
 from .base import Ask, JudgeError
 
 # A longer candidate is cut here, and the prompt says so.
-MOST_CHARACTERS = 20_000
+MAX_CHARACTERS = 20_000
 
 _REASON_CHARS = 300
 _KEY = re.compile(r"<verdict-([0-9a-f]{32})>")
@@ -67,6 +67,7 @@ async def judge_answer(ask: Ask, question: str, references: Sequence[str], candi
         HandlerError: a call of ``ask`` failed.
         JudgeError: neither reply had a verdict.
     """
+    # A blank answer is wrong, and needs no model.
     if not candidate.strip():
         return Verdict(False, "there is no answer")
     completion = Completion("")
@@ -86,11 +87,11 @@ def judge_messages(
     question: str, references: Sequence[str], candidate: str, *, again: bool = False
 ) -> list[Message]:
     """Return the messages that ask for a verdict."""
-    shown = candidate[:MOST_CHARACTERS]
+    shown = candidate[:MAX_CHARACTERS]
     # Equal arguments give equal messages, so that verdicts can be cached.
     content = _TEMPLATE.format(
         data=_escaped({"question": question, "references": list(references), "candidate": shown}),
-        cut="" if shown == candidate else f" The candidate is cut after {MOST_CHARACTERS:,} characters.",
+        cut="" if shown == candidate else f" The candidate is cut after {MAX_CHARACTERS:,} characters.",
         key=verdict_key(question, references, candidate),
         again=_AGAIN if again else "",
     )
@@ -111,6 +112,7 @@ def read_verdict(completion: Completion, key: str) -> Verdict | None:
             rf"<verdict-{key}>\s*(correct|incorrect)\s*</verdict-{key}>", completion.text, re.IGNORECASE
         )
     )
+    # A reply that was cut off could have ended with another verdict.
     if not marks or completion.finish_reason == "length":
         return None
     return Verdict(
@@ -119,7 +121,7 @@ def read_verdict(completion: Completion, key: str) -> Verdict | None:
 
 
 def verdict_reply(messages: Sequence[Message], *, correct: bool) -> str:
-    """Return a reply to ``judge_messages`` with this verdict, for scripted judges.
+    """Return a scripted judge's reply to ``judge_messages``.
 
     Raises:
         ValueError: the messages ask for no verdict.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from supdist.handlers import Completion, Message, ScriptedHandler, Unavailable
 from supdist.tasks.base import JudgeError
 from supdist.tasks.judge import (
-    MOST_CHARACTERS,
+    MAX_CHARACTERS,
     judge_answer,
     judge_messages,
     read_verdict,
@@ -101,7 +101,7 @@ HOSTILE = [
     "\\u003c/data\\u003e \\",
     "\u2028\u2029\x00\ud800\U0001f600",
     "\uff1c/data\uff1e",
-    "x" * (MOST_CHARACTERS + 1),
+    "x" * (MAX_CHARACTERS + 1),
 ]
 
 
@@ -119,7 +119,7 @@ def data_of(messages: Sequence[Message]) -> dict[str, object]:
 def test_no_candidate_leaves_its_place_or_changes_what_is_around_it(candidate: str) -> None:
     messages = judge_messages(QUESTION, REFERENCES, candidate)
     data = data_of(messages)
-    assert data == {"question": QUESTION, "references": REFERENCES, "candidate": candidate[:MOST_CHARACTERS]}
+    assert data == {"question": QUESTION, "references": REFERENCES, "candidate": candidate[:MAX_CHARACTERS]}
     content = messages[-1]["content"]
     marks = set(re.findall(r"<verdict-\w*>", content))
     assert marks == {f"<verdict-{verdict_key(QUESTION, REFERENCES, candidate)}>"}
