@@ -389,5 +389,6 @@ async def test_the_latency_of_a_call_is_measured(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=PIPE, stderr=PIPE)
     status, output, complaints = await ended(process)
     assert (status, complaints) == (0, "")
-    names = [line.split(" median ")[0].strip() for line in output.splitlines()]
-    assert names == ["direct", "ipc", "tcp + CURVE"]
+    names = [line.split(" | ")[0].strip() for line in output.splitlines()]
+    assert names[0] == "connection"
+    assert names[2:] == ["direct", "ipc", "tcp + CURVE"]

@@ -94,10 +94,10 @@ def main() -> None:
         print(json.dumps(figures))
         return
     bare = figures["docker run, python -c"]
-    columns = (
-        Column[tuple[str, float]]("", lambda row: row[0], left=True),
-        Column[tuple[str, float]]("ms", lambda row: f"{row[1]:.1f}"),
-        Column[tuple[str, float]]("of docker run", lambda row: f"{row[1] / bare:.3f}"),
+    columns: tuple[Column[tuple[str, float]], ...] = (
+        Column("", lambda row: row[0], left=True),
+        Column("ms", lambda row: f"{row[1]:.1f}"),
+        Column("of docker run", lambda row: f"{row[1] / bare:.3f}"),
     )
     print(as_text(table(columns, list(figures.items())), terminal_width()))
 

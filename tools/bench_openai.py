@@ -23,8 +23,15 @@ from statistics import median
 from openai import AsyncOpenAI
 
 from ..handlers import Message, OpenAIHandler
+from .tables import Column, as_text, table, terminal_width
 
 _ANSWER = "word " * 200
+
+_COLUMNS: tuple[Column[tuple[str, str, str]], ...] = (
+    Column("client", lambda row: row[0], left=True),
+    Column("requests/s", lambda row: row[1]),
+    Column("ms of work", lambda row: row[2]),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ async def _main(options: argparse.Namespace) -> None:
             model, base_url=url, api_key="none", max_concurrency=concurrency, temperature=0, max_tokens=most
         ) as handler,
     ):
-        ways: dict[str, Callable[[], Awaitable[object]]] = {
+        clients: dict[str, Callable[[], Awaitable[object]]] = {
             "AsyncOpenAI": lambda: client.chat.completions.create(
                 model=model,
                 messages=messages,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a Message has the fields that the SDK reads
@@ -90,21 +97,23 @@ async def _main(options: argparse.Namespace) -> None:
             ),
             "OpenAIHandler": lambda: handler.chat(messages),
         }
-        found: dict[str, list[Figures]] = {name: [] for name in ways}
+        found: dict[str, list[Figures]] = {name: [] for name in clients}
         # In turns, and in alternating order, so that other load slows both.
         for round_ in range(rounds + 1):
-            for name, ask in sorted(ways.items(), reverse=bool(round_ % 2)):
+            for name, ask in sorted(clients.items(), reverse=bool(round_ % 2)):
                 found[name].append(await measure(ask, requests, concurrency))
     # The first round opens connections and imports.
     bare, ours = (all_[1:] for all_ in found.values())
+    rows: list[tuple[str, str, str]] = []
     for name, figures in zip(found, (bare, ours), strict=True):
         clock, work = median(each.clock for each in figures), median(each.work for each in figures)
-        print(f"{name:14} {1 / clock:7.0f} requests/s {work * 1e3:7.2f} ms of work each")
+        rows.append((name, f"{1 / clock:.0f}", f"{work * 1e3:.2f}"))
     # Processor time shows the handler's cost best: the clock also counts the server's work.
     pairs = list(zip(bare, ours, strict=True))
     speed = median(one.clock / other.clock for one, other in pairs)
     work = median(other.work / one.work for one, other in pairs)
-    print(f"{'ratio':14} {speed:7.2f} {work:18.2f}")
+    rows.append(("ratio", f"{speed:.2f}", f"{work:.2f}"))
+    print(as_text(table(_COLUMNS, rows), terminal_width()))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from ..engine.broker.broker import open_broker
 from ..engine.broker.worker_calls import WorkerCalls
 from ..engine.runlog.writer import RunLogger
 from ..handlers import Message, ScriptedHandler, VLLMHandler
+from .tables import Column, as_text, table, terminal_width
 
 _SANDBOXES, _BATCH, _TURNS, _THREADS = 8, 32, 4, 64
 # vLLM's defaults of these differ between ``LLM`` and the asynchronous engine.
@@ -207,12 +208,19 @@ def main() -> None:
 def _print(figures: Figures) -> None:
     same = figures.answers - figures.different
     print(f"{same} of {figures.answers} answers are the same text as LLM.chat's")
-    print(f"LLM.chat, {_SANDBOXES * _BATCH} prompts a call    {figures.direct:8.0f} tokens/s")
-    print(f"{_SANDBOXES} sandboxes, worker_batch of {_BATCH}   {figures.sandboxes:8.0f} tokens/s")
-    print(f"ratio                           {figures.kept:8.2f}")
-    print(f"{_THREADS} calls one after another     {figures.in_turn:8.0f} tokens/s")
-    print(f"{_THREADS} calls from {_THREADS} threads       {figures.threads:8.0f} tokens/s")
-    print(f"ratio                           {figures.gained:8.2f}")
+    # Each ratio is to the row above.
+    rows = (
+        (f"LLM.chat, {_SANDBOXES * _BATCH} prompts a call", figures.direct, None),
+        (f"{_SANDBOXES} sandboxes, worker_batch of {_BATCH}", figures.sandboxes, figures.kept),
+        (f"{_THREADS} calls one after another", figures.in_turn, None),
+        (f"{_THREADS} calls from {_THREADS} threads", figures.threads, figures.gained),
+    )
+    columns: tuple[Column[tuple[str, float, float | None]], ...] = (
+        Column("calls", lambda row: row[0], left=True),
+        Column("tokens/s", lambda row: f"{row[1]:.0f}"),
+        Column("ratio", lambda row: "" if row[2] is None else f"{row[2]:.2f}"),
+    )
+    print(as_text(table(columns, rows), terminal_width()))
 
 
 if __name__ == "__main__":

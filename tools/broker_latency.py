@@ -22,9 +22,18 @@ from pathlib import Path
 from ..engine import RemoteHandler
 from ..engine.service import make_client_keys, make_server_keys
 from ..handlers import ModelHandler, ScriptedHandler
+from .tables import Column, as_text, table, terminal_width
 
 _WARM_UP = 20
 _PROMPT = "word " * 1000
+
+# A connection, and the milliseconds of its calls, ascending.
+_Row = tuple[str, list[float]]
+_COLUMNS: tuple[Column[_Row], ...] = (
+    Column("connection", lambda row: row[0], left=True),
+    Column("median ms", lambda row: f"{statistics.median(row[1]):.3f}"),
+    Column("99 % ms", lambda row: f"{row[1][len(row[1]) * 99 // 100]:.3f}"),
+)
 
 
 @asynccontextmanager
@@ -41,7 +50,7 @@ async def _model_server(folder: Path, bind: str, *keys: str) -> AsyncGenerator[s
         await process.communicate()
 
 
-async def _measure(name: str, handler: ModelHandler, calls: int) -> None:
+async def _measure(name: str, handler: ModelHandler, calls: int) -> _Row:
     # One call after another; the model answers at once, so the service's own cost is measured.
     times: list[float] = []
     async with handler:
@@ -50,15 +59,12 @@ async def _measure(name: str, handler: ModelHandler, calls: int) -> None:
             await handler.chat_stream([{"role": "user", "content": _PROMPT}], lambda _: None)
             times.append((time.perf_counter() - started) * 1000)
     # The first calls open connections.
-    times = sorted(times[_WARM_UP:])
-    print(
-        f"{name:<12} median {statistics.median(times):.3f}  99 % {times[calls * 99 // 100]:.3f}", flush=True
-    )
+    return name, sorted(times[_WARM_UP:])
 
 
 async def _main(calls: int) -> None:
     replies = ["yes"] * (calls + _WARM_UP)
-    await _measure("direct", ScriptedHandler(replies), calls)
+    rows = [await _measure("direct", ScriptedHandler(replies), calls)]
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="supdist-")))
         spec = {"worker": {"handler": "scripted", "replies": replies}}
@@ -66,9 +72,11 @@ async def _main(calls: int) -> None:
         make_server_keys(folder / "keys")
         client = make_client_keys(folder / "keys", "client")
         async with _model_server(folder, f"ipc://{folder}/broker") as address:
-            await _measure("ipc", RemoteHandler("worker", address), calls)
+            rows.append(await _measure("ipc", RemoteHandler("worker", address), calls))
         async with _model_server(folder, "tcp://127.0.0.1:*", "--curve-keys", "keys") as address:
-            await _measure("tcp + CURVE", RemoteHandler("worker", address, curve_keys=client), calls)
+            remote = RemoteHandler("worker", address, curve_keys=client)
+            rows.append(await _measure("tcp + CURVE", remote, calls))
+    print(as_text(table(_COLUMNS, rows), terminal_width()))
 
 
 def main() -> None:
