@@ -64,7 +64,7 @@ def shorten_middle(text: str, limit: int) -> str:
 
 
 def excerpt(text: str, limit: int) -> str:
-    """Return head and tail, ``limit`` characters together, and a line between that counts the rest."""
+    """Return head and tail of ``limit`` characters, with a line that counts the rest."""
     if len(text) <= limit:
         return text
     head = (limit + 1) // 2

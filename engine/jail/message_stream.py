@@ -1,4 +1,4 @@
-"""Send and receive messages on a socket without blocking."""
+"""Exchange messages on a non-blocking socket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Framing(Protocol):
 
 
 class MessageStream:
-    """A non-blocking stream of messages.
+    """A stream of messages.
 
     Attributes:
         is_open: whether the peer has not closed it.

@@ -16,14 +16,7 @@ _OLD_PIPES = 16
 
 
 class Pipes:
-    """The reading ends of one cell's pipes.
-
-    Args:
-        owner: the user who shall own them, if another one.
-
-    Attributes:
-        streams: 1 or 2 for each reading end.
-    """
+    """The reading ends of one cell's pipes; ``streams`` maps each to 1 or 2."""
 
     def __init__(self, owner: int | None = None) -> None:
         self._owner = owner
@@ -108,7 +101,7 @@ class OldPipes:
 
 
 def read(fd: int) -> bytes | None:
-    """Read a piece; None if there is nothing now, b"" at the end, when ``fd`` is closed."""
+    """Read a piece; None for nothing now, b"" for the end, which closes ``fd``."""
     try:
         data = os.read(fd, protocol.READ_BYTES)
     except BlockingIOError:

@@ -68,7 +68,7 @@ class Repl:
     def serve(self, context_fd: int | None) -> NoReturn:
         """Run the main loop, which ends with the process."""
         if not self._channel.has_input():
-            # The sandbox has no user yet. So the import delays nobody.
+            # The sandbox has no user yet. So the import delays no cell.
             _import_ahead()
         start = self._channel.receive()
         load = self._channel.receive()

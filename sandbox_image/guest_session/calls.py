@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..protocol import SessionLimits, Violation
 
+# Bounds what one guest makes the engine hold.
 _PENDING_BYTES = 64 << 20
 _LAST_NUMBER = (1 << 62) - 1
 

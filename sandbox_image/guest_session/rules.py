@@ -170,6 +170,7 @@ class MessageRules:
             return None
         before = cell.output[message.stream]
         cell.output[message.stream] = before + len(message.data)
+        # What fits still passes. `CellEnd.truncated` reports the rest.
         room = self._limits.output_bytes - before
         if room >= len(message.data):
             return message
@@ -179,6 +180,7 @@ class MessageRules:
         cell = self._current(message.cell)
         if cell is None:
             return None
+        # The guest's library keeps these limits. Only forged frames break them.
         forms = [*message.images.values(), *(text.encode() for text in message.text.values())]
         cell.displays += 1
         cell.display_bytes += sum(map(len, forms))

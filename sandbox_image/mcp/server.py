@@ -36,6 +36,7 @@ _Context = ServerRequestContext[Any, Any]
 
 
 class _Arguments(BaseModel):
+    # A wrong name or type must be an error that the model sees, and no default.
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -156,6 +157,7 @@ class Tools:
     async def _get_file(self, arguments: dict[str, Any]) -> CallToolResult:
         call = _GetFile.model_validate(arguments)
         data = await self._queue.get(call.path, self._settings.file_limit)
+        # A path may hold lone surrogates, which no URI can.
         uri = f"file://{self._settings.folder}/{quote(call.path, errors='replace')}"
         return _result(content.file_content(uri, data))
 

@@ -41,13 +41,13 @@ class Load(Message, frozen=True):
 
     # UTF-8 that may hold surrogates, or a pickle of the host.
     kind: Literal["text", "object"]
-    # In the descriptor that init has, in CONTEXT_FILE, or in `data`.
+    # In the descriptor that init has, in CONTEXT_FILE, or in `data`, which is empty otherwise.
     source: Literal["descriptor", "file", "frame"]
     data: bytes
 
 
 class Execute(Message, frozen=True):
-    """Run a cell. Descriptors for fd 1 and 2 come with it."""
+    """Run a cell. The repl gets descriptors for fd 1 and 2 with it."""
 
     cell: int
     code: str
@@ -98,7 +98,7 @@ class Discard(Message, frozen=True):
 
 
 class HungUp(Message, frozen=True):
-    """To init: the repl closed its stream. Wait for its end, or kill it."""
+    """To init: the repl closed its stream. Kill it if it does not end in time."""
 
 
 class ListFiles(Message, frozen=True):
@@ -119,8 +119,9 @@ class Ready(Message, frozen=True):
 
 
 class Output(Message, frozen=True):
-    """Bytes of a cell's fd 1 or 2. Only a container's init sends it."""
+    """Bytes of a cell's fd 1 or 2."""
 
+    # Sent by a container's init. The shim itself reads the pipes of other guests.
     cell: int
     stream: Literal[1, 2]
     data: bytes
