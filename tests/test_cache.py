@@ -223,7 +223,7 @@ def newer(path: Path) -> None:
         (foreign, "another program's"),
         (numbered, "another program's"),
         (text, "no SQLite database"),
-        (newer, "its version is 2"),
+        (newer, "its schema version is 2"),
         (Path.mkdir, "cannot be opened"),
     ],
 )

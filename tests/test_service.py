@@ -459,7 +459,7 @@ async def test_keys_on_one_side_alone_are_refused(tmp_path: Path) -> None:
     keyed = tcp_place(tmp_path)
     secret = Place(f"ipc://{tmp_path}/secret", keyed.keys)
     async with serving(secret, ScriptedHandler(shout)) as service:
-        with pytest.raises(Rejected, match=r"wants keys \(--curve-keys\)"):
+        with pytest.raises(Rejected, match=r"requires keys \(--curve-keys\)"):
             await RemoteHandler("worker", service.address).chat(user_messages("x"))
         assert (await client_of(service, secret).chat(user_messages("x"))).text == "X"
     async with serving(ipc_place(tmp_path), ScriptedHandler(shout)) as service:
@@ -547,7 +547,7 @@ async def test_without_keys_a_socket_of_another_user_is_not_talked_to(tmp_path: 
             squatter.listen()
         finally:
             os.seteuid(0)
-        with pytest.raises(Rejected, match="belongs to the user 1234"):
+        with pytest.raises(Rejected, match="runs as user 1234"):
             await RemoteHandler("worker", f"ipc://{path}").chat(user_messages("x"))
 
 

@@ -239,7 +239,7 @@ class _CacheDatabase:
                 raise CacheError(f"{self._path}: it is another program's database; choose another path")
             elif version != _SCHEMA_VERSION:
                 raise CacheError(
-                    f"{self._path}: its version is {version}, and this one knows {_SCHEMA_VERSION}; "
+                    f"{self._path}: its schema version is {version}, and this engine reads {_SCHEMA_VERSION}; "
                     "choose another path"
                 )
             # Views and triggers would run as the tables are read and written.

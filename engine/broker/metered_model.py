@@ -158,7 +158,7 @@ class MeteredModel:
             completion, stats = await self._send(messages, on_text, SharedRequest(), best_answer=best_answer)
             assert stats is not None, "no other run can send it"
             return completion, stats
-        # Joined before the search, so that no answer is missed that comes meanwhile.
+        # Joined before the search: another run's answer may come meanwhile.
         shared = self.answers.share(key)
         stats = None
         try:

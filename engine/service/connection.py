@@ -215,8 +215,8 @@ class Connection:
                         "with `supdist-engine broker keygen DIR --client NAME`"
                     )
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    other = "wants keys (--curve-keys)" if self._peer.curve_keys is None else "has no keys"
-                    raise Rejected(f"{self._name} {other}, or is none")
+                    other = "requires keys (--curve-keys)" if self._peer.curve_keys is None else "has no keys"
+                    raise Rejected(f"{self._name} {other}, or is no broker")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if self._peer.curve_keys is not None:
                     self._hint = f": is {self._peer.curve_keys}/server.key the key of this service?"
                 case _:
@@ -233,7 +233,7 @@ class Connection:
             return  # the connection has ended already
         owner = struct.unpack("3i", credentials)[1]
         if owner not in (0, os.geteuid()):
-            raise Rejected(f"{self._name} belongs to the user {owner}; one of another user needs keys")
+            raise Rejected(f"{self._name} runs as user {owner}; a broker of another user needs keys")
 
     async def _read(self, opened: zmq.asyncio.Socket) -> None:
         while True:
@@ -258,9 +258,9 @@ class Connection:
 
     def _refusal(self, version: int, *, full: bool) -> HandlerError:
         if version == protocol.VERSION and full:
-            return Unavailable(f"{self._name} has as many clients as it takes")
+            return Unavailable(f"{self._name} is full: it takes no more clients")
         return Rejected(
-            f"{self._name} speaks version {version} of the protocol, this engine {protocol.VERSION}: "
+            f"{self._name} uses protocol version {version}, this engine {protocol.VERSION}: "
             "install the same supdist-engine at both ends"
         )
 

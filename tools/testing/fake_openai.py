@@ -90,6 +90,7 @@ class FakeOpenAI:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Last: from Python 3.12 on it waits for all connections.
         await server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,6 +122,7 @@ class FakeOpenAI:
             await _send_error(writer, Status(error.code, {"Connection": "close"}, message=str(error)))
             return False
         self.requests.append(request)
+        # ``idle`` waits for the end of all requests.
         self._busy += 1
         self._idle.clear()
         try:
