@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..sandbox_image.text import shorten
 from .errors import TaskError
@@ -53,6 +53,28 @@ _BOUNDS = {
 }
 _ROLES = frozenset({"supervisor", "worker", "judge"})
 _NUMBERS = frozenset({"int_type", "float_type"})
+
+
+class Options(BaseModel):
+    """Frozen options that a program fills in by keyword.
+
+    Raises:
+        TaskError: an option is unknown or has a wrong value. The one line names all of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    # Type checkers derive the constructor from the fields.
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: object) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise TaskError(f"{type(self).__name__}: {'; '.join(explain(error, type(self)))}") from None
+
+        # As a part of a file, a model is built by pydantic, which then says where in the file a mistake is.
+        __init__.__pydantic_base_init__ = True
 
 
 def checked(model: type[T], value: object, complaint: str) -> T:

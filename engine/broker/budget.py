@@ -11,10 +11,11 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...handlers import Usage
 from ..errors import EngineError
+from ..validation import Options
 
 Limit = Literal["max_worker_calls", "max_tokens", "max_cost_usd", "max_seconds"]
 
@@ -22,10 +23,8 @@ _COUNTED: tuple[Limit, ...] = ("max_worker_calls", "max_tokens", "max_cost_usd")
 _NANOS = 1_000_000_000
 
 
-class BudgetLimits(BaseModel):
+class BudgetLimits(Options):
     """The limits of a run; None is no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_worker_calls: int | None = Field(
         default=None, gt=0, description="calls of the worker that are paid for"

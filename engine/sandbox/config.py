@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, FileEntry, Outcome, Usage
+from ..validation import Options
 
 __all__ = [
     "CallCode",
@@ -55,10 +56,8 @@ def _size(default: int, least: int, most: int, description: str) -> Any:
     )
 
 
-class SandboxConfig(BaseModel):
+class SandboxConfig(Options):
     """Limits of one sandbox. Sizes are bytes, or text such as ``"512MiB"``; times are seconds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     backend: Literal["process", "docker"] = Field(
         default="process", description="what isolates the sandbox: our own processes, or containers"
