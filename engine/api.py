@@ -13,6 +13,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 from anyio.from_thread import start_blocking_portal
 
 from ..handlers import ModelHandler, Usage
+from .arguments import reject
 from .broker.broker import Broker, CallRules, open_broker
 from .broker.budget import Budget
 from .broker.cache import ResponseCache
@@ -20,7 +21,6 @@ from .config import DEFAULTS, Default, RunConfig, option_list
 from .errors import TaskError
 from .events import Event, RunEnded, RunStarted
 from .limits import RunLimits
-from .option import reject
 from .result import CallTotals, RunResult
 from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox

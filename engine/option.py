@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from ..sandbox_image.text import shorten
-from .errors import TaskError
+from .arguments import reject
 
 if TYPE_CHECKING:
     from .broker.cache import ResponseCache
     from .sandbox import SandboxConfig
     from .supervisor.prompts import Prompts
-
-_MOST_SHOWN = 60
 
 Check = Callable[["Option", object], object]
 """Returns the checked value, or raises a ``TaskError`` that names the option."""
@@ -54,25 +51,6 @@ class Option:
         """Raise the error for a wrong value."""
         none = " or None" if self.optional else ""
         reject(self.name, value, expected + none, remedy)
-
-
-def reject(name: str, value: object, expected: str, remedy: str = "") -> NoReturn:
-    """Raise a one-line ``TaskError`` for a wrong argument."""
-    raise TaskError(f"{name} must be {expected}, not {describe(value)}" + (f"; {remedy}" if remedy else ""))
-
-
-def describe(value: object) -> str:
-    """Return a short text for a value."""
-    kind = type(value).__name__
-    if value is None or isinstance(value, (bool, int, float)):
-        return shorten(repr(value), _MOST_SHOWN)
-    if isinstance(value, str):
-        return f"the text {shorten(repr(value), _MOST_SHOWN)}"
-    if isinstance(value, type):
-        # A class without its parentheses: "a type" would not say which.
-        return f"the class {value.__name__}"
-    article = "an" if kind[:1].lower() in "aeiou" else "a"
-    return f"{article} {kind}"
 
 
 def whole_number(option: Option, value: object) -> int:

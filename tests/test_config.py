@@ -265,3 +265,43 @@ def test_help_shows_every_option_with_its_default() -> None:
 def test_a_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().max_tokens = 5  # pyright: ignore[reportAttributeAccessIssue]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SandboxConfig(memory=3.5), "SandboxConfig: memory: must be a number of bytes"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        (lambda: SandboxConfig(timeout=-1), "SandboxConfig: timeout: must be above 0, not -1"),
+        (lambda: RunLimits(max_tokens="5"), "must be a whole number, not '5'; remove the quotes"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        (lambda: RunLimits(max_token=5), "did you mean `max_tokens`"),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # wrong on purpose
+    ],
+)
+def test_a_wrong_value_of_a_config_is_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(TaskError) as raised:
+        make()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": "docker"}, "config must be a SandboxConfig or None, not the text 'docker'"),
+        ({"config": {}}, "config must be a SandboxConfig or None, not a dict"),
+        ({"tools": 3}, "tools must be a dict of functions by name or None, not 3"),
+        ({"query": 3}, "query must be text, not 3"),
+    ],
+)
+def test_a_wrong_argument_of_a_sandbox_is_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError) as raised, SyncSandbox(**arguments):
+        pass
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_cell_is_text_and_its_timeout_a_number() -> None:
+    with SyncSandbox() as sandbox:
+        for code, timeout in ((3, None), (b"1", None), ("1", "5"), ("1", True)):
+            with pytest.raises(TaskError, match=r"^(code|timeout) must be"):
+                sandbox.execute(code, timeout=timeout)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        assert sandbox.execute("print(1)").stdout == "1\n"

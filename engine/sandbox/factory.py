@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import RunVar
 
+from ..arguments import reject
 from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
@@ -172,9 +173,11 @@ async def open_sandbox(
 
     Raises:
         SandboxUnavailable: this machine cannot build the isolation.
-        TaskError: the context is no plain data, or the packages or a tool cannot be used.
+        TaskError: an argument has a wrong type, the context is no plain data, or the packages or a tool cannot be used.
     """
-    config = config or SandboxConfig()
+    if config is None:
+        config = SandboxConfig()
+    _check_arguments(config, query)
     setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
     async with _open_backend(config) as find_backend:
         sandbox = await Sandbox.open(find_backend, setup)
@@ -183,6 +186,13 @@ async def open_sandbox(
         finally:
             # Shielded, as above.
             await asyncio.shield(asyncio.ensure_future(sandbox.close()))
+
+
+def _check_arguments(config: object, query: object) -> None:
+    if not isinstance(config, SandboxConfig):
+        reject("config", config, "a SandboxConfig or None", 'give SandboxConfig(memory="1GiB", timeout=60)')
+    if not isinstance(query, str):
+        reject("query", query, "text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 from ...sandbox_image.text import replace_surrogates
+from ..arguments import reject
 from ..errors import SandboxError
 from .config import CellResult, Isolation, Listing
 from .running_guest import DID_NOT_START, FindBackend, GuestSetup, Lost, RunningGuest
@@ -46,8 +47,10 @@ class Sandbox:
         Raises:
             SandboxLost: the guest died earlier, or was killed from outside.
             SandboxError: another cell runs, or the sandbox is closed.
+            TaskError: the code is no text, or the timeout no number.
             ValueError: the timeout is not positive, or the code is too long.
         """
+        _check_types(code, timeout)
         timeout = self._setup.config.timeout if timeout is None else timeout
         self._check_open()
         if self._changing.locked():
@@ -141,3 +144,10 @@ class Sandbox:
     def _check_open(self) -> None:
         if self._is_closed:
             raise SandboxError("this sandbox is closed; open another")
+
+
+def _check_types(code: object, timeout: object) -> None:
+    if not isinstance(code, str):
+        reject("code", code, "text")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+        reject("timeout", timeout, "a number of seconds or None")

@@ -18,6 +18,7 @@ from anyio import CapacityLimiter, to_thread
 from ...sandbox_image import plain, protocol
 from ...sandbox_image.protocol import ToolCode, ToolFailure, ToolReply
 from ...sandbox_image.text import replace_surrogates
+from ..arguments import reject
 from ..errors import TaskError
 from .pickling import pickle_tool
 from .signatures import BadArguments, Parameters, show_doc, show_signature
@@ -108,6 +109,7 @@ class Toolbox:
         """
         if isinstance(tools, Toolbox):
             return tools
+        _check_type(tools)
         toolbox = cls()
         for name, tool in (tools or {}).items():
             _check_name(name)
@@ -161,6 +163,11 @@ class Toolbox:
     def kinds(self) -> dict[str, str]:
         """Return ``guest`` or ``host`` by name."""
         return {tool.name: "guest" for tool in self.guest} | {tool.name: "host" for tool in self.host}
+
+
+def _check_type(tools: object) -> None:
+    if tools is not None and not isinstance(tools, Mapping):
+        reject("tools", tools, "a dict of functions by name or None", 'give {"name": function}')
 
 
 def _check_name(name: object) -> None:
