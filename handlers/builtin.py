@@ -85,8 +85,8 @@ class BuiltinSupervisor(ModelHandler):
 class BuiltinWorker(ModelHandler):
     """Return the sentences that match a question best, in text order.
 
-    A prompt has a line ``Question: …`` and a line ``Text:`` before the text. Otherwise its longest paragraph is
-    the text.
+    A prompt has a line ``Question: …`` and a line ``Text:`` before the text. Otherwise its longest paragraph
+    is the text.
     """
 
     price = Price(0, 0)

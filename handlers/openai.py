@@ -146,8 +146,8 @@ class OpenAIHandler(ModelHandler):
             self._limit.correct(call.use, used)
         return replace(completion, retries=call.attempts - 1, queued=call.queued)
 
-    # Each ready endpoint is tried once, the last one with the SDK's retries. One call makes at most ``max_retries``
-    # + number of endpoints attempts, of 2 * timeout each.
+    # Each ready endpoint is tried once, the last one with the SDK's retries. One call makes at most
+    # ``max_retries`` + number of endpoints attempts, of 2 * timeout each.
     async def _try_endpoints(
         self,
         shared: _LoopState,

@@ -37,8 +37,8 @@ class VLLMHandler(ModelHandler):
 
     price = Price(0, 0)
 
-    # vLLM batches 256 to 1024 requests and queues the rest, first come, first served. More than this number wait
-    # in the broker, where the runs take turns.
+    # vLLM batches 256 to 1024 requests and queues the rest, first come, first served. More than this number
+    # wait in the broker, where the runs take turns.
     max_concurrency = 4096
 
     def __init__(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# UTF-8 cannot hold a lone surrogate. Queries, code, prompts, answers and errors replace it: models and peers take
-# only UTF-8. Contexts and hashed text keep it: they must come back equal. Output, tracebacks and records escape it:
-# the reader sees which character it was.
+# UTF-8 cannot hold a lone surrogate. Queries, code, prompts, answers and errors replace it: models and peers
+# take only UTF-8. Contexts and hashed text keep it: they must come back equal. Output, tracebacks and records
+# escape it: the reader sees which character it was.
 KEEP_SURROGATES = "surrogatepass"
 ESCAPE_SURROGATES = "backslashreplace"
 

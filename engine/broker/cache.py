@@ -239,8 +239,8 @@ class _CacheDatabase:
                 raise CacheError(f"{self._path}: it is another program's database; choose another path")
             elif version != _SCHEMA_VERSION:
                 raise CacheError(
-                    f"{self._path}: its schema version is {version}, and this engine reads {_SCHEMA_VERSION}; "
-                    "choose another path"
+                    f"{self._path}: its schema version is {version}, and this engine reads "
+                    f"{_SCHEMA_VERSION}; choose another path"
                 )
             # Views and triggers would run as the tables are read and written.
             (strange,) = connection.execute(_COUNT_STRANGE).fetchone()

@@ -169,7 +169,7 @@ def _load_library() -> ModuleType:
     names: Any = {"seccomp": "libseccomp.so.2"}  # Any: dict.get does not name its parameter
     ctypes.util.find_library = names.get
     try:
-        import pyseccomp  # pyright: ignore[reportMissingTypeStubs]
+        import pyseccomp  # pyright: ignore[reportMissingTypeStubs]  # it has none
     except (ImportError, AttributeError, OSError) as error:
         raise SeccompUnavailable(f"libseccomp 2.5 or newer is needed: {error}") from error
     finally:

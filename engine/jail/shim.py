@@ -89,8 +89,8 @@ def _run(
     if isinstance(process, SetupError):
         engine.send(protocol.encode(protocol.SetupFailed(process.step, process.errno)))
     else:
-        # The pipes of cells pass through a socket. The sender's limit bounds how many descriptors of a user may be
-        # in flight (unix(7)). Guests have lower limits.
+        # The pipes of cells pass through a socket. The sender's limit bounds how many descriptors of a user
+        # may be in flight (unix(7)). Guests have lower limits.
         _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
         Shim(order.limits, engine, process, meter).serve()
@@ -155,8 +155,8 @@ def meter_of(process: isolated_process.IsolatedProcess, limits: protocol.Resourc
 class Shim:
     """The event loop of one sandbox."""
 
-    # An isolated guest has a stream for its repl and one for its init, and pipes for each cell. So neither a call
-    # nor a cell wakes init. A container has only its stdio, and its init relays all of that.
+    # An isolated guest has a stream for its repl and one for its init, and pipes for each cell. So neither a
+    # call nor a cell wakes init. A container has only its stdio, and its init relays all of that.
 
     def __init__(
         self,

@@ -23,8 +23,8 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Router:
     """A ROUTER on one event loop, without threads. Create it with ``listen``."""
 
-    # Peers take turns, and each turn of the event loop delivers a few messages. So a peer that sends thousands does
-    # not delay the others.
+    # Peers take turns, and each turn of the event loop delivers a few messages. So a peer that sends
+    # thousands does not delay the others.
 
     def __init__(
         self,
@@ -70,7 +70,8 @@ class Router:
 
     def send(self, name: bytes, payload: bytes) -> None:
         """Send a message to a peer, if it is connected."""
-        # Unsent messages have no bound here: guests asked for them, which is bounded. Dropping one would lose a reply.
+        # Unsent messages have no bound here: guests asked for them, which is bounded. Dropping one would lose
+        # a reply.
         connection = self._named.get(name)
         if connection is not None:
             connection.stream.send(payload)

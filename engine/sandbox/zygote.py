@@ -60,7 +60,8 @@ class Zygote:
 
         Args:
             packages: the real path of a folder to import from.
-            contexts: the context folder of containers. With it only ``attach`` works, and the zygote removes it.
+            contexts: the context folder of containers, which the zygote removes at its end. With it only
+                ``attach`` works.
 
         Raises:
             SandboxUnavailable: the isolation does not work here.
@@ -281,7 +282,8 @@ class _Shims:
         if shim.is_disconnected:
             self._report_exit(end)
             return
-        # The receiver needs its last messages first, which say more than its wait status. A shim that was killed may never have connected.
+        # The receiver needs its last messages first, which say more than its wait status. A shim that was
+        # killed may never have connected.
         seconds = _LAST_MESSAGES_SECONDS if end.status == 0 else _LAST_MESSAGES_OF_KILLED_SECONDS
         asyncio.get_running_loop().call_later(seconds, self._report_exit, end)
 

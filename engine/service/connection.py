@@ -278,7 +278,8 @@ class Connection:
 
 def _encode_request(number: int, role: str, messages: Sequence[Message]) -> bytes:
     turns: list[tuple[protocol.Role, str]] = [(message["role"], message["content"]) for message in messages]
-    if not all(role in _ROLES and isinstance(content, str) for role, content in turns):  # pyright: ignore[reportUnnecessaryIsInstance]
+    # Callers without a type checker may pass anything.
+    if not all(role in _ROLES and isinstance(content, str) for role, content in turns):  # pyright: ignore[reportUnnecessaryIsInstance]  # as above
         raise Rejected("a message is a role (system, user or assistant) and a text")
     try:
         payload = protocol.encode(ChatRequest(number, role, turns))

@@ -23,8 +23,8 @@ _CURVE_OVERHEAD = 33  # of a CURVE message: its name (8), a nonce (8), a box (16
 _BYTES_RECEIVED = 128  # tcpi_bytes_received in Linux's struct tcp_info
 
 
-# libzmq keeps a message until its last frame: an endless one would fill the memory. Its receive limit must not
-# be used (see sockets.py), and it cannot end one connection. So this class works on descriptors.
+# libzmq keeps a message until its last frame: an endless one would fill the memory. Its receive limit must
+# not be used (see sockets.py), and it cannot end one connection. So this class works on descriptors.
 class ConnectionLimiter:
     """Limits the connections of one listening socket."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
-from zmq.auth import load_certificate, load_certificates  # pyright: ignore[reportUnknownVariableType]
+from zmq.auth import load_certificate, load_certificates  # pyright: ignore[reportUnknownVariableType]  # pyzmq's types are partial
 from zmq.utils import z85
 
 from ..errors import TaskError

@@ -71,8 +71,8 @@ class _EngineSession:
         self.credit += request.cost
 
 
-# It knows requests only: budgets, caches and logs belong to the engines. Each engine has its own queue for each
-# model, so that the flood of one does not delay another.
+# It knows requests only: budgets, caches and logs belong to the engines. Each engine has its own queue for
+# each model, so that the flood of one does not delay another.
 class Service:
     """Serves models at an address while entered and ``serve`` runs.
 

@@ -45,9 +45,9 @@ def send_now(to: zmq.asyncio.Socket, frames: Sequence[bytes]) -> None:
         zmq.Again: there is no room.
         zmq.ZMQError: the peer is gone (EHOSTUNREACH).
     """
-    # With DONTWAIT the future is done when it is returned. A plain socket would consume the edge that tells the
-    # event loop of incoming messages.
-    sent = to.send_multipart(frames, zmq.DONTWAIT)  # pyright: ignore[reportUnknownMemberType]
+    # With DONTWAIT the future is done when it is returned. A plain socket would consume the edge that tells
+    # the event loop of incoming messages.
+    sent = to.send_multipart(frames, zmq.DONTWAIT)  # pyright: ignore[reportUnknownMemberType]  # pyzmq's types are partial
     cast("asyncio.Future[object]", sent).result()
 
 

@@ -223,11 +223,11 @@ def context_facts(context: object) -> str:
             return f"a str of {len(context):,} characters in {lines:,} lines."
         case list():
             # The type checker knows nothing of the items: a context may hold anything.
-            kinds = sorted({type(item).__name__ for item in context[:1000]})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            return f"a list of {len(context):,} items ({', '.join(kinds) or 'empty'})."  # pyright: ignore[reportUnknownArgumentType]
+            kinds = sorted({type(item).__name__ for item in context[:1000]})  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # as above
+            return f"a list of {len(context):,} items ({', '.join(kinds) or 'empty'})."  # pyright: ignore[reportUnknownArgumentType]  # as above
         case dict():
-            keys = [shorten(repr(key), _KEY_CHARS) for key in list(context)[:20]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            more = ", …" if len(context) > len(keys) else ""  # pyright: ignore[reportUnknownArgumentType]
-            return f"a dict of {len(context):,} keys: {', '.join(keys)}{more}."  # pyright: ignore[reportUnknownArgumentType]
+            keys = [shorten(repr(key), _KEY_CHARS) for key in list(context)[:20]]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # as above
+            more = ", …" if len(context) > len(keys) else ""  # pyright: ignore[reportUnknownArgumentType]  # as above
+            return f"a dict of {len(context):,} keys: {', '.join(keys)}{more}."  # pyright: ignore[reportUnknownArgumentType]  # as above
         case _:
             return f"a value of type {type(context).__name__}."

@@ -118,7 +118,8 @@ class Toolbox:
             raise TaskError(f"{len(toolbox._lines)} tools; at most {_MOST_TOOLS} can be given")
         if sum(len(tool.pickle) for tool in toolbox.guest) > _MOST_SHIPPED_BYTES:
             raise TaskError(
-                f"the guest tools are larger than {_MOST_SHIPPED_BYTES >> 20} MiB together; put data into the context"
+                f"the guest tools are larger than {_MOST_SHIPPED_BYTES >> 20} MiB together; "
+                "put data into the context"
             )
         return toolbox
 

@@ -312,7 +312,7 @@ def _mark_threads_with_cell(current: Callable[[], int]) -> None:
 
 
 def _import_ahead() -> None:
-    import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]  # kept in sys.modules
 
 
 def _mark_executors_with_cell(current: Callable[[], int]) -> None:

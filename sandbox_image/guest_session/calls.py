@@ -12,8 +12,8 @@ _LAST_NUMBER = (1 << 62) - 1
 class PendingCalls:
     """Calls of workers and tools without a reply."""
 
-    # The rate is a token bucket that holds one second of calls. No call is refused: a guest that calls too often
-    # is not read for a while.
+    # The rate is a token bucket that holds one second of calls. No call is refused: a guest that calls too
+    # often is not read for a while.
 
     def __init__(self, limits: SessionLimits) -> None:
         self._most = limits.pending_calls

@@ -1,4 +1,4 @@
-"""The state machine of one guest. Its driver does the I/O, passes events with the time, and sends what it returns."""
+"""The state machine of one guest. Its driver does the I/O, and passes it events with the time."""
 
 from __future__ import annotations
 

@@ -40,8 +40,9 @@ def main() -> None:
         asyncio.run(_serve(arguments, own))
     else:
         print(
-            "This server does not isolate code: it has no wall of its own, and belongs into the image's container. "
-            "Use `supdist-engine mcp` for a sandbox, or --no-wall to run the code here with all rights of your user.",
+            "This server does not isolate code: it has no wall of its own, and belongs into the image's "
+            "container. Use `supdist-engine mcp` for a sandbox, or --no-wall to run the code here with all "
+            "rights of your user.",
             file=sys.stderr,
         )
         sys.exit(USAGE)

@@ -227,7 +227,7 @@ class GuestProcess:
 
     def _exceeded(self) -> tuple[Outcome, str] | None:
         last = self._session.unmeasured
-        # Any process of the group may have been killed for memory. It explains no other death than by SIGKILL.
+        # Any process of the group may have been killed for memory. That explains only deaths by SIGKILL.
         was_killed = isinstance(last, ReplExit) and verdict_on_death(last)[0] is Outcome.KILLED
         if was_killed and _oom_kills() > self._oom_kills:
             return Outcome.OOM, "the kernel killed it: out of memory"

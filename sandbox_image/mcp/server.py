@@ -79,8 +79,8 @@ def build(queue: SessionQueue, settings: Settings) -> Server[dict[str, Any]]:
         version=settings.version,
         title="Python sandbox",
         instructions=(
-            "An isolated Python interpreter: no network, and no files but its own. Variables stay from call to "
-            "call. See the tool `python`."
+            "An isolated Python interpreter: no network, and no files but its own. Variables stay from call "
+            "to call. See the tool `python`."
         ),
         on_list_tools=tools.list,
         on_call_tool=tools.call,
@@ -192,14 +192,15 @@ def _describe(settings: Settings) -> list[Tool]:
         _tool(
             "python",
             "Run Python",
-            f"Run Python in a session that lasts: variables, functions and imports stay for the next call. Returns "
-            f"what was printed to stdout and stderr, the value of the last expression, images, and the traceback "
-            f"where the code raises (the variables set before are kept). {settings.packages} There is no network. "
-            f"The working directory is {folder}; files there can be exchanged with put_file and get_file. A call may "
-            f"take {settings.timeout:g} s; then it is interrupted, and the variables are kept if it stops at once. "
-            f"Each text in a result is cut to {settings.output_limit} characters in the middle: print what you need, "
-            f"write the rest to a file. If the interpreter dies (crash, out of memory), the result says so: {loss}, "
-            f"and a new session has begun. Calls are served one after another.",
+            f"Run Python in a session that lasts: variables, functions and imports stay for the next call. "
+            f"Returns what was printed to stdout and stderr, the value of the last expression, images, and "
+            f"the traceback where the code raises (the variables set before are kept). {settings.packages} "
+            f"There is no network. The working directory is {folder}; files there can be exchanged with "
+            f"put_file and get_file. A call may take {settings.timeout:g} s; then it is interrupted, and the "
+            f"variables are kept if it stops at once. Each text in a result is cut to "
+            f"{settings.output_limit} characters in the middle: print what you need, write the rest to a "
+            f"file. If the interpreter dies (crash, out of memory), the result says so: {loss}, and a new "
+            f"session has begun. Calls are served one after another.",
             _Python,
             ToolAnnotations(
                 read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=False
@@ -217,8 +218,8 @@ def _describe(settings: Settings) -> list[Tool]:
         _tool(
             "put_file",
             "Write a file",
-            f"Write a file below {folder}, where Python code finds it; one that is there is replaced. At most "
-            f"{settings.file_limit} bytes.",
+            f"Write a file below {folder}, where Python code finds it; one that is there is replaced. At "
+            f"most {settings.file_limit} bytes.",
             _PutFile,
             ToolAnnotations(
                 read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
@@ -227,8 +228,9 @@ def _describe(settings: Settings) -> list[Tool]:
         _tool(
             "get_file",
             "Read a file",
-            f"Read a whole file below {folder}: an image as an image, UTF-8 as text, anything else as base64 in an "
-            f"embedded resource. At most {settings.file_limit} bytes; read parts of a long one with Python.",
+            f"Read a whole file below {folder}: an image as an image, UTF-8 as text, anything else as base64 "
+            f"in an embedded resource. At most {settings.file_limit} bytes; read parts of a long one with "
+            f"Python.",
             _GetFile,
             ToolAnnotations(read_only_hint=True, open_world_hint=False),
         ),

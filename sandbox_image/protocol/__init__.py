@@ -5,12 +5,13 @@ Links, all of them bounded::
     engine-zygote   SOCK_SEQPACKET   trusted        one message a packet, descriptors beside it
     engine-shim     ZeroMQ           trusted        one message each
     shim-process    SOCK_SEQPACKET   set-up only    one message a packet
-    shim-guest      byte streams     hostile        frames: one stream for repl and init each, or a container's stdio
+    shim-guest      byte streams     hostile        frames: streams of repl and init, or a container's stdio
 
 Frame: a little-endian u32 length, then the payload.
 Payload: a MessagePack array that begins with the message's number.
-Union: each direction has one decoder. It refuses unknown messages, extra items and wrong types. Fields have no defaults.
-Ids: the engine numbers cells from 1. The guest numbers calls from 1, strictly rising; the shim refuses used ones.
+Union: each direction has one decoder. It refuses unknown messages, extra items and wrong types.
+Fields: none has a default.
+Ids: the engine numbers cells from 1, the guest its calls; both rise strictly. The shim refuses used ones.
 Late: a message of an ended cell is dropped and counted.
 Text: ``str`` is UTF-8 without lone surrogates. ``Output`` holds bytes, decoded only by the engine.
 """

@@ -8,8 +8,8 @@ import msgspec
 _NUMBERED = {
     # To the guest.
     1: (
-        "Start", "Load", "Execute", "Reply", "Interrupt", "PutFile", "GetFile", "ToolReply", "Discard", "HungUp",
-        "ListFiles",
+        "Start", "Load", "Execute", "Reply", "Interrupt", "PutFile", "GetFile", "ToolReply", "Discard",
+        "HungUp", "ListFiles",
     ),
     # From the guest.
     20: (

@@ -8,7 +8,7 @@ HEADER_BYTES = 4
 # No configuration may allow a larger frame.
 MAX_FRAME_BYTES = 64 << 20
 
-# malloc maps memory of 128 KiB and more for itself (mallopt(3), M_MMAP_THRESHOLD): three system calls more a message.
+# malloc maps 128 KiB and more apart (mallopt(3), M_MMAP_THRESHOLD): three system calls more a message.
 READ_BYTES = 64 << 10
 
 # As JSON, for one call of a host tool.
