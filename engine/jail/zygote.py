@@ -1,4 +1,4 @@
-"""The zygote: a process without threads or secrets that forks a shim for each sandbox."""
+"""A zygote: without threads or secrets, it forks shims for one folder of packages, or for none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 # For shims and guests: a sandbox then costs forks and no imports.
-import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]
+import cloudpickle  # noqa: F401  # pyright: ignore[reportUnusedImport, reportMissingTypeStubs]  # for forks
 
 from ...sandbox_image import linux, protocol
 from . import isolated_process, seccomp, shim
@@ -31,19 +31,20 @@ _PACKET_BYTES = 64 << 10
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _SWEEP_SECONDS = 2.0
 _SWEEP_AGAIN_MS = 20
-# Small or often used: each sandbox forks this memory three times. asyncio, with TLS, would add 2.5 MB; a cell that
-# imports it waits 30 ms.
+# Small or often used: each sandbox forks this memory three times. asyncio, with TLS, would add 2.5 MB; a cell
+# that imports it waits 30 ms.
 _PRELOADED_MODULES = (
-    "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib", "encodings.ascii",
-    "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint", "random", "re",
+    "collections", "concurrent.futures.thread", "copy", "csv", "dataclasses", "datetime", "difflib",
+    "encodings.ascii", "functools", "heapq", "io", "itertools", "json", "math", "operator", "pprint",
+    "random", "re",
     "statistics", "string", "subprocess", "textwrap", "time", "typing", "unicodedata",
 )  # fmt: skip
 
 
 def main() -> None:
     """Serve the control socket until the engine is gone."""
-    # Arguments: the descriptor of the control socket; the path of the engine's ZeroMQ socket; as JSON, the folders
-    # that sandboxes see or, for guests in containers, the folder of their contexts, which is removed at the end.
+    # Arguments: the descriptor of the control socket; the path of the engine's ZeroMQ socket; as JSON, the
+    # folders that sandboxes see, or the folder of the containers' contexts, which is removed at the end.
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     linux.set_process_name("supdist-zygote")
@@ -52,7 +53,7 @@ def main() -> None:
     engine_socket, folders = sys.argv[2], json.loads(sys.argv[3])
     template = None
     if isinstance(folders, str):
-        # The engine unlinks the socket's name, so that no kill leaves it on disk. The descriptor keeps the file.
+        # The engine unlinks the socket's name, so that no kill leaves it on disk. The descriptor stays.
         engine_socket = f"/proc/self/fd/{os.open(engine_socket, os.O_PATH)}"
     else:
         template = _template(tuple(folders))
