@@ -173,7 +173,8 @@ async def open_sandbox(
 
     Raises:
         SandboxUnavailable: this machine cannot build the isolation.
-        TaskError: an argument has a wrong type, the context is no plain data, or the packages or a tool cannot be used.
+        TaskError: an argument has a wrong type, the context is no plain data, or the packages or a tool
+            cannot be used.
     """
     if config is None:
         config = SandboxConfig()
