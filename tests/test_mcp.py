@@ -384,7 +384,7 @@ async def _end(process: Process) -> tuple[int, str]:
 async def test_the_images_server_refuses_to_run_where_nothing_is_around_it() -> None:
     status, complaints = await _refused(sys.executable, "-I", "-m", "supdist.sandbox_image.mcp")
     assert status == 2
-    assert "has no wall of its own" in complaints
+    assert "runs only in the image's container" in complaints
     assert "supdist-engine mcp" in complaints
 
 

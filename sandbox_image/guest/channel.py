@@ -15,13 +15,12 @@ from .. import protocol
 
 T = TypeVar("T")
 
-# A thread that cannot send waits so long for the leader to read. Then it checks whether there is still a
-# leader.
-_LEADER_MS = 50
+# A thread that cannot send waits so long for the reader. Then it checks whether a thread still reads.
+_READER_MS = 50
 
 
-# There is no reader thread. The first thread that waits reads for all (leader and followers). So a cell with
-# one thread reads its replies itself, without a context switch.
+# There is no extra reader thread: the first thread that waits reads for all. So a cell with one thread reads
+# its replies itself, without a context switch.
 class Channel:
     """Send and receive frames on a socket that threads share."""
 
@@ -32,8 +31,8 @@ class Channel:
         self._poller.register(sock, select.POLLIN)
         self._send_lock = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
-        self._leading = False
-        self._orders: deque[protocol.ToGuest] = deque()
+        self._is_reader_active = False
+        self._messages: deque[protocol.ToGuest] = deque()
         self._replies: dict[int, list[str | protocol.CallError]] = {}
         self._tool_replies: dict[int, bytes | protocol.ToolFailure] = {}
         self._descriptors: deque[int] = deque()
@@ -67,7 +66,7 @@ class Channel:
 
     def receive(self) -> protocol.ToGuest:
         """Return the next message that is not a reply."""
-        return self._wait(lambda: self._orders.popleft() if self._orders else None)  # type: ignore[return-value]  # mypy joins the union
+        return self._wait(lambda: self._messages.popleft() if self._messages else None)  # type: ignore[return-value]  # mypy joins the union
 
     def reply(self, call: int) -> list[str | protocol.CallError]:
         """Wait for a worker call's reply."""
@@ -87,11 +86,11 @@ class Channel:
                 value = take()
                 if value is not None:
                     return value
-                if self._leading:
+                if self._is_reader_active:
                     with self.interrupts.allowed():
                         self._changed.wait()
                     continue
-                self._leading = True
+                self._is_reader_active = True
                 self._changed.release()
                 try:
                     with self.interrupts.allowed():
@@ -99,7 +98,7 @@ class Channel:
                     payloads = self._read()
                 finally:
                     self._changed.acquire()
-                    self._leading = False
+                    self._is_reader_active = False
                     self._changed.notify_all()
                 self._dispatch(payloads)
 
@@ -107,11 +106,11 @@ class Channel:
         # Read meanwhile, if no other thread does.
         poller = select.poll()
         with self._changed:
-            is_leader = not self._leading
-            self._leading = True
-        if not is_leader:
+            is_reader = not self._is_reader_active
+            self._is_reader_active = True
+        if not is_reader:
             poller.register(self._sock, select.POLLOUT)
-            poller.poll(_LEADER_MS)
+            poller.poll(_READER_MS)
             return
         payloads: list[bytes] = []
         try:
@@ -120,7 +119,7 @@ class Channel:
                 payloads = self._read()
         finally:
             with self._changed:
-                self._leading = False
+                self._is_reader_active = False
                 self._dispatch(payloads)
                 self._changed.notify_all()
 
@@ -132,7 +131,7 @@ class Channel:
             elif isinstance(message, protocol.ToolReply):
                 self._tool_replies[message.call] = message.result
             else:
-                self._orders.append(message)
+                self._messages.append(message)
 
     def _read(self) -> list[bytes]:
         data, ancillary, _, _ = self._sock.recvmsg(protocol.READ_BYTES, socket.CMSG_SPACE(8))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import numbers
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -61,7 +60,6 @@ class Primitives:
         self._numbers = itertools.count(1)
         self._number_lock = threading.Lock()
         self._answered_cell = 0
-        self._owner = os.getpid()
 
     def worker(self, prompt: str) -> str:
         """Ask the worker model one prompt; return its answer.
@@ -135,6 +133,7 @@ class Primitives:
             if not isinstance(prompt, str):
                 raise TypeError(f"a prompt must be a str; number {slot} is of type {type(prompt).__name__}")
         cell = self._current_cell()
+        # Placeholders: each is replaced by an answer, or by the failure of its own call.
         results: list[str | WorkerError] = [WorkerError("cancelled", "not sent")] * len(prompts)
         waiting: list[tuple[int, list[int]]] = []
         for slots, chunk in self._chunks(prompts, results):

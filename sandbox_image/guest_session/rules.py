@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .. import protocol
 from ..protocol import (
     NOT_MEASURED,
@@ -30,13 +32,20 @@ from ..protocol import (
     Usage,
     Violation,
 )
-from .calls import PendingCalls
 from .cell import Cell
+from .pending_calls import PendingCalls
 
 _ANSWER_CHARS = 8 << 20
 # Type, message, traceback. The guest's own library cuts below these.
 _ERROR_CHARS = (1_000, 8_000, 50_000)
 _ENDED = "the cell of this call has ended"
+
+
+class Accepted(NamedTuple):
+    """What an accepted message leads to."""
+
+    to_engine: FromShim | None
+    to_guest: Reply | ToolReply | None = None
 
 
 class MessageRules:
@@ -59,13 +68,15 @@ class MessageRules:
         return cell is not None and (cell.output[1] > most or cell.output[2] > most)
 
     def execute(self, number: int, timeout: float, now: float) -> None:
-        """Begin a cell.
+        """Start a cell.
 
         Raises:
-            ValueError: the engine's number is wrong.
+            ValueError: another cell runs, or the number does not rise.
         """
-        if self.cell is not None or number <= self._last_cell:
-            raise ValueError(f"cell {number} while cell {self._last_cell} is the last")
+        if self.cell is not None:
+            raise ValueError(f"cell {number} cannot start: cell {self.cell.number} is running")
+        if number <= self._last_cell:
+            raise ValueError(f"cell {number} cannot start: its number must be above {self._last_cell}")
         self._last_cell = number
         self.cell = Cell(number, timeout, max(timeout, self._limits.wall_seconds), now)
 
@@ -81,7 +92,7 @@ class MessageRules:
 
     def reply(self, reply: Reply | ToolReply, now: float) -> bool:
         """Take a reply of the engine; return False if its call is not pending."""
-        if not self.calls.answer(reply.call):
+        if not self.calls.remove(reply.call):
             return False
         if self.cell is not None and not self.calls:
             self.cell.resume_clock(now)
@@ -89,8 +100,8 @@ class MessageRules:
 
     def accept(
         self, message: FromGuest, now: float, usage: Usage = NOT_MEASURED, *, refused_process: bool = False
-    ) -> tuple[FromShim | None, Reply | ToolReply | None]:
-        """Return the message for the engine, and a refusal for the guest.
+    ) -> Accepted:
+        """Return the message for the engine and the refusal for the guest; either may be None.
 
         Args:
             usage: of the cell, for ``Done``.
@@ -101,24 +112,21 @@ class MessageRules:
         """
         match message:
             case Output():
-                return self._output(message), None
+                return Accepted(self._output(message))
             case Call():
-                return self._call(message, now)
+                return Accepted(*self._call(message, now))
             case ToolCall():
-                return self._tool_call(message, now)
+                return Accepted(*self._tool_call(message, now))
             case Done():
-                return self._done(message, now, usage, refused_process=refused_process), None
+                return Accepted(self._done(message, now, usage, refused_process=refused_process))
             case Final():
-                return self._final(message), None
+                return Accepted(self._final(message))
             case Display():
-                return self._display(message), None
+                return Accepted(self._display(message))
             case FileData() | FileList():
-                return self._answer(message), None
+                return Accepted(self._answer(message))
             case Ready():
-                if self._ready or message.version != protocol.VERSION:
-                    raise Violation("a second ready message, or one of another version")
-                self._ready = True
-                return message, None
+                return Accepted(self._ready_message(message))
             case _:
                 raise Violation("a message that a guest may not send")
 
@@ -157,12 +165,20 @@ class MessageRules:
 
     def _current(self, number: int) -> Cell | None:
         if number < 1 or number > self._last_cell:
-            raise Violation("a message of a cell that does not exist")
+            raise Violation("the guest sent a message for a cell that was never started")
         if self.cell is not None and self.cell.number == number:
             return self.cell
         # Not a violation: a thread may outlive its cell.
         self._dropped += 1
         return None
+
+    def _ready_message(self, message: Ready) -> Ready:
+        if self._ready:
+            raise Violation("a second ready message")
+        if message.version != protocol.VERSION:
+            raise Violation("a ready message of another protocol version")
+        self._ready = True
+        return message
 
     def _output(self, message: Output) -> Output | None:
         cell = self._current(message.cell)
@@ -212,7 +228,7 @@ class MessageRules:
         if len(message.arguments) > protocol.TOOL_ARGUMENT_BYTES:
             raise Violation("arguments longer than the guest's library sends")
         if not 0 <= message.tool < self._limits.tools:
-            raise Violation("a call of a tool that does not exist")
+            raise Violation("the guest called a tool that does not exist")
         cell = self._current(message.cell)
         if cell is None or cell.interrupted is not None:
             return None, ToolReply(message.call, ToolFailure("cancelled", _ENDED))

@@ -248,7 +248,8 @@ class GuestSession:
         return [Send("engine", end)]
 
     def _accept(self, message: FromGuest, payload: bytes | None, now: float, facts: Measured) -> list[Send]:
-        passed, refusal = self._rules.accept(message, now, facts.usage, refused_process=facts.refused_process)
+        accepted = self._rules.accept(message, now, facts.usage, refused_process=facts.refused_process)
+        passed, refusal = accepted.to_engine, accepted.to_guest
         sends: list[Send] = []
         if passed is not None:
             sends.append(Send("engine", passed, payload if passed is message else None))

@@ -40,9 +40,9 @@ def main() -> None:
         asyncio.run(_serve(arguments, own))
     else:
         print(
-            "This server does not isolate code: it has no wall of its own, and belongs into the image's "
-            "container. Use `supdist-engine mcp` for a sandbox, or --no-wall to run the code here with all "
-            "rights of your user.",
+            "This server runs only in the image's container, which isolates the code. For a sandbox here "
+            "use `supdist-engine mcp`. With --no-wall the code runs here without isolation, with all rights "
+            "of your user.",
             file=sys.stderr,
         )
         sys.exit(USAGE)
@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     add(
         "--no-wall",
         action="store_true",
-        help="run outside of a container, without isolation",
+        help="run the code without isolation, with all rights of your user",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Run one client's calls one after another, and replace a lost session."""
+"""Run one client's calls one after another, and open a new session after one that was lost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SessionQueue:
         return await asyncio.shield(self._opening)
 
     async def execute(self, code: str, timeout: float) -> Cell:  # noqa: ASYNC109 - the session keeps it
-        """See ``Session.execute``. Replace a lost session before returning."""
+        """See ``Session.execute``. If the code ended the session, open a new one before returning."""
         async with self._session() as session:
             cell = await _finish(session.execute(code, timeout))
             if cell.lost:

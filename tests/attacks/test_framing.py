@@ -64,7 +64,7 @@ BREACHES: list[Attack] = [
     *(breach(f"RP13-init-{tag}", f"send({fields})") for tag, fields in {
         "file": "26, 1, b'x', None", "list": "29, 1, [], False", "discard": "9", "hung-up": "10",
     }.items()),
-    breach("RP17-future-call", "send(22, 1, cell + 1, ['a'])", "cell that does not exist"),
+    breach("RP17-future-call", "send(22, 1, cell + 1, ['a'])", "cell that was never started"),
     breach("RP17-future-final", "send(23, cell + 1, 'x')"),
     breach("RP17-future-output", "send(21, cell + 7, 1, b'x')"),
     breach("RP17-cell-zero", "send(23, 0, 'x')"),
@@ -80,7 +80,8 @@ BREACHES: list[Attack] = [
     breach("RP11-display-form", "send(28, cell, {'application/x-python': 'x'}, {})"),
     breach("RP11-display-type", "send(28, cell, {'text/plain': b'x'}, {})"),
     breach("RP11-display-of-nothing", "send(28, cell, {}, {})", "an empty display"),
-    breach("RP17-future-display", "send(28, cell + 1, {'text/plain': 'x'}, {})", "cell that does not exist"),
+    breach("RP17-future-display", "send(28, cell + 1, {'text/plain': 'x'}, {})",
+        "cell that was never started"),
     breach("RP11-ready-again", "send(20, protocol.VERSION, [{}, 0, 0, True, [], False])"),
 ]  # fmt: skip
 

@@ -33,8 +33,8 @@ BREACHES = [
         "used before"),
     breach("RP14-tool-lower", "send(22, 5, cell, ['a']); send(27, 4, cell, 0, b'[[\"x\"],{}]')",
         "used before"),
-    breach("RP17-tool-future", "send(27, 1, cell + 1, 0, b'[[\"x\"],{}]')", "cell that does not exist"),
-    breach("RP17-tool-cell-zero", "send(27, 1, 0, 0, b'[[\"x\"],{}]')", "cell that does not exist"),
+    breach("RP17-tool-future", "send(27, 1, cell + 1, 0, b'[[\"x\"],{}]')", "cell that was never started"),
+    breach("RP17-tool-cell-zero", "send(27, 1, 0, 0, b'[[\"x\"],{}]')", "cell that was never started"),
 ]  # fmt: skip
 
 

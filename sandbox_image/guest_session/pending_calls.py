@@ -58,7 +58,7 @@ class PendingCalls:
         self._prompts += prompts
         self._bytes += size
 
-    def answer(self, call: int) -> bool:
+    def remove(self, call: int) -> bool:
         """Remove a call; return False if it was not pending."""
         counted = self._pending.pop(call, None)
         if counted is None:
