@@ -27,7 +27,7 @@ from .sandbox import SandboxConfig, open_sandbox
 from .sandbox.context import EncodedContext
 from .sandbox.packages import importable
 from .supervisor.conversation import Conversation
-from .supervisor.loop import SupervisorLoop, Task
+from .supervisor.loop import RunSpec, SupervisorLoop
 from .supervisor.prompts import Prompts
 from .toolbox.toolbox import Tool, Toolbox
 
@@ -147,7 +147,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
     toolbox = Toolbox.of(config.tools)
     emit = config.on_event or _ignore
     limits = _limits(question, config)
-    task = _task(question, config, limits, toolbox)
+    task = _run_spec(question, config, limits, toolbox)
     async with contextlib.AsyncExitStack() as stack:
         run_id = new_run_id()
         # First on the stack, so it closes last: the broker writes to it.
@@ -205,8 +205,8 @@ def _limits(question: _Question, config: RunConfig) -> RunLimits:
     return limits
 
 
-def _task(question: _Question, config: RunConfig, limits: RunLimits, toolbox: Toolbox) -> Task:
-    return Task(
+def _run_spec(question: _Question, config: RunConfig, limits: RunLimits, toolbox: Toolbox) -> RunSpec:
+    return RunSpec(
         question.query,
         question.context,
         config.max_iterations,

@@ -53,14 +53,18 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxFileError(SandboxError):
-    """A file cannot be put or got; ``code`` is not_found, not_regular, outside, too_large or io."""
+    """A file cannot be put or got; ``code`` is not_found, not_regular, outside, too_large or io.
 
-    def __init__(self, code: str, path: str) -> None:
+    Args:
+        limit: for too_large: the most bytes that were allowed.
+    """
+
+    def __init__(self, code: str, path: str, limit: int = 0) -> None:
         words = {
             "not_found": "there is no such file",
             "not_regular": "it is no regular file, or a link is on the way to it",
             "outside": "a path must be relative and stay in the working directory",
-            "too_large": "it is larger than was asked for",
+            "too_large": f"it has more than {limit} bytes; raise max_bytes, or read it in parts with code",
             "io": "it cannot be read or written (disk full, or name not allowed)",
         }
         # repr: a path may hold control characters.

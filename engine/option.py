@@ -105,7 +105,7 @@ def flag(option: Option, value: object) -> bool:
 
 
 def path(option: Option, value: object) -> str | os.PathLike[str]:
-    """Return the path."""
+    """Return a path that is not empty, as it was given."""
     expected = "a path (str or pathlib.Path)"
     if not isinstance(value, (str, os.PathLike)):
         option.reject(value, expected)

@@ -200,9 +200,9 @@ def _make_private(descriptor: int, path: Path) -> None:
 def _check_own(found: os.stat_result, path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, f"it belongs to another user (uid {found.st_uid})", str(path))
-    # By a second name somebody else could have put it here.
+    # Another user may have linked a file of the caller's here.
     if found.st_nlink != 1:
-        raise OSError(errno.EMLINK, "it has a second name (a hard link)", str(path))
+        raise OSError(errno.EMLINK, "it has another hard link; copy it to a new file", str(path))
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:

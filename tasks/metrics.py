@@ -69,7 +69,7 @@ def share_found(prediction: str, references: Collection[str]) -> float:
 
 
 def numeric_score(prediction: float, reference: float) -> float:
-    """Return 0.75 to the power of the error (OOLONG, Bertsch et al. 2025)."""
+    """Return 0.75 ** |prediction - reference| (OOLONG, Bertsch et al. 2025)."""
     return float(0.75 ** abs(prediction - reference))
 
 

@@ -222,6 +222,6 @@ def papers_of_hub(dataset: str, revision: str, split: str) -> dict[str, Paper]:
     # The hub's client raises errors of three HTTP libraries besides its own.
     except Exception as error:
         raise TaskDataError(
-            f"cannot load {dataset} ({split}): {error}; give path= a file of QASPER instead"
+            f"cannot load {dataset} ({split}): {error}; download a file of QASPER and set path=FILE"
         ) from error
     return _papers_of(rows, dataset)

@@ -22,7 +22,7 @@ from supdist.engine.jail.message_stream import MessageStream
 from supdist.engine.runlog.writer import RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.engine.sandbox.context import ContextMemory
-from supdist.engine.sandbox.zygote import Zygote
+from supdist.engine.sandbox.zygote import ZygoteClient
 from supdist.handlers import Completion, Message, ModelHandler, Price
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.channel import Channel
@@ -100,7 +100,7 @@ def test_in_the_shim_a_frame_is_a_system_call() -> None:
         assert stream.unsent_bytes == 0
 
 
-async def talk(zygote: Zygote, code: str) -> Counter[str]:
+async def talk(zygote: ZygoteClient, code: str) -> Counter[str]:
     """Run a cell in its own sandbox, answer its calls, and count the messages from its shim."""
     messages: asyncio.Queue[protocol.FromShim | protocol.ShimExit] = asyncio.Queue()
     fd = zygote.contexts.descriptor("")
@@ -132,7 +132,7 @@ async def talk(zygote: Zygote, code: str) -> Counter[str]:
 
 
 async def test_a_call_is_a_message_each_way_and_a_cell_two() -> None:
-    zygote = await Zygote.start()
+    zygote = await ZygoteClient.start()
     try:
         assert await talk(zygote, "1 + 1") == {"more": 1, "end": 1}, "the value that it shows, and its end"
         assert await talk(zygote, "x = 1") == {"end": 1}

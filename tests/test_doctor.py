@@ -9,7 +9,7 @@ import pytest
 from test_cli import supdist
 
 from supdist.engine.sandbox import doctor, open_sandbox
-from supdist.engine.sandbox.diagnostics import unavailable
+from supdist.engine.sandbox.diagnostics import sandbox_unavailable_for
 from supdist.engine.sandbox.doctor import Finding, Layer, default_level_holds, examine
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ async def test_a_wall_that_cannot_be_built_is_a_finding_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> object:
-        raise unavailable("user_namespace", 28)
+        raise sandbox_unavailable_for("user_namespace", 28)
 
     monkeypatch.setattr(doctor, "open_sandbox", refuse)
     (finding,) = await examine()

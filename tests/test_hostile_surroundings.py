@@ -303,7 +303,7 @@ async def test_a_fifo_in_the_folder_is_waited_for_by_nobody(place: Place) -> Non
 async def test_a_hard_link_beside_a_cache_is_not_written_to(place: Place, suffix: str) -> None:
     (place.folder / f"cache.sqlite{suffix}").hardlink_to(place.home / ".bashrc")
     place.task(cache="cache.sqlite")
-    refused(await place.start("run", "task.json"), "it has a second name", code=6)
+    refused(await place.start("run", "task.json"), "it has another hard link", code=6)
 
 
 async def test_a_file_that_is_no_cache_is_left_as_it_is(place: Place) -> None:

@@ -36,7 +36,7 @@ from supdist.engine import (
 )
 from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.sandbox import zygote as zygote_module
-from supdist.engine.sandbox.diagnostics import unavailable
+from supdist.engine.sandbox.diagnostics import sandbox_unavailable_for
 
 pytestmark = pytest.mark.anyio
 
@@ -372,13 +372,13 @@ def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
 def test_remedies_name_the_capability_and_the_mend() -> None:
     import errno
 
-    assert "user.max_user_namespaces" in unavailable("user_namespace", errno.ENOSPC).remedy
-    assert "Linux 5.12" in unavailable("zygote_root", errno.ENOSYS).remedy
-    assert "chroot" in unavailable("zygote_root", errno.EINVAL).remedy
-    assert "user.max_.*_namespaces" in unavailable("namespaces", errno.ENOSPC).remedy
-    assert "ulimit -u" in unavailable("fork", errno.EAGAIN).remedy
-    assert "memory" in unavailable("fork", errno.ENOMEM).remedy
-    assert "aarch64" in unavailable("processor", errno.ENOSYS).remedy
-    assert unavailable("user_namespace", errno.EPERM).capability.startswith(
+    assert "user.max_user_namespaces" in sandbox_unavailable_for("user_namespace", errno.ENOSPC).remedy
+    assert "Linux 5.12" in sandbox_unavailable_for("zygote_root", errno.ENOSYS).remedy
+    assert "chroot" in sandbox_unavailable_for("zygote_root", errno.EINVAL).remedy
+    assert "user.max_.*_namespaces" in sandbox_unavailable_for("namespaces", errno.ENOSPC).remedy
+    assert "ulimit -u" in sandbox_unavailable_for("fork", errno.EAGAIN).remedy
+    assert "memory" in sandbox_unavailable_for("fork", errno.ENOMEM).remedy
+    assert "aarch64" in sandbox_unavailable_for("processor", errno.ENOSYS).remedy
+    assert sandbox_unavailable_for("user_namespace", errno.EPERM).capability.startswith(
         "User namespaces cannot be created"
     )

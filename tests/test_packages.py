@@ -20,7 +20,7 @@ from process_support import COMMAND, zygotes
 from support import REPOSITORY, SMALL, Open, scan_memory_for
 
 from supdist.engine import Outcome, Sandbox, SandboxConfig, SandboxRuntime, TaskError, arun, open_sandbox
-from supdist.engine.sandbox.zygote import Zygote
+from supdist.engine.sandbox.zygote import ZygoteClient
 from supdist.handlers import ScriptedHandler
 
 pytestmark = pytest.mark.anyio
@@ -418,7 +418,7 @@ async def test_what_is_no_folder_is_refused_with_a_remedy(
 
 async def test_a_folder_that_goes_while_its_zygote_starts_is_refused_too(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="No such file"):
-        await Zygote.start(str(tmp_path / "gone"))
+        await ZygoteClient.start(str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize("closed", ["", "package", "module.py"])

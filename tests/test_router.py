@@ -15,11 +15,11 @@ import pytest
 import zmq
 from support import CountingSelector
 
-from supdist.engine.jail.zmtp import Peer
+from supdist.engine.jail.zmtp import ZmtpConnection
 from supdist.engine.sandbox.router import Router
 
 SIZES = [0, 1, 255, 256, 70_000, 5 << 20]
-GREETING = Peer(b"DEALER", 1).handshake[:64]
+GREETING = ZmtpConnection(b"DEALER", 1).handshake[:64]
 
 
 class Engine:
@@ -47,9 +47,9 @@ class Engine:
         sock.setblocking(False)
         return sock
 
-    async def peer(self, name: bytes) -> tuple[socket.socket, Peer]:
+    async def peer(self, name: bytes) -> tuple[socket.socket, ZmtpConnection]:
         """One that has shaken hands."""
-        sock, peer = self.dial(), Peer(b"DEALER", 64 << 20, name)
+        sock, peer = self.dial(), ZmtpConnection(b"DEALER", 64 << 20, name)
         sock.send(peer.handshake)
         while not peer.is_ready:
             peer.feed(await received(sock))
@@ -128,12 +128,12 @@ async def test_a_peer_that_does_not_read_delays_none_and_loses_nothing(engine: E
     [
         b"GET / HTTP/1.1\r\n".ljust(64),
         GREETING.replace(b"NULL", b"PLAIN"),
-        Peer(b"ROUTER", 1, b"a router").handshake,
-        Peer(b"DEALER", 1).handshake,
-        Peer(b"DEALER", 1, b"taken").handshake,
+        ZmtpConnection(b"ROUTER", 1, b"a router").handshake,
+        ZmtpConnection(b"DEALER", 1).handshake,
+        ZmtpConnection(b"DEALER", 1, b"taken").handshake,
         GREETING + b"\x00\x01x",
-        Peer(b"DEALER", 1, b"new").handshake + b"\x01\x01x",
-        Peer(b"DEALER", 1, b"new").handshake + b"\x02" + (65 << 20).to_bytes(8, "big"),
+        ZmtpConnection(b"DEALER", 1, b"new").handshake + b"\x01\x01x",
+        ZmtpConnection(b"DEALER", 1, b"new").handshake + b"\x02" + (65 << 20).to_bytes(8, "big"),
     ],
     ids=["http", "mechanism", "kind", "nameless", "taken", "early", "frames", "large"],
 )
@@ -217,7 +217,7 @@ def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_pa
     selector = CountingSelector()
 
     async def wait_and_come() -> int:
-        engine, peer = Engine(tmp_path), Peer(b"DEALER", 1024, b"late")
+        engine, peer = Engine(tmp_path), ZmtpConnection(b"DEALER", 1024, b"late")
         sock = engine.dial()
         with sock, no_descriptors_left() as let_there_be_some:
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):

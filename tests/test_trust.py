@@ -179,8 +179,8 @@ def test_endpoints_of_a_list_have_each_their_own_key() -> None:
     handler = spec.build("worker", Path(), 8, permissions)
     assert isinstance(handler, OpenAIHandler)
     expected = {OPENAI: "OPENAI_API_KEY", TOGETHER: "TOGETHER_API_KEY", LOCAL: None}
-    assert permissions.granted().keys([OPENAI, TOGETHER, LOCAL], None, "") == expected
-    assert permissions.granted().keys([BOX], None, "") == {BOX: None}
+    assert permissions.granted_keys().keys([OPENAI, TOGETHER, LOCAL], None, "") == expected
+    assert permissions.granted_keys().keys([BOX], None, "") == {BOX: None}
 
 
 def test_the_handler_itself_sends_the_key_that_the_program_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_a_file_of_ones_own_is_closed_to_others_when_it_is_written_to(tmp_path: 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder", "hard link"])
 def test_what_is_no_file_of_ones_own_is_not_written_to(tmp_path: Path, kind: str) -> None:
-    why = "it is a link|it is no regular file|it has a second name|Is a directory"
+    why = "it is a link|it is no regular file|it has another hard link|Is a directory"
     target, planted = tmp_path / "target", tmp_path / "planted"
     if kind != "dangling":
         target.write_text("precious")

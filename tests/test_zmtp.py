@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supdist.engine.jail.message_stream import MessageStream
-from supdist.engine.jail.zmtp import Peer
+from supdist.engine.jail.zmtp import ZmtpConnection
 from supdist.sandbox_image.protocol import Violation
 
 LIMIT = 1 << 20
@@ -36,11 +36,11 @@ def router(tmp_path: Path) -> Generator[zmq.Socket[bytes]]:
         yield router
 
 
-def connect(path: Path, name: bytes) -> tuple[socket.socket, Peer]:
+def connect(path: Path, name: bytes) -> tuple[socket.socket, ZmtpConnection]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(5)
     sock.connect(f"{path}/engine")
-    dealer = Peer(b"DEALER", LIMIT, name)
+    dealer = ZmtpConnection(b"DEALER", LIMIT, name)
     sock.sendall(dealer.handshake)
     while not dealer.is_ready:
         assert dealer.feed(sock.recv(7)) == []
@@ -69,7 +69,7 @@ def test_libzmqs_router_takes_what_a_shim_says_and_is_understood(
 
 @given(st.lists(st.binary(max_size=600), max_size=8), st.integers(1, 700))
 def test_messages_come_whole_however_their_bytes_arrive(payloads: list[bytes], piece: int) -> None:
-    dealer, heard = Peer(b"DEALER", LIMIT), list[bytes]()
+    dealer, heard = ZmtpConnection(b"DEALER", LIMIT), list[bytes]()
     stream = GREETING + READY + b"".join(map(dealer.frame, payloads))
     for start in range(0, len(stream), piece):
         heard += dealer.feed(stream[start : start + piece])
@@ -93,13 +93,13 @@ def test_messages_come_whole_however_their_bytes_arrive(payloads: list[bytes], p
 )
 def test_what_no_engine_says_ends_it(said: bytes) -> None:
     with pytest.raises(Violation):
-        Peer(b"DEALER", LIMIT).feed(said)
+        ZmtpConnection(b"DEALER", LIMIT).feed(said)
 
 
 def test_what_waits_is_written_when_there_is_room_and_given_up_in_time() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        lane = MessageStream(ours, Peer(b"DEALER", LIMIT))
+        lane = MessageStream(ours, ZmtpConnection(b"DEALER", LIMIT))
         payload = bytes(LIMIT)
         lane.send(payload)
         lane.send(b"last")

@@ -41,7 +41,7 @@ class OptionalPortCommand(TyperCommand):
     """A command in which ``--http`` alone means ``--http 0``, any free port."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, with 0 where the port is missing."""
+        """Parse the arguments; insert port 0 after an ``--http`` without a port."""
         places = [place for place, word in enumerate(args) if word == "--http"]
         # From the end: an insertion moves the places after it.
         for place in reversed(places):
@@ -53,15 +53,25 @@ class OptionalPortCommand(TyperCommand):
 CallTimeoutOption = Annotated[
     float,
     typer.Option(
-        "--timeout", min=0.001, max=MOST_SECONDS, help="Seconds for a call of the tool `python`, at most."
+        "--timeout",
+        min=0.001,
+        max=MOST_SECONDS,
+        help="Stop a call of the tool `python` after this many seconds.",
     ),
 ]
 OutputLimitOption = Annotated[
     int,
-    typer.Option("--output-limit", min=100, help="Characters of each text in a result; the rest is cut off."),
+    typer.Option(
+        "--output-limit",
+        min=100,
+        help="Show at most this many characters of each text; the middle is cut out.",
+    ),
 ]
 WarmOption = Annotated[
-    int, typer.Option("--warm", min=0, help="With --http and --backend docker: containers to start ahead.")
+    int,
+    typer.Option(
+        "--warm", min=0, help="With --http and --backend docker: keep this many started containers ready."
+    ),
 ]
 HttpOption = Annotated[
     str | None,
@@ -80,12 +90,20 @@ TokenFileOption = Annotated[
 ]
 SessionsOption = Annotated[
     int,
-    typer.Option("--sessions", min=1, max=1000, help="With --http: sessions at once, each with a sandbox."),
+    typer.Option(
+        "--sessions",
+        min=1,
+        max=1000,
+        help="With --http: allow this many sessions at once. Each has its own sandbox.",
+    ),
 ]
 IdleOption = Annotated[
     float,
     typer.Option(
-        "--idle", min=0.1, max=MOST_SECONDS, help="With --http: seconds until an unused session is ended."
+        "--idle",
+        min=0.1,
+        max=MOST_SECONDS,
+        help="With --http: end a session that was unused for this many seconds.",
     ),
 ]
 

@@ -54,7 +54,7 @@ def trust_host(
         str, typer.Option(help="The name of the variable that holds the key, such as OPENAI_API_KEY.")
     ],
 ) -> None:
-    """Let a key be sent to a host."""
+    """Allow one API key to go to one host."""
     from ..errors import TaskError
     from ..trust.hosts import parse_host
     from ..trust.settings import HostRule, change_settings

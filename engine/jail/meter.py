@@ -85,7 +85,7 @@ class NoMeter(Meter):
         """See ``Meter.begin_cell``."""
 
     def usage(self) -> Usage:
-        """See ``Meter.usage``."""
+        """Return ``NOT_MEASURED``."""
         return NOT_MEASURED
 
     def exceeded(self) -> tuple[Outcome, str] | None:

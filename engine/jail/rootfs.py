@@ -1,7 +1,7 @@
 """Build the zygote's root file system in a mount namespace, under neutral paths.
 
-``plan`` runs in the engine. ``main`` runs in a fresh interpreter with the standard library, and becomes the
-zygote::
+``find_layout`` runs in the engine. ``main`` runs in a fresh interpreter with the standard library, and
+becomes the zygote::
 
     /lower          folders of the host for sandboxes, each a bind
     /template       the rest of a sandbox's tree
@@ -69,7 +69,7 @@ BOOT = (
 )
 
 
-class Plan(TypedDict):
+class RootLayout(TypedDict):
     """What the root holds, as pairs of a host path and its path in the root."""
 
     binds: list[list[str]]
@@ -80,15 +80,15 @@ class Plan(TypedDict):
     links: dict[str, str]
 
 
-class Order(Plan):
-    """A plan, the engine's control descriptor and socket, and the number of ``SetupFailed``."""
+class ZygoteStart(RootLayout):
+    """A root's layout, the engine's control descriptor and socket, and the number of ``SetupFailed``."""
 
     control: int
     socket: str
     failed: int
 
 
-def plan(packages: str | None = None) -> Plan:
+def find_layout(packages: str | None = None) -> RootLayout:
     """Find what the root holds on this host; ``packages`` becomes ``PACKAGES``."""
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
     executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
@@ -145,40 +145,40 @@ def command(control_fd: int, socket_file: str, packages: str | None = None) -> l
     from ...sandbox_image.protocol import SetupFailed, tag
 
     boot = BOOT.format(path=[], root=str(_ROOT), module="rootfs")
-    order: Order = {
-        **plan(packages),
+    start: ZygoteStart = {
+        **find_layout(packages),
         "control": control_fd,
         "socket": socket_file,
         "failed": tag(SetupFailed),
     }
-    return [sys.executable, "-I", "-S", "-c", boot, json.dumps(order)]
+    return [sys.executable, "-I", "-S", "-c", boot, json.dumps(start)]
 
 
 def main() -> None:
     """Build the root and execute the zygote in it."""
-    order: Order = json.loads(sys.argv[1])
+    start: ZygoteStart = json.loads(sys.argv[1])
     # Each sandbox has its own uid, and must be able to read the root.
     os.umask(0o022)
     try:
-        _build(order)
+        _build(start)
         with setup_step("exec"):
-            folders = [target for _, target in order["binds"]] + [
-                os.path.dirname(to) for _, to in order["copies"]
+            folders = [target for _, target in start["binds"]] + [
+                os.path.dirname(to) for _, to in start["copies"]
             ]
             boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="start")
             arguments = [
-                order["python"],
+                start["python"],
                 "-I",
                 "-S",
                 "-c",
                 boot,
-                str(order["control"]),
+                str(start["control"]),
                 ENGINE_SOCKET,
                 json.dumps(folders),
             ]
-            os.execve(order["python"], arguments, {"LANG": "C.UTF-8", **order["environment"]})
+            os.execve(start["python"], arguments, {"LANG": "C.UTF-8", **start["environment"]})
     except SetupError as failure:
-        os.write(order["control"], setup_failed(order["failed"], failure))
+        os.write(start["control"], setup_failed(start["failed"], failure))
         sys.exit(1)
 
 
@@ -189,7 +189,7 @@ def setup_failed(number: int, failure: SetupError) -> bytes:
     return bytes((0x93, number, 0xA0 | len(name))) + name + b"\xcd" + failure.errno.to_bytes(2, "big")
 
 
-def _build(order: Order) -> None:
+def _build(start: ZygoteStart) -> None:
     _enter_mount_namespace()
     with setup_step("zygote_root"):
         # Two pivots (pivot_root(2)). The first moves the host's tree to /host, so that also sources below
@@ -202,7 +202,7 @@ def _build(order: Order) -> None:
         os.chdir("/")
         sc.mount("tmpfs", "/root", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
         os.chdir("/root")
-        _fill(order)
+        _fill(start)
         sc.pivot_root_here()
 
 
@@ -226,29 +226,29 @@ def _enter_mount_namespace() -> None:
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
 
 
-def _fill(order: Order) -> None:
+def _fill(start: ZygoteStart) -> None:
     for folder in ("proc", "dev", "run", "hostlib", "lower", "template", "empty", "guest"):
         os.mkdir(folder)
-    for source, target in order["binds"]:
+    for source, target in start["binds"]:
         with setup_step("packages" if target == PACKAGES else "zygote_root"):
             _bind(source, f"lower{target}")
     # After all binds: a bind can lie below another one.
-    for _, target in order["binds"]:
+    for _, target in start["binds"]:
         sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
-    for source, target in order["copies"]:
+    for source, target in start["copies"]:
         os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
         shutil.copyfile(f"/host{source}", f"lower{target}")
         os.chmod(f"lower{target}", 0o555)  # noqa: S103 - every sandbox has its own uid
-    _fill_template(order)
+    _fill_template(start)
     links = (
         {f"/{name}": f"{LOWER}/{name}" for name in os.listdir("lower")}
-        | order["links"]
+        | start["links"]
         | {"/etc": f"{TEMPLATE}/etc"}
     )
     for path, target in links.items():
         os.symlink(target, path[1:])
 
-    for source, target in order["modules"]:
+    for source, target in start["modules"]:
         _bind(source, target[1:])
         sc.protect(target[1:], sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
     for name in DEVICES:
@@ -257,15 +257,15 @@ def _fill(order: Order) -> None:
     if os.path.isdir("/host/sys/fs/cgroup"):
         _bind("/sys/fs/cgroup", "sys/fs/cgroup")
     # The file itself: the engine unlinks its folder at once, so that nothing is left on disk after a kill.
-    _bind(order["socket"], ENGINE_SOCKET[1:])
+    _bind(start["socket"], ENGINE_SOCKET[1:])
 
 
-def _fill_template(order: Order) -> None:
+def _fill_template(start: ZygoteStart) -> None:
     template = Path("template")
-    folders = [target for _, target in order["binds"]] + [os.path.dirname(to) for _, to in order["copies"]]
+    folders = [target for _, target in start["binds"]] + [os.path.dirname(to) for _, to in start["copies"]]
     for folder in ("etc/fonts", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
         (template / folder).mkdir(parents=True, exist_ok=True)
-    for path, target in order["links"].items():
+    for path, target in start["links"].items():
         os.symlink(target, template / path[1:])
     for name, text in _ETC_FILES.items():
         (template / "etc" / name).write_text(text)

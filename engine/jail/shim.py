@@ -26,7 +26,7 @@ from .message_stream import DescriptorPoller, MessageStream
 from .meter import CgroupMeter, Meter, NoMeter
 from .output import output_reader
 from .setup_errors import SetupError
-from .zmtp import Peer
+from .zmtp import ZmtpConnection
 
 _PACKET_BYTES = 64 << 10
 _CONNECT_SECONDS = 5
@@ -103,7 +103,7 @@ def _connect(path: str, session: bytes) -> MessageStream:
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
     stream.connect(path)
-    dealer = Peer(b"DEALER", protocol.MAX_FRAME_BYTES, session)
+    dealer = ZmtpConnection(b"DEALER", protocol.MAX_FRAME_BYTES, session)
     stream.sendall(dealer.handshake)
     while not dealer.is_ready:
         data = stream.recv(_PACKET_BYTES)

@@ -15,7 +15,7 @@ _OUR_GREETING = _GREETING.pack(0xFF, 0x7F, 3, 1, b"NULL", 0)
 _OTHER_KIND = {b"DEALER": b"ROUTER", b"ROUTER": b"DEALER"}
 
 
-class Peer:
+class ZmtpConnection:
     """One end of a connection, for messages of one frame.
 
     Args:
@@ -98,8 +98,10 @@ class Peer:
                 return None
             size = int.from_bytes(view[at + 1 : start], "big")
         # Checked as soon as the header is there, before the body is collected.
-        if flags & _MORE or size > self._limit:
-            raise Violation("a ZMTP message that has several frames, or is too large")
+        if flags & _MORE:
+            raise Violation("a ZMTP message of several frames; one frame is allowed")
+        if size > self._limit:
+            raise Violation(f"a ZMTP message of {size} bytes; at most {self._limit} are allowed")
         return (flags, start, start + size) if len(view) >= start + size else None
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from ...sandbox_image import protocol
 from ..toolbox.toolbox import Toolbox
 from .config import SandboxConfig
-from .zygote import Receiver, Zygote
+from .zygote import Receiver, ZygoteClient
 
 
 class Guest:
@@ -18,41 +18,42 @@ class Guest:
 
     def __init__(
         self,
-        zygote: Zygote,
-        session: bytes,
+        zygote: ZygoteClient,
+        shim_id: bytes,
         load: protocol.Load,
         *,
         backend: str = "process",
         limited: bool = True,
     ) -> None:
         self._zygote = zygote
-        self._session = session
+        self._shim_id = shim_id
         # The message that gives the guest its context.
         self.load = load
         # As in ``Isolation``.
         self.backend = backend
         self.limited = limited
         # Bound once, because every reply to a worker call goes through it.
-        self.send: Callable[[protocol.ToShim], None] = partial(zygote.send, session)
+        self.send: Callable[[protocol.ToShim], None] = partial(zygote.send, shim_id)
 
     def abandon(self) -> None:
-        """See ``Zygote.abandon``."""
-        self._zygote.abandon(self._session)
+        """See ``ZygoteClient.abandon``."""
+        self._zygote.abandon(self._shim_id)
 
     async def discard(self) -> None:
         """Deliver no more messages, and remove what the guest left."""
-        self._zygote.forget(self._session)
+        self._zygote.forget(self._shim_id)
 
 
 class Backend(ABC):
     """Opens guests for one event loop."""
 
-    # Nothing is awaited: the event loop delivers the first message after the caller has the guest.
     @abstractmethod
     async def open(
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
-        """Start a guest; await nothing after the request to its zygote.
+        """Start a guest; await nothing after the zygote was asked to fork its shim.
+
+        Then the event loop delivers the first message only after the caller has the guest.
 
         Raises:
             SandboxUnavailable: this machine has no such isolation.
@@ -64,7 +65,7 @@ class Backend(ABC):
 class ProcessBackend(Backend):
     """Forks guests from a zygote."""
 
-    def __init__(self, zygote: Zygote) -> None:
+    def __init__(self, zygote: ZygoteClient) -> None:
         self._zygote = zygote
 
     async def open(
@@ -74,16 +75,16 @@ class ProcessBackend(Backend):
         zygote, contexts = self._zygote, self._zygote.contexts
         fd = contexts.descriptor(context)
         try:
-            session = zygote.spawn(
+            shim_id = zygote.spawn(
                 receiver, config.session_limits(len(toolbox.host)), config.resource_limits(), fd
             )
             # Written while the guest gets its limits. It reads the memory only after it was sent ``load``.
             try:
                 kind = contexts.write(fd, context)
             except BaseException:
-                zygote.forget(session)
-                zygote.abandon(session)
+                zygote.forget(shim_id)
+                zygote.abandon(shim_id)
                 raise
         finally:
             os.close(fd)
-        return Guest(zygote, session, protocol.Load(kind, "descriptor", b""))
+        return Guest(zygote, shim_id, protocol.Load(kind, "descriptor", b""))

@@ -165,7 +165,7 @@ class Daemon:
         """Wait for the end of a container whose stream has ended.
 
         Raises:
-            SandboxLost: it does not end, or the daemon cannot say how.
+            SandboxLost: it does not end, or the daemon does not report how.
         """
         from docker.errors import DockerException
 
@@ -176,7 +176,7 @@ class Daemon:
                 state = self._client.inspect_container(container)["State"]
             except (DockerException, OSError) as error:
                 raise SandboxLost(
-                    f"the Docker daemon cannot say how the container ended ({reason(error)})"
+                    f"the Docker daemon did not report how the sandbox's container ended ({reason(error)})"
                 ) from error
             if not state["Running"]:
                 if state["OOMKilled"] or state["ExitCode"] != _KILLED:
@@ -185,7 +185,7 @@ class Daemon:
                     was_killed, deadline = True, time.monotonic() + _OOM_EVENT_SECONDS
             time.sleep(_POLL_SECONDS)
         if state["Running"]:
-            raise SandboxLost("its container does not end")
+            raise SandboxLost(f"the sandbox's container did not end within {_END_SECONDS:g} s")
         return ContainerEnd(bool(state["OOMKilled"]), state["ExitCode"] == _KILLED)
 
     def remove(self, container: str) -> None:

@@ -28,7 +28,7 @@ _STEPS = {
 }
 
 
-def failure(step: str, code: int, packages: str | None) -> EngineError:
+def setup_error_for(step: str, code: int, packages: str | None) -> EngineError:
     """Return the error for a failed step, in a sandbox with these packages."""
     # The folder is the user's, so the task is wrong and not the machine.
     if step == "packages":
@@ -36,10 +36,10 @@ def failure(step: str, code: int, packages: str | None) -> EngineError:
             f"packages: {packages!r} cannot be read in the sandbox ({os.strerror(code)}). Where the engine "
             "is root, a sandbox runs as another user: `chmod -R a+rX` on the folder lets every user read it"
         )
-    return unavailable(step, code)
+    return sandbox_unavailable_for(step, code)
 
 
-def unavailable(step: str, code: int) -> SandboxUnavailable:
+def sandbox_unavailable_for(step: str, code: int) -> SandboxUnavailable:
     """Return the error for a failed step."""
     what = _STEPS.get(step, "The sandbox cannot be built")
     reason = os.strerror(code) if code else "no reason given"

@@ -25,7 +25,7 @@ from .containers import Daemon
 from .context import encode_context
 from .context_files import ContextFiles, make_folder
 from .pool import Pool, PreparedContainer, prepare_container
-from .zygote import Receiver, Zygote
+from .zygote import Receiver, ZygoteClient
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ _GUEST_DIED = (Outcome.CRASHED, Outcome.KILLED)
 class DockerBackend(Backend):
     """Opens guests in containers of one daemon."""
 
-    def __init__(self, daemon: Daemon, folder: str, zygote: Zygote) -> None:
+    def __init__(self, daemon: Daemon, folder: str, zygote: ZygoteClient) -> None:
         self.zygote = zygote
         self._daemon = daemon
         self._folder = folder
@@ -65,7 +65,7 @@ class DockerBackend(Backend):
             await to_thread.run_sync(daemon.sweep)
             folder = await to_thread.run_sync(make_folder)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            zygote = await Zygote.start(contexts=folder)
+            zygote = await ZygoteClient.start(contexts=folder)
             # From here the zygote removes the folder at its end.
             undo.pop_all()
         return cls(daemon, folder, zygote)
@@ -142,7 +142,7 @@ class DockerBackend(Backend):
             return Outcome.OOM
         # Under gVisor a guest can kill its own init, so a kill there does not show who did it.
         if end.was_killed and not prepared.container.image.is_gvisor:
-            raise SandboxLost("its container was killed from outside")
+            raise SandboxLost("the sandbox's container was killed from outside the engine")
         return None
 
     def remove(self, prepared: PreparedContainer) -> asyncio.Future[None]:
@@ -206,12 +206,12 @@ class DockerGuest(Guest):
         prepared: PreparedContainer,
         load: protocol.Load,
         receiver: Receiver,
-        session: bytes,
+        shim_id: bytes,
     ) -> None:
         container = prepared.container
         super().__init__(
             backend.zygote,
-            session,
+            shim_id,
             load,
             backend=GVISOR if container.image.is_gvisor else "docker",
             # A remote daemon's control groups cannot be seen, so nothing is claimed against it.
@@ -245,9 +245,9 @@ class DockerGuest(Guest):
 
         stream = prepared.container.stream
         # The event loop delivers the first message, so it finds ``guest`` set.
-        session = backend.zygote.attach(receive, limits, stream.fileno(), prepared.container.groups)
+        shim_id = backend.zygote.attach(receive, limits, stream.fileno(), prepared.container.groups)
         stream.close()
-        guest = cls(backend, prepared, load, receiver, session)
+        guest = cls(backend, prepared, load, receiver, shim_id)
         return guest
 
     async def discard(self) -> None:
@@ -273,7 +273,7 @@ class DockerGuest(Guest):
         else:
             if outcome is not None:
                 end = structs.replace(
-                    end, outcome=outcome, detail="the kernel killed it: its memory was used up"
+                    end, outcome=outcome, detail="the kernel killed the sandbox: its memory was used up"
                 )
             self._held.insert(0, end)
         self._asking = None

@@ -20,7 +20,7 @@ from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
 from .packages import Packages, find_packages
 from .running_guest import GuestSetup
 from .sandbox import Sandbox
-from .zygote import Zygote
+from .zygote import ZygoteClient
 
 if TYPE_CHECKING:
     from .docker_backend import DockerBackend
@@ -37,14 +37,14 @@ class _SharedBackends:
         self._lock = asyncio.Lock()
         # Last used last. One for each folder of packages and one without: a zygote builds one guest
         # ahead, with its own packages.
-        self._zygotes: dict[Packages | None, Zygote] = {}
+        self._zygotes: dict[Packages | None, ZygoteClient] = {}
         self._docker: DockerBackend | None = None
 
     @property
     def is_open(self) -> bool:
         return bool(self._zygotes) or self._docker is not None
 
-    async def zygote(self, packages: Packages | None) -> Zygote:
+    async def zygote(self, packages: Packages | None) -> ZygoteClient:
         """Return a zygote that is alive."""
         async with self._lock:
             # Popped and put back: the order of the dict is that of the last use.
@@ -54,7 +54,7 @@ class _SharedBackends:
                 zygote = None
             if zygote is None:
                 await self._close_idle()
-                zygote = await Zygote.start(packages.path if packages else None)
+                zygote = await ZygoteClient.start(packages.path if packages else None)
             self._zygotes[packages] = zygote
             return zygote
 
@@ -106,11 +106,11 @@ async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
 
 
 @dataclass(frozen=True, slots=True)
-class _BackendFinder:
+class _BackendSource:
     shared: _SharedBackends
     config: SandboxConfig
 
-    async def __call__(self) -> Backend:
+    async def find(self) -> Backend:
         if self.config.backend == "docker":
             docker = await self.shared.docker()
             await docker.prepare(self.config)
@@ -120,14 +120,14 @@ class _BackendFinder:
 
 
 @asynccontextmanager
-async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendFinder]:
+async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendSource]:
     if config.packages is not None:
         # Made absolute now: at a reset the process may have another current directory.
         config = config.model_copy(update={"packages": find_packages(config.packages).path})
     async with _use_shared_backends() as shared:
-        find_backend = _BackendFinder(shared, config)
-        await find_backend()
-        yield find_backend
+        source = _BackendSource(shared, config)
+        await source.find()
+        yield source
 
 
 class SandboxRuntime:
@@ -180,8 +180,8 @@ async def open_sandbox(
         config = SandboxConfig()
     _check_arguments(config, query)
     setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
-    async with _open_backend(config) as find_backend:
-        sandbox = await Sandbox.open(find_backend, setup)
+    async with _open_backend(config) as source:
+        sandbox = await Sandbox.open(source.find, setup)
         try:
             yield sandbox
         finally:

@@ -66,7 +66,7 @@ class FileTransfer:
             pieces.append(piece)
             read += len(piece)
             if read > max_bytes:
-                raise SandboxFileError("too_large", path)
+                raise SandboxFileError("too_large", path, max_bytes)
             if len(piece) < size:
                 return b"".join(pieces)
 

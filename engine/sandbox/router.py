@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ...sandbox_image import protocol
 from ..jail.message_stream import MessageStream
-from ..jail.zmtp import Peer
+from ..jail.zmtp import ZmtpConnection
 
 # Many shims may connect at once.
 _BACKLOG = 1024
@@ -203,7 +203,7 @@ class Router:
 
 class _Connection:
     def __init__(self, sock: socket.socket) -> None:
-        self.peer = Peer(b"ROUTER", protocol.MAX_FRAME_BYTES)
+        self.peer = ZmtpConnection(b"ROUTER", protocol.MAX_FRAME_BYTES)
         self.stream = MessageStream(sock, self.peer)
         self.fd = sock.fileno()
         # Empty until the end of the handshake.

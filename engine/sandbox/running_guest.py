@@ -12,9 +12,9 @@ from ...sandbox_image.protocol import CellEnd
 from ..errors import SandboxError, SandboxLost, SandboxUnavailable
 from ..toolbox.toolbox import ToolCalls
 from .backend import Backend, Guest
-from .calls import Calls
+from .call_answers import CallAnswers
 from .config import Isolation, OnCall, SandboxConfig
-from .diagnostics import failure
+from .diagnostics import setup_error_for
 from .file_transfer import FileTransfer
 from .running_cell import RunningCell
 
@@ -71,7 +71,7 @@ class RunningGuest:
         self.files = FileTransfer(setup.config, self.send, self._check_takes_files)
         self._guest = guest
         self._setup = setup
-        self._calls = Calls(setup.on_call, setup.tools, self.send, self._fail)
+        self._calls = CallAnswers(setup.on_call, setup.tools, self.send, self._fail)
         self._cells = 0
         self._host_namespaces: dict[str, int] = {}
         self._is_closing = False
@@ -226,7 +226,7 @@ class RunningGuest:
                 )
             )
         else:
-            self._ready.set_exception(failure(message.step, message.errno, setup.config.packages))
+            self._ready.set_exception(setup_error_for(message.step, message.errno, setup.config.packages))
 
     def _end_cell(self, end: CellEnd) -> None:
         cell = self._leave_cell()

@@ -17,7 +17,7 @@ from ...sandbox_image import protocol
 from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
 from ..jail import rootfs
 from .context import ContextMemory
-from .diagnostics import failure
+from .diagnostics import setup_error_for
 from .router import Router
 
 Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
@@ -32,8 +32,8 @@ _SOCKET_PATH_CHARS = 90
 _CONTROL_BUFFER = 4 << 20
 
 
-class Zygote:
-    """One zygote process and its shims, on one event loop. Create it with ``start``."""
+class ZygoteClient:
+    """The engine's end of one zygote process and its shims, on one event loop. Create it with ``start``."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Zygote:
         self._loop.add_reader(control, self._read_control)
 
     @classmethod
-    async def start(cls, packages: str | None = None, *, contexts: str | None = None) -> Zygote:
+    async def start(cls, packages: str | None = None, *, contexts: str | None = None) -> ZygoteClient:
         """Start the process and wait until it is ready.
 
         Args:
@@ -112,36 +112,36 @@ class Zygote:
         resources: protocol.ResourceLimits,
         context_fd: int,
     ) -> bytes:
-        """Fork a shim with a sandbox; return its session.
+        """Fork a shim with a sandbox; return its id.
 
         Raises:
             SandboxLost: the zygote is gone.
         """
-        return self._order(receiver, lambda session: protocol.Spawn(session, limits, resources), context_fd)
+        return self._order(receiver, lambda shim_id: protocol.Spawn(shim_id, limits, resources), context_fd)
 
     def attach(
         self, receiver: Receiver, limits: protocol.SessionLimits, stream_fd: int, groups: dict[str, str]
     ) -> bytes:
-        """Fork a shim for a guest in a container; return its session.
+        """Fork a shim for a guest in a container; return its id.
 
         Raises:
             SandboxLost: the zygote is gone.
         """
-        return self._order(receiver, lambda session: protocol.Attach(session, limits, groups), stream_fd)
+        return self._order(receiver, lambda shim_id: protocol.Attach(shim_id, limits, groups), stream_fd)
 
     def _order(
         self, receiver: Receiver, order: Callable[[bytes], protocol.Spawn | protocol.Attach], fd: int
     ) -> bytes:
-        session = b"s" + os.urandom(12)
-        self._shims.add(session, receiver)
+        shim_id = b"s" + os.urandom(12)
+        self._shims.add(shim_id, receiver)
         try:
-            socket.send_fds(self._control, [protocol.encode(order(session))], [fd])
+            socket.send_fds(self._control, [protocol.encode(order(shim_id))], [fd])
         except OSError as error:
-            self._shims.forget(session)
+            self._shims.forget(shim_id)
             raise SandboxLost("the process that forks sandboxes is gone") from error
-        return session
+        return shim_id
 
-    def send(self, session: bytes, message: protocol.ToShim) -> None:
+    def send(self, shim_id: bytes, message: protocol.ToShim) -> None:
         """Send to a shim, if it is connected.
 
         Raises:
@@ -155,16 +155,16 @@ class Zygote:
             raise LocalProtocolError(
                 f"a message of {len(payload)} bytes; at most {protocol.MAX_FRAME_BYTES} can be sent"
             )
-        self._router.send(session, payload)
+        self._router.send(shim_id, payload)
 
-    def abandon(self, session: bytes) -> None:
+    def abandon(self, shim_id: bytes) -> None:
         """Let the zygote kill a shim. Its exit is reported."""
         with contextlib.suppress(OSError):
-            self._control.send(protocol.encode(protocol.Abandon(session)))
+            self._control.send(protocol.encode(protocol.Abandon(shim_id)))
 
-    def forget(self, session: bytes) -> None:
-        """Ignore further messages of a session."""
-        self._shims.forget(session)
+    def forget(self, shim_id: bytes) -> None:
+        """Ignore further messages of a shim."""
+        self._shims.forget(shim_id)
 
     async def close(self) -> None:
         """End the process and all its sandboxes, and wait for it."""
@@ -222,9 +222,9 @@ class Zygote:
                 if not self._ready.done():
                     self._ready.set_result(None)
             case protocol.SetupFailed(step, code):
-                self._fail_start(failure(step, code, self._packages))
-            case protocol.NotForked(session, code):
-                self._shims.not_forked(session, code)
+                self._fail_start(setup_error_for(step, code, self._packages))
+            case protocol.NotForked(shim_id, code):
+                self._shims.not_forked(shim_id, code)
             case protocol.ShimExit() as end:
                 self._shims.exited(end)
 
@@ -255,19 +255,19 @@ class _Shims:
     def __len__(self) -> int:
         return len(self._shims)
 
-    def add(self, session: bytes, receiver: Receiver) -> None:
-        self._shims[session] = _Shim(receiver)
+    def add(self, shim_id: bytes, receiver: Receiver) -> None:
+        self._shims[shim_id] = _Shim(receiver)
 
-    def forget(self, session: bytes) -> None:
-        self._shims.pop(session, None)
+    def forget(self, shim_id: bytes) -> None:
+        self._shims.pop(shim_id, None)
 
-    def deliver(self, session: bytes, payload: bytes) -> None:
-        shim = self._shims.get(session)
+    def deliver(self, shim_id: bytes, payload: bytes) -> None:
+        shim = self._shims.get(shim_id)
         if shim is not None:
             shim.receiver(protocol.decode_from_shim(payload))
 
-    def disconnected(self, session: bytes) -> None:
-        shim = self._shims.get(session)
+    def disconnected(self, shim_id: bytes) -> None:
+        shim = self._shims.get(shim_id)
         if shim is None:
             return
         shim.is_disconnected = True
@@ -287,16 +287,16 @@ class _Shims:
         seconds = _LAST_MESSAGES_SECONDS if end.status == 0 else _LAST_MESSAGES_OF_KILLED_SECONDS
         asyncio.get_running_loop().call_later(seconds, self._report_exit, end)
 
-    def not_forked(self, session: bytes, code: int) -> None:
-        shim = self._shims.pop(session, None)
+    def not_forked(self, shim_id: bytes, code: int) -> None:
+        shim = self._shims.pop(shim_id, None)
         if shim is not None:
             shim.receiver(protocol.SetupFailed("fork", code))
-            shim.receiver(protocol.ShimExit(session, 0))
+            shim.receiver(protocol.ShimExit(shim_id, 0))
 
     def all_killed(self) -> None:
         shims, self._shims = self._shims, {}
-        for session, shim in shims.items():
-            shim.receiver(protocol.ShimExit(session, 9))
+        for shim_id, shim in shims.items():
+            shim.receiver(protocol.ShimExit(shim_id, 9))
 
     def _report_exit(self, end: protocol.ShimExit) -> None:
         shim = self._shims.pop(end.session, None)

@@ -42,7 +42,7 @@ class _TimeIsUp(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RunSpec:
     """The question of a run, and its limits."""
 
     query: str
@@ -61,7 +61,7 @@ class Task:
 class SupervisorLoop:
     """The loop of one run."""
 
-    task: Task
+    spec: RunSpec
     broker: Broker
     sandbox: Sandbox
     prompts: Prompts
@@ -75,11 +75,11 @@ class SupervisorLoop:
     async def run(self) -> tuple[str | None, StopReason]:
         """Return the answer and why the run ended; errors of models and logs are raised."""
         self._begin()
-        if self.task.max_seconds is not None:
-            self._deadline = asyncio.get_running_loop().time() + self.task.max_seconds
+        if self.spec.max_seconds is not None:
+            self._deadline = asyncio.get_running_loop().time() + self.spec.max_seconds
         reason: StopReason = "max_iterations"
         try:
-            for step in range(1, self.task.max_iterations + 1):
+            for step in range(1, self.spec.max_iterations + 1):
                 answer = await self._turn(step)
                 if answer is not None:
                     return answer, "final"
@@ -107,21 +107,21 @@ class SupervisorLoop:
         return None
 
     def _begin(self) -> None:
-        task = self.task
+        spec = self.spec
         values = {
-            "output_limit": task.output_limit,
-            "worker_ctx_k": task.worker_ctx_k,
-            "worker_chars": f"{task.worker_ctx_k * 1000 * 3:,}",
-            "context_kind": f"a {type(task.context).__name__}",
-            "query": task.query,
-            "context_facts": context_facts(task.context),
-            "max_iterations": task.max_iterations,
-            "importable": " and ".join(filter(None, ("The standard library", ", ".join(task.packages)))),
+            "output_limit": spec.output_limit,
+            "worker_ctx_k": spec.worker_ctx_k,
+            "worker_chars": f"{spec.worker_ctx_k * 1000 * 3:,}",
+            "context_kind": f"a {type(spec.context).__name__}",
+            "query": spec.query,
+            "context_facts": context_facts(spec.context),
+            "max_iterations": spec.max_iterations,
+            "importable": " and ".join(filter(None, ("The standard library", ", ".join(spec.packages)))),
         }
-        text = self.prompts.system if task.has_worker else self.prompts.system_alone
+        text = self.prompts.system if spec.has_worker else self.prompts.system_alone
         system = fill(text, **values)
-        if task.tools:
-            system += "\n" + fill(self.prompts.tools, tools=task.tools)
+        if spec.tools:
+            system += "\n" + fill(self.prompts.tools, tools=spec.tools)
         self.conversation.add("system", system)
         self.conversation.add("user", fill(self.prompts.first, **values))
 
@@ -160,15 +160,15 @@ class SupervisorLoop:
         if results and results[-1].outcome in _ENDS_THE_RUN:
             raise SandboxLost(results[-1].detail)
         parts = (
-            [show_results(results, len(blocks), self.task.output_limit)] if blocks else [self.prompts.no_code]
+            [show_results(results, len(blocks), self.spec.output_limit)] if blocks else [self.prompts.no_code]
         )
         if results and results[-1].state_lost:
             await self.sandbox.reset()
             parts.append(fill(self.prompts.state_lost, outcome=results[-1].outcome.value))
-        turns_left = self.task.max_iterations - step
+        turns_left = self.spec.max_iterations - step
         time_is_up = self._seconds_left() == 0
         if turns_left and not time_is_up:
-            parts.append(nudge(self.prompts, turns_left, self.task.max_iterations))
+            parts.append(nudge(self.prompts, turns_left, self.spec.max_iterations))
             parts.extend(budget_left(self.prompts, self.broker.budget.left()))
         self.conversation.add("user", "\n\n".join(parts))
         if time_is_up:
@@ -181,9 +181,9 @@ class SupervisorLoop:
             last = self.conversation.remove_last() + "\n\n"
             self._logged = min(self._logged, len(self.conversation.history))
         self.conversation.add(
-            "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.task.query)
+            "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.spec.query)
         )
-        self._deadline = asyncio.get_running_loop().time() + self.task.final_seconds
+        self._deadline = asyncio.get_running_loop().time() + self.spec.final_seconds
         try:
             text = (await self._ask("best_answer")).text
         except (_TimeIsUp, BudgetExceeded, HandlerError):

@@ -317,7 +317,7 @@ def _read(parameters: Parameters, data: bytes, use: ToolUse) -> inspect.BoundArg
             case _:
                 pass
     except (plain.NotPlain, BadArguments) as error:
-        raise _Failure("bad_arguments", str(error)) from None
+        raise _Failure("bad_arguments", f"tool {use.tool}: {error}", str(error)) from None
     # A user's type checks by code of its own, which may raise anything.
     except Exception as error:
         raise _failed(error) from error

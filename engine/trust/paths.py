@@ -23,7 +23,11 @@ class PathRules:
     write: tuple[Path, ...] = ()
 
     def within(self, path: Path, name: str, direction: Direction) -> ResolvedPath:
-        """Return the path without links, or raise a ``TaskError`` if the file may not use it."""
+        """Return the real path if the file may use it. Ask the user if no rule decides.
+
+        Raises:
+            TaskError: the file may not use it.
+        """
         try:
             place, root = ResolvedPath(resolved(Path(path))), resolved(self.subject.parent)
             if _is_part_of(place, root, direction) or self._is_allowed(place, root, direction):

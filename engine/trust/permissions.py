@@ -49,7 +49,7 @@ class Permissions(Protocol):
         ...
 
 
-class Unbound:
+class AllowAll:
     """Allows everything: the user's own Python program."""
 
     def readable(self, path: Path, name: str) -> Path:
@@ -73,11 +73,11 @@ class Unbound:
         """See ``Permissions``."""
 
 
-UNBOUND = Unbound()
+UNBOUND = AllowAll()
 
 
 @dataclass(frozen=True, slots=True)
-class Granted(Unbound):
+class GrantedKeys(AllowAll):
     """Earlier decisions about keys; it holds no key."""
 
     default: str
@@ -157,9 +157,9 @@ class Bound:
                 )
         return {url: self._decided[url, variable] for url in urls}
 
-    def granted(self) -> Granted:
+    def granted_keys(self) -> GrantedKeys:
         """Return the decisions about keys."""
-        return Granted(self.default_url, dict(self._decided))
+        return GrantedKeys(self.default_url, dict(self._decided))
 
     def require_trust(self, name: str, what: str) -> None:
         """See ``Permissions``."""

@@ -1,4 +1,4 @@
-"""Mark a user's own files, and recognise the marks."""
+"""Mark files that the user's own engine wrote, and check the marks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .settings import user_secret
 
 
 class Seal:
-    """Marks for one purpose: HMAC-SHA-256 with the user's secret."""
+    """Make and check marks for one purpose: HMAC-SHA-256 with the user's secret."""
 
     # Without a secret no mark is made, and none is accepted.
     def __init__(self, purpose: str, secret: bytes | None) -> None:
@@ -30,6 +30,6 @@ class Seal:
 
     # The owner of a file proves nothing: what a user unpacks from an archive belongs to that user.
     def is_own(self, mark: bytes | str, *parts: bytes) -> bool:
-        """Return whether the user made the mark."""
+        """Return whether the mark is this user's and fits the data."""
         given = mark.encode("utf-8", "replace") if isinstance(mark, str) else mark
         return self._key is not None and hmac.compare_digest(given, self.mark(*parts).encode())

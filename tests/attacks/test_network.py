@@ -144,7 +144,7 @@ print(tried)
 
 async def test_nw6_no_socket_file_of_the_host_answers(arena: Arena) -> None:
     """One in every folder of the host that a sandbox sees, as far as this user may put one there."""
-    plan = rootfs.plan()
+    plan = rootfs.find_layout()
     folders = {
         source: target
         for source, target in plan["binds"]

@@ -60,7 +60,7 @@ def _socketpair() -> Generator[Callable[[], None]]:
         def round_trip() -> None:
             ours.sendall(_MESSAGE)
             if not ours.recv(len(_MESSAGE)):
-                raise RuntimeError("the other process ended")
+                raise RuntimeError("the echo process ended before it answered; its stderr is above")
 
         # The first one waits for the other process to start.
         round_trip()

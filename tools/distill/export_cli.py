@@ -44,35 +44,47 @@ def export(
     ],
     *,
     format: Annotated[  # noqa: A002 - the option's name
-        Format, typer.Option(help="Conversations, or pairs of a better and a worse run.")
+        Format, typer.Option(help="sft: conversations. preference: pairs of a better and a worse run.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("distillation"),
-    role: Annotated[Role, typer.Option(help="Whose turns.")] = Role.SUPERVISOR,
+    out: Annotated[
+        Path, typer.Option(help="The folder to write. It must not exist, except with --force.")
+    ] = Path("distillation"),
+    role: Annotated[Role, typer.Option(help="Export the turns of this role.")] = Role.SUPERVISOR,
     per: Annotated[
-        Per, typer.Option(help="A line for each run, or for each turn with its request.")
+        Per, typer.Option(help="Write one line for each run, or for each turn with its request.")
     ] = Per.RUN,
-    min_score: Annotated[float | None, typer.Option(help="Runs with this score or more.")] = None,
-    only_correct: Annotated[bool, typer.Option("--only-correct", help="Runs whose answer is right.")] = False,
-    only_final: Annotated[
-        bool, typer.Option("--only-final", help="Runs that ended with FINAL, not at a limit.")
+    min_score: Annotated[float | None, typer.Option(help="Export only runs with this score or more.")] = None,
+    only_correct: Annotated[
+        bool, typer.Option("--only-correct", help="Export only runs whose answer is right.")
     ] = False,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Runs of this many turns or fewer.")] = None,
+    only_final: Annotated[
+        bool, typer.Option("--only-final", help="Export only runs that ended with FINAL.")
+    ] = False,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Export only runs of this many turns or fewer.")
+    ] = None,
     max_cost_usd: Annotated[
-        float | None, typer.Option(min=0, help="Runs that cost this much or less; none of unknown price.")
+        float | None,
+        typer.Option(
+            min=0, help="Export only runs that cost this much or less; a run of unknown price is left out."
+        ),
     ] = None,
     allow_errors: Annotated[
         bool,
         typer.Option(
             "--allow-errors/--no-errors",
-            help="Also runs in which a block failed, a worker call had no answer, or a reply was cut off.",
+            help="Export runs too in which a block failed, a call had no answer, or a reply was cut off.",
         ),
     ] = True,
     validation: Annotated[
-        float, typer.Option(min=0, max=1, help="The part of the documents to validate with.")
+        float,
+        typer.Option(min=0, max=1, help="The share of the documents to write for validation, from 0 to 1."),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    max_pairs: Annotated[int, typer.Option(min=1, help="preference: pairs of one question at most.")] = 4,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    seed: Annotated[int, typer.Option(help="The seed of the split into training and validation.")] = 0,
+    max_pairs: Annotated[
+        int, typer.Option(min=1, help="With preference: write at most this many pairs of one question.")
+    ] = 4,
+    force: Annotated[bool, typer.Option("--force", help="Replace the export in the output folder.")] = False,
 ) -> None:
     """Write the turns of supervisors or workers as chat JSONL for training. Prints the folder on stdout."""
     from .export import export as write

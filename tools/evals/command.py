@@ -90,7 +90,7 @@ def eval_with(
             summary = run_shown(
                 config,
                 folder,
-                permissions.granted(),
+                permissions.granted_keys(),
                 resume=place.resume is not None,
                 retry_failed=retry_failed,
                 quiet=as_json,

@@ -18,7 +18,7 @@ from ...engine.result import StopReason
 from ...engine.runlog.writer import CallStats, RunLogger, new_run_id
 from ...engine.sandbox.context import EncodedContext
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler
-from .calls import metered_model, tokens_of
+from .model_calls import metered_model, tokens_of
 from .records import Tokens
 
 _SYSTEM = """\

@@ -27,10 +27,10 @@ from ...engine.trust import UNBOUND, Permissions
 from ...handlers import ModelHandler, NoAccess
 from ...sandbox_image.text import escape_surrogates
 from ...tasks.base import Example, Score, Task, TaskDataError
-from .calls import open_judge
 from .config import ExperimentConfig
 from .direct import Direct, Run, as_text
 from .folder import log_events
+from .model_calls import open_judge
 from .records import Failure, Record, Tokens
 from .strategies import CacheFile, Loop, judge_handler, open_strategy
 
@@ -56,8 +56,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The record of an example that ended, and the error that stops the experiment, if any."""
+class ExampleResult:
+    """The record of an example, and the error that stops the experiment, if any."""
 
     record: Record
     fatal: Exception | None = None
@@ -66,7 +66,7 @@ class Ended:
 class Executor(Protocol):
     """Runs examples, many at once."""
 
-    async def run(self, job: Job, logs: Path) -> Ended:
+    async def run(self, job: Job, logs: Path) -> ExampleResult:
         """Run an example and write its logs. Its own failure is in its record.
 
         Raises:
@@ -118,7 +118,7 @@ class LocalExecutor:
                 store = await stack.enter_async_context(cache.store()) if cache else None
             yield cls(config, task, strategy, judge, store)
 
-    async def run(self, job: Job, logs: Path) -> Ended:
+    async def run(self, job: Job, logs: Path) -> ExampleResult:
         """See ``Executor.run``."""
         started = time.monotonic()
         if job.answered is not None:
@@ -130,11 +130,11 @@ class LocalExecutor:
         except FATAL:
             raise
         except Exception as error:  # any other error concerns this example alone
-            return Ended(_failed(record, error, time.monotonic() - started, **_spent(logs)))
+            return ExampleResult(_failed(record, error, time.monotonic() - started, **_spent(logs)))
         record = record.model_copy(update=_of_run(run, time.monotonic() - started))
         return await self._score(job.example, record)
 
-    async def _score(self, example: Example, record: Record) -> Ended:
+    async def _score(self, example: Example, record: Record) -> ExampleResult:
         async with AsyncExitStack() as stack:
             judge = None
             if self.judge is not None:
@@ -146,9 +146,11 @@ class LocalExecutor:
             except Exception as error:  # a judge's, or any error of a task's own code
                 update = {"error": _failure("score", error), "judge": judge.tokens if judge else Tokens()}
                 # The record keeps the answer, which was paid for, even if the experiment stops.
-                return Ended(record.model_copy(update=update), error if isinstance(error, FATAL) else None)
+                return ExampleResult(
+                    record.model_copy(update=update), error if isinstance(error, FATAL) else None
+                )
             update = {"judge": judge.tokens if judge else Tokens(), **_of_score(score, record)}
-            return Ended(record.model_copy(update=update))
+            return ExampleResult(record.model_copy(update=update))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class RayExecutor:
             finally:
                 ray.shutdown()
 
-    async def run(self, job: Job, logs: Path) -> Ended:
+    async def run(self, job: Job, logs: Path) -> ExampleResult:
         """See ``Executor.run``."""
         started = time.monotonic()
         settings = self.config.model_dump_json()
@@ -202,7 +204,7 @@ class RayExecutor:
         except self.ray.exceptions.RayError as error:
             context = await to_thread.run_sync(self.task.context, job.example)
             record = _unanswered(self.config, job, context, judge=self.task.wants_judge)
-            return Ended(_failed(record, error, time.monotonic() - started))
+            return ExampleResult(_failed(record, error, time.monotonic() - started))
         # Ray unpickles the reply: nodes are trusted as the driver is. The driver alone writes the folder, so
         # an example that Ray repeats because its node died is recorded once.
         record_json, error_parts, files = reply
@@ -212,7 +214,7 @@ class RayExecutor:
         if record_json is None:
             assert fatal is not None
             raise fatal
-        return Ended(Record.model_validate_json(record_json), fatal)
+        return ExampleResult(Record.model_validate_json(record_json), fatal)
 
 
 def run_on_node(
@@ -240,7 +242,7 @@ def run_on_node(
 
 async def _run_one(
     config: ExperimentConfig, task: Task, job: Job, logs: Path, permissions: Permissions
-) -> Ended:
+) -> ExampleResult:
     # A file that the user names is a file of this node.
     cache = None if config.cache in ("off", "experiment") else CacheFile(Path(config.cache))
     async with LocalExecutor.open(config, task, cache, permissions) as executor:

@@ -83,7 +83,7 @@ def grid(
     places = [ResolvedPath(resolved(each.folder.parent), each.folder.name) for each in waiting]
     experiments = list(zip(configs, places, strict=True))
     folders = [each.folder for each in combinations]
-    raise typer.Exit(_run(experiments, folders, permissions.granted(), retry_failed=retry_failed))
+    raise typer.Exit(_run(experiments, folders, permissions.granted_keys(), retry_failed=retry_failed))
 
 
 def _list(combinations: Sequence[Combination]) -> None:

@@ -19,9 +19,9 @@ from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, builtin
 from ...engine.sandbox import SandboxRuntime
 from ...engine.trust import Permissions
 from ...handlers import ModelHandler
-from .calls import tokens_of
 from .config import ExperimentConfig
 from .direct import Direct, Run
+from .model_calls import tokens_of
 
 
 class CacheFile(NamedTuple):

@@ -16,7 +16,7 @@ _STOP_SECONDS = 10.0
 _REPLY_BYTES = protocol.MAX_FRAME_BYTES - (1 << 20)
 
 
-class Calls:
+class CallAnswers:
     """Answers the calls of one guest, each in a task.
 
     Args:
