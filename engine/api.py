@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from ..handlers import ModelHandler, Usage
 from .arguments import reject
-from .broker.broker import Broker, CallRules, open_broker
+from .broker.broker import Broker, CallSettings, open_broker
 from .broker.budget import Budget
 from .broker.cache import ResponseCache
 from .config import DEFAULTS, Default, RunConfig, option_list
@@ -165,7 +165,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
                 config.sandbox,
                 context=question.context if encoded is None else encoded,
                 query=question.query,
-                on_call=None if broker.worker is None else broker.worker.answer,
+                on_call=None if broker.worker_calls is None else broker.worker_calls.answer,
                 tools=tools,
                 on_tool=log.tool,
             )
@@ -183,14 +183,14 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
             answer=answer,
             iterations=loop.iterations,
             supervisor_usage=broker.supervisor.usage,
-            worker_usage=Usage() if broker.worker is None else broker.worker.model.usage,
+            worker_usage=Usage() if broker.worker_calls is None else broker.worker_calls.model.usage,
             elapsed=time.monotonic() - started,
             stop_reason=stop_reason,
             isolation=sandbox.isolation,
             run_id=run_id,
             cost_usd=broker.cost_usd,
             supervisor=broker.supervisor.totals,
-            worker=CallTotals() if broker.worker is None else broker.worker.model.totals,
+            worker=CallTotals() if broker.worker_calls is None else broker.worker_calls.model.totals,
         )
         log.end(result)
         emit(RunEnded(run_id, "result", result))
@@ -252,9 +252,9 @@ async def _open_broker(
     for handler in question.handlers:
         await stack.enter_async_context(handler)
     store = await _open_cache(stack, config.cache)
-    rules = CallRules(store, config.cache_sampled, limits.call_seconds, config.cache_counts)
+    settings = CallSettings(store, config.cache_sampled, limits.call_seconds, config.cache_counts)
     opening = open_broker(
-        question.supervisor, question.worker, log, config.on_event, budget=Budget(limits), rules=rules
+        question.supervisor, question.worker, log, config.on_event, budget=Budget(limits), settings=settings
     )
     return await stack.enter_async_context(opening)
 

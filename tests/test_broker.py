@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from support import SMALL_CONFIG, block, run_pending
 
 from supdist.engine import LogError, RunLimits, TaskError, arun
-from supdist.engine.broker.broker import Broker, CallRules, open_broker
+from supdist.engine.broker.broker import Broker, CallSettings, open_broker
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
 from supdist.engine.broker.worker_calls import WorkerCalls
@@ -89,10 +89,15 @@ async def broker(
     call_seconds: float | None = None,
     supervisor: ModelHandler | None = None,
 ) -> AsyncGenerator[Broker]:
-    rules = CallRules(cache, cache_sampled, call_seconds)
+    call_settings = CallSettings(cache, cache_sampled, call_seconds)
     told: list[Metrics] = []
     opened = open_broker(
-        supervisor or Model(), model, RunLogger(None, "x"), told.append, budget=Budget(limits), rules=rules
+        supervisor or Model(),
+        model,
+        RunLogger(None, "x"),
+        told.append,
+        budget=Budget(limits),
+        settings=call_settings,
     )
     async with opened as own:
         yield own
@@ -100,8 +105,8 @@ async def broker(
 
 
 def calls_of(broker: Broker) -> WorkerCalls:
-    assert broker.worker is not None
-    return broker.worker
+    assert broker.worker_calls is not None
+    return broker.worker_calls
 
 
 def call(*prompts: str) -> WorkerCall:
@@ -306,8 +311,8 @@ class FullDisk(RunLogger):
 async def test_a_log_that_cannot_be_written_ends_every_call_that_shares_the_request() -> None:
     model = Model(let=False)
     async with ResponseCache() as cache:
-        rules = CallRules(cache)
-        async with open_broker(Model(), model, FullDisk(None, "x"), rules=rules) as own:
+        call_settings = CallSettings(cache)
+        async with open_broker(Model(), model, FullDisk(None, "x"), settings=call_settings) as own:
             both = [asyncio.create_task(calls_of(own).answer(call("a"))) for _ in range(2)]
             while not model.asked:
                 await asyncio.sleep(0.001)

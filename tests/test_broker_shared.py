@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from supdist.engine.broker import pending
 from supdist.engine.broker.answers import RunAnswers
-from supdist.engine.broker.broker import Broker, CallRules, open_broker
+from supdist.engine.broker.broker import Broker, CallSettings, open_broker
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
 from supdist.engine.broker.metered_model import MeteredModel, meter
@@ -93,17 +93,17 @@ async def run_of(
 ) -> AsyncGenerator[Broker]:
     """The broker of one run, with a cache of its own on a shared file."""
     async with ResponseCache(path) as cache:
-        rules = CallRules(cache, call_seconds=seconds, cache_counts=charged)
+        settings = CallSettings(cache, call_seconds=seconds, cache_counts=charged)
         log, budget = RunLogger(None, "x"), Budget(limits)
-        async with open_broker(ScriptedHandler([]), model, log, budget=budget, rules=rules) as broker:
+        async with open_broker(ScriptedHandler([]), model, log, budget=budget, settings=settings) as broker:
             yield broker
             calls = calls_of(broker)
             assert (calls.queued, calls.in_flight) == (0, 0)
 
 
 def calls_of(broker: Broker) -> WorkerCalls:
-    assert broker.worker is not None
-    return broker.worker
+    assert broker.worker_calls is not None
+    return broker.worker_calls
 
 
 def call(*prompts: str) -> WorkerCall:

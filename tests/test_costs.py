@@ -221,12 +221,12 @@ async def test_a_worker_call_is_two_tasks_of_the_event_loop_and_an_execution_non
         return await echo(call)
 
     async with SandboxRuntime(), open_broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker:
-        assert broker.worker is not None
+        assert broker.worker_calls is not None
         assert await tasks_of(direct, "x = 1") == 0
         assert await tasks_of(direct, "for _ in range(50): worker('x')") == 50
-        assert await tasks_of(broker.worker.answer, "for _ in range(50): worker('x')") == 100
+        assert await tasks_of(broker.worker_calls.answer, "for _ in range(50): worker('x')") == 100
         # One that asks for all 200, and one behind it for each 64, in case that the handler waits.
-        assert await tasks_of(broker.worker.answer, "worker_batch(['x'] * 200); None") <= 1 + 1 + 4
+        assert await tasks_of(broker.worker_calls.answer, "worker_batch(['x'] * 200); None") <= 1 + 1 + 4
 
 
 def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:
@@ -236,7 +236,7 @@ def test_a_worker_call_takes_few_turns_of_the_event_loop() -> None:
     async def turns() -> int:
         async with (
             open_broker(Null(), Null(), RunLogger(None, "x"), lambda _: None) as broker,
-            open_sandbox(on_call=broker.worker and broker.worker.answer) as sandbox,
+            open_sandbox(on_call=broker.worker_calls and broker.worker_calls.answer) as sandbox,
         ):
             before = selector.polls
             result = await sandbox.execute(f"for _ in range({calls}): worker('x')")

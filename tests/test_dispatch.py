@@ -172,7 +172,7 @@ async def test_one_that_is_never_admitted_is_dropped() -> None:
     gate = GatedHandler(1)
     gate.release("after")
     queue = Dispatcher().queue(gate)
-    refused, after = Asked("refused", admission="never"), Asked("after")
+    refused, after = Asked("refused", admission="not_here"), Asked("after")
     queue.put([refused, after])
     assert await after.answer == "after"
     assert gate.arrived == ["after"]
@@ -185,7 +185,7 @@ async def test_a_flood_that_is_refused_has_not_the_event_loop_all_to_itself() ->
         def admit(self) -> Admission:
             nonlocal asked
             asked += 1
-            return "never"
+            return "not_here"
 
     queue = Dispatcher().queue(GatedHandler(1))
     queue.put([Refused("") for _ in range(1000)])

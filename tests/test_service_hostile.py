@@ -199,7 +199,7 @@ async def test_a_hello_of_a_later_version_may_say_more() -> None:
         (b"\x94\x15\x02\xc2\xa4more", Rejected, "uses protocol version 2, this engine 1"),
         (b"garbage", Unavailable, "broke the protocol"),
         (encode(Hello(1)), Unavailable, "broke the protocol"),
-        (encode(Welcome({})), Rejected, "has no worker; it has no model at all"),
+        (encode(Welcome({})), Rejected, "serves no worker; add it"),
     ],
 )
 async def test_a_service_that_says_something_else_is_an_error_of_its_own(

@@ -140,11 +140,13 @@ class Bench:
         async with (
             open_broker(ScriptedHandler([]), self._handler, log) as broker,
             open_sandbox(
-                _CONFIG, context={"prompts": prompts}, on_call=broker.worker.answer if broker.worker else None
+                _CONFIG,
+                context={"prompts": prompts},
+                on_call=broker.worker_calls.answer if broker.worker_calls else None,
             ) as sandbox,
         ):
-            assert broker.worker is not None
-            yield sandbox, broker.worker
+            assert broker.worker_calls is not None
+            yield sandbox, broker.worker_calls
 
 
 async def measure(model: str, engine_args: dict[str, Any], max_tokens: int, trials: int) -> Figures:

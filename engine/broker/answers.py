@@ -90,8 +90,8 @@ class RunAnswers:
         if self.writing is None or self.writing.done():
             self.writing = asyncio.get_running_loop().create_task(self._write(self._location))
 
-    def count(self, key: bytes) -> bool:
-        """Record a use of another run's answer; return whether it is the first."""
+    def mark_used(self, key: bytes) -> bool:
+        """Mark an answer of another run as used; return whether this is its first use."""
         is_first = key not in self._used
         self._used.add(key)
         return is_first

@@ -18,8 +18,8 @@ from .worker_calls import WorkerCalls
 
 
 @dataclass(frozen=True, slots=True)
-class CallRules:
-    """Rules for the calls of a run.
+class CallSettings:
+    """Settings for the calls of a run.
 
     Attributes:
         cache: ``run`` keeps answers in memory.
@@ -44,26 +44,26 @@ class Broker:
 
     budget: Budget
     supervisor: MeteredModel
-    worker: WorkerCalls | None
+    worker_calls: WorkerCalls | None
 
     @property
     def cost_usd(self) -> float | None:
         """Dollars spent; None if a price is unknown."""
-        worker = 0.0 if self.worker is None else self.worker.model.cost_usd
+        worker = 0.0 if self.worker_calls is None else self.worker_calls.model.cost_usd
         return add_dollars(self.supervisor.cost_usd, worker)
 
     def metrics(self) -> Metrics:
         """Return counts and costs of the calls."""
-        worker = self.worker
-        if worker is None:
+        calls = self.worker_calls
+        if calls is None:
             return Metrics(cost_usd=self.cost_usd)
         return Metrics(
-            queued=worker.queued,
-            in_flight=worker.in_flight,
-            done=worker.done,
-            failed=worker.failed,
-            cached=worker.model.cached,
-            usage=worker.model.usage,
+            queued=calls.queued,
+            in_flight=calls.in_flight,
+            done=calls.done,
+            failed=calls.failed,
+            cached=calls.model.cached,
+            usage=calls.model.usage,
             cost_usd=self.cost_usd,
         )
 
@@ -76,7 +76,7 @@ async def open_broker(
     on_metrics: Callable[[Metrics], None] | None = None,
     *,
     budget: Budget | None = None,
-    rules: CallRules | None = None,
+    settings: CallSettings | None = None,
 ) -> AsyncGenerator[Broker]:
     """Prepare the models of a run; flush their answers at the end.
 
@@ -88,8 +88,8 @@ async def open_broker(
         TaskError: dollars are limited and a price is unknown.
     """
     # Without limits nothing is reserved.
-    budget, rules = budget or Budget(), rules or CallRules()
-    answers = rules.answers()
+    budget, settings = budget or Budget(), settings or CallSettings()
+    answers = settings.answers()
     metered = await meter(supervisor, budget, answers)
     calls: WorkerCalls | None = None
     if worker is not None:
@@ -100,7 +100,7 @@ async def open_broker(
             if on_metrics is not None:
                 on_metrics(broker.metrics())
 
-        calls = WorkerCalls(model, log, on_metrics and report, seconds=rules.call_seconds)
+        calls = WorkerCalls(model, log, on_metrics and report, seconds=settings.call_seconds)
     broker = Broker(budget, metered, calls)
     try:
         yield broker

@@ -59,7 +59,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Remaining:
     """What is left to reserve; None is no limit."""
 
     worker_calls: int | None
@@ -166,10 +166,10 @@ class Budget:
         """Return whether any of these is limited."""
         return any(name in self._limits for name in names)
 
-    def left(self) -> Left:
+    def left(self) -> Remaining:
         """Return what may still be reserved."""
         nanos = self._free("max_cost_usd")
-        return Left(
+        return Remaining(
             self._free("max_worker_calls"),
             self._free("max_tokens"),
             None if nanos is None else nanos / _NANOS,

@@ -13,7 +13,8 @@ from typing import Literal
 
 from ...handlers import Completion, Message, ModelHandler, Unavailable, call_chat
 
-Admission = Literal["now", "later", "never"]
+# "not_here": drop it from this queue; it was answered, or another run sends it.
+Admission = Literal["now", "later", "not_here"]
 Answers = Sequence[Completion | Exception]
 
 _NEVER = math.inf
@@ -104,8 +105,8 @@ class RequestQueue:
         """Try again to admit waiting requests."""
         self._handler_queue.schedule_start()
 
-    def take(self, most: int) -> list[Request]:
-        """Return at most ``most`` requests to send now."""
+    def take_admitted(self, most: int) -> list[Request]:
+        """Remove and return at most ``most`` requests that are admitted now."""
         taken: list[Request] = []
         dropped = 0
         while self._waiting and len(taken) < most:
@@ -159,7 +160,7 @@ class HandlerCall:
         return True
 
     def cancel_one(self) -> None:
-        """Count a cancelled request; stop the task at the last."""
+        """Count one request as cancelled; stop the task if no other waits for it."""
         self._active -= 1
         if not self._active:
             self._stop()
@@ -202,6 +203,8 @@ class HandlerQueue(ABC):
         self._handler = handler
         self._queues: deque[RequestQueue] = deque()
         self._calls: set[HandlerCall] = set()
+        # Requests that were taken and have not ended. Rises in ``_take_for_free_slots``. Falls once for each
+        # request: when it was cancelled before its call, was answered, or its call is closed.
         self._slots_used: int = 0
         self._is_taking = False
         self._start_is_scheduled = False
@@ -215,7 +218,7 @@ class HandlerQueue(ABC):
 
     def start_ready(self) -> None:
         """Start requests while slots are free."""
-        while taken := self._take_ready():
+        while taken := self._take_for_free_slots():
             self._start(taken)
 
     def schedule_start(self) -> None:
@@ -234,27 +237,27 @@ class HandlerQueue(ABC):
     @abstractmethod
     def _start(self, taken: list[Request]) -> None: ...
 
-    def _take_ready(self) -> list[Request]:
+    def _take_for_free_slots(self) -> list[Request]:
         # ``admit`` may call this again. The outer call then takes what the inner one would.
         if not self._queues or self._is_taking:
             return []
         self._is_taking = True
         try:
             most = self._free_slots()
-            taken = self._take(most) if most > 0 else []
+            taken = self._take_in_rounds(most) if most > 0 else []
         finally:
             self._is_taking = False
         self._slots_used += len(taken)
         return taken
 
-    def _take(self, most: int) -> list[Request]:
+    def _take_in_rounds(self, most: int) -> list[Request]:
         # Equal shares, round after round, so that no run starves.
         taken: list[Request] = []
         share = max(1, most // max(1, len(self._queues)))
         passed = 0
         while self._queues and len(taken) < most and passed < len(self._queues):
             queue = self._queues[0]
-            requests = queue.take(min(share, most - len(taken)))
+            requests = queue.take_admitted(min(share, most - len(taken)))
             taken += requests
             if not len(queue):
                 self._queues.popleft()
@@ -349,6 +352,6 @@ class ChatQueue(HandlerQueue):
                 if call.is_stopped or now > end:
                     return
                 if not self._ready and self._queues:
-                    self._add_ready(self._take_ready())
+                    self._add_ready(self._take_for_free_slots())
         finally:
             self._close_call(call)

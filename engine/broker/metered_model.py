@@ -132,7 +132,7 @@ class MeteredModel:
         """Count a cached answer; return it without usage."""
         self.cached += 1
         # Another run paid for it.
-        if self.answers.count(key):
+        if self.answers.mark_used(key):
             self._cached_usage += completion.usage
             self._cached_cost = add_dollars(self._cached_cost, self._price(completion.usage))
             if self.answers.is_charged:

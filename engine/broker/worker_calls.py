@@ -51,7 +51,7 @@ class WorkerCalls:
         self._answers: RunAnswers = model.answers
         self._queue = Dispatcher.current().queue(model.handler)
         self._resolving = asyncio.Semaphore(_RESOLVED_AT_ONCE)
-        self._leaders: dict[bytes, PromptRequest] = {}
+        self._originals: dict[bytes, PromptRequest] = {}
         self._parked = 0
 
     @property
@@ -68,12 +68,14 @@ class WorkerCalls:
         """Answer the prompts of a call in order."""
         batch = BatchResult(call)
         requests = [
-            PromptRequest(self._seconds, False, prompt, calls=self, batch=batch, index=index)
+            PromptRequest(
+                self._seconds, is_conditional=False, prompt=prompt, calls=self, batch=batch, index=index
+            )
             for index, prompt in enumerate(call.prompts)
         ]
         try:
             async with self._resolving:
-                unanswered = requests if not self._answers.is_on else await self._resolve_cached(requests)
+                unanswered = requests if not self._answers.is_on else await self._find_or_join(requests)
                 if self.model.is_limited or self.model.handler.window is not None:
                     unanswered = await self._set_costs(unanswered)
                 self._queue.put(unanswered)
@@ -90,7 +92,7 @@ class WorkerCalls:
             if self._on_change is not None:
                 self._on_change()
 
-    async def _resolve_cached(self, requests: list[PromptRequest]) -> list[PromptRequest]:
+    async def _find_or_join(self, requests: list[PromptRequest]) -> list[PromptRequest]:
         identity = self._answers.identity(self.model.handler)
         if identity is None:
             return requests
@@ -110,8 +112,8 @@ class WorkerCalls:
         for request, key in keys.items():
             if request.is_answered:
                 continue
-            if key not in found and key not in self._leaders:
-                self._leaders[key] = request
+            if key not in found and key not in self._originals:
+                self._originals[key] = request
                 rest.append(request)
                 continue
             if request.pending is not None:
@@ -120,7 +122,7 @@ class WorkerCalls:
             if key in found:
                 self._deliver_cached(request, key, found[key])
             else:
-                self._leaders[key].join(request)
+                self._originals[key].add_duplicate(request)
         return rest
 
     async def _set_costs(self, requests: list[PromptRequest]) -> list[PromptRequest]:
@@ -151,7 +153,7 @@ class WorkerCalls:
                     self.model.budget.call_when_freed(self._queue.retry)
                     return "later"
                 self._fail(request, exceeded)
-                return "never"
+                return "not_here"
         if pending is not None and not pending.claim(request):
             request.release()
             return self._park(request)
@@ -164,7 +166,7 @@ class WorkerCalls:
         if request.seconds is not None:
             loop = asyncio.get_running_loop()
             request.timer = loop.call_later(request.seconds, self._end_parked, request)
-        return "never"
+        return "not_here"
 
     def _end_parked(self, request: PromptRequest) -> None:
         self._unpark(request)
@@ -194,7 +196,7 @@ class WorkerCalls:
         request.is_answered = True
         self._queue.cancel([request])
         self._answers.keep(key, answer, is_paid=False)
-        for each in (request, *self._take_joined(request)):
+        for each in (request, *self._take_duplicates(request)):
             self._deliver_cached(each, key, answer)
 
     def settle(self, request: PromptRequest, answer: Completion | Exception) -> None:
@@ -214,14 +216,14 @@ class WorkerCalls:
         self._deliver(request, _result(answer), stats, answer)
         if request.pending is not None:
             request.pending.resolve(request, answer)
-        for joined in self._take_joined(request):
-            self._deliver_cached(joined, request.key, answer)
+        for duplicate in self._take_duplicates(request):
+            self._deliver_cached(duplicate, request.key, answer)
 
     def _fail(self, request: PromptRequest, error: Exception) -> None:
         if request.pending is not None:
             request.pending.leave(request, failed=True)
         failure = call_error(error)
-        for each in (request, *self._take_joined(request)):
+        for each in (request, *self._take_duplicates(request)):
             times = CallTimes(each.queued, each.started, done=time.monotonic())
             stats = CallStats(retries=None, times=times)
             self._deliver(each, failure, stats, None, f"{type(error).__name__}: {error}")
@@ -253,28 +255,28 @@ class WorkerCalls:
         self.failed += not isinstance(result, str)
         request.batch.put(request.index, result)
 
-    def _take_joined(self, request: PromptRequest) -> list[PromptRequest]:
+    def _take_duplicates(self, request: PromptRequest) -> list[PromptRequest]:
         request.pending = None
-        if request.key is not None and self._leaders.get(request.key) is request:
-            del self._leaders[request.key]
-        joined, request.joined = list(request.joined or ()), None
-        return joined
+        if request.key is not None and self._originals.get(request.key) is request:
+            del self._originals[request.key]
+        duplicates, request.duplicates = list(request.duplicates or ()), None
+        return duplicates
 
     def _cancel_call(self, requests: list[PromptRequest]) -> None:
         unwanted: list[PromptRequest] = []
         for request in requests:
             request.is_wanted = False
-            leader = request.leader or request
-            if leader.joined is not None:
-                leader.joined.pop(request, None)
-            # A request that others have joined goes on for them.
-            if not leader.is_wanted and not leader.joined:
-                unwanted.append(leader)
+            original = request.original or request
+            if original.duplicates is not None:
+                original.duplicates.pop(request, None)
+            # A request with duplicates goes on for them.
+            if not original.is_wanted and not original.duplicates:
+                unwanted.append(original)
         left = [(request, request.pending) for request in unwanted]
         for request in unwanted:
             if request.is_parked:
                 self._unpark(request)
-            self._take_joined(request)
+            self._take_duplicates(request)
         self._queue.cancel(unwanted)
         for request, pending in left:
             request.release()
@@ -288,8 +290,9 @@ class PromptRequest(Request):
 
     Attributes:
         cost: None if nothing is limited.
-        leader, joined: equal requests of this run.
-        pending: the wait with other runs.
+        original: the equal request of this run that is sent for this one.
+        duplicates: the equal requests of this run that this one is sent for.
+        pending: the answer that other runs wait for too.
         is_parked: whether another run has sent it.
     """
 
@@ -300,8 +303,8 @@ class PromptRequest(Request):
     cost: Cost | None = None
     reservation: Reservation | None = None
     is_wanted: bool = True
-    leader: PromptRequest | None = None
-    joined: dict[PromptRequest, None] | None = None
+    original: PromptRequest | None = None
+    duplicates: dict[PromptRequest, None] | None = None
     pending: PendingAnswer | None = None
     is_answered: bool = False
     is_parked: bool = False
@@ -319,11 +322,11 @@ class PromptRequest(Request):
         """See ``Waiter.wake``."""
         self.calls.wake(self, answer)
 
-    def join(self, other: PromptRequest) -> None:
-        """Share this answer with an equal request."""
-        other.leader = self
-        self.joined = self.joined or {}
-        self.joined[other] = None
+    def add_duplicate(self, other: PromptRequest) -> None:
+        """Let an equal request of this run have this answer."""
+        other.original = self
+        self.duplicates = self.duplicates or {}
+        self.duplicates[other] = None
 
     def release(self) -> None:
         """Give back the reservation."""
@@ -368,6 +371,7 @@ class BatchResult:
             await self._complete.wait()
         if self._error is not None:
             raise self._error
+        # All are set now; the filter is for the type checker.
         return [result for result in self._results if result is not None]
 
 

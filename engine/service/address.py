@@ -18,10 +18,10 @@ _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^/:@\[\]\s]+):(\d{1,5}|\*)")
 
 
 def check_address(address: str, *, keys: bool) -> None:
-    """Check an address.
+    """Check the form of an address.
 
     Raises:
-        TaskError: it is no address, or tcp without keys.
+        TaskError: the form is wrong, or it is tcp without keys.
     """
     path = ipc_path(address)
     if path is not None:
@@ -43,7 +43,7 @@ def ipc_path(address: str) -> str | None:
 
 
 async def resolve_host(address: str) -> str:
-    """Resolve the host of an address.
+    """Return the address with its host as a number.
 
     Raises:
         OSError: the lookup failed.
@@ -62,10 +62,10 @@ async def resolve_host(address: str) -> str:
 
 @contextmanager
 def private_socket(path: str) -> Generator[None]:
-    """Make a socket private while it is bound.
+    """Give a socket that is bound in this context mode 600.
 
     Raises:
-        TaskError: it cannot be private, or a server listens there.
+        TaskError: others could replace the socket, or a server listens there.
     """
     folder = Path(path).parent
     try:

@@ -38,8 +38,8 @@ _EVENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """A model server and how to reach it."""
+class ServerAddress:
+    """The address of a model server, and the keys for it."""
 
     address: str
     curve_keys: Path | None
@@ -47,16 +47,21 @@ class Peer:
 
 
 class ReconnectingConnection:
-    """Replaces a lost connection."""
+    """Keeps a connection to a model server, and opens a new one after a loss."""
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
+    def __init__(self, server: ServerAddress) -> None:
+        self._server = server
         self._connection: Connection | None = None
 
     async def connection(self) -> Connection:
-        """Return an open connection."""
+        """Return the connection once the server has accepted it.
+
+        Raises:
+            HandlerError: the server cannot be reached, or refuses.
+            TaskError: the address or the keys cannot be used.
+        """
         if self._connection is None or self._connection.lost:
-            self._connection = Connection.open(self._peer)
+            self._connection = Connection.open(self._server)
         connection = self._connection
         await asyncio.shield(connection.welcome)
         return connection
@@ -68,19 +73,19 @@ class ReconnectingConnection:
 
 
 class Connection:
-    """One connection; it does not reconnect.
+    """One connection to a model server. A lost one stays lost.
 
     Attributes:
-        welcome: done once accepted.
+        welcome: done when the server has accepted or refused the connection.
         offers: the server's models by role.
     """
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, server: ServerAddress) -> None:
         self.welcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.offers: Mapping[str, Offer] = {}
         self.lost = False
-        self._peer = peer
-        self._name = f"the broker at {peer.address}"
+        self._server = server
+        self._name = f"the broker at {server.address}"
         self._hint = ""
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[ChatReply | Failure]] = {}
@@ -89,9 +94,9 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def open(cls, peer: Peer) -> Connection:
+    def open(cls, server: ServerAddress) -> Connection:
         """Start to connect."""
-        connection = cls(peer)
+        connection = cls(server)
         connection._task = asyncio.create_task(connection._run())
         return connection
 
@@ -159,7 +164,7 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncGenerator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
-        address, folder = await self._address(), self._peer.curve_keys
+        address, folder = await self._address(), self._server.curve_keys
         keys = read_client_keys(folder) if folder is not None else None
         context = zmq.asyncio.Context()
         opened = self._socket = open_socket(context, zmq.DEALER, address)
@@ -183,17 +188,17 @@ class Connection:
 
     async def _address(self) -> str:
         try:
-            async with asyncio.timeout(self._peer.connect_seconds):
-                return await resolve_host(self._peer.address)
+            async with asyncio.timeout(self._server.connect_seconds):
+                return await resolve_host(self._server.address)
         except TimeoutError as error:
             raise Unavailable(
-                f"{self._name}: DNS lookup of the host timed out after {self._peer.connect_seconds:g} s"
+                f"{self._name}: DNS lookup of the host timed out after {self._server.connect_seconds:g} s"
             ) from error
         except (OSError, UnicodeError) as error:
             raise Unavailable(f"{self._name}: DNS lookup of the host failed ({error})") from error
 
     async def _wait_for_welcome(self) -> None:
-        seconds = self._peer.connect_seconds
+        seconds = self._server.connect_seconds
         await asyncio.wait([self.welcome], timeout=seconds)
         if not self.welcome.done():
             raise Unavailable(f"{self._name} did not answer within {seconds:g} s{self._hint}")
@@ -203,7 +208,7 @@ class Connection:
         established = False
         async for event, value in socket_events(monitor):
             match event:
-                case zmq.EVENT_CONNECTED if self._peer.curve_keys is None:
+                case zmq.EVENT_CONNECTED if self._server.curve_keys is None:
                     self._check_owner(value)
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     established = True
@@ -211,14 +216,16 @@ class Connection:
                     raise self._lost_error()
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise Rejected(
-                        f"{self._name} does not know the key in {self._peer.curve_keys}: its owner makes one "
-                        "with `supdist-engine broker keygen DIR --client NAME`"
+                        f"{self._name} does not know the key in {self._server.curve_keys}: its owner makes "
+                        "one with `supdist-engine broker keygen DIR --client NAME`"
                     )
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    other = "requires keys (--curve-keys)" if self._peer.curve_keys is None else "has no keys"
+                    other = (
+                        "requires keys (--curve-keys)" if self._server.curve_keys is None else "has no keys"
+                    )
                     raise Rejected(f"{self._name} {other}, or is no broker")
-                case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if self._peer.curve_keys is not None:
-                    self._hint = f": is {self._peer.curve_keys}/server.key the key of this service?"
+                case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if self._server.curve_keys is not None:
+                    self._hint = f"; check that {self._server.curve_keys}/server.key is its key"
                 case _:
                     pass
 
@@ -233,7 +240,9 @@ class Connection:
             return  # the connection has ended already
         owner = struct.unpack("3i", credentials)[1]
         if owner not in (0, os.geteuid()):
-            raise Rejected(f"{self._name} runs as user {owner}; a broker of another user needs keys")
+            raise Rejected(
+                f"{self._name} runs as user {owner}; a broker of another user needs keys (--curve-keys)"
+            )
 
     async def _read(self, opened: zmq.asyncio.Socket) -> None:
         while True:

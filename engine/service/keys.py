@@ -105,7 +105,7 @@ def read_server_keys(folder: Path) -> ServerKeys:
     try:
         load_certificates(authorized)
     except (OSError, ValueError) as error:
-        raise TaskError(f"the clients' keys in {authorized} cannot be read: {error}") from error
+        raise TaskError(f"cannot read the clients' keys in {authorized}: {error}") from error
     return ServerKeys(pair, authorized)
 
 
@@ -116,8 +116,8 @@ def read_client_keys(folder: Path) -> ClientKeys:
         TaskError: they are missing or not private.
     """
     if (folder / "server.key_secret").exists():
-        raise TaskError(f"{folder} holds the service's keys; a client's are in {folder}/clients/NAME")
-    remedy = "the service's owner makes them with `supdist-engine broker keygen DIR --client NAME`"
+        raise TaskError(f"{folder} has the server's keys; give a client's folder, {folder}/clients/NAME")
+    remedy = "the server's owner makes one with `supdist-engine broker keygen DIR --client NAME`"
     return ClientKeys(_pair(folder / "client.key_secret", remedy), _public(folder / "server.key"))
 
 
@@ -153,7 +153,7 @@ def _cannot_write(error: OSError) -> TaskError:
         return TaskError(
             f"{error.filename} exists, and keys are not overwritten: remove it, or choose another name"
         )
-    return TaskError(f"the keys cannot be written: {error}")
+    return TaskError(f"cannot write the keys: {error}")
 
 
 # A file that is being written holds no key yet.
@@ -167,9 +167,9 @@ def _is_key(path: Path, public: bytes) -> bool:
 def _pair(path: Path, remedy: str) -> KeyPair:
     public, secret = _load(path, remedy)
     if path.stat().st_mode & 0o077:
-        raise TaskError(f"others may read the secret key {path}: chmod 600 {path}, and better make new keys")
+        raise TaskError(f"other users can read the secret key {path}: run chmod 600 {path}, or make new keys")
     if secret is None:
-        raise TaskError(f"{path} holds no secret key")
+        raise TaskError(f"no secret key in {path}: {remedy}")
     return KeyPair(public, secret)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from ...handlers import Completion, Message, ModelHandler, Price, Rejected
 from ...handlers.base import PerLoop
 from .address import check_address
-from .connection import Peer, ReconnectingConnection
+from .connection import ReconnectingConnection, ServerAddress
 from .protocol import Offer
 
 
 class RemoteHandler(ModelHandler):
-    """A model of a model server.
+    """Sends requests to one model of a model server.
 
     A lost connection fails its calls with ``Unavailable``. The next call reconnects.
     """
@@ -30,7 +30,7 @@ class RemoteHandler(ModelHandler):
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
     ) -> None:
-        """Open nothing yet.
+        """Check the address. The first use connects.
 
         Args:
             role: ``worker`` or ``supervisor``.
@@ -46,7 +46,9 @@ class RemoteHandler(ModelHandler):
         self.role = role
         self.model = role
         self._timeout = timeout
-        self._peer = Peer(address, Path(curve_keys) if curve_keys is not None else None, connect_timeout)
+        self._server = ServerAddress(
+            address, Path(curve_keys) if curve_keys is not None else None, connect_timeout
+        )
         # ``apply_offers`` replaces these by the server's.
         self.window: int | None = None
         self.max_tokens: int | None = None
@@ -58,7 +60,7 @@ class RemoteHandler(ModelHandler):
         self._connections = PerLoop[ReconnectingConnection]()
 
     def __repr__(self) -> str:
-        return f"RemoteHandler({self.role!r}, {self._peer.address!r})"
+        return f"RemoteHandler({self.role!r}, {self._server.address!r})"
 
     async def chat(self, messages: Sequence[Message]) -> Completion:
         """Send one request.
@@ -83,8 +85,11 @@ class RemoteHandler(ModelHandler):
         """
         offer = offers.get(self.role)
         if offer is None:
-            known = ", ".join(sorted(offers)) or "no model at all"
-            raise Rejected(f"the broker at {self._peer.address} has no {self.role}; it has {known}")
+            others = f", only {', '.join(sorted(offers))}" if offers else ""
+            raise Rejected(
+                f"the broker at {self._server.address} serves no {self.role}{others}; "
+                "add it to the models file"
+            )
         self.model = offer.model
         self.window = offer.window
         self.max_tokens = offer.max_tokens
@@ -101,7 +106,7 @@ class RemoteHandler(ModelHandler):
             Unavailable: no server answers.
             Rejected: the server refuses the key, the version or the role.
         """
-        self._connections.enter(lambda: ReconnectingConnection(self._peer))
+        self._connections.enter(lambda: ReconnectingConnection(self._server))
         try:
             self.apply_offers((await self._connections.get().connection()).offers)
         except BaseException:
@@ -127,7 +132,9 @@ async def handlers_at(
         HandlerError: the server cannot be reached, or refuses.
     """
     check_address(address, keys=curve_keys is not None)
-    reconnecting = ReconnectingConnection(Peer(address, Path(curve_keys) if curve_keys is not None else None))
+    reconnecting = ReconnectingConnection(
+        ServerAddress(address, Path(curve_keys) if curve_keys is not None else None)
+    )
     try:
         offers = (await reconnecting.connection()).offers
     finally:

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets of both ends."""
+"""ZeroMQ sockets of a model server and its clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROBE_SECONDS = 2
 
 
 def open_socket(context: zmq.asyncio.Context, kind: int, address: str) -> zmq.asyncio.Socket:
-    """Return a socket with bounded messages that notices a lost peer."""
+    """Return a socket that limits the size of messages and detects a lost connection."""
     opened = context.socket(kind)
     opened.setsockopt(zmq.LINGER, 0)
     opened.setsockopt(zmq.IPV6, int("[" in address))
@@ -67,7 +67,7 @@ async def socket_events(monitor: zmq.asyncio.Socket) -> AsyncIterator[tuple[int,
 
 @contextmanager
 def duplicated_socket(descriptor: int) -> Generator[socket.socket]:
-    """Yield a duplicate of a ZeroMQ connection.
+    """Yield a socket on a copy of a descriptor of ZeroMQ.
 
     Raises:
         OSError: it is closed.

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from ...sandbox_image.text import shorten
-from ..broker.budget import Left
+from ..broker.budget import Remaining
 from ..errors import TaskError
 
 _WITH_WORKER = """\
@@ -202,7 +202,7 @@ def nudge(prompts: Prompts, turns_left: int, max_iterations: int) -> str:
     return fill(text, turns_left=turns_left)
 
 
-def budget_left(prompts: Prompts, left: Left) -> list[str]:
+def budget_left(prompts: Prompts, left: Remaining) -> list[str]:
     """Return the rest of a limited budget as text."""
     parts = [
         f"{amount:,.4f} US dollars" if unit == "dollars" else f"{amount:,.0f} {unit.replace('_', ' ')}"

@@ -20,7 +20,7 @@ from ...engine import (
     SandboxRuntime,
     open_sandbox,
 )
-from ...engine.broker.broker import CallRules, open_broker
+from ...engine.broker.broker import CallSettings, open_broker
 from ...engine.broker.cache import ResponseCache
 from ...engine.runlog.writer import RunLogger
 from ...handlers import Completion, Message, ModelHandler, Price
@@ -113,14 +113,14 @@ class OurSessions(Interactive):
 
     async def _start(self, context: object, worker: ModelHandler) -> OurSession:
         async with AsyncExitStack() as stack:
-            rules = CallRules(
+            settings = CallSettings(
                 await stack.enter_async_context(ResponseCache()), call_seconds=RunLimits().call_seconds
             )
             log = RunLogger(None, "benchmark")
-            opening = open_broker(InstantModel(), worker, log, lambda _: None, rules=rules)
+            opening = open_broker(InstantModel(), worker, log, lambda _: None, settings=settings)
             broker = await stack.enter_async_context(opening)
-            assert broker.worker is not None
-            opened = open_sandbox(CONFIG, context=context, on_call=broker.worker.answer)
+            assert broker.worker_calls is not None
+            opened = open_sandbox(CONFIG, context=context, on_call=broker.worker_calls.answer)
             sandbox = await stack.enter_async_context(opened)
             return OurSession(self, stack.pop_all(), sandbox)
 
