@@ -199,7 +199,7 @@ class Shim:
         self._clean_up()
 
     def _watch(self) -> None:
-        reading = select.POLLIN if self._may_read(time.monotonic()) else 0
+        reading = select.POLLIN if self._session.may_read(time.monotonic(), self._backlog()) else 0
         for stream in self._guest_streams.values():
             events = (reading if stream.is_open else 0) | (select.POLLOUT if stream.unsent_bytes else 0)
             self._poller.watch(stream.fileno(), events)
@@ -207,13 +207,12 @@ class Shim:
         self._poller.watch(self._engine.fileno(), events)
         self._poller.watch_group(self._output.descriptors(), reading)
 
-    def _may_read(self, now: float) -> bool:
-        backlog = Backlog(
+    def _backlog(self) -> Backlog:
+        return Backlog(
             len(self._engine),
             self._engine.unsent_bytes,
             max(self._init.unsent_bytes, self._repl.unsent_bytes),
         )
-        return self._session.may_read(now, backlog)
 
     def _read_and_write(self, ready: dict[int, int]) -> None:
         if self._engine.fileno() in ready:
@@ -269,7 +268,7 @@ class Shim:
         # One read may hold thousands of frames, and each may be the last that the guest may send for now.
         while self._session.has_frames:
             now = time.monotonic()
-            if not self._may_read(now):
+            if not self._session.may_process(now, self._backlog()):
                 break
             self._send(self._session.process_frame(now))
             if self._session.unmeasured is not None:

@@ -37,7 +37,7 @@ from ..protocol import (
 )
 from .cell import Cell
 from .rules import MessageRules
-from .verdict import verdict_on_death
+from .verdict import check_exit_status, verdict_on_death
 
 # Above these a guest is not read: the engine is slow, or the guest does not read.
 _MOST_UNSENT_MESSAGES = 4096
@@ -113,7 +113,12 @@ class GuestSession:
         return bool(self._frames) and self.ending is None
 
     def may_read(self, now: float, backlog: Backlog) -> bool:
-        """Return whether to read the guest and process its frames: the backpressure on it."""
+        """Return whether to read the guest: the backpressure on it."""
+        # While frames wait, nothing is read. Else a guest fills the queue without bound.
+        return not self._frames and self.may_process(now, backlog)
+
+    def may_process(self, now: float, backlog: Backlog) -> bool:
+        """Return whether to process the next frame. ``next_time`` says when to ask again."""
         calls, cell = self._rules.calls, self._rules.cell
         self.resume_at = calls.resume_at(now)
         # An interrupted cell must be able to end.
@@ -127,7 +132,7 @@ class GuestSession:
         )
 
     def next_time(self) -> float | None:
-        """Return when to call ``tick`` or ``may_read`` again."""
+        """Return when to call ``tick`` and ``may_process`` again."""
         cell = self._rules.cell
         if cell is None:
             return self.resume_at
@@ -174,6 +179,8 @@ class GuestSession:
             if self._has_two_streams and isinstance(message, _INIT_MESSAGES) != (source == "init"):
                 raise Violation("a message on the wrong stream: init and repl have their own")
             # The driver measures only at these: a measurement costs system calls.
+            if isinstance(message, ReplExit):
+                check_exit_status(message.status)
             if isinstance(message, Done | ReplExit):
                 self.unmeasured = message
                 return []

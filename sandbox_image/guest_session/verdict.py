@@ -5,7 +5,18 @@ from __future__ import annotations
 import os
 import signal
 
-from ..protocol import Outcome, ReplExit
+from ..protocol import Outcome, ReplExit, Violation
+
+
+def check_exit_status(status: int) -> None:
+    """Check a wait status from the guest.
+
+    Raises:
+        Violation: no process ends with it.
+    """
+    # The functions of ``os`` raise ValueError or OverflowError for any other number.
+    if not (0 <= status <= 0xFFFF and (os.WIFEXITED(status) or os.WIFSIGNALED(status))):
+        raise Violation("an exit status that no process has")
 
 
 def verdict_on_death(last: ReplExit | None) -> tuple[Outcome, str]:

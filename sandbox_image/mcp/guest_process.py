@@ -202,13 +202,15 @@ class GuestProcess:
             self._session.end_with_error(error)
         except ConnectionError:
             pass
-        self._session.closed("init")
-        self._check_end()
+        finally:
+            # After any error, too: the session would never end otherwise.
+            self._session.closed("init")
+            self._check_end()
 
     async def _wait_until_readable(self) -> None:
         # At least once, so that timers and other clients run: one read may hold thousands of frames.
         await asyncio.sleep(0)
-        while not self._session.may_read(now := time.monotonic(), self._backlog()):
+        while not self._session.may_process(now := time.monotonic(), self._backlog()):
             await self._writer.drain()
             resume = self._session.resume_at
             await asyncio.sleep(max(0.0, (resume or now) - now))
