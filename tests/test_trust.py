@@ -169,7 +169,7 @@ def test_a_file_names_no_other_host_in_a_header() -> None:
     with pytest.raises(TaskError, match="base_url names the host"):
         spec.build("worker", Path(), 8, bound(P_OPENAI))
     for name in ("Content-Length", "transfer-encoding", "Connection"):
-        with pytest.raises(ValueError, match="HTTP library's"):
+        with pytest.raises(ValueError, match="set by the HTTP library"):
             OpenAIHandler("m", extra_headers={name: "1"})
 
 
