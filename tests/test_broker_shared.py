@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -25,6 +27,8 @@ from supdist.engine.broker.worker_calls import WorkerCalls
 from supdist.engine.runlog.writer import CallStats, RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
 from supdist.handlers import Completion, HandlerError, Message, Price, ScriptedHandler, Unavailable, Usage
+
+ANSWER = Completion("paid", Usage(1, 1, 1))
 
 
 class Endpoint:
@@ -415,3 +419,73 @@ def test_no_interleaving_pays_twice_bills_a_cancelled_call_or_leaves_somebody_wa
     with TemporaryDirectory() as folder:
         asyncio.run(play(Path(folder) / "answers"))
     assert nothing_is_pending()
+
+
+async def test_an_answer_stays_though_a_failed_sender_wakes_later() -> None:
+    request = pending.SharedRequest()
+    request.pending = pending.join("cache", b"k", request)
+    request.wake(ANSWER)
+    request.wake(None)
+    assert await request.other_answer() == ANSWER
+    request.leave(failed=False)
+    assert nothing_is_pending()
+
+
+async def test_a_waiter_that_raises_keeps_the_answer_from_no_other() -> None:
+    class Broken:
+        def wake(self, answer: Completion | None) -> None:
+            raise ValueError("broken")
+
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+    sender, other = pending.SharedRequest(), pending.SharedRequest()
+    for each in (sender, Broken(), other):
+        joined = pending.join("cache", b"k", each)
+    sender.pending = other.pending = joined
+    assert sender.claim()
+    sender.resolve(ANSWER)
+    assert await other.other_answer() == ANSWER
+    assert [str(report["exception"]) for report in reports] == ["broken"]
+
+
+def test_the_sender_of_a_closed_loop_leaves_no_waiter_behind() -> None:
+    sender, waiter = pending.SharedRequest(), pending.SharedRequest()
+
+    async def claim() -> None:
+        sender.pending = pending.join("cache", b"k", sender)
+        assert sender.claim()
+
+    async def wait() -> None:
+        waiter.pending = pending.join("cache", b"k", waiter)
+        waiting = asyncio.create_task(waiter.other_answer())
+        await asyncio.sleep(0)
+        # The garbage collector does so, in a thread without a loop.
+        await asyncio.to_thread(sender.leave, failed=False)
+        async with asyncio.timeout(5):
+            assert await waiting is None
+        assert waiter.claim()
+        waiter.resolve(ANSWER)
+
+    asyncio.run(claim())
+    asyncio.run(wait())
+    assert nothing_is_pending()
+
+
+def test_a_forked_process_waits_for_no_sender_of_its_parent() -> None:
+    program = """
+import asyncio, os
+from supdist.engine.broker import pending
+
+async def claim() -> bool:
+    request = pending.SharedRequest()
+    request.pending = pending.join("cache", b"k", request)
+    return request.claim()
+
+assert asyncio.run(claim())
+pending._lock.acquire()
+child = os.fork()
+if not child:
+    os._exit(0 if asyncio.run(claim()) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=20)

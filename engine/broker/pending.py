@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
-from threading import Lock
+from functools import cache as once
+from threading import RLock
 from typing import Protocol
 
 from ...handlers import Completion
 
 _CacheKey = tuple[str, bytes]
 
-# Runs may be in different threads, each with an event loop.
-_lock = Lock()
+# Runs may be in different threads, each with an event loop. The garbage collector may end a request of a
+# closed loop in a thread that has the lock.
+_lock = RLock()
 
 
 class Waiter(Protocol):
@@ -93,7 +96,9 @@ class SharedRequest:
 
     def wake(self, answer: Completion | None) -> None:
         """See ``Waiter.wake``."""
-        self._answer = answer
+        # A sender that failed wakes its waiters without the lock: its None may come after an answer.
+        if self._answer is None:
+            self._answer = answer
         self._woken.set()
 
     async def other_answer(self) -> Completion | None:
@@ -125,6 +130,7 @@ def join(cache: str, key: bytes, waiter: Waiter) -> PendingAnswer:
     """Join and return the pending answer of a key."""
     cache_key = (cache, key)
     with _lock:
+        _watch_forks()
         pending = _pending.get(cache_key)
         if pending is None:
             pending = _pending[cache_key] = PendingAnswer(_pending, cache_key)
@@ -132,12 +138,37 @@ def join(cache: str, key: bytes, waiter: Waiter) -> PendingAnswer:
         return pending
 
 
+@once
+def _watch_forks() -> None:
+    # At the first request: a program that only imports the engine gets no hook.
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+def _forget_parent() -> None:
+    # A forked process has neither the senders of its parent nor the thread that has the lock.
+    global _lock  # noqa: PLW0603 - nothing else can release it
+    _lock = RLock()
+    _pending.clear()
+
+
 def _wake(waiters: dict[Waiter, asyncio.AbstractEventLoop], answer: Completion | None) -> None:
-    here = asyncio.get_running_loop()
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        # The garbage collector ends the requests of a closed loop.
+        here = None
     for waiter, loop in waiters.items():
         if loop is here:
-            waiter.wake(answer)
+            _wake_here(waiter, loop, answer)
         else:
             # No run waits in a closed loop.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(waiter.wake, answer)
+
+
+def _wake_here(waiter: Waiter, loop: asyncio.AbstractEventLoop, answer: Completion | None) -> None:
+    # As in another loop: the exception of one waiter reaches neither the sender nor the other waiters.
+    try:
+        waiter.wake(answer)
+    except Exception as error:
+        loop.call_exception_handler({"message": "a request failed to take its answer", "exception": error})
