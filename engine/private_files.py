@@ -22,6 +22,8 @@ _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # For a file that is read whole: larger than any context of a sandbox, and not endless.
 MOST_BYTES = 4 << 30
+# A logged cell with all that the default limits of output and display allow, each byte as a \u escape.
+MAX_LINE_BYTES = 256 << 20
 
 
 class ResolvedPath(PosixPath):
@@ -234,6 +236,14 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
         if os.fstat(file.fileno()).st_size <= most and len(data := file.read(most + 1)) <= most:
             return data
     raise OSError(errno.EFBIG, f"it is larger than {most >> 20:,} MiB", os.fspath(path))
+
+
+def read_line(file: BinaryIO, most: int = MAX_LINE_BYTES) -> bytes:
+    """Read a line of at most ``most`` bytes; empty at the end of the file."""
+    line = file.readline(most + 1)
+    if len(line) > most:
+        raise OSError(errno.EFBIG, f"a line is longer than {most >> 20:,} MiB")
+    return line
 
 
 def others_may_write(found: os.stat_result) -> bool:

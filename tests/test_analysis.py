@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from results_support import failed, record, write_run
 from support import REPOSITORY
 
+from supdist.engine.private_files import MAX_LINE_BYTES
 from supdist.sandbox_image.text import one_line
 from supdist.tools.evals import analyze_cli
 from supdist.tools.evals.analysis import Analysis, analyse
-from supdist.tools.evals.records import EXAMPLES, RECORDS, Record, Tokens
+from supdist.tools.evals.records import EXAMPLES, MAX_CONFIG_BYTES, RECORDS, Record, Tokens
 from supdist.tools.evals.report import PAIRS, RUNS, SHORT, run_fields
 from supdist.tools.tables import Table, as_csv, as_markdown, as_text, table
 
@@ -296,6 +297,17 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
     with open(folder / RECORDS, "ab") as lines:
         lines.write(b'{"index": 1}\n\xff\xfe\n\n')
     assert analyse([folder]).notes == [f"{folder.name}: lines of results.jsonl that are no records: 2"]
+
+
+def test_files_without_an_end_are_not_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, [record(0)])
+    with open(folder / RECORDS, "wb") as lines:
+        lines.truncate(MAX_LINE_BYTES + 1)
+    with open(folder / "config.json", "wb") as config:
+        config.truncate(MAX_CONFIG_BYTES + 1)
+    notes = analyse([folder]).notes
+    assert "config.json cannot be read" in notes[0]
+    assert "a line is longer than 256 MiB" in notes[1]
 
 
 def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:

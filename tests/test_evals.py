@@ -19,8 +19,18 @@ from supdist.engine import LogError, TaskError
 from supdist.handlers import NoAccess
 from supdist.tasks.base import Ask, Example, Score, TaskDataError
 from supdist.tools.evals.config import ExperimentConfig, Manifest
+from supdist.tools.evals.executors import _spent  # pyright: ignore[reportPrivateUsage] - of a failed attempt
 from supdist.tools.evals.folder import COLUMNS, open_folder, read_manifest, results_csv
-from supdist.tools.evals.records import CONFIG, EXAMPLES, RECORDS, TABLE, Failure, Record, read_records
+from supdist.tools.evals.records import (
+    CONFIG,
+    EXAMPLES,
+    RECORDS,
+    TABLE,
+    Failure,
+    Record,
+    Tokens,
+    read_records,
+)
 from supdist.tools.evals.report import Summary
 from supdist.tools.evals.runner import run_experiment
 from supdist.tools.testing.fake_openai import FakeOpenAI, Reply, Request, Status, Text
@@ -121,6 +131,17 @@ async def test_a_failed_example_is_recorded_with_what_it_cost_and_stops_nothing(
         before = len(server.requests)
         assert (await run(server, tmp_path, resume=True)).failed == 1
         assert len(server.requests) == before, "what failed is not tried again unless that is asked for"
+
+
+def test_a_log_that_is_no_log_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "supervisor.jsonl").write_text("[" * 5000 + "\n" + '{"event": "supervisor", "run_id": 1}\n')
+    spent = _spent(tmp_path)
+    assert (spent["run_id"], spent["steps"], spent["supervisor"], spent["worker"]) == (
+        "",
+        0,
+        Tokens(),
+        Tokens(),
+    )
 
 
 async def test_retry_failed_runs_the_failed_again_and_only_judges_what_only_was_not_judged(

@@ -15,10 +15,15 @@ from export_support import Experiment, shouting
 from support import SMALL_CONFIG, block
 
 from supdist.engine import RunLimits, TaskError
+from supdist.engine.private_files import MAX_LINE_BYTES
+from supdist.engine.runlog.events import Cell, ImageFacts
 from supdist.handlers import Completion, Message, Rejected, ScriptedHandler
 from supdist.tools.distill.export import export
+from supdist.tools.distill.exported_lines import read_lines
 from supdist.tools.distill.options import ExportOptions
+from supdist.tools.distill.recorded_run import NoReplay, RecordedCells, result_of
 from supdist.tools.distill.replay import LineReport, replay
+from supdist.tools.replay import _print_report  # pyright: ignore[reportPrivateUsage] - what it prints
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("engine")]
 
@@ -274,3 +279,36 @@ async def test_the_programs_export_and_replay_and_say_what_differs(
     assert "-13\n" in said
     assert "+12\n" in said
     assert call("replay", tmp_path / "logs")[0] == 2
+
+
+@pytest.mark.parametrize(("sizes", "is_allowed"), [((32, 32), True), ((32, 33), False), ((-1,), False)])
+def test_the_images_of_a_log_are_bounded_together(sizes: Sequence[int], is_allowed: bool) -> None:
+    display: list[dict[str, str | ImageFacts]] = [
+        {"image/png": ImageFacts(bytes=size << 20, sha256="0")} for size in sizes
+    ]
+    cell = Cell(
+        run_id="r", step=1, timestamp=1.0, cell=1, code="1", outcome="ok", stdout="", stderr="",
+        display=display, truncated=False, error=None, final=None, elapsed=1.0, worker_wait=0.0,
+        state_lost=False, detail="",
+    )  # fmt: skip
+    if is_allowed:
+        assert len(result_of(cell).display) == len(sizes)
+        return
+    with pytest.raises(NoReplay, match="images"):
+        result_of(cell)
+    with pytest.raises(NoReplay, match="images"):
+        RecordedCells([cell]).take(block("1"), 1)
+
+
+def test_a_log_forges_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_report(LineReport("train.jsonl", 1, skipped="its log: x\ntrain.jsonl:2: equal" + "x" * 10_000))
+    (row,) = capsys.readouterr().out.splitlines()
+    assert len(row) < 1100
+
+
+def test_an_endless_line_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    with open(file, "wb") as lines:
+        lines.truncate(MAX_LINE_BYTES + 1)
+    with pytest.raises(TaskError, match=r"train\.jsonl, line 1: a line is longer than 256 MiB"):
+        next(read_lines(file))

@@ -297,6 +297,13 @@ def test_a_log_of_a_newer_schema_is_refused_and_names_the_engine(tmp_path: Path)
         list(log.worker())
 
 
+def test_an_engine_version_writes_nothing_to_a_terminal(tmp_path: Path) -> None:
+    start = {"event": "run_start", "run_id": "r", "schema_version": 99, "engine_version": "\x1b]0;a\nb"}
+    with pytest.raises(LogFormatError) as caught:
+        list(write(tmp_path, "worker", start).worker())
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("torn", ['{"event": "left_', "", "[1]", "{" * 100_000, "\udcff", "1" * 5000])
 def test_a_torn_line_is_skipped_and_named(tmp_path: Path, torn: str) -> None:
     log = write(tmp_path, "supervisor", left_out(), torn.encode("utf-8", "replace").decode(), left_out())
@@ -323,7 +330,7 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch:
     log = write(tmp_path, "repl", "x" * (8 << 20))
     tracemalloc.start()
     try:
-        with pytest.raises(LogFormatError, match="line 1: it is longer than 1 MiB"):
+        with pytest.raises(LogFormatError, match="line 1: a line is longer than 1 MiB"):
             list(log.repl())
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

@@ -17,7 +17,7 @@ from ..engine.cli.options import sandbox_config
 from ..engine.cli.permissions import Allowed
 from ..engine.errors import SandboxError, TaskError
 from ..engine.trust import Environment, Permissions
-from ..sandbox_image.text import printable, shorten
+from ..sandbox_image.text import one_line, printable, shorten
 from .distill.export import SOURCES, is_own
 from .distill.replay import LineReport, TurnReport, replay
 
@@ -30,6 +30,7 @@ _SANDBOX_OPTIONS = {
 
 _DIFF_LINES = 40
 _DIFF_CHARS = 200
+_MESSAGE_CHARS = 1000
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def _permissions(path: Path, read: tuple[Path, ...]) -> Permissions:
 
 
 def _fail(code: int, error: Exception) -> None:
-    print(f"replay: {printable(str(error))}", file=sys.stderr)
+    print(f"replay: {_quoted(str(error))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -102,7 +103,7 @@ async def _replay(path: Path, most: int | None, sandbox: SandboxConfig, permissi
 
 def _print_settings(report: LineReport, printed: set[str]) -> None:
     for name, value in report.other_settings.items():
-        text = shorten(printable(f"{name} {value}"), _DIFF_CHARS)
+        text = shorten(one_line(f"{name} {value}"), _DIFF_CHARS)
         # Once: the lines of an export mostly have the same settings.
         if text not in printed:
             printed.add(text)
@@ -114,7 +115,7 @@ def _print_report(report: LineReport) -> None:
     if report.is_changed:
         print(f"{place}: this line was changed after the export")
     if report.skipped:
-        print(f"{place}: not replayed: {printable(report.skipped)}", flush=True)
+        print(f"{place}: not replayed: {_quoted(report.skipped)}", flush=True)
         return
     marks = " ".join(turn.verdict for turn in report.turns)
     print(f"{place}: {marks}", flush=True)
@@ -123,6 +124,11 @@ def _print_report(report: LineReport) -> None:
             print(f"  turn {turn.turn}: {turn.why}")
         elif turn.verdict == "different":
             print(f"  turn {turn.turn}, as exported and as replayed:\n{_difference(turn)}", flush=True)
+
+
+def _quoted(text: str) -> str:
+    # A line end in a hostile log would forge a verdict.
+    return one_line(shorten(text, _MESSAGE_CHARS))
 
 
 def _difference(turn: TurnReport) -> str:

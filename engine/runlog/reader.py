@@ -10,12 +10,11 @@ from typing import Any, BinaryIO, cast, get_args
 
 import msgspec
 
+from ...sandbox_image.text import one_line
 from ..errors import LogFormatError
-from ..private_files import open_file
+from ..private_files import MAX_LINE_BYTES, open_file, read_line
 from .events import SCHEMA_VERSION, Event, ReplEvent, Stream, SupervisorEvent, WorkerEvent
 
-# A cell with all that the default limits of output and display allow, each byte written as a \u escape.
-MAX_LINE_BYTES = 256 << 20
 _MAX_PROBLEMS = 20
 _MAX_NAME = 40
 
@@ -84,7 +83,7 @@ class RunLogReader:
                         fields.setdefault(new, fields[old])
                 try:
                     yield msgspec.convert(fields, kind)
-                except msgspec.ValidationError as error:
+                except (msgspec.ValidationError, RecursionError) as error:
                     raise LogFormatError(f"{place}: {error}") from error
 
     def _count_unknown(self, name: str) -> None:
@@ -94,11 +93,15 @@ class RunLogReader:
 
     def _lines(self, file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, object]]]:
         number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
+        while True:
             number += 1
             place = f"{path}, line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                raise LogFormatError(f"{place}: it is longer than {MAX_LINE_BYTES >> 20} MiB")
+            try:
+                line = read_line(file, MAX_LINE_BYTES)
+            except OSError as error:
+                raise LogFormatError(f"{place}: {error.strerror}") from error
+            if not line:
+                return
             try:
                 value: object = json.loads(line.decode("utf-8", "replace"))
             except (ValueError, RecursionError):
@@ -115,7 +118,7 @@ class RunLogReader:
 def _check_version(fields: dict[str, object], place: str) -> None:
     found = fields.get("schema_version")
     if isinstance(found, int) and found > SCHEMA_VERSION:
-        engine = str(fields.get("engine_version"))[:_MAX_NAME]
+        engine = one_line(str(fields.get("engine_version"))[:_MAX_NAME])
         raise LogFormatError(
             f"{place}: supdist-engine {engine} wrote this log with schema {found}. This version reads up to "
             f"{SCHEMA_VERSION}; install a newer supdist-engine"

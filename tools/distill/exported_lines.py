@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from ...engine.errors import TaskError
-from ...engine.private_files import open_file
+from ...engine.private_files import open_file, read_line
 from ...handlers import Message
 from .export import SOURCES
 from .formats import sha256_of
@@ -47,9 +49,13 @@ def read_lines(file: Path) -> Iterator[list[Message]]:
     except OSError as error:
         raise TaskError(f"cannot read {file}: {error.strerror}") from error
     with opened as lines:
-        for number, line in enumerate(lines, 1):
+        for number in itertools.count(1):
             try:
+                if not (line := read_line(lines)):
+                    return
                 yield msgspec.json.decode(line, type=_Line).messages
+            except OSError as error:
+                raise TaskError(f"{file}, line {number}: {error.strerror}") from error
             except (ValueError, RecursionError) as error:
                 raise TaskError(
                     f"{file}, line {number}: {error}. Only --format sft --per run can be replayed"
@@ -65,7 +71,9 @@ class SourceTable:
             raise TaskError(f"{path} is missing: it names the run log of each line. Export again")
         try:
             with open_file(path) as lines:
-                rows = [msgspec.json.decode(line, type=Source) for line in lines]
+                rows = [
+                    msgspec.json.decode(line, type=Source) for line in iter(partial(read_line, lines), b"")
+                ]
         except (OSError, ValueError, RecursionError):
             raise TaskError(
                 f"{path} lists no conversations of supervisors; only an export of these can be replayed"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine import SandboxConfig
-from ...engine.private_files import open_file
+from ...engine.private_files import read_file, resolved
 from ...engine.runlog.events import Cell, ImageFacts, WorkerCall
 from ...engine.sandbox import CallError, CellResult, Display, ErrorInfo, Outcome, Usage
 from ...engine.sandbox import WorkerCall as GuestCall
@@ -31,8 +31,11 @@ from .exported_lines import Source
 
 _NO_ANSWER = CallError("unavailable", "the log has no answer to this prompt")
 
-# A log names the size of an image, and the replay allocates that much.
+# A log names the size of an image, and the replay allocates that much: at most this for all of a turn.
 _MAX_IMAGE_BYTES = 64 << 20
+_MAX_IMAGES = 10_000
+# It is read whole, into the memory of this process and of the sandbox.
+_MAX_CONTEXT_BYTES = 1 << 30
 
 # Settings of a sandbox that allow more when they are higher.
 _LIMITS = (
@@ -126,8 +129,7 @@ def _read_context(folder: Path, conversation: Conversation) -> object:
     if Path(name).name != name:
         raise NoReplay(missing)
     try:
-        with open_file(folder / name) as file:
-            text = file.read().decode("utf-8", KEEP_SURROGATES)
+        text = read_file(resolved(folder) / name, _MAX_CONTEXT_BYTES).decode("utf-8", KEEP_SURROGATES)
     except (OSError, UnicodeDecodeError):
         raise NoReplay(missing) from None
     try:
@@ -183,6 +185,7 @@ class RecordedCells:
             if not self._left or self._left[0].step != step:
                 break
             found.append(self._left.popleft())
+            _check_images(found)
             if is_last(result_of(found[-1])):
                 break
         return found
@@ -190,11 +193,15 @@ class RecordedCells:
 
 def result_of(cell: Cell) -> CellResult:
     """Return a cell's result as the supervisor saw it, or raise ``NoReplay``."""
+    _check_images([cell])
     try:
         outcome = Outcome(cell.outcome)
         display = tuple(
             Display(
-                {mime: _image(form) if isinstance(form, ImageFacts) else form for mime, form in each.items()}
+                {
+                    mime: bytes(form.bytes) if isinstance(form, ImageFacts) else form
+                    for mime, form in each.items()
+                }
             )
             for each in cell.display
         )
@@ -208,8 +215,8 @@ def result_of(cell: Cell) -> CellResult:
     )  # fmt: skip
 
 
-def _image(facts: ImageFacts) -> bytes:
-    if not 0 <= facts.bytes <= _MAX_IMAGE_BYTES:
-        raise ValueError(f"an image of {facts.bytes} bytes")
-    # The supervisor was shown only the size.
-    return bytes(facts.bytes)
+def _check_images(cells: Sequence[Cell]) -> None:
+    forms = (form for cell in cells for each in cell.display for form in each.values())
+    sizes = [form.bytes for form in forms if isinstance(form, ImageFacts)]
+    if any(size < 0 for size in sizes) or sum(sizes) > _MAX_IMAGE_BYTES or len(sizes) > _MAX_IMAGES:
+        raise NoReplay(f"its log: images of a wrong size, or above {_MAX_IMAGE_BYTES >> 20} MiB in a turn")

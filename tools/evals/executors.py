@@ -21,15 +21,16 @@ from typing import Any, Literal, Protocol
 from anyio import to_thread
 
 from ...engine.broker.cache import ResponseCache
-from ...engine.errors import CacheError, LogError, SandboxUnavailable, TaskError
+from ...engine.errors import CacheError, LogError, LogFormatError, SandboxUnavailable, TaskError
 from ...engine.private_files import PrivateFolder
+from ...engine.runlog.events import Event, ModelCall
+from ...engine.runlog.reader import RunLogReader
 from ...engine.trust import UNBOUND, Permissions
 from ...handlers import ModelHandler, NoAccess
 from ...sandbox_image.text import escape_surrogates
 from ...tasks.base import Example, Score, Task, TaskDataError
 from .config import ExperimentConfig
 from .direct import Direct, Run, as_text
-from .folder import log_events
 from .model_calls import open_judge
 from .records import Failure, Record, Tokens
 from .strategies import CacheFile, Loop, judge_handler, open_strategy
@@ -345,22 +346,31 @@ def _checked(score: Score) -> Score:
 
 def _spent(logs: Path) -> dict[str, object]:
     # An attempt that failed has no result; its logs say what it cost.
-    events = list(log_events(logs, "supervisor"))
+    log = RunLogReader(logs)
+    events = _readable(log.supervisor())
     return {
-        "run_id": events[0].get("run_id", "") if events else "",
-        "steps": max((event.get("step", 0) for event in events), default=0),
+        "run_id": events[0].run_id if events else "",
+        "steps": max((event.step for event in events), default=0),
         "supervisor": _tokens(events),
-        "worker": _tokens(log_events(logs, "worker")),
+        "worker": _tokens(_readable(log.worker())),
     }
 
 
-def _tokens(events: Iterable[dict[str, Any]]) -> Tokens:
-    calls = [event for event in events if "usage" in event and "response" in event]
-    costs = [event["cost_usd"] for event in calls]
+def _readable(events: Iterable[Event]) -> list[Event]:
+    found: list[Event] = []
+    # The record of a failed attempt counts what its log says up to a broken line.
+    with contextlib.suppress(LogFormatError):
+        found.extend(events)
+    return found
+
+
+def _tokens(events: Iterable[Event]) -> Tokens:
+    calls = [event for event in events if isinstance(event, ModelCall) and event.response is not None]
+    costs = [call.cost_usd for call in calls if call.cost_usd is not None]
     return Tokens(
-        calls=sum(event["usage"]["calls"] for event in calls),
-        input=sum(event["usage"]["input_tokens"] for event in calls),
-        output=sum(event["usage"]["output_tokens"] for event in calls),
-        cached=sum(event["cached"] for event in calls),
-        cost_usd=None if None in costs else round(sum(costs), 9),
+        calls=sum(call.usage.calls for call in calls),
+        input=sum(call.usage.input_tokens for call in calls),
+        output=sum(call.usage.output_tokens for call in calls),
+        cached=sum(call.cached for call in calls),
+        cost_usd=round(sum(costs), 9) if len(costs) == len(calls) else None,
     )

@@ -13,16 +13,16 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ...engine.errors import LogError, TaskError
-from ...engine.private_files import PrivateFolder, is_there, open_file, read_file, resolved
+from ...engine.private_files import PrivateFolder, is_there, read_file, resolved
 from ...engine.taskfile import parse_as
 from ...engine.trust.seals import Seal
 from ...sandbox_image.text import ESCAPE_SURROGATES
 from ..tables import spreadsheet_text
 from .config import Manifest
-from .records import CACHE, CONFIG, EXAMPLES, RECORDS, TABLE, Record, Tokens, read_records
+from .records import CACHE, CONFIG, EXAMPLES, MAX_CONFIG_BYTES, RECORDS, TABLE, Record, Tokens, read_records
 
 # Folder of the logs of attempts that did not end, or that failed and were repeated: `<id>.<number>/`.
 _INTERRUPTED = "interrupted"
@@ -177,12 +177,12 @@ def read_manifest(path: Path) -> tuple[Manifest | None, bool]:
     if not is_there(file):
         return None, False
     try:
-        data = read_file(file)
+        data = read_file(file, MAX_CONFIG_BYTES)
         manifest = parse_as(Manifest, data.decode(), file, "experiment's config")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read the experiment's config file {file}: {error}") from error
     try:
-        mark = read_file(resolved(path) / _MARK)
+        mark = read_file(resolved(path) / _MARK, MAX_CONFIG_BYTES)
     except OSError:
         mark = b""
     return manifest, Seal.open(_SEAL_PURPOSE).is_own(mark, data, _working_directory())
@@ -232,22 +232,6 @@ def _csv_value(value: object) -> object:
             return spreadsheet_text(value)
         case _:
             return value
-
-
-def log_events(folder: Path, stream: str) -> Generator[dict[str, Any]]:
-    """Yield the readable events of a log."""
-    try:
-        lines = open_file(folder / f"{stream}.jsonl")
-    except OSError:
-        return
-    with lines:
-        for line in lines:
-            try:
-                event: object = json.loads(line.decode("ascii", "replace"))
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                yield event  # pyright: ignore[reportUnknownVariableType] - JSON has no type
 
 
 def _working_directory() -> bytes:

@@ -19,11 +19,13 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from ...engine.private_files import is_there, open_file
+from ...engine.private_files import is_there, open_file, read_line
 
 CONFIG, RECORDS, TABLE, CACHE, EXAMPLES = (
     "config.json", "results.jsonl", "results.csv", "cache.sqlite", "examples",
 )  # fmt: skip
+
+MAX_CONFIG_BYTES = 64 << 20
 
 # The second name is that of version 0.1.
 STRATEGY_NAMES = AliasChoices("strategy", "arm")
@@ -116,7 +118,7 @@ def _records(path: Path) -> Iterator[Record]:
     if not is_there(path):
         return
     with open_file(path) as lines:
-        for line in lines:
+        while line := read_line(lines):
             try:
                 yield Record.model_validate_json(line.decode("utf-8", "replace"))
             except ValidationError:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast
 import msgspec
 from pydantic import ValidationError
 
-from ...engine.private_files import is_there, open_file
-from .records import CONFIG, EXAMPLES, RECORDS, Record, read_records
+from ...engine.private_files import is_there, open_file, read_file, read_line, resolved
+from .records import CONFIG, EXAMPLES, MAX_CONFIG_BYTES, RECORDS, Record, read_records
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -99,8 +99,7 @@ def _runs_below(place: Path) -> Iterator[Path]:
 
 def _read_settings(path: Path) -> tuple[Settings, list[str]]:
     try:
-        with open_file(path) as file:
-            value: object = json.loads(file.read())
+        value: object = json.loads(read_file(resolved(path.parent) / path.name, MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         return Settings(), [f"{path.name} cannot be read: {error}"]
     if not isinstance(value, dict):
@@ -137,11 +136,9 @@ def _read_records(folder: Path) -> tuple[list[Record], list[str]]:
 def _whole_lines(path: Path) -> Iterator[str]:
     if is_there(path):
         with open_file(path) as lines:
-            yield from (
-                line.decode("utf-8", "replace")
-                for line in lines
-                if line.endswith(b"\n") and not line.isspace()
-            )
+            while line := read_line(lines):
+                if line.endswith(b"\n") and not line.isspace():
+                    yield line.decode("utf-8", "replace")
 
 
 def _is_damaged(line: str) -> bool:
