@@ -1,22 +1,18 @@
+"""The rules for a guest's messages: clocks, counters, sizes and numbers."""
+
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from guest_session_support import CONFIG, FACTS, Driver, deadline, end_of, is_paused, session
 
 from supdist.engine import SandboxConfig
 from supdist.sandbox_image import protocol
-from supdist.sandbox_image.guest_session import Backlog, GuestSession, Measured, Send
-from supdist.sandbox_image.guest_session.rules import MessageRules
+from supdist.sandbox_image.guest_session import Send
 from supdist.sandbox_image.protocol import (
     Call,
-    CellEnd,
     Display,
     Done,
     ErrorInfo,
-    Execute,
     Final,
     Interrupt,
     Outcome,
@@ -28,83 +24,6 @@ from supdist.sandbox_image.protocol import (
     ToolReply,
     Violation,
 )
-
-FACTS = protocol.Facts({}, 65534, 0, True, True, [], False)
-CONFIG = SandboxConfig.model_validate(
-    {"output": "1KiB", "display": "1KiB", "prompt": "1KiB", "batch": 4, "pending_calls": 2, "grace": 1.0}
-)
-
-
-class Driver:
-    """A session whose guest has one stream, driven as a shim or a server drives it.
-
-    Attributes:
-        interrupts: the cells that were interrupted.
-    """
-
-    def __init__(self, limits: protocol.SessionLimits) -> None:
-        self.session = GuestSession(limits, has_two_streams=False)
-        self.interrupts: list[int] = []
-
-    def execute(self, cell: int, timeout: float, now: float) -> None:
-        order = Execute(cell, "code", timeout)
-        assert self.session.from_engine(order, now) == [Send("repl", order)]
-
-    def interrupt(self, now: float) -> None:
-        assert self.session.cell is not None
-        self._take(self.session.from_engine(Interrupt(self.session.cell.number), now))
-
-    def reply(self, reply: Reply | ToolReply, now: float) -> bool:
-        """Whether the guest gets it."""
-        return self.session.from_engine(reply, now) == [Send("repl", reply)]
-
-    def ask(self, question: protocol.PutFile | protocol.GetFile | protocol.ListFiles) -> None:
-        assert self.session.from_engine(question, 100) == [Send("init", question)]
-
-    def accept(
-        self, message: protocol.FromGuest, now: float, facts: Measured | None = None
-    ) -> tuple[list[protocol.FromShim], Reply | ToolReply | None]:
-        """What the engine gets, and what the guest gets back at once. A breach is raised."""
-        self.session.from_guest("init", [protocol.encode(message)])
-        sends = self.session.process_frame(now)
-        if self.session.unmeasured is not None:
-            sends += self.session.measured(facts or Measured(), now)
-        ending = self.session.ending
-        if ending is not None and ending.outcome is Outcome.PROTOCOL_VIOLATION:
-            raise Violation(ending.detail)
-        return self._take(sends)
-
-    def _take(self, sends: list[Send]) -> tuple[list[protocol.FromShim], Reply | ToolReply | None]:
-        refusals = [send.message for send in sends if isinstance(send.message, Reply | ToolReply)]
-        for send in sends:
-            assert protocol.decode_to_guest(send.encoded()) if send.to != "engine" else True
-            if isinstance(send.message, Interrupt):
-                self.interrupts.append(send.message.cell)
-        told = [protocol.decode_from_shim(send.encoded()) for send in sends if send.to == "engine"]
-        return told, refusals[0] if refusals else None
-
-
-def deadline(driver: Driver) -> float:
-    assert driver.session.cell is not None
-    return driver.session.cell.deadline()
-
-
-def is_paused(driver: Driver, now: float) -> bool:
-    """Whether the guest is not read."""
-    return not driver.session.may_read(now, Backlog())
-
-
-def session(cell: int = 1, timeout: float = 10.0, now: float = 100.0) -> Driver:
-    fresh = Driver(CONFIG.session_limits(tools=2))
-    fresh.accept(Ready(protocol.VERSION, FACTS), now)
-    fresh.execute(cell, timeout, now)
-    return fresh
-
-
-def end_of(messages: list[protocol.FromShim]) -> CellEnd:
-    (end,) = messages
-    assert isinstance(end, CellEnd)
-    return end
 
 
 def test_a_cell_without_an_error_is_ok_and_with_one_is_the_users() -> None:
@@ -297,282 +216,35 @@ def test_a_reply_that_nobody_awaits_is_not_delivered() -> None:
     assert not fresh.reply(Reply(99, ["never asked"]), 103)
 
 
-MESSAGES = st.one_of(
-    st.builds(Output, st.integers(-1, 4), st.sampled_from([1, 2]), st.binary(max_size=40)),
-    st.builds(Call, st.integers(-1, 6), st.integers(-1, 4), st.lists(st.text(max_size=5), max_size=6)),
-    st.builds(ToolCall, st.integers(-1, 6), st.integers(-1, 4), st.integers(-1, 3), st.binary(max_size=5)),
-    st.builds(Final, st.integers(-1, 4), st.text(max_size=5)),
-    st.builds(
-        Display,
-        st.integers(-1, 4),
-        st.dictionaries(st.just("text/plain"), st.text(max_size=300)),
-        st.dictionaries(st.just("image/png"), st.binary(max_size=300)),
-    ),
-    st.builds(Done, st.integers(-1, 4), st.none()),
-    st.builds(Ready, st.integers(0, 2), st.just(FACTS)),
-)
-STEPS = st.one_of(
-    MESSAGES, st.sampled_from(["execute", "interrupt"]), st.builds(Reply, st.integers(0, 6), st.just(["x"])),
-    st.builds(ToolReply, st.integers(0, 6), st.just(b"1")),
-)  # fmt: skip
+def test_a_cell_that_calls_often_ends_at_the_limit_on_all_its_time() -> None:
+    config = SandboxConfig.model_validate({"wall": 20.0})
+    fresh = Driver(config.session_limits())
+    fresh.execute(1, 10, 100)
+    fresh.accept(Call(1, 1, ["a"]), 101)
+    assert deadline(fresh) == 120
+    fresh.reply(Reply(1, ["x"]), 115)
+    assert deadline(fresh) == 120, "without that limit its clock would end at 124"
+    assert fresh.session.tick(120) == [Send("init", Interrupt(1))]
 
 
-@settings(max_examples=300)
-@given(st.lists(STEPS, max_size=40))
-def test_no_interleaving_breaks_the_books(steps: list[object]) -> None:
-    """Each cell ends at most once, answers at most once, and its waits never exceed its time."""
-    fresh, now, next_cell = session(), 100.0, 2
-    ended: list[int] = []
-    shown: list[Display] = []
-    finals: list[int] = []
-    for step in steps:
-        now += 1
-        if step == "execute":
-            if fresh.session.cell is None:
-                fresh.execute(next_cell, 5, now)
-                next_cell += 1
-        elif step == "interrupt":
-            if fresh.session.cell is not None:
-                fresh.interrupt(now)
-        elif isinstance(step, Reply | ToolReply):
-            fresh.reply(step, now)
-        else:
-            try:
-                messages, _ = fresh.accept(step, now)  # pyright: ignore[reportArgumentType]  # STEPS are objects
-            except Violation:
-                break
-            ended += [message.cell for message in messages if isinstance(message, CellEnd)]
-            shown += [message for message in messages if isinstance(message, Display)]
-            finals += [message.cell for message in messages if isinstance(message, Final)]
-            for message in messages:
-                if isinstance(message, CellEnd):
-                    assert 0 <= message.worker_wait <= message.elapsed
-    assert len(ended) == len(set(ended))
-    assert len(finals) == len(set(finals))
-    assert all(bytes_shown(shown, cell) <= 1024 for cell in range(next_cell))
-
-
-def bytes_shown(displays: list[Display], cell: int) -> int:
-    own = [display for display in displays if display.cell == cell]
-    text = sum(len(form.encode()) for display in own for form in display.text.values())
-    return text + sum(len(form) for display in own for form in display.images.values())
-
-
-def test_files_are_told_of_only_as_they_were_asked_for() -> None:
-    entry = protocol.FileEntry("a", 1)
-    answer = protocol.FileList(1, [entry, entry], more=True)
+def test_an_interrupted_cell_cannot_call_a_worker() -> None:
     fresh = session()
-    fresh.ask(protocol.ListFiles(1, 2))
-    assert fresh.accept(answer, 101) == ([answer], None)
-    with pytest.raises(Violation, match="without a request"):
-        fresh.accept(answer, 102)
-    fresh = session()
-    fresh.ask(protocol.ListFiles(1, 1))
-    with pytest.raises(Violation, match="larger than requested"):
-        fresh.accept(answer, 103)
-    fresh = session()
-    fresh.ask(protocol.ListFiles(1, 2))
-    long = protocol.FileEntry("a" * protocol.LISTING_CHARS, 1)
-    with pytest.raises(Violation, match="a list longer"):
-        fresh.accept(protocol.FileList(1, [long, entry], more=False), 104)
+    fresh.interrupt(101)
+    messages, refusal = fresh.accept(Call(1, 1, ["a", "b"]), 101)
+    assert messages == []
+    assert isinstance(refusal, Reply)
+    assert [getattr(result, "code", None) for result in refusal.results] == ["cancelled"] * 2
+    assert not fresh.reply(Reply(1, ["x", "y"]), 101), "it is not pending"
 
 
-def test_a_list_is_no_answer_to_the_question_for_a_file() -> None:
-    fresh = session()
-    fresh.ask(protocol.GetFile(1, "a", 0, 10))
-    with pytest.raises(Violation, match="without a request"):
-        fresh.accept(protocol.FileList(1, [], more=False), 101)
-    fresh = session()
-    fresh.ask(protocol.PutFile(2, "a", b"xyz", False))
-    with pytest.raises(Violation, match="larger than requested"):
-        fresh.accept(protocol.FileData(2, b"x", None), 102)
+def test_an_answer_is_passed_up_to_its_limit() -> None:
+    longest = Final(1, "a" * (8 << 20))
+    assert session().accept(longest, 101) == ([longest], None)
+    with pytest.raises(Violation, match="an answer longer"):
+        session().accept(Final(1, "a" * ((8 << 20) + 1)), 101)
 
 
-# The session around the rules
-
-
-def test_the_rules_leave_the_end_of_the_guest_to_the_session() -> None:
-    with pytest.raises(Violation):
-        MessageRules(CONFIG.session_limits()).accept(protocol.ReplExit(0, False), 100)
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"\xc0",
-        b"\x92\x18",
-        b"\x93\x17\x01\xa2\xff\xfe",
-        b"\x91" * 200_000,
-        b"",
-        protocol.encode(protocol.Kill()),
-    ],
-)
-def test_bytes_that_are_no_message_end_the_session_and_are_not_quoted(payload: bytes) -> None:
-    fresh = session()
-    fresh.session.from_guest("init", [payload, protocol.encode(Done(1, None))])
-    assert fresh.session.process_frame(101) == []
-    assert fresh.session.ending == protocol.Exit(
-        Outcome.PROTOCOL_VIOLATION, "a frame that holds no valid message"
-    )
-    assert not fresh.session.has_frames, "nothing after it is looked at"
-    (end,) = fresh.session.end_cell(102, protocol.NOT_MEASURED)
-    assert isinstance(end.message, CellEnd)
-    assert (end.message.outcome, end.message.state_lost) == (Outcome.PROTOCOL_VIOLATION, True)
-    assert fresh.session.end_cell(103, protocol.NOT_MEASURED) == []
-
-
-def test_a_cell_that_does_not_stop_within_its_grace_ends_the_session() -> None:
-    fresh = session()
-    assert fresh.session.next_time() == 110
-    assert fresh.session.tick(110) == [Send("init", Interrupt(1))]
-    assert fresh.session.next_time() == 111
-    assert fresh.session.tick(110.9) == []
-    assert fresh.session.tick(111) == []
-    assert fresh.session.ending == protocol.Exit(Outcome.TIMEOUT, "did not stop when interrupted")
-
-
-def test_a_limit_that_was_exceeded_explains_an_end_better_than_a_wait_status() -> None:
-    exceeded = Outcome.OOM, "too much"
-    for message in (Done(1, None), protocol.ReplExit(9, False)):
-        fresh = session()
-        assert fresh.accept(message, 101, Measured(exceeded=exceeded)) == ([], None)
-        assert fresh.session.ending == protocol.Exit(*exceeded)
-    fresh = session()
-    fresh.accept(protocol.ReplExit(9, False), 101)
-    assert fresh.session.ending is not None
-    assert fresh.session.ending.outcome is Outcome.KILLED
-
-
-def test_a_closed_repl_is_inits_to_report_and_a_closed_init_is_the_end() -> None:
-    two = GuestSession(CONFIG.session_limits(), has_two_streams=True)
-    assert two.closed("repl") == [Send("init", protocol.HungUp())]
-    two.closed("init")
-    assert two.ending is not None
-    assert two.ending.outcome is Outcome.CRASHED
-    assert two.closed("repl") == []
-
-
-def test_what_is_unsent_pauses_the_guest() -> None:
-    fresh = session()
-    for backlog in (Backlog(4096), Backlog(0, 8 << 20), Backlog(0, 0, 8 << 20)):
-        assert not fresh.session.may_read(101, backlog)
-    assert fresh.session.may_read(101, Backlog(4095, (8 << 20) - 1, (8 << 20) - 1))
-
-
-EVENTS = st.one_of(
-    MESSAGES,
-    st.builds(protocol.ReplExit, st.sampled_from([0, 9, 256]), st.booleans()),
-    st.builds(protocol.FileData, st.integers(0, 3), st.binary(max_size=5), st.none()),
-    st.builds(protocol.GetFile, st.integers(0, 3), st.just("a"), st.just(0), st.integers(0, 5)),
-    st.builds(Reply, st.integers(0, 6), st.just(["x"])),
-    st.builds(ToolReply, st.integers(0, 6), st.just(b"1")),
-    st.builds(Interrupt, st.integers(0, 4)),
-    st.builds(bytes, st.binary(max_size=4)),
-    st.sampled_from(["execute", "tick", "output", "repl_closed", "init_closed", "kill", "oom"]),
-)
-
-
-class Interleaving:
-    """Events in any order, and the laws that hold after each."""
-
-    def __init__(self, *, two: bool) -> None:
-        self.limits = CONFIG.session_limits(tools=2)
-        self.guest = GuestSession(self.limits, has_two_streams=two)
-        self.two = two
-        self.now = 100.0
-        self.cell = 0
-        self.asked: set[int] = set()
-        self.sent: list[protocol.FromShim] = []
-        self.ended: list[int] = []
-
-    def happen(self, event: object) -> None:
-        was_over, before = self.guest.ending is not None, len(self.sent)
-        if isinstance(event, Reply | ToolReply | Interrupt | protocol.GetFile):
-            if isinstance(event, protocol.GetFile):
-                self.asked.add(event.request)
-            self.take(self.guest.from_engine(event, self.now))
-        elif isinstance(event, str):
-            getattr(self, event)()
-        else:
-            self.frame(event)
-        assert not was_over or event == "output" or len(self.sent) == before, "nothing after the end"
-
-    def take(self, sends: list[Send]) -> None:
-        for send in sends:
-            if send.to != "engine":
-                protocol.decode_to_guest(send.encoded())
-                continue
-            message = protocol.decode_from_shim(send.encoded())
-            number = getattr(message, "cell", self.cell)
-            assert number == self.cell, "of the cell that runs, or ran last"
-            assert "cell" not in message.__struct_fields__ or number not in self.ended
-            if isinstance(message, CellEnd):
-                self.ended.append(message.cell)
-                assert 0 <= message.worker_wait <= message.elapsed + 1e-6
-            self.sent.append(message)
-
-    def frame(self, event: Any) -> None:
-        payload = event if isinstance(event, bytes) else protocol.encode(event)
-        of_init = isinstance(event, protocol.ReplExit | protocol.FileData)
-        self.guest.from_guest("init" if of_init or not self.two else "repl", [payload])
-        while self.guest.has_frames and self.guest.may_read(self.now, Backlog()):
-            self.take(self.guest.process_frame(self.now))
-            if self.guest.unmeasured is not None:
-                self.take(self.guest.measured(Measured(), self.now))
-
-    def execute(self) -> None:
-        if self.guest.cell is None and self.guest.ending is None:
-            self.cell += 1
-            self.take(self.guest.from_engine(Execute(self.cell, "x", 5.0), self.now))
-
-    def tick(self) -> None:
-        cell = self.guest.cell
-        was_interrupted = cell is not None and cell.interrupted is not None
-        self.take(self.guest.tick(self.now))
-        if cell is not None and not was_interrupted and cell.interrupted is Outcome.TIMEOUT:
-            assert cell.waiting_since is None
-            assert self.now - cell.started - cell.waited >= 5.0 - 1e-6, "waits do not count"
-
-    def output(self) -> None:
-        self.take(self.guest.output(1, b"o" * 700, self.now))
-
-    def repl_closed(self) -> None:
-        self.take(self.guest.closed("repl") if self.two else [])
-
-    def init_closed(self) -> None:
-        self.take(self.guest.closed("init"))
-
-    def kill(self) -> None:
-        self.take(self.guest.from_engine(protocol.Kill(), self.now))
-
-    def oom(self) -> None:
-        self.guest.end(Outcome.OOM, "too much")
-
-    def check(self) -> None:
-        """The laws of a whole session, once it has ended."""
-        self.guest.end(Outcome.KILLED, "the test is over")
-        self.take(self.guest.end_cell(self.now, protocol.NOT_MEASURED))
-        assert self.guest.cell is None
-        assert self.ended == list(range(1, self.cell + 1)), "one end a cell"
-        displays = [message for message in self.sent if isinstance(message, Display)]
-        for number in self.ended:
-            own = [message for message in self.sent if getattr(message, "cell", 0) == number]
-            assert sum(isinstance(message, Final) for message in own) <= 1
-            for stream in (1, 2):
-                printed = [each.data for each in own if isinstance(each, Output) and each.stream == stream]
-                assert sum(map(len, printed)) <= self.limits.output_bytes
-            assert bytes_shown(displays, number) <= self.limits.display_bytes
-        assert {each.request for each in self.sent if isinstance(each, protocol.FileData)} <= self.asked
-        calls = [each.call for each in self.sent if isinstance(each, Call | ToolCall)]
-        assert calls == sorted(set(calls))
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(EVENTS, st.floats(0, 4)), max_size=60), st.booleans())
-def test_no_interleaving_breaks_the_session(events: list[tuple[object, float]], two: bool) -> None:
-    """One end a cell, nothing of an old cell in a new one, nothing after the end, no limit exceeded."""
-    session = Interleaving(two=two)
-    for event, passed in events:
-        session.now += passed
-        session.happen(event)
-    session.check()
+@pytest.mark.parametrize("version", [protocol.VERSION - 1, protocol.VERSION + 1])
+def test_a_guest_of_another_protocol_version_is_a_violation(version: int) -> None:
+    with pytest.raises(Violation, match="another protocol version"):
+        Driver(CONFIG.session_limits()).accept(Ready(version, FACTS), 100)
