@@ -12,6 +12,8 @@ from textwrap import indent
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from ..sandbox_image.text import one_line, shorten
+from .arguments import describe, reject
 from .errors import TaskError
 from .option import (
     Check,
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from .sandbox import SandboxConfig
     from .supervisor.prompts import Prompts
     from .toolbox.toolbox import Tool
+
+
+# Above every real limit; a JSON file, a log and a database hold it without loss.
+_MOST_COUNT = 10**15
+_MOST_SHOWN = 60
 
 
 def _described(
@@ -73,17 +80,23 @@ class RunConfig:
             whole_number,
             "characters of a block's output that the supervisor is shown; the log keeps all",
             least=1,
+            most=_MOST_COUNT,
         ),
     )
     worker_ctx_k: int = field(
         default=8,
         metadata=_described(
-            whole_number, "thousands of tokens in the worker's window, as the supervisor is told", least=1
+            whole_number,
+            "thousands of tokens in the worker's window, as the supervisor is told",
+            least=1,
+            most=_MOST_COUNT,
         ),
     )
     max_worker_calls: int | None = field(
         default=None,
-        metadata=_described(whole_number, "calls of the worker that are paid for", optional=True, above=0),
+        metadata=_described(
+            whole_number, "calls of the worker that are paid for", optional=True, above=0, most=_MOST_COUNT
+        ),
     )
     max_tokens: int | None = field(
         default=None,
@@ -92,6 +105,7 @@ class RunConfig:
             "tokens read and written, of supervisor and worker together",
             optional=True,
             above=0,
+            most=_MOST_COUNT,
         ),
     )
     max_cost_usd: float | None = field(
@@ -169,8 +183,7 @@ class RunConfig:
         Raises:
             TaskError: an option is unknown or wrong.
         """
-        check_names(values)
-        unchecked: Any = values
+        unchecked: Any = _named(values)
         return cls(**unchecked)
 
     def override(self, values: Mapping[str, object]) -> RunConfig:
@@ -179,12 +192,11 @@ class RunConfig:
         Raises:
             TaskError: an option is given twice, unknown or wrong.
         """
-        check_names(values)
-        for name in values:
+        unchecked: Any = _named(values)
+        for name in unchecked:
             # A dataclass does not record which options were given. One at its default can be replaced.
-            if getattr(self, name) != option_of(name).default:
+            if _is_other(getattr(self, name), option_of(name).default):
                 raise TaskError(f"{name} is given twice: in config and as {name}=; remove one of them")
-        unchecked: Any = values
         return replace(self, **unchecked)
 
 
@@ -215,13 +227,32 @@ def option_of(name: str) -> Option:
     return options()[name]
 
 
-def check_names(values: Mapping[str, object]) -> None:
-    """Raise a ``TaskError`` for an unknown name."""
-    for name in values:
+def _is_other(value: object, default: object) -> bool:
+    try:
+        return bool(value != default)
+    # A path of the caller's class may raise anything.
+    except Exception:
+        return True
+
+
+def _named(values: Mapping[str, object]) -> dict[str, object]:
+    try:
+        given = [(cast(object, name), values[name]) for name in values]
+    except Exception as error:
+        raise TaskError(f"the options cannot be read: {describe(values)} raised an error") from error
+    found: dict[str, object] = {}
+    for key, value in given:
+        if not isinstance(key, str):
+            reject("an option's name", key, "text")
+        # Without the methods of a subclass.
+        name = str.__str__(key)
+        found[name] = value
         if name not in options():
+            name = shorten(one_line(name[:_MOST_SHOWN]), _MOST_SHOWN)
             near = difflib.get_close_matches(name, options(), n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(options())}"
             raise TaskError(f"unknown option {name}; {hint}")
+    return found
 
 
 def option_list(margin: int) -> str:

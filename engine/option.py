@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from .arguments import reject
+from .arguments import describe, reject
+from .errors import TaskError
 
 if TYPE_CHECKING:
     from .broker.cache import ResponseCache
@@ -45,7 +46,14 @@ class Option:
         """Return the value, or raise a ``TaskError``."""
         if value is None and self.optional:
             return None
-        return self.check(self, value)
+        try:
+            return self.check(self, value)
+        except TaskError:
+            raise
+        # The value is the caller's object: its int(), float() or os.fspath() may raise anything.
+        except Exception as error:
+            problem = f"{self.name} cannot be read: {describe(value)} raised {type(error).__name__}"
+            raise TaskError(problem) from error
 
     def reject(self, value: object, expected: str, remedy: str = "") -> NoReturn:
         """Raise the error for a wrong value."""

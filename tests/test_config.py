@@ -228,6 +228,59 @@ def test_long_and_hostile_values_stay_short_and_on_one_line() -> None:
     assert str(caught.value).isprintable()
 
 
+class _Raises:
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    def __fspath__(self) -> str:
+        raise RuntimeError("fspath")
+
+
+class _RaisingText(_Raises, str):
+    __slots__ = ()
+
+
+class _RaisingInt(_Raises, int):
+    def __int__(self) -> int:
+        raise RuntimeError("int")
+
+
+class _RaisingFloat(_Raises, float):
+    def __float__(self) -> float:
+        raise RuntimeError("float")
+
+
+HOSTILE = (_Raises(), _RaisingText(), _RaisingInt(5), _RaisingFloat(1), 10**5000, -(10**5000))
+
+
+@pytest.mark.parametrize("name", options())
+def test_a_value_that_raises_or_is_huge_is_one_clear_line(name: str) -> None:
+    for value in HOSTILE:
+        message = _refusal({name: value})
+        # float() reads an int without its methods.
+        if message or not isinstance(value, _RaisingInt):
+            assert message.startswith(f"{name} ")
+            assert message.isprintable()
+            assert len(message) < 300
+
+
+def _refusal(values: dict[str, Any]) -> str:
+    try:
+        RunConfig.from_mapping(values)
+    except TaskError as error:
+        return str(error)
+    return ""
+
+
+def test_wrong_names_of_options_are_one_short_line() -> None:
+    wrong: list[tuple[Any, str]] = [({1: 2}, "must be text, not 1"), ({"x\n" * 10**6: 1}, "unknown option x")]
+    for values, words in wrong:
+        with pytest.raises(TaskError, match=words) as caught:
+            RunConfig.from_mapping(values)
+        assert len(str(caught.value)) < 500
+        assert str(caught.value).isprintable()
+
+
 def test_the_task_file_takes_options_from_their_one_place() -> None:
     for model, names in (
         (RunLimits, RunLimits.model_fields),
