@@ -296,7 +296,7 @@ while True:
         (["run", "task.json", "--curve-keys", "keys"], "name it with --broker"),
         (
             ["run", "task.json", "--broker", "tcp://127.0.0.1:5555", "--curve-keys", "keys"],
-            "a client's are in keys/clients/NAME",
+            "give a client's folder, keys/clients/NAME",
         ),
     ],
 )
