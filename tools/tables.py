@@ -105,27 +105,28 @@ def _band_text(
     what: Table, columns: Sequence[Sequence[str]], widths: Sequence[int], band: Sequence[int]
 ) -> str:
     from rich.box import Box
+    from rich.cells import cell_len
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    before, after = (" ", " ") if what.ruled else ("", "  ")
+
+    # Padded here: versions of rich differ in the padding of the first and the last column.
+    def padded(index: int, row: int) -> Text:
+        cell = columns[index][row]
+        space = " " * (widths[index] - cell_len(cell))
+        cell = cell + space if what.left[index] else space + cell
+        # A Text object: rich reads no markup and no emoji codes in it.
+        return Text(f"{before if index != band[0] else ''}{cell}{after if index != band[-1] else ''}")
+
     grid = RichTable(
-        box=Box(_RULES) if what.ruled else None,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1) if what.ruled else (0, 2, 0, 0),
-        header_style="",
+        box=Box(_RULES) if what.ruled else None, show_edge=False, pad_edge=False, padding=0, header_style=""
     )
     for index in band:
-        grid.add_column(
-            Text(columns[index][0]),
-            justify="left" if what.left[index] else "right",
-            width=widths[index],
-            no_wrap=True,
-            overflow="crop",
-        )
+        title = padded(index, 0)
+        grid.add_column(title, width=cell_len(title.plain), no_wrap=True, overflow="crop")
     for row in range(1, len(what.rows) + 1):
-        # Text objects: rich reads no markup and no emoji codes in them.
-        grid.add_row(*(Text(columns[index][row]) for index in band))
+        grid.add_row(*(padded(index, row) for index in band))
     return _rendered(grid, sum(widths[index] + 3 for index in band))
 
 
