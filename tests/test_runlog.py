@@ -18,7 +18,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 from export_support import Experiment, both, shouting
-from support import SMALL_CONFIG, block
+from support import REPOSITORY, SMALL_CONFIG, block
 
 from supdist.engine import HostTool, LogError, SandboxConfig, SandboxUnavailable, arun
 from supdist.engine.errors import LogFormatError
@@ -369,7 +369,7 @@ def test_reading_holds_one_line_at_a_time(tmp_path: Path) -> None:
 
 
 def test_every_event_type_is_in_the_readme() -> None:
-    readme = (Path(reader_module.__file__).parent / "README.md").read_text()
+    readme = (REPOSITORY / "engine/runlog/README.md").read_text(encoding="utf-8")
     for kind in (*get_args(SupervisorEvent), *get_args(WorkerEvent), *get_args(ReplEvent)):
         for name in ("event", *kind.__struct_fields__):
             assert f"`{name}`" in readme or kind is RunEnd, f"{kind.__name__}.{name}"
