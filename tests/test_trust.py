@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from pydantic import ValidationError
 
@@ -144,6 +144,7 @@ def test_a_rule_for_https_is_none_for_http() -> None:
             parse_host(wrong)
 
 
+@example("?\x1b")
 @given(some.text(max_size=60))
 def test_no_text_makes_another_host_of_a_known_one(text: str) -> None:
     """What is taken for OpenAI is OpenAI for the HTTP library as well."""

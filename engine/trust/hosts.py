@@ -62,7 +62,7 @@ _PORTS = {"http": 80, "https": 443}
 # Stricter than any URL parser: two parsers must not read two hosts out of one text.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<user>[^\s/@\\?#]*@)?(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>/[^\s\\#]*)?(?P<query>\?[^\s\\#]*)?"
+    r"(?P<path>/[^\s\\#\x00-\x1f\x7f]*)?(?P<query>\?[^\s\\#\x00-\x1f\x7f]*)?"
 )
 _HOST = re.compile(
     r"((?P<scheme>https?)://)?(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?/?"
