@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ...sandbox_image import protocol
+from ...sandbox_image.file_transfer import FileTransfer
 from ...sandbox_image.protocol import CellEnd
-from ..errors import SandboxError, SandboxLost, SandboxUnavailable
+from ..errors import SandboxError, SandboxFileError, SandboxLost, SandboxUnavailable
 from ..toolbox.toolbox import ToolCalls
 from .backend import Backend, Guest
 from .call_answers import CallAnswers
 from .config import Isolation, OnCall, SandboxConfig
 from .diagnostics import setup_error_for
-from .file_transfer import FileTransfer
 from .running_cell import RunningCell
 
 _CLOSE_SECONDS = 10.0
@@ -68,7 +68,9 @@ class RunningGuest:
 
     def __init__(self, guest: Guest, setup: GuestSetup) -> None:
         self.state: GuestState = Starting()
-        self.files = FileTransfer(setup.config, self.send, self._check_takes_files)
+        self.files = FileTransfer(
+            setup.config.session_limits(), self.send, self._check_takes_files, SandboxFileError
+        )
         self._guest = guest
         self._setup = setup
         self._calls = CallAnswers(setup.on_call, setup.tools, self.send, self._fail)

@@ -116,7 +116,8 @@ class Sandbox:
             SandboxLost, SandboxError: as ``execute``.
         """
         self._check_open()
-        return await self._guest.files.list(most)
+        found = await self._guest.files.list(most)
+        return Listing(tuple(found.files), found.more)
 
     async def reset(self) -> None:
         """Kill the guest, dead or alive, and start a new one.

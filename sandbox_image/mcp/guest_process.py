@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import environment, protocol
+from ..file_transfer import FileTransfer
 from ..guest_session import Backlog, CellCollector, GuestSession, Measured, Send, verdict_on_death
 from ..protocol import (
     NOT_MEASURED,
@@ -20,15 +20,13 @@ from ..protocol import (
     CallError,
     CellEnd,
     Display,
+    FileCode,
     FileData,
     FileList,
     Final,
     FromShim,
-    GetFile,
-    ListFiles,
     Outcome,
     Output,
-    PutFile,
     Ready,
     ReplExit,
     SessionLimits,
@@ -36,10 +34,9 @@ from ..protocol import (
     Violation,
 )
 from . import processes
-from .session import Cell, SessionError, SessionLost
+from .session import FILE_PROBLEMS, Cell, FileRefused, SessionError, SessionLost
 
 _START_SECONDS = 30.0
-_FILE_SECONDS = 30.0
 _KILL_SECONDS = 10.0
 _READ_BYTES = 1 << 18
 
@@ -69,8 +66,7 @@ class GuestProcess:
         self._last_cell = 0
         self._collector = CellCollector()
         self._result: asyncio.Future[Cell] | None = None
-        self._last_request = 0
-        self._answers: dict[int, asyncio.Future[FileData | FileList]] = {}
+        self.files = FileTransfer(limits, self._handle, self.check_running, _refusal)
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -126,24 +122,10 @@ class GuestProcess:
             await asyncio.wait([result])
             raise
 
-    async def request_file(
-        self, request: Callable[[int], PutFile | GetFile | ListFiles]
-    ) -> FileData | FileList:
-        """Send a file request, made by ``request`` with its number.
-
-        Raises:
-            TimeoutError: no answer came in time.
-            SessionLost: the guest died.
-        """
-        self._last_request += 1
-        number = self._last_request
-        answer = self._answers[number] = self._loop.create_future()
-        try:
-            self._handle(request(number))
-            async with asyncio.timeout(_FILE_SECONDS):
-                return await answer
-        finally:
-            self._answers.pop(number, None)
+    def check_running(self) -> None:
+        """Raise ``SessionLost`` if it has ended."""
+        if self.lost is not None:
+            raise SessionLost(f"the Python process is gone ({self.lost})")
 
     async def end(self, why: str) -> None:
         """Kill it and all its processes."""
@@ -178,13 +160,13 @@ class GuestProcess:
         waiting: list[tuple[asyncio.Future[Any] | None, SessionError]] = [
             (self._ready, SessionError(f"the Python process did not start: {self.lost}")),
             (self._result, lost),
-            *((answer, lost) for answer in self._answers.values()),
         ]
         for future, error in waiting:
             if future is not None and not future.done():
                 future.set_exception(error)
                 # Retrieved here too: after a cancelled call no other code does.
                 future.exception()
+        self.files.fail(lost)
 
     # Reading and writing
 
@@ -258,9 +240,7 @@ class GuestProcess:
                 refused = CallError("unavailable", "there is no worker here")
                 self._handle(protocol.Reply(message.call, [refused] * len(message.prompts)))
             case FileData() | FileList():
-                answer = self._answers.get(message.request)
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
+                self.files.receive(message)
             case CellEnd():
                 self._finish_cell(message)
             case _:
@@ -317,6 +297,10 @@ def _spawn(stream: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
         umask=0o022,
         start_new_session=True,
     )
+
+
+def _refusal(code: FileCode, path: str, _limit: int) -> FileRefused:
+    return FileRefused(f"{path!r}: {FILE_PROBLEMS[code]}")
 
 
 def _oom_kills() -> int:

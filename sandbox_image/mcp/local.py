@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import protocol
-from ..text import has_surrogates, replace_surrogates
+from ..text import replace_surrogates
 from . import processes
 from .guest_process import GuestProcess
-from .session import FILE_PROBLEMS, Cell, FileRefused, Files, SessionError, SessionLost
+from .session import Cell, Files, SessionError, SessionLost
 
-_FILE_CHUNK = 1 << 20
 _CODE_BYTES = 8 << 20
-_PATH_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,66 +60,26 @@ class LocalSession:
 
     async def put(self, path: str, data: bytes) -> None:
         """See ``Session.put``."""
-        for start in range(0, max(1, len(data)), _FILE_CHUNK):
-            piece = data[start : start + _FILE_CHUNK]
-
-            def message(number: int, piece: bytes = piece, append: bool = start > 0) -> protocol.PutFile:
-                return protocol.PutFile(number, path, piece, append)
-
-            await self._request_file(path, message)
+        await self._running_guest().files.put(path, data)
 
     async def get(self, path: str, most: int) -> bytes:
         """See ``Session.get``."""
-        data = b""
-        while True:
-            # One byte above the limit shows that a file is too large.
-            offset, size = len(data), min(_FILE_CHUNK, most - len(data) + 1)
-
-            def message(number: int, offset: int = offset, size: int = size) -> protocol.GetFile:
-                return protocol.GetFile(number, path, offset, size)
-
-            piece = await self._request_file(path, message)
-            data += piece
-            if len(data) > most:
-                raise _refused(path, "too_large")
-            if len(piece) < size:
-                return data
+        return await self._running_guest().files.get(path, most)
 
     async def list(self, most: int) -> Files:
         """See ``Session.list``."""
-        answer = await self._request(".", lambda number: protocol.ListFiles(number, most))
-        assert isinstance(answer, protocol.FileList)
-        return Files(answer.files, answer.more)
+        found = await self._running_guest().files.list(most)
+        return Files(found.files, found.more)
 
     async def close(self) -> None:
         """See ``Session.close``."""
         self._closed = True
         await self._end_guest()
 
-    async def _request_file(
-        self, path: str, request: Callable[[int], protocol.PutFile | protocol.GetFile]
-    ) -> bytes:
-        if "\0" in path or len(path) > _PATH_CHARS or has_surrogates(path):
-            raise _refused(path, "outside")
-        answer = await self._request(path, request)
-        assert isinstance(answer, protocol.FileData)
-        if answer.error is not None:
-            raise _refused(path, answer.error)
-        return answer.data
-
-    async def _request(
-        self, path: str, request: Callable[[int], protocol.PutFile | protocol.GetFile | protocol.ListFiles]
-    ) -> protocol.FileData | protocol.FileList:
-        try:
-            return await self._running_guest().request_file(request)
-        except TimeoutError:
-            raise _refused(path, "io") from None
-
     def _running_guest(self) -> GuestProcess:
         if self._guest is None:
             raise SessionLost("the Python process is gone")
-        if self._guest.lost is not None:
-            raise SessionLost(f"the Python process is gone ({self._guest.lost})")
+        self._guest.check_running()
         return self._guest
 
     async def _start_guest(self) -> None:
@@ -155,7 +112,3 @@ def _session_limits(limits: Limits) -> protocol.SessionLimits:
         grace_seconds=limits.grace,
         tools=0,
     )
-
-
-def _refused(path: str, code: protocol.FileCode) -> FileRefused:
-    return FileRefused(f"{path!r}: {FILE_PROBLEMS[code]}")

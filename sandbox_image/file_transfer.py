@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ...sandbox_image import protocol
-from ...sandbox_image.text import has_surrogates
-from ..errors import SandboxError, SandboxFileError
-from .config import Listing, SandboxConfig
+from . import protocol
+from .text import has_surrogates
 
 _ANSWER_SECONDS = 30.0
 _CHUNK_BYTES = 1 << 20
@@ -23,16 +21,20 @@ class FileTransfer:
     """The file requests of one guest.
 
     Args:
+        send: sends a request to the guest's session.
         check_usable: raises if the guest has ended.
+        refusal: makes the error for a code, a path, and the limit that a too large file passes.
     """
 
     def __init__(
         self,
-        config: SandboxConfig,
-        send: Callable[[protocol.ToShim], None],
+        limits: protocol.SessionLimits,
+        send: Callable[[_Request], None],
         check_usable: Callable[[], None],
+        refusal: Callable[[protocol.FileCode, str, int], Exception],
     ) -> None:
-        self._chunk_bytes = min(_CHUNK_BYTES, config.session_limits().frame_bytes // 2)
+        self._chunk_bytes = min(_CHUNK_BYTES, limits.frame_bytes // 2)
+        self._refusal = refusal
         self._send = send
         self._check_usable = check_usable
         # One request at a time: neither side ever holds more of them than it sends on.
@@ -41,7 +43,7 @@ class FileTransfer:
         self._number = 0
 
     async def put(self, path: str, data: bytes) -> None:
-        """See ``Sandbox.put``."""
+        """Write a file."""
         size = self._chunk_bytes
         # At least one request, which makes an empty file.
         for start in range(0, max(1, len(data)), size):
@@ -52,7 +54,7 @@ class FileTransfer:
             await self._request_data(path, request)
 
     async def get(self, path: str, max_bytes: int) -> bytes:
-        """See ``Sandbox.get``."""
+        """Read a file of at most ``max_bytes``."""
         pieces: list[bytes] = []
         read = 0
         while True:
@@ -66,15 +68,15 @@ class FileTransfer:
             pieces.append(piece)
             read += len(piece)
             if read > max_bytes:
-                raise SandboxFileError("too_large", path, max_bytes)
+                raise self._refusal("too_large", path, max_bytes)
             if len(piece) < size:
                 return b"".join(pieces)
 
-    async def list(self, most: int) -> Listing:
-        """See ``Sandbox.list``."""
+    async def list(self, most: int) -> protocol.FileList:
+        """Name at most ``most`` files."""
         answer = await self._request(".", lambda number: protocol.ListFiles(number, most))
         assert isinstance(answer, protocol.FileList)
-        return Listing(tuple(answer.files), answer.more)
+        return answer
 
     def receive(self, answer: _Answer) -> None:
         """Deliver an answer to its request."""
@@ -83,7 +85,7 @@ class FileTransfer:
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
-    def fail(self, error: SandboxError) -> None:
+    def fail(self, error: Exception) -> None:
         """Fail every waiting request."""
         for waiting in self._waiting.values():
             if not waiting.done():
@@ -95,12 +97,12 @@ class FileTransfer:
         answer = await self._request(path, request)
         assert isinstance(answer, protocol.FileData)
         if answer.error is not None:
-            raise SandboxFileError(answer.error, path)
+            raise self._refusal(answer.error, path, 0)
         return answer.data
 
     async def _request(self, path: str, request: Callable[[int], _Request]) -> _Answer:
         if "\0" in path or len(path) > _PATH_CHARS or has_surrogates(path):
-            raise SandboxFileError("outside", path)
+            raise self._refusal("outside", path, 0)
         async with self._turn:
             self._check_usable()
             self._number += 1
@@ -111,6 +113,6 @@ class FileTransfer:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     return await answer
             except TimeoutError:
-                raise SandboxFileError("io", path) from None
+                raise self._refusal("io", path, 0) from None
             finally:
                 self._waiting.pop(number, None)
