@@ -110,17 +110,26 @@ class Record(BaseModel):
 
 def read_records(folder: Path) -> list[Record]:
     """Return the last record of each example, in the order of the sample."""
-    found = {record.example: record for record in _records(folder / RECORDS)}
-    return sorted(found.values(), key=lambda record: record.index)
+    return read_records_and_damage(folder)[0]
 
 
-def _records(path: Path) -> Iterator[Record]:
-    if not is_there(path):
-        return
-    with open_file(path) as lines:
-        while line := read_line(lines):
-            try:
-                yield Record.model_validate_json(line.decode("utf-8", "replace"))
-            except ValidationError:
-                # Such as the last line of a run that goes on, or that was killed.
-                continue
+def read_records_and_damage(folder: Path) -> tuple[list[Record], int]:
+    """Return the records, as ``read_records`` does, and the number of lines that are none."""
+    found: dict[str, Record] = {}
+    damaged = 0
+    for line in _lines(folder / RECORDS):
+        try:
+            record = Record.model_validate_json(line.decode("utf-8", "replace"))
+        except ValidationError:
+            # A run that goes on, or that was killed, has a last line without an end.
+            damaged += line.endswith(b"\n") and not line.isspace()
+        else:
+            found[record.example] = record
+    return sorted(found.values(), key=lambda record: record.index), damaged
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if is_there(path):
+        with open_file(path) as file:
+            while line := read_line(file):
+                yield line

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
-from pydantic import ValidationError
 
-from ...engine.private_files import is_there, open_file, read_file, read_line, resolved
-from .records import CONFIG, EXAMPLES, MAX_CONFIG_BYTES, RECORDS, Record, read_records
+from ...engine.private_files import read_file, resolved
+from .records import CONFIG, EXAMPLES, MAX_CONFIG_BYTES, RECORDS, Record, read_records_and_damage
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -126,27 +125,10 @@ def _convert(value: object, kind: type[S]) -> S:
 
 def _read_records(folder: Path) -> tuple[list[Record], list[str]]:
     try:
-        records = read_records(folder)
-        damaged = sum(_is_damaged(line) for line in _whole_lines(folder / RECORDS))
+        records, damaged = read_records_and_damage(folder)
     except OSError as error:
         return [], [f"{RECORDS} cannot be read: {error}"]
     return records, [f"lines of {RECORDS} that are no records: {damaged}"] if damaged else []
-
-
-def _whole_lines(path: Path) -> Iterator[str]:
-    if is_there(path):
-        with open_file(path) as lines:
-            while line := read_line(lines):
-                if line.endswith(b"\n") and not line.isspace():
-                    yield line.decode("utf-8", "replace")
-
-
-def _is_damaged(line: str) -> bool:
-    try:
-        Record.model_validate_json(line)
-    except ValidationError:
-        return True
-    return False
 
 
 def _folders_in(folder: Path) -> list[Path]:
