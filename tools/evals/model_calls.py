@@ -10,7 +10,7 @@ from ...engine.broker.answers import RunAnswers
 from ...engine.broker.budget import Budget, BudgetLimits
 from ...engine.broker.cache import ResponseCache
 from ...engine.broker.handler_queue import CallTimeout
-from ...engine.broker.metered_model import MeteredModel, meter
+from ...engine.broker.metered_model import MeteredModel, add_dollars, meter
 from ...engine.result import CallTotals
 from ...handlers import Completion, Message, ModelHandler, Usage
 from .records import Tokens
@@ -74,14 +74,13 @@ def tokens_of(usage: Usage, totals: CallTotals) -> Tokens:
     """Return the tokens and dollars of a model's calls, including those that an earlier run paid for."""
     # Then a resumed run has the counts of one that was not interrupted.
     usage += totals.earlier
-    costs = totals.cost_usd, totals.earlier_cost_usd
-    cost = None if costs[0] is None or costs[1] is None else round(costs[0] + costs[1], 9)
+    cost = add_dollars(totals.cost_usd, totals.earlier_cost_usd)
     return Tokens(
         calls=usage.calls,
         input=usage.input_tokens,
         output=usage.output_tokens,
         cached=totals.cached,
-        cost_usd=cost,
+        cost_usd=None if cost is None else round(cost, 9),
     )
 
 
