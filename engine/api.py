@@ -273,7 +273,6 @@ async def _open_cache(
 
 
 def _engine_tools(broker: Broker, conversation: Conversation) -> dict[str, Callable[..., object]]:
-
     # The supervisor's code can read these docstrings: they are written for it.
     async def budget() -> dict[str, float | None]:
         """Return what is left of the budget: worker_calls, tokens, dollars, seconds; None means no limit."""

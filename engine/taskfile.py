@@ -84,10 +84,6 @@ class TaskFile(BaseModel):
             raise ValueError("a task needs either `context` or `context_file`")
         return self
 
-    def sandbox_in(self, folder: Path, permissions: Permissions = UNBOUND) -> SandboxConfig:
-        """Return the sandbox's configuration, with resolved paths."""
-        return sandbox_in(self.sandbox, folder, permissions)
-
     def load_context(self, folder: Path, permissions: Permissions = UNBOUND) -> object:
         """Return the context, or read it from its file."""
         if self.context_file is None:
@@ -108,7 +104,7 @@ class TaskFile(BaseModel):
         """Return the run's options, with prompts and tools loaded; ``options`` replace those of the file."""
         found: dict[str, object] = {
             **dict(self.limits),
-            "sandbox": self.sandbox_in(folder, permissions),
+            "sandbox": sandbox_in(self.sandbox, folder, permissions),
             "cache": self.cache,
             "cache_sampled": self.cache_sampled,
             "log_dir": self.log_dir,

@@ -26,18 +26,11 @@ _NANOS = 1_000_000_000
 class BudgetLimits(Options):
     """The limits of a run; None is no limit."""
 
-    max_worker_calls: int | None = Field(
-        default=None, gt=0, description="calls of the worker that are paid for"
-    )
-    max_tokens: int | None = Field(
-        default=None, gt=0, description="tokens read and written, of supervisor and worker"
-    )
-    max_cost_usd: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="US dollars, for supervisor and worker"
-    )
-    max_seconds: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="seconds for the whole run"
-    )
+    # ``RunConfig`` says what each is; ``RunLimits`` shows it.
+    max_worker_calls: int | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    max_cost_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from .exit import INTERRUPTED
 from .options import group_with_default
 from .permissions import Allowed, AllowReadOption, EnvFileOption, TrustEndpointOption
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from ..model_specs import ModelSpec
     from ..service import Service
     from .console import ServiceScreen
-
-INTERRUPTED = 130
 
 # Each engine is a connection, and so is each request to an endpoint.
 _OPEN_FILES = 16384

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from .exit import INTERRUPTED
 from .options import (
     MOST_SECONDS,
     Backend,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ...sandbox_image.mcp.session import Settings
     from ..mcp.http import AccessPolicy
     from ..sandbox import SandboxConfig
-
-INTERRUPTED = 130
 
 # Those of each session, and of clients that have none yet.
 _CONNECTIONS_PER_SESSION = 4
