@@ -29,7 +29,7 @@ class FileTransfer:
     def __init__(
         self,
         limits: protocol.SessionLimits,
-        send: Callable[[_Request], None],
+        send: Callable[[protocol.ToShim], None],
         check_usable: Callable[[], None],
         refusal: Callable[[protocol.FileCode, str, int], Exception],
     ) -> None:
