@@ -18,6 +18,7 @@ from supdist.engine import (
     RunLimits,
     Sandbox,
     SandboxConfig,
+    SandboxRuntime,
     SyncSandbox,
     TaskError,
     Tool,
@@ -350,6 +351,14 @@ def test_a_wrong_argument_of_a_sandbox_is_one_line(arguments: dict[str, Any], me
         pass
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+async def test_a_wrong_argument_of_a_runtime_is_one_line() -> None:
+    wrong: list[Any] = ["docker", {}]
+    for config in wrong:
+        with pytest.raises(TaskError, match="config must be a SandboxConfig or None, not"):
+            async with SandboxRuntime(config):
+                pass
 
 
 def test_a_cell_is_text_and_its_timeout_a_number() -> None:

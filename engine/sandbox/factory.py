@@ -121,6 +121,7 @@ class _BackendSource:
 
 @asynccontextmanager
 async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendSource]:
+    _check_config(config)
     if config.packages is not None:
         # Made absolute now: at a reset the process may have another current directory.
         config = config.model_copy(update={"packages": find_packages(config.packages).path})
@@ -139,7 +140,7 @@ class SandboxRuntime:
     """
 
     def __init__(self, config: SandboxConfig | None = None) -> None:
-        self._config = config or SandboxConfig()
+        self._config = SandboxConfig() if config is None else config
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> SandboxRuntime:
@@ -178,7 +179,7 @@ async def open_sandbox(
     """
     if config is None:
         config = SandboxConfig()
-    _check_arguments(config, query)
+    _check_query(query)
     setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
     async with _open_backend(config) as source:
         sandbox = await Sandbox.open(source.find, setup)
@@ -189,9 +190,13 @@ async def open_sandbox(
             await asyncio.shield(asyncio.ensure_future(sandbox.close()))
 
 
-def _check_arguments(config: object, query: object) -> None:
+# ``object``, since a caller without a type checker may pass anything.
+def _check_config(config: object) -> None:
     if not isinstance(config, SandboxConfig):
         reject("config", config, "a SandboxConfig or None", 'give SandboxConfig(memory="1GiB", timeout=60)')
+
+
+def _check_query(query: object) -> None:
     if not isinstance(query, str):
         reject("query", query, "text")
 
