@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import pytest
 import zmq
 import zmq.asyncio
 from broker_support import GatedHandler, Place, RawClient, client_of, greeted, ipc_place, serving, tcp_place
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import eventually, user_messages
 
 from supdist.engine.errors import RemoteProtocolError
-from supdist.engine.service import RemoteHandler, connection_limiter, protocol
+from supdist.engine.service import RemoteHandler, Service, connection_limiter, protocol
 from supdist.engine.service import service as service_module
 from supdist.engine.service.protocol import (
     Cancel,
@@ -239,24 +240,89 @@ def test_size_is_looked_at_before_anything_else() -> None:
         decode_from_service(bytes(protocol.MAX_BYTES + 1))
 
 
-async def test_connections_beyond_the_limit_are_closed(tmp_path: Path) -> None:
-    """Those that say nothing, too: each holds a descriptor."""
-    place = ipc_place(tmp_path)
+async def test_connections_beyond_the_limit_are_closed(place: Place) -> None:
+    """Those that say nothing, the oldest first: each holds a descriptor, and an engine must find room."""
     async with (
         serving(place, ScriptedHandler(lambda _: "fine")) as service,
         client_of(service, place) as good,
     ):
+        assert (await good.chat(user_messages("x"))).text == "fine"
         with contextlib.ExitStack() as stack:
             callers = [
-                stack.enter_context(socket.socket(socket.AF_UNIX))
-                for _ in range(connection_limiter.MAX_CONNECTIONS)
+                stack.enter_context(stranger(service)) for _ in range(connection_limiter.MAX_CONNECTIONS)
             ]
-            for caller in callers:
-                caller.connect(f"{tmp_path}/broker")
-            last = callers[-1]
-            last.setblocking(False)
             async with asyncio.timeout(4):  # after five seconds ZeroMQ itself closes what says nothing
-                with contextlib.suppress(ConnectionResetError):
-                    while await asyncio.get_running_loop().sock_recv(last, 4096):
-                        pass
+                await hung_up(callers[0])
             assert (await good.chat(user_messages("x"))).text == "fine"
+            async with asyncio.timeout(2), client_of(service, place) as late:
+                assert (await late.chat(user_messages("x"))).text == "fine"
+
+
+# --- peers that do not speak ZMTP 3 ---------------------------------------------------------------
+
+SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+NULL = b"\x03\x00NULL" + bytes(16 + 1 + 31)
+STRANGE_PEERS = {
+    "ZMTP 1.0": b"\x01\x00\x06\x00hello",
+    "ZMTP 1.0 with a signature": SIGNATURE + b"\x00\x05\x01\x00\x06\x00hello",
+    "ZMTP 2.0": SIGNATURE + b"\x01\x05\x00\x00\x00\x05hello",
+    "ZMTP 3.0 without READY": SIGNATURE + NULL + b"\x00\x05hello",
+    "ZMTP 3.0, a REP": SIGNATURE + NULL + b"\x04\x1a\x05READY\x0bSocket-Type\x00\x00\x00\x03REP\x00\x05hello",
+    "ZMTP 3.0, an endless command": SIGNATURE + NULL + b"\x06" + b"\x7f" + bytes(7) + b"x" * 4096,
+    "a mechanism that is none": SIGNATURE + b"\x03\x00" + b"X" * 20 + bytes(32),
+    "HTTP": b"GET / HTTP/1.1\r\nHost: broker\r\n\r\n",
+    "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(189),
+    "zeros": bytes(64),
+    "ones": b"\xff" * 64,
+}
+
+
+@pytest.mark.parametrize("data", STRANGE_PEERS.values(), ids=STRANGE_PEERS.keys())
+async def test_a_peer_of_another_protocol_ends_alone(place: Place, data: bytes) -> None:
+    """A message of ZMTP 1.0 or 2.0 has no descriptor to count it for; libzmq refuses such peers."""
+    async with (
+        serving(place, ScriptedHandler(lambda _: "fine")) as service,
+        client_of(service, place) as good,
+    ):
+        assert (await good.chat(user_messages("x"))).text == "fine"
+        with stranger(service) as caller:
+            await asyncio.get_running_loop().sock_sendall(caller, data)
+            async with asyncio.timeout(8):
+                await hung_up(caller)
+        assert service.load.engines == 1
+        assert (await good.chat(user_messages("x"))).text == "fine"
+
+
+@given(st.lists(st.sampled_from([*STRANGE_PEERS.values(), b"\x00", b"\xff"]) | st.binary(max_size=80)))
+@settings(max_examples=10, deadline=None)
+def test_a_service_outlives_any_bytes(parts: list[bytes]) -> None:
+    async def attack() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            place = ipc_place(Path(folder))
+            async with serving(place, ScriptedHandler(lambda _: "fine")) as service:
+                for tail in parts:
+                    with stranger(service) as caller, contextlib.suppress(ConnectionError):
+                        await asyncio.get_running_loop().sock_sendall(caller, SIGNATURE[: len(tail)] + tail)
+                async with client_of(service, place) as good:
+                    assert (await good.chat(user_messages("x"))).text == "fine"
+
+    asyncio.run(attack())
+
+
+def stranger(service: Service) -> socket.socket:
+    """A connection without ZeroMQ."""
+    scheme, _, rest = service.address.partition("://")
+    if scheme == "ipc":
+        caller = socket.socket(socket.AF_UNIX)
+        caller.connect(rest)
+    else:
+        host, _, port = rest.rpartition(":")
+        caller = socket.create_connection((host, int(port)))
+    caller.setblocking(False)
+    return caller
+
+
+async def hung_up(caller: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.get_running_loop().sock_recv(caller, 4096):
+            pass

@@ -39,6 +39,7 @@ class ConnectionLimiter:
         self._on_trouble = on_trouble
         self._listener_name: object = None
         self._delivered: dict[int, int] = {}
+        self._silent: dict[int, None] = {}  # no frame has come yet; the oldest is first
 
     async def watch(self) -> None:
         """Apply the limits until cancelled."""
@@ -48,6 +49,7 @@ class ConnectionLimiter:
 
     def count_frame(self, descriptor: int, frame_bytes: int) -> None:
         """Count a received frame."""
+        self._silent.pop(descriptor, None)
         if descriptor in self._delivered:
             sealed = frame_bytes + _CURVE_OVERHEAD
             self._delivered[descriptor] += sealed + (2 if sealed <= 255 else 9)  # with its length before it
@@ -69,11 +71,21 @@ class ConnectionLimiter:
                     self._listener_name = _local_name(listener)
             elif event == zmq.EVENT_ACCEPTED:
                 self._delivered[descriptor] = 0
+                self._silent[descriptor] = None
                 if len(self._delivered) > MAX_CONNECTIONS:
-                    self.disconnect(descriptor)
+                    self._make_room()
             else:
                 self._delivered.pop(descriptor, None)
+                self._silent.pop(descriptor, None)
                 self._on_close()
+
+    # A crowd that only connects must not keep out an engine, which sends its Hello within milliseconds.
+    def _make_room(self) -> None:
+        oldest = next(iter(self._silent), None)
+        if oldest is None:
+            oldest = next(reversed(self._delivered))
+        self._silent.pop(oldest, None)
+        self.disconnect(oldest)
 
     async def _check_bytes(self) -> None:
         while True:

@@ -175,10 +175,12 @@ class Service:
         opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
         opened.setsockopt(zmq.SNDHWM, MAX_UNREAD)
         opened.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        # With a domain, libzmq refuses ZMTP 1.0 and 2.0. Their messages have no SRCFD: asking for it raises
+        # EINVAL. Without keys no authenticator runs, and nothing else depends on the domain.
+        opened.setsockopt_string(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
         if self._keys is not None:
             opened.setsockopt(zmq.CURVE_SERVER, 1)
             opened.setsockopt(zmq.CURVE_SECRETKEY, self._keys.pair.secret)
-            opened.setsockopt_string(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
             # Without it, libzmq accepts every key while no authenticator runs.
             opened.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         return opened
