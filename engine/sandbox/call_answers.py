@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import Context
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError
@@ -38,10 +39,10 @@ class CallAnswers:
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def answer(self, call: protocol.Call | protocol.ToolCall) -> None:
-        """Start to answer a call."""
+    def answer(self, call: protocol.Call | protocol.ToolCall, context: Context) -> None:
+        """Start to answer a call, in a copy of the context variables of its cell."""
         answering = self._answer_worker(call) if isinstance(call, protocol.Call) else self._answer_tool(call)
-        task = asyncio.get_running_loop().create_task(answering)
+        task = asyncio.get_running_loop().create_task(answering, context=context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 from ...sandbox_image import protocol
 from ...sandbox_image.guest_session import CellCollector
@@ -16,11 +17,13 @@ class RunningCell:
     Attributes:
         number: from 1.
         result: the cell's result, or the error that ended it.
+        context: the context variables of the caller of ``execute()``; its calls are answered in copies.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
+        self.context = contextvars.copy_context()
         self._collected = CellCollector()
 
     def add(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:

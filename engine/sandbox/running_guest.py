@@ -188,7 +188,9 @@ class RunningGuest:
         """Handle a message of the shim."""
         match message:
             case protocol.Call() | protocol.ToolCall():
-                self._calls.answer(message)
+                # After a failed call the cell has its result, and needs no more answers.
+                if isinstance(self.state, Running):
+                    self._calls.answer(message, self.state.cell.context)
             case protocol.FileData() | protocol.FileList():
                 self.files.receive(message)
             case protocol.Output() | protocol.Display() | protocol.Final():
