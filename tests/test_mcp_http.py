@@ -10,7 +10,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,29 @@ async def test_no_more_sessions_than_allowed_and_room_where_one_ends(tmp_path: P
             while not await is_admitted():
                 await asyncio.sleep(0.05)
         assert (await http.post(service.url, **opening(**name))).status_code == 404
+
+
+HALF_REQUESTS = {
+    "nothing": b"",
+    "half a header": b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bea",
+    "half a body, no token": b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\n{",
+    "garbage": b"\x00\xff\r\n\r\n",
+}
+
+
+async def test_half_requests_without_the_token_take_nothing_from_its_owner(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, httpx2.AsyncClient(timeout=60) as http:
+        port = urlsplit(service.url).port
+        for data in HALF_REQUESTS.values():
+            with ExitStack() as held:
+                for _ in range(200):
+                    caller = held.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    caller.sendall(data)
+                async with asyncio.timeout(1):
+                    assert (await http.post(service.url, **opening())).status_code == 200
+        service.process.terminate()
+        assert service.process.stderr is not None
+        assert await service.process.stderr.read() == b"", "strangers write nothing there"
 
 
 async def test_a_client_that_is_gone_without_a_word_leaves_nothing_once_it_is_overdue(tmp_path: Path) -> None:

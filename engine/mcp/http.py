@@ -6,11 +6,9 @@ import asyncio
 import hmac
 import secrets
 import socket
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import uvicorn
 from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
 from mcp.server.transport_security import RequestBodyLimitMiddleware, TransportSecuritySettings
 from mcp.types import (
@@ -29,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ...sandbox_image.mcp.server import build
 from ...sandbox_image.mcp.session import Settings
 from ...sandbox_image.mcp.session_queue import SessionQueue
+from .connections import BoundedServer
 
 PATH = "/mcp"
 HOST = "127.0.0.1"
@@ -83,7 +82,9 @@ class Sessions:
         # The token comes first. The SDK's transport checks Host and Origin last.
         given = Headers(scope=scope).get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, self._authorization):
-            answer = Response("the bearer token is missing or wrong", 401, {"WWW-Authenticate": "Bearer"})
+            # Its connection ends with the answer, and so takes none of the owner's room.
+            headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
+            answer = Response("the bearer token is missing or wrong", 401, headers)
             await answer(scope, receive, send)
         elif scope["path"] != PATH:
             await Response(f"not found: use {PATH}", 404)(scope, receive, send)
@@ -166,19 +167,9 @@ async def serve_http(
     """Serve a listening socket until ``stopped``, then end all sessions.
 
     Args:
-        connections: the most at once.
+        connections: the most at once with the token.
     """
-    config = uvicorn.Config(
-        sessions,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        limit_concurrency=connections,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
-    server = _Server(config)
+    server = BoundedServer.of(sessions, connections, _GRACE_SECONDS)
     serving = asyncio.get_running_loop().create_task(server.serve([listener]))
     try:
         await stopped.wait()
@@ -186,13 +177,6 @@ async def serve_http(
         server.should_exit = True
         await sessions.close()
         await serving
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        # The caller handles signals. uvicorn would raise them again before the clean-up.
-        yield
 
 
 def _refusal(message: str, status: int, code: int = INVALID_REQUEST) -> Response:
