@@ -16,7 +16,7 @@ from .base import (
     call_chat_batch,
 )
 from .builtin import BuiltinSupervisor, BuiltinWorker
-from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
+from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable, Unreachable
 from .openai import OpenAIHandler
 from .scripted import ScriptedHandler
 from .vllm import VLLMHandler
@@ -38,6 +38,7 @@ __all__ = [
     "Role",
     "ScriptedHandler",
     "Unavailable",
+    "Unreachable",
     "Usage",
     "VLLMHandler",
     "all_or_none",

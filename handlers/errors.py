@@ -3,13 +3,18 @@
 ::
 
     HandlerError
-    ├── Unavailable       retry later; may have ``retry_after``
+    ├── Unavailable       retry later; may have ``retry_after`` and a ``reason``
+    │   └── Unreachable   start the endpoint, or name another address
     ├── Rejected          do not retry
     │   └── NoAccess      nor anything else there
     └── ContextTooLong    shorten the messages
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+UnavailableReason = Literal["rate_limit", "timeout"]
 
 
 class HandlerError(Exception):
@@ -19,9 +24,16 @@ class HandlerError(Exception):
 class Unavailable(HandlerError):
     """The endpoint is overloaded, out of reach or broken."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, reason: UnavailableReason | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.reason: UnavailableReason | None = reason
+
+
+class Unreachable(Unavailable):
+    """No connection was made: refused, an unknown host, or no answer to the attempt."""
 
 
 class Rejected(HandlerError):

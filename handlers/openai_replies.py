@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,11 +11,19 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from .base import Completion, FinishReason, Usage
-from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
-from .openai_http import ERROR_EXTENSION
+from .errors import (
+    ContextTooLong,
+    HandlerError,
+    NoAccess,
+    Rejected,
+    Unavailable,
+    UnavailableReason,
+    Unreachable,
+)
+from .openai_http import ERROR_EXTENSION, http_library
 
 if TYPE_CHECKING:
-    from openai import APIError, OpenAIError
+    from openai import APIConnectionError, APIError, OpenAIError
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "refusal"}
 
@@ -29,6 +38,8 @@ _TOO_LONG_CODE = "context_length_exceeded"  # OpenAI, and those that copy its co
 _TOO_LONG_TYPE = "exceed_context_size_error"  # llama.cpp's server
 _TOO_LONG_PARAMS = ("input_tokens", "input_text")  # vLLM's server: BadRequestError for one of these
 
+
+_REASONS: dict[int, UnavailableReason] = {408: "timeout", 429: "rate_limit", 504: "timeout"}
 
 # Wrong key, no credit, no such model. Not 403: some endpoints send it for a single text that they flag.
 _NO_ACCESS = (401, 402, 404)
@@ -148,8 +159,7 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
         said = f"the endpoint answered {status}: {_without(key, _message(error))}"
         return _translate(error, status, said, error.response.headers)
     if isinstance(error, openai.APIConnectionError):
-        kind = "timed out" if isinstance(error, openai.APITimeoutError) else "failed"
-        return Unavailable(f"the connection to the endpoint {kind}")
+        return _connection_error(error, isinstance(error, openai.APITimeoutError))
     if isinstance(error, openai.APIResponseValidationError):
         return Unavailable("the endpoint sent a reply that cannot be understood")
     # An error event in a stream: the status was 200.
@@ -157,6 +167,31 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
         said = f"the endpoint broke off its stream: {_without(key, error.message)}"
         return _translate(error, _status_in(error), said, {})
     return Rejected(f"{type(error).__name__}: {_without(key, error)}")
+
+
+def _connection_error(error: APIConnectionError, timed_out: bool) -> Unavailable:
+    library, cause = http_library(), error.__cause__
+    message = f"the connection to the endpoint {'timed out' if timed_out else 'failed'}"
+    not_made = (library.ConnectError, library.ConnectTimeout, library.ProxyError, library.UnsupportedProtocol)
+    # Otherwise it broke off later, and the endpoint may have read the request.
+    if cause is None or not isinstance(cause, not_made):
+        return Unavailable(message, reason="timeout" if timed_out else None)
+    url, why = error.request.url, _system_words(cause)
+    # Without a scheme there is no host, and no login either.
+    where = url.netloc.decode() or str(url).partition("?")[0]
+    return Unreachable(f"{message}: {where}: {why}")
+
+
+def _system_words(error: BaseException) -> str:
+    # The HTTP libraries say "All connection attempts failed" for what the system said.
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.errno is not None:
+            words = inner.strerror or str(inner)
+            # asyncio's words have the address again, and not the reason.
+            return os.strerror(inner.errno) if words.startswith("Connect call failed") else words
+        inner = inner.__cause__ or inner.__context__
+    return str(error)
 
 
 def _message(error: APIError) -> str:
@@ -181,7 +216,8 @@ def _translate(error: APIError, status: int, message: str, headers: Mapping[str,
     if error.code == "insufficient_quota" or status in _NO_ACCESS:
         return NoAccess(message)
     if status in (408, 409, 429) or status >= 500:
-        return Unavailable(message, retry_after=retry_after(headers))
+        reason = _REASONS.get(status)
+        return Unavailable(message, retry_after=retry_after(headers), reason=reason)
     return Rejected(message)
 
 

@@ -19,7 +19,15 @@ from supdist.engine.service import (
     read_server_keys,
 )
 from supdist.engine.service.keys import read_client_keys
-from supdist.engine.service.protocol import FromService, Hello, Probe, Welcome, decode_from_service, encode
+from supdist.engine.service.protocol import (
+    VERSION,
+    FromService,
+    Hello,
+    Probe,
+    Welcome,
+    decode_from_service,
+    encode,
+)
 from supdist.handlers import Completion, Message, ModelHandler
 
 
@@ -114,7 +122,7 @@ class RawClient:
         self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(service.address)
 
-    async def greet(self, version: int = 1) -> FromService:
+    async def greet(self, version: int = VERSION) -> FromService:
         """Say Hello; what comes back."""
         await self.socket.send(encode(Hello(version)))
         return await self.next()

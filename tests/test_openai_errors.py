@@ -20,12 +20,15 @@ from supdist.handlers import (
     ContextTooLong,
     HandlerError,
     NoAccess,
+    OpenAIHandler,
     Rejected,
     Unavailable,
+    Unreachable,
     Usage,
 )
 from supdist.handlers.openai_replies import retry_after, translate
 from supdist.tools.testing.fake_openai import (
+    Drop,
     FakeOpenAI,
     Malformed,
     Shape,
@@ -252,6 +255,35 @@ OTHER: dict[type[openai.OpenAIError], type[HandlerError]] = {
     openai.APIResponseValidationError: Unavailable,
     openai.APIError: Unavailable,
 }
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.1:9/v1", "the connection to the endpoint failed: 127.0.0.1:9: Connection refused"),
+        ("http://a..b/v1", "the connection to the endpoint failed: a..b: "),
+        ("localhost:8000/v1", "protocol"),
+    ],
+)
+async def test_an_endpoint_without_a_connection_is_named_with_the_cause(url: str, words: str) -> None:
+    handler = OpenAIHandler("m", base_url=url, api_key="k", max_retries=1, timeout=5.0)
+    got = await outcome(handler)
+    assert type(got) is Unreachable
+    assert words in str(got)
+
+
+async def test_a_connection_that_breaks_off_later_was_made() -> None:
+    got, _ = await outcome_of(Drop())
+    assert type(got) is Unavailable
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(429, "rate_limit"), (408, "timeout"), (504, "timeout"), (503, None)]
+)
+async def test_what_may_pass_says_its_reason(status: int, reason: str | None) -> None:
+    got, _ = await outcome_of(Status(status))
+    assert isinstance(got, Unavailable)
+    assert got.reason == reason
 
 
 @pytest.fixture(scope="module")

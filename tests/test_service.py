@@ -44,6 +44,7 @@ from supdist.handlers import (
     Unavailable,
     Usage,
 )
+from supdist.handlers import errors as handler_errors
 
 
 def shout(messages: Sequence[Message]) -> str:
@@ -132,6 +133,29 @@ async def test_errors_keep_their_class(
     assert str(caught.value) == words
     if isinstance(caught.value, Unavailable) and isinstance(raised, Unavailable):
         assert caught.value.retry_after == raised.retry_after
+
+
+def error_tree(kind: type[HandlerError] = HandlerError) -> list[type[HandlerError]]:
+    """All kinds of handlers/errors.py."""
+    found = [kind] if kind.__module__ == handler_errors.__name__ else []
+    return found + [each for below in kind.__subclasses__() for each in error_tree(below)]
+
+
+@pytest.mark.parametrize("kind", [*error_tree(), CallTimeout])
+async def test_every_kind_of_handler_error_comes_back_as_itself(
+    tmp_path: Path, kind: type[HandlerError]
+) -> None:
+    """By enumeration: a kind that the protocol lacks would arrive as its parent, and NoAccess as Rejected."""
+    raised = kind("why")
+    if isinstance(raised, Unavailable):
+        raised.retry_after, raised.reason = 1.5, "rate_limit"
+    place = ipc_place(tmp_path)
+    async with serving(place, ScriptedHandler([raised])) as service:
+        with pytest.raises(HandlerError) as caught:
+            await client_of(service, place).chat(user_messages("x"))
+    assert type(caught.value) is kind
+    assert vars(caught.value) == vars(raised)
+    assert str(caught.value) == "why"
 
 
 async def test_text_that_is_none_stays_at_its_side(tmp_path: Path) -> None:

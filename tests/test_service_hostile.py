@@ -119,7 +119,7 @@ async def test_what_is_not_known_is_no_offence(place: Place) -> None:
         await greeted(raw)
         await raw.socket.send(encode(Cancel(77)))
         await raw.socket.send(ask(1, role="king"))
-        assert await raw.next() == Failure(1, "rejected", "the service has no model of this role", None)
+        assert await raw.next() == Failure(1, "rejected", "the service has no model of this role", None, None)
         await raw.socket.send(ask(1))
         answer = await raw.next()
         assert isinstance(answer, protocol.ChatReply)
@@ -196,8 +196,8 @@ async def test_a_hello_of_a_later_version_may_say_more() -> None:
 @pytest.mark.parametrize(
     ("reply", "error", "words"),
     [
-        (encode(Refused(2, full=False)), Rejected, "uses protocol version 2, this engine 1"),
-        (b"\x94\x15\x02\xc2\xa4more", Rejected, "uses protocol version 2, this engine 1"),
+        (encode(Refused(3, full=False)), Rejected, "uses protocol version 3, this engine 2"),
+        (b"\x94\x15\x03\xc2\xa4more", Rejected, "uses protocol version 3, this engine 2"),
         (b"garbage", Unavailable, "broke the protocol"),
         (encode(Hello(1)), Unavailable, "broke the protocol"),
         (encode(Welcome({})), Rejected, "serves no worker; add it"),

@@ -16,7 +16,16 @@ from typing import get_args
 import zmq
 import zmq.asyncio
 
-from ...handlers import Completion, ContextTooLong, HandlerError, Message, Rejected, Unavailable, Usage
+from ...handlers import (
+    Completion,
+    ContextTooLong,
+    HandlerError,
+    Message,
+    Rejected,
+    Unavailable,
+    Unreachable,
+    Usage,
+)
 from ..broker.handler_queue import CallTimeout
 from ..errors import RemoteProtocolError, TaskError
 from . import protocol
@@ -191,17 +200,17 @@ class Connection:
             async with asyncio.timeout(self._server.connect_seconds):
                 return await resolve_host(self._server.address)
         except TimeoutError as error:
-            raise Unavailable(
+            raise Unreachable(
                 f"{self._name}: DNS lookup of the host timed out after {self._server.connect_seconds:g} s"
             ) from error
         except (OSError, UnicodeError) as error:
-            raise Unavailable(f"{self._name}: DNS lookup of the host failed ({error})") from error
+            raise Unreachable(f"{self._name}: DNS lookup of the host failed ({error})") from error
 
     async def _wait_for_welcome(self) -> None:
         seconds = self._server.connect_seconds
         await asyncio.wait([self.welcome], timeout=seconds)
         if not self.welcome.done():
-            raise Unavailable(f"{self._name} did not answer within {seconds:g} s{self._hint}")
+            raise Unreachable(f"{self._name} did not answer within {seconds:g} s{self._hint}")
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         # Before the handshake, a disconnect is a retry of libzmq and not a loss.

@@ -23,14 +23,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from ...handlers import ContextTooLong, HandlerError, Rejected, Unavailable
+from ...handlers import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable, Unreachable
+from ...handlers.errors import UnavailableReason
 from ...sandbox_image.text import replace_surrogates
 from ..broker.handler_queue import CallTimeout
 from ..errors import RemoteProtocolError
 
 T = TypeVar("T")
 
-VERSION = 1
+VERSION = 2
 
 # Bytes of a message.
 MAX_BYTES = 32 << 20
@@ -41,7 +42,7 @@ LEAST_COST = 64 << 10
 
 Number = Annotated[int, Meta(ge=0, lt=2**53)]
 Role = Literal["system", "user", "assistant"]
-FailureCode = Literal["timeout", "unavailable", "rejected", "too_long", "failed"]
+FailureCode = Literal["timeout", "unreachable", "unavailable", "no_access", "rejected", "too_long", "failed"]
 
 
 class ExtensibleMessage(msgspec.Struct, frozen=True, array_like=True):
@@ -119,12 +120,13 @@ class ChatReply(StrictMessage, frozen=True, tag=22):
 
 
 class Failure(StrictMessage, frozen=True, tag=23):
-    """An error, and the seconds to wait before a retry."""
+    """An error; of one that may pass, the seconds to wait before a retry and the reason."""
 
     request: Number
     code: FailureCode
     message: str
     retry_after: float | None
+    reason: UnavailableReason | None
 
 
 class Probe(StrictMessage, frozen=True, tag=24):
@@ -141,7 +143,9 @@ _FROM_SERVICE = msgspec.msgpack.Decoder(FromService)
 # Subclasses first: the first class that matches is sent.
 _ERRORS: dict[FailureCode, type[HandlerError]] = {
     "timeout": CallTimeout,
+    "unreachable": Unreachable,
     "unavailable": Unavailable,
+    "no_access": NoAccess,
     "rejected": Rejected,
     "too_long": ContextTooLong,
     "failed": HandlerError,
@@ -174,18 +178,18 @@ def cost(payload: bytes | memoryview) -> int:
 def failure(request: int, error: Exception) -> Failure:
     """Return the message for an error."""
     # The text of an unknown error may hold secrets, and stays on the server.
-    retry_after = error.retry_after if isinstance(error, Unavailable) else None
+    passing = error if isinstance(error, Unavailable) else Unavailable("")
     for code, kind in _ERRORS.items():
         if isinstance(error, kind):
-            return Failure(request, code, replace_surrogates(str(error)), retry_after)
-    return Failure(request, "unavailable", f"the model failed with {type(error).__name__}", None)
+            return Failure(request, code, replace_surrogates(str(error)), passing.retry_after, passing.reason)
+    return Failure(request, "unavailable", f"the model failed with {type(error).__name__}", None, None)
 
 
 def error_of(failed: Failure) -> HandlerError:
     """Return the error of a message."""
     kind = _ERRORS[failed.code]
     if issubclass(kind, Unavailable):
-        return kind(failed.message, retry_after=failed.retry_after)
+        return kind(failed.message, retry_after=failed.retry_after, reason=failed.reason)
     return kind(failed.message)
 
 
