@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from ..handlers.slices import SLICE, Steps, finish, in_slices
 from ..sandbox_image.text import KEEP_SURROGATES
+from ..sandbox_image.text import replace_surrogates as replace_in_piece
 
 __all__ = [
     "SLICE",
@@ -18,9 +19,11 @@ __all__ = [
     "finish",
     "in_slices",
     "join",
+    "replace_surrogates",
     "sha256",
     "strip_end",
     "text_slices",
+    "utf8_bytes",
 ]
 
 # Characters that are joined at once: fresh memory for them takes up to 8 ms.
@@ -72,7 +75,7 @@ def decode(data: Iterable[bytes | bytearray | memoryview], errors: str = "strict
 
 
 def join(pieces: list[str]) -> Steps[str]:
-    """Join texts of at most ``SLICE`` characters each; empty the list."""
+    """Join texts of about ``SLICE`` characters each; empty the list."""
     size = sum(map(len, pieces))
     if size <= _JOINED:
         text = "".join(pieces)
@@ -108,6 +111,30 @@ def _widest(piece: str) -> str:
         is_wide = len(piece.encode("utf-16-le", KEEP_SURROGATES)) > 2 * len(piece)
         return "\U0010ffff" if is_wide else "\uffff"
     return "\xff"
+
+
+def utf8_bytes(text: str) -> Steps[int]:
+    """Return the bytes of a text in UTF-8."""
+    size = 0
+    for piece in encode(text, KEEP_SURROGATES):
+        size += len(piece)
+        yield
+    return size
+
+
+def replace_surrogates(text: str) -> Steps[str]:
+    """Return the text with pairs joined and lone surrogates as U+FFFD, as ``text.replace_surrogates``."""
+    pieces: list[str] = []
+    start = 0
+    while start < len(text):
+        end = start + SLICE
+        # A pair stays together.
+        if "\ud800" <= text[end - 1 : end] <= "\udbff":
+            end += 1
+        pieces.append(replace_in_piece(text[start:end]))
+        start = end
+        yield
+    return (yield from join(pieces))
 
 
 def sha256(text: str) -> Steps[bytes]:

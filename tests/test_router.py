@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,12 +28,12 @@ class Engine:
     def __init__(self, path: Path) -> None:
         self.path = f"{path}/engine"
         self.told: asyncio.Queue[tuple[bytes, bytes | None]] = asyncio.Queue()
-        self.on_message: Callable[[bytes], None] = lambda _: None
+        self.on_message: Callable[[bytes], Coroutine[object, object, None] | None] = lambda _: None
         self.router = Router.listen(self.path, self._hear, lambda name: self.told.put_nowait((name, None)))
 
-    def _hear(self, name: bytes, payload: bytes) -> None:
+    def _hear(self, name: bytes, payload: bytes) -> Coroutine[object, object, None] | None:
         self.told.put_nowait((name, payload))
-        self.on_message(payload)
+        return self.on_message(payload)
 
     async def next(self) -> tuple[bytes, bytes | None]:
         """What it tells next; a peer that is gone has None for a message."""
@@ -238,3 +238,59 @@ def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_pa
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         assert runner.run(wait_and_come()) < 30
+
+
+async def test_a_peer_waits_for_the_work_on_its_message_and_others_do_not(engine: Engine) -> None:
+    may_end = asyncio.Event()
+
+    async def work() -> None:
+        await may_end.wait()
+        engine.told.put_nowait((b"", b"worked"))
+
+    engine.on_message = lambda payload: work() if payload == b"long" else None
+    one, peer = await engine.peer(b"one")
+    two, other = await engine.peer(b"two")
+    with one, two:
+        one.send(peer.frame(b"long") + peer.frame(b"next"))
+        assert await engine.next() == (b"one", b"long")
+        two.send(other.frame(b"x"))
+        assert await engine.next() == (b"two", b"x")
+        one.send(peer.frame(b"last"))
+        may_end.set()
+        told = [await engine.next() for _ in range(3)]
+        assert told == [(b"", b"worked"), (b"one", b"next"), (b"one", b"last")]
+
+
+async def test_work_that_fails_is_reported_and_the_peer_goes_on(engine: Engine) -> None:
+    failures: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told["exception"]))
+
+    async def fail() -> None:
+        raise ValueError("work")
+
+    engine.on_message = lambda payload: fail() if payload == b"long" else None
+    sock, peer = await engine.peer(b"one")
+    with sock:
+        sock.send(peer.frame(b"long") + peer.frame(b"next"))
+        assert [await engine.next(), await engine.next()] == [(b"one", b"long"), (b"one", b"next")]
+    assert list(map(str, failures)) == ["work"]
+
+
+async def test_no_work_is_left_of_a_router_that_is_closed(tmp_path: Path) -> None:
+    engine, began, ended = Engine(tmp_path), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    engine.on_message = lambda _: work()
+    sock, peer = await engine.peer(b"one")
+    with sock:
+        sock.send(peer.frame(b"long"))
+        await began.wait()
+        engine.router.close()
+        async with asyncio.timeout(10):
+            await ended.wait()

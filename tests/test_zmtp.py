@@ -77,6 +77,19 @@ def test_messages_come_whole_however_their_bytes_arrive(payloads: list[bytes], p
     assert heard == payloads
 
 
+@given(st.lists(st.integers(0, 3000), max_size=6), st.integers(1, 4000))
+def test_large_messages_come_whole_and_in_their_order(sizes: list[int], piece: int) -> None:
+    patch = pytest.MonkeyPatch()
+    with patch.context() as large:
+        large.setattr("supdist.engine.jail.zmtp._LARGE_BYTES", 1000)
+        dealer, heard = ZmtpConnection(b"DEALER", LIMIT), list[bytes]()
+        payloads = [bytes([number]) * size for number, size in enumerate(sizes)]
+        stream = GREETING + READY + b"".join(map(dealer.frame, payloads))
+        for start in range(0, len(stream), piece):
+            heard += dealer.feed(stream[start : start + piece])
+    assert heard == payloads
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -14,12 +14,19 @@ from typing import Protocol
 from ...sandbox_image.protocol import READ_BYTES
 from .attached import AttachedStream
 
+# A peer that reads while we write must not keep us at it.
+_SENT_AT_ONCE = 1 << 20
+
 
 class Framing(Protocol):
     """Encodes and decodes messages, without I/O."""
 
     def frame(self, payload: bytes) -> bytes:
         """Encode a message."""
+        ...
+
+    def header(self, size: int) -> bytes:
+        """Return what is sent before a message of this size."""
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -61,15 +68,25 @@ class MessageStream:
 
     def send_raw(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send framed bytes."""
-        view = memoryview(data)
-        self._out.append((view, list(descriptors)))
-        self.unsent_bytes += len(view)
+        self._queue(data, descriptors)
         self.flush()
 
+    def send_pieces(self, pieces: Sequence[bytes]) -> None:
+        """Send a message that is long, and so comes in pieces."""
+        self._queue(self._framing.header(sum(map(len, pieces))), ())
+        for piece in pieces:
+            self._queue(piece, ())
+        self.flush()
+
+    def _queue(self, data: bytes, descriptors: Sequence[int]) -> None:
+        self._out.append((memoryview(data), list(descriptors)))
+        self.unsent_bytes += len(data)
+
     def flush(self) -> None:
-        """Send what the socket takes."""
+        """Send what the socket takes, 1 MiB at most."""
+        left = _SENT_AT_ONCE
         try:
-            while self._out:
+            while self._out and left > 0:
                 data, descriptors = self._out[0]
                 sent = (
                     self._stream.send(data)
@@ -77,6 +94,7 @@ class MessageStream:
                     else self._send_with_descriptors(data, descriptors)
                 )
                 self.unsent_bytes -= sent
+                left -= sent
                 if sent == len(data):
                     self._out.popleft()
                 else:

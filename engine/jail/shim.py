@@ -234,7 +234,7 @@ class Shim:
         if not self._engine.is_open:
             self._session.end(Outcome.KILLED, "the engine is gone")
             return
-        for payload in payloads or ():
+        for payload in map(bytes, payloads or ()):
             message = protocol.decode_to_shim(payload)
             self._send(self._session.from_engine(message, time.monotonic(), payload))
 

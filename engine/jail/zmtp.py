@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
-from typing import Literal
+from typing import Literal, cast
 
 from ...sandbox_image.protocol import Violation
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 # Signature, version (major, minor), mechanism, as-server, filler.
 _GREETING = struct.Struct(">B8xBBB20sB31x")
+# Flags and size of a long frame.
+_LARGE_HEADER = struct.Struct(">BQ")
 _READY = b"\x05READY"
 _OUR_GREETING = _GREETING.pack(0xFF, 0x7F, 3, 1, b"NULL", 0)
+# A larger message is collected in memory of its own, whose pages come as they are written. Growing and
+# copying a bytearray of 64 MiB would stop the event loop for 50 ms.
+_LARGE_BYTES = 1 << 20
 _OTHER_KIND = {b"DEALER": b"ROUTER", b"ROUTER": b"DEALER"}
 
 
@@ -35,27 +41,32 @@ class ZmtpConnection:
         self._other_kind = _OTHER_KIND[kind]
         self._limit = limit
         self._data = bytearray()
+        self._large: memoryview | None = None
+        self._missing = 0
         self._is_greeted = self.is_ready = False
 
     def frame(self, payload: bytes) -> bytes:
         """Encode a message."""
-        size = len(payload)
-        if size < 256:
-            return bytes((0, size)) + payload
-        return struct.pack(">BQ", _LONG, size) + payload
+        return self.header(len(payload)) + payload
+
+    def header(self, size: int) -> bytes:
+        """Return what is sent before a message of this size."""
+        return bytes((0, size)) if size < 256 else _LARGE_HEADER.pack(_LONG, size)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the messages that are complete now.
+        """Return the messages that are complete now; those above 1 MiB are of type ``memoryview``.
 
         Raises:
             Violation: a wrong kind, several frames, or more than ``limit`` bytes.
         """
+        messages: list[bytes] = []
+        if self._large is not None:
+            data = self._add_to_large(data, messages)
         self._data += data
         if not self._is_greeted:
             if len(self._data) < _GREETING.size:
                 return []
             self._check_greeting()
-        messages: list[bytes] = []
         at = 0
         with memoryview(self._data) as view:
             while (found := self._cut(view, at)) is not None:
@@ -68,7 +79,33 @@ class ZmtpConnection:
                 else:
                     raise Violation("a ZMTP message before the end of the handshake")
         del self._data[:at]
+        self._begin_large()
         return messages
+
+    def _begin_large(self) -> None:
+        # What is left is the start of one frame; its header was checked.
+        if len(self._data) < _LARGE_HEADER.size or not self._data[0] & _LONG or not self.is_ready:
+            return
+        flags, size = _LARGE_HEADER.unpack_from(self._data)
+        if size <= _LARGE_BYTES or flags & _COMMAND:
+            return
+        start = bytes(self._data[_LARGE_HEADER.size :])
+        self._data.clear()
+        self._large, self._missing = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)), size
+        self._add_to_large(start, [])
+
+    def _add_to_large(self, data: bytes, messages: list[bytes]) -> bytes:
+        # Returns what belongs to the next frame.
+        assert self._large is not None
+        at = len(self._large) - self._missing
+        part = data[: self._missing]
+        self._large[at : at + len(part)] = part
+        self._missing -= len(part)
+        if not self._missing:
+            # Decoders read it like bytes.
+            messages.append(cast("bytes", self._large))
+            self._large = None
+        return data[len(part) :]
 
     def _check_greeting(self) -> None:
         signature, _, major, _, mechanism, _ = _GREETING.unpack_from(self._data)

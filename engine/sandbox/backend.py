@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ...sandbox_image import protocol
@@ -34,6 +34,8 @@ class Guest:
         self.limited = limited
         # Bound once, because every reply to a worker call goes through it.
         self.send: Callable[[protocol.ToShim], None] = partial(zygote.send, shim_id)
+        # An encoded message that is long, and so comes in pieces.
+        self.send_pieces: Callable[[Sequence[bytes]], None] = partial(zygote.send_pieces, shim_id)
 
     def abandon(self) -> None:
         """See ``ZygoteClient.abandon``."""

@@ -8,10 +8,11 @@ from contextvars import Context
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError
-from ...sandbox_image.text import replace_surrogates
 from ..errors import LocalProtocolError
+from ..slices import SLICE, Steps, finish, in_slices, replace_surrogates, utf8_bytes
 from ..toolbox.toolbox import ToolCalls
 from .config import OnCall, WorkerCall
+from .long_messages import encode_reply
 
 _STOP_SECONDS = 10.0
 _REPLY_BYTES = protocol.MAX_FRAME_BYTES - (1 << 20)
@@ -23,6 +24,7 @@ class CallAnswers:
     Args:
         on_call: answers worker calls; None refuses them.
         send: sends a reply to the guest.
+        send_pieces: sends a long reply, encoded.
         fail: takes an exception of ``on_call`` or of a tool's log.
     """
 
@@ -31,11 +33,13 @@ class CallAnswers:
         on_call: OnCall | None,
         tools: ToolCalls,
         send: Callable[[protocol.ToShim], None],
+        send_pieces: Callable[[Sequence[bytes]], None],
         fail: Callable[[Exception], None],
     ) -> None:
         self._on_call = on_call
         self._tools = tools
         self._send = send
+        self._send_pieces = send_pieces
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,7 +89,10 @@ class CallAnswers:
             except Exception as error:
                 self._fail(error)
                 return
-        self._send(protocol.Reply(call.call, _sendable(results)))
+        if sum(len(result) for result in results if isinstance(result, str)) <= SLICE:
+            self._send(protocol.Reply(call.call, finish(_sendable(results))))
+        else:
+            self._send_pieces(await in_slices(_encode_long(call.call, results)))
 
 
 def _check_results(results: Sequence[object], call: protocol.Call) -> None:
@@ -98,7 +105,11 @@ def _check_results(results: Sequence[object], call: protocol.Call) -> None:
             )
 
 
-def _sendable(results: Sequence[str | CallError]) -> list[str | CallError]:
+def _encode_long(call: int, results: Sequence[str | CallError]) -> Steps[list[bytes]]:
+    return (yield from encode_reply(call, (yield from _sendable(results))))
+
+
+def _sendable(results: Sequence[str | CallError]) -> Steps[list[str | CallError]]:
     # A frame has a size, and carries no lone surrogates.
     room = _REPLY_BYTES
     sendable: list[str | CallError] = []
@@ -106,8 +117,9 @@ def _sendable(results: Sequence[str | CallError]) -> list[str | CallError]:
         if not isinstance(result, str):
             sendable.append(result)
             continue
-        text = result if result.isascii() else replace_surrogates(result)
-        room -= len(text) if text.isascii() else len(text.encode())
+        text = result if result.isascii() else (yield from replace_surrogates(result))
+        room -= len(text) if text.isascii() else (yield from utf8_bytes(text))
+        yield
         if room < 0:
             sendable.append(CallError("unavailable", "the answer is too large to be passed on"))
         else:

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import TypeAlias
 
 from ...sandbox_image import protocol
 from ..jail.message_stream import MessageStream
@@ -17,6 +19,11 @@ _BACKLOG = 1024
 _MESSAGES_A_TURN = 16
 _ACCEPTED_A_TURN = 16
 _RETRY_ACCEPT_SECONDS = 0.2
+
+# Takes a peer's name and message. For a long message it returns the work that is left. Until that ends, the
+# peer is not read.
+OnMessage: TypeAlias = Callable[[bytes, bytes], Coroutine[object, object, None] | None]
+
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -29,7 +36,7 @@ class Router:
     def __init__(
         self,
         listener: socket.socket,
-        on_message: Callable[[bytes, bytes], None],
+        on_message: OnMessage,
         on_disconnect: Callable[[bytes], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,9 +52,7 @@ class Router:
         self._loop.add_reader(listener, self._accept)
 
     @classmethod
-    def listen(
-        cls, path: str, on_message: Callable[[bytes, bytes], None], on_disconnect: Callable[[bytes], None]
-    ) -> Router:
+    def listen(cls, path: str, on_message: OnMessage, on_disconnect: Callable[[bytes], None]) -> Router:
         """Listen on a new socket.
 
         Args:
@@ -75,6 +80,13 @@ class Router:
         connection = self._named.get(name)
         if connection is not None:
             connection.stream.send(payload)
+            self._watch_writing(connection)
+
+    def send_pieces(self, name: bytes, pieces: Sequence[bytes]) -> None:
+        """Send a long message to a peer, if it is connected."""
+        connection = self._named.get(name)
+        if connection is not None:
+            connection.stream.send_pieces(pieces)
             self._watch_writing(connection)
 
     def close(self) -> None:
@@ -138,7 +150,7 @@ class Router:
             self._deliver()
         finally:
             # Also when a callback raises.
-            if connection.undelivered or not connection.stream.is_open:
+            if connection.undelivered or connection.work is not None or not connection.stream.is_open:
                 self._stop_reading(connection)
 
     def _register(self, connection: _Connection) -> None:
@@ -157,20 +169,38 @@ class Router:
                 if not connection.undelivered:
                     continue
                 message = connection.undelivered.popleft()
-                if connection.undelivered:
-                    self._turns.append(connection)
-                elif message is not None:
-                    self._start_reading(connection)
                 if message is None:
                     self._drop(connection)
                     self._on_disconnect(connection.name)
-                else:
-                    self._on_message(connection.name, message)
+                    continue
+                work = None
+                try:
+                    work = self._on_message(connection.name, message)
+                finally:
+                    # Also when it raises.
+                    if work is None:
+                        self._go_on(connection)
+                    else:
+                        connection.work = self._loop.create_task(work)
+                        connection.work.add_done_callback(partial(self._end_work, connection))
         finally:
             # Also when a callback raises.
             if (self._turns or not self._left) and not self._next_turn_is_due:
                 self._next_turn_is_due = True
                 self._loop.call_soon(self._begin_turn)
+
+    def _go_on(self, connection: _Connection) -> None:
+        if connection.undelivered:
+            self._turns.append(connection)
+        else:
+            self._start_reading(connection)
+
+    def _end_work(self, connection: _Connection, work: asyncio.Task[None]) -> None:
+        connection.work = None
+        if not work.cancelled() and (error := work.exception()) is not None:
+            self._loop.call_exception_handler({"message": "a message was not handled", "exception": error})
+        self._go_on(connection)
+        self._deliver()
 
     def _begin_turn(self) -> None:
         self._next_turn_is_due = False
@@ -198,6 +228,8 @@ class Router:
         self._connections.discard(connection)
         self._named.pop(connection.name, None)
         connection.undelivered.clear()
+        if connection.work is not None:
+            connection.work.cancel()
         connection.stream.close()
 
 
@@ -210,5 +242,7 @@ class _Connection:
         self.name = b""
         # None stands for its end.
         self.undelivered: deque[bytes | None] = deque()
+        # What is left to do for a long message.
+        self.work: asyncio.Task[None] | None = None
         # Whether the event loop watches it for data, or for room.
         self.is_read = self.is_written = False

@@ -73,7 +73,7 @@ class RunningGuest:
         )
         self._guest = guest
         self._setup = setup
-        self._calls = CallAnswers(setup.on_call, setup.tools, self.send, self._fail)
+        self._calls = CallAnswers(setup.on_call, setup.tools, self.send, guest.send_pieces, self._fail)
         self._cells = 0
         self._host_namespaces: dict[str, int] = {}
         self._is_closing = False

@@ -9,15 +9,17 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from ...sandbox_image import protocol
 from ..errors import LocalProtocolError, SandboxLost, SandboxUnavailable
 from ..jail import rootfs
+from ..slices import SLICE, in_slices
 from .context import ContextMemory
 from .diagnostics import setup_error_for
+from .long_messages import decode_long
 from .router import Router
 
 Receiver = Callable[[protocol.FromShim | protocol.ShimExit], None]
@@ -157,6 +159,10 @@ class ZygoteClient:
             )
         self._router.send(shim_id, payload)
 
+    def send_pieces(self, shim_id: bytes, pieces: Sequence[bytes]) -> None:
+        """Send an encoded message that is long, and so comes in pieces."""
+        self._router.send_pieces(shim_id, pieces)
+
     def abandon(self, shim_id: bytes) -> None:
         """Let the zygote kill a shim. Its exit is reported."""
         with contextlib.suppress(OSError):
@@ -261,10 +267,21 @@ class _Shims:
     def forget(self, shim_id: bytes) -> None:
         self._shims.pop(shim_id, None)
 
-    def deliver(self, shim_id: bytes, payload: bytes) -> None:
+    def deliver(self, shim_id: bytes, payload: bytes) -> Coroutine[object, object, None] | None:
         shim = self._shims.get(shim_id)
-        if shim is not None:
-            shim.receiver(protocol.decode_from_shim(payload))
+        if shim is None:
+            return None
+        if len(payload) > SLICE:
+            return self._deliver_long(shim_id, payload)
+        shim.receiver(protocol.decode_from_shim(payload))
+        return None
+
+    async def _deliver_long(self, shim_id: bytes, payload: bytes) -> None:
+        for message in await in_slices(decode_long(payload)):
+            # It may have been forgotten meanwhile.
+            shim = self._shims.get(shim_id)
+            if shim is not None:
+                shim.receiver(message)
 
     def disconnected(self, shim_id: bytes) -> None:
         shim = self._shims.get(shim_id)

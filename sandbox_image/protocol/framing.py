@@ -27,6 +27,10 @@ class FrameBuffer:
         """See ``frame``."""
         return frame(payload)
 
+    def header(self, size: int) -> bytes:
+        """Return what is sent before a payload of this size."""
+        return size.to_bytes(HEADER_BYTES, "little")
+
     def feed(self, data: bytes) -> list[bytes]:
         """Add bytes; return the payloads that are complete.
 
