@@ -35,6 +35,7 @@ from supdist.engine import (
     open_sandbox,
 )
 from supdist.engine.jail.cgroups import CgroupBase
+from supdist.engine.jail.rootfs import RootLayout
 from supdist.engine.sandbox import zygote as zygote_module
 from supdist.engine.sandbox.diagnostics import sandbox_unavailable_for
 
@@ -359,9 +360,15 @@ async def test_opening_and_closing_leaves_descriptors_threads_and_mounts_flat(sm
 def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A real failure: the engine's socket is not where the order says."""
-    real = zygote_module.rootfs.command
-    monkeypatch.setattr(zygote_module.rootfs, "command", lambda fd, _, more: real(fd, "/nowhere", more))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]  # a lambda has no annotations
+    """A real failure: a folder of the system is not where the order says."""
+    real = zygote_module.rootfs.find_layout
+
+    def with_a_folder_that_is_gone(packages: str | None = None) -> RootLayout:
+        layout = real(packages)
+        layout["binds"].append(["/nowhere", "/nowhere"])
+        return layout
+
+    monkeypatch.setattr(zygote_module.rootfs, "find_layout", with_a_folder_that_is_gone)
     with (
         pytest.raises(SandboxUnavailable, match="A mount namespace for the sandboxes cannot be built"),
         SyncSandbox(),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import resource
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import contextmanager
@@ -13,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import zmq
-from support import CountingSelector
 
 from supdist.engine.jail.zmtp import ZmtpConnection
 from supdist.engine.sandbox.router import Router
@@ -29,7 +25,13 @@ class Engine:
         self.path = f"{path}/engine"
         self.told: asyncio.Queue[tuple[bytes, bytes | None]] = asyncio.Queue()
         self.on_message: Callable[[bytes], Coroutine[object, object, None] | None] = lambda _: None
-        self.router = Router.listen(self.path, self._hear, lambda name: self.told.put_nowait((name, None)))
+        self.router = Router(self._hear, lambda name: self.told.put_nowait((name, None)), set())
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen(1024)
+        asyncio.get_running_loop().add_reader(
+            self._listener, lambda: self.router.add(self._listener.accept()[0])
+        )
 
     def _hear(self, name: bytes, payload: bytes) -> Coroutine[object, object, None] | None:
         self.told.put_nowait((name, payload))
@@ -39,6 +41,12 @@ class Engine:
         """What it tells next; a peer that is gone has None for a message."""
         async with asyncio.timeout(10):
             return await self.told.get()
+
+    def close(self) -> None:
+        """Close the router, and the socket that takes peers for it."""
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        self.router.close()
 
     def dial(self) -> socket.socket:
         """A socket that has connected, and said nothing."""
@@ -66,7 +74,7 @@ async def received(sock: socket.socket) -> bytes:
 async def engine(tmp_path: Path) -> AsyncGenerator[Engine]:
     engine = Engine(tmp_path)
     yield engine
-    engine.router.close()
+    engine.close()
 
 
 @contextmanager
@@ -200,46 +208,6 @@ async def test_what_a_receiver_raises_loses_no_message(engine: Engine) -> None:
     assert engine.told.empty()
 
 
-@contextmanager
-def no_descriptors_left() -> Generator[Callable[[], None]]:
-    """Until it is called."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.open("/", os.O_RDONLY)
-    os.close(highest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_without_descriptors_who_comes_waits_and_the_engine_does_not_spin(tmp_path: Path) -> None:
-    selector = CountingSelector()
-
-    async def wait_and_come() -> int:
-        engine, peer = Engine(tmp_path), ZmtpConnection(b"DEALER", 1024, b"late")
-        sock = engine.dial()
-        with sock, no_descriptors_left() as let_there_be_some:
-            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-                os.dup(0)
-            sock.send(peer.handshake)
-            before = selector.polls
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await engine.told.get()
-            turns = selector.polls - before
-            let_there_be_some()
-            while not peer.is_ready:
-                peer.feed(await received(sock))
-            sock.send(peer.frame(b"here"))
-            assert await engine.next() == (b"late", b"here")
-        engine.router.close()
-        return turns
-
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-        assert runner.run(wait_and_come()) < 30
-
-
 async def test_a_peer_waits_for_the_work_on_its_message_and_others_do_not(engine: Engine) -> None:
     may_end = asyncio.Event()
 
@@ -291,6 +259,6 @@ async def test_no_work_is_left_of_a_router_that_is_closed(tmp_path: Path) -> Non
     with sock:
         sock.send(peer.frame(b"long"))
         await began.wait()
-        engine.router.close()
+        engine.close()
         async with asyncio.timeout(10):
             await ended.wait()

@@ -9,7 +9,6 @@ becomes the zygote::
     /hostlib        modules of zygote and shim, for no sandbox
     /guest          where a sandbox mounts its root (``mounts.py``)
     /proc           the host's, to map ids
-    /run/engine     the engine's ZeroMQ socket
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ PACKAGES = "/opt/packages"
 _ROOT = Path(__file__).resolve().parents[2]
 _OUR_MODULES = ("engine/jail", "sandbox_image")
 HOST_MODULES = ("msgspec", "cloudpickle", "psutil", "pyseccomp")
-ENGINE_SOCKET = "/run/engine"
 
 # An interpreter under /home or in a virtual environment appears here. So no traceback and no /proc/self/maps
 # names a path of the host.
@@ -81,10 +79,9 @@ class RootLayout(TypedDict):
 
 
 class ZygoteStart(RootLayout):
-    """A root's layout, the engine's control descriptor and socket, and the number of ``SetupFailed``."""
+    """A root's layout, the engine's control descriptor, and the number of ``SetupFailed``."""
 
     control: int
-    socket: str
     failed: int
 
 
@@ -131,15 +128,15 @@ def _module_files(name: str) -> list[Path]:
     return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
 
 
-def command_for_containers(control_fd: int, socket_file: str, contexts: str) -> list[str]:
+def command_for_containers(control_fd: int, contexts: str) -> list[str]:
     """Return the command line of a zygote for containers, which needs no root."""
     # The zygote removes `contexts`, the folder with the guests' contexts, at its end.
     path = sorted({str(_module_files(module)[0].parent) for module in HOST_MODULES})
     boot = BOOT.format(path=path, root=str(_ROOT), module="start")
-    return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), socket_file, json.dumps(contexts)]
+    return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), json.dumps(contexts)]
 
 
-def command(control_fd: int, socket_file: str, packages: str | None = None) -> list[str]:
+def command(control_fd: int, packages: str | None = None) -> list[str]:
     """Return the command line that becomes the zygote; it inherits ``control_fd``."""
     # Here, since the interpreter that runs `main` has no msgspec.
     from ...sandbox_image.protocol import SetupFailed, tag
@@ -148,7 +145,6 @@ def command(control_fd: int, socket_file: str, packages: str | None = None) -> l
     start: ZygoteStart = {
         **find_layout(packages),
         "control": control_fd,
-        "socket": socket_file,
         "failed": tag(SetupFailed),
     }
     return [sys.executable, "-I", "-S", "-c", boot, json.dumps(start)]
@@ -173,7 +169,6 @@ def main() -> None:
                 "-c",
                 boot,
                 str(start["control"]),
-                ENGINE_SOCKET,
                 json.dumps(folders),
             ]
             os.execve(start["python"], arguments, {"LANG": "C.UTF-8", **start["environment"]})
@@ -227,7 +222,7 @@ def _enter_mount_namespace() -> None:
 
 
 def _fill(start: ZygoteStart) -> None:
-    for folder in ("proc", "dev", "run", "hostlib", "lower", "template", "empty", "guest"):
+    for folder in ("proc", "dev", "hostlib", "lower", "template", "empty", "guest"):
         os.mkdir(folder)
     for source, target in start["binds"]:
         with setup_step("packages" if target == PACKAGES else "zygote_root"):
@@ -256,8 +251,6 @@ def _fill(start: ZygoteStart) -> None:
     sc.mount("/host/proc", "proc", None, sc.MS_BIND | sc.MS_REC)
     if os.path.isdir("/host/sys/fs/cgroup"):
         _bind("/sys/fs/cgroup", "sys/fs/cgroup")
-    # The file itself: the engine unlinks its folder at once, so that nothing is left on disk after a kill.
-    _bind(start["socket"], ENGINE_SOCKET[1:])
 
 
 def _fill_template(start: ZygoteStart) -> None:

@@ -10,7 +10,6 @@ import os
 import resource
 import select
 import socket
-import struct
 import time
 import traceback
 from collections.abc import Iterable
@@ -29,17 +28,15 @@ from .setup_errors import SetupError
 from .zmtp import ZmtpConnection
 
 _PACKET_BYTES = 64 << 10
-_CONNECT_SECONDS = 5
+_GREETING_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
 
 
-def main(
-    orders: socket.socket, template: isolated_process.Template | None, engine_socket: str, zygote_pid: int
-) -> NoReturn:
+def main(orders: socket.socket, template: isolated_process.Template | None, zygote_pid: int) -> NoReturn:
     """Build a sandbox, wait for its order, and serve it to its end.
 
     Args:
-        orders: a socket that gets one ``Spawn`` or ``Attach``.
+        orders: a socket that gets one ``Spawn`` or ``Attach``, with its descriptors.
         template: None for guests in containers.
     """
     try:
@@ -48,24 +45,22 @@ def main(
         if os.getppid() != zygote_pid:
             os._exit(0)
         linux.set_process_name("supdist-spare")
-        _run(orders, template, engine_socket, f"{zygote_pid}-{os.getpid()}")
+        _run(orders, template, f"{zygote_pid}-{os.getpid()}")
     except BaseException:
         traceback.print_exc()
         os._exit(70)
     os._exit(0)
 
 
-def _run(
-    orders: socket.socket, template: isolated_process.Template | None, engine_socket: str, name: str
-) -> None:
+def _run(orders: socket.socket, template: isolated_process.Template | None, name: str) -> None:
     built = None
     if template is not None:
         # After a failure it is built again for the order, and then reported.
         with contextlib.suppress(SetupError):
             built = isolated_process.build(template, name, init.main)
-    packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 1)
+    packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 2)
     orders.close()
-    if not packet or not descriptors:
+    if not packet or len(descriptors) != 2:
         # The zygote is gone.
         os._exit(0)
     order = protocol.decode_to_zygote(packet)
@@ -83,7 +78,7 @@ def _run(
         os.close(descriptors[0])
         if not isinstance(process, SetupError):
             meter = meter_of(process, order.resources)
-    engine = _connect(engine_socket, order.session)
+    engine = _greet(socket.socket(fileno=descriptors[1]), order.session)
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
     engine.send(protocol.encode(protocol.Hello(namespaces)))
     if isinstance(process, SetupError):
@@ -97,12 +92,9 @@ def _run(
     engine.drain(_DRAIN_SECONDS)
 
 
-def _connect(path: str, session: bytes) -> MessageStream:
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # If the backlog is full, connect(2) waits with this timeout. With Python's own it would fail at once.
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _CONNECT_SECONDS, 0))
-    stream.connect(path)
+def _greet(stream: socket.socket, session: bytes) -> MessageStream:
+    # The engine has sent its part before it passed the socket on. So nothing here waits for its event loop.
+    stream.settimeout(_GREETING_SECONDS)
     dealer = ZmtpConnection(b"DEALER", protocol.MAX_FRAME_BYTES, session)
     stream.sendall(dealer.handshake)
     while not dealer.is_ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -27,6 +28,8 @@ from .cgroups import CgroupBase
 _REFUSED_WITHOUT_CGROUP = frozenset({"memfd_create"})
 
 _PACKET_BYTES = 64 << 10
+# With an order: the context or a container's stdio, and the shim's end of its stream to the engine.
+_DESCRIPTORS = 2
 # A unit that is stopped sends these to all its processes. Only this one removes the control groups.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _SWEEP_SECONDS = 2.0
@@ -43,27 +46,22 @@ _PRELOADED_MODULES = (
 
 def main() -> None:
     """Serve the control socket until the engine is gone."""
-    # Arguments: the descriptor of the control socket; the path of the engine's ZeroMQ socket; as JSON, the
-    # folders that sandboxes see, or the folder of the containers' contexts, which is removed at the end.
+    # Arguments: the descriptor of the control socket; as JSON, the folders that sandboxes see, or the folder
+    # of the containers' contexts, which is removed at the end.
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     linux.set_process_name("supdist-zygote")
     for module in _PRELOADED_MODULES:
         __import__(module)
-    engine_socket, folders = sys.argv[2], json.loads(sys.argv[3])
-    template = None
-    if isinstance(folders, str):
-        # The engine unlinks the socket's name, so that no kill leaves it on disk. The descriptor stays.
-        engine_socket = f"/proc/self/fd/{os.open(engine_socket, os.O_PATH)}"
-    else:
-        template = _template(tuple(folders))
+    folders = json.loads(sys.argv[2])
+    template = None if isinstance(folders, str) else _template(tuple(folders))
     for number in (signal.SIGCHLD, *_STOP_SIGNALS):
         signal.signal(number, _ignore)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A child's garbage collector then does not touch, and so not copy, the pages that it shares.
     gc.collect()
     gc.freeze()
-    Zygote(control, template, engine_socket, folders if template is None else None).serve()
+    Zygote(control, template, folders if template is None else None).serve()
 
 
 def _template(folders: tuple[str, ...]) -> isolated_process.Template:
@@ -92,14 +90,12 @@ class Zygote:
         self,
         control: socket.socket,
         template: isolated_process.Template | None,
-        engine_socket: str,
         contexts: str | None,
     ) -> None:
         self._control = control
         self._contexts = contexts
         self._template = template
         self._cgroups = template.cgroups if template is not None else None
-        self._engine_socket = engine_socket
         self._reaped, self._signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
         self._sessions: dict[int, bytes] = {}
@@ -137,8 +133,13 @@ class Zygote:
                     self._spawn(order, descriptors)
 
     def _spawn(self, order: protocol.Spawn | protocol.Attach, descriptors: list[int]) -> None:
+        # Fewer arrive if this process has no room for them (unix(7)).
+        if len(descriptors) != _DESCRIPTORS:
+            _close_all(descriptors)
+            self._send(protocol.NotForked(order.session, errno.EMFILE))
+            return
         try:
-            pid, orders = self._spare or self._fork()
+            pid, orders = self._spare or self._fork(descriptors)
         except OSError as error:
             self._send(protocol.NotForked(order.session, error.errno or 0))
         else:
@@ -150,16 +151,15 @@ class Zygote:
                 except OSError:
                     # It is dead or must be. Its exit is reported when it is reaped.
                     os.kill(pid, signal.SIGKILL)
-        for fd in descriptors:
-            os.close(fd)
+        _close_all(descriptors)
         self._build_ahead()
 
     def _build_ahead(self) -> None:
         # The next order tries again and reports the error.
         with contextlib.suppress(OSError):
-            self._spare = self._spare or self._fork()
+            self._spare = self._spare or self._fork(())
 
-    def _fork(self) -> tuple[int, socket.socket]:
+    def _fork(self, descriptors: Iterable[int]) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         try:
@@ -172,11 +172,10 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *_STOP_SIGNALS):
                 signal.signal(number, signal.SIG_DFL)
-            for fd in (self._reaped, self._signalled):
-                os.close(fd)
+            _close_all((self._reaped, self._signalled, *descriptors))
             for unused in (ours, self._control, *([self._spare[1]] if self._spare else [])):
                 unused.close()
-            shim.main(theirs, self._template, self._engine_socket, parent)
+            shim.main(theirs, self._template, parent)
         theirs.close()
         return pid, ours
 
@@ -232,7 +231,9 @@ class Zygote:
 def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | None:
     descriptors = array.array("i")
     try:
-        packet, ancillary, _, _ = control.recvmsg(_PACKET_BYTES, socket.CMSG_SPACE(4 * descriptors.itemsize))
+        packet, ancillary, _, _ = control.recvmsg(
+            _PACKET_BYTES, socket.CMSG_SPACE(_DESCRIPTORS * descriptors.itemsize)
+        )
     except ConnectionResetError:
         return None
     for level, kind, data in ancillary:
@@ -241,6 +242,11 @@ def _receive(control: socket.socket) -> tuple[protocol.ToZygote, list[int]] | No
     if not packet:
         return None
     return protocol.decode_to_zygote(packet), list(descriptors)
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,7 +11,10 @@ from functools import partial
 from ...sandbox_image import protocol
 from ..toolbox.toolbox import Toolbox
 from .config import SandboxConfig
-from .zygote import Receiver, ZygoteClient
+from .shims import Receiver
+from .zygote import ZygoteClient, is_busy
+
+_BUSY_SECONDS = 0.02
 
 
 class Guest:
@@ -37,17 +41,52 @@ class Guest:
         # An encoded message that is long, and so comes in pieces.
         self.send_pieces: Callable[[Sequence[bytes]], None] = partial(zygote.send_pieces, shim_id)
 
+    @property
+    def is_ours(self) -> bool:
+        """See ``ZygoteClient.is_ours``."""
+        return self._zygote.is_ours
+
+    @property
+    def is_stopped(self) -> bool:
+        """See ``ZygoteClient.is_stopped``."""
+        return self._zygote.is_stopped
+
+    def check_usable(self) -> None:
+        """See ``ZygoteClient.check_usable``."""
+        self._zygote.check_usable()
+
     def abandon(self) -> None:
         """See ``ZygoteClient.abandon``."""
         self._zygote.abandon(self._shim_id)
+
+    def give_up(self) -> None:
+        """Deliver no more messages, and let the zygote take no more orders."""
+        self._zygote.forget(self._shim_id)
+        self._zygote.retire()
 
     async def discard(self) -> None:
         """Deliver no more messages, and remove what the guest left."""
         self._zygote.forget(self._shim_id)
 
 
+async def when_not_busy(order: Callable[[], bytes]) -> bytes:
+    """Order a shim. While too many other orders wait in the zygote's socket, wait for room."""
+    while True:
+        try:
+            return order()
+        except OSError as error:
+            if not is_busy(error):
+                raise
+        await asyncio.sleep(_BUSY_SECONDS)
+
+
 class Backend(ABC):
     """Opens guests for one event loop."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can open guests."""
+        return True
 
     @abstractmethod
     async def open(
@@ -70,6 +109,11 @@ class ProcessBackend(Backend):
     def __init__(self, zygote: ZygoteClient) -> None:
         self._zygote = zygote
 
+    @property
+    def alive(self) -> bool:
+        """See ``Backend.alive``."""
+        return self._zygote.alive
+
     async def open(
         self, receiver: Receiver, config: SandboxConfig, context: object, toolbox: Toolbox
     ) -> Guest:
@@ -77,9 +121,8 @@ class ProcessBackend(Backend):
         zygote, contexts = self._zygote, self._zygote.contexts
         fd = contexts.descriptor(context)
         try:
-            shim_id = zygote.spawn(
-                receiver, config.session_limits(len(toolbox.host)), config.resource_limits(), fd
-            )
+            limits, resources = config.session_limits(len(toolbox.host)), config.resource_limits()
+            shim_id = await when_not_busy(lambda: zygote.spawn(receiver, limits, resources, fd))
             # Written while the guest gets its limits. It reads the memory only after it was sent ``load``.
             try:
                 kind = contexts.write(fd, context)

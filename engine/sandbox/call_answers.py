@@ -42,13 +42,28 @@ class CallAnswers:
         self._send_pieces = send_pieces
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
+        # The time with calls under way, until ``_since``.
+        self._seconds = self._since = 0.0
 
     def answer(self, call: protocol.Call | protocol.ToolCall, context: Context) -> None:
         """Start to answer a call, in a copy of the context variables of its cell."""
         answering = self._answer_worker(call) if isinstance(call, protocol.Call) else self._answer_tool(call)
-        task = asyncio.get_running_loop().create_task(answering, context=context.copy())
+        loop = asyncio.get_running_loop()
+        if not self._tasks:
+            self._since = loop.time()
+        task = loop.create_task(answering, context=context.copy())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._answered)
+
+    def seconds(self) -> float:
+        """Return for how long calls have been under way in all."""
+        now = asyncio.get_running_loop().time()
+        return self._seconds + (now - self._since if self._tasks else 0.0)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._seconds += asyncio.get_running_loop().time() - self._since
 
     def cancel(self) -> None:
         """Cancel every call."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import EngineError, SandboxUnavailable, TaskError
@@ -28,6 +30,18 @@ _STEPS = {
 }
 
 
+_NO_MEMORY = (
+    "No memory is left for a sandbox: close other sandboxes or programs, or raise the limit of this process "
+    "(`ulimit -v`), of the unit (`MemoryMax=`) or of the container (`--memory`)."
+)
+_NO_PROCESS = (
+    "No more processes are allowed here: close other sandboxes, or raise the limit of the user "
+    "(`ulimit -u`), of the unit (`TasksMax=`) or of the container (`--pids-limit`)."
+)
+# What Python and the dynamic linker write when memory runs out.
+_NO_MEMORY_WORDS = ("MemoryError", "Cannot allocate memory", "failed to map segment")
+
+
 def setup_error_for(step: str, code: int, packages: str | None) -> EngineError:
     """Return the error for a failed step, in a sandbox with these packages."""
     # The folder is the user's, so the task is wrong and not the machine.
@@ -46,19 +60,61 @@ def sandbox_unavailable_for(step: str, code: int) -> SandboxUnavailable:
     return SandboxUnavailable(f"{what} ({reason})", _remedy(step, code))
 
 
+def did_not_start(cause: str) -> SandboxUnavailable:
+    """Return the error for a zygote that ended before it was ready, by what it wrote or how it ended."""
+    is_short = any(word in cause for word in _NO_MEMORY_WORDS)
+    return SandboxUnavailable(
+        f"The process that forks sandboxes did not start; it reports: {cause}",
+        _NO_MEMORY if is_short else "`supdist-engine doctor` tests what it needs.",
+    )
+
+
+@contextmanager
+def translate_shortage(what: str) -> Generator[None]:
+    """Raise ``SandboxUnavailable`` for an error of the system; ``what`` failed.
+
+    Raises:
+        SandboxUnavailable: no descriptor, memory, process, thread or room was left.
+    """
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        reason = f"{error.strerror or error}{place}"
+        raise SandboxUnavailable(f"{what} ({reason})", _remedy_for(error)) from error
+    except MemoryError as error:
+        raise SandboxUnavailable(f"{what} (Cannot allocate memory)", _NO_MEMORY) from error
+    except RuntimeError as error:
+        # threading has no class of its own for this.
+        if "start new thread" not in str(error):
+            raise
+        raise SandboxUnavailable(f"{what} ({error})", _NO_PROCESS) from error
+
+
+def _remedy_for(error: OSError) -> str:
+    match error.errno:
+        case errno.EAGAIN:
+            return _NO_PROCESS
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "Make room there, or raise the limit (`df`, `quota`, `ulimit -f`)."
+        case errno.EROFS | errno.EACCES | errno.EPERM | errno.ENOENT | errno.ENOTDIR:
+            return "Let TMPDIR name a folder that exists and can be written."
+        case code:
+            return _remedy("", code or 0)
+
+
 def _remedy(step: str, code: int) -> str:
     match step, code:
         case "processor", _:
             return "Run on x86_64 or aarch64."
         case _, errno.ENOMEM:
-            return "The machine has no memory left for a sandbox: close other sandboxes, or other programs."
+            return _NO_MEMORY
         case _, errno.EMFILE | errno.ENFILE:
             return "No more files can be opened here: raise the limit (`ulimit -n`, or `sysctl fs.file-max`)."
         case "fork", _:
-            return (
-                "No more processes are allowed here: close other sandboxes, or raise the limit of the user "
-                "(`ulimit -u`), of the unit (`TasksMax=`) or of the container (`--pids-limit`)."
-            )
+            return _NO_PROCESS
         case _, errno.ENOSYS:
             return "The kernel is too old: Linux 5.12 or newer is needed."
         case "user_namespace", errno.ENOSPC:

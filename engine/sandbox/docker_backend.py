@@ -25,7 +25,8 @@ from .containers import Daemon
 from .context import encode_context
 from .context_files import ContextFiles, make_folder
 from .pool import Pool, PreparedContainer, prepare_container
-from .zygote import Receiver, ZygoteClient
+from .shims import Receiver
+from .zygote import ZygoteClient
 
 T = TypeVar("T")
 
@@ -72,8 +73,13 @@ class DockerBackend(Backend):
 
     @property
     def alive(self) -> bool:
-        """Whether it can open guests."""
-        return self.zygote.alive
+        """See ``Backend.alive``."""
+        return self.zygote.alive and not self.zygote.is_stopped
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no guest in use."""
+        return self.zygote.idle
 
     async def close(self) -> None:
         """Remove unused containers, and end the shims."""
@@ -87,6 +93,8 @@ class DockerBackend(Backend):
                     await asyncio.wait(list(self._tasks))
         await self.zygote.close()
         self._daemon.close()
+        # The zygote has removed it, unless it was killed.
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def prepare(self, config: SandboxConfig) -> Image:
         """Check that containers of this config can be made, and fill its pool.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import RunVar
 
 from ..arguments import reject
@@ -17,10 +19,11 @@ from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
 from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
+from .loop_thread import LoopThread
 from .packages import Packages, find_packages
 from .running_guest import GuestSetup
 from .sandbox import Sandbox
-from .zygote import ZygoteClient
+from .zygote import OTHER_PROCESS, ZygoteClient
 
 if TYPE_CHECKING:
     from .docker_backend import DockerBackend
@@ -34,26 +37,34 @@ class _SharedBackends:
 
     def __init__(self) -> None:
         self.users = 0
+        self._process = os.getpid()
         self._lock = asyncio.Lock()
         # Last used last. One for each folder of packages and one without: a zygote builds one guest
         # ahead, with its own packages.
         self._zygotes: dict[Packages | None, ZygoteClient] = {}
+        # Those that take no more orders, and may have sandboxes in use.
+        self._retired: list[ZygoteClient | DockerBackend] = []
         self._docker: DockerBackend | None = None
 
     @property
     def is_open(self) -> bool:
-        return bool(self._zygotes) or self._docker is not None
+        return bool(self._zygotes or self._retired) or self._docker is not None
+
+    @property
+    def is_ours(self) -> bool:
+        return os.getpid() == self._process
 
     async def zygote(self, packages: Packages | None) -> ZygoteClient:
         """Return a zygote that is alive."""
         async with self._lock:
             # Popped and put back: the order of the dict is that of the last use.
             zygote = self._zygotes.pop(packages, None)
-            if zygote is not None and not zygote.alive:
-                await zygote.close()
+            if zygote is not None and (not zygote.alive or zygote.is_stopped):
+                zygote.retire()
+                self._retired.append(zygote)
                 zygote = None
+            await self._close_idle()
             if zygote is None:
-                await self._close_idle()
                 zygote = await ZygoteClient.start(packages.path if packages else None)
             self._zygotes[packages] = zygote
             return zygote
@@ -61,8 +72,13 @@ class _SharedBackends:
     async def _close_idle(self) -> None:
         # Zygotes without packages stay: the next sandbox mostly needs that one.
         idle = [packages for packages, zygote in self._zygotes.items() if packages and zygote.idle]
-        for packages in idle[:-_IDLE_WITH_PACKAGES]:
-            await asyncio.shield(asyncio.ensure_future(self._zygotes.pop(packages).close()))
+        closing: list[ZygoteClient | DockerBackend] = [
+            self._zygotes.pop(packages) for packages in idle[:-_IDLE_WITH_PACKAGES]
+        ]
+        closing += [backend for backend in self._retired if backend.idle]
+        self._retired = [backend for backend in self._retired if not backend.idle]
+        for backend in closing:
+            await asyncio.shield(asyncio.ensure_future(backend.close()))
 
     async def docker(self) -> DockerBackend:
         """Return a docker backend that is alive."""
@@ -70,39 +86,52 @@ class _SharedBackends:
 
         async with self._lock:
             if self._docker is not None and not self._docker.alive:
-                await self._docker.close()
+                self._retired.append(self._docker)
                 self._docker = None
+            await self._close_idle()
             if self._docker is None:
                 self._docker = await DockerBackend.start()
             return self._docker
 
     async def close(self) -> None:
-        zygotes, self._zygotes = list(self._zygotes.values()), {}
+        backends = [*self._zygotes.values(), *self._retired]
+        self._zygotes, self._retired = {}, []
         docker, self._docker = self._docker, None
         await asyncio.gather(
-            *(zygote.close() for zygote in zygotes), *([docker.close()] if docker is not None else [])
+            *(backend.close() for backend in backends), *([docker.close()] if docker is not None else [])
         )
 
 
-# One value for each event loop.
-_shared: RunVar[_SharedBackends] = RunVar("supdist sandbox backends")
+# One value for each event loop. A weak reference, since the value leads to the loop, and would keep it.
+_shared: RunVar[weakref.ref[_SharedBackends]] = RunVar("supdist sandbox backends")
 
 
 @asynccontextmanager
 async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
-    try:
-        shared = _shared.get()
-    except LookupError:
+    _check_event_loop()
+    shared = found() if (found := _shared.get(None)) is not None else None
+    if shared is None:
         shared = _SharedBackends()
-        _shared.set(shared)
+        _shared.set(weakref.ref(shared))
     shared.users += 1
     try:
         yield shared
     finally:
         shared.users -= 1
-        if shared.users == 0 and shared.is_open:
+        # In a fork of the process, they are the other process's.
+        if shared.users == 0 and shared.is_open and shared.is_ours:
             # Shielded: a cancelled caller must not leave processes behind.
             await asyncio.shield(asyncio.ensure_future(shared.close()))
+
+
+def _check_event_loop() -> None:
+    # None where the caller's event loop was started by the process that forked this one.
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise SandboxError(
+            "no event loop of this process runs here; in a forked child, start one with asyncio.run()"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +215,9 @@ async def open_sandbox(
         try:
             yield sandbox
         finally:
-            # Shielded, as above.
-            await asyncio.shield(asyncio.ensure_future(sandbox.close()))
+            if sandbox.is_ours:
+                # Shielded, as above.
+                await asyncio.shield(asyncio.ensure_future(sandbox.close()))
 
 
 # ``object``, since a caller without a type checker may pass anything.
@@ -205,7 +235,9 @@ def _check_query(query: object) -> None:
 class _Opened:
     sandbox: Sandbox
     portal: BlockingPortal
-    stack: ExitStack
+    thread: LoopThread
+    # Stops the thread when the ``SyncSandbox`` is garbage.
+    finalizer: weakref.finalize[[], SyncSandbox]
 
 
 class SyncSandbox(AbstractContextManager["SyncSandbox"]):
@@ -227,23 +259,30 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
         self._state: _Opened | None = None
 
     def __enter__(self) -> SyncSandbox:
-        with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal("asyncio"))
-            sandbox = stack.enter_context(portal.wrap_async_context_manager(self._manager))
-            self._state = _Opened(sandbox, portal, stack.pop_all())
+        thread = LoopThread(self._manager)
+        portal, sandbox = thread.start()
+        self._state = _Opened(sandbox, portal, thread, weakref.finalize(self, thread.stop))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        opened, self._state = self._opened, None
-        opened.stack.__exit__(kind, error, trace)
+        if self._state is None:
+            return
+        opened, self._state = self._state, None
+        opened.finalizer.detach()
+        # In a fork of the process, the sandbox is the other process's.
+        if opened.sandbox.is_ours:
+            opened.thread.close()
 
     @property
     def _opened(self) -> _Opened:
         # Before and after the ``with`` block.
         if self._state is None:
             raise SandboxError("this sandbox is not open; use it inside `with SyncSandbox(...) as sandbox:`")
+        # The thread that would answer does not exist in a fork.
+        if not self._state.sandbox.is_ours:
+            raise SandboxError(OTHER_PROCESS)
         return self._state
 
     @property

@@ -1,9 +1,8 @@
-"""The engine's ROUTER socket, which shims connect to."""
+"""The engine's ROUTER, with a stream to each shim."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -14,64 +13,51 @@ from ...sandbox_image import protocol
 from ..jail.message_stream import MessageStream
 from ..jail.zmtp import ZmtpConnection
 
-# Many shims may connect at once.
-_BACKLOG = 1024
 _MESSAGES_A_TURN = 16
-_ACCEPTED_A_TURN = 16
-_RETRY_ACCEPT_SECONDS = 0.2
 
 # Takes a peer's name and message. For a long message it returns the work that is left. Until that ends, the
 # peer is not read.
 OnMessage: TypeAlias = Callable[[bytes, bytes], Coroutine[object, object, None] | None]
 
-_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
 
 class Router:
-    """A ROUTER on one event loop, without threads. Create it with ``listen``."""
+    """A ROUTER on one event loop, without threads.
+
+    Args:
+        on_message: gets a peer's name and message.
+        on_disconnect: gets the name after the last message.
+        sockets: holds those that are open, for a clean-up without the event loop.
+    """
 
     # Peers take turns, and each turn of the event loop delivers a few messages. So a peer that sends
     # thousands does not delay the others.
 
     def __init__(
         self,
-        listener: socket.socket,
         on_message: OnMessage,
         on_disconnect: Callable[[bytes], None],
+        sockets: set[socket.socket],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
         self._on_message = on_message
         self._on_disconnect = on_disconnect
+        self._sockets = sockets
         self._connections: set[_Connection] = set()
         self._named: dict[bytes, _Connection] = {}
         # The connections with messages that were read and not delivered.
         self._turns: deque[_Connection] = deque()
         self._left = _MESSAGES_A_TURN
         self._next_turn_is_due = False
-        self._loop.add_reader(listener, self._accept)
 
-    @classmethod
-    def listen(cls, path: str, on_message: OnMessage, on_disconnect: Callable[[bytes], None]) -> Router:
-        """Listen on a new socket.
-
-        Args:
-            path: of the socket.
-            on_message: gets a peer's name and message.
-            on_disconnect: gets the name after the last message.
-
-        Raises:
-            OSError: the socket cannot be created.
-        """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.setblocking(False)
-            listener.bind(path)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        return cls(listener, on_message, on_disconnect)
+    def add(self, sock: socket.socket) -> None:
+        """Add a peer by its socket, and send it the handshake."""
+        # Each peer has a pair of sockets of its own. A listening socket would need a file, which a killed
+        # engine leaves behind, and would accept nothing while the event loop is busy.
+        connection = _Connection(sock)
+        self._connections.add(connection)
+        self._sockets.add(sock)
+        connection.stream.send_raw(connection.peer.handshake)
+        self._start_reading(connection)
 
     def send(self, name: bytes, payload: bytes) -> None:
         """Send a message to a peer, if it is connected."""
@@ -91,32 +77,9 @@ class Router:
 
     def close(self) -> None:
         """Close all sockets. Nothing more is delivered."""
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
         self._turns.clear()
         for connection in list(self._connections):
             self._drop(connection)
-
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTED_A_TURN):
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The listener stays readable: to try again at once would be a busy loop.
-                if error.errno in _NO_DESCRIPTOR:
-                    self._loop.remove_reader(self._listener)
-                    self._loop.call_later(_RETRY_ACCEPT_SECONDS, self._accept_again)
-                return
-            connection = _Connection(sock)
-            self._connections.add(connection)
-            connection.stream.send_raw(connection.peer.handshake)
-            self._start_reading(connection)
-
-    def _accept_again(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
 
     def _start_reading(self, connection: _Connection) -> None:
         if not connection.is_read and connection.stream.is_open:
@@ -226,6 +189,7 @@ class Router:
             connection.is_written = False
             self._loop.remove_writer(connection.fd)
         self._connections.discard(connection)
+        self._sockets.discard(connection.sock)
         self._named.pop(connection.name, None)
         connection.undelivered.clear()
         if connection.work is not None:
@@ -235,6 +199,7 @@ class Router:
 
 class _Connection:
     def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         self.peer = ZmtpConnection(b"ROUTER", protocol.MAX_FRAME_BYTES)
         self.stream = MessageStream(sock, self.peer)
         self.fd = sock.fileno()

@@ -15,11 +15,12 @@ from ..toolbox.toolbox import ToolCalls
 from .backend import Backend, Guest
 from .call_answers import CallAnswers
 from .config import Isolation, OnCall, SandboxConfig
-from .diagnostics import setup_error_for
+from .diagnostics import setup_error_for, translate_shortage
 from .running_cell import RunningCell
 
 _CLOSE_SECONDS = 10.0
 _STOP_MARGIN_SECONDS = 5.0
+_LEAST_CONNECT_SECONDS = 5.0
 
 FindBackend: TypeAlias = Callable[[], Awaitable[Backend]]
 
@@ -77,6 +78,9 @@ class RunningGuest:
         self._cells = 0
         self._host_namespaces: dict[str, int] = {}
         self._is_closing = False
+        self._shim_was_killed = False
+        # Done when the shim has sent its first message, or will never do so.
+        self._connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready: asyncio.Future[Isolation] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
 
@@ -84,28 +88,46 @@ class RunningGuest:
     async def start(cls, find_backend: FindBackend, setup: GuestSetup) -> RunningGuest:
         """Start a guest, and wait until it has measured its isolation.
 
+        If its zygote or shim is killed or stopped meanwhile, start it once more: no code has run yet.
+
         Raises:
-            SandboxUnavailable: this machine cannot build the isolation.
+            SandboxUnavailable: this machine cannot build the isolation, or is short of something.
             SandboxLost: the guest died before it was ready.
             TaskError: the context is no plain data, or the packages cannot be read.
         """
         config = setup.config
-        backend = await find_backend()
-        guest: RunningGuest | None = None
-        try:
-            async with asyncio.timeout(config.start_timeout):
-                guest = await cls._open(backend, setup)
-                isolation = await guest._ready
-            _check_isolation(isolation, config)
-        except BaseException as error:
-            if guest is not None:
-                # Shielded: a second cancellation must not leave the guest behind.
-                await asyncio.shield(asyncio.ensure_future(guest.close()))
-            if isinstance(error, TimeoutError):
+        with translate_shortage("The sandbox cannot be opened"):
+            backend = await find_backend()
+            try:
+                async with asyncio.timeout(config.start_timeout):
+                    guest = await cls._start(backend, setup)
+                    if guest is None:
+                        guest = await cls._start(await find_backend(), setup, is_last=True)
+            except TimeoutError:
                 raise SandboxUnavailable(
                     f"The sandbox did not start within {config.start_timeout:g} s",
                     "Raise `start_timeout`, or check whether the machine is overloaded.",
                 ) from None
+        assert guest is not None
+        return guest
+
+    @classmethod
+    async def _start(
+        cls, backend: Backend, setup: GuestSetup, *, is_last: bool = False
+    ) -> RunningGuest | None:
+        # None: its zygote or shim ended, and another try may succeed.
+        guest: RunningGuest | None = None
+        try:
+            guest = await cls._open(backend, setup)
+            await guest._wait_connected()
+            _check_isolation(await guest._ready, setup.config)
+        except BaseException as error:
+            if guest is not None:
+                # Shielded: a second cancellation must not leave the guest behind.
+                await asyncio.shield(asyncio.ensure_future(guest.close()))
+            was_killed = not backend.alive or (guest is not None and guest._shim_was_killed)
+            if isinstance(error, SandboxLost) and was_killed and not is_last:
+                return None
             raise
         return guest
 
@@ -120,6 +142,33 @@ class RunningGuest:
         guest = await backend.open(receive, setup.config, setup.context, setup.tools.toolbox)
         running = cls(guest, setup)
         return running
+
+    async def _wait_connected(self) -> None:
+        # Seconds in which this event loop ran, so that its own pauses do not count.
+        seconds, most = 0, max(_LEAST_CONNECT_SECONDS, self._setup.config.start_timeout / 2)
+        while not self._connected.done():
+            await asyncio.wait([self._connected], timeout=1)
+            seconds += 1
+            if not self._connected.done() and (self._guest.is_stopped or seconds >= most):
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._guest.give_up()
+        self._shim_was_killed = True
+        self._end("the process that forks sandboxes does not answer")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started it, and is not a fork of that one."""
+        return self._guest.is_ours
+
+    def check_usable(self) -> None:
+        """See ``ZygoteClient.check_usable``."""
+        self._guest.check_usable()
+
+    def answering_seconds(self) -> float:
+        """Return for how long calls of its code have been answered. Its clock stood still meanwhile."""
+        return self._calls.seconds()
 
     @property
     def isolation(self) -> Isolation:
@@ -165,14 +214,17 @@ class RunningGuest:
 
     async def close(self) -> None:
         """Kill the guest, and wait for its end."""
+        if not self.is_ours:
+            # The sockets are those of the process that forked this one.
+            return
         if not self._gone.is_set():
             # The shim kills the guest; if the shim hangs, the zygote kills the shim.
             self._is_closing = True
             self.send(protocol.Kill())
             if not await self._is_gone_within(_CLOSE_SECONDS):
                 self._guest.abandon()
-                if not await self._is_gone_within(_CLOSE_SECONDS):
-                    self._end("the sandbox's shim could not be killed")
+                if self._guest.is_stopped or not await self._is_gone_within(_CLOSE_SECONDS):
+                    self._give_up()
         await self._guest.discard()
         await self._calls.stop()
 
@@ -204,10 +256,13 @@ class RunningGuest:
             case protocol.Exit():
                 self._end(message.detail)
             case protocol.ShimExit():
+                self._shim_was_killed = not self._gone.is_set() and message.status != 0
                 self._end("the sandbox's shim was killed" if message.status else "the sandbox ended")
 
     def _continue_start(self, message: protocol.Hello | protocol.Ready | protocol.SetupFailed) -> None:
         setup = self._setup
+        if not self._connected.done():
+            self._connected.set_result(None)
         if isinstance(message, protocol.Hello):
             self._host_namespaces = message.namespaces
             # The first Kill was sent before there was a shim to read it.
@@ -240,6 +295,8 @@ class RunningGuest:
             cell.finish(end)
 
     def _end(self, detail: str) -> None:
+        if not self._connected.done():
+            self._connected.set_result(None)
         if not self._ready.done():
             self._ready.set_exception(SandboxLost(f"the sandbox ended before it was ready: {detail}"))
             # Retrieved here too: after a cancelled start no other code does, and asyncio would log it.

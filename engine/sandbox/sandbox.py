@@ -10,6 +10,7 @@ from ...sandbox_image.text import replace_surrogates
 from ..arguments import reject
 from ..errors import SandboxError
 from .config import CellResult, Isolation, Listing
+from .running_cell import RunningCell
 from .running_guest import DID_NOT_START, FindBackend, GuestSetup, Lost, RunningGuest
 
 # A shim that reports no end of the cell for so long may be stopped, and would never report it.
@@ -61,17 +62,33 @@ class Sandbox:
         return await self._run(self._checked_source(code), timeout)
 
     async def _run(self, source: str, timeout: float) -> CellResult:  # noqa: ASYNC109 - the shim keeps it
-        config, guest = self._setup.config, self._guest
+        guest = self._guest
         cell = guest.execute(source, timeout)
         try:
             # The shim keeps the timeout. This one is for a shim that does not.
-            _, late = await asyncio.wait([cell.result], timeout=config.wall + config.grace + _LATE_SECONDS)
+            is_late = await self._is_late(cell, guest, timeout)
         except asyncio.CancelledError:
             await guest.stop_cell(cell)
             raise
-        if late:
+        if is_late:
             await guest.abandon()
         return await cell.result
+
+    async def _is_late(self, cell: RunningCell, guest: RunningGuest, timeout: float) -> bool:  # noqa: ASYNC109 - as above
+        config, loop = self._setup.config, asyncio.get_running_loop()
+        started, answered = loop.time(), guest.answering_seconds()
+        while True:
+            # The cell's clock stands still while its calls are answered; the wall clock does not.
+            longest = min(timeout + guest.answering_seconds() - answered, config.wall)
+            left = started + longest + config.grace - loop.time()
+            if left <= 0:
+                break
+            done, _ = await asyncio.wait([cell.result], timeout=left)
+            if done:
+                return False
+        # From here once more: if this event loop was busy for long, the shim's messages wait for it.
+        done, _ = await asyncio.wait([cell.result], timeout=_LATE_SECONDS)
+        return not done
 
     def _checked_source(self, code: str) -> str:
         most = self._setup.config.session_limits().frame_bytes // 2
@@ -85,6 +102,7 @@ class Sandbox:
 
     async def interrupt(self) -> None:
         """Interrupt the cell; after the grace it is ``killed``."""
+        self._guest.check_usable()
         self._guest.interrupt()
 
     async def put(self, path: str, data: bytes) -> None:
@@ -139,12 +157,29 @@ class Sandbox:
     async def close(self) -> None:
         """Kill the guest and remove all of it. May be repeated."""
         self._is_closed = True
+        if not self.is_ours:
+            # It is for the process that forked this one to close it.
+            return
         async with self._changing:
             await self._guest.close()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process opened it, and is not a fork of that one."""
+        return self._guest.is_ours
+
+    def check_usable(self) -> None:
+        """Check that the caller is in the process and event loop that opened it.
+
+        Raises:
+            SandboxError: it is not.
+        """
+        self._guest.check_usable()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise SandboxError("this sandbox is closed; open another")
+        self.check_usable()
 
 
 def _check_types(code: object, timeout: object) -> None:

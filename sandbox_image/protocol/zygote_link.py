@@ -12,7 +12,7 @@ from .shim_link import SetupFailed
 
 
 class Spawn(Message, frozen=True):
-    """Fork a shim. The context's descriptor comes with it."""
+    """Fork a shim. The context's descriptor and the shim's end of its stream to the engine come with it."""
 
     # The shim's ZeroMQ routing id.
     session: bytes
@@ -40,7 +40,7 @@ class Abandon(Message, frozen=True):
 
 
 class Attach(Message, frozen=True):
-    """Fork a shim for a container, whose stdio comes with it."""
+    """Fork a shim for a container, whose stdio comes with it, and the shim's end of its stream."""
 
     session: bytes
     limits: SessionLimits
