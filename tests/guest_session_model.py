@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.protocol import (
     Call,
@@ -26,6 +28,7 @@ from supdist.sandbox_image.protocol import (
 # Small, so that a few steps reach them. Floats hold multiples of a quarter exactly.
 LIMITS = protocol.SessionLimits(
     output_bytes=1024,
+    result_bytes=4096,
     display_bytes=1024,
     frame_bytes=1 << 20,
     prompt_bytes=1024,
@@ -41,6 +44,17 @@ ENDED = "the cell of this call has ended"
 
 # The stream and the message.
 Sent = tuple[str, protocol.FromShim | protocol.ToGuest]
+
+
+# Half of a result, and the header of a string.
+ANSWER_MEMORY = 2048 + 128
+
+
+def memory(text: str) -> int:
+    """Return the bytes of a string: each character takes 1, 2 or 4, as the widest does, beside a header."""
+    widest = max(map(ord, text), default=0)
+    width = 1 if widest < 256 else 2 if widest < 65536 else 4
+    return sys.getsizeof(chr(widest)) - width + width * len(text) if text else sys.getsizeof("")
 
 
 def display_size(display: Display) -> int:
@@ -105,6 +119,9 @@ class Model:
             return True
         if isinstance(message, Call | ToolCall) and not self.last_call < message.call < 1 << 62:
             return True
+        # Pipes are read; a relay sends none that is empty.
+        if isinstance(message, Output) and (self.two or not message.data):
+            return True
         number = getattr(message, "cell", None)
         if number is not None and not 1 <= number <= self.cell:
             return True
@@ -130,7 +147,8 @@ class Model:
             case ToolCall():
                 return message.tool not in range(LIMITS.tools)
             case Final():
-                return is_current and self.is_answered
+                is_long = memory(message.answer) > ANSWER_MEMORY
+                return is_current and (self.is_answered or is_long)
             case Display():
                 shown = [*self.shown, display_size(message)]
                 is_much = sum(shown) > LIMITS.display_bytes or len(shown) > protocol.MAX_DISPLAYS

@@ -28,7 +28,7 @@ from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.channel import Channel
 from supdist.sandbox_image.guest.primitives import Primitives
 
-START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, [], [])
+START = protocol.Start("", 1 << 20, 1024, 16 << 20, 1 << 20, 32 << 20, [], [])
 
 
 class Counting(socket.socket):

@@ -182,19 +182,21 @@ def test_a_tool_call_of_an_ended_cell_is_refused_and_told() -> None:
 
 
 def test_tool_calls_wait_their_turn_with_worker_calls() -> None:
-    """Each counts against the rate, and by its largest result, so that unread results are bounded."""
+    """Each counts against the rate, and by the memory of its arguments."""
     config = SandboxConfig.model_validate({"calls_per_second": 100.0})
     fresh = Driver(config.session_limits(tools=1))
     fresh.accept(Ready(protocol.VERSION, FACTS), 100)
     fresh.execute(1, 10, 100)
     assert not is_paused(fresh, 100)
-    for number in range(1, 65):
-        assert not is_paused(fresh, 100)
-        fresh.accept(ToolCall(number, 1, 0, b""), 100)
+    largest = b"x" * protocol.TOOL_ARGUMENT_BYTES
+    for number in range(1, 4):
+        assert not is_paused(fresh, 100), "JSON of 256 KiB may be 8 MiB of objects"
+        fresh.accept(ToolCall(number, 1, 0, largest), 100)
     assert is_paused(fresh, 100)
     fresh.reply(ToolReply(1, b"1"), 100)
     assert not is_paused(fresh, 100)
-    for number in range(65, 102):
+    fresh.reply(ToolReply(2, b"1"), 100)
+    for number in range(4, 102):
         fresh.accept(Call(number, 1, ["a"]), 100)
     assert is_paused(fresh, 100)
     assert fresh.session.resume_at == pytest.approx(100.01)
@@ -238,10 +240,27 @@ def test_an_interrupted_cell_cannot_call_a_worker() -> None:
 
 
 def test_an_answer_is_passed_up_to_its_limit() -> None:
+    def fresh() -> Driver:
+        driver = Driver(SandboxConfig().session_limits())
+        driver.execute(1, 10, 100)
+        return driver
+
     longest = Final(1, "a" * (8 << 20))
-    assert session().accept(longest, 101) == ([longest], None)
+    assert fresh().accept(longest, 101) == ([longest], None)
+    # As UTF-8 it is as long, in memory four times.
+    widest = Final(1, "a" * ((8 << 20) - 4) + "😀")
+    assert fresh().accept(widest, 101) == ([widest], None)
     with pytest.raises(Violation, match="an answer longer"):
-        session().accept(Final(1, "a" * ((8 << 20) + 1)), 101)
+        fresh().accept(Final(1, "a" * ((8 << 20) + 1)), 101)
+
+
+def test_a_small_output_leaves_an_answer_half_of_the_result() -> None:
+    most = CONFIG.session_limits().result_bytes // 2
+    longest = Final(1, "a" * most)
+    assert session().accept(longest, 101) == ([longest], None)
+    for answer in ("a" * (most + 128), "a" * (most // 4) + "😀" * 32):
+        with pytest.raises(Violation, match="an answer longer"):
+            session().accept(Final(1, answer), 101)
 
 
 @pytest.mark.parametrize("version", [protocol.VERSION - 1, protocol.VERSION + 1])

@@ -132,7 +132,6 @@ def frame(guest: GuestSession, source: Source, message: protocol.FromGuest) -> l
 OF_INIT = [protocol.ReplExit(0, False), protocol.FileData(1, b"", None), protocol.FileList(1, [], more=False)]
 OF_REPL = [
     Ready(protocol.VERSION, FACTS),
-    Output(1, 1, b"x"),
     Display(1, {"text/plain": "x"}, {}),
     Call(1, 1, ["a"]),
     ToolCall(1, 1, 0, b""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from guest_session_model import LIMITS, OF_INIT, Model, Sent
+from guest_session_model import ANSWER_MEMORY, LIMITS, OF_INIT, Model, Sent, memory
 from guest_session_support import FACTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +73,17 @@ STEPS = st.builds(
 def text_of(size: int) -> str:
     """Return a text of so many bytes in UTF-8, and fewer characters."""
     return "é" * (size // 2) + "x" * (size % 2)
+
+
+def answer_of(pick: int, size: int, *, over: bool) -> str:
+    """Return an answer whose widest character takes 1, 2 or 4 bytes, at its limit or one above it."""
+    last = ("x", "é", "€", "😀")[pick % 4]
+    if not over and pick < 4:
+        return "x" * (size // 4) + last
+    fitting = 0
+    while memory("x" * (fitting + 1) + last) <= ANSWER_MEMORY:
+        fitting += 1
+    return "x" * (fitting + over) + last
 
 
 def pairs(sends: list[Send]) -> list[Sent]:
@@ -261,17 +272,23 @@ class Course:
                 tool = (-1, LIMITS.tools)[step.pick % 2] if fault == "tool" else step.pick % LIMITS.tools
                 return ToolCall(number, cell, tool, b"x" * step.size)
             case "output":
-                return Output(cell, 1 if step.pick % 2 else 2, b"x" * step.size)
+                # Where pipes are read, a frame of output ends the session, as an empty one does elsewhere.
+                if model.two and fault not in ("size", "source"):
+                    return None
+                size = 0 if fault == "size" else max(1, step.size)
+                return Output(cell, 1 if step.pick % 2 else 2, b"x" * size)
             case "display":
                 room = LIMITS.display_bytes - sum(model.shown)
-                size = room + 1 if fault == "size" else min(step.size, room)
+                # One of four takes all that is left: the next may show no byte.
+                size = room + 1 if fault == "size" else room if step.pick % 4 == 3 else min(step.size, room)
                 if fault == "many":
                     return Display(cell, {}, {})
                 if step.pick % 2:
                     return Display(cell, {"text/plain": text_of(size)}, {})
                 return Display(cell, {}, {"image/png": b"x" * size})
             case "final":
-                return None if model.is_answered and fault != "again" else Final(cell, "x" * step.size)
+                answer = answer_of(step.pick, step.size, over=fault == "size")
+                return None if model.is_answered and fault != "again" else Final(cell, answer)
             case _:
                 return Done(cell, None)
 

@@ -110,13 +110,13 @@ def test_pipes_that_only_the_repl_had_are_closed_without_a_word(
     output = PipeReader(os.geteuid(), lane)
     mine = output.begin_cell(0.0)
     assert output.release_at is None
-    last = output.descriptors()
+    last = output.descriptors(9.0)
     os.write(mine[0], b"one")
     assert list(output.drain()) == [(1, b"one")]
     output.end_cell()
-    assert output.descriptors() == last, "something may still write there"
+    assert output.descriptors(9.0) == last, "something may still write there"
     mine = next_cell(output, mine, 5.0)
-    assert not set(output.descriptors()) & set(last)
+    assert not set(output.descriptors(9.0)) & set(last)
     assert output.release_at is not None
     output.release_if_due(output.release_at - 0.001)
     assert not is_closed(last[0])
@@ -127,7 +127,7 @@ def test_pipes_that_only_the_repl_had_are_closed_without_a_word(
     theirs.setblocking(False)
     with pytest.raises(BlockingIOError):
         theirs.recv(1)
-    close_all([*mine, *output.descriptors()])
+    close_all([*mine, *output.descriptors(9.0)])
 
 
 def test_pipes_that_something_else_has_go_to_init(init: tuple[MessageStream, socket.socket]) -> None:
@@ -136,7 +136,7 @@ def test_pipes_that_something_else_has_go_to_init(init: tuple[MessageStream, soc
     mine = output.begin_cell(0.0)
     child = os.dup(mine[1])
     output.end_cell()
-    (first, second) = output.descriptors()
+    (first, second) = output.descriptors(9.0)
     mine = next_cell(output, mine, 1.0)
     output.end_cell()
     assert is_closed(first)
@@ -145,7 +145,7 @@ def test_pipes_that_something_else_has_go_to_init(init: tuple[MessageStream, soc
     assert protocol.FrameBuffer(100).feed(data) == [protocol.encode(protocol.Discard())]
     os.write(child, b"late")
     assert os.read(descriptors[0], 100) == b"late"
-    close_all([child, *descriptors, *mine, *output.descriptors()])
+    close_all([child, *descriptors, *mine, *output.descriptors(9.0)])
 
 
 def test_between_cells_what_is_written_is_not_waited_for(init: tuple[MessageStream, socket.socket]) -> None:
@@ -153,10 +153,10 @@ def test_between_cells_what_is_written_is_not_waited_for(init: tuple[MessageStre
     output = PipeReader(os.geteuid(), lane)
     mine = output.begin_cell(0.0)
     output.end_cell()
-    first, second = output.descriptors()
+    first, second = output.descriptors(9.0)
     os.write(mine[0], b"late")
-    assert output.read(first) is None
-    assert output.descriptors() == [second]
+    assert output.read(first, 9.0) is None
+    assert output.descriptors(9.0) == [second]
     _, descriptors, _, _ = socket.recv_fds(theirs, 1 << 16, 4)
     os.write(mine[0], b"later")
     assert os.read(descriptors[0], 100) == b"later"
@@ -177,7 +177,7 @@ def test_an_init_that_does_not_read_is_given_no_more(init: tuple[MessageStream, 
     assert ours <= 16 + 4
     with pytest.raises(BrokenPipeError):
         os.write(held[28], b"x")
-    close_all([*held, *mine, *output.descriptors()])
+    close_all([*held, *mine, *output.descriptors(9.0)])
 
 
 def test_an_order_goes_without_its_pipes_where_too_many_are_on_their_way() -> None:

@@ -7,6 +7,7 @@ import socket
 from .cgroups import Cgroup, CgroupV1, CgroupV2
 from .setup_errors import SetupError
 
+_MOST_READS = 64
 _HEADER_BYTES = 8
 _STDOUT = 1
 
@@ -41,10 +42,14 @@ class AttachedStream:
         Raises:
             BlockingIOError: there are none now.
         """
-        while data := self._sock.recv(size):
+        # Bounded: what fills the container's stderr must not hold up the shim.
+        for _ in range(_MOST_READS):
+            data = self._sock.recv(size)
+            if not data:
+                return b""
             if written := self._stdout_of(data):
                 return written
-        return b""
+        raise BlockingIOError
 
     def close(self) -> None:
         """Close the socket."""

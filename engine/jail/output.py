@@ -17,6 +17,10 @@ from .message_stream import MessageStream
 _NEW_PIPES_SECONDS = 0.05
 _DISCARD = protocol.encode(protocol.Discard())
 _MAX_UNREAD_MESSAGES = 16
+# Pipes are read so often, or again at once if much came. A guest that writes single bytes would else make
+# shim and engine work a hundred times as much as itself.
+_PAUSE_SECONDS = 0.002
+_MUCH = 32 << 10
 
 # The stream and its bytes.
 Piece = tuple[Literal[1, 2], bytes]
@@ -27,10 +31,12 @@ class OutputReader:
 
     Attributes:
         release_at: when to call ``release_if_due``.
+        read_at: when ``descriptors`` returns the pipes again.
     """
 
     def __init__(self) -> None:
         self.release_at: float | None = None
+        self.read_at: float | None = None
 
     def prepare(self) -> None:
         """Make the next cell's pipes ahead."""
@@ -43,11 +49,11 @@ class OutputReader:
         """
         return []
 
-    def descriptors(self) -> list[int]:
+    def descriptors(self, now: float) -> list[int]:
         """Return the descriptors to poll."""
         return []
 
-    def read(self, fd: int) -> Piece | None:
+    def read(self, fd: int, now: float) -> Piece | None:
         """Read a piece."""
 
     def drain(self) -> Iterable[Piece]:
@@ -71,6 +77,7 @@ class PipeReader(OutputReader):
 
     def __init__(self, uid: int, init: MessageStream) -> None:
         self.release_at: float | None = None
+        self.read_at: float | None = None
         self._init = init
         self._pipes = Pipes(uid if uid != os.geteuid() else None)
         self._writers: list[int] = []
@@ -86,23 +93,33 @@ class PipeReader(OutputReader):
         """See ``OutputReader.begin_cell``."""
         self._ensure_pipes()
         self._is_running = True
+        # The end of a short cell reads its output, without a wakeup of its own.
+        self.read_at = now + _PAUSE_SECONDS
         if self._old:
             self.release_at = now + _NEW_PIPES_SECONDS
         writers, self._writers = self._writers, []
         return writers
 
-    def descriptors(self) -> list[int]:
+    def descriptors(self, now: float) -> list[int]:
         """See ``OutputReader.descriptors``."""
-        return list(self._pipes.streams) if self._is_running else self._old
+        if self.read_at is not None and now >= self.read_at:
+            self.read_at = None
+        if not self._is_running:
+            return self._old
+        return list(self._pipes.streams) if self.read_at is None else []
 
-    def read(self, fd: int) -> Piece | None:
+    def read(self, fd: int, now: float) -> Piece | None:
         """See ``OutputReader.read``."""
         if not self._is_running:
             self._release(fd)
             return None
         stream = self._pipes.streams[fd]
         data = self._pipes.read(fd)
-        return (stream, data) if data else None
+        if not data:
+            return None
+        if len(data) < _MUCH:
+            self.read_at = now + _PAUSE_SECONDS
+        return stream, data
 
     def drain(self) -> Iterable[Piece]:
         """See ``OutputReader.drain``."""
@@ -114,6 +131,7 @@ class PipeReader(OutputReader):
         self._release_old_pipes()
         self._old = self._pipes.retire()
         self._is_running = False
+        self.read_at = None
 
     def release_if_due(self, now: float) -> None:
         """See ``OutputReader.release_if_due``."""

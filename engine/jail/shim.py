@@ -18,7 +18,16 @@ from typing import NoReturn
 from ...sandbox_image import linux, protocol
 from ...sandbox_image.guest import init
 from ...sandbox_image.guest_session import Backlog, GuestSession, Measured, Send, Source
-from ...sandbox_image.protocol import CellEnd, Execute, Outcome, Ready, Violation
+from ...sandbox_image.protocol import (
+    CellEnd,
+    Execute,
+    Outcome,
+    Ready,
+    Reply,
+    Taken,
+    ToolReply,
+    Violation,
+)
 from . import isolated_process
 from .attached import AttachedContainer
 from .message_stream import DescriptorPoller, MessageStream
@@ -30,6 +39,8 @@ from .zmtp import ZmtpConnection
 _PACKET_BYTES = 64 << 10
 _GREETING_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
+# The engine knows how many bytes of replies are under way but for these.
+_UNREPORTED_BYTES = 64 << 10
 
 
 def main(orders: socket.socket, template: isolated_process.Template | None, zygote_pid: int) -> NoReturn:
@@ -160,10 +171,10 @@ class Shim:
         self._process = process
         self._meter = meter
         self._session = GuestSession(limits, has_two_streams=process.repl_stream is not None)
-        init = MessageStream(process.init_stream, protocol.FrameBuffer(limits.frame_bytes))
+        init = MessageStream(process.init_stream, protocol.FrameBuffer(limits.guest_frame_bytes))
         repl = init
         if process.repl_stream is not None:
-            repl = MessageStream(process.repl_stream, protocol.FrameBuffer(limits.frame_bytes))
+            repl = MessageStream(process.repl_stream, protocol.FrameBuffer(limits.guest_frame_bytes))
         self._engine, self._init, self._repl = engine, init, repl
         self._streams = {"engine": engine, "init": init, "repl": repl}
         # The repl first: init's next message may be the end of the guest.
@@ -171,6 +182,8 @@ class Shim:
         if repl is not init:
             self._guest_streams = {"repl": repl, "init": init}
         self._output = output_reader(process, init)
+        # Bytes of replies: from the engine, and those of them that the engine knows to be taken.
+        self._replied = self._reported = 0
         self._setup_fd = process.setup_fd
         self._poller = DescriptorPoller()
 
@@ -187,6 +200,7 @@ class Shim:
             if self._setup_fd in ready:
                 self._finish_setup()
             self._read_and_write(ready)
+            self._report_taken()
             self._check_time()
         self._clean_up()
 
@@ -197,7 +211,7 @@ class Shim:
             self._poller.watch(stream.fileno(), events)
         events = select.POLLIN | (select.POLLOUT if self._engine.unsent_bytes else 0)
         self._poller.watch(self._engine.fileno(), events)
-        self._poller.watch_group(self._output.descriptors(), reading)
+        self._poller.watch_group(self._output.descriptors(time.monotonic()), reading)
 
     def _backlog(self) -> Backlog:
         return Backlog(
@@ -216,10 +230,18 @@ class Shim:
                 stream.flush()
             if events & ~select.POLLOUT:
                 self._read_guest(source, stream)
-        for fd in ready.keys() & self._output.descriptors():
-            piece = self._output.read(fd)
+        now = time.monotonic()
+        for fd in ready.keys() & self._output.descriptors(now):
+            piece = self._output.read(fd, now)
             if piece is not None:
-                self._send(self._session.output(*piece, time.monotonic()))
+                self._send(self._session.output(*piece, now))
+
+    def _report_taken(self) -> None:
+        # A reply counts until the guest's socket has it: engine and shim hold what the guest does not read.
+        taken = self._replied - self._repl.unsent_bytes
+        if taken - self._reported >= _UNREPORTED_BYTES:
+            self._engine.send(protocol.encode(Taken(taken - self._reported)))
+            self._reported = taken
 
     def _read_engine(self) -> None:
         payloads = self._engine.receive()
@@ -228,6 +250,8 @@ class Shim:
             return
         for payload in map(bytes, payloads or ()):
             message = protocol.decode_to_shim(payload)
+            if isinstance(message, Reply | ToolReply):
+                self._replied += len(payload)
             self._send(self._session.from_engine(message, time.monotonic(), payload))
 
     def _read_guest(self, source: Source, stream: MessageStream) -> None:
@@ -251,7 +275,9 @@ class Shim:
         except Violation as error:
             self._session.end_with_error(error)
             return False
-        self._session.from_guest(source, payloads or ())
+        # Nothing from a container is a piece of its stderr, or a part of a header.
+        if payloads is not None or self._repl is self._init:
+            self._session.from_guest(source, payloads or ())
         if not stream.is_open and source == "repl":
             self._send(self._session.closed("repl"))
         return payloads is not None
@@ -302,7 +328,7 @@ class Shim:
         now = time.monotonic()
         clocks = [self._session.next_time()]
         if self._session.cell is not None:
-            clocks += [self._meter.next_check(now), self._output.release_at]
+            clocks += [self._meter.next_check(now), self._output.release_at, self._output.read_at]
         times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 

@@ -37,7 +37,7 @@ class Guest:
         self.backend = backend
         self.limited = limited
         # Bound once, because every reply to a worker call goes through it.
-        self.send: Callable[[protocol.ToShim], None] = partial(zygote.send, shim_id)
+        self.send: Callable[[protocol.ToShim], int] = partial(zygote.send, shim_id)
         # An encoded message that is long, and so comes in pieces.
         self.send_pieces: Callable[[Sequence[bytes]], None] = partial(zygote.send_pieces, shim_id)
 

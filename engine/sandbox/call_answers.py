@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from functools import partial
+from typing import TypeAlias
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError
 from ..errors import LocalProtocolError
 from ..slices import SLICE, Steps, finish, in_slices, replace_surrogates, utf8_bytes
 from ..toolbox.toolbox import ToolCalls
+from .answer_window import AnswerWindow, Kind
 from .config import OnCall, WorkerCall
 from .long_messages import encode_reply
 
 _STOP_SECONDS = 10.0
-_REPLY_BYTES = protocol.MAX_FRAME_BYTES - (1 << 20)
+_TOO_LARGE = (
+    "the answer is too large to be passed on beside those that the code has not read; "
+    "ask for it again, with fewer prompts at once"
+)
+
+
+_Call: TypeAlias = protocol.Call | protocol.ToolCall
 
 
 class CallAnswers:
-    """Answers the calls of one guest, each in a task.
+    """Answers the calls of one guest, each in a task, in turn if their answers are large.
 
     Args:
         on_call: answers worker calls; None refuses them.
-        send: sends a reply to the guest.
+        send: sends a reply to the guest; returns its bytes.
         send_pieces: sends a long reply, encoded.
         fail: takes an exception of ``on_call`` or of a tool's log.
     """
@@ -32,7 +43,7 @@ class CallAnswers:
         self,
         on_call: OnCall | None,
         tools: ToolCalls,
-        send: Callable[[protocol.ToShim], None],
+        send: Callable[[protocol.ToShim], int],
         send_pieces: Callable[[Sequence[bytes]], None],
         fail: Callable[[Exception], None],
     ) -> None:
@@ -44,29 +55,54 @@ class CallAnswers:
         self._tasks: set[asyncio.Task[None]] = set()
         # The time with calls under way, until ``_since``.
         self._seconds = self._since = 0.0
+        self._window = AnswerWindow()
+        self._encoding = asyncio.Lock()
+        # The shim bounds the pending calls.
+        self._waiting: deque[tuple[_Call, Context]] = deque()
 
-    def answer(self, call: protocol.Call | protocol.ToolCall, context: Context) -> None:
-        """Start to answer a call, in a copy of the context variables of its cell."""
-        answering = self._answer_worker(call) if isinstance(call, protocol.Call) else self._answer_tool(call)
-        loop = asyncio.get_running_loop()
-        if not self._tasks:
-            self._since = loop.time()
-        task = loop.create_task(answering, context=context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._answered)
+    def answer(self, call: _Call, context: Context) -> None:
+        """Answer a call, in a copy of the context variables of its cell."""
+        self._waiting.append((call, context))
+        self._start_waiting()
+
+    def taken(self, size: int) -> None:
+        """Count bytes of replies that the guest has read."""
+        self._window.taken(size)
+        self._start_waiting()
 
     def seconds(self) -> float:
         """Return for how long calls have been under way in all."""
         now = asyncio.get_running_loop().time()
         return self._seconds + (now - self._since if self._tasks else 0.0)
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _start_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            call, context = self._waiting[0]
+            kind, count = _kind(call)
+            reserved = self._window.expect(kind, count)
+            if reserved is None:
+                return
+            self._waiting.popleft()
+            answering = (
+                self._answer_worker(call) if isinstance(call, protocol.Call) else self._answer_tool(call)
+            )
+            if not self._tasks:
+                self._since = loop.time()
+            task = loop.create_task(answering, context=context.copy())
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._answered, reserved))
+
+    def _answered(self, reserved: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not self._tasks:
             self._seconds += asyncio.get_running_loop().time() - self._since
+        self._window.release(reserved)
+        self._start_waiting()
 
     def cancel(self) -> None:
         """Cancel every call."""
+        self._waiting.clear()
         for task in self._tasks:
             task.cancel()
 
@@ -82,9 +118,15 @@ class CallAnswers:
             reply = await self._tools.answer(call)
         # A tool's own exception is in the reply. This is another, such as a full disk under the log.
         except Exception as error:
-            self._fail(error)
-        else:
-            self._send(reply)
+            self._fail_all(error)
+            return
+        if not isinstance(reply.result, protocol.ToolFailure) and len(reply.result) > self._window.room:
+            reply = protocol.ToolReply(reply.call, protocol.ToolFailure("too_large", _TOO_LARGE))
+        self._count(call, (), self._send(reply))
+
+    def _fail_all(self, error: Exception) -> None:
+        self._waiting.clear()
+        self._fail(error)
 
     async def _answer_worker(self, call: protocol.Call) -> None:
         results: Sequence[str | CallError]
@@ -102,12 +144,22 @@ class CallAnswers:
                 # clock stands still until then.
                 results = [CallError("cancelled", "the call was cancelled")] * len(call.prompts)
             except Exception as error:
-                self._fail(error)
+                self._fail_all(error)
                 return
         if sum(len(result) for result in results if isinstance(result, str)) <= SLICE:
-            self._send(protocol.Reply(call.call, finish(_sendable(results))))
-        else:
-            self._send_pieces(await in_slices(_encode_long(call.call, results)))
+            reply = protocol.Reply(call.call, finish(_sendable(results, self._window.room)))
+            self._count(call, results, self._send(reply))
+            return
+        # In turn, so that each sees the room that the one before left.
+        async with self._encoding:
+            pieces = await in_slices(_encode_long(call.call, results, self._window.room))
+            self._send_pieces(pieces)
+            self._count(call, results, sum(map(len, pieces)))
+
+    def _count(self, call: _Call, results: Sequence[object], size: int) -> None:
+        self._window.sent(size)
+        kind, count = _kind(call)
+        self._window.learn(kind, count, max(size, sum(map(sys.getsizeof, results))))
 
 
 def _check_results(results: Sequence[object], call: protocol.Call) -> None:
@@ -120,23 +172,27 @@ def _check_results(results: Sequence[object], call: protocol.Call) -> None:
             )
 
 
-def _encode_long(call: int, results: Sequence[str | CallError]) -> Steps[list[bytes]]:
-    return (yield from encode_reply(call, (yield from _sendable(results))))
+def _kind(call: _Call) -> tuple[Kind, int]:
+    return ("worker", len(call.prompts)) if isinstance(call, protocol.Call) else ("tool", 1)
 
 
-def _sendable(results: Sequence[str | CallError]) -> Steps[list[str | CallError]]:
-    # A frame has a size, and carries no lone surrogates.
-    room = _REPLY_BYTES
+def _encode_long(call: int, results: Sequence[str | CallError], room: int) -> Steps[list[bytes]]:
+    return (yield from encode_reply(call, (yield from _sendable(results, room))))
+
+
+def _sendable(results: Sequence[str | CallError], room: int) -> Steps[list[str | CallError]]:
+    # A reply has a size, and carries no lone surrogates.
     sendable: list[str | CallError] = []
     for result in results:
         if not isinstance(result, str):
             sendable.append(result)
             continue
         text = result if result.isascii() else (yield from replace_surrogates(result))
-        room -= len(text) if text.isascii() else (yield from utf8_bytes(text))
+        size = len(text) if text.isascii() else (yield from utf8_bytes(text))
         yield
-        if room < 0:
-            sendable.append(CallError("unavailable", "the answer is too large to be passed on"))
-        else:
-            sendable.append(text)
+        if size > room:
+            sendable.append(CallError("unavailable", _TOO_LARGE))
+            continue
+        room -= size
+        sendable.append(text)
     return sendable

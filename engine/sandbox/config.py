@@ -152,6 +152,7 @@ class SandboxConfig(Options):
         """Return the limits that the shim checks, with the number of the host's tools."""
         return protocol.SessionLimits(
             output_bytes=int(self.output),
+            result_bytes=protocol.result_bytes(int(self.output)),
             display_bytes=int(self.display),
             frame_bytes=min(
                 protocol.MAX_FRAME_BYTES, max(_LEAST_FRAME, 4 * int(self.prompt), 2 * int(self.display))

@@ -61,8 +61,8 @@ class Router:
 
     def send(self, name: bytes, payload: bytes) -> None:
         """Send a message to a peer, if it is connected."""
-        # Unsent messages have no bound here: guests asked for them, which is bounded. Dropping one would lose
-        # a reply.
+        # Unsent messages have no bound here: `AnswerWindow` bounds the replies, and other messages come one
+        # at a time.
         connection = self._named.get(name)
         if connection is not None:
             connection.stream.send(payload)

@@ -6,9 +6,9 @@ import asyncio
 import contextvars
 
 from ...sandbox_image import protocol
-from ...sandbox_image.guest_session import CellCollector
+from ...sandbox_image.guest_session import CellCollector, Collected
 from ...sandbox_image.protocol import CellEnd, Outcome
-from ..slices import decode, in_slices
+from ..slices import Steps, finish, in_slices, join
 from .config import CellResult, Display
 
 
@@ -21,33 +21,31 @@ class RunningCell:
         context: the context variables of the caller of ``execute()``; its calls are answered in copies.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, result_bytes: int) -> None:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
         self.context = contextvars.copy_context()
-        self._collected = CellCollector()
+        self._collector = CellCollector(result_bytes)
         self._decoding: asyncio.Task[None] | None = None
 
     def add(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
         """Keep an output, a display or the answer."""
-        self._collected.add(message)
+        self._collector.add(message)
 
     def finish(self, end: CellEnd) -> None:
         """Set the result, if it is still awaited; after a long output, soon."""
         if self.result.done():
             return
-        collected = self._collected
-        if all(len(pieces) < 2 for pieces in collected.output.values()):
-            self.result.set_result(self._make_result(end, collected.stdout, collected.stderr))
+        steps = self._collector.finish(end.error, join)
+        if self._collector.is_short:
+            self.result.set_result(self._make_result(end, finish(steps)))
         else:
-            self._decoding = asyncio.get_running_loop().create_task(self._decode(end))
+            self._decoding = asyncio.get_running_loop().create_task(self._decode(end, steps))
 
-    async def _decode(self, end: CellEnd) -> None:
-        output = self._collected.output
-        stdout = await in_slices(decode(output[1], "replace"))
-        stderr = await in_slices(decode(output[2], "replace"))
+    async def _decode(self, end: CellEnd, steps: Steps[Collected]) -> None:
+        collected = await in_slices(steps)
         if not self.result.done():
-            self.result.set_result(self._make_result(end, stdout, stderr))
+            self.result.set_result(self._make_result(end, collected))
 
     def fail(self, error: Exception) -> None:
         """Set an error in the place of the result."""
@@ -56,20 +54,20 @@ class RunningCell:
             # Retrieved here too: a cancelled waiter never does, and asyncio would log it.
             self.result.exception()
 
-    def _make_result(self, end: CellEnd, stdout: str, stderr: str) -> CellResult:
+    def _make_result(self, end: CellEnd, collected: Collected) -> CellResult:
         return CellResult(
             cell=end.cell,
             outcome=Outcome(end.outcome),
-            stdout=stdout,
-            stderr=stderr,
-            truncated=end.truncated,
+            stdout=collected.stdout,
+            stderr=collected.stderr,
+            truncated=end.truncated or collected.is_cut,
             error=end.error,
-            final=self._collected.final,
+            final=collected.final,
             elapsed=end.elapsed,
             worker_wait=end.worker_wait,
             state_lost=end.state_lost,
             dropped=end.dropped,
             usage=end.usage,
             detail=end.detail,
-            display=tuple(map(Display, self._collected.displays)),
+            display=tuple(map(Display, collected.displays)),
         )

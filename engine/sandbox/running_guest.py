@@ -74,7 +74,7 @@ class RunningGuest:
         )
         self._guest = guest
         self._setup = setup
-        self._calls = CallAnswers(setup.on_call, setup.tools, self.send, guest.send_pieces, self._fail)
+        self._calls = CallAnswers(setup.on_call, setup.tools, guest.send, guest.send_pieces, self._fail)
         self._cells = 0
         self._host_namespaces: dict[str, int] = {}
         self._is_closing = False
@@ -188,7 +188,7 @@ class RunningGuest:
         """Start a cell in an idle guest."""
         assert isinstance(self.state, Idle)
         self._cells += 1
-        cell = RunningCell(self._cells)
+        cell = RunningCell(self._cells, self._setup.config.session_limits().result_bytes)
         self.state = Running(cell)
         self.send(protocol.Execute(cell.number, source, timeout))
         return cell
@@ -239,10 +239,8 @@ class RunningGuest:
     def receive(self, message: protocol.FromShim | protocol.ShimExit) -> None:
         """Handle a message of the shim."""
         match message:
-            case protocol.Call() | protocol.ToolCall():
-                # After a failed call the cell has its result, and needs no more answers.
-                if isinstance(self.state, Running):
-                    self._calls.answer(message, self.state.cell.context)
+            case protocol.Call() | protocol.ToolCall() | protocol.Taken():
+                self._answer_or_count(message)
             case protocol.FileData() | protocol.FileList():
                 self.files.receive(message)
             case protocol.Output() | protocol.Display() | protocol.Final():
@@ -259,6 +257,13 @@ class RunningGuest:
                 self._shim_was_killed = not self._gone.is_set() and message.status != 0
                 self._end("the sandbox's shim was killed" if message.status else "the sandbox ended")
 
+    def _answer_or_count(self, message: protocol.Call | protocol.ToolCall | protocol.Taken) -> None:
+        if isinstance(message, protocol.Taken):
+            self._calls.taken(message.count)
+        # After a failed call the cell has its result, and needs no more answers.
+        elif isinstance(self.state, Running):
+            self._calls.answer(message, self.state.cell.context)
+
     def _continue_start(self, message: protocol.Hello | protocol.Ready | protocol.SetupFailed) -> None:
         setup = self._setup
         if not self._connected.done():
@@ -270,7 +275,13 @@ class RunningGuest:
                 self.send(protocol.Kill())
                 return
             limits, toolbox = setup.config.session_limits(), setup.tools.toolbox
-            sizes = (limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes)
+            sizes = (
+                limits.prompt_bytes,
+                limits.batch,
+                limits.frame_bytes,
+                limits.display_bytes,
+                limits.answer_memory,
+            )
             self.send(protocol.Start(setup.query, *sizes, toolbox.guest, toolbox.host))
             self.send(self._guest.load)
         # The start was cancelled, or the guest has ended.

@@ -160,8 +160,8 @@ class ZygoteClient:
         self._shims.add(shim_id, receiver)
         return shim_id
 
-    def send(self, shim_id: bytes, message: protocol.ToShim) -> None:
-        """Send to a shim, if it is connected.
+    def send(self, shim_id: bytes, message: protocol.ToShim) -> int:
+        """Send to a shim, if it is connected; return the bytes of the message.
 
         Raises:
             LocalProtocolError: the message is too large, or has lone surrogates.
@@ -175,6 +175,7 @@ class ZygoteClient:
                 f"a message of {len(payload)} bytes; at most {protocol.MAX_FRAME_BYTES} can be sent"
             )
         self._router.send(shim_id, payload)
+        return len(payload)
 
     def send_pieces(self, shim_id: bytes, pieces: Sequence[bytes]) -> None:
         """Send an encoded message that is long, and so comes in pieces."""

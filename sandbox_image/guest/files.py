@@ -17,7 +17,7 @@ from ..text import replace_surrogates
 # file. No O_DIRECTORY: gVisor follows links where it is given, O_NOFOLLOW or not.
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # A bound on the entries of one list: init serves nothing else meanwhile.
-_MAX_ENTRIES = 20_000
+_MAX_ENTRIES = protocol.LISTING_FILES
 
 
 class _RefusedError(Exception):
@@ -46,7 +46,10 @@ def serve(request: protocol.ToGuest) -> FileData | FileList:
 def _list(request: ListFiles) -> FileList:
     files: list[FileEntry] = []
     room = protocol.LISTING_CHARS
-    for entry in islice(_entries(), _MAX_ENTRIES):
+    for looked_at, entry in enumerate(_entries()):
+        # Those after it were not looked at.
+        if looked_at == _MAX_ENTRIES:
+            return FileList(request.request, files, more=True)
         if entry is None:
             continue
         room -= len(entry.path)
@@ -62,7 +65,8 @@ def _entries() -> Iterator[FileEntry | None]:
     while folders:
         try:
             with os.scandir(folders.popleft()) as found:
-                entries = sorted(islice(found, _MAX_ENTRIES), key=lambda entry: entry.name)
+                # One more than are looked at: a folder of just so many is not cut.
+                entries = sorted(islice(found, _MAX_ENTRIES + 1), key=lambda entry: entry.name)
         except OSError:
             continue
         for entry in entries:

@@ -81,8 +81,12 @@ class Init:
         for fd in (self._shim.fileno(), self._signals):
             self._poller.register(fd, select.POLLIN)
         while True:
-            for fd, events in self._poller.poll():
+            for fd, events in self._poller.poll(self._before_poll()):
                 self._handle_event(fd, events)
+
+    def _before_poll(self) -> int | None:
+        """Return the most milliseconds to wait; None for no limit."""
+        return None
 
     def _run_repl(self, repl_end: socket.socket, open_files: int) -> NoReturn:
         fork_hooks.register_deferred()

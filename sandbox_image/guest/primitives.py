@@ -14,10 +14,7 @@ from .. import plain, protocol
 from ..text import replace_surrogates
 from .channel import Channel
 
-_CHUNK_PROMPTS = 256
-_CHUNK_BYTES = 1 << 20
-_CHUNKS_IN_FLIGHT = 32
-_ANSWER_BYTES = 8 << 20
+_CHUNKS_IN_FLIGHT = 128
 
 
 class CallFailed(Exception):
@@ -95,8 +92,11 @@ class Primitives:
             sys.stderr.write("FINAL was called before in this block; the first answer stands.\n")
             return
         text = replace_surrogates(_answer_text(answer))
-        if len(text) > _ANSWER_BYTES // 4 and len(text.encode()) > _ANSWER_BYTES:
-            raise ValueError(f"FINAL takes an answer of at most {_ANSWER_BYTES} bytes")
+        most, most_memory = protocol.ANSWER_BYTES, self._start.answer_memory
+        if len(text) > most // 4 and len(text.encode()) > most:
+            raise ValueError(f"FINAL takes an answer of at most {most} bytes")
+        if sys.getsizeof(text) > most_memory:
+            raise ValueError(f"FINAL takes an answer of at most {most_memory} bytes of memory here")
         self._channel.send(protocol.Final(cell, text))
         self._answered_cell = cell
 
@@ -149,8 +149,8 @@ class Primitives:
     ) -> Iterable[tuple[list[int], list[str]]]:
         # Calls of bounded size. A prompt that is too long fails here, unsent.
         slots, chunk, size = list[int](), list[str](), 0
-        most_bytes = min(_CHUNK_BYTES, self._start.frame_bytes // 2)
-        most_prompts = min(_CHUNK_PROMPTS, self._start.batch)
+        most_bytes = protocol.CALL_BYTES
+        most_prompts = min(protocol.CALL_PROMPTS, self._start.batch)
         longest = self._start.prompt_bytes
         for slot, prompt in enumerate(prompts):
             text = replace_surrogates(prompt)

@@ -21,6 +21,15 @@ from .streams import Stream
 # So much may wait for a repl that does not read. Then the shim is not read either, and its own bound applies.
 # It cannot interrupt the cell then, but it ends it by the clock.
 _UNREAD_BYTES = 32 << 20
+# Pipes are read so often, or again at once if much came: each piece is a message for shim and engine.
+_PAUSE_SECONDS = 0.005
+_MUCH = 32 << 10
+# MessagePack's short arrays, whose second byte is the message's number.
+_SHORT_ARRAYS = range(0x90, 0xA0)
+_OF_INIT = {
+    protocol.tag(kind) for kind in (protocol.Output, protocol.FileData, protocol.FileList, protocol.ReplExit)
+}
+_FORGED = bytes(protocol.HEADER_BYTES)
 _EXECUTE_NUMBER = protocol.tag(protocol.Execute)
 _DONE_NUMBER = protocol.tag(protocol.Done)
 
@@ -46,6 +55,7 @@ class Relay(Init):
         self._to_shim: deque[memoryview] = deque()
         self._pipes = Pipes()
         self._cell = 0
+        self._read_pipes_at: float | None = None
         repl.setblocking(False)
         os.set_blocking(shim.writer, False)
         self._poller.register(repl, select.POLLIN)
@@ -70,12 +80,22 @@ class Relay(Init):
         else:
             super()._handle_event(fd, events)
 
+    def _before_poll(self) -> int | None:
+        if self._read_pipes_at is None:
+            return None
+        left = self._read_pipes_at - time.monotonic()
+        if left > 0:
+            return int(left * 1000) + 1
+        self._read_pipes_at = None
+        self._update_poller()
+        return None
+
     def _update_poller(self) -> None:
         """Poll each descriptor for what can be done with it now."""
         from_guest = 0 if self._to_shim else select.POLLIN
         self._poller.modify(self._repl, from_guest | (select.POLLOUT if self._to_repl else 0))
         for fd in self._pipes.streams:
-            self._poller.modify(fd, from_guest)
+            self._poller.modify(fd, from_guest if self._read_pipes_at is None else 0)
         self._poller.modify(self._shim.fileno(), select.POLLIN if self._unread_bytes < _UNREAD_BYTES else 0)
         self._poller.modify(self._shim.writer, select.POLLOUT if self._to_shim else 0)
 
@@ -103,8 +123,9 @@ class Relay(Init):
             assert isinstance(message, protocol.Execute)
             self._cell = message.cell
             writers = self._pipes.make()
+            self._read_pipes_at = time.monotonic() + _PAUSE_SECONDS
             for fd in self._pipes.streams:
-                self._poller.register(fd, select.POLLIN)
+                self._poller.register(fd, 0)
         frame = memoryview(protocol.frame(payload))
         self._to_repl.append((frame, writers))
         self._unread_bytes += len(frame)
@@ -144,6 +165,9 @@ class Relay(Init):
     def _forward(self, data: bytes) -> None:
         try:
             for payload in self._repl_frames.feed(data):
+                if payload[0] not in _SHORT_ARRAYS or protocol.kind(payload) in _OF_INIT:
+                    # The shim cannot see whose a frame is. An empty one ends the session.
+                    self._send_bytes(_FORGED)
                 # The cell's output goes first: after `Done` the shim takes none.
                 if protocol.kind(payload) == _DONE_NUMBER:
                     self._retire_pipes()
@@ -156,6 +180,8 @@ class Relay(Init):
         stream = self._pipes.streams[fd]
         data = self._pipes.read(fd)
         if data:
+            if len(data) < _MUCH:
+                self._read_pipes_at = time.monotonic() + _PAUSE_SECONDS
             self._send(protocol.Output(self._cell, stream, data))
         elif data is not None:
             self._poller.unregister(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from .. import protocol
@@ -33,12 +34,15 @@ from ..protocol import (
     Violation,
 )
 from .cell import Cell
-from .pending_calls import PendingCalls
+from .pending_calls import LARGEST_CALL, PendingCalls, check_prompts, prompts_cost, tool_cost
 
-_ANSWER_CHARS = 8 << 20
 # Type, message, traceback. The guest's own library cuts below these.
 _ERROR_CHARS = (1_000, 8_000, 50_000)
 _ENDED = "the cell of this call has ended"
+_TOO_WIDE = (
+    f"the prompt takes more than the {LARGEST_CALL >> 20} MiB that the engine has for it: one character "
+    "outside of Latin-1 makes all of them take 2 or 4 bytes"
+)
 
 
 class Accepted(NamedTuple):
@@ -208,18 +212,15 @@ class MessageRules:
 
     def _call(self, message: Call, now: float) -> tuple[Call | None, Reply | None]:
         self.calls.take_number(message.call)
-        if not 0 < len(message.prompts) <= self._limits.batch:
-            raise Violation("a call with no prompt or too many")
+        check_prompts(message.prompts, self._limits)
         cell = self._current(message.cell)
         if cell is None or cell.interrupted is not None:
             refused = CallError("cancelled", _ENDED)
             return None, Reply(message.call, [refused] * len(message.prompts))
-        most = self._limits.prompt_bytes
-        for prompt in message.prompts:
-            # A character is at most four bytes. Only a long prompt has to be encoded to be measured.
-            if len(prompt) * 4 > most and len(prompt.encode()) > most:
-                raise Violation("a prompt longer than the guest's library sends")
-        self.calls.add(message.call, len(message.prompts), sum(map(len, message.prompts)))
+        cost = prompts_cost(message.prompts)
+        if cost > LARGEST_CALL:
+            return None, Reply(message.call, [CallError("too_long", _TOO_WIDE)] * len(message.prompts))
+        self.calls.add(message.call, len(message.prompts), cost)
         cell.pause_clock(now)
         return message, None
 
@@ -232,8 +233,7 @@ class MessageRules:
         cell = self._current(message.cell)
         if cell is None or cell.interrupted is not None:
             return None, ToolReply(message.call, ToolFailure("cancelled", _ENDED))
-        # Counted by its largest result, which the guest may leave unread.
-        self.calls.add(message.call, 1, protocol.TOOL_RESULT_BYTES)
+        self.calls.add(message.call, 1, tool_cost(message.arguments))
         cell.pause_clock(now)
         return message, None
 
@@ -243,7 +243,8 @@ class MessageRules:
             return None
         if cell.answered:
             raise Violation("a second answer in one cell")
-        if len(message.answer) > _ANSWER_CHARS:
+        answer = message.answer
+        if sys.getsizeof(answer) > self._limits.answer_memory or len(answer) > protocol.ANSWER_BYTES:
             raise Violation("an answer longer than the guest's library sends")
         cell.answered = True
         return message

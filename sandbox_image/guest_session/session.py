@@ -11,6 +11,7 @@ import msgspec
 from .. import protocol
 from ..protocol import (
     NOT_MEASURED,
+    Call,
     Done,
     Execute,
     Exit,
@@ -30,18 +31,25 @@ from ..protocol import (
     Reply,
     SessionLimits,
     ToGuest,
+    ToolCall,
     ToolReply,
     ToShim,
     Usage,
     Violation,
 )
 from .cell import Cell
+from .rate import Rate
 from .rules import MessageRules
 from .verdict import check_exit_status, verdict_on_death
 
 # Above these a guest is not read: the engine is slow, or the guest does not read.
 _MOST_UNSENT_MESSAGES = 4096
 _MOST_UNSENT_BYTES = 8 << 20
+# Frames besides calls, which have their own rate. A thread that outlives its cell sends some, and a relay
+# sends output; nothing needs more.
+_FRAMES_PER_SECOND = 2000.0
+# What a cell may send: its displays, an answer and its end.
+_FRAMES_OF_CELL = protocol.MAX_DISPLAYS + 2
 _INIT_MESSAGES = (FileData, FileList, ReplExit)
 _ERRORS = (Violation, msgspec.MsgspecError, UnicodeError, RecursionError)
 
@@ -98,6 +106,7 @@ class GuestSession:
         self._rules = MessageRules(limits)
         self._has_two_streams = has_two_streams
         self._frames: deque[tuple[Source, bytes]] = deque()
+        self._rate = Rate(_FRAMES_PER_SECOND)
         self.resume_at: float | None = None
         self.unmeasured: Done | ReplExit | None = None
         self.ending: Exit | None = None
@@ -120,9 +129,10 @@ class GuestSession:
     def may_process(self, now: float, backlog: Backlog) -> bool:
         """Return whether to process the next frame. ``next_time`` says when to ask again."""
         calls, cell = self._rules.calls, self._rules.cell
-        self.resume_at = calls.resume_at(now)
+        self.resume_at = _later(calls.rate.resume_at(now), self._rate.resume_at(now))
+        next_bytes = len(self._frames[0][1]) if self._frames else 0
         # An interrupted cell must be able to end.
-        is_full = calls.is_full and (cell is None or cell.interrupted is None)
+        is_full = not calls.has_room(next_bytes) and (cell is None or cell.interrupted is None)
         return (
             self.resume_at is None
             and not is_full
@@ -151,8 +161,10 @@ class GuestSession:
                 return []
             case Execute():
                 self._rules.execute(message.cell, message.timeout, now)
+                self._rate.give(_FRAMES_OF_CELL)
             case PutFile() | GetFile() | ListFiles():
                 self._rules.expect(message)
+                self._rate.give(1)
                 return [Send("init", message, payload)]
             case Reply() | ToolReply():
                 if not self._rules.reply(message, now):
@@ -167,8 +179,11 @@ class GuestSession:
     # From the guest
 
     def from_guest(self, source: Source, payloads: Iterable[bytes]) -> None:
-        """Queue frames for ``process_frame``."""
+        """Queue frames for ``process_frame``; none stands for a piece of a frame, which is counted too."""
+        before = len(self._frames)
         self._frames.extend((source, payload) for payload in payloads)
+        if len(self._frames) == before:
+            self._rate.take()
 
     def process_frame(self, now: float) -> list[Send]:
         """Handle the next frame. If it sets ``unmeasured``, call ``measured`` next."""
@@ -178,6 +193,10 @@ class GuestSession:
             message = protocol.decode_from_guest(payload)
             if self._has_two_streams and isinstance(message, _INIT_MESSAGES) != (source == "init"):
                 raise Violation("a message on the wrong stream: init and repl have their own")
+            if isinstance(message, Output) and (self._has_two_streams or not message.data):
+                raise Violation("a frame of output: pipes are read instead, and a relay sends no empty one")
+            if not isinstance(message, Call | ToolCall):
+                self._rate.take()
             # The driver measures only at these: a measurement costs system calls.
             if isinstance(message, ReplExit):
                 check_exit_status(message.status)
@@ -271,3 +290,7 @@ class GuestSession:
         if cell is None or not self._rules.interrupt(outcome, now):
             return []
         return [Send("init", Interrupt(cell.number))]
+
+
+def _later(first: float | None, second: float | None) -> float | None:
+    return second if first is None else first if second is None else max(first, second)

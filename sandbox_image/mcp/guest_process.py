@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import environment, protocol
 from ..file_transfer import FileTransfer
-from ..guest_session import Backlog, CellCollector, GuestSession, Measured, Send, verdict_on_death
+from ..guest_session import Backlog, CellCollector, GuestSession, Measured, Send, finish, verdict_on_death
 from ..protocol import (
     NOT_MEASURED,
     Call,
@@ -64,7 +64,7 @@ class GuestProcess:
         self._session = GuestSession(limits, has_two_streams=False)
         self._loop = asyncio.get_running_loop()
         self._last_cell = 0
-        self._collector = CellCollector()
+        self._collector = CellCollector(limits.result_bytes)
         self._result: asyncio.Future[Cell] | None = None
         self.files = FileTransfer(limits, self._handle, self.check_running, _refusal)
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -89,7 +89,13 @@ class GuestProcess:
             ours.close()
             raise SessionError(f"the Python process cannot be started: {error}") from error
         guest = cls(process, await asyncio.open_connection(sock=ours), limits, oom_kills)
-        sizes = limits.prompt_bytes, limits.batch, limits.frame_bytes, limits.display_bytes
+        sizes = (
+            limits.prompt_bytes,
+            limits.batch,
+            limits.frame_bytes,
+            limits.display_bytes,
+            limits.answer_memory,
+        )
         guest._handle(protocol.Start("", *sizes, [], []))
         guest._handle(protocol.Load("text", "frame", b""))
         guest._task = guest._loop.create_task(guest._run())
@@ -111,7 +117,7 @@ class GuestProcess:
         """Run a cell. When cancelled, interrupt it and wait for its end."""
         self._last_cell += 1
         number = self._last_cell
-        self._collector = CellCollector()
+        self._collector = CellCollector(self._limits.result_bytes)
         result = self._result = self._loop.create_future()
         self._handle(protocol.Execute(number, code, timeout))
         # Shielded: the cell must end before the next one starts.
@@ -171,13 +177,15 @@ class GuestProcess:
     # Reading and writing
 
     async def _read(self) -> None:
-        frames = protocol.FrameBuffer(self._limits.frame_bytes)
+        frames = protocol.FrameBuffer(self._limits.guest_frame_bytes)
         try:
             while data := await self._reader.read(_READ_BYTES):
                 self._session.from_guest("init", frames.feed(data))
+                # Once for pieces of a frame, too: they count against the rate.
+                await self._wait_until_readable()
                 while self._session.has_frames:
-                    await self._wait_until_readable()
                     self._process_frame()
+                    await self._wait_until_readable()
                 # Backpressure: a guest that does not read is not read.
                 await self._writer.drain()
         except Violation as error:
@@ -247,11 +255,12 @@ class GuestProcess:
                 pass
 
     def _finish_cell(self, end: CellEnd) -> None:
-        collected, result = self._collector, self._result
+        collector, result = self._collector, self._result
         self._result = None
         if result is None or result.done():
             return
         detail = self.lost if end.state_lost and self.lost else end.detail
+        collected = finish(collector, end.error)
         result.set_result(
             Cell(
                 outcome=Outcome(end.outcome),

@@ -101,6 +101,7 @@ class LocalSession:
 def _session_limits(limits: Limits) -> protocol.SessionLimits:
     return protocol.SessionLimits(
         output_bytes=limits.output,
+        result_bytes=protocol.result_bytes(limits.output),
         display_bytes=8 << 20,
         frame_bytes=16 << 20,
         prompt_bytes=1 << 20,

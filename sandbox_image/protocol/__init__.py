@@ -60,8 +60,12 @@ from .guest_link import (
     decode_to_guest,
 )
 from .limits import (
+    ANSWER_BYTES,
+    CALL_BYTES,
+    CALL_PROMPTS,
     HEADER_BYTES,
     LISTING_CHARS,
+    LISTING_FILES,
     MAX_DISPLAYS,
     MAX_FRAME_BYTES,
     READ_BYTES,
@@ -69,6 +73,7 @@ from .limits import (
     TOOL_RESULT_BYTES,
     ResourceLimits,
     SessionLimits,
+    result_bytes,
 )
 from .values import (
     CONTEXT_FILE,
@@ -108,6 +113,7 @@ if TYPE_CHECKING:
         Hello,
         Kill,
         SetupFailed,
+        Taken,
         ToShim,
         decode_from_shim,
         decode_to_shim,
@@ -125,7 +131,7 @@ if TYPE_CHECKING:
         decode_to_zygote,
     )
 
-VERSION = 5
+VERSION = 6
 
 
 def __getattr__(name: str) -> object:
@@ -140,9 +146,13 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "ANSWER_BYTES",
+    "CALL_BYTES",
+    "CALL_PROMPTS",
     "CONTEXT_FILE",
     "HEADER_BYTES",
     "LISTING_CHARS",
+    "LISTING_FILES",
     "MAX_DISPLAYS",
     "MAX_FRAME_BYTES",
     "NOT_MEASURED",
@@ -202,6 +212,7 @@ __all__ = [
     "ShimExit",
     "Spawn",
     "Start",
+    "Taken",
     "TextForm",
     "ToGuest",
     "ToIsolated",
@@ -226,5 +237,6 @@ __all__ = [
     "encode",
     "frame",
     "kind",
+    "result_bytes",
     "tag",
 ]

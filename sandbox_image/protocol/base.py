@@ -16,7 +16,7 @@ _NUMBERED = {
         "Ready", "Output", "Call", "Final", "Done", "ReplExit", "FileData", "ToolCall", "Display", "FileList",
     ),
     # Between shim and engine.
-    40: ("Kill", "CellEnd", "Exit", "SetupFailed", "Hello"),
+    40: ("Kill", "CellEnd", "Exit", "SetupFailed", "Hello", "Taken"),
     # Between engine and zygote.
     60: ("Spawn", "ZygoteReady", "ShimExit", "Abandon", "Attach", "NotForked"),
     # Between shim and isolated process.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from .base import Message
+from .limits import CALL_PROMPTS, LISTING_FILES
 from .values import (
     CallError,
     ErrorInfo,
@@ -32,6 +33,8 @@ class Start(Message, frozen=True):
     batch: int
     frame_bytes: int
     display_bytes: int
+    # Memory, not UTF-8: a character takes 1, 2 or 4 bytes, as the widest of its text does.
+    answer_memory: int
     guest_tools: list[GuestTool]
     host_tools: list[HostTool]
 
@@ -132,7 +135,8 @@ class Call(Message, frozen=True):
 
     call: int
     cell: int
-    prompts: list[str]
+    # The decoder checks lengths before it makes the items: a tiny item takes 30 times its bytes.
+    prompts: Annotated[list[str], msgspec.Meta(max_length=CALL_PROMPTS)]
 
 
 class Final(Message, frozen=True):
@@ -190,7 +194,7 @@ class FileList(Message, frozen=True):
     """The answer to ``ListFiles``; ``more`` says that it is cut."""
 
     request: int
-    files: list[FileEntry]
+    files: Annotated[list[FileEntry], msgspec.Meta(max_length=LISTING_FILES)]
     more: bool
 
 

@@ -72,6 +72,12 @@ class Hello(Message, frozen=True):
     namespaces: dict[str, int]
 
 
+class Taken(Message, frozen=True):
+    """The guest has taken so many more bytes of replies. Sent once for many small ones."""
+
+    count: int
+
+
 ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Kill
 FromShim = (
     Hello
@@ -86,6 +92,7 @@ FromShim = (
     | CellEnd
     | Exit
     | SetupFailed
+    | Taken
 )
 
 decode_to_shim: Callable[[bytes], ToShim] = msgspec.msgpack.Decoder(ToShim).decode

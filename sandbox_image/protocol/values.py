@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from .base import Value
 
@@ -44,16 +46,20 @@ TextForm = Literal["text/plain", "text/html", "image/svg+xml"]
 ImageForm = Literal["image/png", "image/jpeg"]
 
 
+# Of each kind. The guest's word is decoded before it is read.
+_MOST_FACTS = 64
+
+
 class Facts(Value, frozen=True):
     """What the guest measured of its isolation, before user code ran."""
 
     # Inodes by kind of namespace.
-    namespaces: dict[str, int]
+    namespaces: Annotated[dict[str, int], msgspec.Meta(max_length=_MOST_FACTS)]
     uid: int
     capabilities: int
     no_new_privs: bool
     seccomp: bool
-    interfaces: list[str]
+    interfaces: Annotated[list[str], msgspec.Meta(max_length=_MOST_FACTS)]
     root_writable: bool
 
 

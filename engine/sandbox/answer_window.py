@@ -1,0 +1,58 @@
+"""Bound the engine's memory for the answers of one guest, without I/O."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["worker", "tool"]
+
+# Calls begin while the answers that are expected, and those that the guest has not read, fit.
+WINDOW_BYTES = 16 << 20
+# A reply takes no more. Nothing limits what a model sends.
+REPLY_BYTES = 16 << 20
+# With more unread, an answer is replaced by an error. Only a guest that does not read gets there.
+MOST_UNREAD = 24 << 20
+# Until the first answer. Then the window follows what comes: it opens by half, and closes at once.
+_FIRST_BYTES: dict[Kind, int] = {"worker": 64 << 10, "tool": 256 << 10}
+_LEAST_BYTES = 2 << 10
+
+
+class AnswerWindow:
+    """Counts the answers of one guest from the call until the guest's socket has them."""
+
+    def __init__(self) -> None:
+        self._bytes_each = dict(_FIRST_BYTES)
+        self._expected = 0
+        # It may fall below zero for a while: a reply may be read before it is counted.
+        self._unread = 0
+
+    @property
+    def room(self) -> int:
+        """How many bytes a reply may take now."""
+        return max(0, min(REPLY_BYTES, MOST_UNREAD - self._unread))
+
+    def expect(self, kind: Kind, count: int) -> int | None:
+        """Reserve memory for answers and return its size; None if the call must wait."""
+        size = count * self._bytes_each[kind]
+        used = self._expected + max(0, self._unread)
+        # The largest call must begin some time.
+        if used and used + size > WINDOW_BYTES:
+            return None
+        self._expected += size
+        return size
+
+    def release(self, reserved: int) -> None:
+        """Give back what ``expect`` returned."""
+        self._expected -= reserved
+
+    def learn(self, kind: Kind, count: int, size: int) -> None:
+        """Take the size of the answers to a call."""
+        self._bytes_each[kind] = max(size // count, self._bytes_each[kind] // 2, _LEAST_BYTES)
+
+    def sent(self, size: int) -> None:
+        """Count a reply."""
+        self._unread += size
+
+    def taken(self, size: int) -> None:
+        """Count what the guest has read."""
+        self._unread -= size
