@@ -189,7 +189,7 @@ async def test_killed_machinery_is_an_exception_and_not_a_result(name: str) -> N
         (target,) = guest_processes_named(name) - before
         os.kill(target, signal.SIGKILL)
         started = time.monotonic()
-        with pytest.raises(SandboxLost):
+        with pytest.raises(SandboxLost, match=r"killed by signal 9 \(SIGKILL\)"):
             await running
         assert time.monotonic() - started < 2
         with pytest.raises(SandboxLost, match="reset"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,20 @@ def _remedy_for(error: OSError) -> str:
             return "Let TMPDIR name a folder that exists and can be written."
         case code:
             return _remedy("", code or 0)
+
+
+def describe_exit(status: int) -> str:
+    """Say how a shim ended, by its wait status."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = f" ({signal.Signals(number).name})"
+        except ValueError:
+            name = ""
+        return f"the sandbox's shim was killed by signal {number}{name}"
+    if status:
+        return f"the sandbox's shim failed with exit status {os.waitstatus_to_exitcode(status)}"
+    return "the sandbox ended"
 
 
 def _remedy(step: str, code: int) -> str:

@@ -15,7 +15,7 @@ from ..toolbox.toolbox import ToolCalls
 from .backend import Backend, Guest
 from .call_answers import CallAnswers
 from .config import Isolation, OnCall, SandboxConfig
-from .diagnostics import setup_error_for, translate_shortage
+from .diagnostics import describe_exit, setup_error_for, translate_shortage
 from .running_cell import RunningCell
 
 _CLOSE_SECONDS = 10.0
@@ -255,7 +255,7 @@ class RunningGuest:
                 self._end(message.detail)
             case protocol.ShimExit():
                 self._shim_was_killed = not self._gone.is_set() and message.status != 0
-                self._end("the sandbox's shim was killed" if message.status else "the sandbox ended")
+                self._end(describe_exit(message.status))
 
     def _answer_or_count(self, message: protocol.Call | protocol.ToolCall | protocol.Taken) -> None:
         if isinstance(message, protocol.Taken):
