@@ -194,6 +194,33 @@ def test_no_socket_gets_a_buffer_of_megabytes(program: Path):
     assert set(errnos(program, calls, confined=False)) == {errno.EBADF}
 
 
+def test_only_the_caller_gets_other_limits_and_another_priority(program: Path):
+    """Init has the guest's user. A bad pointer: what is let through does not end with EPERM."""
+    nofile, bad, itself, init, nobody = 7, 1, 0, 1, (1 << 31) - 1
+    refused = [
+        ("prlimit64", init, nofile, bad, 0),
+        ("prlimit64", init | A_HIGH_BIT, nofile, bad, 0),
+        ("prlimit64", init, nofile, A_HIGH_BIT, 0),
+        ("setpriority", 0, init, 0),
+        ("setpriority", 1, itself, 0),
+        ("setpriority", 2, itself, 0),
+        ("sched_setscheduler", init, 0, bad),
+        ("sched_setparam", init, bad),
+    ]
+    allowed = [
+        ("prlimit64", itself, nofile, bad, 0),
+        ("prlimit64", A_HIGH_BIT, nofile, bad, 0),
+        ("prlimit64", nobody, nofile, 0, bad),  # ESRCH: reading is left to the kernel
+        ("setpriority", 0, itself, 0),
+        ("sched_setscheduler", itself, 0, bad),
+        ("sched_setparam", itself, bad),
+    ]
+    calls = [(syscall_number(name), *arguments) for name, *arguments in refused + allowed]
+    got = errnos(program, calls)
+    assert set(got[: len(refused)]) == {errno.EPERM}
+    assert errno.EPERM not in got[len(refused) :]
+
+
 def test_calls_can_be_refused_besides(tmp_path: Path):
     path = tmp_path / "program"
     path.write_bytes(seccomp.compile_filter(refused=frozenset({"memfd_create"})))
@@ -349,6 +376,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.001)
 print(signal.sigwait([signal.SIGALRM]).name)
 os.sched_setaffinity(0, os.sched_getaffinity(0))
 os.nice(0), os.setuid(os.getuid()), time.sleep(0), resource.getrlimit(resource.RLIMIT_CPU)
+resource.prlimit(0, resource.RLIMIT_CORE, resource.prlimit(os.getpid(), resource.RLIMIT_CORE))
 print(len(os.getrandom(4)), os.isatty(0))
 """,
             "SIGALRM 4 False",

@@ -9,7 +9,7 @@ _GROUPS = {
     "FS": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16),
     "EN": (1, 2, 3, 4, 5, 6, 9, 10),
     "NW": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
-    "PR": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16),
+    "PR": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17),
     "ME": (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 14),
     "CP": (1, 2, 4, 5, 8),
     "OU": (1, 2, 3, 5, 6, 7, 8),
@@ -117,6 +117,7 @@ WEAKER = {
     "docker-runsc": {
         "EN2": "init is seen in /proc, and it can be looked into",
         "PR3": "init can be killed and stopped: the sandbox's own end, told at once or with the cell's time",
+        "PR17": "init's limits can be lowered: the sandbox's own end, told at once",
         "PR8": "a refused process is told to the guest alone, so that its cell's outcome is its own error",
         "SY1": "no_new_privs and the filter cannot be measured: /proc does not tell; a guest may set its"
         " own priority among its own",

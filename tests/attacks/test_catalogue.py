@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attacks.catalogue import CATALOGUE, NOT_APPLICABLE, NOT_HERE, PARTLY, WEAKER, left_out, rows_of
 
-COLLECTED = {"process": 520, "docker": 529, "docker-runsc": 499}
+COLLECTED = {"process": 521, "docker": 530, "docker-runsc": 500}
 """Cases of this folder that are tried over each backend. Changed by hand, so that none disappears unseen."""
 
 
