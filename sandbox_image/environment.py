@@ -21,14 +21,20 @@ VARIABLES = {
     "USER": "sandbox",
 }
 
-# These files describe the host or its kernel (proc(5)). Most are closed to an ordinary user anyway.
+# These files describe the host or its kernel (proc(5)). An ordinary user cannot open most of the first.
+# Those that libraries read stay open: cpuinfo, filesystems, loadavg, meminfo, stat, uptime, vmstat.
 MASKED_PROC_FILES = (
     "config.gz", "interrupts", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg",
     "latency_stats", "modules", "pagetypeinfo", "sched_debug", "slabinfo", "sysrq-trigger", "timer_list",
     "timer_stats", "vmallocinfo",
+    # They tell one machine from another.
+    "sys/kernel/random/boot_id", "cmdline", "consoles", "devices", "diskstats", "misc", "mtrr", "partitions",
+    "swaps", "version",
+    # What the whole machine does.
+    "buddyinfo", "cgroups", "schedstat", "softirqs", "zoneinfo",
 )  # fmt: skip
-# These folders describe the host's devices.
-MASKED_PROC_FOLDERS = ("acpi", "asound", "scsi")
+# These folders describe the host's devices; the last is its load.
+MASKED_PROC_FOLDERS = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "pressure")
 
 
 def packages_variables(folder: str, cpus: float, pids: int) -> dict[str, str]:

@@ -43,6 +43,7 @@ class Machine:
         orphans: how many its kernel makes in a second or two.
         own_paths: paths of which a guest has its own, where the host's are meant.
         missing: walls that a sandbox says it lacks.
+        has_own_kernel: whether a guest's /proc is about a kernel of its own.
         guards_priority: whether a guest cannot raise its own priority.
     """
 
@@ -62,6 +63,7 @@ class Machine:
     orphans = 200
     own_paths: frozenset[str] = frozenset()
     missing: tuple[str, ...] = ()
+    has_own_kernel = False
     guards_priority = True
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -217,6 +219,7 @@ class GvisorMachine(DockerMachine):
     slowness = 3  # each is caught by ptrace, where there is no better way for it
     orphans = 60
     missing = ("limits on memory and processes (the container's runtime ignores control groups)",)
+    has_own_kernel = True
     guards_priority = False  # a number of its own kernel's, which no scheduler of the host's reads
 
     def marked(self, word: str, before: set[int]) -> list[int]:

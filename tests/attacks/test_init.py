@@ -24,6 +24,13 @@ print(attempt(resource.prlimit, pid, resource.RLIMIT_NOFILE, (0, 0)),
 """
 )
 
+OWN = """
+import os, resource
+for pid in {0, os.getpid()} if os.getpid() == 2 else {0}:  # in a container the repl is not the second process
+    resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+    os.setpriority(os.PRIO_PROCESS, pid, 1)
+"""
+
 
 async def test_pr17_no_guest_lowers_the_limits_or_the_priority_of_its_init(arena: Arena) -> None:
     """With no descriptors, or behind sixty busy processes, init reports nothing and moves no file."""
@@ -39,9 +46,7 @@ async def test_pr17_no_guest_lowers_the_limits_or_the_priority_of_its_init(arena
         assert result.outcome is OK, result
         await sandbox.put("kept", b"x" * 1000)
         assert await sandbox.get("kept") == b"x" * 1000
-        assert (await timed(sandbox, "import resource; print(resource.prlimit(0, 7) > (0, 0))")).stdout == (
-            "True\n"
-        ), "its own limits are its own"
+        assert (await timed(sandbox, OWN)).error is None, "its own limits are its own"
     child = "subprocess.Popen(['sleep', '9'], start_new_session=True).pid"
     control = await outside(STEER.replace("PID", child) + "\nos.kill(pid, 9)")
     assert control.split() == ["did"] * 8, "without walls a user's processes are at its mercy"

@@ -149,6 +149,37 @@ print(attempt(read), attempt(write))
     assert writing in ("EACCES", "EPERM", "ENOENT", "EROFS", "EIO", "EISDIR")
 
 
+MACHINE_FILES = (
+    "sys/kernel/random/boot_id", "cmdline", "version", "partitions", "diskstats", "devices", "consoles",
+    "misc", "cgroups", "softirqs", "buddyinfo", "zoneinfo", "bus/pci/devices", "pressure/cpu",
+)  # fmt: skip
+
+READ_THEM = """
+import json, sys
+found = {}
+for name in NAMES:
+    try: found[name] = open("/proc/" + name, errors="replace").read()
+    except OSError: pass
+print(json.dumps(found))
+"""
+
+
+async def test_en11_no_file_tells_this_machine_from_another(arena: Arena) -> None:
+    """Its boot, its command line, its disks, what it does; uname and what libraries read are seen."""
+    code = READ_THEM.replace("NAMES", repr(MACHINE_FILES))
+    async with arena.open() as sandbox:
+        inside = json.loads((await timed(sandbox, code)).stdout)
+        libraries = (
+            "import os; print(os.cpu_count() > 0, len(os.getloadavg()), open('/proc/meminfo').read(3))"
+        )
+        assert (await timed(sandbox, libraries)).stdout == "True 3 Mem\n"
+    here = json.loads(await outside(code))
+    assert {"sys/kernel/random/boot_id", "cmdline", "version"} <= here.keys()
+    named = ("sys/kernel/random/boot_id", "cmdline", "version")
+    assert not [name for name in named if here[name].strip() and here[name].strip() in inside.get(name, "")]
+    assert arena.machine.has_own_kernel or not any(inside.values()), inside.keys()
+
+
 IDENTITY = """
 import glob, os, socket, sys, sysconfig
 for path in ["mountinfo", "mounts", "maps", "cgroup", "mountstats", "cmdline", "auxv"]:
