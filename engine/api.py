@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 from anyio.from_thread import start_blocking_portal
@@ -18,8 +18,8 @@ from .broker.broker import Broker, CallSettings, open_broker
 from .broker.budget import Budget
 from .broker.cache import ResponseCache
 from .config import DEFAULTS, Default, RunConfig, option_list
-from .errors import TaskError
-from .events import Event, RunEnded, RunStarted
+from .errors import LogError, TaskError
+from .events import Event, RunEnded, RunStarted, Warned
 from .limits import RunLimits
 from .result import CallTotals, RunResult
 from .runlog.writer import RunLogger, new_run_id
@@ -54,6 +54,7 @@ class RunOptions(TypedDict, total=False):
     cache_counts: bool
     on_event: Callable[[Event], None] | None
     prompts: Prompts | None
+    log_bytes: int | None
 
 
 async def arun(
@@ -151,7 +152,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
     async with contextlib.AsyncExitStack() as stack:
         run_id = new_run_id()
         # First on the stack, so it closes last: the broker writes to it.
-        log = stack.enter_context(RunLogger(config.log_dir, run_id))
+        log = _open_log(stack, config, run_id, emit)
         # The sandbox and the log share one encoding. Without a log, the sandbox encodes the context itself.
         encoded = stack.enter_context(EncodedContext(question.context)) if log.is_on else None
         settings = _logged_settings(question, config, toolbox)
@@ -179,6 +180,7 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
         except BaseException as error:
             await _report_failure(log, starting, emit, run_id, error)
             raise
+        unstored = await broker.store_answers()
         result = RunResult(
             answer=answer,
             iterations=loop.iterations,
@@ -191,10 +193,39 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
             cost_usd=broker.cost_usd,
             supervisor=broker.supervisor.totals,
             worker=CallTotals() if broker.worker_calls is None else broker.worker_calls.model.totals,
+            unstored_answers=unstored,
         )
-        log.end(result)
+        result = await _log_end(log, result)
         emit(RunEnded(run_id, "result", result))
         return result
+
+
+def _open_log(
+    stack: contextlib.AsyncExitStack, config: RunConfig, run_id: str, emit: Callable[[Event], None]
+) -> RunLogger:
+    def warn(text: str) -> None:
+        emit(Warned(text))
+
+    log = RunLogger(config.log_dir, run_id, log_bytes=config.log_bytes, warn=warn)
+    stack.enter_context(log)
+    stack.push_async_callback(_end_log, log)
+    return log
+
+
+async def _log_end(log: RunLogger, result: RunResult) -> RunResult:
+    result = replace(result, log_error=log.failure, warnings=tuple(log.warnings))
+    try:
+        await log.end(result)
+    except LogError as error:
+        # The answer was paid for: a full disk must not take it.
+        log.report_failure(error)
+    return replace(result, log_error=log.failure, warnings=tuple(log.warnings))
+
+
+async def _end_log(log: RunLogger) -> None:
+    # The result, or the error that ended the run, is on its way.
+    with contextlib.suppress(LogError):
+        await log.drain()
 
 
 def _limits(question: _Question, config: RunConfig) -> RunLimits:

@@ -153,6 +153,16 @@ class RunConfig:
             path, "a folder for the logs supervisor.jsonl, worker.jsonl and repl.jsonl", optional=True
         ),
     )
+    log_bytes: int | None = field(
+        default=256 << 20,
+        metadata=_described(
+            whole_number,
+            "bytes of a run's logs, long texts of the code in blobs/ included; then such texts are cut",
+            optional=True,
+            least=1,
+            most=_MOST_COUNT,
+        ),
+    )
     on_event: Callable[[Event], None] | None = field(
         default=None,
         metadata=_described(

@@ -85,6 +85,13 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """Something went wrong, and the run goes on; ``text`` is also in ``RunResult.warnings``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The run ended; ``result`` is None if it was cancelled or failed."""
 
@@ -101,5 +108,6 @@ Event = (
     | BlockStarted
     | BlockEnded
     | Metrics
+    | Warned
     | RunEnded
 )

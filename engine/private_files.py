@@ -91,13 +91,14 @@ class PrivateFolder:
         """Return whether there is such an entry."""
         return self._mode(name) is not None
 
-    def is_own_file(self, name: str) -> bool:
-        """Return whether it is a regular file of the caller's."""
+    def is_own_file(self, name: str, size: int | None = None) -> bool:
+        """Return whether it is a regular file of the caller's, with ``size`` bytes if given."""
         try:
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        return is_own and size in (None, found.st_size)
 
     def read(self, name: str) -> BinaryIO:
         """Open a regular file for reading."""

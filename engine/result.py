@@ -47,6 +47,9 @@ class RunResult:
         run_id: the run's name in its log.
         cost_usd: dollars of both models; None if a price is unknown.
         supervisor, worker: what the calls took.
+        unstored_answers: paid answers that the cache could not keep.
+        log_error: why the log lacks its end; None if it has all events.
+        warnings: what else went wrong, in plain words.
     """
 
     answer: str | None
@@ -60,3 +63,6 @@ class RunResult:
     cost_usd: float | None = 0.0
     supervisor: CallTotals = field(default_factory=CallTotals)
     worker: CallTotals = field(default_factory=CallTotals)
+    unstored_answers: int = 0
+    log_error: str | None = None
+    warnings: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ class TaskLimits(RunLimits):
     max_iterations: int = pydantic_field("max_iterations")
     output_limit: int = pydantic_field("output_limit")
     worker_ctx_k: int = pydantic_field("worker_ctx_k")
+    log_bytes: int | None = pydantic_field("log_bytes")
 
 
 class TaskFile(BaseModel):

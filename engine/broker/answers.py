@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ...handlers import Completion, Message, ModelHandler
 from ..errors import CacheError
@@ -16,6 +17,28 @@ from .pending import PendingAnswer, SharedRequest, Waiter, join
 # Answers that are not in their cache yet, for all runs of the process that share it.
 _unwritten: dict[tuple[str, bytes], Completion] = {}
 
+# A transaction that fails loses no more; on a full disk, the transactions that fit are kept.
+_AT_ONCE = 200
+
+# Between attempts to write, while the cache fails.
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+# Such an attempt waits so long for another process. Searches wait behind it.
+_RETRY_SECONDS = 0.05
+
+_MAX_NOTICES = 8
+
+
+class CacheWatch(Protocol):
+    """Takes what happens to the paid answers of a run."""
+
+    def report_cache(self, unstored: int, error: str | None) -> None:
+        """Take how many are not stored, and why; None: all are again."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Take a line about answers that are lost."""
+        ...
+
 
 class RunAnswers:
     """The answers that a run can reuse.
@@ -23,20 +46,34 @@ class RunAnswers:
     Attributes:
         keeps_sampled: whether sampled answers are kept.
         is_charged: whether answers of other runs cost.
+        fault: why the cache cannot be written now.
     """
 
     def __init__(
-        self, cache: ResponseCache | Literal["run"] | None, *, sampled: bool = False, charged: bool = False
+        self,
+        cache: ResponseCache | Literal["run"] | None,
+        *,
+        sampled: bool = False,
+        charged: bool = False,
+        watch: CacheWatch | None = None,
     ) -> None:
         self.is_on = cache is not None
         self.keeps_sampled = sampled
         self.is_charged = charged
-        self.writing: asyncio.Task[None] | None = None
+        self.fault: str | None = None
+        self._watch = watch
+        self._writing: asyncio.Task[None] | None = None
+        self._notices = 0
+        self._kept = self._stored = 0
+        self._flushing: list[asyncio.Future[None]] = []
+        self._ending = asyncio.Event()
+        self._has_ended = False
         self._cache = cache if isinstance(cache, ResponseCache) else None
         self._location = self._cache.location if self._cache is not None else None
         # Without a cache file: all answers of the run. With one: those that are still to be written.
         self._answers: dict[bytes, Completion] = {}
         self._used: set[bytes] = set()
+        self._paid: set[bytes] = set()
 
     def identity(self, handler: ModelHandler) -> Mapping[str, Any] | None:
         """Return the handler's identity; None if its answers are not kept."""
@@ -56,13 +93,13 @@ class RunAnswers:
         # Before the cache: an answer leaves ``_unwritten`` only when the cache has it.
         location, wanted = self._location, list(keys)
         found = {key: _unwritten[location, key] for key in wanted if (location, key) in _unwritten}
-        if self._cache is None or not wanted:
+        # A broken cache must not end a run. While it fails, nothing waits for it.
+        if self._cache is None or not wanted or self.fault is not None:
             return found
         try:
             return {**await self._cache.get_many(wanted), **found}
-        except CacheError:
-            # A broken cache must not end a run.
-            self._cache = None
+        except CacheError as error:
+            self._report(str(error))
             return found
 
     def join(self, key: bytes, waiter: Waiter) -> PendingAnswer | None:
@@ -87,8 +124,11 @@ class RunAnswers:
                 self._answers.setdefault(key, replace(completion, retries=0, queued=0.0))
             return
         self._answers[key] = _unwritten[self._location, key] = completion
-        if self.writing is None or self.writing.done():
-            self.writing = asyncio.get_running_loop().create_task(self._write(self._location))
+        if is_paid and is_kept(completion):
+            self._paid.add(key)
+        self._kept += 1
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write_all(self._location))
 
     def mark_used(self, key: bytes) -> bool:
         """Mark an answer of another run as used; return whether this is its first use."""
@@ -96,20 +136,88 @@ class RunAnswers:
         self._used.add(key)
         return is_first
 
-    async def flushed(self) -> None:
-        """Wait until all answers are written."""
-        # Twice: an answer that comes during a write is in the next one.
-        for _ in range(2):
-            if self.writing is not None:
-                await asyncio.wait([self.writing])
+    @property
+    def is_writing(self) -> bool:
+        """Whether answers are not in the cache yet."""
+        return self._writing is not None
 
-    async def _write(self, location: str) -> None:
-        written = dict(self._answers)
-        if self._cache is not None:
-            with suppress(CacheError):
-                await self._cache.put_many(written)
-        for key in written:
-            self._answers.pop(key, None)
-            _unwritten.pop((location, key), None)
-        more = bool(self._answers)
-        self.writing = asyncio.get_running_loop().create_task(self._write(location)) if more else None
+    async def flushed(self) -> None:
+        """Wait until the answers so far are in the cache, or the cache fails."""
+        last = self._kept
+        while self._stored < last and self._writing is not None and self.fault is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushing.append(waiter)
+            await waiter
+
+    async def finish(self) -> int:
+        """Try once more to write what is left; return how many paid answers were lost."""
+        self._ending.set()
+        if self._writing is not None:
+            # The task ends by itself, even if this one is cancelled.
+            await asyncio.wait([self._writing])
+        lost = len(self._paid)
+        if lost and self._watch is not None and not self._has_ended:
+            answers = "paid answer is" if lost == 1 else "paid answers are"
+            self._watch.warn(f"{lost:,} {answers} not in the cache: {self.fault or 'it was not written'}")
+        self._has_ended = True
+        return lost
+
+    async def _write_all(self, location: str) -> None:
+        waits = itertools.chain((_FIRST_WAIT * 2**n for n in range(5)), itertools.repeat(_LONGEST_WAIT))
+        try:
+            while self._answers:
+                # The last attempt, if this is set before it begins.
+                is_ending = self._ending.is_set()
+                if await self._write_some(location, in_full_time=is_ending or self.fault is None):
+                    continue
+                if is_ending:
+                    return
+                wait = next(waits)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), wait)
+        finally:
+            self._writing = None
+            self._end_flushes()
+            for key in self._answers:
+                _unwritten.pop((location, key), None)
+            self._answers.clear()
+
+    async def _write_some(self, location: str, *, in_full_time: bool) -> bool:
+        """Write all answers of now; return whether all were written."""
+        last, left = self._kept, list(self._answers.items())
+        for start in range(0, len(left), _AT_ONCE):
+            written = dict(left[start : start + _AT_ONCE])
+            if self._cache is not None:
+                try:
+                    await self._cache.put_many(written, seconds=None if in_full_time else _RETRY_SECONDS)
+                except CacheError as error:
+                    self._report(str(error))
+                    return False
+            for key in written:
+                self._answers.pop(key, None)
+                self._paid.discard(key)
+                _unwritten.pop((location, key), None)
+        self._stored = last
+        self._end_flushes()
+        if self.fault is not None and not self._answers:
+            self.fault = None
+            self._notify(None)
+        return True
+
+    def _report(self, fault: str) -> None:
+        is_new, self.fault = self.fault is None, fault
+        self._end_flushes()
+        if is_new:
+            self._notify(fault)
+
+    def _notify(self, fault: str | None) -> None:
+        # A file that can be written and not be read would fail again and again.
+        self._notices += 1
+        if self._watch is not None and self._notices <= _MAX_NOTICES:
+            self._watch.report_cache(len(self._paid), fault)
+
+    def _end_flushes(self) -> None:
+        waiting, self._flushing = self._flushing, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -10,7 +10,7 @@ from typing import Literal
 from ...handlers import ModelHandler
 from ..events import Metrics
 from ..runlog.writer import RunLogger
-from .answers import RunAnswers
+from .answers import CacheWatch, RunAnswers
 from .budget import Budget
 from .cache import ResponseCache
 from .metered_model import MeteredModel, add_dollars, meter
@@ -33,9 +33,9 @@ class CallSettings:
     call_seconds: float | None = None
     cache_counts: bool = False
 
-    def answers(self) -> RunAnswers:
+    def answers(self, watch: CacheWatch | None = None) -> RunAnswers:
         """Return the answers that both models share."""
-        return RunAnswers(self.cache, sampled=self.cache_sampled, charged=self.cache_counts)
+        return RunAnswers(self.cache, sampled=self.cache_sampled, charged=self.cache_counts, watch=watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,10 @@ class Broker:
         """Dollars spent; None if a price is unknown."""
         worker = 0.0 if self.worker_calls is None else self.worker_calls.model.cost_usd
         return add_dollars(self.supervisor.cost_usd, worker)
+
+    async def store_answers(self) -> int:
+        """Write the last answers into the cache; return how many paid ones it could not keep."""
+        return await self.supervisor.answers.finish()
 
     def metrics(self) -> Metrics:
         """Return counts and costs of the calls."""
@@ -89,7 +93,7 @@ async def open_broker(
     """
     # Without limits nothing is reserved.
     budget, settings = budget or Budget(), settings or CallSettings()
-    answers = settings.answers()
+    answers = settings.answers(log)
     metered = await meter(supervisor, budget, answers)
     calls: WorkerCalls | None = None
     if worker is not None:
@@ -105,4 +109,4 @@ async def open_broker(
     try:
         yield broker
     finally:
-        await answers.flushed()
+        await broker.store_answers()

@@ -75,7 +75,8 @@ def is_kept(completion: Completion) -> bool:
     return completion.finish_reason in _KEPT
 
 
-# WAL mode, short transactions: a killed process loses only what it had not committed.
+# WAL mode, short transactions: a killed process loses only what it had not committed. A commit is in the
+# kernel's memory, not yet on the disk: a power cut may lose the last ones, and never the file.
 class ResponseCache:
     """Answers by ``cache_key``.
 
@@ -130,11 +131,13 @@ class ResponseCache:
         await self.put_many({key: completion})
 
     # An answer that is there stays.
-    async def put_many(self, completions: Mapping[bytes, Completion]) -> None:
-        """Keep answers in one transaction."""
+    async def put_many(
+        self, completions: Mapping[bytes, Completion], *, seconds: float | None = None
+    ) -> None:
+        """Keep answers in one transaction; ``seconds`` replace the wait for another process."""
         kept = {key: each for key, each in completions.items() if is_kept(each)}
         if kept:
-            await self._in_thread(self._database.write, kept)
+            await self._in_thread(self._database.write, kept, seconds)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._thread is None:
@@ -159,6 +162,8 @@ class _CacheDatabase:
         self._own = own
         self._seal = Seal("cache", None)
         self._connection: sqlite3.Connection | None = None
+        # Its device and inode.
+        self._file: tuple[int, int] | None = None
         self.location = f":memory:{next(_memories)}"
 
     def open(self) -> None:
@@ -173,6 +178,8 @@ class _CacheDatabase:
             if self._own:
                 _restrict_mode(name)
             self._enable_wal(self._connection)
+            if self._path is not None:
+                self._file = _file_id(name)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -190,18 +197,26 @@ class _CacheDatabase:
                     found[key] = self._decode(row[0])
         return found
 
-    def write(self, completions: Mapping[bytes, Completion]) -> None:
+    def write(self, completions: Mapping[bytes, Completion], seconds: float | None = None) -> None:
         assert self._connection is not None
         answers = [(key, _encode(completion)) for key, completion in completions.items()]
         # A file from elsewhere could hold answers that no model gave. A mark names the user who wrote one.
         marks = [(key, self._seal.mark(key, answer.encode())) for key, answer in answers]
+        wait = int(1000 * (self._timeout if seconds is None else seconds))
         with self._errors(), self._connection:
+            self._check_place()
+            self._connection.execute(f"PRAGMA busy_timeout = {wait}")
             self._connection.execute("BEGIN IMMEDIATE")
             if self._own:
                 self._remove_others(completions)
             self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
             # If the answer was there already, this mark is not used: it fits no other answer.
             self._connection.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?)", marks)
+
+    def _check_place(self) -> None:
+        # SQLite would write to a file that was removed, and nobody could read it.
+        if self._file is not None and _file_id(self.location) != self._file:
+            raise CacheError(f"{self._path}: it was removed or replaced while it was in use; leave it there")
 
     def _remove_others(self, keys: Iterable[bytes]) -> None:
         assert self._connection is not None
@@ -294,6 +309,14 @@ def _make_private(path: Path, *, own: bool) -> str:
 def _restrict_mode(location: str) -> None:
     with PrivateFolder.open(ResolvedPath(location).parent) as folder:
         os.close(folder.update(ResolvedPath(location).name))
+
+
+def _file_id(location: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(location, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ...handlers import Completion, ContextTooLong
 from ..errors import LogError
@@ -83,7 +84,7 @@ class WorkerCalls:
                 self._on_change()
             results = await batch.results()
             # Before code sees an answer, the cache has it: after a kill it is not paid again.
-            if self._answers.writing is not None:
+            if self._answers.is_writing:
                 await self._answers.flushed()
             return results
         finally:
@@ -244,13 +245,29 @@ class WorkerCalls:
         if self._log is not None:
             failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
             try:
-                self._log.worker(
+                written = self._log.worker(
                     self.model.handler.model, stats, request.worker_prompt(), completion, failure
                 )
             # A log that cannot be written ends the call, and with it the run.
             except LogError as failed:
                 request.batch.fail(failed)
                 return
+            if written is not None:
+                # A long text is still being written. The guest gets the answer when the log has it.
+                written.add_done_callback(partial(self._put_written, request, result))
+                return
+        self._put(request, result)
+
+    def _put_written(
+        self, request: PromptRequest, result: str | CallError, written: asyncio.Task[None]
+    ) -> None:
+        error = None if written.cancelled() else written.exception()
+        if error is None:
+            self._put(request, result)
+        else:
+            request.batch.fail(error)
+
+    def _put(self, request: PromptRequest, result: str | CallError) -> None:
         self.done += 1
         self.failed += not isinstance(result, str)
         request.batch.put(request.index, result)
@@ -346,7 +363,7 @@ class BatchResult:
         self.call = call
         self.missing = len(call.prompts)
         self._results: list[str | CallError | None] = [None] * len(call.prompts)
-        self._error: LogError | None = None
+        self._error: BaseException | None = None
         self._complete = asyncio.Event()
 
     def put(self, index: int, result: str | CallError) -> None:
@@ -356,7 +373,7 @@ class BatchResult:
         if not self.missing:
             self._complete.set()
 
-    def fail(self, error: LogError) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the call: a result could not be logged."""
         self._error = error
         self._complete.set()

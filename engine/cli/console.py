@@ -21,6 +21,7 @@ from ..events import (
     SupervisorReplied,
     SupervisorWrote,
     TurnStarted,
+    Warned,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def service_screen() -> Generator[ServiceScreen]:
 
 
 def summary(result: RunResult, log_dir: str | None) -> str:
-    """Return one line about a run that has ended."""
+    """Return one line about a run that has ended, and one for each warning."""
     ends = {
         "final": "answered",
         "max_iterations": "all turns used, best answer",
@@ -112,7 +113,8 @@ def summary(result: RunResult, log_dir: str | None) -> str:
         *([_dollars(result.cost_usd)] if result.cost_usd != 0 else []),
         f"{result.isolation.backend} sandbox",
     ]
-    return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
+    line = " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
+    return "\n".join([line, *(f"warning: {printable(text)}" for text in result.warnings)])
 
 
 def print_findings(backend: str, findings: list[Finding], *, as_json: bool) -> bool:
@@ -189,6 +191,8 @@ class _Lines:
                     f"turn {event.step}: block {result.outcome.value}{name}, {result.elapsed:.1f} s, "
                     f"{output:,} characters, {self._done} worker calls so far"
                 )
+            case Warned():
+                self.note(f"warning: {printable(event.text)}")
             case Metrics():
                 # Shown with the next block: these events come every second.
                 self._done = event.done
@@ -263,6 +267,8 @@ class _Panel:
                 self._state = f"block ended: {event.result.outcome.value}"
             case Metrics():
                 self._workers = event
+            case Warned():
+                self.note(f"warning: {printable(event.text)}")
             case _:
                 pass
 

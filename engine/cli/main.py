@@ -55,7 +55,7 @@ app = typer.Typer(
     "The Python runs in a locked-down process.",
     epilog="Exit codes: 0 answered or done, 1 the code of `exec` failed, 2 wrong task file or argument, "
     "3 a limit was reached (the best answer is printed), 4 the sandbox cannot be started, "
-    "5 the model failed, 6 the logs or the cache cannot be written, "
+    "5 the model failed, 6 the logs or the cache cannot be written (an answer is still printed), "
     "124 `exec` timed out, 137 `exec` was killed, 130 Ctrl-C.",
     add_completion=False,
     no_args_is_help=True,
@@ -125,6 +125,7 @@ def run(
     *,
     as_json: JsonResultOption = False,
     log_dir: Annotated[Path | None, flag("log_dir", note="Default: as in the task file.")] = None,
+    log_bytes: Annotated[int | None, flag("log_bytes", note="Default: as in the task file.")] = None,
     max_iterations: Annotated[
         int | None, flag("max_iterations", note="Default: as in the task file.")
     ] = None,
@@ -154,7 +155,7 @@ def run(
     environment = allowed.environment()
     # A program that reads JSON cannot answer a question.
     permissions = allowed.bind(task, environment, ask=not as_json)
-    description = _override(read_task(task), max_iterations, backend)
+    description = _override(read_task(task), max_iterations, backend, log_bytes)
     outputs = _Outputs.of(description, task.parent, permissions, log_dir)
     work = _answer(description, outputs, _ModelServer(broker, curve_keys), permissions, quiet=as_json)
     with explain_withheld_keys(permissions):
@@ -163,14 +164,20 @@ def run(
         print(json.dumps(as_data(result)))
     else:
         _print_result(result, outputs.shown)
+    if result.unstored_answers or result.log_error:
+        raise typer.Exit(NO_FILES)
     if result.stop_reason != "final":
         raise typer.Exit(LIMIT)
 
 
-def _override(task: TaskFile, max_iterations: int | None, backend: Backend | None) -> TaskFile:
+def _override(
+    task: TaskFile, max_iterations: int | None, backend: Backend | None, log_bytes: int | None
+) -> TaskFile:
+    given = {"max_iterations": max_iterations, "log_bytes": log_bytes}
+    limits = {name: value for name, value in given.items() if value is not None}
     changes: dict[str, object] = {}
-    if max_iterations is not None:
-        changes["limits"] = task.limits.model_copy(update={"max_iterations": max_iterations})
+    if limits:
+        changes["limits"] = task.limits.model_copy(update=limits)
     if backend is not None:
         # Checked anew: settings of the file may not fit the other backend.
         changes["sandbox"] = sandbox_config(

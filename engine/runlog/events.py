@@ -27,6 +27,20 @@ def _written_as_null() -> Any:
     return field(default_factory=lambda: None)
 
 
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """A long value: the event holds its beginning, ``blobs/<sha256>`` the whole if it is ``stored``."""
+
+    # The field of the event, then keys and indexes.
+    path: list[str | int]
+    # UTF-8 of a text, or JSON of a field with many values, of which the event holds none.
+    kind: Literal["text", "json"]
+    bytes: int
+    sha256: str
+    stored: bool
+    # Of a text.
+    characters: int | None = None
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """Fields of every event."""
 
@@ -37,6 +51,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     timestamp: float
     # The run that started this one as a sub-run.
     parent_run_id: str | None = None
+    cut: list[Cut] | None = None
 
 
 class StreamStart(Event, frozen=True, kw_only=True, tag="run_start"):
@@ -138,6 +153,19 @@ class LeftOut(Event, frozen=True, kw_only=True, tag="left_out"):
     notes: list[str]
 
 
+class LogFull(Event, frozen=True, kw_only=True, tag="log_full"):
+    """The log's budget is used up: from here texts of guests are cut, and nothing whole is stored."""
+
+    log_bytes: int
+
+
+class CacheFault(Event, frozen=True, kw_only=True, tag="cache_fault"):
+    """Paid answers are not in the cache; with no ``error`` they are again."""
+
+    unstored: int
+    error: str | None = None
+
+
 class RunEnd(Event, frozen=True, kw_only=True, tag="run_end"):
     """The end of a run, as in ``RunResult``, or its ``error``."""
 
@@ -152,6 +180,9 @@ class RunEnd(Event, frozen=True, kw_only=True, tag="run_end"):
     cost_usd: float | None = _written_as_null()
     supervisor: CallTotals | None = None
     worker: CallTotals | None = None
+    unstored_answers: int | None = None
+    log_error: str | None = None
+    warnings: list[str] | None = None
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +233,6 @@ class ToolCall(Event, frozen=True, kw_only=True, tag="tool"):
     message: str | None = None
 
 
-SupervisorEvent: TypeAlias = RunStart | SupervisorCall | JudgeCall | LeftOut | RunEnd
+SupervisorEvent: TypeAlias = RunStart | SupervisorCall | JudgeCall | LeftOut | LogFull | CacheFault | RunEnd
 WorkerEvent: TypeAlias = StreamStart | WorkerCall
 ReplEvent: TypeAlias = StreamStart | Cell | ToolCall

@@ -6,14 +6,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast, get_args
+from typing import Any, BinaryIO, TypeVar, cast, get_args
 
 import msgspec
 
 from ...sandbox_image.text import one_line
 from ..errors import LogFormatError
 from ..private_files import MAX_LINE_BYTES, open_file, read_line
+from .blobs import MAX_BLOB_BYTES, read_blob
 from .events import SCHEMA_VERSION, Event, ReplEvent, Stream, SupervisorEvent, WorkerEvent
+
+E = TypeVar("E", bound=Event)
 
 _MAX_PROBLEMS = 20
 _MAX_NAME = 40
@@ -23,7 +26,7 @@ _OLD_NAMES = {"arm": "strategy"}
 
 
 class RunLogReader:
-    """Reads the events of one run, or of all runs, in a folder.
+    """Reads the events of one run, or of all runs, in a folder. ``whole`` adds the long values of one.
 
     Raises:
         LogFormatError: while events are read; it names file and line.
@@ -37,6 +40,11 @@ class RunLogReader:
         self.problems: list[str] = []
         # Skipped events of types that this version does not know.
         self.unknown: Counter[str] = Counter()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the log."""
+        return self._folder
 
     def notes(self) -> list[str]:
         """Return problems and unknown event types, a line each."""
@@ -59,6 +67,31 @@ class RunLogReader:
     def repl(self) -> Iterator[ReplEvent]:
         """Yield the events of ``repl.jsonl``."""
         return self._events("repl", ReplEvent)
+
+    def whole(self, event: E) -> E:
+        """Return an event with the values that were cut out of it.
+
+        Raises:
+            LogFormatError: one of them was not kept, is missing, or is another.
+        """
+        if not event.cut:
+            return event
+        if sum(each.bytes for each in event.cut) > MAX_BLOB_BYTES:
+            raise LogFormatError(
+                f"{self._folder}: the values of an event have more than {MAX_BLOB_BYTES >> 20} MiB"
+            )
+        fields = msgspec.to_builtins(event)
+        for each in event.cut:
+            value = read_blob(self._folder, each)
+            try:
+                _put(fields, each.path, value)
+            except (LookupError, TypeError, ValueError) as error:
+                raise LogFormatError(f"{self._folder}: a cut names no field of its event") from error
+        del fields["cut"]
+        try:
+            return msgspec.convert(fields, type(event))
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise LogFormatError(f"{self._folder}: {error}") from error
 
     def _events(self, stream: Stream, union: Any) -> Iterator[Any]:
         kinds: dict[str, type[Event]] = {kind.__struct_config__.tag: kind for kind in get_args(union)}
@@ -113,6 +146,14 @@ class RunLogReader:
                 self.skipped += 1
                 if len(self.problems) < _MAX_PROBLEMS:
                     self.problems.append(f"{place}: no JSON object; a killed run leaves such a line")
+
+
+def _put(fields: Any, path: list[str | int], value: object) -> None:
+    *above, last = path
+    for step in above:
+        fields = fields[step]
+    fields[last]  # raises LookupError if there is nothing
+    fields[last] = value
 
 
 def _check_version(fields: dict[str, object], place: str) -> None:

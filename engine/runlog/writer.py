@@ -8,34 +8,36 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from anyio import to_thread
 
 from ...handlers import Completion, Message, Usage
-from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import LogError
 from ..private_files import PrivateFolder
 from ..result import RunResult
 from ..sandbox import CallError, CellResult, Display
 from ..sandbox.context import EncodedContext
+from ..slices import SLICE
 from ..toolbox.toolbox import ToolUse
+from .encoding import slices_of, text_slices
 from .events import (
     SCHEMA_VERSION,
     STREAMS,
+    CacheFault,
     Cell,
     CellError,
     ContextFacts,
     Event,
     ImageFacts,
     LeftOut,
+    LogFull,
     RunEnd,
     RunStart,
     Stream,
@@ -44,6 +46,11 @@ from .events import (
     ToolCall,
     WorkerCall,
 )
+from .files import LogFiles, Written, log_error
+
+_ANSWER = frozenset({"response", "reasoning"})
+# Of a block: more take a while to convert.
+_MAX_DISPLAYS = 500
 
 
 class CallTimes(NamedTuple):
@@ -91,8 +98,10 @@ def new_run_id() -> str:
 class RunLogger:
     """Writes the events of one run; without a folder, nothing.
 
+    ``Written`` is a task while an event with long values is being written, else None.
+
     Raises:
-        LogError: by every method, if the folder cannot be written.
+        LogError: by every method and task, if the folder cannot be written.
     """
 
     def __init__(
@@ -101,41 +110,51 @@ class RunLogger:
         run_id: str,
         *,
         parent_run_id: str | None = None,
+        log_bytes: int | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
+        """Open nothing yet.
+
+        Args:
+            log_bytes: the most bytes of lines and blobs; None is no limit.
+            warn: called with each warning.
+        """
+        # Why events of a run that has its answer are missing.
+        self.failure: str | None = None
         # The supervisor's turn; it goes into each event.
         self.step = 0
         self._folder = folder
         self._run_id = run_id
         self._parent_run_id = parent_run_id
-        self._place: PrivateFolder | None = None
-        self._files: dict[Stream, BinaryIO] = {}
-        self._stack = ExitStack()
+        self._show = warn or _ignore
+        self.warnings: list[str] = []
+        self._files = LogFiles(folder, log_bytes, self._report_full)
         # Added to a monotonic time it gives a time since 1970; see events.py.
         self._epoch = time.time() - time.monotonic()
 
     def __enter__(self) -> RunLogger:
-        if self._folder is not None:
-            try:
-                self._place = self._stack.enter_context(PrivateFolder.open(self._folder, create=True))
-                for name in STREAMS:
-                    file = self._stack.enter_context(self._place.append(f"{name}.jsonl"))
-                    if _is_cut_off(file):
-                        file.write(b"\n")
-                    self._files[name] = file
-            except OSError as error:
-                self._stack.close()
-                raise _log_error(self._folder, error) from error
+        self._files.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._stack.close()
-        except OSError as failed:
-            # A failed flush was already reported by the write before it.
-            if error is None:
-                raise _log_error(self._folder, failed) from failed
+        self._files.close()
+
+    def report_failure(self, error: LogError) -> None:
+        """Note that an event could not be written after the run had its answer."""
+        if self.failure is None:
+            self.failure = str(error)
+            self.warn(self.failure)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning, and show it."""
+        self.warnings.append(text)
+        self._show(text)
+
+    async def drain(self) -> None:
+        """Wait until all events are written."""
+        await self._files.drain()
 
     @property
     def is_on(self) -> bool:
@@ -144,23 +163,25 @@ class RunLogger:
 
     async def start(self, query: str, context: EncodedContext | None, **settings: Any) -> None:
         """Store the context and write the first events; ``settings`` are fields of ``RunStart``."""
-        if self._place is None or context is None:
+        if not self.is_on or context is None:
             return
         # A thread, because 100 MB take a tenth of a second to hash; meanwhile the sandbox starts.
-        facts = await to_thread.run_sync(self._store, self._place, context)
+        facts = await to_thread.run_sync(self._store, context)
         head = self._head()
         head.update(schema_version=SCHEMA_VERSION, engine_version=version("supdist-engine"))
-        self._write("supervisor", RunStart(**head, query=query, context=facts, **settings))
+        await self._write_whole("supervisor", RunStart(**head, query=query, context=facts, **settings))
         for stream in STREAMS[1:]:
-            self._write(stream, StreamStart(**head))
+            await self._write_whole(stream, StreamStart(**head))
 
-    def supervisor(
+    async def supervisor(
         self, model: str, messages: Sequence[Message], completion: Completion, stats: CallStats, purpose: str
     ) -> None:
         """Write a reply of the supervisor."""
         if self.is_on:
             call = self._call(model, stats, completion)
-            self._write("supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call))
+            await self._write_whole(
+                "supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call)
+            )
 
     def worker(
         self,
@@ -169,21 +190,26 @@ class RunLogger:
         prompt: WorkerPrompt,
         completion: Completion | None = None,
         failure: CallFailure | None = None,
-    ) -> None:
+    ) -> Written:
         """Write a worker call that ended. A refusal has a completion and a failure."""
         if not self.is_on:
-            return
+            return None
         call = self._call(model, stats, completion)
         if failure is not None:
             told = failure.told
             call.update(error=told.code, told=told.message, message=failure.message)
-        self._write("worker", WorkerCall(**msgspec.structs.asdict(prompt), **call))
+        event = WorkerCall(**msgspec.structs.asdict(prompt), **call)
+        # An answer was paid for; equal calls that the cache answers cost nothing, so they could fill a disk.
+        return self._write("worker", event, kept=() if stats.cached else _ANSWER)
 
-    def repl(self, code: str, result: CellResult) -> None:
+    async def repl(self, code: str, result: CellResult) -> None:
         """Write a block with its whole output."""
         if not self.is_on:
             return
-        error = result.error
+        error, shown = result.error, result.display
+        is_long = len(shown) > _MAX_DISPLAYS or sum(map(_image_bytes, shown)) > SLICE
+        # In a thread, which lets others run while it hashes.
+        display = await to_thread.run_sync(_displays, shown) if is_long else _displays(shown)
         event = Cell(
             **self._head(),
             cell=result.cell,
@@ -191,7 +217,7 @@ class RunLogger:
             outcome=result.outcome.value,
             stdout=result.stdout,
             stderr=result.stderr,
-            display=[_display(shown) for shown in result.display],
+            display=display,
             truncated=result.truncated,
             error=None
             if error is None
@@ -202,12 +228,22 @@ class RunLogger:
             state_lost=result.state_lost,
             detail=result.detail,
         )
-        self._write("repl", event)
+        await self._write_whole("repl", event)
 
-    def left_out(self, notes: Mapping[int, str]) -> None:
+    def left_out(self, notes: Mapping[int, str]) -> Written:
         """Write the notes that replace messages."""
         event = LeftOut(**self._head(), messages=list(notes), notes=list(notes.values()))
-        self._write("supervisor", event)
+        return self._write("supervisor", event)
+
+    def report_cache(self, unstored: int, error: str | None) -> None:
+        """Write and show that paid answers are not in the cache, or, without an error, are again."""
+        # The same disk may be full.
+        with suppress(LogError):
+            self._write("supervisor", CacheFault(**self._head(), unstored=unstored, error=error))
+        if error is None:
+            self.warn("the cache is written again; no paid answer is lost")
+        else:
+            self.warn(f"the cache cannot be used: {error}. Answers are kept in memory and tried again")
 
     def tool(self, use: ToolUse) -> None:
         """Write a call of a host tool."""
@@ -220,14 +256,16 @@ class RunLogger:
         )  # fmt: skip
         self._write("repl", event)
 
-    def end(self, result: RunResult) -> None:
+    async def end(self, result: RunResult) -> None:
         """Write the result as the last event."""
+        await self.drain()
         fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-        self._write("supervisor", RunEnd(**{**self._head(), **fields}))
+        fields["warnings"] = list(result.warnings) or None
+        await self._write_whole("supervisor", RunEnd(**{**self._head(), **fields}))
 
-    def end_without_result(self, **facts: Any) -> None:
+    def end_without_result(self, **facts: Any) -> Written:
         """Write the last event of a run without a result."""
-        self._write("supervisor", RunEnd(**self._head(), **facts))
+        return self._write("supervisor", RunEnd(**self._head(), **facts))
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -254,48 +292,59 @@ class RunLogger:
             call[f"{name}_at"] = None if moment is None else self._epoch + moment
         return call
 
-    def _write(self, stream: Stream, event: Event) -> None:
-        file = self._files.get(stream)
-        if file is None:
-            return
-        try:
-            file.write(_JSON.encode(_as_plain(event)).encode("ascii") + b"\n")
-            file.flush()
-        except OSError as error:
-            raise _log_error(self._folder, error) from error
+    def _write(self, stream: Stream, event: Event, kept: Collection[str] = ()) -> Written:
+        return self._files.write(stream, event, kept)
 
-    def _store(self, folder: PrivateFolder, context: EncodedContext) -> ContextFacts:
+    async def _write_whole(self, stream: Stream, event: Event) -> None:
+        await self._files.wait(self._write(stream, event))
+
+    def _report_full(self, log_bytes: int) -> None:
+        self._write("supervisor", LogFull(**self._head(), log_bytes=log_bytes))
+        self.warn(
+            f"the logs have used their {log_bytes:,} bytes (log_bytes): long texts of code are cut from here"
+        )
+
+    def _store(self, context: EncodedContext) -> ContextFacts:
+        folder = self._files.folder
         # The name has the hash, so a context that several runs share is stored once.
         with context.opened() as data:
             sha256 = hashlib.sha256(data).hexdigest()
-            suffix, write = _readable(context.value, data)
-            name = f"context-{sha256[:16]}.{suffix}"
             try:
-                if not folder.is_own_file(name):
-                    with folder.replacing(name) as file:
-                        write(file)
+                name = _store_readable(folder, f"context-{sha256[:16]}", context.value, data)
             except OSError as error:
-                raise _log_error(self._folder, error) from error
+                raise log_error(self._folder, error) from error
         return ContextFacts(file=name, sha256=sha256, bytes=context.size, type=type(context.value).__name__)
 
 
-def _is_cut_off(file: BinaryIO) -> bool:
-    # A killed run leaves a last line without an end, and the next event must not continue it.
-    if not file.seek(0, os.SEEK_END):
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read() != b"\n"
+def _store_readable(folder: PrivateFolder, stem: str, context: object, encoded: memoryview) -> str:
+    for suffix, slices in _forms(context, encoded):
+        name = f"{stem}.{suffix}"
+        try:
+            if not folder.is_own_file(name):
+                with folder.replacing(name) as file:
+                    file.writelines(slices)
+        except (TypeError, ValueError):
+            # JSON cannot hold it.
+            continue
+        return name
+    raise AssertionError("every value has a repr")
 
 
-def _readable(context: object, encoded: memoryview) -> tuple[str, Callable[[BinaryIO], object]]:
+def _forms(context: object, encoded: memoryview) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
     # A person reads this file: text as it is, data as JSON, and what JSON cannot hold as its repr.
     if isinstance(context, str):
-        return "txt", lambda file: file.write(encoded)
-    try:
-        suffix, data = "json", json.dumps(context, indent=1).encode()
-    except (TypeError, ValueError):
-        suffix, data = "repr.txt", repr(context).encode("utf-8", KEEP_SURROGATES)
-    return suffix, lambda file: file.write(data)
+        yield "txt", [encoded]
+        return
+    yield "json", slices_of(json.JSONEncoder(indent=1).iterencode(context))
+    yield "repr.txt", text_slices(repr(context))
+
+
+def _displays(shown: Sequence[Display]) -> list[dict[str, str | ImageFacts]]:
+    return [_display(each) for each in shown]
+
+
+def _image_bytes(shown: Display) -> int:
+    return sum(len(form) for form in shown.data.values() if isinstance(form, bytes))
 
 
 def _display(shown: Display) -> dict[str, str | ImageFacts]:
@@ -307,39 +356,5 @@ def _display(shown: Display) -> dict[str, str | ImageFacts]:
     }
 
 
-@cache
-def _omitted(kind: type[msgspec.Struct]) -> list[tuple[str, object]]:
-    return [
-        (field.name, field.default)
-        for field in msgspec.structs.fields(kind)
-        if field.default is not msgspec.NODEFAULT
-    ]
-
-
-@cache
-def _field_names(kind: type[Any]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def _as_plain(value: Any) -> dict[str, Any]:
-    if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.asdict(value)
-        for name, default in _omitted(type(value)):
-            if fields[name] is default or fields[name] == default:
-                del fields[name]
-        tag = value.__struct_config__.tag
-        return fields if tag is None else {"event": tag, **fields}
-    names = _field_names(type(value))  # type: ignore[arg-type]  # mypy takes a class for unhashable here
-    return {name: getattr(value, name) for name in names}
-
-
-# Not msgspec's encoder: it refuses lone surrogates. Escapes keep control bytes of guests out of the file.
-_JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=True, default=_as_plain)
-
-
-def _log_error(folder: str | os.PathLike[str] | None, error: OSError) -> LogError:
-    file = f" ({error.filename})" if error.filename else ""
-    return LogError(
-        f"cannot write the logs in {folder}: {error.strerror or error}{file}. "
-        "Make room, or choose another log_dir"
-    )
+def _ignore(_: str) -> None:
+    return None

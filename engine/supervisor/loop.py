@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...handlers import Completion, ContextTooLong, HandlerError, Message
 from ..broker.broker import Broker
 from ..broker.budget import BudgetExceeded
-from ..errors import SandboxError, SandboxLost
+from ..errors import LogError, SandboxError, SandboxLost
 from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
 from ..result import StopReason
 from ..runlog.writer import CallStats, RunLogger
@@ -130,12 +130,21 @@ class SupervisorLoop:
         for number, code in enumerate(blocks, 1):
             self.emit(BlockStarted(step, number, len(blocks), code))
             result = await self._run_block(code)
-            self.log.repl(code, result)
+            await self._log_block(code, result)
             self.emit(BlockEnded(step, result))
             results.append(result)
             if is_last(result):
                 break
         return results
+
+    async def _log_block(self, code: str, result: CellResult) -> None:
+        try:
+            await self.log.repl(code, result)
+        except LogError as error:
+            # An answer that was found is not lost with the log.
+            if result.final is None:
+                raise
+            self.log.report_failure(error)
 
     async def _run_block(self, code: str) -> CellResult:
         running = asyncio.ensure_future(self.sandbox.execute(code))
@@ -210,7 +219,8 @@ class SupervisorLoop:
         elapsed = time.monotonic() - started
         # The reply was paid for, so it is logged before anything else can fail.
         model = self.broker.supervisor.handler.model
-        self.log.supervisor(model, self.conversation.history[self._logged :], completion, stats, purpose)
+        new = self.conversation.history[self._logged :]
+        await self.log.supervisor(model, new, completion, stats, purpose)
         self.conversation.add("assistant", completion.text)
         self._logged = len(self.conversation.history)
         self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from ...engine.errors import LogFormatError
 from ...engine.runlog.events import (
     Cell,
+    Event,
     LeftOut,
     RunEnd,
     RunStart,
@@ -24,9 +25,10 @@ from ...engine.runlog.reader import RunLogReader
 from ...handlers import Message
 from ...sandbox_image.text import replace_surrogates
 
-Unusable = Literal["no conversation", "direct call", "failed", "cut off", "unreadable"]
+Unusable = Literal["no conversation", "direct call", "failed", "cut off", "unreadable", "shortened"]
 
 E = TypeVar("E")
+V = TypeVar("V", bound=Event)
 
 
 class NoConversation(Exception):
@@ -102,7 +104,7 @@ def read_conversation(folder: Path, run_id: str) -> Conversation:
     builder = _Builder()
     try:
         for event in _convert_errors(log.supervisor(), folder):
-            builder.add(event)
+            builder.add(_whole(log, event))
     except (ValueError, LookupError) as error:
         why = f"{folder / 'supervisor.jsonl'}: its events do not fit together ({error})"
         raise NoConversation("unreadable", folder, why) from None
@@ -186,21 +188,42 @@ def _settings(start: RunStart) -> Settings:
 
 
 def worker_answers(folder: Path, run_id: str) -> Iterator[WorkerCall]:
-    """Yield the worker calls of a run, as they ended."""
-    events = RunLogReader(folder, run_id).worker()
-    return (event for event in _convert_errors(events, folder) if isinstance(event, WorkerCall))
+    """Yield the worker calls of a run, whole, as they ended."""
+    log = RunLogReader(folder, run_id)
+    return (
+        _whole(log, event) for event in _convert_errors(log.worker(), folder) if isinstance(event, WorkerCall)
+    )
 
 
 def cells(folder: Path, run_id: str) -> Iterator[Cell]:
-    """Yield the cells of a run."""
-    events = RunLogReader(folder, run_id).repl()
-    return (event for event in _convert_errors(events, folder) if isinstance(event, Cell))
+    """Yield the cells of a run, whole."""
+    log = RunLogReader(folder, run_id)
+    return (_whole(log, event) for event in _convert_errors(log.repl(), folder) if isinstance(event, Cell))
+
+
+def has_errors(folder: Path, run_id: str) -> bool:
+    """Return whether a cell or a worker call of a run failed."""
+    log = RunLogReader(folder, run_id)
+    return any(
+        event.outcome != "ok" for event in _convert_errors(log.repl(), folder) if isinstance(event, Cell)
+    ) or any(
+        event.error is not None
+        for event in _convert_errors(log.worker(), folder)
+        if isinstance(event, WorkerCall)
+    )
 
 
 def tool_calls(folder: Path, run_id: str) -> Iterator[ToolCall]:
     """Yield the calls of host tools, as they ended."""
     events = RunLogReader(folder, run_id).repl()
     return (event for event in _convert_errors(events, folder) if isinstance(event, ToolCall))
+
+
+def _whole(log: RunLogReader, event: V) -> V:
+    try:
+        return log.whole(event)
+    except LogFormatError as error:
+        raise NoConversation("shortened", log.folder, f"an event is not whole: {error}") from None
 
 
 # Callers count runs by reason, so every failure of a log is a NoConversation.

@@ -15,11 +15,10 @@ from ..evals.records import EXAMPLES, RECORDS, Record, read_records
 from .conversations import (
     Conversation,
     NoConversation,
-    cells,
     cleaned,
     digest,
+    has_errors,
     read_conversation,
-    worker_answers,
 )
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
@@ -120,7 +119,7 @@ def select(
                 selection.runs.append(run)
             except NoConversation as error:
                 selection.left_out[error.reason] += 1
-                notes = (str(error),) if error.reason == "unreadable" else ()
+                notes = (str(error),) if error.reason in ("unreadable", "shortened") else ()
             if report is not None:
                 for note in notes:
                     report(note)
@@ -152,12 +151,7 @@ def _examine(run: Run, filters: Filters) -> tuple[Run, tuple[str, ...]]:
 
 
 def _has_errors(run: Run, conversation: Conversation) -> bool:
-    run_id = run.record.run_id
-    return (
-        not all(turn.is_whole for turn in conversation.turns)
-        or any(cell.outcome != "ok" for cell in cells(run.folder, run_id))
-        or any(answer.error is not None for answer in worker_answers(run.folder, run_id))
-    )
+    return not all(turn.is_whole for turn in conversation.turns) or has_errors(run.folder, run.record.run_id)
 
 
 def _experiments(folders: Iterable[Path]) -> Iterator[Path]:

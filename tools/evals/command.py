@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...engine.cli.exit import NO_FILES
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, Role
@@ -107,6 +108,9 @@ def eval_with(
             # The folder is empty if nothing was started; else this fails.
             folder.rmdir()
     _print(summary, folder, as_json=as_json)
+    if summary.unstored:
+        _note(lost_answers(summary.unstored))
+        return NO_FILES
     return SOME_FAILED if summary.failed else 0
 
 
@@ -138,6 +142,11 @@ def run_shown(
             own_answers=own_answers,
         )
         return run_until_signal(work)
+
+
+def lost_answers(count: int) -> str:
+    """Return a line about answers that the cache could not keep."""
+    return f"{count:,} paid answers are not in the cache: another experiment pays for them again"
 
 
 def run_until_signal(work: Coroutine[Any, Any, T]) -> T:

@@ -18,7 +18,7 @@ from ...engine.result import StopReason
 from ...engine.runlog.writer import CallStats, RunLogger, new_run_id
 from ...engine.sandbox.context import EncodedContext
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler
-from .model_calls import metered_model, tokens_of
+from .model_calls import Note, ignore, metered_model, tokens_of
 from .records import Tokens
 
 _SYSTEM = """\
@@ -44,6 +44,7 @@ class Run:
         stop_reason: as in ``RunResult``.
         steps: turns of the supervisor.
         run_id: its name in the logs.
+        unstored: paid answers that the cache could not keep.
     """
 
     answer: str | None
@@ -52,6 +53,7 @@ class Run:
     run_id: str
     supervisor: Tokens
     worker: Tokens
+    unstored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Direct:
     limits: RunLimits
     cache: ResponseCache | None
     cache_sampled: bool = True
+    log_bytes: int | None = None
+    note: Note = ignore
 
     async def run(self, query: str, context: object, log_dir: Path) -> Run:
         """Answer one question.
@@ -77,11 +81,16 @@ class Direct:
             LogError: the log cannot be written.
         """
         started, run_id = time.monotonic(), new_run_id()
-        with RunLogger(log_dir, run_id) as log, EncodedContext(context) as encoded:
+        opened = RunLogger(log_dir, run_id, log_bytes=self.log_bytes, warn=self.note)
+        with opened as log, EncodedContext(context) as encoded:
             models = {"supervisor_model": self.handler.model, "worker_model": None}
             await log.start(query, encoded, **models, strategy="direct", window=self.window)
             async with metered_model(
-                self.handler, self.cache, limits=self.limits, cache_sampled=self.cache_sampled
+                self.handler,
+                self.cache,
+                limits=self.limits,
+                cache_sampled=self.cache_sampled,
+                watch=log,
             ) as model:
                 try:
                     answer, reason = await self._answer(model, log, query, as_text(context))
@@ -91,8 +100,10 @@ class Direct:
                 tokens = tokens_of(model.usage, model.totals)
                 elapsed = time.monotonic() - started
                 facts = {"answer": answer, "iterations": 1, "stop_reason": reason, "elapsed": elapsed}
-                log.end_without_result(**facts, cost_usd=model.cost_usd)
-        return Run(answer, reason, 1, run_id, tokens, Tokens())
+                unstored = await model.answers.finish()
+                log.end_without_result(**facts, cost_usd=model.cost_usd, unstored_answers=unstored)
+            await log.drain()
+        return Run(answer, reason, 1, run_id, tokens, Tokens(), unstored)
 
     async def _answer(
         self, model: MeteredModel, log: RunLogger, query: str, text: str
@@ -108,7 +119,7 @@ class Direct:
             if not clock.expired():
                 raise
             return None, "timeout"
-        log.supervisor(self.handler.model, messages, completion, stats, "direct")
+        await log.supervisor(self.handler.model, messages, completion, stats, "direct")
         return completion.text.strip() or None, "final"
 
     async def _ask(

@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 EXIT_CODES = (
     "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, "
-    "4 no sandbox, 5 the endpoint refuses, 6 the folder cannot be written, 130 Ctrl-C, 143 SIGTERM."
+    "4 no sandbox, 5 the endpoint refuses, 6 the folder cannot be written, or paid answers are not "
+    "in the cache, 130 Ctrl-C, 143 SIGTERM."
 )
 
 
@@ -89,6 +90,7 @@ class SettingFlags:
     window: Annotated[
         _Count, typer.Option(min=256, help="direct: tokens of the prompt and its answer together.")
     ] = None
+    log_bytes: Annotated[_Count, flag("log_bytes", note="For each example.")] = None
     prompts_dir: Annotated[_Text, typer.Option(help="A folder with other prompts.")] = None
     backend: Annotated[Backend | None, typer.Option(help="What isolates the sandboxes.")] = None
     cache: Annotated[

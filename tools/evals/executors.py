@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,6 @@ from anyio import to_thread
 
 from ...engine.broker.cache import ResponseCache
 from ...engine.errors import CacheError, LogError, LogFormatError, SandboxUnavailable, TaskError
-from ...engine.private_files import PrivateFolder
 from ...engine.runlog.events import Event, ModelCall
 from ...engine.runlog.reader import RunLogReader
 from ...engine.trust import UNBOUND, Permissions
@@ -31,7 +30,8 @@ from ...sandbox_image.text import escape_surrogates
 from ...tasks.base import Example, Score, Task, TaskDataError
 from .config import ExperimentConfig
 from .direct import Direct, Run, as_text
-from .model_calls import open_judge
+from .model_calls import Note, ignore, open_judge
+from .node_logs import read_logs, write_logs
 from .records import Failure, Record, Tokens
 from .strategies import CacheFile, Loop, judge_handler, open_strategy
 
@@ -43,8 +43,9 @@ _NODE_RETRIES = 3
 # by the machine's own, even one that is passed to init(), and listens on all interfaces.
 _LOCALHOST_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
-# A node's reply: the record as JSON if the example ended, a fatal error's name and arguments, the logs.
-Reply = tuple[str | None, tuple[str, tuple[str, ...]] | None, dict[str, bytes]]
+# A node's reply: the record as JSON if the example ended, a fatal error's name and arguments, the logs,
+# and how many paid answers its cache could not keep.
+Reply = tuple[str | None, tuple[str, tuple[str, ...]] | None, dict[str, bytes], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ExampleResult:
-    """The record of an example, and the error that stops the experiment, if any."""
+    """The record of an example, and the error that stops the experiment, if any.
+
+    ``unstored`` are paid answers that the cache could not keep.
+    """
 
     record: Record
     fatal: Exception | None = None
+    unstored: int = 0
 
 
 class Executor(Protocol):
@@ -78,9 +83,13 @@ class Executor(Protocol):
 
 @asynccontextmanager
 async def open_executor(
-    config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions = UNBOUND
+    config: ExperimentConfig,
+    task: Task,
+    cache: CacheFile | None,
+    permissions: Permissions = UNBOUND,
+    note: Note = ignore,
 ) -> AsyncGenerator[Executor]:
-    """Open the executor of the settings, with all that the examples share.
+    """Open the executor of the settings, with all that the examples share; ``note`` shows warnings.
 
     Raises:
         TaskError, SandboxUnavailable, CacheError, NoAccess: no example can run, or there is no Ray cluster.
@@ -89,7 +98,7 @@ async def open_executor(
         # The experiment's cache stays with the driver: nodes do not reach its file.
         opened = RayExecutor.open(config, task, permissions)
     else:
-        opened = LocalExecutor.open(config, task, cache, permissions)
+        opened = LocalExecutor.open(config, task, cache, permissions, note)
     async with opened as executor:
         yield executor
 
@@ -103,21 +112,27 @@ class LocalExecutor:
     strategy: Loop | Direct
     judge: ModelHandler | None
     judge_cache: ResponseCache | None
+    note: Note
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, config: ExperimentConfig, task: Task, cache: CacheFile | None, permissions: Permissions
+        cls,
+        config: ExperimentConfig,
+        task: Task,
+        cache: CacheFile | None,
+        permissions: Permissions,
+        note: Note = ignore,
     ) -> AsyncGenerator[Executor]:
         """Open the models and the cache."""
         async with AsyncExitStack() as stack:
-            strategy = await stack.enter_async_context(open_strategy(config, cache, permissions))
+            strategy = await stack.enter_async_context(open_strategy(config, cache, permissions, note))
             judge = judge_handler(config, permissions) if task.wants_judge else None
             store = None
             if judge is not None:
                 await stack.enter_async_context(judge)
                 store = await stack.enter_async_context(cache.store()) if cache else None
-            yield cls(config, task, strategy, judge, store)
+            yield cls(config, task, strategy, judge, store, note)
 
     async def run(self, job: Job, logs: Path) -> ExampleResult:
         """See ``Executor.run``."""
@@ -133,14 +148,15 @@ class LocalExecutor:
         except Exception as error:  # any other error concerns this example alone
             return ExampleResult(_failed(record, error, time.monotonic() - started, **_spent(logs)))
         record = record.model_copy(update=_of_run(run, time.monotonic() - started))
-        return await self._score(job.example, record)
+        scored = await self._score(job.example, record)
+        return replace(scored, unstored=scored.unstored + run.unstored)
 
     async def _score(self, example: Example, record: Record) -> ExampleResult:
         async with AsyncExitStack() as stack:
             judge = None
             if self.judge is not None:
                 seconds = self.config.limits.call_seconds
-                opened = open_judge(self.judge, self.judge_cache, seconds)
+                opened = open_judge(self.judge, self.judge_cache, seconds, self.note)
                 judge = await stack.enter_async_context(opened)
             try:
                 score = _checked(await self.task.score(example, record.answer, judge))
@@ -151,7 +167,8 @@ class LocalExecutor:
                     record.model_copy(update=update), error if isinstance(error, FATAL) else None
                 )
             update = {"judge": judge.tokens if judge else Tokens(), **_of_score(score, record)}
-            return ExampleResult(record.model_copy(update=update))
+            unstored = 0 if judge is None else await judge.store_answers()
+            return ExampleResult(record.model_copy(update=update), unstored=unstored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +225,14 @@ class RayExecutor:
             return ExampleResult(_failed(record, error, time.monotonic() - started))
         # Ray unpickles the reply: nodes are trusted as the driver is. The driver alone writes the folder, so
         # an example that Ray repeats because its node died is recorded once.
-        record_json, error_parts, files = reply
+        record_json, error_parts, files, unstored = reply
         if files:
-            await to_thread.run_sync(_write_logs, logs, files)
+            await to_thread.run_sync(write_logs, logs, files)
         fatal = None if error_parts is None else _rebuilt(*error_parts)
         if record_json is None:
             assert fatal is not None
             raise fatal
-        return ExampleResult(Record.model_validate_json(record_json), fatal)
+        return ExampleResult(Record.model_validate_json(record_json), fatal, unstored)
 
 
 def run_on_node(
@@ -233,10 +250,10 @@ def run_on_node(
         config = ExperimentConfig.model_validate_json(settings)
         ended = asyncio.run(_run_one(config, task, job, logs, permissions))
     except FATAL as error:
-        return None, _error_parts(error), _read_logs(logs)
+        return None, _error_parts(error), read_logs(logs), 0
     else:
         fatal = None if ended.fatal is None else _error_parts(ended.fatal)
-        return ended.record.model_dump_json(), fatal, _read_logs(logs)
+        return ended.record.model_dump_json(), fatal, read_logs(logs), ended.unstored
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -270,17 +287,6 @@ def _rebuilt(name: str, arguments: tuple[str, ...]) -> Exception:
     # An error's class is looked up among these alone.
     known = {kind.__name__: kind for kind in FATAL}
     return known[name](*arguments)
-
-
-def _read_logs(logs: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in logs.iterdir()} if logs.exists() else {}
-
-
-def _write_logs(logs: Path, files: dict[str, bytes]) -> None:
-    with PrivateFolder.open(logs, create=True) as folder:
-        for name, content in files.items():
-            with folder.replacing(Path(name).name) as file:
-                file.write(content)
 
 
 def _unanswered(config: ExperimentConfig, job: Job, context: object, *, judge: bool) -> Record:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -52,6 +53,9 @@ class ExperimentFolder:
         self.records: dict[str, Record] = {}
         self._folder = folder
         self._record_lines: BinaryIO | None = None
+        # The size of the file, and lines that are not in it yet.
+        self._end = 0
+        self._waiting: deque[bytes] = deque()
         self._next_table = 0.0
 
     @property
@@ -76,16 +80,16 @@ class ExperimentFolder:
         with _write_errors(self.path):
             self._record_lines = self._folder.append(RECORDS)
             _cut_incomplete_line(self._record_lines)
+            self._end = self._record_lines.seek(0, os.SEEK_END)
             self.records = {record.example: record for record in read_records(self.path)}
 
     def add(self, record: Record) -> None:
         """Append the record of an example that has ended."""
-        assert self._record_lines is not None
-        with _write_errors(self.path):
-            self._record_lines.write(record.model_dump_json().encode() + b"\n")
-            # Now, so that a kill loses no record.
-            self._record_lines.flush()
         self.records[record.example] = record
+        self._waiting.append(record.model_dump_json().encode() + b"\n")
+        # Now, so that a kill loses no record. What a full disk refuses is written with the next one.
+        with _write_errors(self.path):
+            self._write_waiting()
         # The table is written whole, which takes long for many examples; `close` writes the last one.
         if time.monotonic() >= self._next_table:
             self._write_table()
@@ -104,12 +108,27 @@ class ExperimentFolder:
     def close(self) -> None:
         """Write results.csv, or remove a folder in which nothing was started."""
         if self._record_lines is not None:
-            self._record_lines.close()
+            with self._record_lines, _write_errors(self.path):
+                self._write_waiting()
             self._write_table()
         elif not is_there(self.path / CONFIG):
             with suppress(OSError):
                 self._folder.remove(_LOCK)
                 self.path.rmdir()
+
+    def _write_waiting(self) -> None:
+        assert self._record_lines is not None
+        # Without a buffer, which would write a part of a line later.
+        descriptor = self._record_lines.fileno()
+        while self._waiting:
+            left = memoryview(self._waiting[0])
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            except OSError:
+                os.ftruncate(descriptor, self._end)
+                raise
+            self._end += len(self._waiting.popleft())
 
     def _write_table(self) -> None:
         rows = sorted(self.records.values(), key=lambda record: record.index)

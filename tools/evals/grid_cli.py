@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...engine.cli.exit import NO_FILES
 from ...engine.cli.permissions import (
     Allowed,
     AllowReadOption,
@@ -121,10 +122,13 @@ def _run(
     retry_failed: bool,
 ) -> int:
     """Run the experiments, print the table of all folders, and return the exit code."""
-    from .command import Stopped, run_shown
+    from .command import Stopped, lost_answers, run_shown
     from .grid import run_grid
 
+    unstored = 0
+
     def run(config: ExperimentConfig, folder: Path) -> int:
+        nonlocal unstored
         _note(f"{folder}:")
         summary = run_shown(
             config,
@@ -135,6 +139,7 @@ def _run(
             quiet=False,
             own_answers=True,
         )
+        unstored += summary.unstored
         return summary.failed
 
     failed: list[str] = []
@@ -153,6 +158,9 @@ def _run(
     _print_results([folder for folder in folders if folder.exists()])
     for each in failed:
         _note(each)
+    if unstored:
+        _note(lost_answers(unstored))
+        return NO_FILES
     return _SOME_FAILED if failed else 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from ...engine.broker.answers import RunAnswers
+from ...engine.broker.answers import CacheWatch, RunAnswers
 from ...engine.broker.budget import Budget, BudgetLimits
 from ...engine.broker.cache import ResponseCache
 from ...engine.broker.handler_queue import CallTimeout
@@ -14,6 +14,9 @@ from ...engine.broker.metered_model import MeteredModel, add_dollars, meter
 from ...engine.result import CallTotals
 from ...handlers import Completion, Message, ModelHandler, Usage
 from .records import Tokens
+
+# Shows a line to the user.
+Note = Callable[[str], None]
 
 
 class Judge:
@@ -31,10 +34,14 @@ class Judge:
         """
         try:
             async with asyncio.timeout(self._seconds):
-                completion, _ = await self._model.ask(messages, _ignore)
+                completion, _ = await self._model.ask(messages, ignore)
         except TimeoutError:
             raise CallTimeout(f"the judge did not answer within {self._seconds} s") from None
         return completion
+
+    async def store_answers(self) -> int:
+        """Write the last answers into the cache; return how many paid ones it could not keep."""
+        return await self._model.answers.finish()
 
     @property
     def tokens(self) -> Tokens:
@@ -42,12 +49,26 @@ class Judge:
         return tokens_of(self._model.usage, self._model.totals)
 
 
+class _Shown:
+    """Shows what happens to the judge's answers, which have no log."""
+
+    def __init__(self, note: Note) -> None:
+        self._note = note
+
+    def warn(self, text: str) -> None:
+        self._note(text)
+
+    def report_cache(self, unstored: int, error: str | None) -> None:
+        if error is not None:
+            self._note(f"the cache cannot be used for the judge: {error}")
+
+
 @asynccontextmanager
 async def open_judge(
-    handler: ModelHandler, cache: ResponseCache | None, seconds: float | None
+    handler: ModelHandler, cache: ResponseCache | None, seconds: float | None, note: Note
 ) -> AsyncGenerator[Judge]:
     """Open a judge for one example."""
-    async with metered_model(handler, cache) as model:
+    async with metered_model(handler, cache, watch=_Shown(note)) as model:
         yield Judge(model, seconds)
 
 
@@ -58,16 +79,17 @@ async def metered_model(
     *,
     limits: BudgetLimits | None = None,
     cache_sampled: bool = True,
+    watch: CacheWatch | None = None,
 ) -> AsyncGenerator[MeteredModel]:
     """Open a model with a budget of its own."""
     # Metered like the models of runs, so that prices, budgets and the cache are the same.
-    answers = RunAnswers(cache, sampled=cache_sampled, charged=True)
+    answers = RunAnswers(cache, sampled=cache_sampled, charged=True, watch=watch)
     model = await meter(handler, Budget(limits), answers)
     try:
         yield model
     finally:
         # An answer that is not written yet would be paid for again.
-        await answers.flushed()
+        await answers.finish()
 
 
 def tokens_of(usage: Usage, totals: CallTotals) -> Tokens:
@@ -84,5 +106,5 @@ def tokens_of(usage: Usage, totals: CallTotals) -> Tokens:
     )
 
 
-def _ignore(_: object) -> None:
-    return None
+def ignore(_: object) -> None:
+    """Take something, and do nothing."""

@@ -25,6 +25,7 @@ class Summary:
         judged, correct: examples with a verdict, and those judged right.
         score, metrics: means of the task's main figure and of all its figures.
         steps, supervisor, worker, judge: sums.
+        unstored: paid answers that the cache could not keep, of the examples that ran now.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Summary:
     supervisor: Tokens
     worker: Tokens
     judge: Tokens
+    unstored: int = 0
 
     @classmethod
     def of(cls, config: ExperimentConfig, records: Sequence[Record]) -> Summary:
@@ -90,6 +92,7 @@ class Summary:
                 if (tokens := getattr(self, role)).calls
             ),
             ("cost", _dollars(self.cost_usd)),
+            ("not stored", f"{self.unstored:,} paid answers" if self.unstored else ""),
         ]
         return as_pairs([(name, value) for name, value in rows if value], width)
 

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from anyio import to_thread
@@ -18,6 +19,7 @@ from ...tasks.registry import create
 from .config import ExperimentConfig, Manifest, differences, provenance, resolve
 from .executors import Executor, Job, open_executor
 from .folder import ExperimentFolder, open_folder, read_manifest
+from .model_calls import ignore
 from .progress import Observer
 from .report import Summary
 from .strategies import CacheFile
@@ -68,16 +70,19 @@ async def run_experiment(
         jobs = _missing(sample, place, retry_failed=retry_failed)
         if observer is not None:
             _report_start(observer, sample, jobs, place)
+        unstored = 0
         if jobs:
             cache = _cache(config, place, own=own_answers)
-            async with open_executor(config, task, cache, permissions) as executor:
+            note = ignore if observer is None else observer.note
+            async with open_executor(config, task, cache, permissions, note) as executor:
                 # Only now, when every setting was found to work.
                 if before is None:
                     ids = [example.id for example in sample]
                     place.write_manifest(Manifest.of(config, provenance(data_hash, ids, sys.argv)))
                     place.open_records()
-                await _run_jobs(executor, place, jobs, config.concurrency, observer)
-        return Summary.of(config, [place.records[example.id] for example in sample])
+                unstored = await _run_jobs(executor, place, jobs, config.concurrency, observer)
+        summary = Summary.of(config, [place.records[example.id] for example in sample])
+        return replace(summary, unstored=unstored)
 
 
 async def _run_jobs(
@@ -86,16 +91,20 @@ async def _run_jobs(
     jobs: Sequence[Job],
     concurrency: int,
     observer: Observer | None,
-) -> None:
+) -> int:
+    """Return how many paid answers could not be kept."""
+    unstored = 0
     # One iterator for all workers: each takes the next job when it is free.
     waiting = iter(jobs)
 
     async def work() -> None:
+        nonlocal unstored
         for job in waiting:
             if job.answered is None:
                 place.set_aside(job.example.id)
             ended = await executor.run(job, place.logs(job.example.id))
             # A failed example is recorded too, and the others go on.
+            unstored += ended.unstored
             place.add(ended.record)
             if observer is not None:
                 observer.ended(ended.record)
@@ -103,6 +112,7 @@ async def _run_jobs(
                 raise ended.fatal
 
     await all_or_none([work() for _ in range(min(concurrency, len(jobs)))])
+    return unstored
 
 
 def _missing(sample: Sequence[Example], place: ExperimentFolder, *, retry_failed: bool) -> list[Job]:

@@ -15,13 +15,14 @@ from ...engine.broker.cache import ResponseCache
 from ...engine.broker.prices import window_of
 from ...engine.config import RunConfig
 from ...engine.errors import TaskError
+from ...engine.events import Event, Warned
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, builtin
 from ...engine.sandbox import SandboxRuntime
 from ...engine.trust import Permissions
 from ...handlers import ModelHandler
 from .config import ExperimentConfig
 from .direct import Direct, Run
-from .model_calls import tokens_of
+from .model_calls import Note, ignore, tokens_of
 
 
 class CacheFile(NamedTuple):
@@ -43,6 +44,7 @@ class Loop:
     supervisor: ModelHandler
     worker: ModelHandler | None
     cache: CacheFile | None
+    note: Note = ignore
 
     async def run(self, query: str, context: object, log_dir: Path) -> Run:
         """Answer one question.
@@ -57,7 +59,7 @@ class Loop:
             context=context,
             supervisor=self.supervisor,
             worker=self.worker,
-            config=replace(self.config, cache=cache, log_dir=log_dir),
+            config=replace(self.config, cache=cache, log_dir=log_dir, on_event=self._show),
         )
         return Run(
             result.answer,
@@ -66,12 +68,17 @@ class Loop:
             result.run_id,
             tokens_of(result.supervisor_usage, result.supervisor),
             tokens_of(result.worker_usage, result.worker),
+            result.unstored_answers,
         )
+
+    def _show(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.note(event.text)
 
 
 @asynccontextmanager
 async def open_strategy(
-    config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions
+    config: ExperimentConfig, cache: CacheFile | None, permissions: Permissions, note: Note = ignore
 ) -> AsyncGenerator[Loop | Direct]:
     """Open the strategy, with the models that its examples share.
 
@@ -85,7 +92,8 @@ async def open_strategy(
             handler = await stack.enter_async_context(_direct_model(config, permissions))
             window = await _window(config, handler)
             store = await stack.enter_async_context(cache.store()) if cache else None
-            yield Direct(handler, window, config.limits, store, config.cache_sampled)
+            limits = config.limits
+            yield Direct(handler, window, limits, store, config.cache_sampled, limits.log_bytes, note)
             return
         run_config = config.run_config()
         supervisor = _handler(config.supervisor, "supervisor", config, permissions)
@@ -96,7 +104,7 @@ async def open_strategy(
             await stack.enter_async_context(worker)
         # One zygote for all examples: each sandbox is a fork of it.
         await stack.enter_async_context(SandboxRuntime(config.sandbox))
-        yield Loop(run_config, supervisor, worker, cache)
+        yield Loop(run_config, supervisor, worker, cache, note)
 
 
 def judge_handler(config: ExperimentConfig, permissions: Permissions) -> ModelHandler | None:
