@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -68,7 +69,7 @@ def _run(orders: socket.socket, template: isolated_process.Template | None, name
     if template is not None:
         # After a failure it is built again for the order, and then reported.
         with contextlib.suppress(SetupError):
-            built = isolated_process.build(template, name, init.main)
+            built = _build(template, name)
     packet, descriptors, _, _ = socket.recv_fds(orders, _PACKET_BYTES, 2)
     orders.close()
     if not packet or len(descriptors) != 2:
@@ -128,9 +129,18 @@ def _with_limits(
         with contextlib.suppress(SetupError):
             return _apply_limits(built, limits, context)
     try:
-        return _apply_limits(isolated_process.build(template, name, init.main), limits, context)
+        return _apply_limits(_build(template, name), limits, context)
     except SetupError as error:
         return error
+
+
+def _build(template: isolated_process.Template, name: str) -> isolated_process.IsolatedProcess:
+    try:
+        return isolated_process.build(template, name, init.main)
+    except OSError as error:
+        raise SetupError("fork", error.errno or 0) from error
+    except MemoryError as error:
+        raise SetupError("fork", errno.ENOMEM) from error
 
 
 def _apply_limits(

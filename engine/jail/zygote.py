@@ -140,8 +140,9 @@ class Zygote:
             return
         try:
             pid, orders = self._spare or self._fork(descriptors)
-        except OSError as error:
-            self._send(protocol.NotForked(order.session, error.errno or 0))
+        except (OSError, MemoryError) as error:
+            code = error.errno or 0 if isinstance(error, OSError) else errno.ENOMEM
+            self._send(protocol.NotForked(order.session, code))
         else:
             self._spare = None
             self._sessions[pid] = order.session
@@ -156,7 +157,7 @@ class Zygote:
 
     def _build_ahead(self) -> None:
         # The next order tries again and reports the error.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             self._spare = self._spare or self._fork(())
 
     def _fork(self, descriptors: Iterable[int]) -> tuple[int, socket.socket]:

@@ -39,6 +39,13 @@ _NO_PROCESS = (
     "No more processes are allowed here: close other sandboxes, or raise the limit of the user "
     "(`ulimit -u`), of the unit (`TasksMax=`) or of the container (`--pids-limit`)."
 )
+_NO_DESCRIPTOR = "No more files can be opened here: raise the limit (`ulimit -n`, or `sysctl fs.file-max`)."
+_SHORTAGES = {
+    errno.ENOMEM: _NO_MEMORY,
+    errno.EMFILE: _NO_DESCRIPTOR,
+    errno.ENFILE: _NO_DESCRIPTOR,
+    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`).",
+}
 # What Python and the dynamic linker write when memory runs out.
 _NO_MEMORY_WORDS = ("MemoryError", "Cannot allocate memory", "failed to map segment")
 
@@ -98,8 +105,8 @@ def _remedy_for(error: OSError) -> str:
     match error.errno:
         case errno.EAGAIN:
             return _NO_PROCESS
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return "Make room there, or raise the limit (`df`, `quota`, `ulimit -f`)."
+        case errno.ENOSPC | errno.EDQUOT:
+            return "Make room there (`df`, `quota`)."
         case errno.EROFS | errno.EACCES | errno.EPERM | errno.ENOENT | errno.ENOTDIR:
             return "Let TMPDIR name a folder that exists and can be written."
         case code:
@@ -124,10 +131,8 @@ def _remedy(step: str, code: int) -> str:
     match step, code:
         case "processor", _:
             return "Run on x86_64 or aarch64."
-        case _, errno.ENOMEM:
-            return _NO_MEMORY
-        case _, errno.EMFILE | errno.ENFILE:
-            return "No more files can be opened here: raise the limit (`ulimit -n`, or `sysctl fs.file-max`)."
+        case _, code if code in _SHORTAGES:
+            return _SHORTAGES[code]
         case "fork", _:
             return _NO_PROCESS
         case _, errno.ENOSYS:

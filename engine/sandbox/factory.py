@@ -19,6 +19,7 @@ from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
 from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
+from .diagnostics import translate_shortage
 from .loop_thread import LoopThread
 from .packages import Packages, find_packages
 from .running_guest import GuestSetup
@@ -173,7 +174,8 @@ class SandboxRuntime:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> SandboxRuntime:
-        await self._stack.enter_async_context(_open_backend(self._config))
+        with translate_shortage("Sandboxes cannot be started"):
+            await self._stack.enter_async_context(_open_backend(self._config))
         return self
 
     async def __aexit__(
@@ -209,9 +211,11 @@ async def open_sandbox(
     if config is None:
         config = SandboxConfig()
     _check_query(query)
-    setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
-    async with _open_backend(config) as source:
-        sandbox = await Sandbox.open(source.find, setup)
+    async with AsyncExitStack() as stack:
+        with translate_shortage("The sandbox cannot be opened"):
+            setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
+            source = await stack.enter_async_context(_open_backend(config))
+            sandbox = await Sandbox.open(source.find, setup)
         try:
             yield sandbox
         finally:

@@ -72,10 +72,11 @@ class ZygoteProcess:
         return stat.rpartition(")")[2].split()[:1] in (["T"], ["t"])
 
     def failure(self) -> str:
-        """Return what it wrote to stderr, or how it ended."""
-        text = os.pread(self._stderr, _STDERR_BYTES, 0).decode(errors="replace").strip()
-        if text:
-            return text
+        """Return the error that it wrote to stderr, or how it ended."""
+        size = os.fstat(self._stderr).st_size
+        text = os.pread(self._stderr, _STDERR_BYTES, max(0, size - _STDERR_BYTES)).decode(errors="replace")
+        if lines := [line for line in text.splitlines() if line.strip()]:
+            return next((line.strip() for line in reversed(lines) if "Error" in line), lines[-1].strip())
         status = self._process.poll()
         if status is None:
             return "it is stopped (SIGSTOP)" if self.is_stopped else "it does not answer"
