@@ -15,8 +15,8 @@ from results_support import failed, record, write_run
 from support import REPOSITORY
 
 from supdist.engine import TaskError
+from supdist.engine.cli.signals import Stopped
 from supdist.engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role
-from supdist.tools.evals.command import Stopped
 from supdist.tools.evals.config import ExperimentConfig
 from supdist.tools.evals.grid import Combination, check, read_grid, run_grid
 from supdist.tools.evals.records import RECORDS, read_records

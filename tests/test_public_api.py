@@ -31,7 +31,7 @@ def test_every_public_name_is_there(module: object) -> None:
         ("from supdist.engine import run, arun, open_sandbox", HEAVY | {"zmq"}),
         ("from supdist.handlers import OpenAIHandler, ScriptedHandler", HEAVY | {"pydantic", "zmq"}),
         ("import supdist.engine.cli", HEAVY | {"pydantic", "zmq", "msgspec", "asyncio", "anyio"}),
-        ("import supdist.tools.cli", HEAVY | {"pydantic", "zmq", "msgspec", "asyncio", "anyio"}),
+        ("import supdist.tools.commands", HEAVY | {"pydantic", "zmq", "msgspec", "asyncio", "anyio"}),
         (
             "import supdist.sandbox_image.guest.init",
             HEAVY | {"zmq", "psutil", "pyseccomp", "pydantic", "asyncio"},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from signal import SIGHUP
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from .exit import INTERRUPTED
 from .options import group_with_default
 from .permissions import Allowed, AllowReadOption, EnvFileOption, TrustEndpointOption
+from .signals import Stopped, run_until_signal
 
 if TYPE_CHECKING:
     from ...handlers import ModelHandler
@@ -26,7 +27,7 @@ app = typer.Typer(
     cls=group_with_default("serve"),
     help="Serve models to engines on this and other machines (`broker [MODELS] --bind ADDRESS`), "
     "or make keys.",
-    epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong file, address or keys.",
+    epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong file, address or keys, 129 SIGHUP.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -57,14 +58,12 @@ def serve(
     trust_endpoint: TrustEndpointOption = False,
 ) -> None:
     """Serve models until Ctrl-C. The address goes to stdout when clients can connect."""
-    import asyncio
-
     handlers = _handlers(models, Allowed.from_options(env_file, allow_read, None, trust_endpoint))
     try:
-        asyncio.run(_serve(handlers, bind, curve_keys))
-    except KeyboardInterrupt:
-        # The first Ctrl-C cancels the requests and closes the server; this is a second one.
-        raise typer.Exit(INTERRUPTED) from None
+        # A signal cancels the requests, then closes the server.
+        run_until_signal(_serve(handlers, bind, curve_keys))
+    except Stopped as stopped:
+        raise typer.Exit(stopped.status if stopped.number == SIGHUP else 0) from None
 
 
 @app.command()
@@ -117,19 +116,13 @@ def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
 
 async def _serve(handlers: dict[str, ModelHandler], bind: str, curve_keys: Path | None) -> None:
     import asyncio
-    import contextlib
-    import signal
 
     from ..service import Service, read_server_keys
     from .console import service_screen
 
     _raise_open_file_limit()
     keys = read_server_keys(curve_keys) if curve_keys is not None else None
-    this = asyncio.current_task()
-    assert this is not None
-    # As Ctrl-C: cancel the requests, then close the server.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    with service_screen() as screen, contextlib.suppress(asyncio.CancelledError):
+    with service_screen() as screen:
         async with Service(handlers, bind, keys=keys, on_trouble=screen.note) as service:
             names = ", ".join(f"{role} {handler.model}" for role, handler in handlers.items())
             screen.note(f"serving {names}; Ctrl-C ends it")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from .signals import Stopped, run_until_signal
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -14,16 +17,44 @@ ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
 # As `timeout` and a shell report them: out of time, 128 + SIGKILL, 128 + SIGINT.
 TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
 
+_FILES_REMEDY = "close files, or raise the limit (`ulimit -n`)"
+_REMEDIES = {
+    errno.EMFILE: _FILES_REMEDY,
+    errno.ENFILE: _FILES_REMEDY,
+    errno.ENOMEM: "free memory, or raise the limit (`ulimit -v`)",
+    errno.EAGAIN: "end other processes, or raise the limit (`ulimit -u`)",
+}
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 def wait(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
-    """Run a coroutine to its end. Ctrl-C cancels it, and exits when it has cleaned up."""
-    import asyncio
-
+    """Run a coroutine to its end. Ctrl-C, SIGTERM or SIGHUP cancels it; exit when it has cleaned up."""
     try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
+        return run_until_signal(work)
+    except Stopped as stopped:
         kept = f"; the logs are in {log_dir}" if log_dir else ""
-        fail(INTERRUPTED, f"interrupted{kept}")
+        fail(stopped.status, f"{stopped}{kept}")
+
+
+def lack_of(error: Exception) -> tuple[int, str] | None:
+    """Return exit code and message if an error says what this machine lacks; None for others."""
+    if isinstance(error, MemoryError):
+        return NO_SANDBOX, "out of memory; free some, or raise the limit (`ulimit -v`)"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return (
+            NO_SANDBOX,
+            "no thread can be started; end other processes, or raise the limit (`ulimit -u`, `-v`)",
+        )
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if "No usable temporary directory" in str(error.strerror):
+        return NO_SANDBOX, "no temporary folder can be written; make room, or set TMPDIR to another folder"
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _REMEDIES:
+        return NO_SANDBOX, f"{where}{error.strerror}; {_REMEDIES[error.errno]}"
+    if error.errno in _NOT_WRITABLE:
+        return NO_FILES, f"cannot write: {where}{error.strerror}; make room, or choose another place"
+    return None
 
 
 def fail(code: int, message: object) -> NoReturn:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ...sandbox_image.image import BASE, VARIANTS
+from .exit import NO_SANDBOX, wait
 from .options import JsonFindingsOption, RuntimeOption
-
-NO_SANDBOX = 4
+from .signals import raise_at_signal
 
 app = typer.Typer(
     help="Build and check the image of the sandbox for a Docker daemon.",
@@ -39,7 +39,8 @@ def build(
 
     if variant is not None and variant not in VARIANTS:
         raise TaskError(f"--variant: there is no variant {variant!r}; there is {', '.join(VARIANTS)}")
-    image = build_image(base, tag, variant, lambda line: print(line, file=sys.stderr, flush=True))
+    with raise_at_signal():
+        image = build_image(base, tag, variant, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{image.tag} {image.size / 1e6:.0f} MB")
 
 
@@ -53,11 +54,9 @@ def check(
     as_json: JsonFindingsOption = False,
 ) -> None:
     """Attack the isolation from inside a container of the image. Exit 0 if the default level holds."""
-    import asyncio
-
     from ..sandbox.doctor import examine
     from .console import print_findings
 
-    findings = asyncio.run(examine("docker", image, runtime))
+    findings = wait(examine("docker", image, runtime))
     if not print_findings("docker", findings, as_json=as_json):
         raise typer.Exit(NO_SANDBOX)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ import typer
 
 from .broker import app as broker_app
 from .exec import execute
-from .exit import LIMIT, NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, fail, wait
+from .exit import LIMIT, NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, fail, lack_of, wait
 from .image import app as image_app
 from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
@@ -37,6 +36,8 @@ from .permissions import (
     TrustEndpointOption,
     explain_withheld_keys,
 )
+from .signals import Stopped, end_at_signals
+from .streams import Streams
 from .trust import app as trust_app
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ app = typer.Typer(
     "The Python runs in a locked-down process.",
     epilog="Exit codes: 0 answered or done, 1 the code of `exec` failed, 2 wrong task file or argument, "
     "3 a limit was reached (the best answer is printed), 4 the sandbox cannot be started, "
-    "5 the model failed, 6 the logs or the cache cannot be written (an answer is still printed), "
-    "124 `exec` timed out, 137 `exec` was killed, 130 Ctrl-C.",
+    "5 the model failed, 6 the logs, the cache or stdout cannot be written (an answer is still printed), "
+    "124 `exec` timed out, 137 `exec` was killed, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, "
+    "141 the reader of stdout has gone.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -75,15 +77,23 @@ def main() -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Run commands. A failure is one message and an exit code."""
+    end_at_signals()
+    streams = Streams.guard()
+    try:
+        _run(app)
+    finally:
+        # Also when the command fails: it may have printed before.
+        streams.check()
+
+
+def _run(app: typer.Typer) -> None:
     from ..errors import CacheError, LogError, SandboxError, TaskError
 
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal without UTF-8 must not end a command at a letter that it cannot print.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    # These, and HandlerError below. Any other exception is a bug, and its traceback is wanted.
+    # These, HandlerError, and what this machine lacks. Else it is a bug, and its traceback is wanted.
+    except Stopped as stopped:
+        fail(stopped.status, stopped)
     except TaskError as error:
         fail(USAGE, error)
     except SandboxError as error:
@@ -91,6 +101,8 @@ def run_app(app: typer.Typer) -> None:
     except (LogError, CacheError) as error:
         fail(NO_FILES, error)
     except Exception as error:
+        if (found := lack_of(error)) is not None:
+            fail(*found)
         # Inside: a command that calls no model does not import the model backends.
         from ...handlers import HandlerError
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
-from .exit import INTERRUPTED
 from .options import (
     MOST_SECONDS,
     Backend,
@@ -19,8 +21,10 @@ from .options import (
     RuntimeOption,
     sandbox_config,
 )
+from .signals import at_signal
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
 
     from ...sandbox_image.mcp.session import Settings
@@ -187,20 +191,19 @@ async def _serve_stdio(config: SandboxConfig, settings: Settings) -> NoReturn:
     from ..mcp.session import open_session
 
     queue = SessionQueue(partial(open_session, config))
-    try:
-        status = await serve_stdio(queue, settings)
-    except SessionError as error:
-        # The cause is the engine's own error, which has an exit code.
-        raise error.__cause__ or error from None
-    finally:
-        await queue.close()
-    # A thread may still wait for a line on stdin.
-    exit_now(status)
+    with _stopped_by_signal() as stopped:
+        try:
+            status = await serve_stdio(queue, settings, stopped)
+        except SessionError as error:
+            # The cause is the engine's own error, which has an exit code.
+            raise error.__cause__ or error from None
+        finally:
+            await queue.close()
+        # A thread may still wait for a line on stdin.
+        exit_now(status)
 
 
 async def _serve_http(config: SandboxConfig, settings: Settings, port: int, access: AccessPolicy) -> int:
-    import asyncio
-    import signal
     from functools import partial
 
     from ...sandbox_image.mcp.session_queue import SessionQueue
@@ -208,30 +211,37 @@ async def _serve_http(config: SandboxConfig, settings: Settings, port: int, acce
     from ..mcp.session import open_session
     from ..sandbox import SandboxRuntime, open_sandbox
 
-    status = 0
-    stopped = asyncio.Event()
+    # Every session closes its sandbox first.
+    with _stopped_by_signal() as stopped:
+        async with SandboxRuntime(config):
+            # Without a sandbox the server is of no use: report that before a client connects.
+            async with open_sandbox(config):
+                pass
+            listener = _listen(HOST, port)
+            # Port 0 has become a free port.
+            port = listener.getsockname()[1]
+            table = Sessions(lambda: SessionQueue(partial(open_session, config)), settings, access, port)
+            print(f"http://{HOST}:{port}{PATH}", flush=True)
+            connections = _CONNECTIONS_PER_SESSION * access.sessions + _MORE_CONNECTIONS
+            await serve_http(table, listener, connections, stopped)
+    return stopped.result()
 
-    def stop(number: int) -> None:
-        nonlocal status
-        status = number
-        stopped.set()
+
+@contextmanager
+def _stopped_by_signal() -> Generator[asyncio.Future[int]]:
+    import asyncio
 
     loop = asyncio.get_running_loop()
-    # Handlers, so that every session closes its sandbox first.
-    loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
-    loop.add_signal_handler(signal.SIGTERM, stop, 0)
-    async with SandboxRuntime(config):
-        # Without a sandbox the server is of no use: report that before a client connects.
-        async with open_sandbox(config):
-            pass
-        listener = _listen(HOST, port)
-        # Port 0 has become a free port.
-        port = listener.getsockname()[1]
-        table = Sessions(lambda: SessionQueue(partial(open_session, config)), settings, access, port)
-        print(f"http://{HOST}:{port}{PATH}", flush=True)
-        connections = _CONNECTIONS_PER_SESSION * access.sessions + _MORE_CONNECTIONS
-        await serve_http(table, listener, connections, stopped)
-    return status
+    stopped: asyncio.Future[int] = loop.create_future()
+
+    def stop(number: int) -> None:
+        # SIGTERM is how a client or a service manager ends a server.
+        status = 0 if number == SIGTERM else 128 + number
+        # Threadsafe, since it wakes the loop.
+        loop.call_soon_threadsafe(stopped.set_result, status)
+
+    with at_signal(stop):
+        yield stopped
 
 
 def _listen(host: str, port: int) -> socket.socket:

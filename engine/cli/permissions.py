@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .signals import raise_at_signal
 
 if TYPE_CHECKING:
     from ..trust import Answer, Bound, Environment, Question
@@ -147,7 +148,8 @@ def ask_on_terminal(question: Question) -> Answer:
         # A habitual "y" must not allow more than this once.
         letters["y"] = "once"
     choice = ", ".join(f"{_LETTERS[answer]} = {answer}" for answer in question.answers)
-    with _interruptible():
+    # What cancels a task acts only at its next await, and a read of the terminal has none.
+    with raise_at_signal():
         print(printable(question.text), file=sys.stderr)
         while True:
             print(f"{choice}? ", end="", file=sys.stderr, flush=True)
@@ -157,13 +159,3 @@ def ask_on_terminal(question: Question) -> Answer:
                 return "no"
             if (found := letters.get(line.strip().lower()[:1])) is not None:
                 return found
-
-
-@contextmanager
-def _interruptible() -> Generator[None]:
-    # The handler of asyncio acts only at the next await, and a read of the terminal has none.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -162,7 +162,7 @@ class Sessions:
 
 
 async def serve_http(
-    sessions: Sessions, listener: socket.socket, connections: int, stopped: asyncio.Event
+    sessions: Sessions, listener: socket.socket, connections: int, stopped: asyncio.Future[int]
 ) -> None:
     """Serve a listening socket until ``stopped``, then end all sessions.
 
@@ -172,7 +172,7 @@ async def serve_http(
     server = BoundedServer.of(sessions, connections, _GRACE_SECONDS)
     serving = asyncio.get_running_loop().create_task(server.serve([listener]))
     try:
-        await stopped.wait()
+        await stopped
     finally:
         server.should_exit = True
         await sessions.close()

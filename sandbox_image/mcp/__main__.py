@@ -19,7 +19,7 @@ from . import processes
 from .local import Limits, LocalSession
 from .session import SessionError, Settings
 from .session_queue import SessionQueue
-from .stdio import exit_now, serve_stdio
+from .stdio import exit_now, serve_stdio, stopped_by_signal
 
 # Exit codes.
 USAGE, NO_SESSION = 2, 4
@@ -64,7 +64,7 @@ async def _serve(arguments: argparse.Namespace, place: AbstractContextManager[st
             LocalSession(Path(folder), Limits(output=arguments.output, grace=arguments.grace)).start
         )
         try:
-            status = await serve_stdio(queue, settings)
+            status = await serve_stdio(queue, settings, stopped_by_signal())
         except SessionError as error:
             print(error, file=sys.stderr)
             status = NO_SESSION

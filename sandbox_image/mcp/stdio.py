@@ -15,15 +15,8 @@ from .session_queue import SessionQueue
 INTERRUPTED = 130
 
 
-async def serve_stdio(queue: SessionQueue, settings: Settings) -> int:
-    """Serve until the client is gone, SIGINT or SIGTERM. Leaves the queue open.
-
-    Returns:
-        the exit status, 130 for SIGINT, for ``exit_now``.
-
-    Raises:
-        Exception: the session cannot be opened.
-    """
+def stopped_by_signal() -> asyncio.Future[int]:
+    """Return a future of the exit status: 130 for SIGINT, 0 for SIGTERM."""
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
 
@@ -33,7 +26,19 @@ async def serve_stdio(queue: SessionQueue, settings: Settings) -> int:
 
     loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
-    serving = loop.create_task(_serve(queue, settings))
+    return stopped
+
+
+async def serve_stdio(queue: SessionQueue, settings: Settings, stopped: asyncio.Future[int]) -> int:
+    """Serve until the client is gone or ``stopped`` has the exit status. Leaves the queue open.
+
+    Returns:
+        the exit status, for ``exit_now``.
+
+    Raises:
+        Exception: the session cannot be opened.
+    """
+    serving = asyncio.get_running_loop().create_task(_serve(queue, settings))
     tasks: list[asyncio.Future[Any]] = [serving, stopped]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():

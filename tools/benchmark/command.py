@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from ...engine.cli.signals import raise_at_signal
+
 
 def benchmark(
     *,
@@ -50,7 +52,7 @@ def benchmark(
 
     # Figures go to stdout, all else to stderr.
     records: dict[Series, list[float]] = {}
-    with OurSubject.open() as ours:
+    with raise_at_signal(), OurSubject.open() as ours:
         here = machine(ours.isolation())
         subjects = [ours, *available([Floor(), *(peer() for peer in PEERS)], log)]
         for metric in metrics:

@@ -87,13 +87,16 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace the export in the output folder.")] = False,
 ) -> None:
     """Write the turns of supervisors or workers as chat JSONL for training. Prints the folder on stdout."""
+    from ...engine.cli.signals import raise_at_signal
     from .export import export as write
     from .options import ExportOptions
     from .selection import Filters
 
     filters = Filters(min_score, only_correct, only_final, max_steps, max_cost_usd, allow_errors)
     options = ExportOptions(format.value, role.value, per.value, filters, validation, seed, max_pairs)
-    _print_counts(write(folders, out, options, force=force, report=_print_problem))
+    with raise_at_signal():
+        card = write(folders, out, options, force=force, report=_print_problem)
+    _print_counts(card)
     print(out)
 
 

@@ -4,18 +4,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ...engine.cli.exit import NO_FILES
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
+from ...engine.cli.signals import Stopped, run_until_signal
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, Role
 from ...engine.taskfile import TaskLimits, checked
@@ -33,8 +32,6 @@ from .records import CONFIG
 from .report import Summary
 from .runner import run_experiment
 
-T = TypeVar("T")
-
 SOME_FAILED = 1
 _BUILTIN_NOTICE = "Strategy builtin: it answers by word statistics and is not a language model."
 _ROLES: tuple[Role, ...] = ("supervisor", "worker")
@@ -46,14 +43,6 @@ class Place:
 
     out: Path | None
     resume: Path | None
-
-
-class Stopped(BaseException):
-    """A signal stopped the work. Like KeyboardInterrupt it is no error."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(number.name)
-        self.number = number
 
 
 def eval_with(
@@ -99,8 +88,8 @@ def eval_with(
             )
     except Stopped as stopped:
         left = f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was started"
-        print(f"supdist-engine: interrupted; {left}", file=sys.stderr)
-        return 128 + stopped.number
+        print(f"supdist-engine: {stopped}; {left}", file=sys.stderr)
+        return stopped.status
     except TaskDataError as error:
         raise TaskError(str(error)) from error
     finally:
@@ -147,37 +136,6 @@ def run_shown(
 def lost_answers(count: int) -> str:
     """Return a line about answers that the cache could not keep."""
     return f"{count:,} paid answers are not in the cache: another experiment pays for them again"
-
-
-def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end. On SIGINT or SIGTERM, cancel the work and wait for its clean-up.
-
-    Raises:
-        Stopped: by the signal.
-    """
-
-    async def watched() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        received: list[signal.Signals] = []
-
-        def stop(number: signal.Signals) -> None:
-            received.append(number)
-            # A second signal has its default effect, in case the clean-up hangs.
-            for each in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(each)
-            task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if received:
-                raise Stopped(received[0]) from None
-            raise
-
-    return asyncio.run(watched())
 
 
 def _choose_settings(

@@ -255,7 +255,11 @@ def _csv_value(value: object) -> object:
 
 def _working_directory() -> bytes:
     # Part of the mark: relative paths in the settings name other files elsewhere.
-    return os.fsencode(os.path.realpath(os.curdir))
+    try:
+        return os.fsencode(os.path.realpath(os.curdir))
+    except FileNotFoundError:
+        # It was removed. Then a relative path names nothing.
+        return b""
 
 
 def _cut_incomplete_line(file: BinaryIO) -> None:

@@ -122,7 +122,8 @@ def _run(
     retry_failed: bool,
 ) -> int:
     """Run the experiments, print the table of all folders, and return the exit code."""
-    from .command import Stopped, lost_answers, run_shown
+    from ...engine.cli.signals import Stopped
+    from .command import lost_answers, run_shown
     from .grid import run_grid
 
     unstored = 0
@@ -153,8 +154,8 @@ def _run(
                     f"{outcome.folder}: {outcome.failed} examples failed; repeat them with --retry-failed"
                 )
     except Stopped as stopped:
-        _note("interrupted; the same command continues")
-        return 128 + stopped.number
+        _note(f"{stopped}; the same command continues")
+        return stopped.status
     _print_results([folder for folder in folders if folder.exists()])
     for each in failed:
         _note(each)
