@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks.catalogue import left_out
+from attacks.catalogue import NOT_HERE, left_out
 from attacks.lab import Arena, Held, settled
 from attacks.machine import MACHINES, Machine
 from support import Open
@@ -31,6 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-cases", action="store_true", help="the attacks that do not apply to the backend, too"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a backend that the catalogue or the machines do not know."""
+    # Here, before the workers of xdist start: in them it would be an internal error.
+    backend = str(config.getoption("--backend"))
+    for table, where in ((NOT_HERE, "NOT_HERE in catalogue.py"), (MACHINES, "MACHINES in machine.py")):
+        if backend not in table:
+            raise pytest.UsageError(f"--backend {backend}: tests/attacks does not know it; add it to {where}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,25 @@ async def test_no_case_may_be_skipped() -> None:
         if path != Path(__file__):
             assert "pytest.skip" not in path.read_text(), path.name
             assert "xfail" not in path.read_text(), path.name
+
+
+_WITH_A_NEW_BACKEND = """
+import sys
+sys.path.insert(0, "tests")
+import support
+support.BACKENDS["new"] = {"backend": "process"}
+import pytest
+early = "ignore::pytest.PytestAssertRewriteWarning"  # support imports anyio
+sys.exit(pytest.main(["tests/attacks", "--backend", "new", "--collect-only", "-n2", "-W", early]))
+"""
+
+
+async def test_a_backend_that_the_attacks_do_not_know_is_one_usage_error() -> None:
+    root = Path(__file__).parent.parent.parent
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WITH_A_NEW_BACKEND, cwd=root, stdout=PIPE, stderr=PIPE
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "NOT_HERE in catalogue.py" in errors.decode()
+    assert b"INTERNALERROR" not in output + errors
