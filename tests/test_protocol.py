@@ -109,6 +109,7 @@ LINKS = [
     protocol.ToZygote,
     protocol.FromZygote,
     protocol.ToIsolated,
+    protocol.FromIsolated,
 ]
 
 

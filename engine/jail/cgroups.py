@@ -47,6 +47,11 @@ class Cgroup(ABC):
             OSError: the kernel refuses.
         """
 
+    @property
+    def limits_cpus(self) -> bool:
+        """Whether ``limit`` holds the share of the processors."""
+        return True
+
     @abstractmethod
     def oom_kills(self) -> int:
         """Return how many processes were killed because memory ran out."""
@@ -113,6 +118,12 @@ class CgroupV1(Cgroup):
 class CgroupV2(Cgroup):
     """One folder."""
 
+    @property
+    def limits_cpus(self) -> bool:
+        """See ``Cgroup.limits_cpus``."""
+        # Missing if systemd delegates no cpu controller to this user.
+        return os.path.exists(f"{self._folders['memory']}/cpu.max")
+
     def limit(self, limits: ResourceLimits) -> None:
         """See ``Cgroup.limit``."""
         folder = self._folders["memory"]
@@ -123,7 +134,6 @@ class CgroupV2(Cgroup):
         # All processes or none: with one missing, the state of the cell would be unknown.
         write(f"{folder}/memory.oom.group", "1")
         write(f"{folder}/pids.max", str(limits.pids + 1))  # and init
-        # Missing if systemd delegates no cpu controller to this user.
         with contextlib.suppress(FileNotFoundError):
             write(f"{folder}/cpu.max", f"{int(limits.cpus * _PERIOD_US)} {_PERIOD_US}")
 

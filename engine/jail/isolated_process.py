@@ -11,13 +11,11 @@ import errno
 import fcntl
 import os
 import random
-import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import msgspec
 
@@ -25,12 +23,14 @@ from ...sandbox_image import environment, linux, protocol
 from ...sandbox_image.environment import GUEST_ID
 from ...sandbox_image.guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD
 from ...sandbox_image.guest.procfs import read, write
-from . import landlock, mounts, rootfs, seccomp
+from . import landlock, mounts, rlimits, rootfs, seccomp, socket_memory
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
 from .setup_errors import SetupError, SetupStep, is_setup_step, setup_step
 
 _SETUP_FD = 6
+# The shim watches memory without a control group. It must run while the guest has all processors.
+_NICENESS = 5
 
 # Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones.
 _HOST_IDS = range(0x6000_0000, 0x7000_0000)
@@ -40,6 +40,19 @@ _HOST_IDS = range(0x6000_0000, 0x7000_0000)
 _NAMESPACES = (
     sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 )
+
+
+class Run(Protocol):
+    """The entry point of a guest."""
+
+    def __call__(self, setup_fd: int, *, is_stopped: bool) -> NoReturn:
+        """Run the guest.
+
+        Args:
+            setup_fd: closed when nothing more can fail.
+            is_stopped: whether the shim stops the guest's processes now and then.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,8 @@ class IsolatedProcess:
     Attributes:
         uid: its user and group id on the host.
         cgroup: its control group, if any.
+        socket_list: for ``SocketMemory``, once it has its limits; None with a control group, or if the kernel
+            cannot list sockets.
     """
 
     def __init__(
@@ -73,6 +88,7 @@ class IsolatedProcess:
         self.repl_stream = repl_stream
         self.uid = uid
         self.cgroup: Cgroup | None = None
+        self.socket_list: socket.socket | None = None
         self._setup = setup
 
     @property
@@ -90,12 +106,21 @@ class IsolatedProcess:
             with setup_step("cgroup"):
                 self.cgroup.limit(limits)
         try:
+            if self.cgroup is None:
+                self._receive_socket_list()
             socket.send_fds(self._setup, [protocol.encode(protocol.ApplyLimits(limits))], [context])
         except BrokenPipeError as error:
             # It ended while it was built. The error that it reported can still be read.
             raise self.setup_error() or SetupError("namespaces", errno.EPIPE) from error
         except OSError as error:
             raise SetupError("namespaces", error.errno or 0) from error
+
+    def _receive_socket_list(self) -> None:
+        packet, descriptors, _, _ = socket.recv_fds(self._setup, protocol.SETUP_PACKET_BYTES, 1)
+        if not packet or isinstance(protocol.decode_from_isolated(packet), protocol.SetupFailed):
+            raise _decode_error(packet)
+        if descriptors:
+            self.socket_list = socket.socket(fileno=descriptors[0])
 
     def setup_error(self) -> SetupError | None:
         """Return the error of the setup, or None; once, when ``setup_fd`` is readable."""
@@ -123,10 +148,8 @@ class IsolatedProcess:
             self.cgroup.remove()
 
 
-def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> IsolatedProcess:
+def build(template: Template, name: str, run: Run) -> IsolatedProcess:
     """Start a process that runs ``run`` as PID 1 of a sandbox once it has its limits.
-
-    ``run`` closes the descriptor that it gets when nothing more can fail.
 
     Raises:
         SetupError: a step failed; nothing is left of the process.
@@ -161,7 +184,11 @@ def build(template: Template, name: str, run: Callable[[int], NoReturn]) -> Isol
         with setup_step("id_map"):
             _map_ids(pid, uid)
         with setup_step("namespaces"):
-            ours.send(protocol.encode(protocol.Placed()))
+            cgroup = built.cgroup
+            placed = protocol.Placed(
+                lists_sockets=cgroup is None, is_stopped=cgroup is None or not cgroup.limits_cpus
+            )
+            ours.send(protocol.encode(placed))
     except BaseException:
         built.kill()
         built.remove_cgroup()
@@ -196,7 +223,7 @@ def _fork_or(step: SetupStep, error: OSError) -> SetupStep:
 def _decode_error(packet: bytes) -> SetupError:
     with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
         failed = protocol.decode_from_isolated(packet)
-        if is_setup_step(failed.step):
+        if isinstance(failed, protocol.SetupFailed) and is_setup_step(failed.step):
             return SetupError(failed.step, failed.errno)
     return SetupError("namespaces", errno.EPROTO)
 
@@ -212,20 +239,21 @@ def _may_map_any_id() -> bool:
     return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
 
 
-def _run_child(
-    template: Template, descriptors: tuple[int, int, int], run: Callable[[int], NoReturn]
-) -> NoReturn:
+def _run_child(template: Template, descriptors: tuple[int, int, int], run: Run) -> NoReturn:
     setup = descriptors[-1]
     try:
-        placed = os.read(setup, protocol.SETUP_PACKET_BYTES)
-        if not placed or not isinstance(protocol.decode_to_isolated(placed), protocol.Placed):
+        packet = os.read(setup, protocol.SETUP_PACKET_BYTES)
+        placed = protocol.decode_to_isolated(packet) if packet else None
+        if not isinstance(placed, protocol.Placed):
             os._exit(1)
+        if placed.lists_sockets:
+            _send_socket_list(setup)
         with setup_step("namespaces"):
             sc.unshare(sc.CLONE_NEWCGROUP)
         setup = _keep_only(descriptors)
         _enter_root(template.folders)
         _confine(template, setup)
-        run(setup)
+        run(setup, is_stopped=placed.is_stopped)
     except SetupError as error:
         os.write(setup, protocol.encode(protocol.SetupFailed(error.step, error.errno)))
     except OSError as error:
@@ -233,6 +261,19 @@ def _run_child(
         os.write(setup, protocol.encode(failed))
     finally:
         os._exit(1)
+
+
+def _send_socket_list(setup: int) -> None:
+    message = protocol.encode(protocol.SocketList())
+    with socket.socket(fileno=os.dup(setup)) as sender:
+        try:
+            # Made here, for it lists the sockets of its namespace. The guest never has it.
+            listing = socket_memory.open_socket()
+        except OSError:
+            sender.send(message)
+            return
+        with listing:
+            socket.send_fds(sender, [message], [listing.fileno()])
 
 
 def _keep_only(descriptors: tuple[int, int, int]) -> int:
@@ -285,11 +326,13 @@ def _confine(template: Template, setup: int) -> None:
     if not isinstance(order, protocol.ApplyLimits):
         os._exit(1)
     limits = order.limits
+    if template.cgroups is None:
+        os.nice(_NICENESS)
     os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
     os.close(descriptors[0])
     mounts.resize_scratch(limits)
     with setup_step("rlimits"):
-        _set_rlimits(limits, has_cgroup=template.cgroups is not None)
+        rlimits.apply(limits, has_cgroup=template.cgroups is not None)
     with setup_step("capabilities"):
         linux.set_no_new_privs()
         sc.drop_capabilities()
@@ -317,26 +360,3 @@ def _enable_packages(limits: protocol.ResourceLimits) -> None:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     sys.path.append(rootfs.PACKAGES)
     os.environ |= environment.packages_variables(rootfs.PACKAGES, limits.cpus, limits.pids)
-
-
-def _set_rlimits(limits: protocol.ResourceLimits, *, has_cgroup: bool) -> None:
-    wanted = {
-        # RLIMIT_AS would also count what threads and allocators reserve. DATA counts writable memory
-        # (getrlimit(2)).
-        resource.RLIMIT_DATA: limits.memory_bytes,
-        # No core file (core(5)).
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_CPU: limits.cpu_seconds,
-        resource.RLIMIT_FSIZE: limits.file_bytes,
-        resource.RLIMIT_MEMLOCK: 0,
-        # Above the control group's limit: only the group reports that its limit was reached.
-        resource.RLIMIT_NPROC: limits.pids + (64 if has_cgroup else 1),
-    }
-    for kind, value in wanted.items():
-        _, ceiling = resource.getrlimit(kind)
-        held = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
-        resource.setrlimit(kind, (held, held))
-    # Only the soft limit: init lowers the hard one for the repl. The kernel counts descriptors in flight by
-    # user, against the sender's limit (unix(7)). So the limits of shim and init must be above the guest's.
-    _, ceiling = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits.open_files, ceiling // 2), ceiling))

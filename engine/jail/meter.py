@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 
-from ...sandbox_image.protocol import NOT_MEASURED, Outcome, Usage
+from ...sandbox_image.protocol import NOT_MEASURED, Enforcement, Outcome, Usage
 from .cgroups import Cgroup
+from .duty_cycle import DUTY_CYCLE, NOT_NEEDED, DutyCycle
+from .process_tree import ProcessTree
+
+# The group does not count those that may run.
+_ANY_THREADS = 1 << 20
 
 
 class Meter(ABC):
-    """The resource use of one sandbox. Times are monotonic seconds."""
+    """The resource use of one sandbox. Times are monotonic seconds.
+
+    Attributes:
+        enforcement: what holds its limits.
+    """
+
+    enforcement: Enforcement
 
     @abstractmethod
     def begin_cell(self) -> None:
@@ -29,19 +40,35 @@ class Meter(ABC):
         """Return whether a fork was refused."""
 
     def next_check(self, now: float) -> float | None:
-        """Return when ``check`` is due."""
+        """Return when ``check`` is due, in a cell and between cells."""
         return None
 
     def check(self, now: float) -> tuple[Outcome, str] | None:
         """Measure if due; return ``exceeded``."""
         return None
 
+    @abstractmethod
+    def interrupted(self) -> None:
+        """Let the cell run for a moment: it must end itself now."""
+
 
 class CgroupMeter(Meter):
     """Reads a control group."""
 
-    def __init__(self, cgroup: Cgroup) -> None:
+    # Without a `cpu` controller in the group, a duty cycle holds the share of the processors.
+    def __init__(
+        self, cgroup: Cgroup, tree: ProcessTree | None = None, duty: DutyCycle | None = None
+    ) -> None:
+        cpus = "cgroup" if cgroup.limits_cpus else None
+        if tree is not None:
+            cpus = NOT_NEEDED if duty is None else DUTY_CYCLE
+        self.enforcement = Enforcement("cgroup", "cgroup", cpus)
         self._cgroup = cgroup
+        self._tree = tree
+        self._duty = duty
+        self._due = 0.0
+        self._charged: float | None = None
+        self._ending: tuple[Outcome, str] | None = None
         self._usage = NOT_MEASURED
         self._cpu, self._refused, self._is_out_of_memory = 0.0, 0, False
         self.begin_cell()
@@ -69,7 +96,31 @@ class CgroupMeter(Meter):
             self._is_out_of_memory = self._cgroup.oom_kills() > 0
         if self._is_out_of_memory:
             return Outcome.OOM, "the kernel killed a process: out of memory"
-        return None
+        return self._ending
+
+    def next_check(self, now: float) -> float | None:
+        """See ``Meter.next_check``."""
+        return None if self._duty is None else max(now, self._due)
+
+    def check(self, now: float) -> tuple[Outcome, str] | None:
+        """See ``Meter.check``."""
+        if self._duty is None or self._tree is None or now < self._due:
+            return None
+        total = self._cgroup.cpu_seconds()
+        used = total - (total if self._charged is None else self._charged)
+        self._charged = total
+        reason = self._duty.update(used, now)
+        if reason is not None:
+            self._ending = Outcome.RESOURCE_LIMIT, reason
+        if not self._duty.is_stopping:
+            self._tree.kill_stopped_repl()
+        self._due = self._duty.next_check(now, _ANY_THREADS)
+        return self._ending
+
+    def interrupted(self) -> None:
+        """See ``Meter.interrupted``."""
+        if self._duty is not None:
+            self._duty.let_run()
 
     def was_refused_a_process(self) -> bool:
         """See ``Meter.was_refused_a_process``."""
@@ -81,6 +132,8 @@ class CgroupMeter(Meter):
 class NoMeter(Meter):
     """Measures nothing."""
 
+    enforcement = Enforcement(None, None, None)
+
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""
 
@@ -91,6 +144,9 @@ class NoMeter(Meter):
     def exceeded(self) -> tuple[Outcome, str] | None:
         """See ``Meter.exceeded``."""
         return None
+
+    def interrupted(self) -> None:
+        """See ``Meter.interrupted``."""
 
     def was_refused_a_process(self) -> bool:
         """See ``Meter.was_refused_a_process``."""

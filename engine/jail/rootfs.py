@@ -29,7 +29,7 @@ from .setup_errors import SetupError, setup_step
 PACKAGES = "/opt/packages"
 _ROOT = Path(__file__).resolve().parents[2]
 _OUR_MODULES = ("engine/jail", "sandbox_image")
-HOST_MODULES = ("msgspec", "cloudpickle", "psutil", "pyseccomp")
+HOST_MODULES = ("msgspec", "cloudpickle", "pyseccomp")
 
 # An interpreter under /home or in a virtual environment appears here. So no traceback and no /proc/self/maps
 # names a path of the host.

@@ -22,6 +22,7 @@ from ...sandbox_image.guest_session import Backlog, GuestSession, Measured, Send
 from ...sandbox_image.protocol import (
     CellEnd,
     Execute,
+    Interrupt,
     Outcome,
     Ready,
     Reply,
@@ -31,10 +32,14 @@ from ...sandbox_image.protocol import (
 )
 from . import isolated_process
 from .attached import AttachedContainer
+from .duty_cycle import duty_cycle
 from .message_stream import DescriptorPoller, MessageStream
 from .meter import CgroupMeter, Meter, NoMeter
 from .output import output_reader
+from .process_tree import ProcessTree
 from .setup_errors import SetupError
+from .socket_memory import SocketMemory
+from .watchdog import Watchdog
 from .zmtp import ZmtpConnection
 
 _PACKET_BYTES = 64 << 10
@@ -92,7 +97,7 @@ def _run(orders: socket.socket, template: isolated_process.Template | None, name
             meter = meter_of(process, order.resources)
     engine = _greet(socket.socket(fileno=descriptors[1]), order.session)
     namespaces = {name: os.stat(f"/proc/self/ns/{name}").st_ino for name in os.listdir("/proc/self/ns")}
-    engine.send(protocol.encode(protocol.Hello(namespaces)))
+    engine.send(protocol.encode(protocol.Hello(namespaces, meter.enforcement)))
     if isinstance(process, SetupError):
         engine.send(protocol.encode(protocol.SetupFailed(process.step, process.errno)))
     else:
@@ -157,12 +162,14 @@ def _apply_limits(
 
 def meter_of(process: isolated_process.IsolatedProcess, limits: protocol.ResourceLimits) -> Meter:
     """Return the meter of a sandbox."""
-    if process.cgroup is not None:
+    tree = ProcessTree(process.pid)
+    if process.cgroup is not None and process.cgroup.limits_cpus:
         return CgroupMeter(process.cgroup)
-    # Imported here: only a sandbox without a control group needs psutil in its memory.
-    from .watchdog import Watchdog
-
-    return Watchdog(process.pid, limits)
+    duty = duty_cycle(tree, limits.cpus, time.monotonic())
+    if process.cgroup is not None:
+        return CgroupMeter(process.cgroup, tree, duty)
+    sockets = None if process.socket_list is None else SocketMemory(process.socket_list)
+    return Watchdog(tree, limits, sockets=sockets, duty=duty, processors=len(os.sched_getaffinity(0)))
 
 
 class Shim:
@@ -318,6 +325,8 @@ class Shim:
                 self._begin_cell(send)
                 continue
             self._streams[send.to].send(send.encoded())
+            if isinstance(send.message, Interrupt):
+                self._meter.interrupted()
             if isinstance(send.message, CellEnd | Ready):
                 # Only now: the engine does not wait for it.
                 self._output.end_cell()
@@ -336,18 +345,23 @@ class Shim:
 
     def _timeout_ms(self) -> int | None:
         now = time.monotonic()
-        clocks = [self._session.next_time()]
+        clocks = [self._session.next_time(), self._meter.next_check(now)]
         if self._session.cell is not None:
-            clocks += [self._meter.next_check(now), self._output.release_at, self._output.read_at]
+            clocks += [self._output.release_at, self._output.read_at]
         times = [at for at in clocks if at is not None]
         return max(0, int((min(times) - now) * 1000) + 1) if times else None
 
     def _check_time(self) -> None:
-        if self._session.ending is not None or self._session.cell is None:
+        if self._session.ending is not None:
             return
         now = time.monotonic()
-        self._output.release_if_due(now)
         exceeded = self._meter.check(now)
+        if self._session.cell is None:
+            # A child may have outlived its cell.
+            if exceeded is not None:
+                self._session.end(exceeded[0], f"between two blocks {exceeded[1]}")
+            return
+        self._output.release_if_due(now)
         if exceeded is not None:
             self._session.end(*exceeded)
         self._send(self._session.tick(now))

@@ -1,55 +1,98 @@
-"""Measure what a sandbox uses without control groups, from /proc."""
+"""Count and hold what a sandbox uses without control groups."""
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
+import time
+from collections.abc import Callable
 
-# Only zygotes without control groups import this module: psutil takes memory in every sandbox.
-import psutil
-
-from ...sandbox_image.protocol import Outcome, ResourceLimits, Usage
+from ...sandbox_image.protocol import Enforcement, Outcome, ResourceLimits, Usage
+from .duty_cycle import DUTY_CYCLE, NOT_NEEDED, DutyCycle
 from .meter import Meter
+from .process_tree import Process, ProcessTree
+from .processor_share import ProcessorTime
+from .socket_memory import SocketMemory
 
+WATCHDOG = "watchdog every 0.01 to 0.1 s, 0.5 s when idle"
 _CHECK_SECONDS = 0.1
-# Exists if the kernel lists the children of a thread (CONFIG_PROC_CHILDREN), as most do.
-_CHILDREN = Path("/proc/thread-self/children")
+_LEAST_CHECK_SECONDS = 0.01
+# Between cells, if only init and the repl exist, with a thread each, and used no processor time. One process
+# is bounded by its own limit on memory meanwhile.
+_IDLE_CHECK_SECONDS = 0.5
+_IDLE_PROCESSES = 2
+_IDLE_CPU_SECONDS = 0.001
+# How fast a processor can fill memory: sockets and page tables take some 2 GiB a second.
+_FILL_BYTES_PER_SECOND = 2 << 30
+# A check may take this part of the time between two of them.
+_MOST_COST = 1 / 10
+# A smaller growth is not measured exactly: that takes ten times as long.
+_PEAK_STEP_BYTES = 1 << 20
+# The kernel's stack of a thread and its other structures.
+_THREAD_BYTES = 32 << 10
 
 
 class Watchdog(Meter):
-    """Checks the process tree every 0.1 s; misses shorter bursts."""
+    """Checks the processes of a sandbox, often enough for its limit; misses shorter bursts.
 
-    def __init__(self, init_pid: int, limits: ResourceLimits) -> None:
-        self._init = psutil.Process(init_pid)
+    Args:
+        sockets: None if the kernel cannot list them.
+        duty: None if the sandbox may use all processors.
+        processors: how many can fill memory at once.
+        clock: returns monotonic seconds, to measure what a check costs.
+    """
+
+    def __init__(
+        self,
+        tree: ProcessTree,
+        limits: ResourceLimits,
+        *,
+        sockets: SocketMemory | None,
+        duty: DutyCycle | None,
+        processors: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.enforcement = Enforcement(WATCHDOG, "rlimit", NOT_NEEDED if duty is None else DUTY_CYCLE)
+        self._tree = tree
         self._limits = limits
+        self._sockets = sockets
+        self._duty = duty
+        self._processors = processors
+        self._clock = clock
+        self._cpu = ProcessorTime()
+        self._has_started = False
+        self._is_in_cell = False
         self._due = 0.0
         self._memory = 0
         self._peak = 0
+        self._summed_peak = 0
         self._cpu_before = 0.0
-        self._cpu = 0.0
-        self._processes = 0
+        self._most_threads = 0
+        self._ending: tuple[Outcome, str] | None = None
 
     def begin_cell(self) -> None:
         """See ``Meter.begin_cell``."""
-        self._processes = 0
-        self._count()
-        self._cpu_before = self._cpu
+        self._most_threads = 0
+        self._is_in_cell = True
+        now = self._clock()
+        self._count_cpu([each for each in self._tree.processes() if not each.has_ended], now)
+        self._due = min(self._due, now + _LEAST_CHECK_SECONDS)
+        self._cpu_before = self._cpu.total
 
     def usage(self) -> Usage:
         """See ``Meter.usage``."""
-        self._count()
-        return Usage(max(0.0, self._cpu - self._cpu_before), self._peak, "watchdog")
+        self._is_in_cell = False
+        self._count(self._clock())
+        return Usage(self._cpu.total - self._cpu_before, self._peak, "watchdog")
 
     def exceeded(self) -> tuple[Outcome, str] | None:
         """See ``Meter.exceeded``."""
         most = self._limits.memory_bytes
         if self._memory > most:
             return Outcome.OOM, f"its processes used {self._memory} bytes; {most} are allowed"
-        return None
+        return self._ending
 
     def was_refused_a_process(self) -> bool:
         """See ``Meter.was_refused_a_process``."""
-        return self._processes >= self._limits.pids
+        return self._most_threads >= self._limits.pids
 
     def next_check(self, now: float) -> float | None:
         """See ``Meter.next_check``."""
@@ -59,52 +102,63 @@ class Watchdog(Meter):
         """See ``Meter.check``."""
         if now < self._due:
             return None
-        self._due = now + _CHECK_SECONDS
-        self._count()
+        self._count(now)
+        if self._duty is None or not self._duty.is_stopping:
+            self._tree.kill_stopped_repl()
         return self.exceeded()
 
-    def _count(self) -> None:
-        processes = _tree(self._init)
-        memory, cpu, threads = 0, 0.0, 0
-        for process in processes:
-            with contextlib.suppress(psutil.Error), process.oneshot():
-                times = process.cpu_times()
-                memory += _sum_kib(f"/proc/{process.pid}/status", "RssAnon", "RssShmem")
-                cpu += times.user + times.system + times.children_user + times.children_system
-                threads += process.num_threads()
-        if memory > min(self._peak or memory, self._limits.memory_bytes):
-            # Rss counts pages that processes share once for each; Pss divides them. It is exact, but slower
-            # (proc(5)).
-            memory = sum(
-                _sum_kib(f"/proc/{process.pid}/smaps_rollup", "Pss_Anon", "Pss_Shmem")
-                for process in processes
-            )
-        self._memory, self._peak, self._cpu = memory, max(self._peak, memory), max(self._cpu, cpu)
-        self._processes = max(self._processes, threads)
+    def interrupted(self) -> None:
+        """See ``Meter.interrupted``."""
+        if self._duty is not None:
+            self._duty.let_run()
 
+    def _count(self, now: float) -> None:
+        started = self._clock()
+        processes = [each for each in self._tree.processes() if not each.has_ended]
+        threads = sum(each.threads for each in processes)
+        self._most_threads = max(self._most_threads, threads)
+        self._memory = self._count_memory(processes, threads)
+        used = self._count_cpu(processes, now)
+        cost = self._clock() - started
+        self._due = now + max(self._interval(now, processes, threads, used), cost / _MOST_COST)
 
-def _tree(root: psutil.Process) -> list[psutil.Process]:
-    if not _CHILDREN.exists():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [root, *root.children(recursive=True)]
-        return []
-    # psutil would read every process of the machine.
-    pids = [root.pid]
-    for pid in pids:  # the list grows meanwhile
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pids.extend(map(int, (task / "children").read_text().split()))
-    processes = [root]
-    for pid in pids[1:]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
-    return processes
+    def _count_memory(self, processes: list[Process], threads: int) -> int:
+        used = [self._tree.memory(each) for each in processes]
+        resident = sum(each.resident for each in used)
+        other = sum(each.page_tables for each in used) + threads * _THREAD_BYTES
+        if self._sockets is not None:
+            other += self._sockets.count()
+        total = resident + other
+        if total > min(self._summed_peak + _PEAK_STEP_BYTES, self._limits.memory_bytes):
+            # Pages that processes share were counted once for each.
+            self._summed_peak = max(self._summed_peak, total)
+            total = sum(map(self._tree.proportional_memory, processes)) + other
+            self._peak = max(self._peak, total)
+        return total
 
+    def _count_cpu(self, processes: list[Process], now: float) -> float:
+        used = self._cpu.add(processes)
+        if not self._has_started:
+            # The setup is not the guest's.
+            self._has_started = bool(processes)
+            return 0.0
+        if self._duty is not None:
+            reason = self._duty.update(used, now)
+            if reason is not None:
+                self._ending = Outcome.RESOURCE_LIMIT, reason
+        return used
 
-def _sum_kib(path: str, *names: str) -> int:
-    # Lines such as `RssAnon:  12 kB` (proc(5)). The process may have ended.
-    with contextlib.suppress(OSError):
-        lines = (line.split() for line in Path(path).read_text().splitlines())
-        wanted = {f"{name}:" for name in names}
-        return sum(int(words[1]) << 10 for words in lines if words and words[0] in wanted)
-    return 0
+    def _interval(self, now: float, processes: list[Process], threads: int, used: float) -> float:
+        is_alone = len(processes) == threads == _IDLE_PROCESSES
+        if is_alone and not self._is_in_cell and used < _IDLE_CPU_SECONDS and not self._is_stopping():
+            return _IDLE_CHECK_SECONDS
+        # Until then the memory that is left cannot be filled.
+        left = self._limits.memory_bytes - self._memory
+        seconds = left / (_FILL_BYTES_PER_SECOND * self._processors)
+        seconds = min(max(seconds, _LEAST_CHECK_SECONDS), _CHECK_SECONDS)
+        if self._duty is None:
+            return seconds
+        return min(seconds, max(0.0, self._duty.next_check(now, threads - 1) - now))
+
+    def _is_stopping(self) -> bool:
+        return self._duty is not None and self._duty.is_stopping

@@ -68,8 +68,6 @@ def _template(folders: tuple[str, ...]) -> isolated_process.Template:
     cgroups = CgroupBase.find()
     if cgroups is not None:
         cgroups.sweep_orphans()
-    else:
-        from . import watchdog  # noqa: F401  # pyright: ignore[reportUnusedImport] - for the shims
     return isolated_process.Template(
         _compile_filter(_REFUSED_WITHOUT_CGROUP if cgroups is None else frozenset()), cgroups, folders
     )

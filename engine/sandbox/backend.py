@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ...sandbox_image import protocol
+from ..errors import SandboxUnavailable
+from ..jail.rlimits import unmet
 from ..toolbox.toolbox import Toolbox
 from .config import SandboxConfig
 from .shims import Receiver
@@ -27,7 +29,8 @@ class Guest:
         load: protocol.Load,
         *,
         backend: str = "process",
-        limited: bool = True,
+        held: protocol.Enforcement | None = None,
+        lowered: tuple[str, ...] = (),
     ) -> None:
         self._zygote = zygote
         self._shim_id = shim_id
@@ -35,7 +38,9 @@ class Guest:
         self.load = load
         # As in ``Isolation``.
         self.backend = backend
-        self.limited = limited
+        self.lowered = lowered
+        # What holds the limits, if the shim cannot see it.
+        self.held = held
         # Bound once, because every reply to a worker call goes through it.
         self.send: Callable[[protocol.ToShim], int] = partial(zygote.send, shim_id)
         # An encoded message that is long, and so comes in pieces.
@@ -119,6 +124,13 @@ class ProcessBackend(Backend):
     ) -> Guest:
         """See ``Backend.open``."""
         zygote, contexts = self._zygote, self._zygote.contexts
+        lowered = tuple(unmet(config.resource_limits()))
+        if lowered and config.isolation == "strict":
+            raise SandboxUnavailable(
+                f"The limits of this process are below those of the sandbox ({'; '.join(lowered)})",
+                "Raise them where the engine starts (`ulimit -H`, LimitNOFILE= of a service), or ask for "
+                "less. `isolation: best_effort` accepts what is allowed.",
+            )
         fd = contexts.descriptor(context)
         try:
             limits, resources = config.session_limits(len(toolbox.host)), config.resource_limits()
@@ -132,4 +144,4 @@ class ProcessBackend(Backend):
                 raise
         finally:
             os.close(fd)
-        return Guest(zygote, shim_id, protocol.Load(kind, "descriptor", b""))
+        return Guest(zygote, shim_id, protocol.Load(kind, "descriptor", b""), lowered=lowered)

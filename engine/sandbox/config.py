@@ -182,7 +182,10 @@ class Isolation:
         namespaces: kinds that differ from the host's, sorted.
         network: whether there is more than a loopback.
         capabilities: bits of the Linux capabilities.
-        limited: whether control groups limit it; True for a remote daemon.
+        limited: whether something holds each of the next three.
+        memory, processes, cpus: what holds the limit, such as ``cgroup`` or ``watchdog every 0.01 to 0.1 s``;
+            ``daemon`` on another machine. None if nothing does.
+        lowered: limits that the engine's own are below, with both figures; only with ``best_effort``.
     """
 
     backend: str
@@ -193,10 +196,19 @@ class Isolation:
     seccomp: bool
     root_writable: bool
     limited: bool
+    memory: str | None
+    processes: str | None
+    cpus: str | None
+    lowered: tuple[str, ...] = ()
 
     @classmethod
     def from_facts(
-        cls, backend: str, facts: protocol.Facts, host: dict[str, int], *, limited: bool
+        cls,
+        backend: str,
+        facts: protocol.Facts,
+        host: dict[str, int],
+        held: protocol.Enforcement,
+        lowered: tuple[str, ...] = (),
     ) -> Isolation:
         """Compare the guest's facts with the host's namespaces."""
         # Namespaces are equal if their inode numbers are.
@@ -210,7 +222,11 @@ class Isolation:
             no_new_privs=facts.no_new_privs,
             seccomp=facts.seccomp,
             root_writable=facts.root_writable,
-            limited=limited,
+            limited=None not in (held.memory, held.processes, held.cpus),
+            memory=held.memory,
+            processes=held.processes,
+            cpus=held.cpus,
+            lowered=lowered,
         )
 
     def shared_namespaces(self) -> list[str]:
@@ -227,7 +243,10 @@ class Isolation:
             "no_new_privs": self.no_new_privs or self.backend == GVISOR,
             "a system-call filter (is libseccomp installed?)": self.seccomp or self.backend == GVISOR,
             "a read-only root": not self.root_writable,
-            "limits on memory and processes (the container's runtime ignores control groups)": self.limited,
+            "limits on memory and processes (the container's runtime ignores control groups)": self.memory
+            is not None
+            and self.processes is not None,
+            "a limit on processor time": self.cpus is not None or self.memory is None,
         }
         return gaps + [name for name, holds in checks.items() if not holds]
 

@@ -205,6 +205,9 @@ class DockerBackend(Backend):
         return await to_thread.run_sync(call, limiter=self._requests)
 
 
+_DAEMON = protocol.Enforcement("daemon", "daemon", "daemon")
+
+
 class DockerGuest(Guest):
     """A guest in a container."""
 
@@ -223,7 +226,7 @@ class DockerGuest(Guest):
             load,
             backend=GVISOR if container.image.is_gvisor else "docker",
             # A remote daemon's control groups cannot be seen, so nothing is claimed against it.
-            limited=bool(container.groups) or prepared.folder is None,
+            held=_DAEMON if prepared.folder is None and not container.groups else None,
         )
         self._backend = backend
         self._prepared = prepared

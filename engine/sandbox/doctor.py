@@ -40,13 +40,16 @@ _GUEST_UID = 65534
 _ALLOWED_FAMILIES = {1, 2, 10}
 # More than the limit of 16: a watchdog is late.
 _MOST_CHILDREN = 24
+# Four children want all processors for a second and get this part of one. Twice it may be used.
+_CPUS = 0.2
+_BURN_SECONDS = 1.0
 _MOST_SECONDS = 2.0
 
 _LIBSECCOMP = "Install libseccomp: `apt-get install libseccomp2` (or your distribution's package)."
 _CGROUPS = (
     "Run the engine where it may make control groups: as root, in a service with `Delegate=yes`, or with "
-    "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog checks ten "
-    "times a second."
+    "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog "
+    "checks, and can be late."
 )
 _OVERLAYS = (
     "The kernel refuses overlays in user namespaces (Linux 5.11 has them); libraries are bound instead."
@@ -78,6 +81,7 @@ class Layer(StrEnum):
     LANDLOCK = "Landlock"
     MEMORY = "memory"
     PROCESSES = "processes"
+    PROCESSORS = "processor time"
     TIME = "time"
 
 
@@ -139,6 +143,8 @@ async def examine(
         for check in (_check_memory, _check_processes, _check_time):
             async with open_sandbox(config) as sandbox:
                 findings.append(await check(sandbox))
+        async with open_sandbox(config.model_copy(update={"cpus": _CPUS})) as sandbox:
+            findings.append(await _check_processors(sandbox))
     except SandboxUnavailable as error:
         return [Finding(Layer.SANDBOX, False, True, error.capability, error.remedy)]
     except SandboxError as error:
@@ -322,10 +328,8 @@ _CHECKS: tuple[Callable[[_Observed], Finding], ...] = (
 
 async def _check_memory(sandbox: Sandbox) -> Finding:
     result = await sandbox.execute(f"{_PROBES.read_text()}\nuse_memory()")
-    source = result.usage.source
-    measured = (
-        f"eight processes of 24 MiB under a limit of 96 MiB: {result.outcome.value}, counted by {source}"
-    )
+    holder = sandbox.isolation.memory
+    measured = f"eight processes of 24 MiB under a limit of 96 MiB: {result.outcome.value}, held by {holder}"
     remedy = _GVISOR_LIMITS if sandbox.isolation.backend == GVISOR else _CGROUPS
     # The watchdog is weaker than control groups: the remedy stands beside a layer that holds, too.
     return Finding(
@@ -333,7 +337,7 @@ async def _check_memory(sandbox: Sandbox) -> Finding:
         result.outcome is Outcome.OOM,
         required=True,
         measured=measured,
-        remedy="" if source == "cgroup" else remedy,
+        remedy="" if holder in ("cgroup", "daemon") else remedy,
     )
 
 
@@ -341,7 +345,19 @@ async def _check_processes(sandbox: Sandbox) -> Finding:
     result = await sandbox.execute(f"{_PROBES.read_text()}\nFINAL(count_children())")
     children = int(result.final) if result.final and result.final.isdecimal() else -1
     holds = 0 < children < _MOST_CHILDREN
-    return _finding(Layer.PROCESSES, holds, f"{children} children under a limit of {_LIMITS.pids}")
+    measured = f"{children} children under a limit of {_LIMITS.pids}, held by {sandbox.isolation.processes}"
+    return _finding(Layer.PROCESSES, holds, measured)
+
+
+async def _check_processors(sandbox: Sandbox) -> Finding:
+    result = await sandbox.execute(f"{_PROBES.read_text()}\nFINAL(burn({_BURN_SECONDS}))")
+    try:
+        share = float(result.final or "") / result.elapsed
+    except ValueError:
+        share = float("inf")
+    measured = f"{share:.2f} processors where {_CPUS} are allowed, held by {sandbox.isolation.cpus}"
+    remedy = _GVISOR_LIMITS if sandbox.isolation.backend == GVISOR else _REPORT
+    return _finding(Layer.PROCESSORS, share < 2 * _CPUS, measured, remedy)
 
 
 async def _check_time(sandbox: Sandbox) -> Finding:

@@ -76,7 +76,7 @@ class RunningGuest:
         self._setup = setup
         self._calls = CallAnswers(setup.on_call, setup.tools, guest.send, guest.send_pieces, self._fail)
         self._cells = 0
-        self._host_namespaces: dict[str, int] = {}
+        self._hello: protocol.Hello | None = None
         self._is_closing = False
         self._shim_was_killed = False
         # Done when the shim has sent its first message, or will never do so.
@@ -269,7 +269,7 @@ class RunningGuest:
         if not self._connected.done():
             self._connected.set_result(None)
         if isinstance(message, protocol.Hello):
-            self._host_namespaces = message.namespaces
+            self._hello = message
             # The first Kill was sent before there was a shim to read it.
             if self._is_closing:
                 self.send(protocol.Kill())
@@ -289,11 +289,11 @@ class RunningGuest:
             return
         elif isinstance(message, protocol.Ready):
             self.state = Idle()
-            guest = self._guest
+            guest, hello = self._guest, self._hello
+            assert hello is not None, "a shim says Hello first"
+            held = guest.held or hello.enforcement
             self._ready.set_result(
-                Isolation.from_facts(
-                    guest.backend, message.facts, self._host_namespaces, limited=guest.limited
-                )
+                Isolation.from_facts(guest.backend, message.facts, hello.namespaces, held, guest.lowered)
             )
         else:
             self._ready.set_exception(setup_error_for(message.step, message.errno, setup.config.packages))

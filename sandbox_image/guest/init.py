@@ -33,9 +33,10 @@ _HUNG_UP_NUMBER = protocol.tag(protocol.HungUp)
 FILE_NUMBERS = {protocol.tag(kind) for kind in (protocol.PutFile, protocol.GetFile, protocol.ListFiles)}
 
 
-def main(setup_fd: int) -> NoReturn:
+def main(setup_fd: int, *, is_stopped: bool) -> NoReturn:
     """Run the sandbox; close ``setup_fd`` once the repl is forked."""
-    Init(SocketStream(CHANNEL_FD), CONTEXT_FD, setup_fd=setup_fd).serve(socket.socket(fileno=REPL_FD))
+    init = Init(SocketStream(CHANNEL_FD), CONTEXT_FD, setup_fd=setup_fd, is_stopped=is_stopped)
+    init.serve(socket.socket(fileno=REPL_FD))
 
 
 class Init:
@@ -43,15 +44,23 @@ class Init:
 
     Args:
         linger: seconds to stay after the last message, unless the shim closes the stream.
+        is_stopped: whether the shim stops processes now and then. It then kills a repl that others stop.
     """
 
     def __init__(
-        self, shim: Stream, context_fd: int | None, *, setup_fd: int | None = None, linger: float = 0.0
+        self,
+        shim: Stream,
+        context_fd: int | None,
+        *,
+        setup_fd: int | None = None,
+        linger: float = 0.0,
+        is_stopped: bool = False,
     ) -> None:
         self._shim = shim
         self._context_fd = context_fd
         self._setup_fd = setup_fd
         self._linger = linger
+        self._is_stopped = is_stopped
         self._frames = protocol.FrameBuffer(protocol.MAX_FRAME_BYTES)
         self._old_pipes = OldPipes()
         self._poller = select.poll()
@@ -160,8 +169,10 @@ class Init:
                 return
             if pid == 0:
                 return
-            if pid == self._repl_pid and os.WIFSTOPPED(status):
-                os.kill(pid, signal.SIGKILL)  # a child of its own stopped it; it would never report an end
+            if os.WIFSTOPPED(status):
+                if pid == self._repl_pid and not self._is_stopped:
+                    # A child of its own stopped it; it would never report an end.
+                    os.kill(pid, signal.SIGKILL)
             elif pid == self._repl_pid:
                 self._end(status, hung_up=False)
 

@@ -20,7 +20,7 @@ _NUMBERED = {
     # Between engine and zygote.
     60: ("Spawn", "ZygoteReady", "ShimExit", "Abandon", "Attach", "NotForked"),
     # Between shim and isolated process.
-    80: ("Placed", "ApplyLimits"),
+    80: ("Placed", "ApplyLimits", "SocketList"),
 }  # fmt: skip
 
 # One space of numbers: a decoder of the shim or the engine takes messages of several rows.

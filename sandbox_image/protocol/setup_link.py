@@ -17,6 +17,15 @@ SETUP_PACKET_BYTES = 256
 class Placed(Message, frozen=True):
     """The process has its control group and ids; it can mount its root."""
 
+    # Whether no control group counts its memory: then the process answers with ``SocketList``.
+    lists_sockets: bool
+    # Whether the shim stops its processes now and then, for its share of the processors.
+    is_stopped: bool
+
+
+class SocketList(Message, frozen=True):
+    """The network namespace exists. A socket comes with it that lists all sockets, if the kernel has that."""
+
 
 class ApplyLimits(Message, frozen=True):
     """Apply limits and run the guest. The context's descriptor comes with it."""
@@ -26,7 +35,7 @@ class ApplyLimits(Message, frozen=True):
 
 ToIsolated = Placed | ApplyLimits
 # A success has no message: the process closes its end.
-FromIsolated = SetupFailed
+FromIsolated = SetupFailed | SocketList
 
 decode_to_isolated: Callable[[bytes], ToIsolated] = msgspec.msgpack.Decoder(ToIsolated).decode
 decode_from_isolated: Callable[[bytes], FromIsolated] = msgspec.msgpack.Decoder(FromIsolated).decode

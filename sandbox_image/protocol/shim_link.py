@@ -26,7 +26,7 @@ from .guest_link import (
     ToolCall,
     ToolReply,
 )
-from .values import ErrorInfo, Outcome, Usage
+from .values import Enforcement, ErrorInfo, Outcome, Usage
 
 
 class Kill(Message, frozen=True):
@@ -70,6 +70,7 @@ class Hello(Message, frozen=True):
     """The shim is connected, with the host's namespaces as in ``Facts``."""
 
     namespaces: dict[str, int]
+    enforcement: Enforcement
 
 
 class Taken(Message, frozen=True):

@@ -63,6 +63,14 @@ class Facts(Value, frozen=True):
     root_writable: bool
 
 
+class Enforcement(Value, frozen=True):
+    """What holds a limit, such as ``cgroup``, and how often it looks. None if nothing does."""
+
+    memory: str | None
+    processes: str | None
+    cpus: str | None
+
+
 class ErrorInfo(Value, frozen=True):
     """The exception of a cell: class name, ``str()``, formatted traceback. Each is cut."""
 
