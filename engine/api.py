@@ -176,24 +176,27 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
             stack.enter_context(_metrics_every_second(broker, emit))
             prompts = config.prompts or Prompts()
             loop = SupervisorLoop(task, broker, sandbox, prompts, conversation, log, emit)
-            answer, stop_reason = await loop.run()
+            ended = await loop.run()
         except BaseException as error:
             await _report_failure(log, starting, emit, run_id, error)
             raise
         unstored = await broker.store_answers()
         result = RunResult(
-            answer=answer,
+            answer=ended.answer,
             iterations=loop.iterations,
             supervisor_usage=broker.supervisor.usage,
             worker_usage=Usage() if broker.worker_calls is None else broker.worker_calls.model.usage,
             elapsed=time.monotonic() - started,
-            stop_reason=stop_reason,
+            stop_reason=ended.stop_reason,
             isolation=sandbox.isolation,
             run_id=run_id,
             cost_usd=broker.cost_usd,
             supervisor=broker.supervisor.totals,
             worker=CallTotals() if broker.worker_calls is None else broker.worker_calls.model.totals,
             unstored_answers=unstored,
+            worker_calls=broker.health.done,
+            failed_calls=dict(broker.health.failed),
+            failure=ended.failure,
         )
         result = await _log_end(log, result)
         emit(RunEnded(run_id, "result", result))
@@ -244,6 +247,7 @@ def _run_spec(question: _Question, config: RunConfig, limits: RunLimits, toolbox
         config.output_limit,
         config.worker_ctx_k,
         limits.max_seconds,
+        limits.call_seconds,
         limits.final_seconds,
         toolbox.describe(),
         _importable_packages(config.sandbox),

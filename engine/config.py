@@ -118,11 +118,14 @@ class RunConfig:
     call_seconds: float | None = field(
         default=600.0,
         metadata=_described(
-            number, "seconds for one worker call after it is sent to the model", optional=True, above=0
+            number,
+            "seconds for one worker call after it is sent, and for a best answer without max_seconds",
+            optional=True,
+            above=0,
         ),
     )
     final_seconds: float = field(
-        default=60.0, metadata=_described(number, "seconds for the best answer after a limit", above=0)
+        default=60.0, metadata=_described(number, "seconds for the best answer after max_seconds", above=0)
     )
     sandbox: SandboxConfig | None = field(
         default=None, metadata=_described(sandbox_config, "limits and timeouts of the sandbox", optional=True)

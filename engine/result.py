@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,15 @@ from ..handlers import Usage
 from .sandbox import Isolation
 
 # Only logs have "cancelled": a caller that cancels gets no result.
-StopReason = Literal["final", "max_iterations", "budget", "timeout", "sandbox_lost", "cancelled"]
+StopReason = Literal[
+    "final", "max_iterations", "budget", "timeout", "sandbox_lost", "worker_failed", "cancelled"
+]
+
+# Why a prompt of a worker call has no answer. A handler_error is an exception that is no HandlerError.
+FailedCall = Literal[
+    "no_access", "unreachable", "rate_limit", "timeout", "unavailable", "rejected", "refusal", "too_long",
+    "budget_exceeded", "handler_error",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +47,12 @@ class RunResult:
     """The answer of a run, and what it took.
 
     Attributes:
-        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer or None.
+        answer: the text given to ``FINAL``; after a limit, the supervisor's best answer or None. If the
+            worker failed, None or a guess.
         iterations: turns, without the request for a best answer.
         supervisor_usage, worker_usage: tokens and calls.
         elapsed: seconds.
-        stop_reason: why the run ended.
+        stop_reason: why the run ended; ``worker_failed`` if the worker was asked and answered nothing.
         isolation: as measured from inside the sandbox.
         run_id: the run's name in its log.
         cost_usd: dollars of both models; None if a price is unknown.
@@ -50,6 +60,9 @@ class RunResult:
         unstored_answers: paid answers that the cache could not keep.
         log_error: why the log lacks its end; None if it has all events.
         warnings: what else went wrong, in plain words.
+        worker_calls: prompts to the worker that ended, from the cache too.
+        failed_calls: those without an answer, by kind.
+        failure: why the worker failed, or why there is no answer; None if neither is so.
     """
 
     answer: str | None
@@ -66,3 +79,6 @@ class RunResult:
     unstored_answers: int = 0
     log_error: str | None = None
     warnings: tuple[str, ...] = ()
+    worker_calls: int = 0
+    failed_calls: Mapping[FailedCall, int] = field(default_factory=dict[FailedCall, int])
+    failure: str | None = None

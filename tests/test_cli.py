@@ -125,6 +125,45 @@ def test_a_model_that_fails_for_good_is_exit_5(tmp_path: Path) -> None:
     assert "the model failed: the script has no reply for call 1" in done.stderr
 
 
+_HIDING = """
+try:
+    found = worker_batch([str(n) for n in range(4)], return_errors=True)[0]
+except Exception:
+    found = 'a guess'
+"""
+
+
+def test_a_worker_that_answers_nothing_is_exit_5_with_what_was_found(tmp_path: Path) -> None:
+    """Nobody listens at this port. The code hides it."""
+    worker = {"handler": "openai", "model": "small", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}
+    task = scripted_task(tmp_path, ["```repl\n" + _HIDING + "FINAL('found')\n```"], worker=worker)
+    done = supdist("run", task, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (5, "found\n")
+    assert "4 of 4 worker calls failed: no connection (4)\n" in done.stderr
+    assert "Connection refused. Start it, or correct its address. The answer above may be" in done.stderr
+    done = supdist("run", task, "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["answer"], result["stop_reason"]) == (5, "found", "worker_failed")
+    assert result["failed_calls"] == {"unreachable": 4}
+
+
+def test_what_failed_beside_answers_is_shown_in_red_on_a_terminal(tmp_path: Path) -> None:
+    worker = {"handler": "scripted", "replies": ["yes"]}
+    task = scripted_task(tmp_path, ["```repl\n" + _HIDING + "FINAL(found)\n```"], worker=worker)
+    line = "supdist-engine: 3 of 4 worker calls failed: request rejected (3)"
+    done = supdist("run", task, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "yes\n")
+    assert f"\n{line}\n" in done.stderr
+    controller, terminal = os.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "run", task], cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
+    ):
+        os.close(terminal)
+        shown = b"".join(terminal_output(controller))
+    os.close(controller)
+    assert f"\x1b[31m{line}\x1b[0m".encode() in shown
+
+
 def test_logs_that_cannot_be_written_are_exit_6(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
     done = supdist("run", str(QUICKSTART), "--log-dir", "logs", cwd=tmp_path)

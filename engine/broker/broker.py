@@ -15,6 +15,7 @@ from .budget import Budget
 from .cache import ResponseCache
 from .metered_model import MeteredModel, add_dollars, meter
 from .worker_calls import WorkerCalls
+from .worker_health import WorkerHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Broker:
     budget: Budget
     supervisor: MeteredModel
     worker_calls: WorkerCalls | None
+    health: WorkerHealth
 
     @property
     def cost_usd(self) -> float | None:
@@ -56,6 +58,11 @@ class Broker:
         """Write the last answers into the cache; return how many paid ones it could not keep."""
         return await self.supervisor.answers.finish()
 
+    @property
+    def worker_model(self) -> str:
+        """The worker's name; empty without one."""
+        return "" if self.worker_calls is None else self.worker_calls.model.handler.model
+
     def metrics(self) -> Metrics:
         """Return counts and costs of the calls."""
         calls = self.worker_calls
@@ -64,8 +71,8 @@ class Broker:
         return Metrics(
             queued=calls.queued,
             in_flight=calls.in_flight,
-            done=calls.done,
-            failed=calls.failed,
+            done=self.health.done,
+            failed=self.health.failed.total(),
             cached=calls.model.cached,
             usage=calls.model.usage,
             cost_usd=self.cost_usd,
@@ -96,6 +103,7 @@ async def open_broker(
     answers = settings.answers(log)
     metered = await meter(supervisor, budget, answers)
     calls: WorkerCalls | None = None
+    health = WorkerHealth()
     if worker is not None:
         # Only the supervisor's conversation grows, so only its window is looked up.
         model = await meter(worker, budget, answers, needs_window=False)
@@ -104,8 +112,8 @@ async def open_broker(
             if on_metrics is not None:
                 on_metrics(broker.metrics())
 
-        calls = WorkerCalls(model, log, on_metrics and report, seconds=settings.call_seconds)
-    broker = Broker(budget, metered, calls)
+        calls = WorkerCalls(model, log, on_metrics and report, health=health, seconds=settings.call_seconds)
+    broker = Broker(budget, metered, calls, health)
     try:
         yield broker
     finally:

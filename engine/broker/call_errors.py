@@ -1,8 +1,9 @@
-"""Errors of worker calls, as guest code sees them."""
+"""Errors of worker calls: their kinds for the result of a run, and their words for guest code."""
 
 from __future__ import annotations
 
-from ...handlers import ContextTooLong, HandlerError, Unavailable
+from ...handlers import ContextTooLong, HandlerError, NoAccess, Unavailable, Unreachable
+from ..result import FailedCall
 from ..sandbox import CallError
 from .budget import BudgetExceeded
 from .handler_queue import CallTimeout
@@ -24,3 +25,26 @@ def call_error(error: Exception) -> CallError:
             return CallError("refused", "the worker's endpoint refused the request")
         case _:
             return CallError("unavailable", "the worker could not be reached, or failed")
+
+
+def failure_kind(error: Exception | None) -> FailedCall:
+    """Return the kind of a failure; None is a refusal of the model."""
+    match error:
+        case None:
+            return "refusal"
+        case BudgetExceeded():
+            return "budget_exceeded"
+        case ContextTooLong():
+            return "too_long"
+        case NoAccess():
+            return "no_access"
+        case Unreachable():
+            return "unreachable"
+        case CallTimeout():
+            return "timeout"
+        case Unavailable():
+            return error.reason or "unavailable"
+        case HandlerError():
+            return "rejected"
+        case _:
+            return "handler_error"

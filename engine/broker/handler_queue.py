@@ -71,6 +71,7 @@ class RequestQueue:
         self._waiting: deque[Request] = deque()
         # Cancelled requests stay in ``_waiting`` until their turn: removing each would be O(n).
         self._cancelled = 0
+        self._admits_each = False
         self.running = 0
 
     def __len__(self) -> int:
@@ -101,6 +102,11 @@ class RequestQueue:
             self._cancelled = 0
         self._handler_queue.start_ready()
 
+    def admit_each(self) -> None:
+        """Call ``admit`` of all requests from now on, conditional or not."""
+        self._admits_each = True
+        self._handler_queue.schedule_start()
+
     def retry(self) -> None:
         """Try again to admit waiting requests."""
         self._handler_queue.schedule_start()
@@ -114,7 +120,7 @@ class RequestQueue:
             if request.queue is None:
                 self._cancelled -= 1
                 continue
-            admission = request.admit() if request.is_conditional else "now"
+            admission = request.admit() if request.is_conditional or self._admits_each else "now"
             if admission == "now":
                 request.has_slot = True
                 taken.append(request)

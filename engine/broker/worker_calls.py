@@ -14,13 +14,15 @@ from ..errors import LogError
 from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger, WorkerPrompt
 from ..sandbox import CallError, WorkerCall
 from .answers import RunAnswers
+from .batch_result import BatchResult
 from .budget import BudgetExceeded, Cost, Reservation
 from .cache import cache_key
-from .call_errors import REFUSED, call_error
+from .call_errors import REFUSED, call_error, failure_kind
 from .dispatch import Dispatcher
 from .handler_queue import Admission, CallTimeout, Request
 from .metered_model import MeteredModel
 from .pending import PendingAnswer
+from .worker_health import WorkerHealth
 
 # Calls that are resolved at once: a flood must leave time of the event loop to others.
 _RESOLVED_AT_ONCE = 4
@@ -35,17 +37,18 @@ class WorkerCalls:
         log: RunLogger,
         on_change: Callable[[], None] | None = None,
         *,
+        health: WorkerHealth,
         seconds: float | None = None,
     ) -> None:
         """Use the running event loop.
 
         Args:
             on_change: called when a call begins or ends.
+            health: counts the prompts. A dead worker is asked nothing more.
             seconds: deadline of a call.
         """
         self.model = model
-        self.done = 0
-        self.failed = 0
+        self.health = health
         self._log = log if log.is_on else None
         self._on_change = on_change
         self._seconds = seconds
@@ -83,6 +86,7 @@ class WorkerCalls:
             if self._on_change is not None:
                 self._on_change()
             results = await batch.results()
+            self.health.end_call(frozenset(batch.failures))
             # Before code sees an answer, the cache has it: after a kill it is not paid again.
             if self._answers.is_writing:
                 await self._answers.flushed()
@@ -142,6 +146,9 @@ class WorkerCalls:
 
     def admit(self, request: PromptRequest) -> Admission:
         """Reserve the cost of a request, or let it wait for another run."""
+        if self.health.is_dead and self.health.failure is not None:
+            self._fail(request, self.health.failure)
+            return "not_here"
         pending = request.pending
         # First, because another run's answer takes nothing from the budget.
         if pending is not None and pending.is_sent_by_other(request):
@@ -227,7 +234,14 @@ class WorkerCalls:
         for each in (request, *self._take_duplicates(request)):
             times = CallTimes(each.queued, each.started, done=time.monotonic())
             stats = CallStats(retries=None, times=times)
-            self._deliver(each, failure, stats, None, f"{type(error).__name__}: {error}")
+            self._deliver(each, failure, stats, None, error)
+
+    def _count_failure(self, request: PromptRequest, error: Exception | None) -> None:
+        self.health.add_failure(error)
+        request.batch.failures.add(failure_kind(error))
+        self.health.check_prompts()
+        if self.health.is_dead:
+            self._queue.admit_each()
 
     def _deliver_cached(self, request: PromptRequest, key: bytes, answer: Completion) -> None:
         completion, stats = self.model.count_cached(key, answer, worker_calls=1)
@@ -240,10 +254,15 @@ class WorkerCalls:
         result: str | CallError,
         stats: CallStats,
         completion: Completion | None,
-        message: str = "",
+        error: Exception | None = None,
     ) -> None:
+        if isinstance(result, str):
+            self.health.add_answer(cached=stats.cached)
+        else:
+            self._count_failure(request, error)
         if self._log is not None:
-            failure = CallFailure(result, message or None) if isinstance(result, CallError) else None
+            message = None if error is None else f"{type(error).__name__}: {error}"
+            failure = CallFailure(result, message) if isinstance(result, CallError) else None
             try:
                 written = self._log.worker(
                     self.model.handler.model, stats, request.worker_prompt(), completion, failure
@@ -254,22 +273,8 @@ class WorkerCalls:
                 return
             if written is not None:
                 # A long text is still being written. The guest gets the answer when the log has it.
-                written.add_done_callback(partial(self._put_written, request, result))
+                written.add_done_callback(partial(_put_written, request, result))
                 return
-        self._put(request, result)
-
-    def _put_written(
-        self, request: PromptRequest, result: str | CallError, written: asyncio.Task[None]
-    ) -> None:
-        error = None if written.cancelled() else written.exception()
-        if error is None:
-            self._put(request, result)
-        else:
-            request.batch.fail(error)
-
-    def _put(self, request: PromptRequest, result: str | CallError) -> None:
-        self.done += 1
-        self.failed += not isinstance(result, str)
         request.batch.put(request.index, result)
 
     def _take_duplicates(self, request: PromptRequest) -> list[PromptRequest]:
@@ -356,40 +361,12 @@ class PromptRequest(Request):
         return WorkerPrompt(call.cell, call.call, self.index, self.prompt)
 
 
-class BatchResult:
-    """The results of one call; ``missing`` prompts have none yet."""
-
-    def __init__(self, call: WorkerCall) -> None:
-        self.call = call
-        self.missing = len(call.prompts)
-        self._results: list[str | CallError | None] = [None] * len(call.prompts)
-        self._error: BaseException | None = None
-        self._complete = asyncio.Event()
-
-    def put(self, index: int, result: str | CallError) -> None:
-        """Set the result of a prompt."""
-        self._results[index] = result
-        self.missing -= 1
-        if not self.missing:
-            self._complete.set()
-
-    def fail(self, error: BaseException) -> None:
-        """End the call: a result could not be logged."""
-        self._error = error
-        self._complete.set()
-
-    async def results(self) -> list[str | CallError]:
-        """Wait for all results.
-
-        Raises:
-            LogError: a result could not be logged.
-        """
-        if self.missing:
-            await self._complete.wait()
-        if self._error is not None:
-            raise self._error
-        # All are set now; the filter is for the type checker.
-        return [result for result in self._results if result is not None]
+def _put_written(request: PromptRequest, result: str | CallError, written: asyncio.Task[None]) -> None:
+    error = None if written.cancelled() else written.exception()
+    if error is None:
+        request.batch.put(request.index, result)
+    else:
+        request.batch.fail(error)
 
 
 def _result(answer: Completion) -> str | CallError:

@@ -95,12 +95,14 @@ def service_screen() -> Generator[ServiceScreen]:
 
 def summary(result: RunResult, log_dir: str | None) -> str:
     """Return one line about a run that has ended, and one for each warning."""
+    best = "no answer" if result.answer is None else "best answer"
     ends = {
         "final": "answered",
-        "max_iterations": "all turns used, best answer",
-        "timeout": "time limit reached, best answer",
-        "sandbox_lost": "sandbox lost, best answer",
-        "budget": "budget used, best answer",
+        "max_iterations": f"all turns used, {best}",
+        "timeout": f"time limit reached, {best}",
+        "sandbox_lost": f"sandbox lost, {best}",
+        "budget": f"budget used, {best}",
+        "worker_failed": "worker failed",
         "cancelled": "cancelled",
     }
     turns = f"{result.iterations} turn{'s' if result.iterations != 1 else ''}"

@@ -11,6 +11,8 @@ from .signals import Stopped, run_until_signal
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from ..result import StopReason
+
 T = TypeVar("T")
 
 ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
@@ -25,6 +27,18 @@ _REMEDIES = {
     errno.EAGAIN: "end other processes, or raise the limit (`ulimit -u`)",
 }
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def exit_code(stop_reason: StopReason) -> int:
+    """Return the exit code for a run that has a result."""
+    match stop_reason:
+        case "final":
+            return ANSWERED
+        # Even with an answer: no call was answered, so it may be a guess.
+        case "worker_failed":
+            return NO_MODEL
+        case _:
+            return LIMIT
 
 
 def wait(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:

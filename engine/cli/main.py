@@ -14,7 +14,7 @@ import typer
 
 from .broker import app as broker_app
 from .exec import execute
-from .exit import LIMIT, NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, fail, lack_of, wait
+from .exit import NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, exit_code, fail, lack_of, wait
 from .image import app as image_app
 from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
@@ -55,8 +55,9 @@ app = typer.Typer(
     help="A supervisor model writes Python that calls a worker model. "
     "The Python runs in a locked-down process.",
     epilog="Exit codes: 0 answered or done, 1 the code of `exec` failed, 2 wrong task file or argument, "
-    "3 a limit was reached (the best answer is printed), 4 the sandbox cannot be started, "
-    "5 the model failed, 6 the logs, the cache or stdout cannot be written (an answer is still printed), "
+    "3 a limit was reached (the best answer is printed, if there is one), 4 the sandbox cannot be started, "
+    "5 a model failed (an answer that was found is printed), "
+    "6 the logs, the cache or stdout cannot be written (an answer is still printed), "
     "124 `exec` timed out, 137 `exec` was killed, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, "
     "141 the reader of stdout has gone.",
     add_completion=False,
@@ -178,8 +179,7 @@ def run(
         _print_result(result, outputs.shown)
     if result.unstored_answers or result.log_error:
         raise typer.Exit(NO_FILES)
-    if result.stop_reason != "final":
-        raise typer.Exit(LIMIT)
+    raise typer.Exit(exit_code(result.stop_reason))
 
 
 def _override(
@@ -288,11 +288,13 @@ async def _models(task: TaskFile, server: _ModelServer, permissions: Bound) -> d
 def _print_result(result: RunResult, log_dir: str | None) -> None:
     from ...sandbox_image.text import printable
     from .console import summary
+    from .failures import print_failures
 
     answer = "(no answer)" if result.answer is None else result.answer
     # Escape sequences could deceive on a terminal; a file gets the answer as it is.
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
     print(summary(result, log_dir), file=sys.stderr)
+    print_failures(result)
 
 
 app.command("exec")(execute)

@@ -125,6 +125,8 @@ class SupervisorCall(ModelCall, frozen=True, kw_only=True, tag="supervisor"):
 
     purpose: str
     messages: list[Message]
+    # Why there is no reply.
+    message: str | None = None
 
 
 class WorkerCall(ModelCall, frozen=True, kw_only=True, tag="worker"):
@@ -183,6 +185,9 @@ class RunEnd(Event, frozen=True, kw_only=True, tag="run_end"):
     unstored_answers: int | None = None
     log_error: str | None = None
     warnings: list[str] | None = None
+    worker_calls: int | None = None
+    failed_calls: dict[str, int] | None = None
+    failure: str | None = None
 
 
 class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -183,6 +183,17 @@ class RunLogger:
                 "supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call)
             )
 
+    async def supervisor_failed(
+        self, model: str, messages: Sequence[Message], failure: CallFailure, stats: CallStats, purpose: str
+    ) -> None:
+        """Write a request to the supervisor that got no reply."""
+        if self.is_on:
+            call = self._call(model, stats, None)
+            call.update(error=failure.told.code, message=failure.message)
+            await self._write_whole(
+                "supervisor", SupervisorCall(purpose=purpose, messages=list(messages), **call)
+            )
+
     def worker(
         self,
         model: str,

@@ -1,4 +1,4 @@
-"""The loop of a run: ask the supervisor, run its code, show the outputs."""
+"""The loop of a run: ask the supervisor, run its code, show the outputs. README.md has all ends of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...handlers import Completion, ContextTooLong, HandlerError, Message
+from ...handlers import Completion, ContextTooLong, HandlerError, Message, NoAccess, Unreachable
 from ..broker.broker import Broker
 from ..broker.budget import BudgetExceeded
+from ..broker.call_errors import call_error
 from ..errors import LogError, SandboxError, SandboxLost
 from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
 from ..result import StopReason
-from ..runlog.writer import CallStats, RunLogger
-from ..sandbox import CellResult, Outcome, Sandbox
+from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger
+from ..sandbox import CallError, CellResult, Outcome, Sandbox
+from .best_answer import answer_blocks, literal_final
 from .blocks import code_blocks
 from .conversation import Conversation
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
@@ -23,6 +25,12 @@ from .transcript import show_results
 
 # A guest that attacks its shim gets no second interpreter.
 _ENDS_THE_RUN = frozenset({Outcome.PROTOCOL_VIOLATION})
+
+# Seconds for the block that called a worker which is dead for good. It may have an answer already.
+_LAST_SECONDS = 5.0
+
+# A best answer that is code is asked for once more.
+_BEST_ANSWERS = 2
 
 _REASONS: dict[StopReason, str] = {
     "max_iterations": "all turns are used",
@@ -37,8 +45,28 @@ def is_last(result: CellResult) -> bool:
     return result.final is not None or result.outcome is not Outcome.OK
 
 
+def _remedy(error: Exception) -> str:
+    match error:
+        case NoAccess():
+            return "Check its key, its credit and the model's name"
+        case Unreachable():
+            return "Start it, or correct its address"
+        case _:
+            return "Try again later, or choose another worker"
+
+
 class _TimeIsUp(Exception):
-    pass
+    def __str__(self) -> str:
+        return "no reply before the time was up"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run ended; see the fields of ``RunResult``."""
+
+    answer: str | None
+    stop_reason: StopReason
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +79,7 @@ class RunSpec:
     output_limit: int
     worker_ctx_k: int
     max_seconds: float | None
+    call_seconds: float | None
     final_seconds: float
     tools: str = ""
     packages: Sequence[str] = ()
@@ -72,8 +101,8 @@ class SupervisorLoop:
     _logged: int = 0
     _deadline: float | None = None
 
-    async def run(self) -> tuple[str | None, StopReason]:
-        """Return the answer and why the run ended; errors of models and logs are raised."""
+    async def run(self) -> RunOutcome:
+        """Return how the run ended; errors of the supervisor and of logs are raised."""
         self._begin()
         if self.spec.max_seconds is not None:
             self._deadline = asyncio.get_running_loop().time() + self.spec.max_seconds
@@ -81,15 +110,27 @@ class SupervisorLoop:
         try:
             for step in range(1, self.spec.max_iterations + 1):
                 answer = await self._turn(step)
-                if answer is not None:
-                    return answer, "final"
+                if answer is not None or self.broker.health.is_dead:
+                    return self._outcome(answer, "final")
         except _TimeIsUp:
             reason = "timeout"
         except BudgetExceeded as exceeded:
             reason = "timeout" if exceeded.limit == "max_seconds" else "budget"
         except SandboxError:
             reason = "sandbox_lost"
-        return await self._best_answer(reason), reason
+        if self.broker.health.is_dead:
+            return self._outcome(None, reason)
+        return self._outcome(*await self._best_answer(reason))
+
+    def _outcome(self, answer: str | None, reason: StopReason, failure: str | None = None) -> RunOutcome:
+        error = self.broker.health.failure
+        if error is None:
+            return RunOutcome(answer, reason, failure)
+        # The code may have caught the errors of its calls. Its answer is then a guess.
+        calls, model = self.broker.health.done, self.broker.worker_model
+        why = str(error) if isinstance(error, HandlerError) else f"{type(error).__name__}: {error}"
+        failure = f"the worker {model} answered none of {calls:,} calls: {why}. {_remedy(error)}"
+        return RunOutcome(answer, "worker_failed", failure)
 
     async def _turn(self, step: int) -> str | None:
         self.log.step = self.iterations = step
@@ -133,7 +174,7 @@ class SupervisorLoop:
             await self._log_block(code, result)
             self.emit(BlockEnded(step, result))
             results.append(result)
-            if is_last(result):
+            if is_last(result) or self.broker.health.is_dead:
                 break
         return results
 
@@ -149,7 +190,7 @@ class SupervisorLoop:
     async def _run_block(self, code: str) -> CellResult:
         running = asyncio.ensure_future(self.sandbox.execute(code))
         try:
-            await asyncio.wait([running], timeout=self._seconds_left())
+            await self._wait_for_end(running)
             # When the time is up, what the block did until then counts.
             if not running.done():
                 await self.sandbox.interrupt()
@@ -160,12 +201,24 @@ class SupervisorLoop:
             await asyncio.wait([running])
             raise
 
+    async def _wait_for_end(self, running: asyncio.Future[CellResult]) -> None:
+        death = self.broker.health.death
+        ended, _ = await asyncio.wait(
+            [running, death], timeout=self._seconds_left(), return_when=asyncio.FIRST_COMPLETED
+        )
+        if ended == {death}:
+            # Code that goes on in spite of all errors must not keep the run from its end.
+            left = self._seconds_left()
+            await asyncio.wait([running], timeout=_LAST_SECONDS if left is None else min(left, _LAST_SECONDS))
+
     def _seconds_left(self) -> float | None:
         if self._deadline is None:
             return None
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
     async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
+        if self.broker.health.is_dead:
+            return
         if results and results[-1].outcome in _ENDS_THE_RUN:
             raise SandboxLost(results[-1].detail)
         parts = (
@@ -183,7 +236,7 @@ class SupervisorLoop:
         if time_is_up:
             raise _TimeIsUp
 
-    async def _best_answer(self, reason: StopReason) -> str | None:
+    async def _best_answer(self, reason: StopReason) -> tuple[str | None, StopReason, str | None]:
         last = ""
         if self.conversation.sent[-1]["role"] == "user":
             # The last turn was cut off. Two user messages in a row confuse models.
@@ -192,18 +245,43 @@ class SupervisorLoop:
         self.conversation.add(
             "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.spec.query)
         )
-        self._deadline = asyncio.get_running_loop().time() + self.spec.final_seconds
-        try:
-            text = (await self._ask("best_answer")).text
-        except (_TimeIsUp, BudgetExceeded, HandlerError):
-            # The run already has its reason to end, so a failure of the model now is no other.
-            return None
-        # A model may still answer with a block that calls FINAL.
-        with contextlib.suppress(SandboxError):
-            for result in await self._execute(self.iterations, code_blocks(text)):
-                if result.final is not None:
-                    return result.final
-        return text.strip() or None
+        time_limit = self._deadline
+        why = ""
+        for _ in range(_BEST_ANSWERS):
+            self._deadline = self._best_answer_deadline(time_limit)
+            try:
+                text = (await self._ask("best_answer")).text
+            except (_TimeIsUp, BudgetExceeded, HandlerError) as error:
+                # The run already has its reason to end, so a failure of the model now is no other.
+                why += f"the supervisor gave no best answer: {type(error).__name__.strip('_')}: {error}"
+                return None, reason, why
+            blocks = answer_blocks(text)
+            if not blocks and text.strip():
+                return text.strip(), reason, None
+            answer, shown = await self._run_last_blocks(reason, blocks)
+            if answer is not None:
+                return answer, reason, None
+            why = f"the supervisor's best answer was {'code without FINAL' if blocks else 'empty'}; "
+            self.conversation.add("user", shown + self.prompts.best_answer_again)
+        return None, reason, f"{why}it was asked for twice"
+
+    def _best_answer_deadline(self, time_limit: float | None) -> float | None:
+        now = asyncio.get_running_loop().time()
+        if time_limit is not None:
+            return max(now, time_limit) + self.spec.final_seconds
+        # Without a time limit it may take as long as any call.
+        return None if self.spec.call_seconds is None else now + self.spec.call_seconds
+
+    async def _run_last_blocks(self, reason: StopReason, blocks: list[str]) -> tuple[str | None, str]:
+        """Return the answer, else what the blocks printed."""
+        if reason != "sandbox_lost":
+            # Also after the last turn: its limits of time, memory and budget hold.
+            with contextlib.suppress(SandboxError):
+                results = await self._execute(self.iterations, blocks)
+                shown = show_results(results, len(blocks), self.spec.output_limit) + "\n\n" if blocks else ""
+                return next((result.final for result in results if result.final is not None), None), shown
+        # Nothing can be executed any more, but an answer that is written out can be read.
+        return next(filter(None, map(literal_final, blocks)), None), ""
 
     async def _ask(self, purpose: str) -> Completion:
         started = time.monotonic()
@@ -211,8 +289,14 @@ class SupervisorLoop:
         try:
             async with clock:
                 completion, stats = await self._ask_and_shorten(purpose)
+        except HandlerError as error:
+            failure = CallFailure(call_error(error), f"{type(error).__name__}: {error}")
+            await self._log_failure(purpose, started, failure)
+            raise
         except TimeoutError:
             if clock.expired():
+                time_is_up = CallError("timeout", str(_TimeIsUp()))
+                await self._log_failure(purpose, started, CallFailure(time_is_up, time_is_up.message))
                 raise _TimeIsUp from None
             # A handler raised it.
             raise
@@ -225,6 +309,12 @@ class SupervisorLoop:
         self._logged = len(self.conversation.history)
         self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
         return completion
+
+    async def _log_failure(self, purpose: str, started: float, failure: CallFailure) -> None:
+        stats = CallStats(retries=None, times=CallTimes(queued=started, done=time.monotonic()))
+        messages = self.conversation.history[self._logged :]
+        model = self.broker.supervisor.handler.model
+        await self.log.supervisor_failed(model, messages, failure, stats, purpose)
 
     async def _ask_and_shorten(self, purpose: str) -> tuple[Completion, CallStats]:
         best_answer = purpose == "best_answer"

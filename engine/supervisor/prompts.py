@@ -125,6 +125,11 @@ The research is over ($reason). Answer the question now, from what you have seen
 Reply with the answer alone, as plain text, without code.\
 """
 
+_BEST_ANSWER_AGAIN = """\
+That gave no answer: your message was code without FINAL(answer), or empty. \
+Reply with the answer alone, as plain text, without code.\
+"""
+
 _STATE_LOST = """\
 The interpreter was ended ($outcome), and all variables are gone. A fresh one was started; `context`, \
 `query` and the \
@@ -151,6 +156,7 @@ class Prompts:
         budget: with a limited budget. ``$left``.
         left_out: replaces an old message. ``$number $characters``.
         best_answer: after a limit. ``$reason $query``.
+        best_answer_again: after a best answer that was code or empty.
         state_lost: after a fresh interpreter. ``$outcome``.
         tools: the end of ``system``. ``$tools``.
     """
@@ -165,6 +171,7 @@ class Prompts:
     budget: str = _BUDGET
     left_out: str = _LEFT_OUT
     best_answer: str = _BEST_ANSWER
+    best_answer_again: str = _BEST_ANSWER_AGAIN
     state_lost: str = _STATE_LOST
     tools: str = _TOOLS
 

@@ -162,6 +162,9 @@ class _Builder:
                 pass
 
     def _add_turn(self, event: SupervisorCall) -> None:
+        # A request without a reply is the last one, and no turn.
+        if event.error is not None:
+            return
         if event.response is None:
             raise ValueError("a reply without its text")
         self.history += event.messages

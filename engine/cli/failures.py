@@ -1,0 +1,50 @@
+"""Say what failed in a run, in red on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ...sandbox_image.text import printable
+
+if TYPE_CHECKING:
+    from ..result import FailedCall, RunResult
+
+_RED, _PLAIN = "\x1b[31m", "\x1b[0m"
+
+_WORDS: dict[FailedCall, str] = {
+    "no_access": "no access",
+    "unreachable": "no connection",
+    "rate_limit": "rate limit",
+    "timeout": "timeout",
+    "unavailable": "endpoint failed",
+    "rejected": "request rejected",
+    "refusal": "model refused",
+    "too_long": "prompt too long",
+    "budget_exceeded": "budget used up",
+    "handler_error": "error in the handler",
+}
+
+
+def failures(result: RunResult) -> list[str]:
+    """Return a line for each thing that failed in a run which has a result."""
+    lines: list[str] = []
+    if result.failed_calls:
+        most_first = sorted(result.failed_calls.items(), key=lambda item: -item[1])
+        why = ", ".join(f"{_WORDS[kind]} ({count:,})" for kind, count in most_first)
+        failed = sum(result.failed_calls.values())
+        lines.append(f"{failed:,} of {result.worker_calls:,} worker calls failed: {why}")
+    if result.failure is not None:
+        guess = "" if result.answer is None else ". The answer above may be a guess"
+        remedy = guess if result.stop_reason == "worker_failed" else ""
+        lines.append(f"{printable(result.failure)}{remedy}")
+    return lines
+
+
+def print_failures(result: RunResult) -> None:
+    """Print them on stderr."""
+    is_red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    for line in failures(result):
+        text = f"supdist-engine: {line}"
+        print(f"{_RED}{text}{_PLAIN}" if is_red else text, file=sys.stderr)
