@@ -9,11 +9,13 @@ Kind = Literal["worker", "tool"]
 # Calls begin while the answers that are expected, and those that the guest has not read, fit.
 WINDOW_BYTES = 16 << 20
 # A reply takes no more. Nothing limits what a model sends.
-REPLY_BYTES = 16 << 20
+REPLY_BYTES = 24 << 20
 # With more unread, an answer is replaced by an error. Only a guest that does not read gets there.
-MOST_UNREAD = 24 << 20
-# Until the first answer. Then the window follows what comes: it opens by half, and closes at once.
-_FIRST_BYTES: dict[Kind, int] = {"worker": 64 << 10, "tool": 256 << 10}
+MOST_UNREAD = 32 << 20
+# Until the first answer: 64 of them fit, as many as a handler asks for at once by default. Then the window
+# follows what comes: a reply opens it up to eight times, and closes it at once.
+_FIRST_BYTES = 256 << 10
+_OPENS = 8
 _LEAST_BYTES = 2 << 10
 
 
@@ -21,7 +23,7 @@ class AnswerWindow:
     """Counts the answers of one guest from the call until the guest's socket has them."""
 
     def __init__(self) -> None:
-        self._bytes_each = dict(_FIRST_BYTES)
+        self._bytes_each: dict[Kind, int] = {"worker": _FIRST_BYTES, "tool": _FIRST_BYTES}
         self._expected = 0
         # It may fall below zero for a while: a reply may be read before it is counted.
         self._unread = 0
@@ -47,7 +49,7 @@ class AnswerWindow:
 
     def learn(self, kind: Kind, count: int, size: int) -> None:
         """Take the size of the answers to a call."""
-        self._bytes_each[kind] = max(size // count, self._bytes_each[kind] // 2, _LEAST_BYTES)
+        self._bytes_each[kind] = max(size // count, self._bytes_each[kind] // _OPENS, _LEAST_BYTES)
 
     def sent(self, size: int) -> None:
         """Count a reply."""
