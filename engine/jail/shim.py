@@ -26,6 +26,7 @@ from ...sandbox_image.protocol import (
     Outcome,
     Ready,
     Reply,
+    ReplyPart,
     Taken,
     ToolReply,
     Violation,
@@ -267,7 +268,7 @@ class Shim:
             return
         for payload in map(bytes, payloads or ()):
             message = protocol.decode_to_shim(payload)
-            if isinstance(message, Reply | ToolReply):
+            if isinstance(message, Reply | ReplyPart | ToolReply):
                 self._replied += len(payload)
             self._send(self._session.from_engine(message, time.monotonic(), payload))
 

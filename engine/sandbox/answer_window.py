@@ -8,13 +8,14 @@ Kind = Literal["worker", "tool"]
 
 # Calls begin while the answers that are expected, and those that the guest has not read, fit.
 WINDOW_BYTES = 16 << 20
-# A reply takes no more. Nothing limits what a model sends.
-REPLY_BYTES = 24 << 20
-# With more unread, an answer is replaced by an error. Only a guest that does not read gets there.
-MOST_UNREAD = 32 << 20
-# Until the first answer: 64 of them fit, as many as a handler asks for at once by default. Then the window
-# follows what comes: a reply opens it up to eight times, and closes it at once.
-_FIRST_BYTES = 256 << 10
+# Answers of a call are sent in messages of about this size, while so many bytes are unread.
+PART_BYTES = 4 << 20
+MOST_UNREAD = 12 << 20
+# One answer may be as large, and no larger.
+ANSWER_BYTES = 16 << 20
+# Until the first answer, so that the first call of a batch fits. Then the window follows what comes: a reply
+# opens it up to eight times, and closes it at once.
+_FIRST_BYTES = 64 << 10
 _OPENS = 8
 _LEAST_BYTES = 2 << 10
 
@@ -29,9 +30,9 @@ class AnswerWindow:
         self._unread = 0
 
     @property
-    def room(self) -> int:
-        """How many bytes a reply may take now."""
-        return max(0, min(REPLY_BYTES, MOST_UNREAD - self._unread))
+    def may_send(self) -> bool:
+        """Whether the guest reads its replies."""
+        return self._unread <= MOST_UNREAD
 
     def expect(self, kind: Kind, count: int) -> int | None:
         """Reserve memory for answers and return its size; None if the call must wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
 from typing import TypeAlias
@@ -15,15 +15,12 @@ from ...sandbox_image.protocol import CallError
 from ..errors import LocalProtocolError
 from ..slices import SLICE, Steps, finish, in_slices, replace_surrogates, utf8_bytes
 from ..toolbox.toolbox import ToolCalls
-from .answer_window import AnswerWindow, Kind
+from .answer_window import ANSWER_BYTES, PART_BYTES, AnswerWindow, Kind
 from .config import OnCall, WorkerCall
 from .long_messages import encode_reply
 
 _STOP_SECONDS = 10.0
-_TOO_LARGE = (
-    "the answer is too large to be passed on beside those that the code has not read; "
-    "ask for it again, with fewer prompts at once"
-)
+_TOO_LARGE = f"the answer is too large to be passed on: more than {ANSWER_BYTES >> 20} MiB"
 
 
 _Call: TypeAlias = protocol.Call | protocol.ToolCall
@@ -57,6 +54,7 @@ class CallAnswers:
         self._seconds = self._since = 0.0
         self._window = AnswerWindow()
         self._encoding = asyncio.Lock()
+        self._was_read = asyncio.Event()
         # The shim bounds the pending calls.
         self._waiting: deque[tuple[_Call, Context]] = deque()
 
@@ -68,6 +66,7 @@ class CallAnswers:
     def taken(self, size: int) -> None:
         """Count bytes of replies that the guest has read."""
         self._window.taken(size)
+        self._was_read.set()
         self._start_waiting()
 
     def seconds(self) -> float:
@@ -120,9 +119,9 @@ class CallAnswers:
         except Exception as error:
             self._fail_all(error)
             return
-        if not isinstance(reply.result, protocol.ToolFailure) and len(reply.result) > self._window.room:
-            reply = protocol.ToolReply(reply.call, protocol.ToolFailure("too_large", _TOO_LARGE))
-        self._count(call, (), self._send(reply))
+        self._learn(call, 0 if isinstance(reply.result, protocol.ToolFailure) else len(reply.result))
+        await self._until_read()
+        self._window.sent(self._send(reply))
 
     def _fail_all(self, error: Exception) -> None:
         self._waiting.clear()
@@ -146,20 +145,28 @@ class CallAnswers:
             except Exception as error:
                 self._fail_all(error)
                 return
+        self._learn(call, sum(map(sys.getsizeof, results)))
         if sum(len(result) for result in results if isinstance(result, str)) <= SLICE:
-            reply = protocol.Reply(call.call, finish(_sendable(results, self._window.room)))
-            self._count(call, results, self._send(reply))
+            await self._until_read()
+            self._window.sent(self._send(protocol.Reply(call.call, finish(_sendable(results)))))
             return
-        # In turn, so that each sees the room that the one before left.
+        # One at a time: an encoded answer takes memory beside its text.
         async with self._encoding:
-            pieces = await in_slices(_encode_long(call.call, results, self._window.room))
-            self._send_pieces(pieces)
-            self._count(call, results, sum(map(len, pieces)))
+            for kind, part in _parts(results):
+                await self._until_read()
+                pieces = await in_slices(_encode_long(call.call, part, kind))
+                self._send_pieces(pieces)
+                self._window.sent(sum(map(len, pieces)))
 
-    def _count(self, call: _Call, results: Sequence[object], size: int) -> None:
-        self._window.sent(size)
+    async def _until_read(self) -> None:
+        # A guest that reads nothing for good is ended by its own clock, or by that of `execute()`.
+        while not self._window.may_send:
+            self._was_read.clear()
+            await self._was_read.wait()
+
+    def _learn(self, call: _Call, size: int) -> None:
         kind, count = _kind(call)
-        self._window.learn(kind, count, max(size, sum(map(sys.getsizeof, results))))
+        self._window.learn(kind, count, size)
 
 
 def _check_results(results: Sequence[object], call: protocol.Call) -> None:
@@ -176,12 +183,27 @@ def _kind(call: _Call) -> tuple[Kind, int]:
     return ("worker", len(call.prompts)) if isinstance(call, protocol.Call) else ("tool", 1)
 
 
-def _encode_long(call: int, results: Sequence[str | CallError], room: int) -> Steps[list[bytes]]:
-    return (yield from encode_reply(call, (yield from _sendable(results, room))))
+def _parts(
+    results: Sequence[str | CallError],
+) -> Iterator[tuple[type[protocol.Reply | protocol.ReplyPart], Sequence[str | CallError]]]:
+    # Whole answers, each part as soon as it is large enough; the last is the reply.
+    start = size = 0
+    for end, result in enumerate(results, start=1):
+        size += sys.getsizeof(result)
+        if size >= PART_BYTES and end < len(results):
+            yield protocol.ReplyPart, results[start:end]
+            start, size = end, 0
+    yield protocol.Reply, results[start:]
 
 
-def _sendable(results: Sequence[str | CallError], room: int) -> Steps[list[str | CallError]]:
-    # A reply has a size, and carries no lone surrogates.
+def _encode_long(
+    call: int, results: Sequence[str | CallError], kind: type[protocol.Reply | protocol.ReplyPart]
+) -> Steps[list[bytes]]:
+    return (yield from encode_reply(call, (yield from _sendable(results)), kind))
+
+
+def _sendable(results: Sequence[str | CallError]) -> Steps[list[str | CallError]]:
+    # A message carries no lone surrogates, and has a size.
     sendable: list[str | CallError] = []
     for result in results:
         if not isinstance(result, str):
@@ -190,9 +212,5 @@ def _sendable(results: Sequence[str | CallError], room: int) -> Steps[list[str |
         text = result if result.isascii() else (yield from replace_surrogates(result))
         size = len(text) if text.isascii() else (yield from utf8_bytes(text))
         yield
-        if size > room:
-            sendable.append(CallError("unavailable", _TOO_LARGE))
-            continue
-        room -= size
-        sendable.append(text)
+        sendable.append(text if size <= ANSWER_BYTES else CallError("unavailable", _TOO_LARGE))
     return sendable

@@ -85,10 +85,14 @@ def _body(raw: msgspec.Raw) -> memoryview:
     return view[_HEADER_BYTES.get(view[0], 1) :]
 
 
-def encode_reply(call: int, results: Sequence[str | CallError]) -> Steps[list[bytes]]:
-    """Encode a ``Reply`` in pieces. Its texts hold no surrogates."""
+def encode_reply(
+    call: int,
+    results: Sequence[str | CallError],
+    kind: type[protocol.Reply | protocol.ReplyPart] = protocol.Reply,
+) -> Steps[list[bytes]]:
+    """Encode a ``Reply`` or a part of one in pieces. Its texts hold no surrogates."""
     # An array of two numbers and an array (MessagePack specification, "array").
-    head = protocol.encode(protocol.Reply(call, []))[:-1]
+    head = protocol.encode(kind(call, []))[:-1]
     pieces = [head + _array_header(len(results))]
     for result in results:
         if not isinstance(result, str) or len(result) <= SLICE:

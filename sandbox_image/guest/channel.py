@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import array
+import itertools
 import os
 import select
 import socket
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .. import protocol
+from .interrupts import Interrupts
 
 T = TypeVar("T")
 
@@ -34,9 +35,10 @@ class Channel:
         self._is_reader_active = False
         self._messages: deque[protocol.ToGuest] = deque()
         self._replies: dict[int, list[str | protocol.CallError]] = {}
+        self._parts: dict[int, list[str | protocol.CallError]] = {}
         self._tool_replies: dict[int, bytes | protocol.ToolFailure] = {}
         self._descriptors: deque[int] = deque()
-        self._main = threading.get_ident()
+        self._numbers = itertools.count(1)
         self._owner = os.getpid()
         self.interrupts = Interrupts()
 
@@ -45,20 +47,36 @@ class Channel:
 
         Raises:
             RuntimeError: this process is a child of the repl.
+            ReentryError: this thread is inside the channel.
         """
+        self._check_process()
+        with self.interrupts.section(), self._send_lock:
+            self._write(message)
+
+    def send_call(self, make: Callable[[int], protocol.Call | protocol.ToolCall]) -> int:
+        """Send a call with the next number, and return the number. Raises as ``send``."""
+        self._check_process()
+        # One lock for both steps: the shim requires rising numbers.
+        with self.interrupts.section(), self._send_lock:
+            number = next(self._numbers)
+            self._write(make(number))
+        return number
+
+    def _check_process(self) -> None:
         if os.getpid() != self._owner:
             raise RuntimeError(
                 "worker, worker_batch, FINAL and host tools work only in the process of the cell, "
                 "not in its children"
             )
+
+    def _write(self, message: protocol.FromGuest) -> None:
         data = memoryview(protocol.frame(protocol.encode(message)))
-        with self.interrupts.deferred(), self._send_lock:
-            while data:
-                try:
-                    data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
-                except BlockingIOError:
-                    # The shim reads a guest only while the guest reads its replies.
-                    self._wait_for_room()
+        while data:
+            try:
+                data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                # The shim reads a guest only while the guest reads its replies.
+                self._wait_for_room()
 
     def has_input(self) -> bool:
         """Whether there are bytes to read now."""
@@ -81,7 +99,7 @@ class Channel:
         return [self._descriptors.popleft() for _ in range(count)]
 
     def _wait(self, take: Callable[[], T | None]) -> T:
-        with self.interrupts.deferred(), self._changed:
+        with self.interrupts.section(), self._changed:
             while True:
                 value = take()
                 if value is not None:
@@ -127,7 +145,9 @@ class Channel:
         for payload in payloads:
             message = protocol.decode_to_guest(payload)
             if isinstance(message, protocol.Reply):
-                self._replies[message.call] = message.results
+                self._replies[message.call] = self._parts.pop(message.call, []) + message.results
+            elif isinstance(message, protocol.ReplyPart):
+                self._parts.setdefault(message.call, []).extend(message.results)
             elif isinstance(message, protocol.ToolReply):
                 self._tool_replies[message.call] = message.result
             else:
@@ -137,76 +157,8 @@ class Channel:
         data, ancillary, _, _ = self._sock.recvmsg(protocol.READ_BYTES, socket.CMSG_SPACE(8))
         for level, kind, packed in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._descriptors.extend(array.array("i", packed))
+                # Not an array: an audit hook of the code would hear of it, and might raise.
+                self._descriptors.extend(memoryview(packed).cast("i"))
         if not data:
             os._exit(0)
         return self._frames.feed(data)
-
-
-class Interrupts:
-    """Defers KeyboardInterrupt while the channel works, in the main thread."""
-
-    def __init__(self) -> None:
-        # Python runs signal handlers in this thread.
-        self._main = threading.get_ident()
-        self._depth = 0
-        self._open = False
-        self._pending = False
-
-    def raise_or_defer(self) -> None:
-        """Raise an interrupt, now or where the channel allows it."""
-        if self._depth and not self._open:
-            self._pending = True
-        else:
-            raise KeyboardInterrupt
-
-    def deferred(self) -> _Deferred:
-        """Return a context that defers interrupts."""
-        return _Deferred(self)
-
-    def allowed(self) -> _Allowed:
-        """Return a context, inside ``deferred``, that raises them."""
-        return _Allowed(self)
-
-    def clear(self) -> None:
-        """Drop a deferred interrupt."""
-        self._pending = False
-
-    def enter(self, change: int) -> None:
-        """Enter (1) or leave (-1) a ``deferred`` context."""
-        if threading.get_ident() == self._main:
-            self._depth += change
-            if not self._depth and self._pending:
-                self._pending = False
-                raise KeyboardInterrupt
-
-    def open(self, *, state: bool) -> None:
-        """Enter or leave an ``allowed`` context."""
-        if threading.get_ident() == self._main:
-            self._open = state
-            if state and self._pending:
-                self._pending = False
-                self._open = False
-                raise KeyboardInterrupt
-
-
-class _Deferred:
-    def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
-
-    def __enter__(self) -> None:
-        self._interrupts.enter(1)
-
-    def __exit__(self, *_: object) -> None:
-        self._interrupts.enter(-1)
-
-
-class _Allowed:
-    def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
-
-    def __enter__(self) -> None:
-        self._interrupts.open(state=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._interrupts.open(state=False)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import numbers
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from .. import plain, protocol
@@ -54,8 +53,6 @@ class Primitives:
         self._channel = channel
         self._start = start
         self._current_cell = current_cell
-        self._numbers = itertools.count(1)
-        self._number_lock = threading.Lock()
         self._answered_cell = 0
 
     def worker(self, prompt: str) -> str:
@@ -114,19 +111,12 @@ class Primitives:
             raise ToolError(
                 "bad_arguments", f"a tool of the host takes plain data, and this is {error}"
             ) from None
-        result = self._channel.tool_reply(
-            self._send(protocol.ToolCall, self._current_cell(), number, arguments)
-        )
+        cell = self._current_cell()
+        call = self._channel.send_call(lambda call: protocol.ToolCall(call, cell, number, arguments))
+        result = self._channel.tool_reply(call)
         if isinstance(result, protocol.ToolFailure):
             raise ToolError(result.code, result.message)
         return plain.decode(result)
-
-    def _send(self, kind: Callable[..., protocol.Call | protocol.ToolCall], *fields: object) -> int:
-        # One lock for both steps: the shim requires rising numbers.
-        with self._channel.interrupts.deferred(), self._number_lock:
-            call = next(self._numbers)
-            self._channel.send(kind(call, *fields))
-        return call
 
     def _ask(self, prompts: list[Any]) -> list[str | WorkerError]:
         for slot, prompt in enumerate(prompts):  # before the first one costs anything
@@ -139,7 +129,7 @@ class Primitives:
         for slots, chunk in self._chunks(prompts, results):
             if len(waiting) >= _CHUNKS_IN_FLIGHT:
                 self._collect(*waiting.pop(0), results)
-            waiting.append((self._send(protocol.Call, cell, chunk), slots))
+            waiting.append((self._channel.send_call(partial(_call, cell, chunk)), slots))
         for call, slots in waiting:
             self._collect(call, slots, results)
         return results
@@ -171,6 +161,10 @@ class Primitives:
     def _collect(self, call: int, slots: list[int], results: list[str | WorkerError]) -> None:
         for slot, result in zip(slots, self._channel.reply(call), strict=True):
             results[slot] = result if isinstance(result, str) else WorkerError(result.code, result.message)
+
+
+def _call(cell: int, prompts: list[str], number: int) -> protocol.Call:
+    return protocol.Call(number, cell, prompts)
 
 
 def _answer_text(answer: object) -> str:

@@ -26,6 +26,7 @@ from ..text import ESCAPE_SURROGATES, KEEP_SURROGATES, escape_surrogates, excerp
 from . import cell_compiler, tools
 from .channel import Channel
 from .display import Displays
+from .interrupts import guard_handlers
 from .limits import apply_gvisor_limits
 from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
 from .procfs import read
@@ -95,12 +96,17 @@ class Repl:
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
         # After the report: the import takes long, and the host need not wait for it.
         _mark_executors_with_cell(lambda: self._cell)
+        guard_handlers(self._channel.interrupts, lambda: self._running)
         while True:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
-            self._prepare(message.cell, names)
             displays = Displays(message.cell, start.display_bytes, self._channel.send)
-            error = self._run(message.cell, message.code, displays)
+            try:
+                self._prepare(message.cell, names)
+            except BaseException as failed:  # an audit hook of the code may raise anything
+                error = describe(failed)
+            else:
+                error = self._run(message.cell, message.code, displays)
             self._channel.send(protocol.Done(message.cell, error))
 
     def _prepare(self, cell: int, names: dict[str, Any]) -> None:

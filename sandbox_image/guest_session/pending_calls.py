@@ -92,6 +92,10 @@ class PendingCalls:
         self._prompts += prompts
         self._bytes += cost
 
+    def is_pending(self, call: int) -> bool:
+        """Return whether a call has no reply yet."""
+        return call in self._pending
+
     def remove(self, call: int) -> bool:
         """Remove a call; return False if it was not pending."""
         counted = self._pending.pop(call, None)

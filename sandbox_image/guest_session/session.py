@@ -29,6 +29,7 @@ from ..protocol import (
     PutFile,
     ReplExit,
     Reply,
+    ReplyPart,
     SessionLimits,
     ToGuest,
     ToolCall,
@@ -168,6 +169,9 @@ class GuestSession:
                 return [Send("init", message, payload)]
             case Reply() | ToolReply():
                 if not self._rules.reply(message, now):
+                    return []
+            case ReplyPart():
+                if not self._rules.calls.is_pending(message.call):
                     return []
             case Interrupt():
                 is_running = self.cell is not None and self.cell.number == message.cell

@@ -9,7 +9,7 @@ _NUMBERED = {
     # To the guest.
     1: (
         "Start", "Load", "Execute", "Reply", "Interrupt", "PutFile", "GetFile", "ToolReply", "Discard",
-        "HungUp", "ListFiles",
+        "HungUp", "ListFiles", "ReplyPart",
     ),
     # From the guest.
     20: (

@@ -65,6 +65,13 @@ class Reply(Message, frozen=True):
     results: list[str | CallError]
 
 
+class ReplyPart(Message, frozen=True):
+    """Answers of a call before those of its ``Reply``, where all together are large."""
+
+    call: int
+    results: list[str | CallError]
+
+
 class Interrupt(Message, frozen=True):
     """Raise KeyboardInterrupt in a cell that still runs."""
 
@@ -199,7 +206,18 @@ class FileList(Message, frozen=True):
 
 
 ToGuest = (
-    Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Discard | HungUp
+    Start
+    | Load
+    | Execute
+    | Reply
+    | ReplyPart
+    | ToolReply
+    | Interrupt
+    | PutFile
+    | GetFile
+    | ListFiles
+    | Discard
+    | HungUp
 )
 FromGuest = Ready | Output | Display | Call | ToolCall | Final | Done | FileData | FileList | ReplExit
 

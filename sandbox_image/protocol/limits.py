@@ -24,7 +24,7 @@ LISTING_FILES = 20_000
 
 # Of one message. The guest's library cuts a longer list of prompts into several, and sends a prompt above
 # these bytes alone.
-CALL_PROMPTS = 64
+CALL_PROMPTS = 256
 CALL_BYTES = 1 << 20
 
 # As UTF-8.

@@ -22,6 +22,7 @@ from .guest_link import (
     PutFile,
     Ready,
     Reply,
+    ReplyPart,
     Start,
     ToolCall,
     ToolReply,
@@ -79,7 +80,9 @@ class Taken(Message, frozen=True):
     count: int
 
 
-ToShim = Start | Load | Execute | Reply | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Kill
+ToShim = (
+    Start | Load | Execute | Reply | ReplyPart | ToolReply | Interrupt | PutFile | GetFile | ListFiles | Kill
+)
 FromShim = (
     Hello
     | Ready
