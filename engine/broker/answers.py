@@ -73,7 +73,9 @@ class RunAnswers:
         # Without a cache file: all answers of the run. With one: those that are still to be written.
         self._answers: dict[bytes, Completion] = {}
         self._used: set[bytes] = set()
+        # Answers of this run that are not in the cache, and those that are.
         self._paid: set[bytes] = set()
+        self._paid_stored: set[bytes] = set()
 
     def identity(self, handler: ModelHandler) -> Mapping[str, Any] | None:
         """Return the handler's identity; None if its answers are not kept."""
@@ -155,12 +157,24 @@ class RunAnswers:
         if self._writing is not None:
             # The task ends by itself, even if this one is cancelled.
             await asyncio.wait([self._writing])
+        await self._check_stored()
         lost = len(self._paid)
         if lost and self._watch is not None and not self._has_ended:
             answers = "paid answer is" if lost == 1 else "paid answers are"
             self._watch.warn(f"{lost:,} {answers} not in the cache: {self.fault or 'it was not written'}")
         self._has_ended = True
         return lost
+
+    async def _check_stored(self) -> None:
+        # A file that was overwritten takes what is written to it, and nobody can read it.
+        stored, self._paid_stored = self._paid_stored, set()
+        if self._cache is None or not stored:
+            return
+        try:
+            await self._cache.check(next(iter(stored)))
+        except CacheError as error:
+            self._paid |= stored
+            self._report(str(error))
 
     async def _write_all(self, location: str) -> None:
         waits = itertools.chain((_FIRST_WAIT * 2**n for n in range(5)), itertools.repeat(_LONGEST_WAIT))
@@ -195,7 +209,9 @@ class RunAnswers:
                     return False
             for key in written:
                 self._answers.pop(key, None)
-                self._paid.discard(key)
+                if key in self._paid:
+                    self._paid.remove(key)
+                    self._paid_stored.add(key)
                 _unwritten.pop((location, key), None)
         self._stored = last
         self._end_flushes()

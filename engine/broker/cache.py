@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,6 +139,10 @@ class ResponseCache:
         if kept:
             await self._in_thread(self._database.write, kept, seconds)
 
+    async def check(self, key: bytes) -> None:
+        """Check that another process would find an answer that was put; memory has none."""
+        await self._in_thread(self._database.check, key)
+
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._thread is None:
             raise RuntimeError("the cache is not open: use it within `async with`")
@@ -212,6 +216,16 @@ class _CacheDatabase:
             self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers)
             # If the answer was there already, this mark is not used: it fits no other answer.
             self._connection.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?)", marks)
+
+    def check(self, key: bytes) -> None:
+        if self._file is None:
+            return
+        with self._errors():
+            self._check_place()
+            # A new connection, since pages of this one may be in its memory alone.
+            with closing(sqlite3.connect(self.location, timeout=self._timeout)) as other:
+                if other.execute(_SELECT, (key,)).fetchone() is None:
+                    raise CacheError(f"{self._path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]}")
 
     def _check_place(self) -> None:
         # SQLite would write to a file that was removed, and nobody could read it.
