@@ -256,7 +256,7 @@ async def test_the_best_answers_share_is_kept_from_the_workers() -> None:
     supervisor = Model()
     async with broker(Model(), BudgetLimits(max_tokens=80), supervisor=supervisor) as own:
         conversation: list[Message] = [{"role": "user", "content": "q"}]
-        own.supervisor.reserve_best_answer(conversation)
+        await own.supervisor.reserve_best_answer(conversation)
         assert codes(await calls_of(own).answer(call(*"abcdef"))).count("budget_exceeded") == 3
         await own.supervisor.ask(conversation, lambda _: None, best_answer=True)
         assert supervisor.asked == ["q"]

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supdist.engine import CacheError
-from supdist.engine.broker.cache import ResponseCache, cache_key
+from supdist.engine.broker.cache import ResponseCache, cache_key, long_cache_key
+from supdist.engine.slices import finish
 from supdist.handlers import Completion, FinishReason, Message, Usage
 
 pytestmark = pytest.mark.anyio
@@ -167,6 +168,29 @@ def test_a_key_depends_on_everything_that_was_asked_and_on_nothing_else(data: st
     one: Any = data.draw(asked)
     two: Any = data.draw(st.just(one) | asked)
     assert (cache_key(*one) == cache_key(*two)) == (one == two)
+
+
+@given(
+    st.dictionaries(st.text("ab", max_size=2), st.integers() | st.text(max_size=3), max_size=3),
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "role": st.sampled_from(["user", "system"]),
+                "content": st.text('a"\\\x01\u20ac\ud800\U0001f600'),
+            }
+        ),
+        max_size=3,
+    ),
+    st.integers(0, 2),
+)
+def test_the_key_of_long_messages_is_made_in_slices_and_the_same(
+    identity: dict[str, Any], messages: list[Any], sample: int
+) -> None:
+    patch = pytest.MonkeyPatch()
+    with patch.context() as small:
+        small.setattr("supdist.engine.slices.SLICE", 3)
+        key = finish(long_cache_key(identity, messages, sample))
+    assert key == cache_key(identity, messages, sample)
 
 
 def test_the_order_of_an_identitys_fields_does_not_matter() -> None:

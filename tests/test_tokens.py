@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from support import REPOSITORY, WordTokenizer, user_messages
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from supdist.engine.broker.tokens import fits, max_prompt_tokens, max_usage, min_prompt_tokens
-from supdist.handlers import Message, ScriptedHandler, Usage
+from supdist.engine.broker import tokens
+from supdist.engine.slices import finish
+from supdist.handlers import Message, ModelHandler, ScriptedHandler, Usage
 
 # What cuts a text in Llama 3 and GPT-4; Qwen's differs in the digits alone.
 _CUT = (
@@ -79,6 +80,18 @@ KINDS: list[Callable[[], Tokenizer]] = [gpt2, llama3, qwen, sentencepiece]
 def count(request: pytest.FixtureRequest) -> Callable[[str], int]:
     tokenizer: Tokenizer = request.param()
     return lambda text: len(tokenizer.encode(text).ids)
+
+
+def min_prompt_tokens(handler: ModelHandler, messages: Sequence[Message], enough: int | None = None) -> int:
+    return finish(tokens.min_prompt_tokens(handler, messages, enough=enough))
+
+
+def max_prompt_tokens(handler: ModelHandler, messages: Sequence[Message]) -> int:
+    return finish(tokens.max_prompt_tokens(handler, messages))
+
+
+def fits(handler: ModelHandler, messages: Sequence[Message], window: int) -> bool:
+    return finish(tokens.fits(handler, messages, window))
 
 
 def in_a_template(messages: Sequence[Message]) -> str:
@@ -175,7 +188,7 @@ def test_an_answer_is_as_long_as_its_handler_says_and_no_longer_than_the_window(
     def using(max_tokens: int | None, window: int | None) -> Usage:
         handler = Exact([])
         handler.max_tokens, handler.window = max_tokens, window
-        return max_usage(handler, [])
+        return finish(tokens.max_usage(handler, []))
 
     assert using(512, None) == Usage(7, 512, 1)
     assert using(512, 100) == Usage(7, 100, 1)

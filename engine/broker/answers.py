@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 
 from ...handlers import Completion, Message, ModelHandler
 from ..errors import CacheError
-from .cache import ResponseCache, cache_key, is_kept
+from ..slices import SLICE, in_slices
+from .cache import ResponseCache, cache_key, is_kept, long_cache_key
 from .pending import PendingAnswer, SharedRequest, Waiter, join
 
 # Answers that are not in their cache yet, for all runs of the process that share it.
@@ -83,10 +84,14 @@ class RunAnswers:
             return None
         return handler.identity()
 
-    def key(self, handler: ModelHandler, messages: Sequence[Message]) -> bytes | None:
+    async def key(self, handler: ModelHandler, messages: Sequence[Message]) -> bytes | None:
         """Return the cache key of a conversation; None if it is not kept."""
         identity = self.identity(handler)
-        return None if identity is None else cache_key(identity, messages)
+        if identity is None:
+            return None
+        if sum(len(message["content"]) for message in messages) <= SLICE:
+            return cache_key(identity, messages)
+        return await in_slices(long_cache_key(identity, messages))
 
     async def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
         """Return the known answers."""
@@ -103,6 +108,10 @@ class RunAnswers:
         except CacheError as error:
             self._report(str(error))
             return found
+
+    def in_memory(self, key: bytes) -> Completion | None:
+        """Return an answer that need not be searched: of this run, or one that is being written."""
+        return self._answers.get(key) if self._location is None else _unwritten.get((self._location, key))
 
     def join(self, key: bytes, waiter: Waiter) -> PendingAnswer | None:
         """Wait with other runs; None without a shared cache."""

@@ -6,6 +6,9 @@ import asyncio
 
 from ..result import FailedCall
 from ..sandbox import CallError, WorkerCall
+from ..slices import SLICE
+
+_FEW_PROMPTS = 32
 
 
 class BatchResult:
@@ -13,6 +16,8 @@ class BatchResult:
 
     def __init__(self, call: WorkerCall) -> None:
         self.call = call
+        # Its work needs no slices, which cost more than they save.
+        self.is_short = len(call.prompts) <= _FEW_PROMPTS and sum(map(len, call.prompts)) <= SLICE
         self.missing = len(call.prompts)
         self.failures = set[FailedCall]()
         self._results: list[str | CallError | None] = [None] * len(call.prompts)

@@ -24,6 +24,7 @@ from ...handlers import Completion, Message
 from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import CacheError
 from ..private_files import PrivateFolder, ResolvedPath, resolved
+from ..slices import Steps, text_slices
 from ..trust.seals import Seal
 
 P = ParamSpec("P")
@@ -60,13 +61,31 @@ def cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: 
     Raises:
         TypeError, ValueError: the identity is no JSON.
     """
-    content = json.dumps(
-        [_KEY_VERSION, identity, list(messages), sample],
-        sort_keys=True,
-        separators=(",", ":"),
-        allow_nan=False,
-    )
-    return hashlib.sha256(content.encode("ascii")).digest()
+    return hashlib.sha256(_json([_KEY_VERSION, identity, list(messages), sample])).digest()
+
+
+def long_cache_key(identity: Mapping[str, Any], messages: Sequence[Message], sample: int = 0) -> Steps[bytes]:
+    """Return ``cache_key`` of long messages, in slices."""
+    digest = hashlib.sha256(_json([_KEY_VERSION, identity])[:-1] + b",[")
+    for number, message in enumerate(messages):
+        digest.update(b",{" if number else b"{")
+        for place, (name, value) in enumerate(sorted(message.items())):
+            digest.update((b"," if place else b"") + _json(name) + b":")
+            if not isinstance(value, str):
+                digest.update(_json(value))
+                continue
+            digest.update(b'"')
+            for piece in text_slices(value):
+                digest.update(_json(piece)[1:-1])
+                yield
+            digest.update(b'"')
+        digest.update(b"}")
+    digest.update(b"]," + _json(sample) + b"]")
+    return digest.digest()
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def is_kept(completion: Completion) -> bool:

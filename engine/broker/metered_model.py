@@ -13,17 +13,20 @@ from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Price
 from ..errors import TaskError
 from ..result import CallTotals
 from ..runlog.writer import CallStats, CallTimes
+from ..slices import Steps, finish, in_slices
 from .answers import RunAnswers
 from .budget import Budget, BudgetExceeded, Cost, Reservation
 from .pending import SharedRequest
 from .prices import Rate, price_of, window_of
-from .tokens import fits, max_answer_tokens, max_prompt_tokens, max_usage
+from .tokens import counts_tokens, fits, max_answer_tokens, max_prompt_tokens, max_usage
 
 # The part of a window that may be used. Tables of windows round, and tokens are estimated.
 _USABLE = 0.9
 
 # Characters whose tokens may be counted in the event loop: a tokenizer takes about 20 ms for them.
 _COUNTED_IN_LOOP = 16_384
+
+_PROMPTS_AT_ONCE = 64
 
 # Before the first answer, for code and stats: the densest text that supervisors read.
 _TOKENS_PER_CHARACTER = 0.4
@@ -153,7 +156,7 @@ class MeteredModel:
             BudgetExceeded: the call does not fit.
             HandlerError: the model failed for good.
         """
-        key = self.answers.key(self.handler, messages)
+        key = await self.answers.key(self.handler, messages)
         if key is None:
             completion, stats = await self._send(messages, on_text, SharedRequest(), best_answer=best_answer)
             assert stats is not None, "no other run can send it"
@@ -214,18 +217,28 @@ class MeteredModel:
 
     async def max_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
         """Return each prompt's highest cost, or that it is too long."""
-        if sum(map(len, prompts)) <= _COUNTED_IN_LOOP:
-            return [self._max_call_cost(prompt) for prompt in prompts]
-        return await to_thread.run_sync(
-            lambda: [self._max_call_cost(prompt) for prompt in prompts], abandon_on_cancel=True
-        )
+        counting = self._max_call_costs(prompts)
+        if sum(map(len, prompts)) <= _COUNTED_IN_LOOP and len(prompts) <= _PROMPTS_AT_ONCE:
+            return finish(counting)
+        if counts_tokens(self.handler):
+            return await to_thread.run_sync(finish, counting, abandon_on_cancel=True)
+        return await in_slices(counting)
 
-    def _max_call_cost(self, prompt: str) -> Cost | ContextTooLong | None:
+    def _max_call_costs(self, prompts: Sequence[str]) -> Steps[list[Cost | ContextTooLong | None]]:
+        costs: list[Cost | ContextTooLong | None] = []
+        for prompt in prompts:
+            costs.append((yield from self._max_call_cost(prompt)))
+            yield
+        return costs
+
+    def _max_call_cost(self, prompt: str) -> Steps[Cost | ContextTooLong | None]:
         handler = self.handler
         messages: list[Message] = [{"role": "user", "content": prompt}]
-        if handler.window is not None and not fits(handler, messages, handler.window):
+        if handler.window is not None and not (yield from fits(handler, messages, handler.window)):
             return ContextTooLong(f"the prompt is longer than the window of {handler.window} tokens")
-        return self.cost(max_usage(handler, messages), worker_calls=1) if self.is_limited else None
+        if not self.is_limited:
+            return None
+        return self.cost((yield from max_usage(handler, messages)), worker_calls=1)
 
     def has_room(self, messages: Sequence[Message]) -> bool:
         """Return whether the messages leave room in the window."""
@@ -236,7 +249,7 @@ class MeteredModel:
             tokens = _characters(messages) * self._tokens_per_character()
         return tokens + max_answer_tokens(self.handler) < _USABLE * self.window
 
-    def reserve_best_answer(self, messages: Sequence[Message]) -> None:
+    async def reserve_best_answer(self, messages: Sequence[Message]) -> None:
         """Renew the reservation for a last answer.
 
         Raises:
@@ -244,8 +257,8 @@ class MeteredModel:
         """
         if not self.is_limited:
             return
+        cost = await self._max_cost(messages)
         before, self._best_answer = self._best_answer, None
-        cost = self._max_cost(messages)
         if before is not None:
             before[1].release()
         try:
@@ -261,14 +274,22 @@ class MeteredModel:
         if best_answer and self._best_answer is not None:
             (_, reservation), self._best_answer = self._best_answer, None
             return reservation
-        return await self.budget.acquire(self._max_cost(messages))
+        return await self.budget.acquire(await self._max_cost(messages))
 
-    def _max_cost(self, messages: Sequence[Message]) -> Cost:
+    async def _max_cost(self, messages: Sequence[Message]) -> Cost:
         measured = self._measured
         # Earlier messages may have been left out since.
         if list(messages[: len(measured.messages)]) != measured.messages:
             measured = _MeasuredConversation([], 0)
-        tokens = measured.tokens + max_prompt_tokens(self.handler, messages[len(measured.messages) :])
+        more = messages[len(measured.messages) :]
+        counting = max_prompt_tokens(self.handler, more)
+        if _characters(more) <= _COUNTED_IN_LOOP:
+            tokens = finish(counting)
+        elif counts_tokens(self.handler):
+            tokens = await to_thread.run_sync(finish, counting, abandon_on_cancel=True)
+        else:
+            tokens = await in_slices(counting)
+        tokens += measured.tokens
         return self.cost(Usage(tokens, max_answer_tokens(self.handler), 1), worker_calls=0)
 
     def _measure(self, messages: Sequence[Message], completion: Completion) -> None:

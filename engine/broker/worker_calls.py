@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 from ...handlers import Completion, ContextTooLong
 from ..errors import LogError
-from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger, WorkerPrompt
+from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger
 from ..sandbox import CallError, WorkerCall
+from ..slices import SLICE, Steps, finish, in_slices
 from .answers import RunAnswers
 from .batch_result import BatchResult
-from .budget import BudgetExceeded, Cost, Reservation
-from .cache import cache_key
+from .budget import BudgetExceeded, Cost
+from .cache import cache_key, long_cache_key
 from .call_errors import REFUSED, call_error, failure_kind
 from .dispatch import Dispatcher
-from .handler_queue import Admission, CallTimeout, Request
+from .handler_queue import Admission, CallTimeout
 from .metered_model import MeteredModel
-from .pending import PendingAnswer
+from .prompt_request import PromptRequest
 from .worker_health import WorkerHealth
+
+T = TypeVar("T")
+
+# Equal prompts that get their answer at once.
+_DELIVERED_AT_ONCE = 16
 
 # Calls that are resolved at once: a flood must leave time of the event loop to others.
 _RESOLVED_AT_ONCE = 4
@@ -53,6 +59,9 @@ class WorkerCalls:
         self._on_change = on_change
         self._seconds = seconds
         self._answers: RunAnswers = model.answers
+        self._loop = asyncio.get_running_loop()
+        # Work that goes on after the call that began it.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._queue = Dispatcher.current().queue(model.handler)
         self._resolving = asyncio.Semaphore(_RESOLVED_AT_ONCE)
         self._originals: dict[bytes, PromptRequest] = {}
@@ -71,18 +80,12 @@ class WorkerCalls:
     async def answer(self, call: WorkerCall) -> Sequence[str | CallError]:
         """Answer the prompts of a call in order."""
         batch = BatchResult(call)
-        requests = [
-            PromptRequest(
-                self._seconds, is_conditional=False, prompt=prompt, calls=self, batch=batch, index=index
-            )
-            for index, prompt in enumerate(call.prompts)
-        ]
+        requests: list[PromptRequest] = []
         try:
             async with self._resolving:
-                unanswered = requests if not self._answers.is_on else await self._find_or_join(requests)
-                if self.model.is_limited or self.model.handler.window is not None:
-                    unanswered = await self._set_costs(unanswered)
-                self._queue.put(unanswered)
+                await _work(batch, self._make_requests(batch, requests))
+                unanswered = await self._find_or_join(requests) if self._answers.is_on else requests
+                await self._set_costs_and_queue(unanswered)
             if self._on_change is not None:
                 self._on_change()
             results = await batch.results()
@@ -97,43 +100,95 @@ class WorkerCalls:
             if self._on_change is not None:
                 self._on_change()
 
+    def _make_requests(self, batch: BatchResult, requests: list[PromptRequest]) -> Steps[None]:
+        for index, prompt in enumerate(batch.call.prompts):
+            requests.append(
+                PromptRequest(
+                    self._seconds, is_conditional=False, prompt=prompt, calls=self, batch=batch, index=index
+                )
+            )
+            yield
+
     async def _find_or_join(self, requests: list[PromptRequest]) -> list[PromptRequest]:
+        batch = requests[0].batch
         identity = self._answers.identity(self.model.handler)
         if identity is None:
             return requests
+        keys = await _work(batch, self._join(identity, requests))
+        found = await self._answers.find(keys.values())
+        return await _work(batch, self._use_found(keys, found))
+
+    def _join(
+        self, identity: Mapping[str, Any], requests: list[PromptRequest]
+    ) -> Steps[dict[PromptRequest, bytes]]:
         samples = self.model.handler.samples
         copies = Counter[str]()
         keys: dict[PromptRequest, bytes] = {}
         for request in requests:
+            copy = 0
             # A model that samples gives equal prompts of a batch different answers.
-            copy = copies[request.prompt] if samples else 0
-            keys[request] = request.key = cache_key(identity, request.conversation(), copy)
-            copies[request.prompt] += 1
+            if samples:
+                copy = copies[request.prompt]
+                copies[request.prompt] += 1
+            if len(request.prompt) <= SLICE:
+                key = cache_key(identity, request.conversation(), copy)
+            else:
+                key = yield from long_cache_key(identity, request.conversation(), copy)
+            keys[request] = request.key = key
             # Before the search: another run's answer may come meanwhile.
-            request.pending = self._answers.join(request.key, request)
+            request.pending = self._answers.join(key, request)
             request.is_conditional = request.pending is not None
-        found = await self._answers.find(keys.values())
+            yield
+        return keys
+
+    def _use_found(
+        self, keys: Mapping[PromptRequest, bytes], found: Mapping[bytes, Completion]
+    ) -> Steps[list[PromptRequest]]:
         rest: list[PromptRequest] = []
         for request, key in keys.items():
+            yield
             if request.is_answered:
                 continue
-            if key not in found and key not in self._originals:
+            # The second: its original may have been answered since the search.
+            answer = found.get(key) or self._answers.in_memory(key)
+            if answer is None and key not in self._originals:
                 self._originals[key] = request
                 rest.append(request)
                 continue
             if request.pending is not None:
                 request.pending.leave(request)
                 request.pending = None
-            if key in found:
-                self._deliver_cached(request, key, found[key])
+            if answer is not None:
+                self._deliver_cached(request, key, answer)
             else:
                 self._originals[key].add_duplicate(request)
         return rest
 
+    async def _set_costs_and_queue(self, requests: list[PromptRequest]) -> None:
+        if self.model.is_limited or self.model.handler.window is not None:
+            requests = await self._set_costs(requests)
+        self._queue.put(requests)
+
+    def _queue_for_others(self, requests: list[PromptRequest]) -> None:
+        # The call was cancelled before it queued them, and other calls wait for their answers.
+        unqueued = [
+            request
+            for request in requests
+            if request.duplicates and request.queue is None and not request.has_slot and not request.is_parked
+        ]
+        if unqueued:
+            self._start(self._set_costs_and_queue(unqueued))
+
     async def _set_costs(self, requests: list[PromptRequest]) -> list[PromptRequest]:
         costs = await self.model.max_costs([request.prompt for request in requests])
+        return await _work(requests[0].batch, self._take_costs(requests, costs)) if requests else []
+
+    def _take_costs(
+        self, requests: list[PromptRequest], costs: Sequence[Cost | ContextTooLong | None]
+    ) -> Steps[list[PromptRequest]]:
         rest: list[PromptRequest] = []
         for request, cost in zip(requests, costs, strict=True):
+            yield
             if request.is_answered:
                 continue
             if isinstance(cost, ContextTooLong):
@@ -204,8 +259,8 @@ class WorkerCalls:
         request.is_answered = True
         self._queue.cancel([request])
         self._answers.keep(key, answer, is_paid=False)
-        for each in (request, *self._take_duplicates(request)):
-            self._deliver_cached(each, key, answer)
+        requests = [request, *self._take_duplicates(request)]
+        self._deliver_to(requests, self._deliver_each(requests, key, answer))
 
     def settle(self, request: PromptRequest, answer: Completion | Exception) -> None:
         """Count an ended request and deliver its result."""
@@ -224,17 +279,43 @@ class WorkerCalls:
         self._deliver(request, _result(answer), stats, answer)
         if request.pending is not None:
             request.pending.resolve(request, answer)
-        for duplicate in self._take_duplicates(request):
-            self._deliver_cached(duplicate, request.key, answer)
+        duplicates = self._take_duplicates(request)
+        if duplicates:
+            self._deliver_to(duplicates, self._deliver_each(duplicates, request.key, answer))
 
     def _fail(self, request: PromptRequest, error: Exception) -> None:
         if request.pending is not None:
             request.pending.leave(request, failed=True)
+        requests = [request, *self._take_duplicates(request)]
+        self._deliver_to(requests, self._fail_each(requests, error))
+
+    def _deliver_to(self, requests: Sequence[PromptRequest], steps: Steps[None]) -> None:
+        # Equal prompts may be thousands. The garbage collector ends requests of a closed loop.
+        if len(requests) <= _DELIVERED_AT_ONCE or not self._loop.is_running():
+            finish(steps)
+        else:
+            self._start(in_slices(steps))
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _deliver_each(self, requests: Sequence[PromptRequest], key: bytes, answer: Completion) -> Steps[None]:
+        for request in requests:
+            # A duplicate may have been cancelled meanwhile.
+            if request.is_wanted or request.original is None:
+                self._deliver_cached(request, key, answer)
+            yield
+
+    def _fail_each(self, requests: Sequence[PromptRequest], error: Exception) -> Steps[None]:
         failure = call_error(error)
-        for each in (request, *self._take_duplicates(request)):
-            times = CallTimes(each.queued, each.started, done=time.monotonic())
-            stats = CallStats(retries=None, times=times)
-            self._deliver(each, failure, stats, None, error)
+        for request in requests:
+            if request.is_wanted or request.original is None:
+                times = CallTimes(request.queued, request.started, done=time.monotonic())
+                stats = CallStats(retries=None, times=times)
+                self._deliver(request, failure, stats, None, error)
+            yield
 
     def _count_failure(self, request: PromptRequest, error: Exception | None) -> None:
         self.health.add_failure(error)
@@ -273,7 +354,7 @@ class WorkerCalls:
                 return
             if written is not None:
                 # A long text is still being written. The guest gets the answer when the log has it.
-                written.add_done_callback(partial(_put_written, request, result))
+                written.add_done_callback(partial(request.put_written, result))
                 return
         request.batch.put(request.index, result)
 
@@ -294,6 +375,7 @@ class WorkerCalls:
             # A request with duplicates goes on for them.
             if not original.is_wanted and not original.duplicates:
                 unwanted.append(original)
+        self._queue_for_others(requests)
         left = [(request, request.pending) for request in unwanted]
         for request in unwanted:
             if request.is_parked:
@@ -306,67 +388,8 @@ class WorkerCalls:
                 pending.leave(request)
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
-class PromptRequest(Request):
-    """One prompt of a call.
-
-    Attributes:
-        cost: None if nothing is limited.
-        original: the equal request of this run that is sent for this one.
-        duplicates: the equal requests of this run that this one is sent for.
-        pending: the answer that other runs wait for too.
-        is_parked: whether another run has sent it.
-    """
-
-    calls: WorkerCalls
-    batch: BatchResult
-    index: int
-    key: bytes | None = None
-    cost: Cost | None = None
-    reservation: Reservation | None = None
-    is_wanted: bool = True
-    original: PromptRequest | None = None
-    duplicates: dict[PromptRequest, None] | None = None
-    pending: PendingAnswer | None = None
-    is_answered: bool = False
-    is_parked: bool = False
-    timer: asyncio.TimerHandle | None = None
-
-    def admit(self) -> Admission:
-        """See ``Request.admit``."""
-        return self.calls.admit(self)
-
-    def finish(self, answer: Completion | Exception) -> None:
-        """See ``Request.finish``."""
-        self.calls.settle(self, answer)
-
-    def wake(self, answer: Completion | None) -> None:
-        """See ``Waiter.wake``."""
-        self.calls.wake(self, answer)
-
-    def add_duplicate(self, other: PromptRequest) -> None:
-        """Let an equal request of this run have this answer."""
-        other.original = self
-        self.duplicates = self.duplicates or {}
-        self.duplicates[other] = None
-
-    def release(self) -> None:
-        """Give back the reservation."""
-        if self.reservation is not None:
-            self.reservation.release()
-
-    def worker_prompt(self) -> WorkerPrompt:
-        """Return the prompt's place for the log."""
-        call = self.batch.call
-        return WorkerPrompt(call.cell, call.call, self.index, self.prompt)
-
-
-def _put_written(request: PromptRequest, result: str | CallError, written: asyncio.Task[None]) -> None:
-    error = None if written.cancelled() else written.exception()
-    if error is None:
-        request.batch.put(request.index, result)
-    else:
-        request.batch.fail(error)
+async def _work(batch: BatchResult, steps: Steps[T]) -> T:
+    return finish(steps) if batch.is_short else await in_slices(steps)
 
 
 def _result(answer: Completion) -> str | CallError:

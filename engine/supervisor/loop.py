@@ -137,7 +137,7 @@ class SupervisorLoop:
         self.emit(TurnStarted(step))
         self._make_room()
         # Then the budget has room for a last question, when a limit is reached.
-        self.broker.supervisor.reserve_best_answer(self.conversation.sent)
+        await self.broker.supervisor.reserve_best_answer(self.conversation.sent)
         completion = await self._ask("turn")
         blocks = code_blocks(completion.text)
         results = await self._execute(step, blocks)
