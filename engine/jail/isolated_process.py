@@ -29,8 +29,6 @@ from .cgroups import Cgroup, CgroupBase
 from .setup_errors import SetupError, SetupStep, is_setup_step, setup_step
 
 _SETUP_FD = 6
-# The shim watches memory without a control group. It must run while the guest has all processors.
-_NICENESS = 5
 
 # Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones.
 _HOST_IDS = range(0x6000_0000, 0x7000_0000)
@@ -326,8 +324,6 @@ def _confine(template: Template, setup: int) -> None:
     if not isinstance(order, protocol.ApplyLimits):
         os._exit(1)
     limits = order.limits
-    if template.cgroups is None:
-        os.nice(_NICENESS)
     os.dup2(descriptors[0], CONTEXT_FD, inheritable=False)
     os.close(descriptors[0])
     mounts.resize_scratch(limits)

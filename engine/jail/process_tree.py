@@ -51,10 +51,11 @@ class Process(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes: resident pages without those of files, shared ones in full; page tables."""
+    """Bytes: resident pages without those of files, shared ones in full; page tables. Open descriptors."""
 
     resident: int
     page_tables: int
+    descriptors: int = 0
 
 
 class ProcessTree:
@@ -90,7 +91,9 @@ class ProcessTree:
         with contextlib.suppress(OSError):
             text = self._read(f"{self._alive_thread(process)}/status")
             resident = _kib(text, b"\nRssAnon:") + _kib(text, b"\nRssShmem:")
-            return Memory(resident, _kib(text, b"\nVmPTE:"))
+            # Linux 6.2 and newer; else 0.
+            descriptors = os.stat(f"{process.pid}/fd", dir_fd=self._proc).st_size
+            return Memory(resident, _kib(text, b"\nVmPTE:"), descriptors)
         return Memory(0, 0)
 
     def proportional_memory(self, process: Process) -> int:

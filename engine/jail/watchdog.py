@@ -28,6 +28,8 @@ _MOST_COST = 1 / 10
 _PEAK_STEP_BYTES = 1 << 20
 # The kernel's stack of a thread and its other structures.
 _THREAD_BYTES = 32 << 10
+# Of an open file, and of half a pipe when its user has used up the pages for pipes (pipe(7)).
+_DESCRIPTOR_BYTES = 4 << 10
 
 
 class Watchdog(Meter):
@@ -125,7 +127,8 @@ class Watchdog(Meter):
     def _count_memory(self, processes: list[Process], threads: int) -> int:
         used = [self._tree.memory(each) for each in processes]
         resident = sum(each.resident for each in used)
-        other = sum(each.page_tables for each in used) + threads * _THREAD_BYTES
+        other = sum(each.page_tables + each.descriptors * _DESCRIPTOR_BYTES for each in used)
+        other += threads * _THREAD_BYTES
         if self._sockets is not None:
             other += self._sockets.count()
         total = resident + other
