@@ -387,3 +387,20 @@ print(len(os.getrandom(4)), os.isatty(0))
 def test_python_works(program: Path, code: str, printed: str):
     done = run(CONFINE + code, program)
     assert (done.stdout.split(), done.stderr) == (printed.split(), "")
+
+
+def test_shared_memory_without_a_file_can_be_refused(program: Path, tmp_path: Path) -> None:
+    """Private memory, and files that are shared, stay."""
+    path = tmp_path / "program"
+    path.write_bytes(seccomp.compile_filter(shared_anonymous=False))
+    code = (
+        "import mmap, tempfile\nfile = tempfile.TemporaryFile(); file.truncate(9)\n"
+        "mmap.mmap(-1, 9, flags=mmap.MAP_PRIVATE); mmap.mmap(file.fileno(), 9)\n"
+        "try: mmap.mmap(-1, 9); print('shared')\nexcept PermissionError: print('refused')"
+    )
+    for filter_path, says in ((path, "refused\n"), (program, "shared\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", CONFINE + code, str(filter_path)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stdout == says, done.stderr

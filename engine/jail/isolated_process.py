@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ import msgspec
 
 from ...sandbox_image import environment, linux, protocol
 from ...sandbox_image.environment import GUEST_ID
-from ...sandbox_image.guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD
+from ...sandbox_image.guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD, allocate_shared
 from ...sandbox_image.guest.procfs import read, write
 from . import landlock, mounts, rlimits, rootfs, seccomp, socket_memory
 from . import syscalls as sc
@@ -43,11 +44,12 @@ _NAMESPACES = (
 class Run(Protocol):
     """The entry point of a guest."""
 
-    def __call__(self, setup_fd: int, *, is_stopped: bool) -> NoReturn:
+    def __call__(self, setup_fd: int, shared: mmap.mmap, *, is_stopped: bool) -> NoReturn:
         """Run the guest.
 
         Args:
             setup_fd: closed when nothing more can fail.
+            shared: memory that was allocated before the filter of system calls.
             is_stopped: whether the shim stops the guest's processes now and then.
         """
         ...
@@ -249,9 +251,10 @@ def _run_child(template: Template, descriptors: tuple[int, int, int], run: Run) 
         with setup_step("namespaces"):
             sc.unshare(sc.CLONE_NEWCGROUP)
         setup = _keep_only(descriptors)
-        _enter_root(template.folders)
+        _enter_root(template)
+        shared = allocate_shared()
         _confine(template, setup)
-        run(setup, is_stopped=placed.is_stopped)
+        run(setup, shared, is_stopped=placed.is_stopped)
     except SetupError as error:
         os.write(setup, protocol.encode(protocol.SetupFailed(error.step, error.errno)))
     except OSError as error:
@@ -284,10 +287,10 @@ def _keep_only(descriptors: tuple[int, int, int]) -> int:
     return _SETUP_FD
 
 
-def _enter_root(folders: tuple[str, ...]) -> None:
+def _enter_root(template: Template) -> None:
     with setup_step("mounts"):
         _become_guest()
-        mounts.mount_root(folders)
+        mounts.mount_root(template.folders, has_cgroup=template.cgroups is not None)
     with setup_step("proc"):
         mounts.mount_proc()
     with setup_step("pivot_root"):

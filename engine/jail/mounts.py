@@ -29,7 +29,7 @@ def make_devices() -> None:
             raise
 
 
-def mount_root(folders: tuple[str, ...]) -> None:
+def mount_root(folders: tuple[str, ...], *, has_cgroup: bool) -> None:
     """Mount read-only folders, devices and scratch space."""
     # Else the zygote and the other sandboxes would get these mounts too (shared subtrees).
     sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
@@ -42,7 +42,9 @@ def mount_root(folders: tuple[str, ...]) -> None:
         # The host's own packages stay hidden: their records name paths of the host.
         _hide_folder(packages)
     for name in rootfs.DEVICES:
-        sc.mount(f"/dev/{name}", f"dev/{name}", None, sc.MS_BIND)
+        # Both give zeros, but /dev/zero can be mapped, as shared memory that only a control group counts.
+        source = "full" if name == "zero" and not has_cgroup else name
+        sc.mount(f"/dev/{source}", f"dev/{name}", None, sc.MS_BIND)
     # One tmpfs at three places, so that its size bounds all that can be written. `mount_proc` covers this
     # mount.
     sc.mount("tmpfs", "proc", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700")

@@ -22,6 +22,7 @@ PROFILE = Path(SECCOMP_PROFILE)
 _SECCOMP_MODE_FILTER = 2
 _INSTRUCTION_BYTES = 8
 _BINARY_TREE = 2
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 # Linux 6.18 ends at 470. Calls from here on get the default of the profile.
 _NUMBERS_END = 512
 
@@ -105,8 +106,12 @@ def parse_profile(text: bytes) -> Profile:
         raise ValueError(f"seccomp profile: {error}") from error
 
 
-def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
-    """Compile the profile to BPF for this processor; ``refused`` calls get the default.
+def compile_filter(*, refused: frozenset[str] = frozenset(), shared_anonymous: bool = True) -> bytes:
+    """Compile the profile to BPF for this processor.
+
+    Args:
+        refused: calls that get the default.
+        shared_anonymous: whether mmap(2) gives shared memory without a file.
 
     Raises:
         SeccompUnavailable: see there.
@@ -126,15 +131,17 @@ def compile_filter(*, refused: frozenset[str] = frozenset()) -> bytes:
     newest = 0
     for rule in profile.syscalls:
         action = _returns(rule.action, rule.errno_ret)
-        conditions = [
-            library.Arg(each.index, _OPERATORS[each.op], each.value, each.value_two) for each in rule.args
-        ]
         for name in rule.names:
+            variants = [rule.args]
+            if name == "mmap" and not shared_anonymous:
+                # Not both flags, so one or the other must be off.
+                variants = [_without_flag(rule.args, flag) for flag in (_MAP_SHARED, _MAP_ANONYMOUS)]
             number = library.resolve_syscall(library.Arch.NATIVE, name)
             newest = max(newest, number)
             # Below zero: this libseccomp does not know the call, or the processor does not have it.
             if number >= 0 and action != default and name not in refused:
-                program.add_rule(action, number, *conditions)
+                for conditions in variants:
+                    program.add_rule(action, number, *(_argument(library, each) for each in conditions))
     # A newer libc tries calls that this libseccomp does not know, and falls back only on ENOSYS.
     for number in range(newest + 1, _NUMBERS_END):
         program.add_rule(_returns("SCMP_ACT_ERRNO", errno.ENOSYS), number)
@@ -160,6 +167,14 @@ class _Program(ctypes.Structure):
 
 def _returns(action: Action, code: int) -> int:
     return _RETURNS[action] | (code if action == "SCMP_ACT_ERRNO" else 0)
+
+
+def _argument(library: ModuleType, condition: Condition) -> Any:
+    return library.Arg(condition.index, _OPERATORS[condition.op], condition.value, condition.value_two)
+
+
+def _without_flag(conditions: tuple[Condition, ...], flag: int) -> tuple[Condition, ...]:
+    return tuple(msgspec.structs.replace(each, value=each.value | flag) for each in conditions)
 
 
 def _load_library() -> ModuleType:

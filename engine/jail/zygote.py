@@ -24,7 +24,8 @@ from ...sandbox_image import linux, protocol
 from . import isolated_process, seccomp, shim
 from .cgroups import CgroupBase
 
-# The watchdog samples processes, and this memory belongs to none.
+# The watchdog samples processes, and this memory belongs to none. Nor does shared anonymous memory once it is
+# unmapped.
 _REFUSED_WITHOUT_CGROUP = frozenset({"memfd_create"})
 
 _PACKET_BYTES = 64 << 10
@@ -68,15 +69,14 @@ def _template(folders: tuple[str, ...]) -> isolated_process.Template:
     cgroups = CgroupBase.find()
     if cgroups is not None:
         cgroups.sweep_orphans()
-    return isolated_process.Template(
-        _compile_filter(_REFUSED_WITHOUT_CGROUP if cgroups is None else frozenset()), cgroups, folders
-    )
+    return isolated_process.Template(_compile_filter(has_cgroup=cgroups is not None), cgroups, folders)
 
 
-def _compile_filter(refused: frozenset[str]) -> bytes | None:
+def _compile_filter(*, has_cgroup: bool) -> bytes | None:
     # Without libseccomp there is none. The engine checks what the guest measured.
     try:
-        return seccomp.compile_filter(refused=refused)
+        refused = frozenset[str]() if has_cgroup else _REFUSED_WITHOUT_CGROUP
+        return seccomp.compile_filter(refused=refused, shared_anonymous=has_cgroup)
     except seccomp.SeccompUnavailable:
         return None
 

@@ -16,7 +16,7 @@ import time
 from typing import NoReturn
 
 from .. import linux, protocol
-from . import files, fork_hooks, repl
+from . import files, fork_hooks, repl, shared_memory
 from .limits import prefer_for_oom_kill
 from .pipes import OldPipes
 from .streams import SocketStream, Stream
@@ -24,6 +24,7 @@ from .streams import SocketStream, Stream
 CHANNEL_FD = 3
 CONTEXT_FD = 4
 REPL_FD = 5
+_CELL_BYTES = 8
 
 _REPL_EXIT_SECONDS = 0.2
 # Messages are told apart by their numbers, without decoding them.
@@ -33,9 +34,14 @@ _HUNG_UP_NUMBER = protocol.tag(protocol.HungUp)
 FILE_NUMBERS = {protocol.tag(kind) for kind in (protocol.PutFile, protocol.GetFile, protocol.ListFiles)}
 
 
-def main(setup_fd: int, *, is_stopped: bool) -> NoReturn:
+def allocate_shared() -> mmap.mmap:
+    """Return memory for ``Init``. Later the filter of system calls may refuse it."""
+    return mmap.mmap(-1, _CELL_BYTES)
+
+
+def main(setup_fd: int, shared: mmap.mmap, *, is_stopped: bool) -> NoReturn:
     """Run the sandbox; close ``setup_fd`` once the repl is forked."""
-    init = Init(SocketStream(CHANNEL_FD), CONTEXT_FD, setup_fd=setup_fd, is_stopped=is_stopped)
+    init = Init(SocketStream(CHANNEL_FD), CONTEXT_FD, setup_fd=setup_fd, shared=shared, is_stopped=is_stopped)
     init.serve(socket.socket(fileno=REPL_FD))
 
 
@@ -53,6 +59,7 @@ class Init:
         context_fd: int | None,
         *,
         setup_fd: int | None = None,
+        shared: mmap.mmap | None = None,
         linger: float = 0.0,
         is_stopped: bool = False,
     ) -> None:
@@ -66,7 +73,7 @@ class Init:
         self._poller = select.poll()
         # The cell that the last interrupt is for. The repl's signal handler reads it (shared memory), so that
         # a late signal cannot interrupt the next cell.
-        self._interrupted_cell = mmap.mmap(-1, 8)
+        self._interrupted_cell = shared or allocate_shared()
         self._repl_pid = 0  # until it is forked
         self._signals = -1  # readable after SIGCHLD, once the repl is forked
 
@@ -104,6 +111,7 @@ class Init:
         linux.set_dumpable()
         linux.set_process_name("python")
         prefer_for_oom_kill()
+        shared_memory.replace_mmap()
         for fd in (1, 2):  # init's may lead out of the sandbox
             os.dup2(0, fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
@@ -136,7 +144,7 @@ class Init:
         elif number == INTERRUPT_NUMBER:
             message = protocol.decode_to_guest(payload)
             assert isinstance(message, protocol.Interrupt)
-            self._interrupted_cell[:8] = message.cell.to_bytes(8, "little")
+            self._interrupted_cell[:_CELL_BYTES] = message.cell.to_bytes(_CELL_BYTES, "little")
             os.kill(self._repl_pid, signal.SIGINT)
         elif number == _HUNG_UP_NUMBER:
             self._end_silent_repl()

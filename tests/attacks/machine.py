@@ -16,7 +16,11 @@ import psutil
 from docker_support import DAEMON_SOCKET
 from process_support import cgroups_of, processes_named
 
+from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.sandbox.owner import current_owner
+
+CGROUPS = CgroupBase.find() is not None
+"""Whether the process backend has control groups here."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DAEMONS = re.compile(r"/(overlay2|containerd|containers|netns)/")

@@ -92,6 +92,34 @@ async def test_me16_me17_are_memory_outside() -> None:
     assert int(await outside(code)) > 90_000
 
 
+DROPPED = """
+import ctypes, errno, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+def keep(flags, fd, mebibytes):
+    size = mebibytes << 20
+    at = libc.mmap(None, size, 3, flags, fd, 0)
+    if at == ctypes.c_void_p(-1).value: return errno.errorcode[ctypes.get_errno()]
+    ctypes.memset(at, 1, size)
+    libc.munmap(at + 4096, size - 4096)  # the first page keeps them all
+zero = os.open("/dev/zero", os.O_RDWR)
+"""
+
+
+@pytest.mark.parametrize("arguments", ["0x21, -1", "1, zero"], ids=["anonymous", "zero"])
+async def test_me18_shared_memory_does_not_outlive_its_mapping(arena: Arena, arguments: str) -> None:
+    assert await outside(DROPPED + f"print(keep({arguments}, 8))") == "None\n"
+    code = DROPPED + f"print({{keep({arguments}, 20) for _ in range(20)}})\ntime.sleep(0.2)"
+    async with arena.open() as sandbox:
+        result = await timed(sandbox, code, timeout=5, within=8)
+    if result.outcome is OK:
+        assert result.stdout in ("{'EPERM'}\n", "{'ENODEV'}\n"), "nobody counts 400 MiB"
+    else:
+        assert result.outcome is Outcome.OOM
+
+
 LEFT_BEHIND = """
 import os, time
 for _ in range(6):
