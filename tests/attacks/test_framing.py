@@ -82,6 +82,13 @@ BREACHES: list[Attack] = [
     breach("RP11-display-of-nothing", "send(28, cell, {}, {})", "an empty display"),
     breach("RP17-future-display", "send(28, cell + 1, {'text/plain': 'x'}, {})",
         "cell that was never started"),
+    breach("RP22-output", "send(21, cell, 1, b'x')"),
+    breach("RP22-nothing", "send(21, cell, 1, b'')"),
+    breach("RP22-long-array", "raw(protocol.frame(b'\\xdc\\x00\\x04\\x15\\x01\\x01\\xc4\\x01x'))"),
+    breach("RP23-prompts", "send(22, 1, cell, ['a'] * 257)"),
+    breach("RP23-sum", "send(22, 1, cell, ['a' * (1 << 20)] * 2)", "the guest's library sends in several"),
+    breach("RP23-a-million-texts",
+        "raw(protocol.frame(b'\\x94\\x16\\x01\\x01\\xdd\\0\\x10\\0\\0' + b'\\xa1z' * (1 << 20)))"),
     breach("RP11-ready-again", "send(20, protocol.VERSION, [{}, 0, 0, True, [], False])"),
 ]  # fmt: skip
 
@@ -112,7 +119,7 @@ async def test_a_breach_ends_the_session_at_once(arena: Arena, attack: Attack) -
 async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> None:
     """The control of this group: the same helpers, with frames that are right."""
     code = (
-        RAW + "send(21, cell, 1, b'raw'); send(28, cell, {'text/plain': 'x'}, {}); send(23, cell, 'by hand');"
+        RAW + "print('raw'); send(28, cell, {'text/plain': 'x'}, {}); send(23, cell, 'by hand');"
         " send(22, 7, cell, ['prompt'])\nimport time; time.sleep(0.2)"
     )
     asked: list[str] = []
@@ -124,7 +131,7 @@ async def test_the_raw_way_works_when_it_keeps_to_the_protocol(arena: Arena) -> 
     async with arena.open(on_call=answer) as sandbox:
         result = await timed(sandbox, code)
         await assert_alive(sandbox)
-    assert (result.outcome, result.stdout, result.final, asked) == (OK, "raw", "by hand", ["prompt"])
+    assert (result.outcome, result.stdout, result.final, asked) == (OK, "raw\n", "by hand", ["prompt"])
     assert result.display == (Display({"text/plain": "x"}),)
 
 
@@ -154,18 +161,19 @@ async def test_rp2_a_repl_that_hangs_up_is_gone_whatever_it_does_next(arena: Are
 async def test_rp2_a_stream_of_large_frames_is_cut(arena: Arena) -> None:
     arena.most_growth = 64 << 20
     code = (
-        RAW + "data = protocol.frame(protocol.encode(protocol.Output(cell, 1, b'x' * (1 << 20))))\n"
+        RAW + "data = protocol.frame(protocol.encode(protocol.Final(cell - 1, 'x' * (1 << 20))))\n"
         "for _ in range(300): raw(data)"
     )
-    async with arena.open(output="1MiB") as sandbox:
+    async with arena.open() as sandbox:
+        await timed(sandbox, "1")
         growth = ShimGrowth()
         task = asyncio.create_task(timed(sandbox, code, timeout=3, within=5))
         while not task.done():
             growth.look()
             await asyncio.sleep(0.02)
         result = await task
-    assert result.outcome in (Outcome.OUTPUT_LIMIT, Outcome.PROTOCOL_VIOLATION), result
-    assert len(result.stdout) == 1 << 20
+    assert result.outcome in (OK, Outcome.TIMEOUT), result
+    assert (result.final, result.dropped > 0) == (None, True)
     assert growth.most < 64 << 20, "the shim does not grow with what is sent"
 
 
@@ -232,6 +240,61 @@ time.sleep(60)
     assert result.outcome in (Outcome.PROTOCOL_VIOLATION, Outcome.OOM, Outcome.KILLED, Outcome.CRASHED), (
         result
     )
+
+
+async def never(_: WorkerCall) -> list[str | CallError]:
+    """Answer nothing."""
+    await asyncio.Event().wait()
+    return []
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    ["['a' * ((4 << 20) - 8) + chr(0x1F600)]", "['a' * 4000 + chr(0x1F600)] * 200", "[chr(1) * (4 << 20)]",
+        "['']"],
+    ids=["RP24-wide", "RP24-wide-and-short", "RP24-escaped", "RP24-tiny"],
+)  # fmt: skip
+async def test_pending_prompts_are_counted_by_their_memory(arena: Arena, prompts: str) -> None:
+    """The engine holds 64 MiB at most for a guest, however many bytes a character takes."""
+    arena.most_growth = 64 << 20
+    code = f"{RAW}\nprompts = {prompts}\nfor call in range(1, 20_000): send(22, call, cell, prompts)"
+    async with arena.open(on_call=never, memory="512MiB") as sandbox:
+        growth = ShimGrowth()
+        result = await growth.watch(sandbox, code)
+    assert type(result.outcome) is Outcome
+    assert growth.most < 64 << 20, f"the shim grew by {growth.most >> 20} MiB"
+
+
+@pytest.mark.parametrize("count", [1, 256], ids=["RP25-one", "RP25-batch"])
+async def test_answers_that_nobody_reads_are_counted_by_what_comes_back(arena: Arena, count: int) -> None:
+    arena.most_growth = 64 << 20
+
+    async def answer(call: WorkerCall) -> list[str | CallError]:
+        await asyncio.sleep(0.05)
+        return [f"{number:6}" + "x" * 60_000 for number in range(len(call.prompts))]
+
+    code = f"{RAW}\nfor call in range(1, 4000): send(22, call, cell, ['p'] * {count})"
+    async with arena.open(on_call=answer) as sandbox:
+        growth = ShimGrowth()
+        result = await growth.watch(sandbox, code)
+    assert type(result.outcome) is Outcome
+    assert growth.most < 64 << 20, f"the shim grew by {growth.most >> 20} MiB"
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    "flood",
+    ["late = protocol.frame(protocol.encode(protocol.Final(cell - 1, '')))\nwhile True: raw(late * 2000)",
+        "raw(bytes([0, 0, 64, 0]))\nwhile True: os.write(channel._sock.fileno(), b'x')"],
+    ids=["RP26-late", "RP26-pieces"],
+)  # fmt: skip
+async def test_what_a_frame_costs_outside_is_charged_by_a_rate(arena: Arena, flood: str) -> None:
+    async with arena.open() as sandbox:
+        await timed(sandbox, "1")
+        used = cpu_of_shims()
+        result = await timed(sandbox, RAW + flood, timeout=2, within=6)
+        assert result.outcome in (Outcome.TIMEOUT, Outcome.PROTOCOL_VIOLATION)
+        assert cpu_of_shims() - used < 0.8, "of two seconds"
 
 
 def _shapes() -> dict[str, bytes]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 import pytest
 from attacks.lab import DEATHS, OK, RAW, Arena, Attack, assert_alive, cpu_of_shims, name, timed
 
@@ -160,6 +163,41 @@ async def test_ou7_what_floods_after_its_cell_costs_nobody_outside(arena: Arena)
         result = await timed(sandbox, "import time; time.sleep(1); print('quiet')")
         assert cpu_of_shims() - used < 0.2
         assert (result.outcome, result.stdout) == (OK, "quiet\n")
+
+
+@pytest.mark.timing
+async def test_ou9_single_bytes_are_not_a_message_each(arena: Arena) -> None:
+    """A guest that writes bytes one by one makes shim and engine work by the time, not by the byte."""
+    code = "import os, time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: os.write(1, b'x')"
+    async with arena.open() as sandbox:
+        used, engine = cpu_of_shims(), time.process_time()
+        result = await timed(sandbox, code)
+        assert set(result.stdout) == {"x"}
+        assert cpu_of_shims() - used < 0.5
+        assert time.process_time() - engine < 1
+
+
+@pytest.mark.parametrize("last", ["", "\N{GRINNING FACE}"], ids=["OU10-narrow", "OU10-wide"])
+async def test_a_result_takes_four_times_the_output(arena: Arena, last: str) -> None:
+    """One wide character makes all of a text take four bytes each."""
+    arena.most_growth = 64 << 20
+    code = f"""
+import sys
+text = "x" * ((1 << 20) - 4) + {last!r}
+sys.stdout.write(text); sys.stderr.write(text)
+FINAL(text[:1 << 18] + {last!r})
+class Shown:
+    def _repr_html_(self): return text[1 << 19:]
+Shown()
+"""
+    async with arena.open(output="1MiB") as sandbox:
+        result = await timed(sandbox, code)
+    forms = [form for shown in result.display for form in shown.data.values()]
+    size = sum(map(sys.getsizeof, [result.stdout, result.stderr, result.final or "", *forms]))
+    assert size <= 4 << 20
+    assert result.final == "x" * (1 << 18) + last, "an answer is whole"
+    assert result.truncated is bool(last)
+    assert bool(last) is ("takes at most" in result.stdout + result.stderr + str(result.display))
 
 
 HOLD = {"splice": "os.splice(a.fileno(), {}, 1)", "sendfile": "os.sendfile({}, a.fileno(), None, 1)"}
