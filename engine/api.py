@@ -12,16 +12,16 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 from anyio.from_thread import start_blocking_portal
 
-from ..handlers import ModelHandler, Usage
+from ..handlers import ModelHandler
 from .arguments import reject
 from .broker.broker import Broker, CallSettings, open_broker
-from .broker.budget import Budget
 from .broker.cache import ResponseCache
+from .broker.run_account import RunAccount, outer_run
 from .config import DEFAULTS, Default, RunConfig, option_list
 from .errors import LogError, TaskError
 from .events import Event, RunEnded, RunStarted, Warned
 from .limits import RunLimits
-from .result import CallTotals, RunResult
+from .result import RunResult
 from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
 from .sandbox.context import EncodedContext
@@ -99,7 +99,14 @@ async def arun(
     }
     given = {name: value for name, value in common.items() if not isinstance(value, Default)}
     settings = _merge_options(config, {**given, **options})
-    return await _answer(_Question.checked(query, context, supervisor, worker), settings)
+    question = _Question.checked(query, context, supervisor, worker)
+    with outer_run() as outer:
+        account = RunAccount.open(new_run_id(), _limits(question, settings), outer)
+        try:
+            return await _answer(question, settings, account)
+        finally:
+            # A run inside this one that goes on in a thread may spend nothing more.
+            account.budget.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +150,22 @@ def _merge_options(config: object, given: Mapping[str, object]) -> RunConfig:
     return config.override(given)
 
 
-async def _answer(question: _Question, config: RunConfig) -> RunResult:
+async def _answer(question: _Question, config: RunConfig, account: RunAccount) -> RunResult:
     started = time.monotonic()
     toolbox = Toolbox.of(config.tools)
     emit = config.on_event or _ignore
-    limits = _limits(question, config)
-    task = _run_spec(question, config, limits, toolbox)
+    task = _run_spec(question, config, account, toolbox)
     async with contextlib.AsyncExitStack() as stack:
-        run_id = new_run_id()
+        run_id = account.run_id
         # First on the stack, so it closes last: the broker writes to it.
-        log = _open_log(stack, config, run_id, emit)
+        log = _open_log(stack, config, account, emit)
         # The sandbox and the log share one encoding. Without a log, the sandbox encodes the context itself.
         encoded = stack.enter_context(EncodedContext(question.context)) if log.is_on else None
         settings = _logged_settings(question, config, toolbox)
         starting = asyncio.ensure_future(log.start(question.query, encoded, **settings))
         try:
             # What opens last closes first: the sandbox before the broker, whose models it calls.
-            broker = await _open_broker(stack, question, config, limits, log)
+            broker = await _open_broker(stack, question, config, account, log)
             conversation = Conversation()
             tools = toolbox.with_own(_engine_tools(broker, conversation))
             opening = open_sandbox(
@@ -184,15 +190,15 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
         result = RunResult(
             answer=ended.answer,
             iterations=loop.iterations,
-            supervisor_usage=broker.supervisor.usage,
-            worker_usage=Usage() if broker.worker_calls is None else broker.worker_calls.model.usage,
+            supervisor_usage=broker.supervisor_usage,
+            worker_usage=broker.worker_usage,
             elapsed=time.monotonic() - started,
             stop_reason=ended.stop_reason,
             isolation=sandbox.isolation,
             run_id=run_id,
             cost_usd=broker.cost_usd,
-            supervisor=broker.supervisor.totals,
-            worker=CallTotals() if broker.worker_calls is None else broker.worker_calls.model.totals,
+            supervisor=broker.supervisor_totals,
+            worker=broker.worker_totals,
             unstored_answers=unstored,
             worker_calls=broker.health.done,
             failed_calls=dict(broker.health.failed),
@@ -204,12 +210,15 @@ async def _answer(question: _Question, config: RunConfig) -> RunResult:
 
 
 def _open_log(
-    stack: contextlib.AsyncExitStack, config: RunConfig, run_id: str, emit: Callable[[Event], None]
+    stack: contextlib.AsyncExitStack, config: RunConfig, account: RunAccount, emit: Callable[[Event], None]
 ) -> RunLogger:
     def warn(text: str) -> None:
         emit(Warned(text))
 
-    log = RunLogger(config.log_dir, run_id, log_bytes=config.log_bytes, warn=warn)
+    parent = None if account.outer is None else account.outer.run_id
+    log = RunLogger(
+        config.log_dir, account.run_id, parent_run_id=parent, log_bytes=config.log_bytes, warn=warn
+    )
     stack.enter_context(log)
     stack.push_async_callback(_end_log, log)
     return log
@@ -239,16 +248,17 @@ def _limits(question: _Question, config: RunConfig) -> RunLimits:
     return limits
 
 
-def _run_spec(question: _Question, config: RunConfig, limits: RunLimits, toolbox: Toolbox) -> RunSpec:
+def _run_spec(question: _Question, config: RunConfig, account: RunAccount, toolbox: Toolbox) -> RunSpec:
     return RunSpec(
         question.query,
         question.context,
         config.max_iterations,
         config.output_limit,
         config.worker_ctx_k,
-        limits.max_seconds,
-        limits.call_seconds,
-        limits.final_seconds,
+        # An outer run's time is a limit, too.
+        account.budget.left().seconds,
+        config.call_seconds,
+        config.final_seconds,
         toolbox.describe(),
         _importable_packages(config.sandbox),
         has_worker=question.worker is not None,
@@ -281,15 +291,15 @@ async def _open_broker(
     stack: contextlib.AsyncExitStack,
     question: _Question,
     config: RunConfig,
-    limits: RunLimits,
+    account: RunAccount,
     log: RunLogger,
 ) -> Broker:
     for handler in question.handlers:
         await stack.enter_async_context(handler)
     store = await _open_cache(stack, config.cache)
-    settings = CallSettings(store, config.cache_sampled, limits.call_seconds, config.cache_counts)
+    settings = CallSettings(store, config.cache_sampled, config.call_seconds, config.cache_counts)
     opening = open_broker(
-        question.supervisor, question.worker, log, config.on_event, budget=Budget(limits), settings=settings
+        question.supervisor, question.worker, log, config.on_event, account=account, settings=settings
     )
     return await stack.enter_async_context(opening)
 

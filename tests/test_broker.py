@@ -25,6 +25,7 @@ from supdist.engine import LogError, RunLimits, TaskError, arun
 from supdist.engine.broker.broker import Broker, CallSettings, open_broker
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
+from supdist.engine.broker.run_account import RunAccount
 from supdist.engine.broker.worker_calls import WorkerCalls
 from supdist.engine.events import Metrics
 from supdist.engine.runlog.writer import RunLogger
@@ -96,7 +97,7 @@ async def broker(
         model,
         RunLogger(None, "x"),
         told.append,
-        budget=Budget(limits),
+        account=RunAccount("x", Budget(limits)),
         settings=call_settings,
     )
     async with opened as own:

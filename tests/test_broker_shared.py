@@ -23,6 +23,7 @@ from supdist.engine.broker.broker import Broker, CallSettings, open_broker
 from supdist.engine.broker.budget import Budget, BudgetLimits
 from supdist.engine.broker.cache import ResponseCache
 from supdist.engine.broker.metered_model import MeteredModel, meter
+from supdist.engine.broker.run_account import RunAccount
 from supdist.engine.broker.worker_calls import WorkerCalls
 from supdist.engine.runlog.writer import CallStats, RunLogger
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -98,8 +99,8 @@ async def run_of(
     """The broker of one run, with a cache of its own on a shared file."""
     async with ResponseCache(path) as cache:
         settings = CallSettings(cache, call_seconds=seconds, cache_counts=charged)
-        log, budget = RunLogger(None, "x"), Budget(limits)
-        async with open_broker(ScriptedHandler([]), model, log, budget=budget, settings=settings) as broker:
+        log, account = RunLogger(None, "x"), RunAccount("x", Budget(limits))
+        async with open_broker(ScriptedHandler([]), model, log, account=account, settings=settings) as broker:
             yield broker
             calls = calls_of(broker)
             assert (calls.queued, calls.in_flight) == (0, 0)

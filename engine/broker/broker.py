@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ...handlers import ModelHandler
+from ...handlers import ModelHandler, Usage
 from ..events import Metrics
+from ..result import CallTotals
 from ..runlog.writer import RunLogger
 from .answers import CacheWatch, RunAnswers
 from .budget import Budget
 from .cache import ResponseCache
+from .inner_calls import InnerCalls
 from .metered_model import MeteredModel, add_dollars, meter
+from .run_account import RunAccount
 from .worker_calls import WorkerCalls
 from .worker_health import WorkerHealth
 
@@ -43,16 +46,46 @@ class CallSettings:
 class Broker:
     """The models of one run."""
 
-    budget: Budget
+    account: RunAccount
     supervisor: MeteredModel
     worker_calls: WorkerCalls | None
-    health: WorkerHealth
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of the run."""
+        return self.account.budget
+
+    @property
+    def health(self) -> WorkerHealth:
+        """The prompts to the worker."""
+        return self.account.health
+
+    @property
+    def supervisor_usage(self) -> Usage:
+        """What was paid to supervisors, in the runs inside this one too."""
+        return self.supervisor.usage + self.account.supervisor.usage
+
+    @property
+    def worker_usage(self) -> Usage:
+        """What was paid to workers, in the runs inside this one too."""
+        own = Usage() if self.worker_calls is None else self.worker_calls.model.usage
+        return own + self.account.worker.usage
+
+    @property
+    def supervisor_totals(self) -> CallTotals:
+        """Other figures of the supervisor's calls; the dollars of the runs inside this one are in them."""
+        return _with_inner(self.supervisor.totals, self.account.supervisor)
+
+    @property
+    def worker_totals(self) -> CallTotals:
+        """The same of the worker's."""
+        own = CallTotals() if self.worker_calls is None else self.worker_calls.model.totals
+        return _with_inner(own, self.account.worker)
 
     @property
     def cost_usd(self) -> float | None:
         """Dollars spent; None if a price is unknown."""
-        worker = 0.0 if self.worker_calls is None else self.worker_calls.model.cost_usd
-        return add_dollars(self.supervisor.cost_usd, worker)
+        return add_dollars(self.supervisor_totals.cost_usd, self.worker_totals.cost_usd)
 
     async def store_answers(self) -> int:
         """Write the last answers into the cache; return how many paid ones it could not keep."""
@@ -74,9 +107,13 @@ class Broker:
             done=self.health.done,
             failed=self.health.failed.total(),
             cached=calls.model.cached,
-            usage=calls.model.usage,
+            usage=self.worker_usage,
             cost_usd=self.cost_usd,
         )
+
+
+def _with_inner(own: CallTotals, inner: InnerCalls) -> CallTotals:
+    return replace(own, cost_usd=add_dollars(own.cost_usd, inner.cost_usd))
 
 
 @asynccontextmanager
@@ -86,7 +123,7 @@ async def open_broker(
     log: RunLogger,
     on_metrics: Callable[[Metrics], None] | None = None,
     *,
-    budget: Budget | None = None,
+    account: RunAccount | None = None,
     settings: CallSettings | None = None,
 ) -> AsyncGenerator[Broker]:
     """Prepare the models of a run; flush their answers at the end.
@@ -94,26 +131,27 @@ async def open_broker(
     Args:
         supervisor, worker: entered handlers.
         on_metrics: called when a worker call begins or ends.
+        account: its budget, and the outer run's.
 
     Raises:
         TaskError: dollars are limited and a price is unknown.
     """
     # Without limits nothing is reserved.
-    budget, settings = budget or Budget(), settings or CallSettings()
-    answers = settings.answers(log)
-    metered = await meter(supervisor, budget, answers)
+    account, settings = account or RunAccount(""), settings or CallSettings()
+    budget, outer, answers = account.budget, account.outer, settings.answers(log)
+    metered = await meter(supervisor, budget, answers, outer=outer and outer.supervisor)
     calls: WorkerCalls | None = None
-    health = WorkerHealth()
     if worker is not None:
         # Only the supervisor's conversation grows, so only its window is looked up.
-        model = await meter(worker, budget, answers, needs_window=False)
+        model = await meter(worker, budget, answers, needs_window=False, outer=outer and outer.worker)
 
         def report() -> None:
             if on_metrics is not None:
                 on_metrics(broker.metrics())
 
-        calls = WorkerCalls(model, log, on_metrics and report, health=health, seconds=settings.call_seconds)
-    broker = Broker(budget, metered, calls, health)
+        health, seconds = account.health, settings.call_seconds
+        calls = WorkerCalls(model, log, on_metrics and report, health=health, seconds=seconds)
+    broker = Broker(account, metered, calls)
     try:
         yield broker
     finally:

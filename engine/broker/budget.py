@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import lru_cache
+from threading import RLock
 from types import TracebackType
 from typing import Literal
 
@@ -81,12 +83,20 @@ class BudgetExceeded(EngineError):
 
 
 class Budget:
-    """The limits of one run and the amounts taken."""
+    """The limits of one run and the amounts taken. A cost must fit the outer runs' limits, too."""
 
     def __init__(
-        self, limits: BudgetLimits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: BudgetLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        outer: Budget | None = None,
     ) -> None:
         """Start the clock of ``max_seconds``."""
+        self.is_closed = False
+        # This one and those of the outer runs. They may be in other threads, each with an event loop.
+        self._chain: list[Budget] = [self, *(outer._chain if outer is not None else ())]
+        self._lock = outer._lock if outer is not None else RLock()
         self._limits = _counted_limits(limits or BudgetLimits())
         self._max_seconds = limits.max_seconds if limits else None
         self._clock = clock
@@ -96,7 +106,7 @@ class Budget:
         self._held: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
         self._is_priced = True
         self._acquiring = asyncio.Lock()
-        self._when_freed: dict[Callable[[], None], None] = {}
+        self._when_freed: dict[Callable[[], None], asyncio.AbstractEventLoop | None] = {}
         self._freed = asyncio.Event()
 
     def reserve(self, cost: Cost) -> Reservation:
@@ -105,8 +115,9 @@ class Budget:
         Raises:
             BudgetExceeded: it does not fit.
         """
-        amounts = self._check_fits(cost)
-        return Reservation(amounts, self._reserved, self._end)
+        with self._lock:
+            amounts = self._check_fits(cost)
+            return Reservation(amounts, [each._reserved for each in self._chain], self._lock, self._end)
 
     def hold(self, cost: Cost) -> Reservation:
         """Reserve a cost for a later call.
@@ -114,8 +125,9 @@ class Budget:
         Raises:
             BudgetExceeded: it does not fit.
         """
-        amounts = self._check_fits(cost)
-        return Reservation(amounts, self._held, self._end)
+        with self._lock:
+            amounts = self._check_fits(cost)
+            return Reservation(amounts, [each._held for each in self._chain], self._lock, self._end)
 
     def reserve_each(self, costs: Iterable[Cost]) -> list[Reservation | BudgetExceeded]:
         """Reserve each cost that fits; return refusals in place."""
@@ -137,12 +149,14 @@ class Budget:
         try:
             async with asyncio.timeout(self.left().seconds), self._acquiring:
                 while True:
+                    # Before the attempt: another thread may free something right after it.
+                    self._freed.clear()
+                    self.call_when_freed(self._freed.set)
                     (result,) = self.reserve_each([cost])
                     if isinstance(result, Reservation):
                         return result
                     if result.for_good:
                         raise result
-                    self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
             raise BudgetExceeded("max_seconds", for_good=True) from None
@@ -152,12 +166,26 @@ class Budget:
         self._end(cost)
 
     def call_when_freed(self, callback: Callable[[], None]) -> None:
-        """Call this once, when the next reservation ends."""
-        self._when_freed[callback] = None
+        """Call this in the running event loop when the next reservation ends."""
+        loop = _running_loop()
+        with self._lock:
+            for each in self._chain:
+                each._when_freed[callback] = loop
+
+    def close(self) -> None:
+        """Refuse all further costs, those of the runs inside this one too."""
+        with self._lock:
+            self.is_closed = True
+        self._call_waiting([self])
 
     def limits(self, *names: Limit) -> bool:
         """Return whether any of these is limited."""
-        return any(name in self._limits for name in names)
+        return any(name in each._limits for each in self._chain for name in names)
+
+    @property
+    def reserves(self) -> bool:
+        """Whether costs must be reserved: something is limited, or an outer run may end."""
+        return len(self._chain) > 1 or self.limits(*_COUNTED)
 
     def left(self) -> Remaining:
         """Return what may still be reserved."""
@@ -176,12 +204,21 @@ class Budget:
         return Spent(calls, tokens, dollars, self._clock() - self._started)
 
     def _free(self, limit: Limit) -> int | None:
-        if limit not in self._limits:
-            return None
+        left = [each._own_free(limit) for each in self._chain if limit in each._limits]
+        return min(left, default=None)
+
+    def _own_free(self, limit: Limit) -> int:
         taken = self._settled[limit] + self._held[limit] + self._reserved[limit]
         return max(0, self._limits[limit] - taken)
 
     def _seconds_left(self) -> float | None:
+        left = [each._own_seconds_left() for each in self._chain]
+        return min((seconds for seconds in left if seconds is not None), default=None)
+
+    def _own_seconds_left(self) -> float | None:
+        # With its outer run, the time of a run is over.
+        if self.is_closed:
+            return 0.0
         if self._max_seconds is None:
             return None
         return max(0.0, self._max_seconds - (self._clock() - self._started))
@@ -189,43 +226,68 @@ class Budget:
     def _check_fits(self, cost: Cost) -> dict[Limit, int]:
         if self._seconds_left() == 0:
             raise BudgetExceeded("max_seconds", for_good=True)
-        if cost.dollars is None and "max_cost_usd" in self._limits:
+        if cost.dollars is None and self.limits("max_cost_usd"):
             raise BudgetExceeded("max_cost_usd", for_good=True)  # an unknown price may not fit
         amounts = _amounts(cost)
+        refusals = [refusal for each in self._chain if (refusal := each._own_refusal(amounts)) is not None]
+        if refusals:
+            raise next((refusal for refusal in refusals if refusal.for_good), refusals[0])
+        return amounts
+
+    def _own_refusal(self, amounts: dict[Limit, int]) -> BudgetExceeded | None:
         refusal = None
         for limit, most in self._limits.items():
             free = most - self._settled[limit] - self._held[limit]
             # A limit that the cost takes nothing from is not checked.
             if 0 < amounts[limit] > free:
-                raise BudgetExceeded(limit, for_good=True)
+                return BudgetExceeded(limit, for_good=True)
             if 0 < amounts[limit] > free - self._reserved[limit]:
                 refusal = BudgetExceeded(limit, for_good=False)
-        if refusal is not None:
-            raise refusal
-        return amounts
+        return refusal
 
     def _end(self, paid: Cost | None) -> None:
         if paid is not None:
-            _add(self._settled, _amounts(paid))
-            self._is_priced = self._is_priced and paid.dollars is not None
-        self._freed.set()
-        # A callback may register itself again.
-        callbacks, self._when_freed = self._when_freed, {}
-        for callback in callbacks:
-            callback()
+            amounts = _amounts(paid)
+            with self._lock:
+                for each in self._chain:
+                    _add(each._settled, amounts)
+                    each._is_priced = each._is_priced and paid.dollars is not None
+        self._call_waiting(self._chain)
+
+    def _call_waiting(self, budgets: Sequence[Budget]) -> None:
+        callbacks: dict[Callable[[], None], asyncio.AbstractEventLoop | None] = {}
+        with self._lock:
+            for each in budgets:
+                callbacks |= each._when_freed
+                # A callback may register itself again.
+                each._when_freed = {}
+        here = _running_loop() if callbacks else None
+        for callback, loop in callbacks.items():
+            if loop is None or loop is here:
+                callback()
+            else:
+                # No run waits in a closed loop.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(callback)
 
 
 class Reservation:
     """A reserved part of a budget; only its first end counts."""
 
     def __init__(
-        self, amounts: dict[Limit, int], totals: dict[Limit, int], end: Callable[[Cost | None], None]
+        self,
+        amounts: dict[Limit, int],
+        totals: list[dict[Limit, int]],
+        lock: AbstractContextManager[object],
+        end: Callable[[Cost | None], None],
     ) -> None:
         self._amounts = amounts
         self._totals = totals
+        self._lock = lock
         self._end = end
         self._open = True
-        _add(totals, amounts)
+        for each in totals:
+            _add(each, amounts)
 
     def settle(self, usage: Usage, dollars: float | None) -> None:
         """Replace the reservation by the actual cost.
@@ -243,7 +305,9 @@ class Reservation:
     def _close(self, paid: Cost | None) -> None:
         if self._open:
             self._open = False
-            _add(self._totals, self._amounts, -1)
+            with self._lock:
+                for each in self._totals:
+                    _add(each, self._amounts, -1)
             self._end(paid)
 
     def __enter__(self) -> Reservation:
@@ -253,6 +317,13 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _counted_limits(limits: BudgetLimits) -> dict[Limit, int]:

@@ -16,6 +16,7 @@ from ..runlog.writer import CallStats, CallTimes
 from ..slices import Steps, finish, in_slices
 from .answers import RunAnswers
 from .budget import Budget, BudgetExceeded, Cost, Reservation
+from .inner_calls import InnerCalls
 from .pending import SharedRequest
 from .prices import Rate, price_of, window_of
 from .tokens import counts_tokens, fits, max_answer_tokens, max_prompt_tokens, max_usage
@@ -33,9 +34,14 @@ _TOKENS_PER_CHARACTER = 0.4
 
 
 async def meter(
-    handler: ModelHandler, budget: Budget, answers: RunAnswers, *, needs_window: bool = True
+    handler: ModelHandler,
+    budget: Budget,
+    answers: RunAnswers,
+    *,
+    needs_window: bool = True,
+    outer: InnerCalls | None = None,
 ) -> MeteredModel:
-    """Look up the price of a model and, if needed, its window.
+    """Look up the price of a model and, if needed, its window. ``outer`` counts for the outer run.
 
     Raises:
         TaskError: dollars are limited and the price is unknown.
@@ -48,7 +54,7 @@ async def meter(
             f"max_cost_usd: the price of {handler.model} is unknown; give it as `price` of the model"
         )
     window = await to_thread.run_sync(window_of, handler) if needs_window else handler.window
-    return MeteredModel(handler, budget, answers, rate, window)
+    return MeteredModel(handler, budget, answers, rate, window, outer=outer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class MeteredModel:
         answers: RunAnswers,
         rate: Rate | None = None,
         window: int | None = None,
+        *,
+        outer: InnerCalls | None = None,
     ) -> None:
         self.handler = handler
         self.budget = budget
@@ -81,7 +89,8 @@ class MeteredModel:
         self.rate = rate
         self.window = window
         self._is_free = rate == Price(0, 0)
-        self.is_limited = budget.limits("max_worker_calls", "max_tokens", "max_cost_usd")
+        self.is_limited = budget.reserves
+        self._outer = outer
         self.cost_usd: float | None = 0.0
         self.cached = 0
         self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
@@ -119,6 +128,8 @@ class MeteredModel:
         if not self._is_free:
             cost = self._price(usage)
             self.cost_usd = add_dollars(self.cost_usd, cost)
+        if self._outer is not None:
+            self._outer.add(usage, cost)
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls

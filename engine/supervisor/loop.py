@@ -127,7 +127,7 @@ class SupervisorLoop:
         if error is None:
             return RunOutcome(answer, reason, failure)
         # The code may have caught the errors of its calls. Its answer is then a guess.
-        calls, model = self.broker.health.done, self.broker.worker_model
+        calls, model = self.broker.health.done, self.broker.worker_model or "of a run inside this one"
         why = str(error) if isinstance(error, HandlerError) else f"{type(error).__name__}: {error}"
         failure = f"the worker {model} answered none of {calls:,} calls: {why}. {_remedy(error)}"
         return RunOutcome(answer, "worker_failed", failure)
@@ -188,7 +188,9 @@ class SupervisorLoop:
             self.log.report_failure(error)
 
     async def _run_block(self, code: str) -> CellResult:
-        running = asyncio.ensure_future(self.sandbox.execute(code))
+        # The host tools that the block calls run in this context: a run that they start is inside this one.
+        context = self.broker.account.tool_context()
+        running = asyncio.get_running_loop().create_task(self.sandbox.execute(code), context=context)
         try:
             await self._wait_for_end(running)
             # When the time is up, what the block did until then counts.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from attacks.lab import RAW
 from attacks.machine import Machine
 from support import block
 
-from supdist.engine import RunLimits, RunResult, SandboxConfig, arun
+from supdist.engine import HostTool, RunLimits, RunResult, SandboxConfig, arun
 from supdist.handlers import Completion, Message, ModelHandler, ScriptedHandler, Usage
+
+_DEEPER_THAN_ALLOWED = 10
 
 
 class Served(ModelHandler):
@@ -100,6 +103,41 @@ async def test_br1_without_a_budget_the_flood_arrives(limits: SandboxConfig) -> 
     worker = Served()
     await attempt("worker_batch([str(i) for i in range(300)])", worker, limits, cache="off")
     assert len(worker.asked) == 300
+
+
+async def recurse(worker: Served, limits: SandboxConfig, context: Context | None) -> int:
+    """A tool starts runs whose code floods the worker and calls the tool again; return the depth."""
+    deepest = 0
+
+    async def ask_again(depth: int) -> str:
+        nonlocal deepest
+        deepest = max(deepest, depth)
+        # Only without the wall would it go on.
+        if depth == _DEEPER_THAN_ALLOWED:
+            return "the end"
+        flood = f"worker_batch([f'{depth} {{n}}' for n in range(20)], return_errors=True)"
+        code = f"{flood}\nask_again({depth + 1})"
+        work = attempt(code, worker, limits, tools={"ask_again": HostTool(ask_again)}, cache="off")
+        return (await asyncio.create_task(work, context=context and context.copy())).answer or ""
+
+    tools = {"ask_again": HostTool(ask_again, timeout=300.0)}
+    await attempt(
+        "ask_again(1)", worker, limits, tools=tools, cache="off", limits=RunLimits(max_worker_calls=30)
+    )
+    return deepest
+
+
+async def test_br5_runs_inside_runs_have_a_depth_and_share_the_budget(limits: SandboxConfig) -> None:
+    worker = Served()
+    assert await recurse(worker, limits, None) <= 8
+    assert len(worker.asked) == 30
+
+
+async def test_br5_runs_that_know_no_outer_one_have_neither(limits: SandboxConfig) -> None:
+    """The control: the tool starts its runs in an empty context."""
+    worker = Served()
+    assert await recurse(worker, limits, Context()) == _DEEPER_THAN_ALLOWED
+    assert len(worker.asked) == 20 * (_DEEPER_THAN_ALLOWED - 1)
 
 
 async def test_br7_a_hung_call_does_not_hold_the_others(limits: SandboxConfig) -> None:
