@@ -70,7 +70,12 @@ def excerpt(text: str, limit: int) -> str:
     head = (limit + 1) // 2
     tail = limit - head
     rest = len(text) - limit
-    return f"{text[:head]}\n[... {rest:,} characters left out ...]\n{text[len(text) - tail :]}"
+    return f"{text[:head]}{left_out(rest)}{text[len(text) - tail :]}"
+
+
+def left_out(characters: int) -> str:
+    """Return the line that stands for characters between head and tail."""
+    return f"\n[... {characters:,} characters left out ...]\n"
 
 
 def _escape(character: str) -> str:

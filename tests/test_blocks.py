@@ -96,3 +96,65 @@ def test_other_line_ends_are_text() -> None:
 def test_no_text_makes_it_raise(text: str) -> None:
     for block in code_blocks(text):
         assert block.strip()
+
+
+PARTS = st.sampled_from(
+    [
+        "```repl\n",
+        "```",
+        "\n",
+        "~~~",
+        "x = 1\n",
+        "  ",
+        "\r\n",
+        '"""',
+        "'",
+        "\\\n",
+        "# c",
+        "`",
+        "\r",
+        "   ```repl\n   if x:\n",
+    ]
+)
+
+
+@given(st.lists(PARTS, max_size=12).map("".join))
+def test_blocks_are_found_in_slices_as_at_once(message: str) -> None:
+    # Fences of more than a slice are none.
+    longest = max(8, *map(len, message.split("\n")))
+    patch = pytest.MonkeyPatch()
+    with patch.context() as small:
+        small.setattr("supdist.engine.supervisor.blocks.SLICE", longest + 1)
+        small.setattr("supdist.engine.slices.SLICE", longest + 1)
+        found = code_blocks(message)
+    assert found == code_blocks(message)
+
+
+@given(st.lists(st.sampled_from(['"""', "'", "a", "\n", "\\", "# c\n", "```\n"]), max_size=8).map("".join))
+def test_long_code_ends_where_short_code_does_if_it_is_valid(code: str) -> None:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError):
+        return
+    message = f"```repl\n{code}\n```\nand\n```repl\n1\n```"
+    patch = pytest.MonkeyPatch()
+    with patch.context() as long:
+        long.setattr("supdist.engine.supervisor.blocks._MAX_PARSED_CHARS", 0)
+        found = code_blocks(message)
+    assert found == code_blocks(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "```" + " " * 200_000 + "`",
+        "`" * 200_000 + "x`",
+        " " * 200_000 + "```x`",
+        "x\n" * 500_000,
+        "```repl\n" * 50_000,
+    ],
+    ids=["spaces", "backticks", "indent", "lines", "openings"],
+)
+def test_no_message_takes_more_than_linear_time(message: str) -> None:
+    # With a quadratic search each takes minutes.
+    assert code_blocks(message) == [] or message.startswith("```repl")

@@ -3,11 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supdist.engine import CellResult, Outcome
-from supdist.engine.sandbox.config import ErrorInfo, Usage
+from supdist.engine.sandbox.config import Display, ErrorInfo, Usage
 from supdist.engine.supervisor.prompts import Prompts, context_facts, fill, nudge
 from supdist.engine.supervisor.transcript import show_results, without_seconds
+from supdist.sandbox_image.text import excerpt
 
 
 def result(**changes: Any) -> CellResult:
@@ -80,3 +83,18 @@ def test_the_time_that_blocks_took_can_be_left_out(outcome: Outcome) -> None:
 
     assert shown(0.1) == shown(123.4)
     assert "took (1.5 s)" in shown(0.1)
+
+
+@given(st.lists(st.text("ab\n€", max_size=8), min_size=2, max_size=4), st.integers(1, 14))
+def test_a_long_output_is_cut_as_its_whole_text_would_be(texts: list[str], limit: int) -> None:
+    stdout, stderr, *shown = texts
+    displays = tuple(Display({"text/plain": each}) for each in shown)
+    whole = [
+        stdout.rstrip("\n"),
+        *shown,
+        f"[stderr]\n{stderr.rstrip(chr(10))}" if stderr.rstrip("\n") else "",
+    ]
+    output = "\n".join(filter(None, whole))
+    text = show_results([result(stdout=stdout, stderr=stderr, display=displays)], 1, limit)
+    if output:
+        assert text == f"The block ran.\nOutput:\n{excerpt(output, limit)}"

@@ -17,8 +17,9 @@ from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, Supervi
 from ..result import StopReason
 from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger
 from ..sandbox import CallError, CellResult, Outcome, Sandbox
+from ..slices import in_slices
 from .best_answer import answer_blocks, literal_final
-from .blocks import code_blocks
+from .blocks import find_code_blocks
 from .conversation import Conversation
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
 from .transcript import show_results
@@ -139,7 +140,7 @@ class SupervisorLoop:
         # Then the budget has room for a last question, when a limit is reached.
         await self.broker.supervisor.reserve_best_answer(self.conversation.sent)
         completion = await self._ask("turn")
-        blocks = code_blocks(completion.text)
+        blocks = await in_slices(find_code_blocks(completion.text))
         results = await self._execute(step, blocks)
         for result in results:
             if result.final is not None:

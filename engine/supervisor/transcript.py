@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from ...sandbox_image.text import excerpt
+from ...sandbox_image.text import excerpt, left_out
 from ..sandbox import CellResult, Outcome
+from ..slices import strip_end
 
 # A shorter time is not shown: a repeated run then has the same messages, and the cache has the replies.
 _MIN_SECONDS = 10.0
@@ -33,7 +35,7 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
     parts = [f"{name} {_verdict(result)}"]
     output = _output(result)
     if output:
-        parts.append(f"Output:\n{excerpt(output, limit)}")
+        parts.append(f"Output:\n{_excerpt(output, limit)}")
     elif result.outcome is Outcome.OK and result.final is None:
         parts.append("It showed nothing; print what you want to see.")
     if result.truncated:
@@ -44,12 +46,54 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
     return "\n".join(parts)
 
 
-def _output(result: CellResult) -> str:
-    stderr = result.stderr.rstrip("\n")
-    parts = [result.stdout.rstrip("\n"), *(shown.as_text() for shown in result.display)]
-    if stderr:
-        parts.append(f"[stderr]\n{stderr}")
-    return "\n".join(filter(None, parts))
+def _output(result: CellResult) -> list[_Part]:
+    shown = [_Part(text, len(text)) for text in (each.as_text() for each in result.display)]
+    parts = [_Part.stripped(result.stdout), *shown]
+    stderr = _Part.stripped(result.stderr)
+    if stderr.size:
+        parts += [_Part("[stderr]", 8), stderr]
+    return [part for part in parts if part.size]
+
+
+class _Part(NamedTuple):
+    """The first ``size`` characters of a text, which may be long: it is not copied."""
+
+    text: str
+    size: int
+
+    @classmethod
+    def stripped(cls, text: str) -> _Part:
+        return cls(text, strip_end(text, "\n"))
+
+
+def _excerpt(parts: Sequence[_Part], limit: int) -> str:
+    """Return ``excerpt`` of the parts, each on a line of its own."""
+    size = sum(part.size for part in parts) + len(parts) - 1
+    if size <= limit:
+        return "\n".join(part.text[: part.size] for part in parts)
+    half = (limit + 1) // 2
+    head = "\n".join(_first(parts, half))
+    tail = "\n".join(_last(parts, half))
+    return f"{head[:half]}{left_out(size - limit)}{tail[len(tail) - (limit - half) :]}"
+
+
+def _first(parts: Sequence[_Part], most: int) -> Iterator[str]:
+    for text, size in parts:
+        # At 0 there is still the end of the line before.
+        if most < 0:
+            return
+        yield text[: min(size, most)]
+        most -= size + 1
+
+
+def _last(parts: Sequence[_Part], most: int) -> list[str]:
+    texts: list[str] = []
+    for text, size in reversed(parts):
+        if most < 0:
+            break
+        texts.insert(0, text[max(0, size - most) : size])
+        most -= size + 1
+    return texts
 
 
 def _seconds(result: CellResult) -> str:
