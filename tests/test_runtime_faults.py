@@ -97,3 +97,164 @@ async def test_sandboxes_of_a_stopped_zygote_go_on_and_are_closed_with_it() -> N
             assert zygote not in zygotes()
     assert zygotes() == set()
     assert processes_named("supdist-shim") == set()
+
+
+UNCLOSED = {
+    "by hand": "sandbox = SyncSandbox().__enter__(); print(sandbox.execute('1').outcome)",
+    "in a stack": "stack = ExitStack(); print(stack.enter_context(SyncSandbox()).execute('1').outcome)",
+    "with an exception in flight": "sandbox = SyncSandbox().__enter__(); print('ok', flush=True); 1 / 0",
+    "in a thread": """
+def use():
+    global sandbox
+    sandbox = SyncSandbox().__enter__()
+    print(sandbox.execute("1").outcome)
+thread = threading.Thread(target=use); thread.start(); thread.join()""",
+    "while a cell runs": """
+sandbox = SyncSandbox().__enter__(); print("ok", flush=True)
+threading.Thread(target=sandbox.execute, args=("while True: pass",), daemon=True).start()""",
+    "in a child of multiprocessing": """
+def use():
+    sandbox = SyncSandbox().__enter__()
+    print(sandbox.execute("1").outcome, flush=True)
+child = multiprocessing.get_context("fork").Process(target=use); child.start(); child.join()""",
+}
+
+
+@pytest.mark.parametrize("how", UNCLOSED)
+def test_a_sandbox_that_nobody_closes_does_not_keep_the_interpreter_from_its_end(how: str) -> None:
+    imports = "import multiprocessing, os, threading\nfrom contextlib import ExitStack\n"
+    code = f"{imports}from supdist.engine import SyncSandbox\n{UNCLOSED[how]}"
+    done = program(code, 20, PYTHONWARNINGS="default")
+    assert done.stdout == "ok\n", done.stderr
+    assert ("ZeroDivisionError" in done.stderr) == bool(done.returncode) == ("exception" in how)
+    assert "Warning" not in done.stderr
+
+
+def test_a_sandbox_that_is_garbage_is_closed_and_one_that_a_thread_uses_after_main_is_not() -> None:
+    code = """
+import gc, threading, time, psutil
+from supdist.engine import SyncSandbox
+sandbox = None
+for _ in range(3): sandbox = SyncSandbox().__enter__()
+sandbox = None
+gc.collect()
+deadline = time.monotonic() + 10
+while psutil.Process().children(recursive=True): assert time.monotonic() < deadline; time.sleep(0.02)
+def use():
+    with SyncSandbox() as sandbox:
+        threading.main_thread().join()
+        print(sandbox.execute("1").outcome)
+threading.Thread(target=use).start()
+"""
+    done = program(code)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+# The child leaves with `sys.exit`, so that blocks, finalizers and exit functions run in it.
+SYNC_FORK = """
+import os, sys
+from supdist.engine import SandboxError, SyncSandbox
+with SyncSandbox() as sandbox:
+    if (child := os.fork()) == 0:
+        try: sandbox.execute("1")
+        except SandboxError as error: print(error, flush=True)
+        with SyncSandbox() as own: print(own.execute("1").outcome, flush=True)
+        sys.exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sandbox.execute("1").outcome)
+"""
+ASYNC_FORK = """
+import asyncio, os, sys
+from supdist.engine import SandboxError, SandboxRuntime, open_sandbox
+async def main():
+    async with SandboxRuntime(), open_sandbox() as sandbox:
+        if (child := os.fork()) == 0:
+            for use in (sandbox.execute("1"), sandbox.put("a", b""), sandbox.reset(), sandbox.interrupt()):
+                try: await use
+                except SandboxError as error: print(error, flush=True)
+            try:
+                async with open_sandbox(): pass
+            except SandboxError as error: print(error, flush=True)
+            sys.exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), (await sandbox.execute("1")).outcome)
+        await sandbox.reset()
+        print((await sandbox.execute("1")).outcome)
+asyncio.run(main())
+"""
+
+
+def test_a_fork_may_not_touch_its_parents_sandbox_and_does_not_disturb_it() -> None:
+    refusal = "this sandbox was opened by another process; open another in this one"
+    done = program(SYNC_FORK, 20, PYTHONWARNINGS="default")
+    assert (done.stdout.splitlines(), done.stderr) == ([refusal, "ok", "7 ok"], "")
+    done = program(ASYNC_FORK, 20, PYTHONWARNINGS="default")
+    *refused, new, parent, after = done.stdout.splitlines()
+    assert (refused, parent, after, done.stderr) == ([refusal] * 4, "7 ok", "ok", "")
+    assert new == "no event loop of this process runs here; in a forked child, start one with asyncio.run()"
+
+
+DROPPED = """
+import asyncio, gc, os, time, psutil
+from supdist.engine import SandboxError, SandboxRuntime, open_sandbox
+def held(): return len(psutil.Process().children(recursive=True)), psutil.Process().num_fds()
+async def leave_open():
+    runtime, opening = SandboxRuntime(), open_sandbox()
+    await runtime.__aenter__()
+    sandbox = await opening.__aenter__()
+    await sandbox.execute("1")
+    asyncio.get_running_loop().kept = kept = [runtime, opening, sandbox]
+    return kept
+async def use():
+    async with open_sandbox() as sandbox: return (await sandbox.execute("1")).outcome
+def frees(seconds=3):
+    deadline = time.monotonic() + seconds
+    while held() != before and time.monotonic() < deadline: time.sleep(0.02)
+    assert held() == before, held()
+asyncio.run(use())
+before = held()
+"""
+DROPPED_WAYS = {
+    "asyncio.run ended": """
+kept = asyncio.run(leave_open())
+frees()
+""",
+    "the loop is garbage": """
+loop = asyncio.new_event_loop()
+loop.run_until_complete(leave_open())
+loop.close()
+del loop
+gc.collect()
+frees()
+""",
+    "the loop was closed": """
+loop = asyncio.new_event_loop()
+kept = loop.run_until_complete(leave_open())
+loop.close()
+assert held() != before
+asyncio.run(use())
+frees()
+async def touch():
+    try: await kept[2].execute("1")
+    except SandboxError as error: assert "another event loop" in str(error)
+    else: raise AssertionError
+asyncio.run(touch())
+""",
+    "the process ends": """
+loop = asyncio.new_event_loop()
+kept = loop.run_until_complete(leave_open())
+loop.close()
+""",
+    "again and again": """
+async def runtime_alone():
+    async with SandboxRuntime(): pass
+for _ in range(5): asyncio.run(runtime_alone())
+gc.collect()
+frees()
+assert not [each for each in gc.get_objects() if isinstance(each, asyncio.AbstractEventLoop)]
+""",
+}
+
+
+@pytest.mark.parametrize("how", DROPPED_WAYS)
+def test_an_event_loop_that_is_dropped_frees_its_sandboxes(how: str) -> None:
+    done = program(DROPPED + DROPPED_WAYS[how], PYTHONWARNINGS="default")
+    assert (done.returncode, done.stderr) == (0, "")

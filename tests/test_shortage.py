@@ -89,7 +89,7 @@ def test_an_open_that_finds_no_memory_says_so() -> None:
         raise MemoryError
 
 
-@pytest.mark.parametrize("megabytes", [10, 20])
+@pytest.mark.parametrize("megabytes", [18, 22])
 def test_without_memory_for_a_zygote_an_open_says_so(megabytes: int) -> None:
     capability, remedy = short_of("RLIMIT_AS", megabytes << 20, warm=False)
     assert "The process that forks sandboxes did not start" in capability

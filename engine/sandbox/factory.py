@@ -6,7 +6,12 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -37,7 +42,8 @@ class _SharedBackends:
     """Zygotes and containers that the sandboxes of one event loop share."""
 
     def __init__(self) -> None:
-        self.users = 0
+        self._users = 0
+        self._until_loop_ends: AsyncGenerator[None] | None = None
         self._process = os.getpid()
         self._lock = asyncio.Lock()
         # Last used last. One for each folder of packages and one without: a zygote builds one guest
@@ -47,13 +53,35 @@ class _SharedBackends:
         self._retired: list[ZygoteClient | DockerBackend] = []
         self._docker: DockerBackend | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return bool(self._zygotes or self._retired) or self._docker is not None
+    @classmethod
+    async def of_this_loop(cls) -> _SharedBackends:
+        """Return those of the running event loop, for one more user, who calls ``leave``."""
+        found = _shared.get(None)
+        shared = found() if found is not None else None
+        if shared is None:
+            shared = cls()
+            _shared.set(weakref.ref(shared))
+        shared._users += 1
+        if shared._until_loop_ends is None:
+            # The event loop closes its generators when it ends: backends that no one has closed end then.
+            shared._until_loop_ends = generator = shared._close_at_end()
+            await anext(generator)
+        return shared
 
-    @property
-    def is_ours(self) -> bool:
-        return os.getpid() == self._process
+    async def _close_at_end(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await self._close()
+
+    async def leave(self) -> None:
+        """Close them after the last user."""
+        self._users -= 1
+        # In a fork of the process, they are the other process's.
+        if self._users == 0 and self._until_loop_ends is not None and os.getpid() == self._process:
+            generator, self._until_loop_ends = self._until_loop_ends, None
+            # Shielded: a cancelled caller must not leave processes behind.
+            await asyncio.shield(asyncio.ensure_future(generator.aclose()))
 
     async def zygote(self, packages: Packages | None) -> ZygoteClient:
         """Return a zygote that is alive."""
@@ -94,7 +122,7 @@ class _SharedBackends:
                 self._docker = await DockerBackend.start()
             return self._docker
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         backends = [*self._zygotes.values(), *self._retired]
         self._zygotes, self._retired = {}, []
         docker, self._docker = self._docker, None
@@ -105,24 +133,6 @@ class _SharedBackends:
 
 # One value for each event loop. A weak reference, since the value leads to the loop, and would keep it.
 _shared: RunVar[weakref.ref[_SharedBackends]] = RunVar("supdist sandbox backends")
-
-
-@asynccontextmanager
-async def _use_shared_backends() -> AsyncGenerator[_SharedBackends]:
-    _check_event_loop()
-    shared = found() if (found := _shared.get(None)) is not None else None
-    if shared is None:
-        shared = _SharedBackends()
-        _shared.set(weakref.ref(shared))
-    shared.users += 1
-    try:
-        yield shared
-    finally:
-        shared.users -= 1
-        # In a fork of the process, they are the other process's.
-        if shared.users == 0 and shared.is_open and shared.is_ours:
-            # Shielded: a cancelled caller must not leave processes behind.
-            await asyncio.shield(asyncio.ensure_future(shared.close()))
 
 
 def _check_event_loop() -> None:
@@ -149,16 +159,35 @@ class _BackendSource:
         return ProcessBackend(await self.shared.zygote(find_packages(folder) if folder else None))
 
 
-@asynccontextmanager
-async def _open_backend(config: SandboxConfig) -> AsyncGenerator[_BackendSource]:
-    _check_config(config)
-    if config.packages is not None:
-        # Made absolute now: at a reset the process may have another current directory.
-        config = config.model_copy(update={"packages": find_packages(config.packages).path})
-    async with _use_shared_backends() as shared:
-        source = _BackendSource(shared, config)
-        await source.find()
-        yield source
+class _BackendUse(AbstractAsyncContextManager[_BackendSource]):
+    # A class: asyncio closes the generators of an event loop that ends all at once, and not in their order.
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self._config = config
+        self._shared: _SharedBackends | None = None
+
+    async def __aenter__(self) -> _BackendSource:
+        config = self._config
+        _check_config(config)
+        _check_event_loop()
+        if config.packages is not None:
+            # Made absolute now: at a reset the process may have another current directory.
+            config = config.model_copy(update={"packages": find_packages(config.packages).path})
+        shared = self._shared = await _SharedBackends.of_this_loop()
+        try:
+            source = _BackendSource(shared, config)
+            await source.find()
+        except BaseException:
+            await shared.leave()
+            raise
+        return source
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            await shared.leave()
 
 
 class SandboxRuntime:
@@ -170,18 +199,17 @@ class SandboxRuntime:
     """
 
     def __init__(self, config: SandboxConfig | None = None) -> None:
-        self._config = SandboxConfig() if config is None else config
-        self._stack = AsyncExitStack()
+        self._use = _BackendUse(SandboxConfig() if config is None else config)
 
     async def __aenter__(self) -> SandboxRuntime:
         with translate_shortage("Sandboxes cannot be started"):
-            await self._stack.enter_async_context(_open_backend(self._config))
+            await self._use.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self._use.__aexit__(kind, error, trace)
 
 
 @asynccontextmanager
@@ -214,7 +242,7 @@ async def open_sandbox(
     async with AsyncExitStack() as stack:
         with translate_shortage("The sandbox cannot be opened"):
             setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
-            source = await stack.enter_async_context(_open_backend(config))
+            source = await stack.enter_async_context(_BackendUse(config))
             sandbox = await Sandbox.open(source.find, setup)
         try:
             yield sandbox

@@ -36,19 +36,19 @@ class LoopThread:
 
     def start(self) -> tuple[BlockingPortal, Sandbox]:
         """Start the thread, and wait for the sandbox. Raises as ``open_sandbox``."""
-        atexit.register(self._end_with_process)
         try:
             with translate_shortage("An event loop for the sandbox cannot be started"):
                 context = contextvars.copy_context()
                 threading.Thread(
                     target=context.run, args=(self._run,), name="supdist sandbox", daemon=True
                 ).start()
-                return self._opened.result()
+                opened = self._opened.result()
         except BaseException:
             # Also KeyboardInterrupt, while the sandbox opens.
             self.stop()
-            atexit.unregister(self._end_with_process)
             raise
+        atexit.register(self._end_with_process)
+        return opened
 
     def stop(self) -> None:
         """Let the thread close the sandbox; return at once."""
@@ -71,7 +71,6 @@ class LoopThread:
         """
         self.stop()
         self._ended.result()
-        atexit.unregister(self._end_with_process)
 
     def _end_with_process(self) -> None:
         if os.getpid() == self._process:
@@ -84,6 +83,7 @@ class LoopThread:
             asyncio.run(self._hold())
         except BaseException as error:
             self._error = error
+        atexit.unregister(self._end_with_process)
         if self._error is None:
             self._ended.set_result(None)
             return

@@ -39,7 +39,7 @@ class ZygoteClient:
         self._takes_orders = True
         self._is_released = False
         self.contexts = ContextMemory()
-        self._finalizer = open_zygotes.register(self, process)
+        self._finalizer = open_zygotes.register(self, process, self.contexts)
         self._loop.add_reader(process.control, self._read_control)
 
     @classmethod
@@ -103,6 +103,11 @@ class ZygoteClient:
         """Whether its event loop was closed before it was."""
         return self._loop.is_closed() and not self._is_released
 
+    @property
+    def has_running_loop(self) -> bool:
+        """Whether its event loop runs, if only in another thread."""
+        return self._loop.is_running()
+
     def check_usable(self) -> None:
         """Check that the caller is in the process and event loop that started it.
 
@@ -156,6 +161,7 @@ class ZygoteClient:
                     self._process.control, [protocol.encode(order(shim_id))], [fd, theirs.fileno()]
                 )
             except (BrokenPipeError, ConnectionResetError) as error:
+                self._takes_orders = False
                 raise SandboxLost(_GONE) from error
         self._shims.add(shim_id, receiver)
         return shim_id
@@ -200,8 +206,9 @@ class ZygoteClient:
         """Close all descriptors without the event loop, which is closed or another process's."""
         self._is_released = True
         self._takes_orders = False
-        self._finalizer()
-        self.contexts.close()
+        # Called directly: finalizers do nothing at the end of the process.
+        self._finalizer.detach()
+        open_zygotes.release(self._process, self.contexts)
 
     async def close(self) -> None:
         """End the process and all its sandboxes, and wait for it."""
@@ -214,6 +221,7 @@ class ZygoteClient:
             self._process.kill()
             await self._wait_exit(_STOP_SECONDS)
         self._router.close()
+        self._shims.all_killed()
         self.release()
 
     async def _wait_ready(self) -> None:

@@ -91,6 +91,10 @@ class ZygoteProcess:
         """Reap it if it has ended; return whether it has."""
         return not self.is_ours or self._process.poll() is not None
 
+    def reap(self) -> None:
+        """Wait for its end."""
+        self._process.wait()
+
     def close_control(self) -> None:
         """Close the control socket."""
         self.control.close()
@@ -105,6 +109,10 @@ class ZygoteProcess:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self._stderr = -1
+        if not self.is_ours:
+            # So that Popen does not miss its end: it is no child of this process.
+            self._process.returncode = 0
+            return
         if self.is_stopped:
             self.kill()
 
