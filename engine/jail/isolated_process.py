@@ -31,7 +31,8 @@ from .setup_errors import SetupError, SetupStep, is_setup_step, setup_step
 
 _SETUP_FD = 6
 
-# Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones.
+# Where the engine is root, each sandbox gets a host uid from here. Users and containers have lower ones. An
+# ordinary user's sandboxes get subordinate ids, if there are any.
 _HOST_IDS = range(0x6000_0000, 0x7000_0000)
 
 # The cgroup namespace follows later: its root is the group of the process that creates it
@@ -157,9 +158,8 @@ def build(template: Template, name: str, run: Run) -> IsolatedProcess:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     init_stream, guest_init = socket.socketpair()
     repl_stream, guest_repl = socket.socketpair()
-    uid = 0  # an ordinary user is uid 0 of the zygote's user namespace
-    if _may_map_any_id():
-        uid = random.SystemRandom().choice(_HOST_IDS)
+    uid = _choose_id()
+    if uid in _HOST_IDS:
         with setup_step("mounts"):
             mounts.make_devices()
     # As early as possible: each page that was written before is copied again by its next writer.
@@ -234,9 +234,21 @@ def _map_ids(pid: int, outside: int) -> None:
         write(f"/proc/{pid}/{name}", f"{GUEST_ID} {outside} 1")
 
 
-def _may_map_any_id() -> bool:
-    # Root of the host or of a container, but not of a user namespace with one id.
-    return os.geteuid() == 0 and int(read("/proc/self/uid_map").split()[2]) > 1
+# An id for a sandbox, as the zygote's user namespace counts them. 0 is the user's own: no other is mapped.
+def _choose_id() -> int:
+    uids, gids = (_mapped_ids(f"/proc/self/{name}") for name in ("uid_map", "gid_map"))
+    ids = range(max(uids.start, gids.start), min(uids.stop, gids.stop))
+    if len(ids) <= 1:
+        return 0
+    has_all = _HOST_IDS[0] in ids and _HOST_IDS[-1] in ids
+    # Else the upper half: containers of the same user have low ids.
+    return random.SystemRandom().choice(_HOST_IDS if has_all else ids[len(ids) // 2 :])
+
+
+def _mapped_ids(path: str) -> range:
+    extents = [line.split() for line in read(path).splitlines()]
+    start, _, count = max(extents, key=lambda each: int(each[2]))
+    return range(int(start), int(start) + int(count))
 
 
 def _run_child(template: Template, descriptors: tuple[int, int, int], run: Run) -> NoReturn:

@@ -13,6 +13,8 @@ _RESERVED_FOR_MEMORY = 16
 _THREAD_RESERVED_BYTES = 72 << 20
 # A control group reports that its limit on processes was reached. This limit does not, so it is higher.
 _SPARE_PROCESSES = 64
+# Timers count too (timer_create(2)). The host's limit is for all processes of the engine's user.
+_QUEUED_SIGNALS = 1024
 # The kernel counts descriptors in flight by user, against the sender's limit (unix(7)). So the limits of shim
 # and init must be above the guest's.
 _SENDERS_PART = 2
@@ -28,6 +30,7 @@ def apply(limits: ResourceLimits, *, has_cgroup: bool) -> None:
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_SIGPENDING: _QUEUED_SIGNALS,
         resource.RLIMIT_NPROC: limits.pids + (_SPARE_PROCESSES if has_cgroup else 1),
     }
     if not has_cgroup:

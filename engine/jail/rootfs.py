@@ -18,10 +18,12 @@ import os
 import shutil
 import sys
 import sysconfig
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
+from . import subordinate_ids
 from . import syscalls as sc
 from .setup_errors import SetupError, setup_step
 
@@ -185,7 +187,7 @@ def setup_failed(number: int, failure: SetupError) -> bytes:
 
 
 def _build(start: ZygoteStart) -> None:
-    _enter_mount_namespace()
+    _enter_mount_namespace(start)
     with setup_step("zygote_root"):
         # Two pivots (pivot_root(2)). The first moves the host's tree to /host, so that also sources below
         # /tmp can be bound. The second detaches it.
@@ -201,7 +203,7 @@ def _build(start: ZygoteStart) -> None:
         sc.pivot_root_here()
 
 
-def _enter_mount_namespace() -> None:
+def _enter_mount_namespace(start: ZygoteStart) -> None:
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         with setup_step("zygote_root"):
@@ -209,16 +211,30 @@ def _enter_mount_namespace() -> None:
     else:
         # An ordinary user becomes uid 0 of a user namespace: only uid 0 keeps its capabilities over execve(2)
         # (capabilities(7)).
-        with setup_step("user_namespace"):
+        with setup_step("user_namespace"), subordinate_ids.mapper(uid, gid, _private_paths(start)) as map_ids:
             sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
+            map_ids()
         with setup_step("id_map"):
-            # Required before an unprivileged gid_map (user_namespaces(7)).
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+            for name, own in (("uid_map", uid), ("gid_map", gid)):
+                if Path(f"/proc/self/{name}").read_text():
+                    continue  # with subordinate ids
+                if name == "gid_map":
+                    # Required before an unprivileged gid_map (user_namespaces(7)).
+                    Path("/proc/self/setgroups").write_text("deny")
+                Path(f"/proc/self/{name}").write_text(f"0 {own} 1")
     with setup_step("zygote_root"):
         # Else mounts made here would appear on the host (shared subtrees, mount_namespaces(7)).
         sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
+
+
+# Paths that may belong to the user alone, and that sandboxes must be able to read.
+def _private_paths(start: ZygoteStart) -> list[str]:
+    own = [source for source, target in start["binds"] if target == PACKAGES or target.startswith(_PYTHON)]
+    paths = [*own, os.__file__]
+    for folder in own:
+        with suppress(OSError):  # it has gone: the bind reports that
+            paths += [entry.path for entry in os.scandir(folder)]
+    return paths
 
 
 def _fill(start: ZygoteStart) -> None:

@@ -47,6 +47,7 @@ class Machine:
         orphans: how many its kernel makes in a second or two.
         own_paths: paths of which a guest has its own, where the host's are meant.
         missing: walls that a sandbox says it lacks.
+        has_user_namespaces: whether each sandbox has a user namespace, by which the kernel counts signals.
         has_own_kernel: whether a guest's /proc is about a kernel of its own.
         guards_priority: whether a guest cannot raise its own priority.
     """
@@ -67,6 +68,7 @@ class Machine:
     orphans = 200
     own_paths: frozenset[str] = frozenset()
     missing: tuple[str, ...] = ()
+    has_user_namespaces = True
     has_own_kernel = False
     guards_priority = True
 
@@ -139,6 +141,7 @@ class DockerMachine(Machine):
     hides_init = False
     has_own_users = False
     counts_refusals = True
+    has_user_namespaces = False
     dead_devices = frozenset({"mqueue", "tty", "ptmx"})
     scratch_part = 1 / 4
     own_paths = frozenset(

@@ -28,7 +28,7 @@ OWN = """
 import os, resource
 for pid in {0, os.getpid()} if os.getpid() == 2 else {0}:  # in a container the repl is not the second process
     resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-    os.setpriority(os.PRIO_PROCESS, pid, 1)
+    os.setpriority(os.PRIO_PROCESS, pid, 10)
 """
 
 
