@@ -177,9 +177,10 @@ def run(
         print(json.dumps(as_data(result)))
     else:
         _print_result(result, outputs.shown)
-    if result.unstored_answers or result.log_error:
-        raise typer.Exit(NO_FILES)
-    raise typer.Exit(exit_code(result.stop_reason))
+    code = exit_code(result.stop_reason)
+    # A worker that failed is worse, and its code stays.
+    is_incomplete = result.unstored_answers or result.log_error is not None
+    raise typer.Exit(NO_FILES if is_incomplete and code != NO_MODEL else code)
 
 
 def _override(
