@@ -23,7 +23,7 @@ from supdist.engine.errors import LogFormatError
 from supdist.engine.events import Event as RunEvent
 from supdist.engine.events import Warned
 from supdist.engine.runlog.blobs import FOLDER
-from supdist.engine.runlog.cuts import EVENT_BYTES, HEAD, INLINE_BYTES, cut
+from supdist.engine.runlog.cuts import EVENT_BYTES, HEAD, INLINE_BYTES, TIGHT_HEAD, cut
 from supdist.engine.runlog.encoding import encode_line, json_slices, text_slices
 from supdist.engine.runlog.events import Cell, Event, LogFull, RunEnd, SupervisorCall, ToolCall, WorkerCall
 from supdist.engine.runlog.reader import RunLogReader
@@ -205,11 +205,11 @@ async def test_behind_the_budget_what_was_paid_stays_and_what_the_guest_wrote_is
     (first, *_) = [event for event in log.supervisor() if isinstance(event, SupervisorCall)]
     assert first.response == reply
     paid, *cached = [event for event in log.worker() if isinstance(event, WorkerCall)]
-    assert (len(paid.response or ""), len(paid.prompt)) == (50_000, HEAD)
-    assert [len(event.response or "") for event in cached] == [HEAD, HEAD]
+    assert (len(paid.response or ""), len(paid.prompt)) == (50_000, TIGHT_HEAD)
+    assert [len(event.response or "") for event in cached] == [TIGHT_HEAD, TIGHT_HEAD]
     (cell, _) = cells(tmp_path)
     (output,) = [each for each in cell.cut or [] if each.path == ["stdout"]]
-    assert len(cell.stdout) == HEAD
+    assert len(cell.stdout) == TIGHT_HEAD
     assert output.stored is False
     with pytest.raises(LogFormatError, match=r"'stdout' .* was not kept, because log_bytes was used up"):
         log.whole(cell)

@@ -18,8 +18,8 @@ INLINE_BYTES = 256 << 10
 EVENT_BYTES = 1 << 20
 # Characters that stay of a text that is cut.
 HEAD = 1024
-# After the budget, texts above this are cut too.
-TIGHT_BYTES = 2 * HEAD
+# After the budget, shorter texts are cut too, and less stays of them.
+TIGHT_BYTES, TIGHT_HEAD = 512, 128
 
 _ESCAPE_BYTES = 12
 _MAX_VALUES = 5000
@@ -62,7 +62,7 @@ def cut(
     """
     if _is_small(fields, TIGHT_BYTES if tight else INLINE_BYTES):
         return fields, []
-    cutter = _Cutter()
+    cutter = _Cutter(TIGHT_HEAD if tight else HEAD)
     inline = TIGHT_BYTES if tight else INLINE_BYTES
     shortened = {
         name: cutter.field(name, value, INLINE_BYTES if name in kept else inline)
@@ -83,7 +83,8 @@ def _is_small(fields: dict[str, Any], inline: int) -> bool:
 
 
 class _Cutter:
-    def __init__(self) -> None:
+    def __init__(self, head: int) -> None:
+        self._head = head
         self.found: list[LongValue] = []
         self._room = EVENT_BYTES
         self._values = _MAX_VALUES
@@ -132,7 +133,7 @@ class _Cutter:
         if len(self.found) >= _MAX_CUTS:
             raise _TooMany
         self.found.append(LongValue(path, "text", text))
-        head = text[: min(HEAD, max(self._room, 0) // _ESCAPE_BYTES)]
+        head = text[: min(self._head, max(self._room, 0) // _ESCAPE_BYTES)]
         self._room -= len(head) * _ESCAPE_BYTES
         return head
 

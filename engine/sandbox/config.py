@@ -196,9 +196,10 @@ class Isolation:
     seccomp: bool
     root_writable: bool
     limited: bool
-    memory: str | None
-    processes: str | None
-    cpus: str | None
+    # Logs of older versions do not have these.
+    memory: str | None = None
+    processes: str | None = None
+    cpus: str | None = None
     lowered: tuple[str, ...] = ()
 
     @classmethod
