@@ -11,11 +11,15 @@ from collections.abc import Iterable
 import pytest
 
 from supdist.engine import Outcome, SandboxConfig
+from supdist.engine.jail.cgroups import Cgroup
 from supdist.engine.jail.duty_cycle import DutyCycle
+from supdist.engine.jail.meter import CgroupMeter
 from supdist.engine.jail.process_tree import Memory, Process, ProcessTree
 from supdist.engine.jail.processor_share import ProcessorShare, ProcessorTime
 from supdist.engine.jail.socket_memory import SocketMemory, open_socket
 from supdist.engine.jail.watchdog import Watchdog
+from supdist.engine.sandbox.config import Isolation
+from supdist.sandbox_image.protocol import Enforcement, Facts, ResourceLimits
 
 MIB = 1 << 20
 LIMITS = SandboxConfig(memory="64MiB", pids=8).resource_limits()
@@ -179,6 +183,67 @@ def test_a_repl_that_its_own_child_stopped_is_killed_unless_the_shim_did_it() ->
     dog.check(2.0)
     dog.check(2.1)
     assert {number for _, number in tree.signalled} == {signal.SIGSTOP}
+
+
+class CgroupWithoutCpu(Cgroup):
+    """A group as systemd gives it to a user whose units ask for no ``cpu`` controller."""
+
+    seconds = 0.0
+
+    @property
+    def limits_cpus(self) -> bool:
+        """See ``Cgroup.limits_cpus``."""
+        return False
+
+    def limit(self, limits: ResourceLimits) -> None:
+        """See ``Cgroup.limit``."""
+
+    def oom_kills(self) -> int:
+        """See ``Cgroup.oom_kills``."""
+        return 0
+
+    def cpu_seconds(self) -> float:
+        """See ``Cgroup.cpu_seconds``."""
+        return self.seconds
+
+    def peak_memory(self) -> int:
+        """See ``Cgroup.peak_memory``."""
+        return 0
+
+    def refused_forks(self) -> int:
+        """See ``Cgroup.refused_forks``."""
+        return 0
+
+
+def test_a_control_group_without_cpu_gets_a_duty_cycle_and_says_so() -> None:
+    tree, group = FakeTree(process(1), process(2)), CgroupWithoutCpu({})
+    meter = CgroupMeter(group, tree, duty(tree))
+    assert meter.enforcement == Enforcement("cgroup", "cgroup", "duty cycle of 0.1 s")
+    assert CgroupMeter(group).enforcement.cpus is None
+    meter.check(1.0)
+    group.seconds = 5.0
+    meter.check(1.1)
+    assert tree.signalled == [(2, signal.SIGSTOP)]
+    assert meter.next_check(1.1) == pytest.approx(1.15)
+    meter.interrupted()
+    assert tree.signalled[-1] == (2, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [
+        (Enforcement("cgroup", "cgroup", "cgroup"), []),
+        (Enforcement("watchdog", "rlimit", "duty cycle"), []),
+        (Enforcement("cgroup", "cgroup", None), ["a limit on processor time"]),
+        (Enforcement(None, None, None), ["limits on memory and processes"]),
+    ],
+)
+def test_strict_refuses_only_where_nothing_holds(held: Enforcement, missing: list[str]) -> None:
+    facts = Facts(dict.fromkeys(("cgroup", "ipc", "mnt", "net", "pid", "user", "uts"), 1), 65534, 0,
+        no_new_privs=True, seccomp=True, interfaces=["lo"], root_writable=False)  # fmt: skip
+    isolation = Isolation.from_facts("process", facts, {}, held)
+    assert isolation.limited is (not missing)
+    assert [gap.partition(" (")[0] for gap in isolation.missing()] == missing
 
 
 # Memory
