@@ -72,6 +72,11 @@ class Task(ABC):
         """Whether ``score`` uses a judge with these options."""
         return False
 
+    @property
+    def judge_decides(self) -> bool:
+        """Whether the verdict is the main figure. If not, the score holds without one."""
+        return True
+
     @abstractmethod
     def examples(self) -> Sequence[Example]:
         """Return all examples, in the same order everywhere.

@@ -74,6 +74,11 @@ class Qasper(TaskWithOptions):
     )
 
     @property
+    def judge_decides(self) -> bool:
+        """Answer F1 is the main figure with a judge, too."""
+        return False
+
+    @property
     def wants_judge(self) -> bool:
         """Always true."""
         # Even people reach an F1 of only 60.9, so that no threshold on F1 means "correct".

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from eval_support import asked_twice, config, play, rows
+from eval_support import settings as settings_of
 from lookup_task import Lookup
 from support import block
 
 from supdist.engine import LogError, TaskError
-from supdist.handlers import NoAccess
+from supdist.handlers import NoAccess, Unavailable, Unreachable
 from supdist.tasks.base import Ask, Example, Score, TaskDataError
 from supdist.tools.evals.config import ExperimentConfig, Manifest
 from supdist.tools.evals.executors import _spent  # pyright: ignore[reportPrivateUsage] - of a failed attempt
@@ -205,6 +206,49 @@ async def test_a_wrong_key_of_the_judge_keeps_the_answer_that_was_paid_for(tmp_p
     (record,) = read_records(tmp_path)
     assert record.error is not None
     assert (record.error.stage, record.answer) == ("score", record.references[0])
+
+
+@pytest.mark.parametrize("role", ["supervisor", "worker", "judge"])
+async def test_a_model_without_a_connection_stops_the_experiment(tmp_path: Path, role: str) -> None:
+    async with FakeOpenAI(play) as server:
+        model = {**settings_of(server)[role], "base_url": "http://127.0.0.1:9/v1"}
+        with pytest.raises(Unreachable, match="Connection refused"):
+            await run(server, tmp_path, Lookup(judged=True), concurrency=1, **{role: model})
+    records = read_records(tmp_path)
+    # An answer that was paid for is kept, to be judged later.
+    assert [record.answer for record in records] == [each.references[0] for each in records]
+    assert len(records) == (role == "judge")
+
+
+async def test_a_worker_that_fails_for_good_gives_no_score_to_a_guess(tmp_path: Path) -> None:
+    """The code catches the error and guesses."""
+    guess = Text("```repl\ntry: worker('x')\nexcept Exception: FINAL('a guess')\n```")
+    trouble = {"small": Status(503)}
+    async with FakeOpenAI(lambda request: trouble.get(request.model, guess)) as server:
+        summary = await run(server, tmp_path, Lookup(judged=False), concurrency=1)
+        assert (summary.failed, summary.score) == (summary.examples, None)
+        trouble["small"] = Status(401)
+        with pytest.raises(NoAccess, match="answered none of 1 calls"):
+            await run(server, tmp_path / "again", Lookup(judged=False), concurrency=1)
+
+
+async def test_a_judge_that_never_answers_stops_the_experiment_after_three_calls(tmp_path: Path) -> None:
+    async with FakeOpenAI(
+        lambda request: Status(503) if request.model == "judge" else play(request)
+    ) as server:
+        with pytest.raises(Unavailable):
+            await run(server, tmp_path, Lookup(judged=True), concurrency=1)
+    assert len(read_records(tmp_path)) == 3
+
+
+async def test_figures_that_need_no_judge_are_kept_when_it_fails(tmp_path: Path) -> None:
+    async with FakeOpenAI(
+        lambda request: Status(401) if request.model == "judge" else play(request)
+    ) as server:
+        with pytest.raises(NoAccess):
+            await run(server, tmp_path, Lookup(judged=True), concurrency=1)
+    (record,) = read_records(tmp_path)
+    assert (record.metrics, record.score) == ({"exact": 1.0}, None)
 
 
 async def test_cancelled_it_leaves_what_ended_and_goes_on_without_paying_twice(tmp_path: Path) -> None:

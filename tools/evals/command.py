@@ -60,7 +60,7 @@ def eval_with(
 
     Raises:
         TaskError: a flag or a setting is wrong.
-        SandboxUnavailable, LogError, CacheError, NoAccess: as ``run_experiment``.
+        SandboxUnavailable, LogError, CacheError, NoAccess, Unreachable: as ``run_experiment``.
     """
     if retry_failed and place.resume is None:
         raise TaskError("--retry-failed needs an experiment: name its folder with --resume")

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 EXIT_CODES = (
     "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, "
-    "4 no sandbox, 5 the endpoint refuses, 6 the folder or stdout cannot be written, or paid answers are not "
-    "in the cache, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."
+    "4 no sandbox, 5 a model failed for good, 6 the folder or stdout cannot be written, or paid answers are "
+    "not in the cache, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."
 )
 
 

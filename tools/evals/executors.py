@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -25,18 +25,18 @@ from ...engine.errors import CacheError, LogError, LogFormatError, SandboxUnavai
 from ...engine.runlog.events import Event, ModelCall
 from ...engine.runlog.reader import RunLogReader
 from ...engine.trust import UNBOUND, Permissions
-from ...handlers import ModelHandler, NoAccess
+from ...handlers import HandlerError, ModelHandler, NoAccess, Unreachable
 from ...sandbox_image.text import escape_surrogates
-from ...tasks.base import Example, Score, Task, TaskDataError
+from ...tasks.base import Example, JudgeError, Score, Task, TaskDataError
 from .config import ExperimentConfig
 from .direct import Direct, Run, as_text
-from .model_calls import Note, ignore, open_judge
+from .model_calls import JudgeHealth, Note, ignore, open_judge
 from .node_logs import read_logs, write_logs
 from .records import Failure, Record, Tokens
 from .strategies import CacheFile, Loop, judge_handler, open_strategy
 
 # Errors that every other example would meet as well: they stop the experiment.
-FATAL = (TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess)
+FATAL = (TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess, Unreachable)
 
 _NODE_RETRIES = 3
 # With the value 0, Ray listens on 127.0.0.1 alone, on every system. Without it, Ray replaces that address
@@ -76,7 +76,8 @@ class Executor(Protocol):
         """Run an example and write its logs. Its own failure is in its record.
 
         Raises:
-            TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError, NoAccess: no example can run.
+            TaskError, TaskDataError, SandboxUnavailable, LogError, CacheError: no example can run.
+            NoAccess, Unreachable: a model is dead for good.
         """
         ...
 
@@ -113,6 +114,7 @@ class LocalExecutor:
     judge: ModelHandler | None
     judge_cache: ResponseCache | None
     note: Note
+    judge_health: JudgeHealth = field(default_factory=JudgeHealth)
 
     @classmethod
     @asynccontextmanager
@@ -156,19 +158,34 @@ class LocalExecutor:
             judge = None
             if self.judge is not None:
                 seconds = self.config.limits.call_seconds
-                opened = open_judge(self.judge, self.judge_cache, seconds, self.note)
+                opened = open_judge(self.judge, self.judge_cache, seconds, self.note, self.judge_health)
                 judge = await stack.enter_async_context(opened)
             try:
                 score = _checked(await self.task.score(example, record.answer, judge))
             except Exception as error:  # a judge's, or any error of a task's own code
-                update = {"error": _failure("score", error), "judge": judge.tokens if judge else Tokens()}
+                failure = {"error": _failure("score", error), "judge": judge.tokens if judge else Tokens()}
                 # The record keeps the answer, which was paid for, even if the experiment stops.
-                return ExampleResult(
-                    record.model_copy(update=update), error if isinstance(error, FATAL) else None
+                record = record.model_copy(
+                    update=failure | await self._without_verdict(example, record, error)
                 )
+                return ExampleResult(record, self._fatal(error))
             update = {"judge": judge.tokens if judge else Tokens(), **_of_score(score, record)}
             unstored = 0 if judge is None else await judge.store_answers()
             return ExampleResult(record.model_copy(update=update), unstored=unstored)
+
+    def _fatal(self, error: Exception) -> Exception | None:
+        if self.judge_health.is_dead and not isinstance(error, FATAL):
+            return Unreachable(f"the judge answered no call: {error}")
+        return error if isinstance(error, FATAL) else None
+
+    async def _without_verdict(self, example: Example, record: Record, error: Exception) -> dict[str, Any]:
+        """Return the figures that need no judge, if the judge failed."""
+        kept: dict[str, Any] = {}
+        if self.judge is not None and isinstance(error, (HandlerError, JudgeError)):
+            # A second error is not of interest: the judge's is in the record.
+            with contextlib.suppress(Exception):
+                kept = _of_score(_checked(await self.task.score(example, record.answer, None)), record)
+        return {"metrics": kept.get("metrics", {})} if self.task.judge_decides else kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,42 @@ from ...engine.broker.cache import ResponseCache
 from ...engine.broker.handler_queue import CallTimeout
 from ...engine.broker.metered_model import MeteredModel, add_dollars, meter
 from ...engine.result import CallTotals
-from ...handlers import Completion, Message, ModelHandler, Usage
+from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler, Usage
 from .records import Tokens
 
 # Shows a line to the user.
 Note = Callable[[str], None]
 
 
+# Calls that may pass, each after its own retries.
+_FAILED_CALLS = 3
+
+
+class JudgeHealth:
+    """Decides whether a judge is dead for good: it has failed three times, and never answered."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+        self._has_answered = False
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether no call can be expected to succeed."""
+        return not self._has_answered and self._failed >= _FAILED_CALLS
+
+    def add(self, *, answered: bool) -> None:
+        """Count a call."""
+        self._has_answered |= answered
+        self._failed += not answered
+
+
 class Judge:
     """Asks a judge for one example, and counts its tokens."""
 
-    def __init__(self, model: MeteredModel, seconds: float | None) -> None:
+    def __init__(self, model: MeteredModel, seconds: float | None, health: JudgeHealth) -> None:
         self._model = model
         self._seconds = seconds
+        self._health = health
 
     async def __call__(self, messages: Sequence[Message]) -> Completion:
         """Return the judge's reply.
@@ -36,7 +59,12 @@ class Judge:
             async with asyncio.timeout(self._seconds):
                 completion, _ = await self._model.ask(messages, ignore)
         except TimeoutError:
+            self._health.add(answered=False)
             raise CallTimeout(f"the judge did not answer within {self._seconds} s") from None
+        except HandlerError as error:
+            self._health.add(answered=isinstance(error, ContextTooLong))
+            raise
+        self._health.add(answered=True)
         return completion
 
     async def store_answers(self) -> int:
@@ -65,11 +93,15 @@ class _Shown:
 
 @asynccontextmanager
 async def open_judge(
-    handler: ModelHandler, cache: ResponseCache | None, seconds: float | None, note: Note
+    handler: ModelHandler,
+    cache: ResponseCache | None,
+    seconds: float | None,
+    note: Note,
+    health: JudgeHealth,
 ) -> AsyncGenerator[Judge]:
-    """Open a judge for one example."""
+    """Open a judge for one example. ``health`` is of all examples."""
     async with metered_model(handler, cache, watch=_Shown(note)) as model:
-        yield Judge(model, seconds)
+        yield Judge(model, seconds, health)
 
 
 @asynccontextmanager

@@ -51,7 +51,7 @@ async def run_experiment(
     Raises:
         TaskError: a setting is wrong or has changed, or another process has the folder.
         TaskDataError: the data is wrong or has changed.
-        SandboxUnavailable, LogError, CacheError, NoAccess: no example can run.
+        SandboxUnavailable, LogError, CacheError, NoAccess, Unreachable: no example can run.
     """
     config = resolve(config, os.environ)
     if task is None:

@@ -17,9 +17,10 @@ from ...engine.config import RunConfig
 from ...engine.errors import TaskError
 from ...engine.events import Event, Warned
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, builtin
+from ...engine.result import RunResult
 from ...engine.sandbox import SandboxRuntime
 from ...engine.trust import Permissions
-from ...handlers import ModelHandler
+from ...handlers import HandlerError, ModelHandler, NoAccess, Unavailable, Unreachable
 from .config import ExperimentConfig
 from .direct import Direct, Run
 from .model_calls import Note, ignore, tokens_of
@@ -61,6 +62,8 @@ class Loop:
             worker=self.worker,
             config=replace(self.config, cache=cache, log_dir=log_dir, on_event=self._show),
         )
+        if result.stop_reason == "worker_failed":
+            raise _dead_worker(result)
         return Run(
             result.answer,
             result.stop_reason,
@@ -74,6 +77,14 @@ class Loop:
     def _show(self, event: Event) -> None:
         if isinstance(event, Warned):
             self.note(event.text)
+
+
+def _dead_worker(result: RunResult) -> HandlerError:
+    # A guess is no measurement: the example has no score.
+    why = result.failure or ""
+    if "no_access" in result.failed_calls:
+        return NoAccess(why)
+    return Unreachable(why) if "unreachable" in result.failed_calls else Unavailable(why)
 
 
 @asynccontextmanager
