@@ -24,7 +24,7 @@ from .limits import RunLimits
 from .result import RunResult
 from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
-from .sandbox.context import EncodedContext
+from .sandbox.context import encode_beside_loop
 from .sandbox.packages import importable
 from .supervisor.conversation import Conversation
 from .supervisor.loop import RunSpec, SupervisorLoop
@@ -160,7 +160,7 @@ async def _answer(question: _Question, config: RunConfig, account: RunAccount) -
         # First on the stack, so it closes last: the broker writes to it.
         log = _open_log(stack, config, account, emit)
         # The sandbox and the log share one encoding. Without a log, the sandbox encodes the context itself.
-        encoded = stack.enter_context(EncodedContext(question.context)) if log.is_on else None
+        encoded = stack.enter_context(await encode_beside_loop(question.context)) if log.is_on else None
         settings = _logged_settings(question, config, toolbox)
         starting = asyncio.ensure_future(log.start(question.query, encoded, **settings))
         try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pickle
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supdist.engine import TaskError
-from supdist.engine.sandbox.context import ContextMemory, encode_context, new_memory, write_sealed
+from supdist.engine.sandbox.context import (
+    ContextMemory,
+    encode_beside_loop,
+    encode_context,
+    new_memory,
+    write_sealed,
+)
 from supdist.sandbox_image import protocol
 from supdist.sandbox_image.guest.repl import load_context
 
@@ -122,3 +129,25 @@ def test_none_is_a_context_and_no_text_that_is_kept() -> None:
     fd = memory.descriptor(None)
     assert memory.write(fd, None) == "object"
     assert load_context(protocol.Load("object", "descriptor", b""), fd) is None
+
+
+async def test_two_sandboxes_that_open_at_once_write_a_long_text_once() -> None:
+    memory, text = ContextMemory(), "x" * (3 << 20)
+    (one, _), (two, _) = await asyncio.gather(memory.written(text), memory.written(text))
+    assert os.fstat(one).st_ino == os.fstat(two).st_ino
+    assert os.fstat(one).st_size == len(text)
+    for fd in (one, two):
+        os.close(fd)
+    memory.close()
+
+
+async def test_a_context_that_is_refused_leaves_no_descriptor() -> None:
+    memory = ContextMemory()
+    # The first use of a thread opens descriptors.
+    os.close((await memory.written(["x"]))[0])
+    before = len(os.listdir("/proc/self/fd"))
+    for encode in (memory.written, encode_beside_loop):
+        with pytest.raises(TaskError):
+            await encode(["x" * 100_000, object()])
+    assert len(os.listdir("/proc/self/fd")) == before
+    memory.close()

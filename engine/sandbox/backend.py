@@ -131,17 +131,10 @@ class ProcessBackend(Backend):
                 "Raise them where the engine starts (`ulimit -H`, LimitNOFILE= of a service), or ask for "
                 "less. `isolation: best_effort` accepts what is allowed.",
             )
-        fd = contexts.descriptor(context)
+        fd, kind = await contexts.written(context)
         try:
             limits, resources = config.session_limits(len(toolbox.host)), config.resource_limits()
             shim_id = await when_not_busy(lambda: zygote.spawn(receiver, limits, resources, fd))
-            # Written while the guest gets its limits. It reads the memory only after it was sent ``load``.
-            try:
-                kind = contexts.write(fd, context)
-            except BaseException:
-                zygote.forget(shim_id)
-                zygote.abandon(shim_id)
-                raise
         finally:
             os.close(fd)
         return Guest(zygote, shim_id, protocol.Load(kind, "descriptor", b""), lowered=lowered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import mmap
 import os
@@ -10,6 +11,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
+
+from anyio import CapacityLimiter, to_thread
 
 from ...sandbox_image.text import KEEP_SURROGATES
 from ..errors import TaskError
@@ -113,12 +116,52 @@ class EncodedContext:
             self._fd = -1
 
 
+async def encode_beside_loop(context: object) -> EncodedContext:
+    """Encode a context while the event loop goes on. Raises as ``EncodedContext``."""
+    if not _is_long(context):
+        return EncodedContext(context)
+    made: list[EncodedContext] = []
+    try:
+        await to_thread.run_sync(lambda: made.append(EncodedContext(context)), limiter=CapacityLimiter(1))
+    except BaseException:
+        # The caller was cancelled while the thread worked.
+        for each in made:
+            each.close()
+        raise
+    return made[0]
+
+
+def _is_long(context: object) -> bool:
+    # A thread helps here: after each piece it writes, which releases the interpreter's lock.
+    if isinstance(context, EncodedContext):
+        return False
+    return not isinstance(context, str) or len(context) > _PIECE_CHARS
+
+
 class ContextMemory:
     """Encodes contexts into sealed memory; the same text only once."""
 
     def __init__(self) -> None:
+        self._writing = asyncio.Lock()
         self._text: str | None = None
         self._fd = -1
+
+    async def written(self, context: object) -> tuple[int, Kind]:
+        """Return a descriptor of memory with the context, which the caller closes, and its encoding.
+
+        Raises:
+            TaskError, OSError: as ``encode_context`` does.
+        """
+        # One after another: the second of two that open with the same text finds it written.
+        async with self._writing:
+            fd = self.descriptor(context)
+            try:
+                if _is_long(context) and context is not self._text:
+                    return fd, await to_thread.run_sync(self.write, fd, context, limiter=CapacityLimiter(1))
+                return fd, self.write(fd, context)
+            except BaseException:
+                os.close(fd)
+                raise
 
     def descriptor(self, context: object) -> int:
         """Return a descriptor of memory that ``write`` fills; the caller closes it."""

@@ -168,7 +168,7 @@ class DockerBackend(Backend):
 
     async def _load(self, context: object, prepared: PreparedContainer) -> protocol.Load:
         if prepared.folder is None:
-            kind = encode_context(context, buffer := io.BytesIO())
+            kind = await to_thread.run_sync(encode_context, context, buffer := io.BytesIO())
             if buffer.tell() > _MOST_IN_A_FRAME:
                 raise TaskError(
                     f"the context has {buffer.tell()} bytes; a Docker daemon on another machine takes "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os.path import commonprefix
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import msgspec
 
 from ..slices import SLICE, Steps, finish, join, text_slices
 
@@ -21,6 +22,8 @@ _PYTHON = frozenset({"python", "py", "python3"})
 # Bounds on what a bad message can cost: later fences tried for a block, and characters examined.
 _MAX_LATER_FENCES = 8
 _MAX_EXAMINED_CHARS = 200_000
+
+_FENCES_A_SLICE = 1000
 
 # Characters that are parsed at once, in some 10 ms. Of longer code only the strings are found.
 _MAX_PARSED_CHARS = 8_000
@@ -35,7 +38,7 @@ _BLANK_LINE = re.compile(r"^[ \t]+$", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t]*(?=[^ \t\n])", re.MULTILINE)
 
 
-class _Fence(NamedTuple):
+class _Fence(msgspec.Struct, frozen=True, gc=False):
     """A line that opens or closes a block."""
 
     # Of the line without its end, and of the next line.
@@ -71,7 +74,12 @@ def find_code_blocks(message: str) -> Steps[list[str]]:
         at = newline + 1
         yield
     blocks = yield from _blocks(message, fences, _REPL)
-    return blocks or (yield from _blocks(message, fences, _PYTHON))
+    blocks = blocks or (yield from _blocks(message, fences, _PYTHON))
+    # Freed at once, 300,000 of them take 20 ms.
+    while fences:
+        del fences[-_FENCES_A_SLICE:]
+        yield
+    return blocks
 
 
 def _next_mark(message: str, at: int) -> Steps[int]:
@@ -106,13 +114,12 @@ def _blocks(message: str, fences: Sequence[_Fence], languages: frozenset[str]) -
         yield
         opening = fences[at]
         is_wanted = opening.word.lower() in languages
-        closings = _closings(fences, at + 1, opening.mark)
-        first = next(closings, None)
-        if first is None:
+        first = yield from _next_closing(fences, at + 1, opening.mark)
+        if first < 0:
             at = len(fences)
             code = (yield from _unclosed(message, opening, parser)) if is_wanted else ""
         elif is_wanted:
-            code, closing = yield from _closed(message, fences, opening, first, closings, parser)
+            code, closing = yield from _closed(message, fences, opening, first, parser)
             at = closing + 1
         else:
             code, at = "", first + 1
@@ -121,29 +128,31 @@ def _blocks(message: str, fences: Sequence[_Fence], languages: frozenset[str]) -
     return blocks
 
 
-def _closings(fences: Sequence[_Fence], start: int, mark: str) -> Iterator[int]:
+def _next_closing(fences: Sequence[_Fence], start: int, mark: str) -> Steps[int]:
     for number in range(start, len(fences)):
         fence = fences[number]
         if not fence.word and fence.mark.startswith(mark):
-            yield number
+            return number
+        if not number % _FENCES_A_SLICE:
+            yield
+    return -1
 
 
-def _closed(  # noqa: PLR0917 - the state of one search
-    message: str,
-    fences: Sequence[_Fence],
-    opening: _Fence,
-    first: int,
-    later: Iterator[int],
-    parser: _Parser,
+def _closed(
+    message: str, fences: Sequence[_Fence], opening: _Fence, first: int, parser: _Parser
 ) -> Steps[tuple[str, int]]:
     # A fence inside a string ends no block: the code up to it does not parse, up to a later one it does.
-    shortest = yield from _code(message, opening.after, fences[first].start)
+    shortest = code = yield from _code(message, opening.after, fences[first].start)
     if opening.mark[0] == "`" and not _may_hold_a_line(shortest):
         return shortest, first
-    for number in (first, *itertools.islice(later, _MAX_LATER_FENCES)):
-        code = yield from _code(message, opening.after, fences[number].start)
+    number = first
+    for _ in range(_MAX_LATER_FENCES + 1):
         if (yield from parser.accepts(code)):
             return code, number
+        number = yield from _next_closing(fences, number + 1, opening.mark)
+        if number < 0:
+            break
+        code = yield from _code(message, opening.after, fences[number].start)
     return shortest, first
 
 

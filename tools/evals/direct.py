@@ -16,7 +16,7 @@ from ...engine.broker.metered_model import MeteredModel
 from ...engine.broker.tokens import max_answer_tokens
 from ...engine.result import StopReason
 from ...engine.runlog.writer import CallStats, RunLogger, new_run_id
-from ...engine.sandbox.context import EncodedContext
+from ...engine.sandbox.context import encode_beside_loop
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, ModelHandler
 from .model_calls import Note, ignore, metered_model, tokens_of
 from .records import Tokens
@@ -82,7 +82,7 @@ class Direct:
         """
         started, run_id = time.monotonic(), new_run_id()
         opened = RunLogger(log_dir, run_id, log_bytes=self.log_bytes, warn=self.note)
-        with opened as log, EncodedContext(context) as encoded:
+        with opened as log, await encode_beside_loop(context) as encoded:
             models = {"supervisor_model": self.handler.model, "worker_model": None}
             await log.start(query, encoded, **models, strategy="direct", window=self.window)
             async with metered_model(

@@ -1,0 +1,165 @@
+"""Law 7: the event loop is never held up for 20 ms by what a guest or a model sends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import pytest
+
+from supdist.engine import SandboxConfig, SandboxRuntime, arun, open_sandbox
+from supdist.engine.sandbox import WorkerCall
+from supdist.engine.sandbox.context import ContextMemory
+from supdist.engine.slices import finish, in_slices
+from supdist.engine.supervisor.blocks import find_code_blocks
+from supdist.engine.supervisor.transcript import show_results
+from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler
+
+pytestmark = pytest.mark.timing
+
+LAW_SECONDS = 0.02
+TRIES = 6
+MIB = 1 << 20
+
+
+def waited_for_processor() -> float:
+    """Seconds that this thread was ready while others had the processor, as in tests/attacks/lab.py."""
+    others = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    with open("/proc/stat", encoding="ascii") as file:
+        steal = int(file.readline().split()[8])
+    return others + steal / os.sysconf("SC_CLK_TCK")
+
+
+class Heartbeat:
+    """The longest gap of the event loop, without waits for a processor."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def beat(self) -> None:
+        while True:
+            waited, started = waited_for_processor(), time.monotonic()
+            await asyncio.sleep(0.001)
+            gap = time.monotonic() - started - (waited_for_processor() - waited)
+            self.longest = max(self.longest, gap - 0.001)
+
+
+@contextlib.asynccontextmanager
+async def heartbeat() -> AsyncGenerator[Heartbeat]:
+    heart = Heartbeat()
+    beating = asyncio.ensure_future(heart.beat())
+    await asyncio.sleep(0.01)
+    try:
+        yield heart
+    finally:
+        await asyncio.sleep(0.01)
+        beating.cancel()
+
+
+class Quick(ModelHandler):
+    model, price, window = "quick", Price(0, 0), 100_000
+
+    async def chat(self, messages: Sequence[Message]) -> Completion:
+        await asyncio.sleep(0)
+        return Completion("x")
+
+
+CELLS = {
+    "control bytes": "import sys; sys.stdout.write('\\x01' * (15 << 20))",
+    "wide": "import sys; sys.stdout.buffer.write('\u20ac'.encode() * (5 << 20))",
+    "one emoji": "import sys; sys.stdout.buffer.write(b'a' * (15 << 20) + chr(0x1F600).encode())",
+    "invalid": "import sys; sys.stdout.buffer.write(b'\\xff' * (15 << 20))",
+    "newlines": "print('\\n' * 15_000_000)",
+    "answer": "FINAL(chr(0x1F600) * ((8 << 20) - 10))",
+    "html": "class H:\n    def _repr_html_(self): return '\\x01' * (7 << 20)\nH()",
+    "svg": "class S:\n    def _repr_svg_(self): return '\u20ac' * (2 << 20)\nS()",
+    "long prompts": "worker_batch(['\\x01' * (3 << 20)] * 8)",
+    "wide prompts": "worker_batch([chr(0x1F600) * (700 << 10) + str(i) for i in range(8)])",
+    "tiny prompts": "worker_batch([str(i) for i in range(10_000)])",
+}
+
+
+@pytest.mark.parametrize("code", CELLS.values(), ids=CELLS)
+async def test_no_cell_holds_up_the_loop(code: str) -> None:
+    async def answer(call: WorkerCall) -> list[str]:
+        await asyncio.sleep(0.01)
+        return ["x"] * len(call.prompts)
+
+    async with open_sandbox(SandboxConfig(), on_call=answer) as sandbox:
+        gaps: list[float] = []
+        for _ in range(TRIES):
+            async with heartbeat() as heart:
+                result = await sandbox.execute(code)
+                show_results([result], 1, 2000)
+            gaps.append(heart.longest)
+            if heart.longest < LAW_SECONDS:
+                return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+@pytest.mark.parametrize("name", ["long prompts", "wide prompts", "tiny prompts"])
+async def test_no_prompts_hold_up_the_loop_on_their_way_through_the_broker(name: str) -> None:
+    gaps: list[float] = []
+    async with SandboxRuntime():
+        for _ in range(TRIES):
+            async with heartbeat() as heart:
+                await arun(
+                    query="q",
+                    context="",
+                    supervisor=ScriptedHandler([f"```repl\n{CELLS[name]}\nFINAL(1)\n```"]),
+                    worker=Quick(),
+                    max_tokens=10**9,
+                    max_iterations=1,
+                )
+            gaps.append(heart.longest)
+            if heart.longest < LAW_SECONDS:
+                return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+MESSAGES = {
+    "backticks": "`" * 3_000_000,
+    "openings": "```repl\n" * 300_000,
+    "lines": "x\n" * 3_000_000,
+    "long list": "```repl\nx = 1\n" + "x = [1, 2, 3]\n" * 15_000 + "\n```\n```repl\n1\n```",
+    "long string": "```repl\nx = '''a\n" + "x = [1]\n" * 15_000 + "'''\n```\n```repl\n1\n```",
+    "many blocks": "```repl\nx = 1\n```\n" * 100_000,
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+async def test_no_message_of_a_supervisor_holds_up_the_loop(message: str) -> None:
+    gaps: list[float] = []
+    for _ in range(TRIES):
+        async with heartbeat() as heart:
+            found = await in_slices(find_code_blocks(message))
+        gaps.append(heart.longest)
+        if heart.longest < LAW_SECONDS:
+            assert found == finish(find_code_blocks(message))
+            return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+@pytest.mark.parametrize(
+    "context", ["\xe9" * (50 * MIB), {str(i): "x" * 1000 for i in range(50_000)}], ids=["text", "dict"]
+)
+async def test_no_context_holds_up_the_loop_while_it_is_encoded(context: str | dict[str, str]) -> None:
+    gaps: list[float] = []
+    for _ in range(TRIES):
+        memory = ContextMemory()
+        async with heartbeat() as heart:
+            fd, _ = await memory.written(context)
+            again, _ = await memory.written(context)
+        # The same text is not written again.
+        assert isinstance(context, dict) or os.fstat(fd).st_ino == os.fstat(again).st_ino
+        for each in (fd, again):
+            os.close(each)
+        memory.close()
+        gaps.append(heart.longest)
+        if heart.longest < LAW_SECONDS:
+            return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
