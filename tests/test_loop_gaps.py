@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -51,6 +52,9 @@ class Heartbeat:
 @contextlib.asynccontextmanager
 async def heartbeat() -> AsyncGenerator[Heartbeat]:
     heart = Heartbeat()
+    # A full collection takes as long as the whole process has objects: pytest's are not the engine's.
+    gc.collect()
+    gc.freeze()
     beating = asyncio.ensure_future(heart.beat())
     await asyncio.sleep(0.01)
     try:
@@ -58,6 +62,7 @@ async def heartbeat() -> AsyncGenerator[Heartbeat]:
     finally:
         await asyncio.sleep(0.01)
         beating.cancel()
+        gc.unfreeze()
 
 
 class Quick(ModelHandler):
