@@ -306,7 +306,7 @@ async def task(folder: Path, on_request: Callable[[Request], None]) -> AsyncGene
 
     def reply(request: Request) -> Text:
         on_request(request)
-        return Text(code if request.model == "big" else "y" * 2000)
+        return Text(code if request.model == "big" else "y" * 100_000)
 
     async with FakeOpenAI(reply) as server:
         model = {"handler": "openai", "base_url": server.base_url, "temperature": 0.0}
@@ -316,6 +316,7 @@ async def task(folder: Path, on_request: Callable[[Request], None]) -> AsyncGene
                     "query": "q",
                     "context": "c",
                     "cache": "answers.sqlite",
+                    "sandbox": {"scratch": "4MiB"},
                     "supervisor": {**model, "model": "big"},
                     "worker": {**model, "model": "small"},
                 }
@@ -326,7 +327,7 @@ async def task(folder: Path, on_request: Callable[[Request], None]) -> AsyncGene
 
 LIMITED = """
 import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
