@@ -1,0 +1,1 @@
+"""Random faults for whole programs, chosen by a seed."""
