@@ -23,6 +23,9 @@ PARTS = {
 }
 """Short names of the engine's processes."""
 
+OPENING = "opening engine"
+"""The engine while it starts its first process."""
+
 _PARENTS = (
     ("zygote", "engine"),
     ("shim", "zygote"),
@@ -101,13 +104,14 @@ def _choose_one(chance: random.Random, program: str, helpers: tuple[str, ...]) -
         return Fault("disk", chance.choice(("tmp", "logs", "cache")), str(chance.choice((4, 64, 256))))
     if kind == "endpoint" and "endpoint" in helpers:
         return Fault("endpoint", "faults", str(chance.choice((0.1, 0.5, 1.0))))
-    target = chance.choice((*PARTS, "engine", "engine", "engine", *helpers))
+    target = chance.choice((*PARTS, "engine", "engine", OPENING, OPENING, *helpers))
     is_ours = target in PARTS or target == "endpoint"
     value = chance.choice(sorted(SIGNALS if is_ours or program == "engine" else ENDINGS))
     # Nobody would continue an engine that is stopped for ever, or wait for it.
     can_last = target in PARTS and chance.random() < 0.5
     seconds = None if value != "STOP" or can_last else chance.uniform(0.05, 3.0)
-    return Fault("signal", target, value, _moment(chance), seconds)
+    at = chance.uniform(0.0, 0.2) if target == OPENING else _moment(chance)
+    return Fault("signal", target, value, at, seconds)
 
 
 def before_start(faults: list[Fault]) -> Callable[[], None]:
@@ -148,6 +152,10 @@ def find(target: str, program: int, helpers: dict[str, int]) -> list[int]:
         return [program]
     if target in helpers:
         return [helpers[target]]
+    if target == OPENING:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [program] if psutil.Process(program).children() else []
+        return []
     found = list[int]()
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(program).children(recursive=True):

@@ -65,9 +65,8 @@ class Step:
 
     def was(self, value: str, target: str = "engine") -> bool:
         """Return whether a signal was for that target."""
-        return any(
-            fault.kind == "signal" and (fault.target, fault.value) == (target, value) for fault in self.faults
-        )
+        faults = [fault for fault in self.faults if fault.kind == "signal"]
+        return (target, value) in [(fault.target.removeprefix("opening "), fault.value) for fault in faults]
 
     @property
     def lasts(self) -> bool:
