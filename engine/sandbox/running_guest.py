@@ -70,7 +70,7 @@ class RunningGuest:
     def __init__(self, guest: Guest, setup: GuestSetup) -> None:
         self.state: GuestState = Starting()
         self.files = FileTransfer(
-            setup.config.session_limits(), self.send, self._check_takes_files, SandboxFileError
+            setup.config.session_limits(), self.send, self._check_alive, SandboxFileError
         )
         self._guest = guest
         self._setup = setup
@@ -350,17 +350,15 @@ class RunningGuest:
         """
         if isinstance(self.state, Running):
             raise SandboxError("a cell is running in this sandbox; wait for its end, or interrupt it")
-        self._check_alive("; every variable is gone. Call reset() for a fresh start")
+        self._check_alive()
 
-    def _check_takes_files(self) -> None:
-        self._check_alive(". Call reset() for a fresh start")
-
-    def _check_alive(self, advice: str) -> None:
+    def _check_alive(self) -> None:
+        advice = "Call reset() for a fresh start"
         match self.state:
             case Starting():
-                raise SandboxLost(f"{DID_NOT_START}{advice}")
+                raise SandboxLost(f"{DID_NOT_START}. {advice}")
             case Lost(reason):
-                raise SandboxLost(f"{reason}{advice}")
+                raise SandboxLost(f"{reason}; its variables and files are gone. {advice}")
             case Idle() | Running():
                 return
 
