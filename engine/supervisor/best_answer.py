@@ -7,7 +7,8 @@ import json
 import re
 import warnings
 
-from .blocks import code_blocks
+from ..slices import Steps, finish
+from .blocks import find_code_blocks
 
 # The whole message is one fence without a language.
 _BARE_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\n(?P<code>.*)\n\1[ \t]*", re.DOTALL)
@@ -20,7 +21,12 @@ def answer_blocks(text: str) -> list[str]:
 
     Besides blocks it is a message that is nothing but code: one fence without a language, or a call of FINAL.
     """
-    blocks = code_blocks(text)
+    return finish(find_answer_blocks(text))
+
+
+def find_answer_blocks(text: str) -> Steps[list[str]]:
+    """Return ``answer_blocks``, in slices."""
+    blocks = yield from find_code_blocks(text)
     if blocks:
         return blocks
     text = text.strip()

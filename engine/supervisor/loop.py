@@ -18,7 +18,7 @@ from ..result import StopReason
 from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger
 from ..sandbox import CallError, CellResult, Outcome, Sandbox
 from ..slices import in_slices
-from .best_answer import answer_blocks, literal_final
+from .best_answer import find_answer_blocks, literal_final
 from .blocks import find_code_blocks
 from .conversation import Conversation
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
@@ -258,7 +258,7 @@ class SupervisorLoop:
                 # The run already has its reason to end, so a failure of the model now is no other.
                 why += f"the supervisor gave no best answer: {type(error).__name__.strip('_')}: {error}"
                 return None, reason, why
-            blocks = answer_blocks(text)
+            blocks = await in_slices(find_answer_blocks(text))
             if not blocks and text.strip():
                 return text.strip(), reason, None
             answer, shown = await self._run_last_blocks(reason, blocks)
