@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 from process_support import processes_named, zygotes
 
-from supdist.engine import SandboxRuntime, open_sandbox
+from supdist.engine import SandboxConfig, SandboxLost, SandboxRuntime, open_sandbox
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +43,35 @@ ONE_CELL = """
 from supdist.engine import SyncSandbox
 with SyncSandbox(context="text") as sandbox: print(sandbox.execute("print(context)").stdout, end="")
 """
+
+
+KILLED = """
+import sys
+from supdist.engine import SyncSandbox
+print("ready", flush=True)
+with SyncSandbox() as sandbox:
+    while True: sandbox.execute("1")
+"""
+
+
+def test_an_engine_that_is_killed_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
+    dice = random.Random(19)
+    for _ in range(6):
+        engine = subprocess.Popen(
+            [sys.executable, "-c", KILLED],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        assert engine.stdout is not None
+        with engine.stdout:
+            engine.stdout.readline()
+            # As long as a start takes, and the first cells.
+            time.sleep(dice.random() * 0.4)
+            below = psutil.Process(engine.pid).children(recursive=True)
+            engine.kill()
+            engine.wait()
+        assert psutil.wait_procs(below, 5)[1] == []
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["missing", "read-only"])
@@ -97,6 +128,30 @@ async def test_sandboxes_of_a_stopped_zygote_go_on_and_are_closed_with_it() -> N
             assert zygote not in zygotes()
     assert zygotes() == set()
     assert processes_named("supdist-shim") == set()
+
+
+async def test_a_cell_whose_shim_is_stopped_ends_by_its_own_time_and_not_by_the_wall() -> None:
+    config = SandboxConfig(timeout=0.3, grace=0.1, wall=3600)
+    async with open_sandbox(config) as sandbox:
+        (shim,) = processes_named("supdist-shim")
+        running = asyncio.ensure_future(sandbox.execute("import time; time.sleep(60)"))
+        await asyncio.sleep(0)
+        stop(shim)
+        with pytest.raises(SandboxLost):
+            await asyncio.wait_for(running, 30)
+        await sandbox.reset()
+        assert (await sandbox.execute("print(1)")).stdout == "1\n"
+
+
+async def test_a_shim_that_dies_while_its_zygote_is_stopped_is_noticed() -> None:
+    async with open_sandbox() as sandbox:
+        (zygote,), (shim,) = zygotes(), processes_named("supdist-shim")
+        running = asyncio.ensure_future(sandbox.execute("import time; time.sleep(60)"))
+        await asyncio.sleep(0)
+        stop(zygote)
+        os.kill(shim, signal.SIGKILL)
+        with pytest.raises(SandboxLost):
+            await asyncio.wait_for(running, 10)
 
 
 UNCLOSED = {

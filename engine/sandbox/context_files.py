@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from .context import EncodedContext, Kind, encode_context
-from .owner import current_owner, has_ended
+from .owned_folders import make_owned_folder
+from .owner import current_owner
 
-_FOLDER = "supdist-contexts-"
 # Older engines look for this name when they remove what dead engines left.
 _OWNER_FILE = "lease"
 _MEMORY = "/dev/shm"
@@ -49,26 +47,20 @@ class ContextFiles:
 
 
 def make_folder() -> str:
-    """Make a folder for contexts of this process, and remove those of dead processes."""
-    for other in (path for place in _places() for path in Path(place).glob(f"{_FOLDER}*")):
-        if _is_left_over(other):
-            shutil.rmtree(other, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=_FOLDER, dir=_places()[0])
+    """Make a folder for contexts of this process, and remove those of dead processes.
+
+    Raises:
+        OSError: no place can be written.
+    """
+    folder = make_owned_folder("contexts", _place())
     Path(folder, _OWNER_FILE).write_text(current_owner())
     return folder
 
 
-def _places() -> list[str]:
-    places = [tempfile.gettempdir()]
+def _place() -> str | None:
     # A guest can read the path below its file system's root. In memory that path tells nothing of the host.
     if os.access(_MEMORY, os.W_OK) and os.path.ismount(_MEMORY):
         room = os.statvfs(_MEMORY)
-        places.insert(0 if room.f_bavail * room.f_frsize >= _ENOUGH_BYTES else 1, _MEMORY)
-    return places
-
-
-def _is_left_over(folder: Path) -> bool:
-    try:
-        return folder.lstat().st_uid == os.geteuid() and has_ended((folder / _OWNER_FILE).read_text())
-    except OSError:  # no folder, or one that is being made
-        return False
+        if room.f_bavail * room.f_frsize >= _ENOUGH_BYTES:
+            return _MEMORY
+    return None

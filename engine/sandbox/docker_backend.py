@@ -24,6 +24,7 @@ from .container_settings import Image
 from .containers import Daemon
 from .context import encode_context
 from .context_files import ContextFiles, make_folder
+from .diagnostics import translate_shortage
 from .pool import Pool, PreparedContainer, prepare_container
 from .shims import Receiver
 from .zygote import ZygoteClient
@@ -64,7 +65,8 @@ class DockerBackend(Backend):
             daemon = await to_thread.run_sync(Daemon.connect)
             undo.callback(daemon.close)
             await to_thread.run_sync(daemon.sweep)
-            folder = await to_thread.run_sync(make_folder)
+            with translate_shortage("A folder for the contexts of containers cannot be made"):
+                folder = await to_thread.run_sync(make_folder)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             zygote = await ZygoteClient.start(contexts=folder)
             # From here the zygote removes the folder at its end.

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +23,7 @@ from ...engine.broker.cache import ResponseCache
 from ...engine.errors import CacheError, LogError, LogFormatError, SandboxUnavailable, TaskError
 from ...engine.runlog.events import Event, ModelCall
 from ...engine.runlog.reader import RunLogReader
+from ...engine.sandbox.owned_folders import make_owned_folder, sweep
 from ...engine.trust import UNBOUND, Permissions
 from ...handlers import HandlerError, ModelHandler, NoAccess, Unreachable
 from ...sandbox_image.text import escape_surrogates
@@ -223,6 +223,9 @@ class RayExecutor:
                 yield cls(config, task, permissions, ray, remote)
             finally:
                 ray.shutdown()
+                # Of tasks on this machine that ended with it.
+                with contextlib.suppress(OSError):
+                    await to_thread.run_sync(sweep, "example")
 
     async def run(self, job: Job, logs: Path) -> ExampleResult:
         """See ``Executor.run``."""
@@ -256,7 +259,8 @@ def run_on_node(
     settings: str, task: Task, job: Job, driver_version: str, permissions: Permissions = UNBOUND
 ) -> Reply:
     """Run an example on this node. ``settings`` is JSON, ``driver_version`` that of this package."""
-    folder = Path(tempfile.mkdtemp(prefix="supdist-example-"))
+    # Those of killed tasks of this machine are removed.
+    folder = Path(make_owned_folder("example"))
     logs = folder / "logs"
     try:
         if (here := version("supdist-engine")) != driver_version:
