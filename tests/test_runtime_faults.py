@@ -115,6 +115,18 @@ async def test_an_open_whose_zygote_dies_or_stops_meanwhile_succeeds(number: sig
         assert zygote not in zygotes()
 
 
+async def test_a_sandbox_of_a_dead_zygote_is_lost_until_its_reset_also_after_the_next_open() -> None:
+    async with open_sandbox() as old:
+        (zygote,) = zygotes()
+        os.kill(zygote, signal.SIGKILL)
+        async with open_sandbox() as new:
+            assert (await new.execute("print(1)")).stdout == "1\n"
+            with pytest.raises(SandboxLost, match="reset"):
+                await old.execute("1")
+            await old.reset()
+            assert (await old.execute("print(1)")).stdout == "1\n"
+
+
 async def test_sandboxes_of_a_stopped_zygote_go_on_and_are_closed_with_it() -> None:
     async with SandboxRuntime():
         (zygote,) = zygotes()

@@ -114,11 +114,10 @@ class ZygoteClient:
         Raises:
             SandboxError: it is not.
         """
-        if not self._is_released and _running_loop() is self._loop:
-            return
-        if not self._process.is_ours:
+        if not self.is_ours:
             raise SandboxError(OTHER_PROCESS)
-        raise SandboxError("this sandbox was opened in another event loop; open another in this one")
+        if _running_loop() is not self._loop:
+            raise SandboxError("this sandbox was opened in another event loop; open another in this one")
 
     @property
     def is_ours(self) -> bool:
