@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -31,9 +32,13 @@ def make_owned_folder(kind: str, place: str | None = None) -> str:
 
 
 def sweep(kind: str, place: str | None = None) -> None:
-    """Remove the folders of a kind whose owner, a process of this user, has ended. Raises as above."""
+    """Remove the folders of a kind whose owner, a process of this user, has ended."""
     prefix, left = _prefix(kind), _MOST_REMOVED
-    with os.scandir(tempfile.gettempdir() if place is None else place) as entries:
+    # Where there is no such place, nothing is left in it.
+    with (
+        contextlib.suppress(OSError),
+        os.scandir(tempfile.gettempdir() if place is None else place) as entries,
+    ):
         for entry in entries:
             if left and entry.name.startswith(prefix) and _is_left_over(entry, len(prefix)):
                 left -= 1

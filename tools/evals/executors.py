@@ -223,9 +223,7 @@ class RayExecutor:
                 yield cls(config, task, permissions, ray, remote)
             finally:
                 ray.shutdown()
-                # Of tasks on this machine that ended with it.
-                with contextlib.suppress(OSError):
-                    await to_thread.run_sync(sweep, "example")
+                await to_thread.run_sync(sweep, "example")  # of tasks here that ended with it
 
     async def run(self, job: Job, logs: Path) -> ExampleResult:
         """See ``Executor.run``."""
@@ -259,7 +257,6 @@ def run_on_node(
     settings: str, task: Task, job: Job, driver_version: str, permissions: Permissions = UNBOUND
 ) -> Reply:
     """Run an example on this node. ``settings`` is JSON, ``driver_version`` that of this package."""
-    # Those of killed tasks of this machine are removed.
     folder = Path(make_owned_folder("example"))
     logs = folder / "logs"
     try:
