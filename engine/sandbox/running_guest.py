@@ -60,6 +60,8 @@ class Lost:
     reason: str
 
 
+# A guest may pass these between cells, by a child that outlived its cell.
+_LIMITS = (protocol.Outcome.OOM, protocol.Outcome.RESOURCE_LIMIT)
 GuestState: TypeAlias = Starting | Idle | Running | Lost
 DID_NOT_START = "the sandbox did not start"
 
@@ -77,6 +79,8 @@ class RunningGuest:
         self._calls = CallAnswers(setup.on_call, setup.tools, guest.send, guest.send_pieces, self._fail)
         self._cells = 0
         self._hello: protocol.Hello | None = None
+        # A limit that was passed between cells: the result of the next one.
+        self._limit: protocol.Exit | None = None
         self._is_closing = False
         self._shim_was_killed = False
         # Done when the shim has sent its first message, or will never do so.
@@ -185,10 +189,14 @@ class RunningGuest:
         self._guest.send(message)
 
     def execute(self, source: str, timeout: float) -> RunningCell:
-        """Start a cell in an idle guest."""
-        assert isinstance(self.state, Idle)
+        """Start a cell in an idle guest, or end it at once if a limit was passed since the last one."""
         self._cells += 1
         cell = RunningCell(self._cells, self._setup.config.session_limits().result_bytes)
+        if self._limit is not None:
+            cell.finish(_not_run(cell.number, self._limit))
+            self._limit = None
+            return cell
+        assert isinstance(self.state, Idle)
         self.state = Running(cell)
         self.send(protocol.Execute(cell.number, source, timeout))
         return cell
@@ -252,10 +260,18 @@ class RunningGuest:
             case protocol.Hello() | protocol.Ready() | protocol.SetupFailed():
                 self._continue_start(message)
             case protocol.Exit():
+                if message.outcome in _LIMITS:
+                    self._end_at_limit(message)
                 self._end(message.detail)
             case protocol.ShimExit():
                 self._shim_was_killed = not self._gone.is_set() and message.status != 0
                 self._end(describe_exit(message.status))
+
+    def _end_at_limit(self, end: protocol.Exit) -> None:
+        if isinstance(self.state, Running):
+            self._end_cell(_not_run(self.state.cell.number, end))
+        elif isinstance(self.state, Idle):
+            self._limit = end
 
     def _answer_or_count(self, message: protocol.Call | protocol.ToolCall | protocol.Taken) -> None:
         if isinstance(message, protocol.Taken):
@@ -350,7 +366,8 @@ class RunningGuest:
         """
         if isinstance(self.state, Running):
             raise SandboxError("a cell is running in this sandbox; wait for its end, or interrupt it")
-        self._check_alive()
+        if self._limit is None:
+            self._check_alive()
 
     def _check_alive(self) -> None:
         advice = "Call reset() for a fresh start"
@@ -370,3 +387,10 @@ def _check_isolation(isolation: Isolation, config: SandboxConfig) -> None:
             f"The sandbox started without {', '.join(missing)}",
             "`supdist-engine doctor` says what to do; `isolation: best_effort` accepts less.",
         )
+
+
+def _not_run(cell: int, end: protocol.Exit) -> CellEnd:
+    return CellEnd(
+        cell=cell, outcome=end.outcome, error=None, elapsed=0.0, worker_wait=0.0, truncated=False,
+        state_lost=True, dropped=0, detail=end.detail, usage=protocol.NOT_MEASURED,
+    )  # fmt: skip
