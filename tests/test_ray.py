@@ -97,6 +97,10 @@ async def test_a_node_that_dies_half_way_costs_no_example_and_doubles_none(
                 cluster.wait(), 60
             )  # and not for its pipes: children of the dead node hold them
     assert json.loads(out)["correct"] == N
+    left = [
+        path for place in (nodes_folder, tempfile.gettempdir()) for path in Path(place).glob("supdist-ex*")
+    ]
+    assert left == [], "the tasks that began after the node's death removed what it left"
     records = read_records(tmp_path / "run")
     assert len(records) == len((tmp_path / "run" / RECORDS).read_text().splitlines()) == N
     assert {row["supervisor_calls"] for row in rows(tmp_path / "run")} == {"2"}
