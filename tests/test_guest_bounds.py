@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from guest_session_support import FACTS, Driver, is_paused
@@ -11,6 +12,7 @@ from guest_session_support import FACTS, Driver, is_paused
 from supdist.engine import SandboxConfig
 from supdist.engine.sandbox.answer_window import MOST_UNREAD, WINDOW_BYTES, AnswerWindow
 from supdist.sandbox_image import protocol
+from supdist.sandbox_image.guest.files import serve
 from supdist.sandbox_image.guest_session import Backlog, CellCollector, Collected, GuestSession, finish
 from supdist.sandbox_image.guest_session.pending_calls import LARGEST_CALL, PENDING_BYTES, prompts_cost
 from supdist.sandbox_image.guest_session.rate import Rate
@@ -303,3 +305,18 @@ def test_a_list_of_more_files_than_the_library_looks_at_is_a_violation() -> None
         driver.accept(FileList(1, files, more=True), 101)
     assert driver.session.ending is not None
     assert driver.session.ending.outcome is Outcome.PROTOCOL_VIOLATION
+
+
+@pytest.mark.parametrize(
+    ("files", "more"), [(protocol.LISTING_FILES, False), (protocol.LISTING_FILES + 1, True)]
+)
+def test_a_list_says_whether_there_are_files_that_it_did_not_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, more: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(files):
+        (tmp_path / str(number)).touch()
+    answer = serve(protocol.ListFiles(1, 10**9))
+    assert isinstance(answer, FileList)
+    # Their paths have a bound of their own, which is not reached.
+    assert (len(answer.files), answer.more) == (protocol.LISTING_FILES, more)

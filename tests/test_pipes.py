@@ -207,3 +207,22 @@ def send_with_too_many_on_their_way() -> int:
     data, descriptors, _, _ = socket.recv_fds(theirs, 100, 4)
     told = protocol.FrameBuffer(100).feed(data) == [b"order"] and not lane.unsent_bytes
     return 0 if told and not descriptors and is_closed(null) else 2
+
+
+def test_a_pipe_is_read_again_at_once_only_if_much_came(init: tuple[MessageStream, socket.socket]) -> None:
+    """A guest that writes byte by byte costs a wakeup each two milliseconds, not one each byte."""
+    lane, _ = init
+    output = PipeReader(os.geteuid(), lane)
+    mine = output.begin_cell(1.0)
+    assert output.descriptors(1.001) == [], "a short cell is read at its end"
+    assert output.read_at is not None
+    stdout, _ = output.descriptors(output.read_at)
+    os.write(mine[0], b"x")
+    assert output.read(stdout, 2.0) == (1, b"x")
+    assert output.descriptors(2.001) == []
+    assert len(output.descriptors(2.01)) == 2
+    os.write(mine[0], b"x" * (1 << 16))
+    assert output.read(stdout, 3.0) == (1, b"x" * (1 << 16))
+    assert len(output.descriptors(3.0)) == 2
+    output.end_cell()
+    close_all([*mine, *output.descriptors(9.0)])

@@ -803,4 +803,5 @@ open('bottom', 'w').close()
         listing = await sandbox.list(most=100_000)
         assert sum(len(file.path) for file in listing.files) <= protocol.LISTING_CHARS
         assert 2000 < len(listing.files) <= 3001
+        assert listing.more, "the deepest folders have too long paths"
         assert (await sandbox.execute("1 + 1")).error is None

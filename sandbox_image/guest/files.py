@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections import deque
@@ -45,8 +46,9 @@ def serve(request: protocol.ToGuest) -> FileData | FileList:
 
 def _list(request: ListFiles) -> FileList:
     files: list[FileEntry] = []
+    unread: list[str] = []
     room = protocol.LISTING_CHARS
-    for looked_at, entry in enumerate(_entries()):
+    for looked_at, entry in enumerate(_entries(unread)):
         # Those after it were not looked at.
         if looked_at == _MAX_ENTRIES:
             return FileList(request.request, files, more=True)
@@ -56,18 +58,22 @@ def _list(request: ListFiles) -> FileList:
         if room < 0 or len(files) == request.most:
             return FileList(request.request, files, more=True)
         files.append(entry)
-    return FileList(request.request, files, more=False)
+    return FileList(request.request, files, more=bool(unread))
 
 
-# Breadth first; None for what is no regular file.
-def _entries() -> Iterator[FileEntry | None]:
+# Breadth first; None for what is no regular file. Adds folders with too long paths to `unread`.
+def _entries(unread: list[str]) -> Iterator[FileEntry | None]:
     folders = deque(["."])
     while folders:
+        folder = folders.popleft()
         try:
-            with os.scandir(folders.popleft()) as found:
+            with os.scandir(folder) as found:
                 # One more than are looked at: a folder of just so many is not cut.
                 entries = sorted(islice(found, _MAX_ENTRIES + 1), key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            # A folder that is closed or gone shows nothing; one that is too deep may hold more.
+            if error.errno == errno.ENAMETOOLONG:
+                unread.append(folder)
             continue
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
