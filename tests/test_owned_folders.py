@@ -55,8 +55,10 @@ def test_no_link_is_followed_and_no_other_users_folder_is_touched(tmp_path: Path
         assert foreign.exists()
 
 
-@pytest.mark.parametrize("owner", ["", "x", "a+b+c+d", "..", current_owner().replace(":", "+")])
+@pytest.mark.parametrize("owner", ["", "x", "a+b+c+d", "..", "this process"])
 def test_a_folder_without_a_dead_owner_stays(owner: str, tmp_path: Path) -> None:
+    if owner == "this process":
+        owner = current_owner().replace(":", "+")
     folder = tmp_path / f"supdist-thing-{owner}-abc"
     folder.mkdir()
     sweep("thing", str(tmp_path))
