@@ -139,11 +139,12 @@ async def open_broker(
     # Without limits nothing is reserved.
     account, settings = account or RunAccount(""), settings or CallSettings()
     budget, outer, answers = account.budget, account.outer, settings.answers(log)
-    metered = await meter(supervisor, budget, answers, outer=outer and outer.supervisor)
+    outer_calls = (None, None) if outer is None else (outer.supervisor, outer.worker)
+    metered = await meter(supervisor, budget, answers, outer=outer_calls[0])
     calls: WorkerCalls | None = None
     if worker is not None:
         # Only the supervisor's conversation grows, so only its window is looked up.
-        model = await meter(worker, budget, answers, needs_window=False, outer=outer and outer.worker)
+        model = await meter(worker, budget, answers, needs_window=False, outer=outer_calls[1])
 
         def report() -> None:
             if on_metrics is not None:

@@ -96,7 +96,7 @@ class Budget:
         self.is_closed = False
         # This one and those of the outer runs. They may be in other threads, each with an event loop.
         self._chain: list[Budget] = [self, *(outer._chain if outer is not None else ())]
-        self._lock = outer._lock if outer is not None else RLock()
+        self._lock: RLock = outer._lock if outer is not None else RLock()
         self._limits = _counted_limits(limits or BudgetLimits())
         self._max_seconds = limits.max_seconds if limits else None
         self._clock = clock

@@ -28,9 +28,9 @@ class RunAccount:
         self.run_id = run_id
         self.budget = budget or Budget()
         self.outer = outer
-        self.supervisor = InnerCalls(outer and outer.supervisor)
-        self.worker = InnerCalls(outer and outer.worker)
-        self.health = WorkerHealth(outer and outer.health)
+        self.supervisor: InnerCalls = InnerCalls(None if outer is None else outer.supervisor)
+        self.worker: InnerCalls = InnerCalls(None if outer is None else outer.worker)
+        self.health: WorkerHealth = WorkerHealth(None if outer is None else outer.health)
 
     @classmethod
     def open(cls, run_id: str, limits: BudgetLimits, outer: RunAccount | None) -> RunAccount:
@@ -47,7 +47,7 @@ class RunAccount:
                 f"{depth} runs inside each other; at most {_MOST_NESTED} are allowed: "
                 "a host tool starts a run whose code calls the tool again"
             )
-        return cls(run_id, Budget(limits, outer=outer and outer.budget), outer)
+        return cls(run_id, Budget(limits, outer=None if outer is None else outer.budget), outer)
 
     def tool_context(self) -> contextvars.Context:
         """Return a copy of the current context, in which this run is the outer one."""

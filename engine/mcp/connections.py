@@ -52,7 +52,9 @@ class BoundedConnection(H11Protocol):
         """Whether no header has come. A request without the token ends its connection."""
         return not self._has_header and not self.transport.is_closing()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn has it
+    def connection_made(  # type: ignore[override]  # as uvicorn has it
+        self, transport: asyncio.Transport
+    ) -> None:
         """Begin; make room if there are too many strangers."""
         super().connection_made(transport)
         strangers = [each for each in bounded(self.connections) if each.is_stranger]

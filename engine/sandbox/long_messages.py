@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallError, ImageForm, TextForm, Value
+from ...sandbox_image.protocol.base import Message
 from ..slices import SLICE, Steps, decode, encode
 
 # The same messages, whose texts and bytes stay where they arrived. Only they can be long: the shim bounds
@@ -38,8 +39,10 @@ class _Output(Value, frozen=True, tag=protocol.tag(protocol.Output)):
     data: msgspec.Raw
 
 
-_LONG = frozenset(map(protocol.tag, (protocol.Call, protocol.Final, protocol.Display, protocol.Output)))
-_decode = msgspec.msgpack.Decoder(_Call | _Final | _Display | _Output).decode
+_TYPES: tuple[type[Message], ...] = (protocol.Call, protocol.Final, protocol.Display, protocol.Output)
+_LONG = frozenset(map(protocol.tag, _TYPES))
+_Long: TypeAlias = _Call | _Final | _Display | _Output
+_decode: Callable[[bytes], _Long] = msgspec.msgpack.Decoder(_Long).decode
 
 # Bytes before a text or bytes, by their first byte (MessagePack specification, "str" and "bin").
 _HEADER_BYTES = {0xC4: 2, 0xC5: 3, 0xC6: 5, 0xD9: 2, 0xDA: 3, 0xDB: 5}

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...handlers import Completion, ContextTooLong, HandlerError, Message, NoAccess, Unreachable
 from ..broker.broker import Broker
@@ -206,8 +207,9 @@ class SupervisorLoop:
 
     async def _wait_for_end(self, running: asyncio.Future[CellResult]) -> None:
         death = self.broker.health.death
+        waited: list[asyncio.Future[Any]] = [running, death]
         ended, _ = await asyncio.wait(
-            [running, death], timeout=self._seconds_left(), return_when=asyncio.FIRST_COMPLETED
+            waited, timeout=self._seconds_left(), return_when=asyncio.FIRST_COMPLETED
         )
         if ended == {death}:
             # Code that goes on in spite of all errors must not keep the run from its end.

@@ -101,6 +101,7 @@ class Repl:
             message = self._channel.receive()
             assert isinstance(message, protocol.Execute)
             displays = Displays(message.cell, start.display_bytes, self._channel.send)
+            error: protocol.ErrorInfo | None
             try:
                 self._prepare(message.cell, names)
             except BaseException as failed:  # an audit hook of the code may raise anything

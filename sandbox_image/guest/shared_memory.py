@@ -18,7 +18,8 @@ def replace_mmap() -> None:
     try:
         mmap.mmap(-1, 1).close()
     except PermissionError:
-        mmap.mmap = _Mmap  # pyright: ignore[reportAttributeAccessIssue]  # for code that uses the module
+        # For code that uses the module; type checkers take a class for fixed.
+        setattr(mmap, "mmap", _Mmap)  # noqa: B010
 
 
 class _Mmap(mmap.mmap):
