@@ -241,7 +241,8 @@ async def open_sandbox(
     _check_query(query)
     async with AsyncExitStack() as stack:
         with translate_shortage("The sandbox cannot be opened"):
-            setup = GuestSetup(config, context, query, on_call, ToolCalls(Toolbox.of(tools), on_tool))
+            calls = ToolCalls(Toolbox.of(tools), on_tool)
+            setup = GuestSetup(config, config.session_limits(), context, query, on_call, calls)
             source = await stack.enter_async_context(_BackendUse(config))
             sandbox = await Sandbox.open(source.find, setup)
         try:

@@ -30,6 +30,8 @@ class GuestSetup:
     """The settings of a guest, for its first start and each reset."""
 
     config: SandboxConfig
+    # The config's; each cell needs them.
+    limits: protocol.SessionLimits
     context: object
     query: str
     on_call: OnCall | None
@@ -72,7 +74,7 @@ class RunningGuest:
     def __init__(self, guest: Guest, setup: GuestSetup) -> None:
         self.state: GuestState = Starting()
         self.files = FileTransfer(
-            setup.config.session_limits(), self.send, self._check_alive, SandboxFileError
+            setup.limits, self.send, self._check_alive, SandboxFileError
         )
         self._guest = guest
         self._setup = setup
@@ -191,7 +193,7 @@ class RunningGuest:
     def execute(self, source: str, timeout: float) -> RunningCell:
         """Start a cell in an idle guest, or end it at once if a limit was passed since the last one."""
         self._cells += 1
-        cell = RunningCell(self._cells, self._setup.config.session_limits().result_bytes)
+        cell = RunningCell(self._cells, self._setup.limits.result_bytes)
         if self._limit is not None:
             cell.finish(_not_run(cell.number, self._limit))
             self._limit = None
@@ -290,7 +292,7 @@ class RunningGuest:
             if self._is_closing:
                 self.send(protocol.Kill())
                 return
-            limits, toolbox = setup.config.session_limits(), setup.tools.toolbox
+            limits, toolbox = setup.limits, setup.tools.toolbox
             sizes = (
                 limits.prompt_bytes,
                 limits.batch,

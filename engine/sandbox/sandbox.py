@@ -91,7 +91,7 @@ class Sandbox:
         return not done
 
     def _checked_source(self, code: str) -> str:
-        most = self._setup.config.session_limits().frame_bytes // 2
+        most = self._setup.limits.frame_bytes // 2
         # Characters first: a huge text is refused before it is copied.
         if len(code) <= most:
             # A lone surrogate is no Python outside of a comment.

@@ -102,6 +102,9 @@ class CellCollector:
 
     def _decode(self, stream: int, room: int, join: _Join) -> Generator[None, None, str]:
         data = self._output[stream]
+        # Most cells write to one stream or none.
+        if not data:
+            return ""
         data.reverse()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pieces: list[str] = []
