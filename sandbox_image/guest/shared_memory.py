@@ -18,8 +18,8 @@ def replace_mmap() -> None:
     try:
         mmap.mmap(-1, 1).close()
     except PermissionError:
-        # For code that uses the module; type checkers take a class for fixed.
-        setattr(mmap, "mmap", _Mmap)  # noqa: B010
+        # For code that uses the module.
+        setattr(mmap, "mmap", _Mmap)  # noqa: B010 - type checkers take a class for fixed
 
 
 class _Mmap(mmap.mmap):
