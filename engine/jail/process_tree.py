@@ -12,6 +12,7 @@ INIT, REPL = 1, 2
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _READ_BYTES = 8 << 10
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STOPPED = "Tt"
 _ENDED = "ZX"
 
@@ -51,11 +52,15 @@ class Process(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes: resident pages without those of files, shared ones in full; page tables. Open descriptors."""
+    """Bytes: resident pages without those of files, shared ones in full; page tables.
+
+    Numbers: open descriptors; mappings at most, since each has a page of address space.
+    """
 
     resident: int
     page_tables: int
     descriptors: int = 0
+    most_mappings: int = 0
 
 
 class ProcessTree:
@@ -93,7 +98,8 @@ class ProcessTree:
             resident = _kib(text, b"\nRssAnon:") + _kib(text, b"\nRssShmem:")
             # Linux 6.2 and newer; else 0.
             descriptors = os.stat(f"{process.pid}/fd", dir_fd=self._proc).st_size
-            return Memory(resident, _kib(text, b"\nVmPTE:"), descriptors)
+            mappings = _kib(text, b"\nVmSize:") // _PAGE_BYTES
+            return Memory(resident, _kib(text, b"\nVmPTE:"), descriptors, mappings)
         return Memory(0, 0)
 
     def proportional_memory(self, process: Process) -> int:
@@ -102,6 +108,19 @@ class ProcessTree:
             text = self._read(f"{self._alive_thread(process)}/smaps_rollup")
             return _kib(text, b"\nPss_Anon:") + _kib(text, b"\nPss_Shmem:")
         return 0
+
+    def mappings(self, process: Process) -> int:
+        """Return the number of its mappings. It is exact, but takes 0.3 microseconds for each."""
+        count = 0
+        with contextlib.suppress(OSError):
+            path = f"{self._alive_thread(process)}/maps"
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+            try:
+                while data := os.read(fd, _READ_BYTES):
+                    count += data.count(b"\n")
+            finally:
+                os.close(fd)
+        return count
 
     def signal(self, process: Process, number: signal.Signals) -> None:
         """Send a signal, if the process is still there."""

@@ -30,6 +30,9 @@ _PEAK_STEP_BYTES = 1 << 20
 _THREAD_BYTES = 32 << 10
 # Of an open file, and of half a pipe when its user has used up the pages for pipes (pipe(7)).
 _DESCRIPTOR_BYTES = 4 << 10
+# The kernel's structures of a mapping, and the most of a process (vm.max_map_count).
+_MAPPING_BYTES = 256
+_MOST_MAPPINGS = 65_530
 
 
 class Watchdog(Meter):
@@ -131,12 +134,25 @@ class Watchdog(Meter):
         other += threads * _THREAD_BYTES
         if self._sockets is not None:
             other += self._sockets.count()
+        most = sum(min(each.most_mappings, _MOST_MAPPINGS) for each in used) * _MAPPING_BYTES
+        if resident + other + most > self._limits.memory_bytes:
+            # Address space is far more than mappings mostly.
+            other += self._mapping_bytes(processes, self._limits.memory_bytes - resident - other)
         total = resident + other
         if total > min(self._summed_peak + _PEAK_STEP_BYTES, self._limits.memory_bytes):
             # Pages that processes share were counted once for each.
             self._summed_peak = max(self._summed_peak, total)
             total = sum(map(self._tree.proportional_memory, processes)) + other
             self._peak = max(self._peak, total)
+        return total
+
+    def _mapping_bytes(self, processes: list[Process], left: int) -> int:
+        total = 0
+        for each in processes:
+            total += self._tree.mappings(each) * _MAPPING_BYTES
+            # Pages that processes share may be all that is too much.
+            if 0 <= left < total:
+                break
         return total
 
     def _count_cpu(self, processes: list[Process], now: float) -> float:

@@ -26,6 +26,17 @@ def tables(gibibytes):
 """
 """Guest code: 2 MiB of page tables for each GiB that is read; every page is the kernel's page of zeros."""
 
+MAPPINGS = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+at = libc.mmap(None, 256 << 20, 0, 0x22, -1, 0)
+for page in range(0, 65_000, 2): libc.mprotect(at + (page << 12), 4096, 1)
+"""
+"""Guest code: 14 MiB of the kernel's structures, and as much for each child; no page is touched."""
+
 SOCKETS = """
 import os, socket, time
 held = []
@@ -70,6 +81,11 @@ UNSEEN: list[Attack] = [
         "time.sleep(60)",
         expect=OOM, lost=None, timeout=6, within=8,
     ),
+    Attack(
+        id="ME16-mappings",
+        code=MAPPINGS + "for _ in range(24):\n  if os.fork() == 0: time.sleep(60)\ntime.sleep(60)",
+        expect=OOM, lost=None, timeout=20, within=25,
+    ),
     Attack(id="ME17-datagrams", code=SOCKETS + "in_children(24, lambda: pairs(socket.SOCK_DGRAM))",
         expect=OOM, lost=None, timeout=6, within=8),
     Attack(id="ME17-streams", code=SOCKETS + "in_children(24, lambda: pairs(socket.SOCK_STREAM))",
@@ -88,6 +104,7 @@ async def test_memory_that_belongs_to_no_process_is_bounded(arena: Arena, attack
 async def test_me16_me17_are_memory_outside() -> None:
     code = PAGE_TABLES + "tables(8)\nprint(open('/proc/self/status').read().split('VmPTE:')[1].split()[0])"
     assert int(await outside(code)) > 16 << 10
+    assert int(await outside(MAPPINGS + "print(sum(1 for _ in open('/proc/self/maps')))")) > 60_000
     code = SOCKETS + "one, other = socket.socketpair(); fill(one); print(len(other.recv(1 << 20)))"
     assert int(await outside(code)) > 90_000
 
