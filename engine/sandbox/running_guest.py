@@ -73,9 +73,7 @@ class RunningGuest:
 
     def __init__(self, guest: Guest, setup: GuestSetup) -> None:
         self.state: GuestState = Starting()
-        self.files = FileTransfer(
-            setup.limits, self.send, self._check_alive, SandboxFileError
-        )
+        self.files = FileTransfer(setup.limits, self.send, self._check_alive, SandboxFileError)
         self._guest = guest
         self._setup = setup
         self._calls = CallAnswers(setup.on_call, setup.tools, guest.send, guest.send_pieces, self._fail)
