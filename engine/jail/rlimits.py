@@ -50,21 +50,26 @@ def apply(limits: ResourceLimits, *, has_cgroup: bool) -> None:
 def unmet(limits: ResourceLimits) -> list[str]:
     """Return what this process may not give to a guest, because its own hard limits are lower.
 
-    Each is a text with the name in ``SandboxConfig``, both figures and the option of ``ulimit``.
+    Each is a text with the name and value in ``SandboxConfig``, the option of ``ulimit``, and in its unit
+    what is needed and what it is.
     """
+    files, scratch = limits.open_files, limits.file_bytes // 2
+    # ulimit counts these in KiB.
+    kib = 1 << 10
     wanted = (
-        ("open_files", "n", resource.RLIMIT_NOFILE, limits.open_files * _SENDERS_PART, _SENDERS_PART),
-        ("pids", "u", resource.RLIMIT_NPROC, limits.pids + 1, 1),
-        ("memory", "d", resource.RLIMIT_DATA, limits.memory_bytes, 1),
-        ("memory", "v", resource.RLIMIT_AS, limits.memory_bytes, 1),
-        ("scratch", "f", resource.RLIMIT_FSIZE, limits.file_bytes // 2, 1),
-        ("cpu_seconds", "t", resource.RLIMIT_CPU, limits.cpu_seconds, 1),
+        ("open_files", files, "n", resource.RLIMIT_NOFILE, files * _SENDERS_PART, 1),
+        ("pids", limits.pids, "u", resource.RLIMIT_NPROC, limits.pids + 1, 1),
+        ("memory", limits.memory_bytes, "d", resource.RLIMIT_DATA, limits.memory_bytes, kib),
+        ("memory", limits.memory_bytes, "v", resource.RLIMIT_AS, limits.memory_bytes, kib),
+        ("scratch", scratch, "f", resource.RLIMIT_FSIZE, scratch, kib),
+        ("cpu_seconds", limits.cpu_seconds, "t", resource.RLIMIT_CPU, limits.cpu_seconds, 1),
     )
     found: list[str] = []
-    for name, option, kind, value, part in wanted:
+    for name, asked, option, kind, value, unit in wanted:
         most = resource.getrlimit(kind)[1]
         if _lower(value, most) < value:
-            found.append(f"{name}: {value // part} are asked for, `ulimit -H{option}` allows {most // part}")
+            needed = -(-value // unit)
+            found.append(f"{name}={asked} needs `ulimit -H{option}` {needed}, but it is {most // unit}")
     return found
 
 
