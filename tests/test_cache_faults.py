@@ -102,9 +102,8 @@ async def test_law_3_a_lock_that_stays_is_told_at_once_and_counted_at_the_end(
     assert (done.answer, done.unstored_answers, worker.paid) == ("yes", 300, 300)
     first, last = done.warnings
     assert "another process holds it for too long" in first
-    assert (
-        last == "300 paid answers are not in the cache: " + f"{path}: another process holds it for too long"
-    )
+    held = f"{path}: another process holds it for too long; end that process, or choose another path"
+    assert last == f"300 paid answers are not in the cache: {held}"
     at = {type(event): number for number, event in reversed(list(enumerate(seen)))}
     assert at[Warned] < at[BlockEnded], "before the block ends"
     (fault,) = faults(tmp_path / "logs")

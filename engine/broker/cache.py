@@ -51,7 +51,7 @@ _REMEDIES = {
     sqlite3.SQLITE_PERM: "it cannot be written; choose a path in a folder that can be written",
     sqlite3.SQLITE_FULL: "the disk is full; make room",
     sqlite3.SQLITE_IOERR: "the disk fails or is full; make room, or choose another path",
-    sqlite3.SQLITE_BUSY: "another process holds it for too long",
+    sqlite3.SQLITE_BUSY: "another process holds it for too long; end that process, or choose another path",
 }
 
 
