@@ -296,4 +296,7 @@ class _Panel:
             code = "\n".join(lines[:_CODE_LINES] + more)
             parts.append(Syntax(code, "python", background_color="default", word_wrap=False))
         # As Text: brackets in a question are no markup.
-        return Panel(Group(*parts), title=Text(self._query[:100]), title_align="left", border_style="cyan")
+        # The terminal shows "^C" after the last line. If it wraps, the first line is not erased.
+        width = max(self._console.width - 2, 1)
+        title = Text(self._query[:100])
+        return Panel(Group(*parts), title=title, title_align="left", border_style="cyan", width=width)
