@@ -119,6 +119,15 @@ def test_a_wrong_task_lists_its_mistakes(tmp_path: Path) -> None:
     assert "sandbox.pid: unknown key; did you mean `pids`?" in done.stderr
 
 
+def test_a_model_without_a_connection_is_exit_5_and_says_what_to_do(tmp_path: Path) -> None:
+    nobody = {"handler": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    task = {"query": "q", "context": "c", "supervisor": nobody, "worker": nobody}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    done = supdist("run", "task.json", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "127.0.0.1:9: Connection refused. Start it, or correct its address" in done.stderr
+
+
 def test_a_model_that_fails_for_good_is_exit_5(tmp_path: Path) -> None:
     done = supdist("run", scripted_task(tmp_path, []), cwd=tmp_path)
     assert done.returncode == 5

@@ -1,4 +1,4 @@
-"""Errors of worker calls: their kinds for the result of a run, and their words for guest code."""
+"""Errors of model calls: their kinds for the result, words for guest code, advice for the user."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ def failure_kind(error: Exception | None) -> FailedCall:
             return "rejected"
         case _:
             return "handler_error"
+
+
+def remedy(error: Exception) -> str:
+    """Return what the user can do about a model that fails for good; empty if that is not known."""
+    match error:
+        case NoAccess():
+            return "Check its key, its credit and the model's name"
+        case Unreachable():
+            return "Start it, or correct its address"
+        case Unavailable() | CallTimeout():
+            return "Try again later, or choose another model"
+        case _:
+            return ""

@@ -108,7 +108,10 @@ def _run(app: typer.Typer) -> None:
         from ...handlers import HandlerError
 
         if isinstance(error, HandlerError):
-            fail(NO_MODEL, f"the model failed: {error}")
+            from ..broker.call_errors import remedy
+
+            advice = remedy(error)
+            fail(NO_MODEL, f"the model failed: {error}" + (f". {advice}" if advice else ""))
         raise
 
 

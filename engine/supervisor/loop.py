@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...handlers import Completion, ContextTooLong, HandlerError, Message, NoAccess, Unreachable
+from ...handlers import Completion, ContextTooLong, HandlerError, Message
 from ..broker.broker import Broker
 from ..broker.budget import BudgetExceeded
-from ..broker.call_errors import call_error
+from ..broker.call_errors import call_error, remedy
 from ..errors import LogError, SandboxError, SandboxLost
 from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
 from ..result import StopReason
@@ -45,16 +45,6 @@ _REASONS: dict[StopReason, str] = {
 def is_last(result: CellResult) -> bool:
     """Return whether later blocks are skipped, because this one answered or failed."""
     return result.final is not None or result.outcome is not Outcome.OK
-
-
-def _remedy(error: Exception) -> str:
-    match error:
-        case NoAccess():
-            return "Check its key, its credit and the model's name"
-        case Unreachable():
-            return "Start it, or correct its address"
-        case _:
-            return "Try again later, or choose another worker"
 
 
 class _TimeIsUp(Exception):
@@ -131,7 +121,8 @@ class SupervisorLoop:
         # The code may have caught the errors of its calls. Its answer is then a guess.
         calls, model = self.broker.health.done, self.broker.worker_model or "of a run inside this one"
         why = str(error) if isinstance(error, HandlerError) else f"{type(error).__name__}: {error}"
-        failure = f"the worker {model} answered none of {calls:,} calls: {why}. {_remedy(error)}"
+        advice = remedy(error) or "Choose another worker"
+        failure = f"the worker {model} answered none of {calls:,} calls: {why}. {advice}"
         return RunOutcome(answer, "worker_failed", failure)
 
     async def _turn(self, step: int) -> str | None:
