@@ -81,7 +81,7 @@ class WorkerHealth:
             self._outer.add_failure(error)
 
     def check_prompts(self) -> None:
-        """Decide after a failed prompt whether the rest of its batch is in vain."""
+        """Decide after a failed prompt whether the worker is dead. The rest of its batch is then not sent."""
         if self._failed_for_good >= _FAILED_PROMPTS and not self._answered:
             self._die()
 

@@ -28,7 +28,7 @@ _KERNEL_BACKLOG = 1024
 
 
 class BoundedConnection(H11Protocol):
-    """A connection that ends when its peer does not go on."""
+    """A connection that ends when its peer stalls."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class BoundedConnection(H11Protocol):
 
     @property
     def progress(self) -> float:
-        """When the peer last went on."""
+        """When the peer last made progress."""
         return self._progress
 
     @property
@@ -55,7 +55,7 @@ class BoundedConnection(H11Protocol):
     def connection_made(  # type: ignore[override]  # as uvicorn has it
         self, transport: asyncio.Transport
     ) -> None:
-        """Begin; make room if there are too many strangers."""
+        """Begin; if too many connections wait for a header, close the oldest of them."""
         super().connection_made(transport)
         strangers = [each for each in bounded(self.connections) if each.is_stranger]
         if len(strangers) > MAX_STRANGERS:
@@ -114,7 +114,7 @@ class BoundedServer(uvicorn.Server):
             http=BoundedConnection,
             lifespan="off",
             log_config=None,
-            log_level="error",  # a stranger's garbage is no news on stderr
+            log_level="error",  # broken requests of others are not shown on stderr
             access_log=False,
             server_header=False,
             ws="none",
