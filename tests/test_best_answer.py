@@ -35,6 +35,17 @@ pytestmark = pytest.mark.anyio
         ("Call FINAL(42).", []),
         ("print is what they used", []),
         ("```bash\nls\n```", []),
+        # Code of ours in other clothes.
+        ("found = worker('a')\nprint(found)", ["found = worker('a')\nprint(found)"]),
+        ("_ = FINAL('42')", ["_ = FINAL('42')"]),
+        ("I answer:\n\nFINAL('42')", ["FINAL('42')"]),
+        ("Done:\n```\nFINAL(42)\n```", ["FINAL(42)"]),
+        ("  ```py3\n  FINAL(42)\n  ```", ["FINAL(42)"]),
+        ("```\nx = 1\n```\n```\nFINAL(x)\n```", ["x = 1", "FINAL(x)"]),
+        # Answers that are code, as the query may want.
+        ("x = 42", []),
+        ("Use this:\n```\nprint(x)\n```", []),
+        ("The FINAL(s) were in 1998.", []),
     ],
 )
 def test_code_in_a_best_answer_is_found(text: str, code: list[str]) -> None:

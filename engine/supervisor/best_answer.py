@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 import warnings
+from collections.abc import Iterator
 
 from ..slices import Steps, finish
 from .blocks import find_code_blocks
 
 # The whole message is one fence without a language.
 _BARE_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\n(?P<code>.*)\n\1[ \t]*", re.DOTALL)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^`]*)")
+# Only code of ours calls them, whatever fence it is in.
+_OURS = frozenset({"FINAL", "worker", "worker_batch"})
 _MAX_PARSED_CHARS = 200_000
 _DOES_SOMETHING = (ast.Call, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
@@ -19,7 +24,8 @@ _DOES_SOMETHING = (ast.Call, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Impor
 def answer_blocks(text: str) -> list[str]:
     """Return the code in a best answer; empty if it is plain text.
 
-    Besides blocks it is a message that is nothing but code: one fence without a language, or a call of FINAL.
+    Besides blocks it is a message that is nothing but code, or that has a call of FINAL or of a worker in a
+    fence of any language, or ends with one of FINAL.
     """
     return finish(find_answer_blocks(text))
 
@@ -30,11 +36,50 @@ def find_answer_blocks(text: str) -> Steps[list[str]]:
     if blocks:
         return blocks
     text = text.strip()
+    if len(text) > _MAX_PARSED_CHARS:
+        return []
     fence = _BARE_FENCE.fullmatch(text)
-    if fence is not None:
+    if fence is not None and any(map(_does_something, _statements(fence["code"]))):
         # Answers are put into a fence, too.
-        return [fence["code"]] if any(map(_does_something, _statements(fence["code"]))) else []
-    return [text] if any(map(_final_call, _statements(text))) else []
+        return [fence["code"]]
+    fenced: list[str] = []
+    is_ours = False
+    for code in _fenced(text):
+        yield
+        if _statements(code):
+            fenced.append(code)
+            is_ours = is_ours or _calls_ours(code)
+    if is_ours:
+        return fenced
+    last = text.rfind("\nFINAL(") + 1
+    for code in (text, text[last:]):
+        yield
+        if _calls_ours(code):
+            return [code]
+    return []
+
+
+def _fenced(text: str) -> Iterator[str]:
+    mark: str | None = None
+    lines: list[str] = []
+    for line in text.splitlines():
+        fence = _FENCE.fullmatch(line)
+        if mark is None:
+            mark, lines = (fence[1] if fence else None), []
+        elif fence and fence[1].startswith(mark) and not fence[2].strip():
+            yield textwrap.dedent("\n".join(lines))
+            mark = None
+        else:
+            lines.append(line)
+
+
+def _calls_ours(code: str) -> bool:
+    # Parsing is slow, and few texts have such a word.
+    return any(name in code for name in _OURS) and any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OURS
+        for statement in _statements(code)
+        for node in ast.walk(statement)
+    )
 
 
 def literal_final(code: str) -> str | None:
