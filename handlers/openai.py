@@ -20,9 +20,11 @@ from anyio import to_thread
 from .base import Completion, Message, ModelHandler, PerLoop, Price
 from .endpoints import Endpoints
 from .errors import HandlerError, NoAccess, Rejected, Unavailable
+from .openai_bodies import CodedContents, is_long, utf8_bytes
 from .openai_http import bounded_client, http_library, load_library
 from .openai_replies import BrokenStream, CompletionBuilder, parse_reply, translate
 from .rates import RateLimit, Use, admit
+from .slices import Steps, in_slices
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -137,7 +139,10 @@ class OpenAIHandler(ModelHandler):
                     if shared.http is None:
                         await self._open(shared)
                     if self._limit is not None:
-                        call.tokens = _estimate(messages) + (self.max_tokens or 0)
+                        call.tokens = await in_slices(_estimate(messages)) + (self.max_tokens or 0)
+                    if is_long(messages):
+                        call.contents = CodedContents()
+                        messages = await in_slices(call.contents.code(messages))
                     completion = await self._try_endpoints(shared, call, messages, on_text)
         finally:
             _call.reset(before)
@@ -203,7 +208,7 @@ class OpenAIHandler(ModelHandler):
             except Exception as error:
                 raise Rejected(f"no HTTP client can be made: {error}") from error
 
-    async def _admit(self, turn: asyncio.Lock) -> None:
+    async def _admit(self, turn: asyncio.Lock) -> CodedContents | None:
         call = _call.get()
         if self._limit is not None:
             start = time.monotonic()
@@ -211,6 +216,7 @@ class OpenAIHandler(ModelHandler):
             await admit(self._limit, call.use, turn)
             call.queued += time.monotonic() - start
         call.attempts += 1
+        return call.contents
 
     def _client(self, shared: _LoopState, url: str, retries: int) -> AsyncOpenAI:
         if (url, retries) not in shared.clients:
@@ -280,6 +286,7 @@ class _Call:
     attempts: int = 0
     queued: float = 0.0
     use: Use | None = None
+    contents: CodedContents | None = None
 
 
 # The SDK calls ``_admit`` in the caller's context, without an argument for the call.
@@ -335,8 +342,8 @@ def _translated(key: str) -> Generator[None]:
         raise Unavailable("the endpoint sent a reply that is not JSON") from error
 
 
-def _estimate(messages: Sequence[Message]) -> int:
-    size = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
+def _estimate(messages: Sequence[Message]) -> Steps[int]:
+    size = yield from utf8_bytes(messages)
     return size // _TOKEN_BYTES + len(messages) * _TOKEN_BYTES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,21 @@ from .errors import Unavailable
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-# Bytes of one reply, unpacked. The longest answers have a hundredth of it.
-MAX_REPLY = 16 * 1024 * 1024
+    from .openai_bodies import CodedContents
+
+# Bytes of a reply, or of an event of a stream, unpacked. The SDK decodes it at once, in some 10 ms. The
+# longest answers have a tenth of it.
+MAX_REPLY = 2 * 1024 * 1024
+
+# Bytes of a stream, which has an event for each token.
+MAX_STREAM = 16 * 1024 * 1024
+
+# Bytes of a reply that is no success. Only its message is read.
+_MAX_ERROR = 64 * 1024
+
+# Bytes that the SDK decodes before the event loop runs: 4 KiB are a thousand of the shortest events.
+_PIECE = 4 * 1024
+_EVENT_END = re.compile(rb"\r\r|\n\n|\n\r\n")
 
 # Seconds to connect. An answer may take far longer, but a host that is gone never replies.
 _CONNECT = 10.0
@@ -47,11 +61,16 @@ class _BoundedBody:
         self._size = 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        event = _EventSize()
         try:
             while True:
                 async with asyncio.timeout_at(self._deadline):
-                    part = await self._next()
-                yield part
+                    part = await self._next(MAX_STREAM)
+                for start in range(0, len(part), _PIECE):
+                    piece = part[start : start + _PIECE]
+                    event.add(piece)
+                    yield piece
+                    await asyncio.sleep(0)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
@@ -62,17 +81,17 @@ class _BoundedBody:
         parts: list[bytes] = []
         try:
             while True:
-                parts.append(await self._next())
+                parts.append(await self._next(MAX_REPLY))
         except StopAsyncIteration:
             return b"".join(parts)
         finally:
             await self.aclose()
 
-    async def _next(self) -> bytes:
+    async def _next(self, most: int) -> bytes:
         part = await anext(self._parts)
         self._size += len(part)
-        if self._size > MAX_REPLY:
-            raise Unavailable(f"the endpoint's reply is longer than {MAX_REPLY} bytes")
+        if self._size > most:
+            raise Unavailable(f"the endpoint's reply is longer than {most} bytes")
         return part
 
     async def aclose(self) -> None:
@@ -80,11 +99,45 @@ class _BoundedBody:
         await self._response.aclose()
 
 
+class _Upload:
+    """A request's body. A redirect or a new connection may send it again."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+            await asyncio.sleep(0)
+
+
+class _EventSize:
+    """Counts the bytes of a stream since the last end of an event."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._tail = b""
+
+    def add(self, piece: bytes) -> None:
+        """Count a piece.
+
+        Raises:
+            Unavailable: the event is too long.
+        """
+        # An end may lie across two pieces.
+        seen = self._tail + piece
+        ends = [found.end() for found in _EVENT_END.finditer(seen)]
+        self._size = len(seen) - ends[-1] if ends else self._size + len(piece)
+        self._tail = seen[-2:]
+        if self._size > MAX_REPLY:
+            raise Unavailable(f"an event of the endpoint's stream is longer than {MAX_REPLY} bytes")
+
+
 def bounded_client(
     context: SSLContext,
     timeout: float,
     connections: int,
-    admit: Callable[[], Awaitable[None]],
+    admit: Callable[[], Awaitable[CodedContents | None]],
     *,
     follow_redirects: bool,
 ) -> Any:
@@ -93,7 +146,7 @@ def bounded_client(
     Args:
         timeout: seconds of silence; an attempt may take twice as long.
         connections: how many are kept open.
-        admit: awaited before each attempt.
+        admit: awaited before each attempt. It returns what replaces the marks in the body.
     """
     from openai import DefaultAsyncHttpxClient, Timeout
 
@@ -103,9 +156,14 @@ def bounded_client(
     class Body(_BoundedBody, byte_stream):
         """What the library takes for a body."""
 
+    class Upload(_Upload, byte_stream):
+        """The same for a request."""
+
     class BoundedClient(DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-            await admit()
+            if (contents := await admit()) is not None:
+                pieces = contents.put_into(request.content)
+                request = _with_pieces(request, pieces, Upload(pieces))
             try:
                 return await self._bounded_send(request, stream, options)
             except Unavailable as error:
@@ -128,6 +186,8 @@ def bounded_client(
                     content = await body.read()
             except TimeoutError as error:
                 raise Unavailable("the endpoint's reply did not end in time") from error
+            if not response.is_success:
+                content = content[:_MAX_ERROR]
             # No retry brings back a spent quota.
             if response.status_code == 429 and _is_spent_quota(content):
                 response.headers["x-should-retry"] = "false"
@@ -139,6 +199,14 @@ def bounded_client(
         # At a redirect to another host, the library drops only ``Authorization``.
         follow_redirects=follow_redirects,
         limits=library.Limits(max_connections=None, max_keepalive_connections=connections),
+    )
+
+
+def _with_pieces(request: Any, pieces: list[bytes], stream: Any) -> Any:
+    headers = request.headers.copy()
+    headers["content-length"] = str(sum(map(len, pieces)))
+    return type(request)(
+        request.method, request.url, headers=headers, stream=stream, extensions=request.extensions
     )
 
 

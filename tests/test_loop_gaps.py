@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
+import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -18,7 +20,15 @@ from supdist.engine.sandbox.context import ContextMemory
 from supdist.engine.slices import finish, in_slices
 from supdist.engine.supervisor.blocks import find_code_blocks
 from supdist.engine.supervisor.transcript import show_results
-from supdist.handlers import Completion, Message, ModelHandler, Price, ScriptedHandler
+from supdist.handlers import (
+    Completion,
+    Message,
+    ModelHandler,
+    OpenAIHandler,
+    Price,
+    ScriptedHandler,
+    Unavailable,
+)
 
 pytestmark = pytest.mark.timing
 
@@ -167,4 +177,65 @@ async def test_no_context_holds_up_the_loop_while_it_is_encoded(context: str | d
         gaps.append(heart.longest)
         if heart.longest < LAW_SECONDS:
             return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+@contextlib.asynccontextmanager
+async def endpoint(folder: Path, *replies: object) -> AsyncGenerator[OpenAIHandler]:
+    """A handler of a scripted endpoint, which is another process with a loop of its own."""
+    script = folder / "replies.json"
+    script.write_text(json.dumps(replies))
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "supdist.tools.testing.fake_openai", str(script), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert server.stdout is not None
+        url = (await server.stdout.readline()).decode().strip()
+        async with OpenAIHandler("m", base_url=url, timeout=30, tokens_per_minute=10**12) as handler:
+            # The first request imports the SDK and makes the client.
+            await handler.chat([{"role": "user", "content": "x"}])
+            yield handler
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["\x01" * (3 << 20), "\U0001f600" * (700 << 10), "word " * (600 << 10)],
+    ids=["control bytes", "wide", "words"],
+)
+async def test_no_request_to_an_endpoint_holds_up_the_loop(prompt: str, tmp_path: Path) -> None:
+    gaps: list[float] = []
+    async with endpoint(tmp_path, *["x"] * (1 + 8 * TRIES)) as handler:
+        for _ in range(TRIES):
+            async with heartbeat() as heart:
+                await handler.chat_batch([[{"role": "user", "content": prompt}]] * 8)
+            gaps.append(heart.longest)
+            if heart.longest < LAW_SECONDS:
+                return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+REPLIES = {
+    "long text": "word " * 20_000,
+    "escapes": "\U0001f600" * 150_000,
+    "longest": "a" * (15 << 20),
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_no_reply_of_an_endpoint_holds_up_the_loop(reply: str, streamed: bool, tmp_path: Path) -> None:
+    gaps: list[float] = []
+    asked: list[Message] = [{"role": "user", "content": "x"}]
+    async with endpoint(tmp_path, "x", *[reply] * (3 * TRIES)) as handler:
+        for _ in range(TRIES):
+            async with heartbeat() as heart:
+                # The longest is refused.
+                with contextlib.suppress(Unavailable):
+                    await (handler.chat_stream(asked, lambda _: None) if streamed else handler.chat(asked))
+            gaps.append(heart.longest)
+            if heart.longest < LAW_SECONDS:
+                return
     pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")

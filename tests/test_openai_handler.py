@@ -30,6 +30,7 @@ from supdist.tools.testing.fake_openai import (
     Reply,
     Request,
     Status,
+    Stream,
     Text,
 )
 
@@ -449,3 +450,26 @@ def test_nothing_is_left_open() -> None:
         asyncio.run(run())
         gc.collect()
     assert [str(warning.message) for warning in caught] == []
+
+
+async def test_long_messages_arrive_as_they_are_with_a_retry_and_in_streams() -> None:
+    texts = ['\x00"\\\u20ac\U0001f600\n' * 40_000, "short", "x" * 100_000]
+    asked: list[Message] = [{"role": "user", "content": text} for text in texts]
+    async with FakeOpenAI([Status(503, SOON), Text("x"), Text("x")]) as server:
+        handler = handler_of(server, max_retries=1)
+        assert isinstance(await outcome(handler, asked), Completion)
+        await handler.chat_stream(asked, lambda _: None)
+    assert [request.body["messages"] for request in server.requests] == [asked] * 3
+
+
+async def test_long_message_with_half_a_pair_is_rejected() -> None:
+    async with FakeOpenAI([]) as server:
+        got = await outcome(handler_of(server), [{"role": "user", "content": "x" * 100_000 + "\ud800"}])
+    assert isinstance(got, Rejected)
+    assert "cannot be encoded" in str(got)
+
+
+async def test_long_event_of_a_stream_is_cut() -> None:
+    async with FakeOpenAI([Stream(["x" * (3 << 20)])]) as server:
+        with pytest.raises(Unavailable, match="an event of the endpoint's stream is longer than"):
+            await handler_of(server).chat_stream(ASKED, lambda _: None)
