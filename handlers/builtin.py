@@ -5,19 +5,15 @@ Both are deterministic: a fixed map-reduce strategy, and BM25 over sentences.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
+
+from anyio import to_thread
 
 from .base import Completion, Message, ModelHandler, Price, Usage
+from .passages import best_sentences, load_stopwords, split_prompt, word_count
+from .slices import Steps, in_slices
 
 NOTICE = "No model is configured: `builtin` answers by word statistics and is not a language model."
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(\[])|\n+")
-_WRAPPED = re.compile(r"(?<=\S)(?<![.!?:])\n(?=[^\W\d_])")
-_WRAP_COLUMN = 60
-_QUESTION = re.compile(r"^Question:[ \t]*(.+)$", re.MULTILINE)
-_TEXT = re.compile(r"^Text:[ \t]*\n?", re.MULTILINE)
 
 _LOOK = """\
 I look at the document before I decide how to read it.
@@ -79,7 +75,7 @@ class BuiltinSupervisor(ModelHandler):
         # One assistant message for each step so far.
         turn = sum(message["role"] == "assistant" for message in messages)
         text = self._steps[min(turn, len(self._steps) - 1)]
-        return Completion(text, _usage(messages, text))
+        return Completion(text, await in_slices(_usage(messages, text)))
 
 
 class BuiltinWorker(ModelHandler):
@@ -94,60 +90,22 @@ class BuiltinWorker(ModelHandler):
     def __init__(self, *, sentences: int = 3) -> None:
         self.model = "builtin-worker"
         self._sentences = sentences
+        self._stopwords: frozenset[str] | None = None
 
-    def chat(self, messages: Sequence[Message]) -> Completion:
+    async def chat(self, messages: Sequence[Message]) -> Completion:
         """Extract the sentences."""
-        question, text = split_prompt(messages[-1]["content"])
-        answer = " ".join(best_sentences(question, text, self._sentences))
-        return Completion(answer, _usage(messages, answer))
+        if self._stopwords is None:
+            self._stopwords = await to_thread.run_sync(load_stopwords, abandon_on_cancel=True)
+        return await in_slices(self._answer(messages, self._stopwords))
+
+    def _answer(self, messages: Sequence[Message], stopwords: frozenset[str]) -> Steps[Completion]:
+        question, text = yield from split_prompt(messages[-1]["content"])
+        answer = " ".join((yield from best_sentences(question, text, self._sentences, stopwords)))
+        return Completion(answer, (yield from _usage(messages, answer)))
 
 
-def split_prompt(prompt: str) -> tuple[str, str]:
-    """Return the question and the text of a prompt."""
-    question, text = _QUESTION.search(prompt), _TEXT.search(prompt)
-    if question and text and question.end() <= text.start() + 1:
-        return question.group(1), prompt[text.end() :]
-    paragraphs = [part for part in prompt.split("\n\n") if part.strip()]
-    if len(paragraphs) < 2:
-        return prompt, prompt
-    longest = max(range(len(paragraphs)), key=lambda i: len(paragraphs[i]))
-    rest = "\n".join(part for i, part in enumerate(paragraphs) if i != longest)
-    return rest, paragraphs[longest]
-
-
-def best_sentences(question: str, text: str, count: int) -> list[str]:
-    """Return the ``count`` best sentences for a question, in text order.
-
-    Ranks by BM25 (Robertson and others, 1994; Lucene's variant).
-    """
-    import bm25s  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
-
-    library: Any = bm25s
-    sentences = [part.strip() for part in _SENTENCE.split(_unwrap(text)) if part.strip()]
-    corpus: list[list[str]] = library.tokenize(sentences, show_progress=False, return_ids=False)
-    (words,) = library.tokenize([question], show_progress=False, return_ids=False)
-    vocabulary = {word for tokens in corpus for word in tokens}
-    # Words that no sentence has cannot score.
-    known = [word for word in words if word in vocabulary]
-    if not known:
-        return []
-    index = library.BM25()
-    index.index(corpus, show_progress=False)
-    scores: list[float] = index.get_scores(known).tolist()
-    # A score of 0: the sentence has no word of the question.
-    best = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], i))[:count]
-    return [sentences[i] for i in sorted(best)]
-
-
-# A line that ends near the column where text is wrapped continues in the next one.
-def _unwrap(text: str) -> str:
-
-    def join(match: re.Match[str]) -> str:
-        line = match.start() - text.rfind("\n", 0, match.start()) - 1
-        return " " if line >= _WRAP_COLUMN else "\n"
-
-    return _WRAPPED.sub(join, text)
-
-
-def _usage(messages: Sequence[Message], answer: str) -> Usage:
-    return Usage(sum(len(message["content"].split()) for message in messages), len(answer.split()), 1)
+def _usage(messages: Sequence[Message], answer: str) -> Steps[Usage]:
+    words = 0
+    for message in messages:
+        words += yield from word_count(message["content"])
+    return Usage(words, (yield from word_count(answer)), 1)

@@ -21,6 +21,7 @@ from supdist.engine.slices import finish, in_slices
 from supdist.engine.supervisor.blocks import find_code_blocks
 from supdist.engine.supervisor.transcript import show_results
 from supdist.handlers import (
+    BuiltinWorker,
     Completion,
     Message,
     ModelHandler,
@@ -29,6 +30,7 @@ from supdist.handlers import (
     ScriptedHandler,
     Unavailable,
 )
+from supdist.handlers.base import call_chat_batch
 
 pytestmark = pytest.mark.timing
 
@@ -210,7 +212,8 @@ async def test_no_request_to_an_endpoint_holds_up_the_loop(prompt: str, tmp_path
     async with endpoint(tmp_path, *["x"] * (1 + 8 * TRIES)) as handler:
         for _ in range(TRIES):
             async with heartbeat() as heart:
-                await handler.chat_batch([[{"role": "user", "content": prompt}]] * 8)
+                asked: list[Message] = [{"role": "user", "content": prompt}]
+                await call_chat_batch(handler, [asked] * 8)
             gaps.append(heart.longest)
             if heart.longest < LAW_SECONDS:
                 return
@@ -238,4 +241,35 @@ async def test_no_reply_of_an_endpoint_holds_up_the_loop(reply: str, streamed: b
             gaps.append(heart.longest)
             if heart.longest < LAW_SECONDS:
                 return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+BUILTIN = {
+    "words": ["Question: what word\nText:\n" + "word " * 600_000],
+    "sentences": ["Question: what does fox 7 say\nText:\n" + "Fox 7 is red. It ran.\n" * 30_000],
+    "paragraphs": ["x\n\n" * 1_000_000],
+    "spaces": ["Question: x\nText:\na" + " " * 3_000_000 + "b"],
+    "wide": ["Question: x\nText:\n" + "\u00c9t\u00e9. " * 100_000],
+    "question": [" ".join(map(str, range(100_000)))],
+    "many": [f"Question: {i}\nText:\n{i}" for i in range(10_000)],
+}
+
+
+@pytest.mark.parametrize("prompts", BUILTIN.values(), ids=BUILTIN)
+async def test_no_prompt_of_the_builtin_worker_holds_up_the_loop(prompts: list[str]) -> None:
+    gaps: list[float] = []
+    worker = BuiltinWorker()
+    # The first call imports a library.
+    await worker.chat([{"role": "user", "content": "x"}])
+    for _ in range(TRIES):
+        async with heartbeat() as heart:
+            for start in range(0, len(prompts), worker.batch_size):
+                batch: list[list[Message]] = [
+                    [{"role": "user", "content": prompt}]
+                    for prompt in prompts[start : start + worker.batch_size]
+                ]
+                await call_chat_batch(worker, batch)
+        gaps.append(heart.longest)
+        if heart.longest < LAW_SECONDS:
+            return
     pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
