@@ -162,18 +162,11 @@ def bounded_client(
     class BoundedClient(DefaultAsyncHttpxClient):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             if (contents := await admit()) is not None:
-                pieces = contents.put_into(request.content)
-                request = _with_pieces(request, pieces, Upload(pieces))
+                request = _with_pieces(request, contents.put_into(request.content), Upload)
             try:
                 return await self._bounded_send(request, stream, options)
             except Unavailable as error:
-                # An SDK before 3.15 retries after any exception, but not after this response.
-                return library.Response(
-                    502,
-                    headers={"x-should-retry": "false"},
-                    request=request,
-                    extensions={ERROR_EXTENSION: error},
-                )
+                return _failure(library, request, error)
 
         async def _bounded_send(self, request: Any, stream: bool, options: dict[str, Any]) -> Any:
             deadline = asyncio.get_running_loop().time() + 2 * timeout
@@ -202,11 +195,17 @@ def bounded_client(
     )
 
 
-def _with_pieces(request: Any, pieces: list[bytes], stream: Any) -> Any:
+def _failure(library: Any, request: Any, error: Unavailable) -> Any:
+    # An SDK before 3.15 retries after any exception, but not after this response.
+    headers = {"x-should-retry": "false"}
+    return library.Response(502, headers=headers, request=request, extensions={ERROR_EXTENSION: error})
+
+
+def _with_pieces(request: Any, pieces: list[bytes], upload: Callable[[list[bytes]], Any]) -> Any:
     headers = request.headers.copy()
     headers["content-length"] = str(sum(map(len, pieces)))
     return type(request)(
-        request.method, request.url, headers=headers, stream=stream, extensions=request.extensions
+        request.method, request.url, headers=headers, stream=upload(pieces), extensions=request.extensions
     )
 
 

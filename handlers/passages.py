@@ -186,7 +186,7 @@ def load_stopwords() -> frozenset[str]:
     """Import the libraries (0.3 s), and return the words that are no search words."""
     # Not in the event loop: it takes long.
     import_module("numpy")
-    from bm25s.stopwords import STOPWORDS_EN  # pyright: ignore[reportMissingTypeStubs]
+    from bm25s.stopwords import STOPWORDS_EN  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
 
     return frozenset(STOPWORDS_EN)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import bm25s  # pyright: ignore[reportMissingTypeStubs]
+import bm25s  # pyright: ignore[reportMissingTypeStubs]  # the library has no types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
