@@ -168,3 +168,9 @@ async def test_a_best_answer_that_comes_too_late_is_in_the_log(tmp_path: Path) -
     assert result.answer is None
     failed = read_events(tmp_path, "supervisor")[-2]
     assert (failed["purpose"], failed["error"]) == ("best_answer", "timeout")
+
+
+def test_a_long_text_in_a_call_of_final_is_still_found() -> None:
+    text = 'It\'s said: "no".\n' * 5_000
+    assert answer_blocks(f"FINAL({text!r})") == [f"FINAL({text!r})"]
+    assert literal_final(f"FINAL({text!r})") == text

@@ -18,6 +18,7 @@ from supdist.engine import SandboxConfig, SandboxRuntime, arun, open_sandbox
 from supdist.engine.sandbox import WorkerCall
 from supdist.engine.sandbox.context import ContextMemory
 from supdist.engine.slices import finish, in_slices
+from supdist.engine.supervisor.best_answer import find_answer_blocks, literal_final
 from supdist.engine.supervisor.blocks import find_code_blocks
 from supdist.engine.supervisor.transcript import show_results
 from supdist.handlers import (
@@ -269,6 +270,28 @@ async def test_no_prompt_of_the_builtin_worker_holds_up_the_loop(prompts: list[s
                     for prompt in prompts[start : start + worker.batch_size]
                 ]
                 await call_chat_batch(worker, batch)
+        gaps.append(heart.longest)
+        if heart.longest < LAW_SECONDS:
+            return
+    pytest.fail(f"gaps in ms: {[round(gap * 1000) for gap in gaps]}")
+
+
+ANSWERS = {
+    "long list": "```\n" + "x = [1, 2, 3]\n" * 14_000 + "```",
+    "bare code": "x = [1, 2, 3]\n" * 14_000,
+    "f-string": 'FINAL(f"""' + "{[1, 2, 3]}" * 15_000 + '""")',
+    "comments": "# '''\n" + "f(1)\n" * 30_000,
+    "quotes": "'\"" * 99_000,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_no_best_answer_holds_up_the_loop(answer: str) -> None:
+    gaps: list[float] = []
+    for _ in range(TRIES):
+        async with heartbeat() as heart:
+            await in_slices(find_answer_blocks(answer))
+            literal_final(answer)
         gaps.append(heart.longest)
         if heart.longest < LAW_SECONDS:
             return

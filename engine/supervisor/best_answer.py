@@ -17,7 +17,15 @@ _BARE_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\n(?P<code>.*)\n\1[ \t]*", re.DOTA
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^`]*)")
 # Only code of ours calls them, whatever fence it is in.
 _OURS = frozenset({"FINAL", "worker", "worker_batch"})
+# Parsed at once: 8,000 characters of code take 10 ms, and long strings next to nothing.
 _MAX_PARSED_CHARS = 200_000
+_MAX_CODE_CHARS = 8_000
+_MAX_STRINGS = 2_000
+_COMMENT_OR_STRING = re.compile(
+    r"""#[^\n]*|[fF]?[rR]?(?:'''(?:[^\\]|\\.)*?'''|\"\"\"(?:[^\\]|\\.)*?\"\"\"|"""
+    r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""",
+    re.DOTALL,
+)
 _DOES_SOMETHING = (ast.Call, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
 
@@ -96,7 +104,7 @@ def literal_final(code: str) -> str | None:
 
 
 def _statements(code: str) -> list[ast.stmt]:
-    if len(code) > _MAX_PARSED_CHARS:
+    if len(code) > _MAX_PARSED_CHARS or (len(code) > _MAX_CODE_CHARS and _code_chars(code) > _MAX_CODE_CHARS):
         return []
     # Only parsed: a model wrote it.
     try:
@@ -105,6 +113,18 @@ def _statements(code: str) -> list[ast.stmt]:
             return ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
+
+
+def _code_chars(code: str) -> int:
+    size = len(code)
+    for number, found in enumerate(_COMMENT_OR_STRING.finditer(code)):
+        # Many short strings take as long as code.
+        if number > _MAX_STRINGS:
+            return len(code)
+        # An f-string holds code.
+        if found[0][0] not in "#fF":
+            size -= len(found[0])
+    return size
 
 
 def _does_something(statement: ast.stmt) -> bool:
