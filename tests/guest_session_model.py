@@ -142,8 +142,8 @@ class Model:
             case Call():
                 sizes = [len(prompt.encode()) for prompt in message.prompts]
                 is_long = max(sizes, default=0) > LIMITS.prompt_bytes
-                is_passed = is_current and self.interrupted is None
-                return not 1 <= len(sizes) <= LIMITS.batch or (is_passed and is_long)
+                # Before the state: a call that comes late is checked, too.
+                return not 1 <= len(sizes) <= LIMITS.batch or is_long
             case ToolCall():
                 return message.tool not in range(LIMITS.tools)
             case Final():

@@ -107,7 +107,8 @@ async def test_a_signal_ends_it_cleanly_and_it_says_how_to_go_on(
         async with evaluate(tmp_path, "--config", file, "--out", "run") as process:
             got, _, err = await ended(process)
         assert got == code
-        assert err.splitlines()[-1] == "supdist-engine: interrupted; go on with --resume run"
+        why = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+        assert err.splitlines()[-1] == f"supdist-engine: {why}; go on with --resume run"
         assert "Traceback" not in err
         assert len(rows(tmp_path / "run")) == len(read_records(tmp_path / "run"))
         async with evaluate(tmp_path, "--resume", "run") as process:
