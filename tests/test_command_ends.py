@@ -87,7 +87,7 @@ def test_what_stdout_cannot_take_goes_to_stderr_and_the_exit_code_says_so(
     folder: Path, command: str, redirection: str, reason: str
 ) -> None:
     done = shell(folder, f"$S {COMMANDS[command]} {redirection}")
-    assert (done.returncode, is_clean(done)) == (6, True)
+    assert (done.returncode, is_clean(done)) == (6, True), done.stdout + done.stderr
     assert f"cannot write to stdout: {reason}" in done.stderr.splitlines()[-1]
     assert SHOWN.get(command, "") in done.stderr
 
@@ -99,7 +99,7 @@ def test_without_stderr_or_stdin_a_command_does_its_work(
     folder: Path, command: str, redirection: str
 ) -> None:
     done = shell(folder, f"$S {COMMANDS[command]} {redirection}")
-    assert (done.returncode, is_clean(done)) == (0, True)
+    assert (done.returncode, is_clean(done)) == (0, True), done.stdout + done.stderr
     assert SHOWN.get(command, "") in done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,13 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     assert all(
         {"layer", "holds", "required", "measured", "remedy"} == finding.keys() for finding in data["findings"]
     )
+
+
+async def test_a_long_path_of_the_folder_for_temporary_files_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert default_level_holds(await examine())
+    assert not list(folder.iterdir())

@@ -44,6 +44,7 @@ _MOST_CHILDREN = 24
 _CPUS = 0.2
 _BURN_SECONDS = 1.0
 _MOST_SECONDS = 2.0
+_MOST_PATH = 70
 
 _LIBSECCOMP = "Install libseccomp: `apt-get install libseccomp2` (or your distribution's package)."
 _CGROUPS = (
@@ -174,7 +175,9 @@ async def _host_targets() -> AsyncGenerator[_HostTargets]:
         writer.close()
 
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="supdist-doctor-"))
+        # A socket's path has at most 108 bytes (unix(7)).
+        place = None if len(tempfile.gettempdir()) < _MOST_PATH else "/tmp"
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="supdist-doctor-", dir=place))
         file = _write_secret(folder, secret)
         os.environ[_VARIABLE] = secret
         stack.callback(os.environ.pop, _VARIABLE)
