@@ -80,6 +80,22 @@ async def test_a_guest_dies_with_its_shim_though_its_init_hangs(tmp_path: Path) 
         await eventually(lambda: alive({init, repl}) == set(), 5)
 
 
+async def test_a_sandbox_that_waits_for_its_user_dies_with_its_shim_though_it_hangs(tmp_path: Path) -> None:
+    def spares(engine: int) -> set[int]:
+        return set(processes_named("supdist-spare", engine))
+
+    with sleeping_engine(tmp_path) as engine:
+        # The shim, and the init that it has built.
+        await eventually(lambda: len(spares(engine)) == 2)
+        waiting = spares(engine)
+        (zygote,) = processes_named("supdist-zygote", engine)
+        (shim,) = (pid for pid in waiting if psutil.Process(pid).ppid() == zygote)
+        (init,) = waiting - {shim}
+        os.kill(init, signal.SIGSTOP)
+        os.kill(shim, signal.SIGKILL)
+        await eventually(lambda: alive({init}) == set(), 5)
+
+
 @pytest.mark.parametrize("victim", ["supdist-shim", "supdist-init", "supdist-spare"])
 async def test_the_control_groups_of_a_killed_sandbox_are_removed_while_its_engine_goes_on(
     engine: SandboxRuntime, victim: str

@@ -386,4 +386,4 @@ def test_open_files_are_never_lowered_without_a_word() -> None:
 def test_nor_is_any_other_limit(limit: str, name: str) -> None:
     text = under(limit, OPEN.format(options=""))
     assert "SandboxUnavailable" in text
-    assert f"{name}: " in text
+    assert f"{name}=" in text

@@ -254,6 +254,8 @@ def _mapped_ids(path: str) -> range:
 def _run_child(template: Template, descriptors: tuple[int, int, int], run: Run) -> NoReturn:
     setup = descriptors[-1]
     try:
+        # From its first moment: a stopped process does not see that the shim closed the socket.
+        linux.kill_with_parent()
         packet = os.read(setup, protocol.SETUP_PACKET_BYTES)
         placed = protocol.decode_to_isolated(packet) if packet else None
         if not isinstance(placed, protocol.Placed):
@@ -327,6 +329,8 @@ def _become_guest() -> None:
         os.setgroups([])
     os.setresgid(GUEST_ID, GUEST_ID, GUEST_ID)
     os.setresuid(GUEST_ID, GUEST_ID, GUEST_ID)
+    # The change of ids undid it.
+    linux.kill_with_parent()
 
 
 def _confine(template: Template, setup: int) -> None:

@@ -238,6 +238,7 @@ async def open_sandbox(
     """
     if config is None:
         config = SandboxConfig()
+    _check_config(config)
     _check_query(query)
     async with AsyncExitStack() as stack:
         with translate_shortage("The sandbox cannot be opened"):
