@@ -94,7 +94,7 @@ def service_screen() -> Generator[ServiceScreen]:
 
 
 def summary(result: RunResult, log_dir: str | None) -> str:
-    """Return one line about a run that has ended, and one for each warning."""
+    """Return one line about a run that has ended."""
     best = "no answer" if result.answer is None else "best answer"
     ends = {
         "final": "answered",
@@ -115,8 +115,7 @@ def summary(result: RunResult, log_dir: str | None) -> str:
         *([_dollars(result.cost_usd)] if result.cost_usd != 0 else []),
         f"{result.isolation.backend} sandbox",
     ]
-    line = " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
-    return "\n".join([line, *(f"warning: {printable(text)}" for text in result.warnings)])
+    return " · ".join(parts) + (f" · logs in {printable(log_dir)}" if log_dir else "")
 
 
 def print_findings(backend: str, findings: list[Finding], *, as_json: bool) -> bool:

@@ -39,7 +39,8 @@ def failures(result: RunResult) -> list[str]:
         guess = "" if result.answer is None else ". The answer above may be a guess"
         remedy = guess if result.stop_reason == "worker_failed" else ""
         lines.append(f"{printable(result.failure)}{remedy}")
-    return lines
+    # Again at the end, where the reader looks: the exit code may come from them.
+    return [*lines, *map(printable, result.warnings)]
 
 
 def print_failures(result: RunResult) -> None:
