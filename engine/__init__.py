@@ -6,9 +6,11 @@ Each name is imported at its first use: ``supdist-engine --help`` does not impor
 from __future__ import annotations
 
 from importlib import import_module
+
+# jedi completes the names below only if they depend on typing's constant.
+from typing import TYPE_CHECKING
 from warnings import warn
 
-TYPE_CHECKING = False  # typing takes 15 ms to import, in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
     from .api import arun, run
     from .config import RunConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_cli import supdist
 
+from supdist.engine.jail.syscalls import syscall
 from supdist.engine.sandbox import doctor, open_sandbox
 from supdist.engine.sandbox.diagnostics import sandbox_unavailable_for
 from supdist.engine.sandbox.doctor import Finding, Layer, default_level_holds, examine
@@ -67,3 +68,13 @@ async def test_a_long_path_of_the_folder_for_temporary_files_is_no_hindrance(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     assert default_level_holds(await examine())
     assert not list(folder.iterdir())
+
+
+async def test_landlock_holds_where_the_kernel_has_it() -> None:
+    """No other layer shows its absence: it repeats what they enforce."""
+    try:
+        version = syscall(444, None, 0, 1)  # landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION
+    except OSError:
+        version = 0
+    (finding,) = (each for each in await examine() if each.layer is Layer.LANDLOCK)
+    assert finding.holds == (version >= 4), "TCP rules came with version 4"
