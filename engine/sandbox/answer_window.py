@@ -15,7 +15,8 @@ MOST_UNREAD = 12 << 20
 ANSWER_BYTES = 16 << 20
 # Until the first answer, so that the first call of a batch fits. Then the window follows what comes: a reply
 # opens it up to eight times, and closes it at once.
-_FIRST_BYTES = 64 << 10
+# A tool's result may have a MiB: 64 of them begin.
+_FIRST_BYTES: dict[Kind, int] = {"worker": 64 << 10, "tool": 256 << 10}
 _OPENS = 8
 _LEAST_BYTES = 2 << 10
 
@@ -24,7 +25,7 @@ class AnswerWindow:
     """Counts the answers of one guest from the call until the guest's socket has them."""
 
     def __init__(self) -> None:
-        self._bytes_each: dict[Kind, int] = {"worker": _FIRST_BYTES, "tool": _FIRST_BYTES}
+        self._bytes_each = dict(_FIRST_BYTES)
         self._expected = 0
         # It may fall below zero for a while: a reply may be read before it is counted.
         self._unread = 0

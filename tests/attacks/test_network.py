@@ -231,7 +231,7 @@ here, there = socket.socketpair()
 here.sendmsg([b"x"], rights)
 print(len(there.recvmsg(1, 4096)[1][0][2]) // 4)
 for number in range(50):
-    data = protocol.frame(protocol.encode(protocol.Output(cell, 2, b"x" * 20)))
+    data = protocol.frame(protocol.encode(protocol.Final(cell - 1, "late")))
     while True:
         try: channel._sock.sendmsg([data], rights); break
         except OSError as error:
@@ -257,7 +257,7 @@ for number in range(50):
         )
         await assert_alive(sandbox)
     assert result.stdout == "100\n", "within the guest they pass"
-    assert len(result.stderr) == 1000, "the frames beside them were read"
+    assert result.dropped == 50, "the frames beside them were read"
 
 
 async def test_nw10_descriptors_in_flight_of_one_do_not_stop_another(arena: Arena) -> None:
