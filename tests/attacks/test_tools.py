@@ -131,7 +131,7 @@ async def test_rp7_heavy_arguments_do_not_hold_up_the_loop(arena: Arena) -> None
 
 async def test_rp5_results_that_nobody_reads_are_bounded(arena: Arena) -> None:
     """The largest results, asked for many times and never read."""
-    arena.most_growth = 256 << 20
+    arena.most_growth = 96 << 20
     given = 0
 
     def give() -> str:
