@@ -236,7 +236,8 @@ if os.fork() == 0:
     finally: os._exit(0)
 time.sleep(0.2)
 os.close(writer)
-try: channel._sock.sendmsg([protocol.frame(protocol.encode(protocol.Output(cell, 1, b"x")))],
+shown = protocol.Display(cell, {{"text/plain": "x"}}, {{}})
+try: channel._sock.sendmsg([protocol.frame(protocol.encode(shown))],
                            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [reader]))])
 except PermissionError: pass
 os.close(reader)
