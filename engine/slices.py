@@ -24,6 +24,7 @@ __all__ = [
     "strip_end",
     "text_slices",
     "utf8_bytes",
+    "utf8_slices",
 ]
 
 # Characters that are joined at once: fresh memory for them takes up to 8 ms.
@@ -54,6 +55,11 @@ def encode(text: str, errors: str = "strict") -> Iterator[bytes]:
     """
     for piece in text_slices(text):
         yield piece.encode("utf-8", errors)
+
+
+def utf8_slices(text: str) -> Iterator[bytes]:
+    """Yield the UTF-8 of a text in slices; lone surrogates are kept."""
+    return encode(text, KEEP_SURROGATES)
 
 
 def decode(data: Iterable[bytes | bytearray | memoryview], errors: str = "strict") -> Steps[str]:
@@ -116,7 +122,7 @@ def _widest(piece: str) -> str:
 def utf8_bytes(text: str) -> Steps[int]:
     """Return the bytes of a text in UTF-8."""
     size = 0
-    for piece in encode(text, KEEP_SURROGATES):
+    for piece in utf8_slices(text):
         size += len(piece)
         yield
     return size
@@ -140,7 +146,7 @@ def replace_surrogates(text: str) -> Steps[str]:
 def sha256(text: str) -> Steps[bytes]:
     """Return the SHA-256 of the UTF-8 of a text, which may hold surrogates."""
     digest = hashlib.sha256()
-    for piece in encode(text, KEEP_SURROGATES):
+    for piece in utf8_slices(text):
         digest.update(piece)
         yield
     return digest.digest()

@@ -6,7 +6,7 @@ import asyncio
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,13 @@ async def test_a_wrong_key_stops_all_and_what_ended_stays(tmp_path: Path) -> Non
     assert len(again.requests) == 2 * 3
 
 
+def with_judge(reply: Status) -> Callable[[Request], Reply]:
+    """Return a play in which the judge gets one reply, always."""
+    return lambda request: reply if request.model == "judge" else play(request)
+
+
 async def test_a_wrong_key_of_the_judge_keeps_the_answer_that_was_paid_for(tmp_path: Path) -> None:
-    async with FakeOpenAI(
-        lambda request: Status(401) if request.model == "judge" else play(request)
-    ) as server:
+    async with FakeOpenAI(with_judge(Status(401))) as server:
         with pytest.raises(NoAccess):
             await run(server, tmp_path, Lookup(judged=True), concurrency=1)
     (record,) = read_records(tmp_path)
@@ -233,18 +236,14 @@ async def test_a_worker_that_fails_for_good_gives_no_score_to_a_guess(tmp_path: 
 
 
 async def test_a_judge_that_never_answers_stops_the_experiment_after_three_calls(tmp_path: Path) -> None:
-    async with FakeOpenAI(
-        lambda request: Status(503) if request.model == "judge" else play(request)
-    ) as server:
+    async with FakeOpenAI(with_judge(Status(503))) as server:
         with pytest.raises(Unavailable):
             await run(server, tmp_path, Lookup(judged=True), concurrency=1)
     assert len(read_records(tmp_path)) == 3
 
 
 async def test_figures_that_need_no_judge_are_kept_when_it_fails(tmp_path: Path) -> None:
-    async with FakeOpenAI(
-        lambda request: Status(401) if request.model == "judge" else play(request)
-    ) as server:
+    async with FakeOpenAI(with_judge(Status(401))) as server:
         with pytest.raises(NoAccess):
             await run(server, tmp_path, Lookup(judged=True), concurrency=1)
     (record,) = read_records(tmp_path)

@@ -24,11 +24,12 @@ from supdist.engine.events import Event as RunEvent
 from supdist.engine.events import Warned
 from supdist.engine.runlog.blobs import FOLDER
 from supdist.engine.runlog.cuts import EVENT_BYTES, HEAD, INLINE_BYTES, TIGHT_HEAD, cut
-from supdist.engine.runlog.encoding import encode_line, json_slices, text_slices
+from supdist.engine.runlog.encoding import encode_line, json_slices
 from supdist.engine.runlog.events import Cell, Event, LogFull, RunEnd, SupervisorCall, ToolCall, WorkerCall
 from supdist.engine.runlog.reader import RunLogReader
 from supdist.engine.runlog.writer import CallStats, RunLogger, WorkerPrompt
 from supdist.engine.sandbox import CellResult, Outcome, Usage
+from supdist.engine.slices import utf8_slices
 from supdist.handlers import Completion, Message, ModelHandler, ScriptedHandler
 from supdist.handlers import Usage as Tokens
 from supdist.tools.distill.export import export
@@ -120,8 +121,8 @@ def test_a_field_of_too_many_values_is_cut_as_a_whole(value: Any) -> None:
 
 def test_slices_are_the_whole() -> None:
     text = ("é\ud800\U0001f600\x01" * 200_000)[:-1]
-    assert b"".join(text_slices(text)) == text.encode("utf-8", "surrogatepass")
-    assert max(map(len, text_slices(text))) <= MIB
+    assert b"".join(utf8_slices(text)) == text.encode("utf-8", "surrogatepass")
+    assert max(map(len, utf8_slices(text))) <= MIB
     value = [text, {"k": ["a", 1, None] * 1000}]
     assert json.loads(b"".join(json_slices(value))) == value
 

@@ -29,6 +29,11 @@ _RETRY_SECONDS = 0.05
 _MAX_NOTICES = 8
 
 
+def lost_answers(count: int) -> str:
+    """Say that answers are not in the cache."""
+    return f"{count:,} paid {'answer is' if count == 1 else 'answers are'} not in the cache"
+
+
 class CacheWatch(Protocol):
     """Takes what happens to the paid answers of a run."""
 
@@ -169,8 +174,7 @@ class RunAnswers:
         await self._check_stored()
         lost = len(self._paid)
         if lost and self._watch is not None and not self._has_ended:
-            answers = "paid answer is" if lost == 1 else "paid answers are"
-            self._watch.warn(f"{lost:,} {answers} not in the cache: {self.fault or 'it was not written'}")
+            self._watch.warn(f"{lost_answers(lost)}: {self.fault or 'it was not written'}")
         self._has_ended = True
         return lost
 

@@ -69,11 +69,7 @@ class DutyCycle:
     def _stop(self) -> None:
         self._is_stopping = True
         for _ in range(_STOP_ROUNDS):
-            running = [
-                each
-                for each in self._tree.processes()
-                if each.pid != INIT and not each.is_stopped and not each.has_ended
-            ]
+            running = [each for each in self._tree.alive() if each.pid != INIT and not each.is_stopped]
             for each in running:
                 self._tree.signal(each, signal.SIGSTOP)
             # A process with a signal waiting cannot fork (fork(2)), so the rounds end. What a process of its

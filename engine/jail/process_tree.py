@@ -84,6 +84,10 @@ class ProcessTree:
                     found.append(self._process(name))
         return found
 
+    def alive(self) -> list[Process]:
+        """Return the processes that have not ended."""
+        return [each for each in self.processes() if not each.has_ended]
+
     def process(self, pid: int) -> Process | None:
         """Return one process, or None."""
         if self._is_open():

@@ -78,7 +78,7 @@ class Watchdog(Meter):
         self._most_threads = 0
         self._is_in_cell = True
         now = self._clock()
-        self._count_cpu([each for each in self._tree.processes() if not each.has_ended], now)
+        self._count_cpu(self._tree.alive(), now)
         self._due = min(self._due, now + _LEAST_CHECK_SECONDS)
         self._cpu_before = self._cpu.total
 
@@ -119,7 +119,7 @@ class Watchdog(Meter):
 
     def _count(self, now: float) -> None:
         started = self._clock()
-        processes = [each for each in self._tree.processes() if not each.has_ended]
+        processes = self._tree.alive()
         threads = sum(each.threads for each in processes)
         self._most_threads = max(self._most_threads, threads)
         self._memory = self._count_memory(processes, threads)

@@ -9,7 +9,8 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from .encoding import as_plain, json_slices, text_slices
+from ..slices import utf8_slices
+from .encoding import as_plain, json_slices
 from .events import CellError
 
 # A longer text is cut. In bytes of its JSON: a control character takes six of them, an emoji twelve.
@@ -43,7 +44,7 @@ class LongValue:
 
     def slices(self) -> Iterator[bytes]:
         """Yield its bytes: UTF-8 of a text, JSON of another value."""
-        return text_slices(cast("str", self.value)) if self.kind == "text" else json_slices(self.value)
+        return utf8_slices(cast("str", self.value)) if self.kind == "text" else json_slices(self.value)
 
 
 class _TooMany(Exception):

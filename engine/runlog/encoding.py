@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ...sandbox_image.text import KEEP_SURROGATES
-from ..slices import SLICE, encode
+from ..slices import SLICE, utf8_slices
 
 
 def as_plain(value: Any) -> dict[str, Any]:
@@ -32,11 +32,6 @@ def encode_line(fields: dict[str, Any]) -> bytes:
     return _JSON.encode(fields).encode("ascii") + b"\n"
 
 
-def text_slices(text: str) -> Iterator[bytes]:
-    """Yield the UTF-8 of a text in slices; lone surrogates are kept."""
-    return encode(text, KEEP_SURROGATES)
-
-
 def json_slices(value: object) -> Iterator[bytes]:
     """Yield the JSON of a value in slices."""
     return slices_of(_JSON.iterencode(value))
@@ -50,7 +45,7 @@ def slices_of(pieces: Iterator[str]) -> Iterator[bytes]:
         if len(piece) > SLICE:
             yield "".join(waiting).encode("utf-8", KEEP_SURROGATES)
             waiting, size = [], 0
-            yield from text_slices(piece)
+            yield from utf8_slices(piece)
             continue
         waiting.append(piece)
         size += len(piece)

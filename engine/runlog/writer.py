@@ -24,9 +24,9 @@ from ..private_files import PrivateFolder
 from ..result import RunResult
 from ..sandbox import CallError, CellResult, Display
 from ..sandbox.context import EncodedContext
-from ..slices import SLICE
+from ..slices import SLICE, utf8_slices
 from ..toolbox.toolbox import ToolUse
-from .encoding import slices_of, text_slices
+from .encoding import slices_of
 from .events import (
     SCHEMA_VERSION,
     STREAMS,
@@ -347,7 +347,7 @@ def _forms(context: object, encoded: memoryview) -> Iterator[tuple[str, Iterable
         yield "txt", [encoded]
         return
     yield "json", slices_of(json.JSONEncoder(indent=1).iterencode(context))
-    yield "repr.txt", text_slices(repr(context))
+    yield "repr.txt", utf8_slices(repr(context))
 
 
 def _displays(shown: Sequence[Display]) -> list[dict[str, str | ImageFacts]]:

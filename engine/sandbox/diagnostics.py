@@ -113,15 +113,18 @@ def _remedy_for(error: OSError) -> str:
             return _remedy("", code or 0)
 
 
+def named_signal(number: int) -> str:
+    """Return a signal's number, and its name if it has one."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
 def describe_exit(status: int) -> str:
     """Say how a shim ended, by its wait status."""
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            name = f" ({signal.Signals(number).name})"
-        except ValueError:
-            name = ""
-        return f"the sandbox's shim was killed by signal {number}{name}"
+        return f"the sandbox's shim was killed by {named_signal(os.WTERMSIG(status))}"
     if status:
         return f"the sandbox's shim failed with exit status {os.waitstatus_to_exitcode(status)}"
     return "the sandbox ended"

@@ -238,13 +238,12 @@ async def open_sandbox(
     """
     if config is None:
         config = SandboxConfig()
-    _check_config(config)
     _check_query(query)
     async with AsyncExitStack() as stack:
         with translate_shortage("The sandbox cannot be opened"):
             calls = ToolCalls(Toolbox.of(tools), on_tool)
-            setup = GuestSetup(config, config.session_limits(), context, query, on_call, calls)
             source = await stack.enter_async_context(_BackendUse(config))
+            setup = GuestSetup(config, config.session_limits(), context, query, on_call, calls)
             sandbox = await Sandbox.open(source.find, setup)
         try:
             yield sandbox

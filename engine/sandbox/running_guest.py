@@ -290,15 +290,8 @@ class RunningGuest:
             if self._is_closing:
                 self.send(protocol.Kill())
                 return
-            limits, toolbox = setup.limits, setup.tools.toolbox
-            sizes = (
-                limits.prompt_bytes,
-                limits.batch,
-                limits.frame_bytes,
-                limits.display_bytes,
-                limits.answer_memory,
-            )
-            self.send(protocol.Start(setup.query, *sizes, toolbox.guest, toolbox.host))
+            toolbox = setup.tools.toolbox
+            self.send(protocol.Start.of(setup.limits, setup.query, toolbox.guest, toolbox.host))
             self.send(self._guest.load)
         # The start was cancelled, or the guest has ended.
         elif self._ready.done():

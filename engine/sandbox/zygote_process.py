@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from .diagnostics import named_signal
+
 # Orders of a burst wait in the socket.
 _CONTROL_BUFFER = 4 << 20
 _STDERR_BYTES = 2000
@@ -80,7 +82,7 @@ class ZygoteProcess:
         status = self._process.poll()
         if status is None:
             return "it is stopped (SIGSTOP)" if self.is_stopped else "it does not answer"
-        return f"it was killed by signal {-status}" if status < 0 else f"it ended with status {status}"
+        return f"it was killed by {named_signal(-status)}" if status < 0 else f"it ended with status {status}"
 
     def kill(self) -> None:
         """Kill it, and its shims with it."""

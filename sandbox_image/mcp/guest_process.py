@@ -89,14 +89,7 @@ class GuestProcess:
             ours.close()
             raise SessionError(f"the Python process cannot be started: {error}") from error
         guest = cls(process, await asyncio.open_connection(sock=ours), limits, oom_kills)
-        sizes = (
-            limits.prompt_bytes,
-            limits.batch,
-            limits.frame_bytes,
-            limits.display_bytes,
-            limits.answer_memory,
-        )
-        guest._handle(protocol.Start("", *sizes, [], []))
+        guest._handle(protocol.Start.of(limits))
         guest._handle(protocol.Load("text", "frame", b""))
         guest._task = guest._loop.create_task(guest._run())
         return guest

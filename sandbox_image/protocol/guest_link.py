@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
 
 from .base import Message
-from .limits import CALL_PROMPTS, LISTING_FILES
+from .limits import CALL_PROMPTS, LISTING_FILES, SessionLimits
 from .values import (
     CallError,
     ErrorInfo,
@@ -37,6 +37,26 @@ class Start(Message, frozen=True):
     answer_memory: int
     guest_tools: list[GuestTool]
     host_tools: list[HostTool]
+
+    @classmethod
+    def of(
+        cls,
+        limits: SessionLimits,
+        query: str = "",
+        guest_tools: Sequence[GuestTool] = (),
+        host_tools: Sequence[HostTool] = (),
+    ) -> Start:
+        """Return the message for a session's limits."""
+        return cls(
+            query,
+            limits.prompt_bytes,
+            limits.batch,
+            limits.frame_bytes,
+            limits.display_bytes,
+            limits.answer_memory,
+            list(guest_tools),
+            list(host_tools),
+        )
 
 
 class Load(Message, frozen=True):

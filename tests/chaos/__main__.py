@@ -122,10 +122,9 @@ def _break(step: Step, helpers: dict[str, int]) -> Result:
     return result
 
 
-def _next(step: Step, watch: Watch) -> list[str]:
-    """After a kill of an engine or a zygote: the next engine works, and removes what is left."""
-    done = subprocess.run(
-        [*COMMAND, "exec", "print(6 * 7)"],
+def _run(step: Step, command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
         check=False,
         cwd=step.folder,
         env=step.environ,
@@ -134,6 +133,11 @@ def _next(step: Step, watch: Watch) -> list[str]:
         stdin=subprocess.DEVNULL,
         timeout=MOST_SECONDS,
     )
+
+
+def _next(step: Step, watch: Watch) -> list[str]:
+    """After a kill of an engine or a zygote: the next engine works, and removes what is left."""
+    done = _run(step, [*COMMAND, "exec", "print(6 * 7)"])
     has_disk = any(fault.kind == "disk" and fault.target == "tmp" for fault in step.faults)
     problems = [] if done.stdout == "42\n" or has_disk else [f"the next engine: {done.stderr.strip()[-300:]}"]
     return problems + [f"left by a killed engine: {what}" for what in watch.left(_GONE_SECONDS)]
@@ -145,16 +149,7 @@ def _again(step: Step, url: str) -> list[str]:
     # The same address: an answer is cached for its endpoint.
     port = url.rpartition(":")[2].partition("/")[0]
     with started(step, "endpoint", "again", step.seed, "0", port):
-        done = subprocess.run(
-            step.command(),
-            check=False,
-            cwd=step.folder,
-            env=step.environ,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=MOST_SECONDS,
-        )
+        done = _run(step, step.command())
     asked = step.folder / "again"
     paid = {json.loads(line) for line in asked.read_text().splitlines()} if asked.exists() else set[str]()
     problems = [f"paid again: {prompt}" for prompt in sorted(paid & acknowledged)]

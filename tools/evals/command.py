@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...engine.broker.answers import lost_answers
 from ...engine.cli.exit import NO_FILES
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.cli.signals import Stopped, run_until_signal
@@ -98,7 +99,7 @@ def eval_with(
             folder.rmdir()
     _print(summary, folder, as_json=as_json)
     if summary.unstored:
-        _note(lost_answers(summary.unstored))
+        note_lost_answers(summary.unstored)
         return NO_FILES
     return SOME_FAILED if summary.failed else 0
 
@@ -133,9 +134,9 @@ def run_shown(
         return run_until_signal(work)
 
 
-def lost_answers(count: int) -> str:
-    """Return a line about answers that the cache could not keep."""
-    return f"{count:,} paid answers are not in the cache: another experiment pays for them again"
+def note_lost_answers(count: int) -> None:
+    """Show how many answers the cache could not keep."""
+    _note(f"{lost_answers(count)}: another experiment pays for them again")
 
 
 def _choose_settings(

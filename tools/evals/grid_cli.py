@@ -123,7 +123,7 @@ def _run(
 ) -> int:
     """Run the experiments, print the table of all folders, and return the exit code."""
     from ...engine.cli.signals import Stopped
-    from .command import lost_answers, run_shown
+    from .command import note_lost_answers, run_shown
     from .grid import run_grid
 
     unstored = 0
@@ -160,7 +160,7 @@ def _run(
     for each in failed:
         _note(each)
     if unstored:
-        _note(lost_answers(unstored))
+        note_lost_answers(unstored)
         return NO_FILES
     return _SOME_FAILED if failed else 0
 
