@@ -19,6 +19,7 @@ ANSWERED, RAISED, USAGE, LIMIT, NO_SANDBOX, NO_MODEL, NO_FILES = range(7)
 # As `timeout` and a shell report them: out of time, 128 + SIGKILL, 128 + SIGINT.
 TIMED_OUT, KILLED, INTERRUPTED = 124, 137, 130
 
+# Not those of engine/sandbox/diagnostics.py: without a descriptor nothing more can be imported.
 _FILES_REMEDY = "close files, or raise the limit (`ulimit -n`)"
 _REMEDIES = {
     errno.EMFILE: _FILES_REMEDY,

@@ -35,7 +35,8 @@ _THREADS = 16
 _ASK_SECONDS = 8.0
 _REMOVE_SECONDS = 30.0
 _MOST_IN_A_FRAME = protocol.MAX_FRAME_BYTES - 1024
-# These ends mean that the guest died. The shim has decided any other end itself.
+# These ends mean that the guest died, unless the engine interrupted its cell. Any other end is the shim's
+# decision, and the container may still run.
 _GUEST_DIED = (Outcome.CRASHED, Outcome.KILLED)
 
 
@@ -234,6 +235,8 @@ class DockerGuest(Guest):
         self._prepared = prepared
         self._receiver = receiver
         self._asking: asyncio.Task[None] | None = None
+        self._was_interrupted = False
+        self.send = partial(self._send, self.send)
         self._held: list[protocol.FromShim | ShimExit] = []
         self._removing: asyncio.Future[None] | None = None
 
@@ -263,6 +266,11 @@ class DockerGuest(Guest):
         guest = cls(backend, prepared, load, receiver, shim_id)
         return guest
 
+    def _send(self, send: Callable[[protocol.ToShim], int], message: protocol.ToShim) -> int:
+        if isinstance(message, (protocol.Execute, protocol.Interrupt)):
+            self._was_interrupted = isinstance(message, protocol.Interrupt)
+        return send(message)
+
     async def discard(self) -> None:
         """See ``Guest.discard``."""
         await super().discard()
@@ -273,10 +281,13 @@ class DockerGuest(Guest):
         # Only the daemon knows why the stream ended; messages wait for its answer.
         if self._asking is not None:
             self._held.append(message)
-        elif isinstance(message, CellEnd) and message.state_lost and message.outcome in _GUEST_DIED:
+        elif isinstance(message, CellEnd) and message.state_lost and self._has_died(message.outcome):
             self._asking = asyncio.ensure_future(self._ask(message))
         else:
             self._deliver(message)
+
+    def _has_died(self, outcome: Outcome) -> bool:
+        return outcome in _GUEST_DIED and not (outcome is Outcome.KILLED and self._was_interrupted)
 
     async def _ask(self, end: CellEnd) -> None:
         try:
