@@ -10,8 +10,6 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
-from anyio.from_thread import start_blocking_portal
-
 from ..handlers import ModelHandler
 from .arguments import reject
 from .broker.broker import Broker, CallSettings, open_broker
@@ -26,6 +24,7 @@ from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
 from .sandbox.context import encode_beside_loop
 from .sandbox.packages import importable
+from .sandbox.sync_sandbox import blocking_calls
 from .supervisor.conversation import Conversation
 from .supervisor.loop import RunSpec, SupervisorLoop
 from .supervisor.prompts import Prompts
@@ -391,6 +390,6 @@ arun.__doc__ = f"{arun.__doc__ or ''}\n{option_list(4)}\n"
 @_documented_as(arun)
 def run(*args: Any, **kwargs: Any) -> RunResult:
     """Wait for ``arun``, whose parameters and errors these are."""
-    # The event loop has its own thread, because a notebook already runs one in this thread.
-    with start_blocking_portal("asyncio") as portal:
-        return portal.call(lambda: arun(*args, **kwargs))
+    # In a thread, because a notebook already runs an event loop in this one.
+    with blocking_calls() as thread:
+        return thread.call(lambda: arun(*args, **kwargs))

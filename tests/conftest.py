@@ -18,6 +18,7 @@ from support import BACKENDS, SHARED, SMALL, Open
 
 from supdist.engine import SandboxConfig, SandboxRuntime, SandboxUnavailable, open_sandbox
 from supdist.engine.sandbox.image import daemon
+from supdist.engine.sandbox.loop_thread import stop_loop_thread
 from supdist.sandbox_image.image import default_tag
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def _nothing_is_deserialised() -> Generator[None]:
     """Over everything that ran since this file was loaded."""
     yield
     assert deserialised == []
+
+
+@pytest.fixture(autouse=True)
+def _no_test_inherits_zygotes() -> Generator[None]:
+    """Blocking calls keep theirs until the process ends, and tests count them."""
+    yield
+    stop_loop_thread()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Iterator
@@ -117,6 +118,18 @@ def guest_processes_named(name: str) -> set[int]:
     below = psutil.Process().children(recursive=True)
     guests = [child for child in below if _name(child) == "python"]
     return {parent.pid for guest in guests for parent in guest.parents() if _name(parent) == name}
+
+
+def program(code: str, seconds: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env={**os.environ, **environment},
+    )
 
 
 def zygotes() -> set[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from supdist.engine import (
     SandboxConfig,
     SandboxError,
     SandboxLost,
-    SyncSandbox,
     open_sandbox,
 )
 from supdist.engine.sandbox import CallError, WorkerCall
@@ -738,29 +736,6 @@ async def test_many_sandboxes_at_once_do_not_mix(engine: object) -> None:
 
     results = await asyncio.gather(*(one(number) for number in range(20)))
     assert results == [f"c{n} {n}:x ['{n}:a', '{n}:b']\n" for n in range(20)]
-
-
-def test_the_same_without_an_event_loop() -> None:
-    with SyncSandbox(context="doc") as sandbox:
-        assert sandbox.execute("print(context)").stdout == "doc\n"
-        assert sandbox.isolation.missing() == []
-        sandbox.reset()
-        assert sandbox.execute("print('x' in globals())").stdout == "False\n"
-
-
-def test_the_same_from_several_threads() -> None:
-    results: list[str] = []
-
-    def work(number: int) -> None:
-        with SyncSandbox(context=str(number)) as sandbox:
-            results.append(sandbox.execute("print(context)").stdout.strip())
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == ["0", "1", "2", "3"]
 
 
 async def test_files_are_listed_by_name_and_size_whatever_lies_between_them(small: Open) -> None:

@@ -23,8 +23,9 @@ from .config import (
     WorkerCall,
     as_data,
 )
-from .factory import SandboxRuntime, SyncSandbox, open_sandbox
+from .factory import SandboxRuntime, open_sandbox
 from .sandbox import Sandbox
+from .sync_sandbox import SyncSandbox
 
 __all__ = [
     "CallError",

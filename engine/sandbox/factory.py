@@ -1,4 +1,4 @@
-"""Opens sandboxes: ``open_sandbox``, ``SyncSandbox``, ``SandboxRuntime``."""
+"""Opens sandboxes in an event loop: ``open_sandbox``, ``SandboxRuntime``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
 )
@@ -16,20 +15,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from anyio.from_thread import BlockingPortal
 from anyio.lowlevel import RunVar
 
 from ..arguments import reject
 from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
-from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
+from .config import OnCall, SandboxConfig
 from .diagnostics import translate_shortage
-from .loop_thread import LoopThread
 from .packages import Packages, find_packages
 from .running_guest import GuestSetup
 from .sandbox import Sandbox
-from .zygote import OTHER_PROCESS, ZygoteClient
+from .zygote import ZygoteClient
 
 if TYPE_CHECKING:
     from .docker_backend import DockerBackend
@@ -264,84 +261,11 @@ def _check_query(query: object) -> None:
         reject("query", query, "text")
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    sandbox: Sandbox
-    portal: BlockingPortal
-    thread: LoopThread
-    # Stops the thread when the ``SyncSandbox`` is garbage.
-    finalizer: weakref.finalize[[], SyncSandbox]
-
-
-class SyncSandbox(AbstractContextManager["SyncSandbox"]):
-    """A ``Sandbox`` for code without an event loop. Takes ``open_sandbox``'s arguments."""
-
-    def __init__(
-        self,
-        config: SandboxConfig | None = None,
-        *,
-        context: object = "",
-        query: str = "",
-        on_call: OnCall | None = None,
-        tools: Mapping[str, Tool] | Toolbox | None = None,
-        on_tool: Callable[[ToolUse], None] | None = None,
-    ) -> None:
-        self._manager = open_sandbox(
-            config, context=context, query=query, on_call=on_call, tools=tools, on_tool=on_tool
-        )
-        self._state: _Opened | None = None
-
-    def __enter__(self) -> SyncSandbox:
-        thread = LoopThread(self._manager)
-        portal, sandbox = thread.start()
-        self._state = _Opened(sandbox, portal, thread, weakref.finalize(self, thread.stop))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state is None:
-            return
-        opened, self._state = self._state, None
-        opened.finalizer.detach()
-        # In a fork of the process, the sandbox is the other process's.
-        if opened.sandbox.is_ours:
-            opened.thread.close()
-
-    @property
-    def _opened(self) -> _Opened:
-        # Before and after the ``with`` block.
-        if self._state is None:
-            raise SandboxError("this sandbox is not open; use it inside `with SyncSandbox(...) as sandbox:`")
-        # The thread that would answer does not exist in a fork.
-        if not self._state.sandbox.is_ours:
-            raise SandboxError(OTHER_PROCESS)
-        return self._state
-
-    @property
-    def isolation(self) -> Isolation:
-        """See ``Sandbox.isolation``."""
-        return self._opened.sandbox.isolation
-
-    def execute(self, code: str, *, timeout: float | None = None) -> CellResult:
-        """See ``Sandbox.execute``."""
-        opened = self._opened
-        return opened.portal.call(lambda: opened.sandbox.execute(code, timeout=timeout))
-
-    def put(self, path: str, data: bytes) -> None:
-        """See ``Sandbox.put``."""
-        self._opened.portal.call(self._opened.sandbox.put, path, data)
-
-    def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
-        """See ``Sandbox.get``."""
-        opened = self._opened
-        return opened.portal.call(lambda: opened.sandbox.get(path, max_bytes=max_bytes))
-
-    def list(self, *, most: int = 1000) -> Listing:
-        """See ``Sandbox.list``."""
-        opened = self._opened
-        return opened.portal.call(lambda: opened.sandbox.list(most=most))
-
-    def reset(self) -> None:
-        """See ``Sandbox.reset``."""
-        self._opened.portal.call(self._opened.sandbox.reset)
+@asynccontextmanager
+async def keep_backends() -> AsyncGenerator[None]:
+    """Keep the zygotes and containers that sandboxes of this event loop start."""
+    shared = await _SharedBackends.of_this_loop()
+    try:
+        yield
+    finally:
+        await shared.leave()

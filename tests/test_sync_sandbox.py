@@ -1,0 +1,137 @@
+"""Sandboxes for code without an event loop: they share one, and its zygotes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+from process_support import program, zygotes
+from support import SMALL_CONFIG, block
+
+from supdist.engine import HostTool, Outcome, SandboxError, SyncSandbox, run
+from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.handlers import ScriptedHandler
+
+
+def test_the_same_without_an_event_loop() -> None:
+    with SyncSandbox(context="doc") as sandbox:
+        assert sandbox.execute("print(context)").stdout == "doc\n"
+        assert sandbox.isolation.missing() == []
+        sandbox.reset()
+        assert sandbox.execute("print('x' in globals())").stdout == "False\n"
+
+
+def test_the_same_from_several_threads() -> None:
+    results: list[str] = []
+
+    def work(number: int) -> None:
+        with SyncSandbox(context=str(number)) as sandbox:
+            results.append(sandbox.execute("print(context)").stdout.strip())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["0", "1", "2", "3"]
+
+
+def use() -> str:
+    with SyncSandbox(SMALL_CONFIG) as sandbox:
+        return sandbox.execute("print('hi')").stdout
+
+
+def answer() -> str | None:
+    return run(
+        query="q", context="c", supervisor=ScriptedHandler([block("FINAL('hi')")]), worker=None,
+        sandbox=SMALL_CONFIG,
+    ).answer  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [use, answer])
+def test_one_zygote_serves_all_blocking_calls_of_a_process(call: Callable[[], object]) -> None:
+    with SyncSandbox(SMALL_CONFIG) as sandbox:
+        first = zygotes()
+        call()
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        assert sandbox.execute("1").outcome is Outcome.OK
+    call()
+    assert zygotes() == first
+    assert len(first) == 1
+
+
+def test_it_can_be_opened_and_closed_by_hand_again_and_again() -> None:
+    sandbox = SyncSandbox(SMALL_CONFIG, context="text")
+    sandbox.close()
+    for _ in range(2):
+        assert sandbox.open() is sandbox
+        with pytest.raises(SandboxError, match="open already"):
+            sandbox.open()
+        assert sandbox.execute("print(context, 'x' in globals()); x = 1").stdout == "text False\n"
+        sandbox.close()
+        sandbox.close()
+        with pytest.raises(SandboxError, match="or call open"):
+            sandbox.execute("1")
+
+
+def test_ctrl_c_interrupts_the_cell_and_keeps_its_variables() -> None:
+    """The host's signal arrives once the cell runs."""
+    started = threading.Event()
+
+    async def on_call(call: WorkerCall) -> list[str | CallError]:
+        started.set()
+        return ["go on"]
+
+    def press() -> None:
+        started.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with SyncSandbox(SMALL_CONFIG, on_call=on_call) as sandbox:
+        sandbox.execute("x = 1")
+        threading.Thread(target=press).start()
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.execute("worker('x')\nwhile True: pass", timeout=60)
+        assert sandbox.execute("print(x)").stdout == "1\n"
+
+
+def test_a_call_from_the_event_loop_that_would_serve_it_is_an_error_and_no_deadlock() -> None:
+    with SyncSandbox(SMALL_CONFIG) as inner:
+
+        async def blocking() -> str:
+            try:
+                return inner.execute("print('inner')").stdout
+            except SandboxError as error:
+                return str(error)
+
+        async def in_a_thread() -> str:
+            done = await asyncio.to_thread(inner.execute, "print('inner')")
+            return done.stdout
+
+        async def own() -> str:
+            return use()
+
+        tools = {each.__name__: HostTool(each) for each in (blocking, in_a_thread, own)}
+        with SyncSandbox(SMALL_CONFIG, tools=tools) as outer:
+            assert "asyncio.to_thread" in outer.execute("print(blocking())").stdout
+            assert outer.execute("print(in_a_thread(), own(), sep='')").stdout == "inner\nhi\n\n"
+
+
+def test_what_is_used_while_the_process_ends_says_so() -> None:
+    done = program("""
+import atexit
+from supdist.engine import SandboxError, SyncSandbox
+def late():
+    for use in (lambda: sandbox.execute("1"), sandbox.close, lambda: SyncSandbox().open()):
+        try: print(use())
+        except SandboxError as error: print(error)
+atexit.register(late)
+sandbox = SyncSandbox().open()
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    ended = "the process ends: its sandboxes are closed"
+    assert done.stdout.splitlines() == [ended, "None", ended]
