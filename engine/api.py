@@ -19,6 +19,7 @@ from .config import DEFAULTS, Default, RunConfig, option_list
 from .errors import LogError, TaskError
 from .events import Event, RunEnded, RunStarted, Warned
 from .limits import RunLimits
+from .model_specs import handler_named
 from .result import RunResult
 from .runlog.writer import RunLogger, new_run_id
 from .sandbox import SandboxConfig, open_sandbox
@@ -34,7 +35,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _METRICS_SECONDS = 1
-_HOW_TO_MAKE_A_HANDLER = 'make one: supdist.handlers.OpenAIHandler("MODEL", base_url="https://HOST/v1")'
 
 
 class RunOptions(TypedDict, total=False):
@@ -60,8 +60,8 @@ async def arun(
     *,
     query: str,
     context: object,
-    supervisor: ModelHandler,
-    worker: ModelHandler | None,
+    supervisor: ModelHandler | str,
+    worker: ModelHandler | str | None,
     max_iterations: int = DEFAULTS.max_iterations,
     log_dir: str | os.PathLike[str] | None = DEFAULTS.log_dir,
     output_limit: int = DEFAULTS.output_limit,
@@ -77,7 +77,7 @@ async def arun(
     Args:
         query: the question.
         context: the document: text, or a list or dict of plain data.
-        supervisor: the model that writes code.
+        supervisor: the model that writes code: a handler, or a name such as "ollama/qwen3:8b".
         worker: the model that the code calls. With None, a call raises ``WorkerError`` in the code.
         config: options in one value.
         **options: options by name; ``limits`` holds several.
@@ -98,7 +98,7 @@ async def arun(
     }
     given = {name: value for name, value in common.items() if not isinstance(value, Default)}
     settings = _merge_options(config, {**given, **options})
-    question = _Question.checked(query, context, supervisor, worker)
+    question = _Question.checked(query, context, supervisor, worker, settings.worker_ctx_k)
     with outer_run() as outer:
         account = RunAccount.open(new_run_id(), _limits(question, settings), outer)
         try:
@@ -116,16 +116,15 @@ class _Question:
     worker: ModelHandler | None
 
     @classmethod
-    def checked(cls, query: object, context: object, supervisor: object, worker: object) -> _Question:
+    def checked(
+        cls, query: object, context: object, supervisor: object, worker: object, worker_ctx_k: int
+    ) -> _Question:
         if not isinstance(query, str):
             reject("query", query, "text")
         if not query.strip():
             raise TaskError("query is empty; ask a question")
-        if not isinstance(supervisor, ModelHandler):
-            reject("supervisor", supervisor, "a ModelHandler", _HOW_TO_MAKE_A_HANDLER)
-        if worker is not None and not isinstance(worker, ModelHandler):
-            reject("worker", worker, "a ModelHandler or None", _HOW_TO_MAKE_A_HANDLER)
-        return cls(query, context, supervisor, worker)
+        asked = None if worker is None else handler_named("worker", worker, worker_ctx_k)
+        return cls(query, context, handler_named("supervisor", supervisor, worker_ctx_k), asked)
 
     @property
     def handlers(self) -> list[ModelHandler]:

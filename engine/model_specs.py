@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from ..handlers import (
     BuiltinSupervisor,
@@ -22,7 +23,9 @@ from ..handlers import (
     VLLMHandler,
 )
 from ..handlers.openai import OPENAI_URL, TOGETHER_URL
+from .arguments import reject
 from .errors import TaskError
+from .model_presets import NO_KEY, fields_of, is_preset
 from .trust import UNBOUND, Environment, Permissions
 from .trust.hosts import ENDPOINT_VARIABLES, keys_of, origin_of
 from .trust.permissions import KeyNames, readable_files
@@ -47,6 +50,8 @@ _TOGETHER: dict[Role, str] = {
 }
 # For an endpoint without a key. Without it the handler would look for a key of its own.
 _PLACEHOLDER_KEY = "none"
+
+_HOW_TO_NAME = 'name it, as "ollama/qwen3:8b", or make one: supdist.handlers.OpenAIHandler("MODEL")'
 
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
 
@@ -73,7 +78,7 @@ class OpenAISpec(BaseModel):
     api_key_env: str | None = Field(
         default=None,
         pattern=VARIABLE_NAME,
-        description="the environment variable that holds the key",
+        description="the environment variable that holds the key; none sends no key",
     )
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int | None = Field(default=None, ge=1, description="tokens in an answer, at most")
@@ -112,6 +117,8 @@ class OpenAISpec(BaseModel):
     def _endpoint(self, role: str, permissions: Permissions) -> tuple[str | list[str] | None, KeyNames]:
         urls = permissions.default_url if self.base_url is None else self.base_url
         listed = [urls] if isinstance(urls, str) else urls or []
+        if self.api_key_env == NO_KEY:
+            return urls, dict.fromkeys(listed)
         name = f"{role}.base_url" if self.api_key_env is None else f"{role}.api_key_env"
         return urls, permissions.keys(listed, self.api_key_env, name)
 
@@ -240,9 +247,49 @@ class BrokerSpec(BaseModel):
         return readable_files(permissions, folder / self.curve_keys, f"{role}.curve_keys")
 
 
+_Whole = OpenAISpec | VLLMSpec | ScriptedSpec | BuiltinSpec | BrokerSpec
+
+
+def _whole(value: object) -> object:
+    try:
+        return fields_of(value, os.environ) if isinstance(value, str) else value
+    except TaskError as error:
+        raise ValueError(str(error)) from error
+
+
+# A text is a short name: its preset, of model_presets.py, gives the other fields.
 ModelSpec = Annotated[
-    OpenAISpec | VLLMSpec | ScriptedSpec | BuiltinSpec | BrokerSpec, Field(discriminator="handler")
+    _Whole,
+    Field(discriminator="handler"),
+    BeforeValidator(_whole, json_schema_input_type=Annotated[_Whole, Field(discriminator="handler")] | str),
 ]
+
+
+def model_named(text: str, environ: Mapping[str, str] = os.environ) -> ModelSpec:
+    """Return the specification of a short name, such as ``ollama/qwen3:8b``.
+
+    Raises:
+        TaskError: the name is wrong.
+    """
+    return TypeAdapter[ModelSpec](ModelSpec).validate_python(fields_of(text, environ))
+
+
+def handler_named(role: Role, model: object, worker_ctx_k: int) -> ModelHandler:
+    """Return the handler that a short name stands for, or the handler itself.
+
+    Raises:
+        TaskError: the name is wrong, or it is neither.
+    """
+    if isinstance(model, str):
+        try:
+            return model_named(model).build(role, Path(), worker_ctx_k)
+        except TaskError as error:
+            raise TaskError(f"{role}: {error}") from error
+    if not isinstance(model, ModelHandler):
+        reject(
+            role, model, "a ModelHandler" if role == "supervisor" else "a ModelHandler or None", _HOW_TO_NAME
+        )
+    return model
 
 
 def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
@@ -250,7 +297,7 @@ def builtin(role: Role, worker_ctx_k: int) -> ModelHandler:
     return BuiltinSupervisor(worker_ctx_k=worker_ctx_k) if role == "supervisor" else BuiltinWorker()
 
 
-def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | None:
+def from_environment(role: Role, environ: Mapping[str, str]) -> ModelHandler | None:
     """Return the model that the environment configures, if any.
 
     Raises:
@@ -258,9 +305,22 @@ def from_environment(role: Role, environ: Mapping[str, str]) -> OpenAIHandler | 
     """
     spec = specified_by(environ, role)
     if spec is None:
-        return None
+        named = configured(environ, role)
+        return None if named is None else named.build(role, Path(), worker_ctx_k=8)
     key = environ[spec.api_key_env] if spec.api_key_env else _PLACEHOLDER_KEY
     return OpenAIHandler(spec.model, base_url=spec.base_url, api_key=key, **_SAMPLING[role])
+
+
+def configured(environ: Mapping[str, str], role: Role) -> ModelSpec | None:
+    """Return a role's specification in the environment; None if it names no endpoint, key or preset.
+
+    Raises:
+        TaskError: as ``specified_by``.
+    """
+    spec = specified_by(environ, role)
+    # With an endpoint, or a key, the variable holds the name that the endpoint knows.
+    model = environ.get(f"{role.upper()}_MODEL", "")
+    return model_named(model, environ) if spec is None and is_preset(model) else spec
 
 
 def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:

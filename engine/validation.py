@@ -20,7 +20,9 @@ T = TypeVar("T", bound=BaseModel)
 _MOST_SHOWN = 60
 
 # A union puts the name of each of its types into the place of an error: ("context", "list[json]", 0).
-_UNION_MEMBER = re.compile(r"str|int|float|bool|none|literal\[.*|(list|dict|tuple|set|tagged-union)\[.*")
+_UNION_MEMBER = re.compile(
+    r"str|int|float|bool|none|literal\[.*|(list|dict|tuple|set|tagged-union|function-before)\[.*"
+)
 
 VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 MODULE_FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"

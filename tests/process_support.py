@@ -25,6 +25,10 @@ MODEL_VARIABLES = (
     "SUPERVISOR_MODEL",
     "WORKER_MODEL",
     "JUDGE_MODEL",
+    "OLLAMA_HOST",
+    "LMSTUDIO_BASE_URL",
+    "LLAMACPP_BASE_URL",
+    "VLLM_BASE_URL",
 )
 """Environment variables that name endpoints and models."""
 

@@ -194,10 +194,10 @@ def test_right_values_are_kept(name: str) -> None:
     [
         ({"query": None}, "query must be text, not None"),
         ({"query": " "}, "query is empty"),
-        ({"supervisor": "gpt-4o"}, "supervisor must be a ModelHandler, not the text 'gpt-4o'; make one: "),
+        ({"supervisor": "gpt-4o"}, "supervisor: 'gpt-4o' names no provider; did you mean openai/gpt-4o?"),
         ({"supervisor": None}, "supervisor must be a ModelHandler, not None"),
         ({"supervisor": ScriptedHandler}, "not the class ScriptedHandler"),
-        ({"worker": "gpt-4o"}, "worker must be a ModelHandler or None, not the text 'gpt-4o'; make one: "),
+        ({"worker": "gpt-4o"}, "worker: 'gpt-4o' names no provider; did you mean openai/gpt-4o?"),
         ({"limits": {"max_tokens": 5}}, "limits must be a RunLimits or None, not a dict; give RunLimits("),
         ({"limits": BudgetLimits()}, "not a BudgetLimits"),
         ({"config": {"max_tokens": 5}}, "config must be a RunConfig or None, not a dict"),

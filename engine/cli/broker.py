@@ -89,7 +89,7 @@ def keygen(
 def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
     from ..config import RunConfig
     from ..errors import TaskError
-    from ..model_specs import Role, specified_by
+    from ..model_specs import Role, configured
     from ..taskfile import read_models
 
     environment = allowed.environment()
@@ -99,7 +99,7 @@ def _handlers(path: Path | None, allowed: Allowed) -> dict[str, ModelHandler]:
         specs = {"supervisor": file.supervisor, "worker": file.worker}
     else:
         # Without a file the environment may name one model, or both.
-        specs = {role: specified_by(environment, role) for role in get_args(Role)}
+        specs = {role: configured(environment, role) for role in get_args(Role)}
     permissions = allowed.bind(path, environment)
     folder, worker_ctx_k = permissions.subject.parent, RunConfig().worker_ctx_k
     handlers: dict[str, ModelHandler] = {

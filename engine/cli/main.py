@@ -25,8 +25,11 @@ from .options import (
     JsonFindingsOption,
     JsonResultOption,
     RuntimeOption,
+    SupervisorOption,
+    WorkerOption,
     flag,
     sandbox_config,
+    typed_models,
 )
 from .permissions import (
     Allowed,
@@ -139,6 +142,8 @@ def run(
         Path, typer.Argument(help="The task file (JSON or TOML). `supdist-engine schema` describes it.")
     ],
     *,
+    supervisor: SupervisorOption = None,
+    worker: WorkerOption = None,
     as_json: JsonResultOption = False,
     log_dir: Annotated[Path | None, flag("log_dir", note="Default: as in the task file.")] = None,
     log_bytes: Annotated[int | None, flag("log_bytes", note="Default: as in the task file.")] = None,
@@ -173,7 +178,9 @@ def run(
     permissions = allowed.bind(task, environment, ask=not as_json)
     description = _override(read_task(task), max_iterations, backend, log_bytes)
     outputs = _Outputs.of(description, task.parent, permissions, log_dir)
-    work = _answer(description, outputs, _ModelServer(broker, curve_keys), permissions, quiet=as_json)
+    typed = typed_models(supervisor, worker)
+    server = _ModelServer(broker, curve_keys)
+    work = _answer(description, outputs, server, permissions, typed, quiet=as_json)
     with explain_withheld_keys(permissions):
         result = wait(work, outputs.shown)
     if as_json:
@@ -243,7 +250,13 @@ class _ModelServer(NamedTuple):
 
 
 async def _answer(
-    task: TaskFile, outputs: _Outputs, server: _ModelServer, permissions: Bound, *, quiet: bool
+    task: TaskFile,
+    outputs: _Outputs,
+    server: _ModelServer,
+    permissions: Bound,
+    typed: Mapping[Role, ModelSpec],
+    *,
+    quiet: bool,
 ) -> RunResult:
     from ..api import arun
     from ..broker.cache import ResponseCache
@@ -251,7 +264,7 @@ async def _answer(
     from .console import display
 
     folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
-    models = await _models(task, server, permissions)
+    models = await _models(task, server, permissions, typed)
     context = task.load_context(folder, permissions)
     # ``own``: the task file named the cache, not the user. Answers that another user kept are not trusted.
     cache = outputs.cache if isinstance(outputs.cache, str) else ResponseCache(outputs.cache, own=True)
@@ -271,8 +284,10 @@ async def _answer(
         )
 
 
-async def _models(task: TaskFile, server: _ModelServer, permissions: Bound) -> dict[str, ModelHandler]:
-    from ..model_specs import specified_by
+async def _models(
+    task: TaskFile, server: _ModelServer, permissions: Bound, typed: Mapping[Role, ModelSpec]
+) -> dict[str, ModelHandler]:
+    from ..model_specs import configured
 
     roles: tuple[tuple[Role, ModelSpec | None], ...] = (
         ("supervisor", task.supervisor),
@@ -281,10 +296,11 @@ async def _models(task: TaskFile, server: _ModelServer, permissions: Bound) -> d
     folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
     served = await server.handlers()
     models = dict(served)
-    # The server comes first, then the task, then the environment.
+    # An option comes first, then the server, the task, the environment, and the option for the other role.
     for role, named in roles:
-        spec = named or specified_by(permissions.environment, role)
-        if role not in served and spec is not None:
+        spec = named or configured(permissions.environment, role) or next(iter(typed.values()), None)
+        spec = typed.get(role) or (None if role in served else spec)
+        if spec is not None:
             models[role] = spec.build(role, folder, worker_ctx_k, permissions)
     return models
 

@@ -12,6 +12,7 @@ from ..config import option_of
 from ..option import whole_number
 
 if TYPE_CHECKING:
+    from ..model_specs import ModelSpec, Role
     from ..sandbox import SandboxConfig
 
 # One day.
@@ -40,6 +41,19 @@ PackagesOption = Annotated[
     str | None,
     typer.Option(
         "--packages", help="A folder made by `pip install --target`. The code can import its packages."
+    ),
+]
+_PRESETS = "PRESET/MODEL, such as ollama/qwen3:8b or openai/gpt-4.1, or builtin."
+SupervisorOption = Annotated[
+    str | None,
+    typer.Option("--supervisor", metavar="MODEL", help=f"The model that writes code: {_PRESETS}"),
+]
+WorkerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--worker",
+        metavar="MODEL",
+        help="The model that the code asks, named alike. Default: as configured, else the supervisor's.",
     ),
 ]
 JsonResultOption = Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")]
@@ -99,3 +113,23 @@ def sandbox_config(**wanted: Any) -> SandboxConfig:
         problem = error.errors()[0]
         option = f"--{problem['loc'][0]}: " if problem["loc"] else ""
         raise TaskError(f"{option}{in_plain_words(problem)}") from None
+
+
+def typed_models(supervisor: str | None, worker: str | None) -> dict[Role, ModelSpec]:
+    """Return the models that ``--supervisor`` and ``--worker`` name.
+
+    Raises:
+        TaskError: a name is wrong.
+    """
+    from ..errors import TaskError
+    from ..model_specs import model_named
+
+    found: dict[Role, ModelSpec] = {}
+    named: tuple[tuple[Role, str | None], ...] = (("supervisor", supervisor), ("worker", worker))
+    for role, name in named:
+        try:
+            if name is not None:
+                found[role] = model_named(name)
+        except TaskError as error:
+            raise TaskError(f"--{role}: {error}") from error
+    return found

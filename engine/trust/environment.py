@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import TaskError
 from ..private_files import others_may_write
+from .servers import ADDRESS_VARIABLES
 
 ENV_FILE = ".env"
 
@@ -19,6 +20,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MODELS = frozenset({"SUPERVISOR_MODEL", "WORKER_MODEL", "JUDGE_MODEL"})
 _OF_ENGINE = frozenset({"BASE_URL", "OPENAI_BASE_URL", "LOG_DIR"})
+# Only the engine reads what is passed on: keys, models, and addresses of local servers.
 _OF_LIBRARIES = re.compile(
     r"(?i).*_proxy|(CUDA|CURL|DOCKER|HF|LD|OPENAI|PYTHON|RAY|REQUESTS|SSL|SUPDIST|VLLM|XDG)_\w+|TMPDIR"
 )
@@ -61,7 +63,7 @@ class Environment(Mapping[str, str]):
     @property
     def not_passed_on(self) -> list[str]:
         """Names in the file that would change libraries."""
-        kept = {*_MODELS, *_OF_ENGINE}
+        kept = {*_MODELS, *_OF_ENGINE, *ADDRESS_VARIABLES}
         return [
             name
             for name in self.file
@@ -76,7 +78,7 @@ def load_environment(
 
     Args:
         file: of any owner, as the user named it.
-        process: by default ``os.environ``. It gets the file's keys and models.
+        process: by default ``os.environ``. It gets the file's keys, models and addresses of local servers.
 
     Raises:
         TaskError: the file cannot be read, or an unnamed ``.env`` is not the user's alone.
@@ -88,7 +90,7 @@ def load_environment(
         return Environment(dict(target))
     found = Environment(dict(target), _parse(text, path), path)
     for name, value in found.file.items():
-        if _KEY.fullmatch(name) or name in _MODELS:
+        if _KEY.fullmatch(name) or name in _MODELS or name in ADDRESS_VARIABLES:
             target.setdefault(name, value)
     return found
 

@@ -56,7 +56,7 @@ _PROVIDERS: Mapping[str, tuple[str, ...]] = {
 }
 
 # Servers that people start on their own machine.
-_LOCAL_SERVERS = ("VLLM_API_KEY", "SGLANG_API_KEY", "LITELLM_API_KEY", "LM_API_TOKEN")
+_LOCAL_SERVERS = ("VLLM_API_KEY", "SGLANG_API_KEY", "LITELLM_API_KEY", "LM_API_TOKEN", "LLAMACPP_API_KEY")
 
 _PORTS = {"http": 80, "https": 443}
 # Stricter than any URL parser: two parsers must not read two hosts out of one text.

@@ -9,6 +9,7 @@ from ..errors import TaskError
 from .environment import Environment
 from .hosts import DEFAULT_KEY, ENDPOINT_VARIABLES, Origin, keys_of, origin_of, parse_host
 from .questions import Answer, Ask, Question, command, shown
+from .servers import SERVERS
 from .settings import HostRule, Settings, change_settings
 
 
@@ -93,6 +94,12 @@ class KeyRules:
             and variable in keys
             and not environment.redirects(each, variable)
             for each, keys in ENDPOINT_VARIABLES.items()
+        ) or any(
+            environment.get(server.variable)
+            and server.key == variable
+            and server.url(environment) == url
+            and not environment.redirects(server.variable, variable)
+            for server in SERVERS.values()
         )
 
     def _decision(self, origin: Origin, variable: str) -> bool | None:

@@ -17,7 +17,7 @@ from ...engine.cli.exit import NO_FILES
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.cli.signals import Stopped, run_until_signal
 from ...engine.errors import TaskError
-from ...engine.model_specs import BuiltinSpec, Role
+from ...engine.model_specs import BuiltinSpec, Role, configured
 from ...engine.taskfile import TaskLimits, checked
 from ...engine.trust import Environment, Permissions
 from ...engine.trust.settings import user_secret
@@ -65,6 +65,7 @@ def eval_with(
     """
     if retry_failed and place.resume is None:
         raise TaskError("--retry-failed needs an experiment: name its folder with --resume")
+    _check_names(flags)
     environment = allowed.environment()
     config, subject, is_own = _choose_settings(flags, file, place, environment)
     if user_secret() is None:
@@ -171,6 +172,20 @@ def _settings(
     found["task_options"] |= dict(map(_task_option, flags.get("task_options", ())))
     if "backend" in flags:
         found["sandbox"]["backend"] = flags["backend"]
+    found |= _named_models(flags, settings, environment)
+    if found["strategy"] == "supervisor":
+        # Like `run`: what is typed for one role serves both, and not beside a builtin model.
+        for role, other in (_ROLES, _ROLES[::-1]):
+            if found[role] is None and not configured(environment, role):
+                found[role] = flags.get(other)
+    return checked(ExperimentConfig, found, "the settings are wrong")
+
+
+def _named_models(
+    flags: Mapping[str, Any], settings: ExperimentConfig, environment: Environment
+) -> dict[str, Any]:
+    """Return the models whose names at an endpoint were given."""
+    found: dict[str, Any] = {}
     for role in _ROLES:
         if (model := flags.get(f"{role}_model")) is not None:
             before = getattr(settings, role)
@@ -178,7 +193,7 @@ def _settings(
     if (model := flags.get("judge_model")) is not None:
         spec = named_judge(model, environment)
         found["judge"] = spec if spec == "none" else spec.model_dump(mode="json")
-    return checked(ExperimentConfig, found, "the settings are wrong")
+    return found
 
 
 def _resumed(
@@ -197,6 +212,12 @@ def _resumed(
         lines = "\n".join(f"  {line}" for line in changed)
         raise TaskError(f"--resume {folder}: it was started with other settings, and keeps them:\n{lines}")
     return config, is_own
+
+
+def _check_names(flags: Mapping[str, Any]) -> None:
+    for role in (*_ROLES, "judge"):
+        if role in flags and f"{role}_model" in flags:
+            raise TaskError(f"--{role} and --{role}-model name one model: give one of them")
 
 
 def _typed(flags: Mapping[str, Any]) -> set[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from ...engine.config import RunConfig, option_of, pydantic_field
 from ...engine.errors import TaskError
-from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, specified_by
+from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, configured, specified_by
 from ...engine.sandbox import SandboxConfig
 from ...engine.supervisor.prompts import Prompts
 from ...engine.taskfile import TaskLimits, read_as
@@ -225,9 +225,9 @@ def named_model(
         return BuiltinSpec(handler="builtin")
     if before is not None and hasattr(before, "model"):
         return before.model_copy(update={"model": model})
-    spec = specified_by(environment.with_value(f"{role.upper()}_MODEL", model), role)
+    spec = configured(environment.with_value(f"{role.upper()}_MODEL", model), role)
     if spec is None:
-        raise TaskError(f"{role} {model}: {_NO_ENDPOINT}, or use `builtin`")
+        raise TaskError(f"{role} {model}: {_NO_ENDPOINT}, or use `builtin` or PRESET/MODEL")
     return spec
 
 
@@ -263,7 +263,7 @@ def _judge_at_endpoint(environ: Mapping[str, str], model: str) -> OpenAISpec | N
 
 
 def _model(role: Role, environ: Mapping[str, str]) -> ModelSpec:
-    return specified_by(environ, role) or BuiltinSpec(handler="builtin")
+    return configured(environ, role) or BuiltinSpec(handler="builtin")
 
 
 def _name(role: str, spec: ModelSpec | None) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ...engine.cli.options import Backend, flag
+from ...engine.cli.options import Backend, SupervisorOption, WorkerOption, flag
 from ...engine.cli.permissions import (
     Allowed,
     AllowReadOption,
@@ -69,8 +69,18 @@ class SettingFlags:
             "direct: one call, with the document cut to the window. builtin: the loop with the builtin pair."
         ),
     ] = None
+    supervisor: SupervisorOption = None
+    worker: WorkerOption = None
+    judge: Annotated[
+        _Text,
+        typer.Option(metavar="MODEL", help="The model that judges answers, named alike; none for no judge."),
+    ] = None
     supervisor_model: Annotated[
-        _Text, typer.Option(help="$SUPERVISOR_MODEL by default, else Llama-3.3-70B at Together.")
+        _Text,
+        typer.Option(
+            help="Its name at the configured endpoint. $SUPERVISOR_MODEL by default, else Llama-3.3-70B "
+            "at Together."
+        ),
     ] = None
     worker_model: Annotated[
         _Text, typer.Option(help="$WORKER_MODEL by default, else Llama-3.1-8B at Together.")
