@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from warnings import warn
 
 if TYPE_CHECKING:
-    from .api import arun, run
+    from .api import arun, astream, run
     from .config import RunConfig
     from .errors import (
         CacheError,
@@ -75,12 +75,13 @@ __all__ = [
     "TaskError",
     "Tool",
     "arun",
+    "astream",
     "open_sandbox",
     "run",
 ]
 
 _HOMES = {
-    "api": ("arun", "run"),
+    "api": ("arun", "astream", "run"),
     "config": ("RunConfig",),
     "limits": ("RunLimits",),
     "result": ("RunResult",),

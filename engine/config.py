@@ -166,10 +166,12 @@ class RunConfig:
             most=_MOST_COUNT,
         ),
     )
-    on_event: Callable[[Event], None] | None = field(
+    on_event: Callable[[Event], object] | None = field(
         default=None,
         metadata=_described(
-            event_function, "called with each Event in the event loop; it must not block", optional=True
+            event_function,
+            "called with each Event in the event loop, plain or async; a plain one must not block",
+            optional=True,
         ),
     )
     prompts: Prompts | None = field(

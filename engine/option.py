@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -151,15 +150,9 @@ def answer_cache(option: Option, value: object) -> str | os.PathLike[str] | Resp
 
 
 def event_function(option: Option, value: object) -> object:
-    """Return a plain function of one event."""
+    """Return a function of one event, plain or async."""
     if not callable(value):
         option.reject(value, "a function of one event")
-    call: object = getattr(value, "__call__", None)  # noqa: B004 - an object's method can be async, too
-    # The coroutine would never be awaited, and every event would be lost.
-    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call):
-        option.reject(
-            value, "a plain function", "an async function is not awaited; start a task in a plain one"
-        )
     return value
 
 

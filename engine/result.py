@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..handlers import Usage
+from .safe_html import facts_html, text_html
 from .sandbox import Isolation
 
 # Only logs have "cancelled": a caller that cancels gets no result.
@@ -82,3 +83,17 @@ class RunResult:
     worker_calls: int = 0
     failed_calls: Mapping[FailedCall, int] = field(default_factory=dict[FailedCall, int])
     failure: str | None = None
+
+    def _repr_html_(self) -> str:
+        answer = text_html(self.answer) if self.answer is not None else text_html("(no answer)", "#a00")
+        tokens = self.supervisor_usage + self.worker_usage
+        facts = [
+            self.stop_reason,
+            f"{self.iterations} turns",
+            f"{self.worker_calls:,} worker calls",
+            f"{tokens.input_tokens:,} tokens in, {tokens.output_tokens:,} out",
+            "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.4f}",
+            f"{self.elapsed:.1f} s",
+        ]
+        problems = [*([self.failure] if self.failure else []), *self.warnings]
+        return "".join([answer, facts_html(facts), *(text_html(each, "#a00") for each in problems)])

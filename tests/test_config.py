@@ -122,8 +122,6 @@ WRONG: dict[str, list[tuple[object, str]]] = {
     "log_dir": PATH,
     "on_event": [
         ("print", "a function of one event"),
-        (_async_function, "an async function is not awaited"),
-        (_AsyncCallable(), "an async function is not awaited"),
     ],
     "prompts": [
         ("Answer.", "give Prompts(system=...)"),
@@ -152,7 +150,7 @@ RIGHT: dict[str, list[object]] = {
     "cache_sampled": [True, False],
     "cache_counts": [True, False],
     "log_dir": ["logs", Path("logs"), None],
-    "on_event": [print, None],
+    "on_event": [print, _async_function, _AsyncCallable(), None],
     "prompts": [Prompts(), None],
     "tools": [{}, {"length": len, "record": HostTool(len)}, None],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -82,6 +83,8 @@ def main() -> None:
 def run_app(app: typer.Typer) -> None:
     """Run commands. A failure is one message and an exit code."""
     end_at_signals()
+    # The console shows warnings. Without a handler, Python would print them, too.
+    logging.getLogger("supdist").addHandler(logging.NullHandler())
     streams = Streams.guard()
     try:
         _run(app)
