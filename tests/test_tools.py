@@ -569,6 +569,25 @@ def test_the_same_without_an_event_loop() -> None:
     assert result.answer == "C"
 
 
+def test_the_authors_log_has_the_traceback_of_a_tool_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    def lookup(key: str) -> str:
+        raise KeyError(key)
+
+    code = """
+for _ in range(30):
+    try: lookup(chr(27) + '[2J')
+    except ToolError as error: text = str(error)
+print(text)"""
+    with SyncSandbox(tools={"lookup": HostTool(lookup)}) as sandbox:
+        assert sandbox.execute(code).stdout == "failed: the tool failed\n"
+    first, *others = [record.getMessage() for record in caplog.records if record.name == "supdist.tools"]
+    assert first.startswith("host tool lookup failed: Traceback")
+    assert "raise KeyError(key)" in first
+    assert "\x1b" not in first
+    # The code decides how often it calls.
+    assert len(others) == 19
+
+
 def test_a_function_that_never_returns_does_not_keep_the_interpreter_from_its_end() -> None:
     code = """
 import threading

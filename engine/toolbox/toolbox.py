@@ -6,8 +6,10 @@ import asyncio
 import builtins
 import inspect
 import keyword
+import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -17,7 +19,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ...sandbox_image import plain, protocol
 from ...sandbox_image.protocol import ToolCode, ToolFailure, ToolReply
-from ...sandbox_image.text import replace_surrogates
+from ...sandbox_image.text import printable, replace_surrogates
 from ..arguments import reject
 from ..errors import TaskError
 from .pickling import pickle_tool
@@ -35,8 +37,13 @@ _MOST_TOOLS = 128
 _MOST_SHIPPED_BYTES = 16 << 20
 # Tools that hang keep their thread, so there is a bound.
 _THREADS = 64
+
+# Failures of one sandbox's tools.
+_MOST_LOGGED = 20
 # In effect no limit: the engine's own functions cost nothing.
 _OWN_CALLS = 1_000_000
+
+_logger = logging.getLogger("supdist.tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,7 @@ class ToolCalls:
         self.toolbox = toolbox
         self._on_use = on_use
         self._counts = [0] * len(toolbox.hosted)
+        self._logged = 0
         self._threads = DaemonThreads(_THREADS)
         # A guest's data takes time to read: one at a time, in a thread. Writing results does not wait for it.
         self._reading, self._writing = CapacityLimiter(1), CapacityLimiter(1)
@@ -233,6 +241,7 @@ class ToolCalls:
             reply = await self._with_timeout(hosted, call.arguments, use)
         except _Failure as failure:
             use.error, use.message = failure.code, failure.log_message
+            self._log(hosted.name, failure)
             reply = ToolFailure(failure.code, replace_surrogates(failure.guest_message))
         except asyncio.CancelledError:
             use.error, use.message = "cancelled", "its cell has ended"
@@ -243,6 +252,14 @@ class ToolCalls:
             if self._on_use is not None and over <= 1:
                 self._on_use(use)
         return ToolReply(call.call, reply)
+
+    def _log(self, tool: str, failure: _Failure) -> None:
+        # The guest gets no traceback, so the tool's author needs it here. A guest can make a tool fail often.
+        if failure.__cause__ is None or self._logged == _MOST_LOGGED:
+            return
+        self._logged += 1
+        lines = traceback.format_exception(failure.__cause__)
+        _logger.warning("host tool %s failed: %s", tool, printable("".join(lines)))
 
     async def _with_timeout(self, hosted: _Hosted, arguments: bytes, use: ToolUse) -> bytes:
         clock = asyncio.timeout(hosted.tool.timeout)
