@@ -482,6 +482,46 @@ def test_marks_lie_within_the_axes(tmp_path: Path) -> None:
         assert axes.get_xscale() == ("linear" if drawing.name == "accuracy-steps" else "log")
 
 
+@pytest.mark.parametrize(
+    ("lengths", "ends"),
+    [
+        ([], []),
+        ([5, 5, 5], [5]),
+        ([100, 110, 120, 130, 140, 150], [150]),
+        ([1000, 2000, 4000, 8000, 16000, 32000], [2000, 8000, 32000]),
+        ([100] * 5 + [101] * 5 + [200] * 10, [101, 200]),
+        ([1, *[100] * 9], [100]),
+    ],
+)
+def test_no_two_bins_of_a_plot_lie_on_each_other(lengths: list[int], ends: list[int]) -> None:
+    from supdist.tools.evals.plots import bin_ends
+
+    assert bin_ends(lengths) == ends
+
+
+@pytest.mark.parametrize(
+    ("dollars", "scale", "ticks"), [((0, 0, 0), "linear", [0]), ((0, 0.0001, 3), "symlog", None)]
+)
+def test_marks_at_zero_lie_beside_each_other_on_an_axis_that_fits(
+    tmp_path: Path, dollars: tuple[float, ...], scale: str, ticks: list[float] | None
+) -> None:
+    from supdist.tools.evals.plots import drawings
+
+    for number, each in enumerate(dollars):
+        costs: dict[str, Any] = {"supervisor": Tokens(cost_usd=each), "worker": Tokens(cost_usd=0)}
+        write_run(tmp_path / str(number), [record(i, **costs) for i in range(4)])
+    drawing = next(iter(drawings(analyse([tmp_path]))))
+    axes = drawing.figure.axes[0]
+    drawing.figure.draw_without_rendering()
+    assert axes.get_xscale() == scale
+    assert ticks is None or list(axes.get_xticks()) == ticks
+    left, right = axes.get_xlim()
+    assert left < 0 <= max(dollars) < right
+    lines = [container[0] for container in axes.containers]
+    places = {tuple(line.get_transform().transform((line.get_xdata()[0], 0.5))) for line in lines}
+    assert len(places) == len(dollars)
+
+
 def test_a_figure_that_no_run_has_is_told(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", [record(0, worker=Tokens(cost_usd=None))])
     lines = plotted(tmp_path / "plots", tmp_path / "runs")

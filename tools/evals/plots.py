@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _LABEL_CHARACTERS = 44
 # Points on paper between two marks at one x, and between the first and the last.
 _OFFSET, _TOTAL_OFFSET = 5.0, 40.0
 _BINS = 5
+_NEXT_BIN = 1.25
 
 
 # Axes and figures are Any: matplotlib's own annotations leave its keywords open.
@@ -88,17 +89,18 @@ def drawings(found: Analysis) -> Iterator[Drawing]:
     labels = _labels(found.figures)
     y_axis = _y_axis(found)
     by_context = _by_context([record.context_chars for run in found.runs for record in run.records])
-    for name, title, points_of in (
-        ("accuracy-cost", "Dollars an example, supervisor and worker", _mean_mark(_cost)),
-        ("accuracy-steps", "Steps an example", _mean_mark(lambda record: record.steps)),
-        ("accuracy-context", "Characters of the context", by_context),
+    for name, title, points_of, far in (
+        ("accuracy-cost", "Dollars an example, supervisor and worker", _mean_mark(_cost), 20.0),
+        ("accuracy-steps", "Steps an example", _mean_mark(lambda record: record.steps), 20.0),
+        # Neighbouring bins may differ by a quarter, so that a linear axis must be short.
+        ("accuracy-context", "Characters of the context", by_context, 3.0),
     ):
         series = [
             Series(label, points)
             for label, run in zip(labels, found.runs, strict=True)
             if (points := points_of(run.records, y_axis))
         ]
-        yield Drawing(name, series, _figure(series, title, y_axis) if series else None)
+        yield Drawing(name, series, _figure(series, title, y_axis, far) if series else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,7 @@ def _cost(record: Record) -> float | None:
 
 
 def _by_context(lengths: Sequence[int]) -> PointsOf:
-    # A mark for each fifth of all runs' lengths. Few or equal lengths give fewer marks.
-    ordered = sorted(lengths)
-    ends = sorted(
-        {ordered[-(-len(ordered) * part // _BINS) - 1] for part in range(1, _BINS + 1)} if ordered else ()
-    )
+    ends = bin_ends(lengths)
 
     def points(records: Sequence[Record], y_axis: YAxis) -> Sequence[Point]:
         groups: dict[int, list[tuple[int, float]]] = {}
@@ -158,6 +156,22 @@ def _by_context(lengths: Sequence[int]) -> PointsOf:
         return [_group(groups[place], y_axis) for place in sorted(groups)]
 
     return points
+
+
+def bin_ends(lengths: Sequence[int]) -> list[int]:
+    """Return the longest context of each bin; there is a mark for each bin of a run.
+
+    A bin has at least a fifth of all runs' contexts. Its shortest one is longer by ``_NEXT_BIN`` than the
+    longest of the bin before: else their marks would lie on each other.
+    """
+    ordered = sorted(lengths)
+    ends: list[int] = []
+    first = 0
+    for place, (length, after) in enumerate(pairwise(ordered), 1):
+        if (place - first) * _BINS >= len(ordered) and after >= _NEXT_BIN * length:
+            ends.append(length)
+            first = place
+    return [*ends, *ordered[-1:]]
 
 
 def _group(pairs: Sequence[tuple[int, float]], y_axis: YAxis) -> Point:
@@ -184,7 +198,7 @@ def _shortened(name: str) -> str:
     return shorten_middle(one_line(name), _LABEL_CHARACTERS)
 
 
-def _figure(series: Sequence[Series], title: str, y_axis: YAxis) -> Any:
+def _figure(series: Sequence[Series], title: str, y_axis: YAxis, far: float) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -196,7 +210,7 @@ def _figure(series: Sequence[Series], title: str, y_axis: YAxis) -> Any:
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(x=0.08)
-    _scale(axes, series)
+    _scale(axes, series, far)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     # Below the axes, where long names cover no mark. Matplotlib omits a label that begins with an underscore.
@@ -215,7 +229,8 @@ def _draw(axes: Any, series: Series, index: int, count: int) -> Any:
     xs, ys = [point.x for point in points], [point.y for point in points]
     across = [point.across for point in points if point.across]
     # Marks at one x are drawn beside each other, so that each bar is visible.
-    aside = 0.0 if across else min(_OFFSET, _TOTAL_OFFSET / count) * (index - (count - 1) / 2) / 72
+    is_wide = any(bar.high > bar.low for bar in across)
+    aside = 0.0 if is_wide else min(_OFFSET, _TOTAL_OFFSET / count) * (index - (count - 1) / 2) / 72
     drawn = axes.errorbar(
         xs,
         ys,
@@ -242,19 +257,27 @@ def _bars(centres: Sequence[float], intervals: Sequence[Interval]) -> list[list[
     return [[max(0.0, x - bar.low) for x, bar in pairs], [max(0.0, bar.high - x) for x, bar in pairs]]
 
 
-def _scale(axes: Any, series: Sequence[Series]) -> None:
-    # From zero, or logarithmic if the marks are far apart.
+def _scale(axes: Any, series: Sequence[Series], far: float) -> None:
+    # From zero, or logarithmic if a mark is ``far`` times as large as another one.
+    # Free models have marks at zero.
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    xs = [point.x for each in series for point in each.points]
-    if min(xs) > 0 and max(xs) > 20 * min(xs):
+    xs = sorted(point.x for each in series for point in each.points)
+    positive = [x for x in xs if x > 0]
+    is_far = bool(positive) and xs[-1] > far * positive[0]
+    if not positive:
+        axes.set_xlim(-1, 1)
+        axes.set_xticks([0])
+    elif is_far and xs[0] > 0:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif is_far:
+        # Linear between zero and the first positive mark, logarithmic from there.
+        axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        axes.set_xlim(left=-0.3 * positive[0])
     else:
-        widest = max(xs) or 1.0
-        # Marks at 0, of models without a price, stay clear of the axis.
-        axes.set_xlim(-0.03 * widest, 1.08 * widest)
-    if max(xs) >= 1000:
+        axes.set_xlim(-0.03 * xs[-1], 1.08 * xs[-1])
+    if xs[-1] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
