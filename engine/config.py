@@ -19,6 +19,7 @@ from .option import (
     Check,
     Option,
     answer_cache,
+    byte_count,
     event_function,
     flag,
     number,
@@ -159,7 +160,7 @@ class RunConfig:
     log_bytes: int | None = field(
         default=256 << 20,
         metadata=_described(
-            whole_number,
+            byte_count,
             "bytes of a run's logs, long texts of the code in blobs/ included; then such texts are cut",
             optional=True,
             least=1,

@@ -70,6 +70,19 @@ def whole_number(option: Option, value: object) -> int:
     return whole
 
 
+def byte_count(option: Option, value: object) -> int:
+    """Return an int; a text has a unit, such as "512MiB"."""
+    if isinstance(value, str):
+        # Inside: --help does not need it.
+        from pydantic import ByteSize, TypeAdapter, ValidationError
+
+        try:
+            value = int(TypeAdapter(ByteSize).validate_python(value))
+        except ValidationError:
+            option.reject(value, 'a number of bytes, or text such as "512MiB"')
+    return whole_number(option, value)
+
+
 def number(option: Option, value: object) -> float:
     """Return a finite float."""
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, JsonValue, model_validator
 
 from .config import RunConfig, option_of, pydantic_field
 from .errors import TaskError
@@ -45,7 +45,7 @@ class TaskLimits(RunLimits):
     max_iterations: int = pydantic_field("max_iterations")
     output_limit: int = pydantic_field("output_limit")
     worker_ctx_k: int = pydantic_field("worker_ctx_k")
-    log_bytes: int | None = pydantic_field("log_bytes")
+    log_bytes: ByteSize | None = pydantic_field("log_bytes")
 
 
 class TaskFile(BaseModel):

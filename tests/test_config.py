@@ -98,7 +98,7 @@ WRONG: dict[str, list[tuple[object, str]]] = {
     "worker_ctx_k": [*WHOLE, (None, "not None")],
     "max_worker_calls": WHOLE,
     "max_tokens": WHOLE,
-    "log_bytes": WHOLE,
+    "log_bytes": [("lots", """text such as "512MiB" or None, not the text 'lots'"""), *WHOLE[1:]],
     "max_cost_usd": NUMBER,
     "max_seconds": NUMBER,
     "call_seconds": [*NUMBER, (math.inf, "use None for no limit")],

@@ -1,21 +1,17 @@
-"""The commands ``supdist-engine run | doctor | schema``, and the registration of all others."""
+"""The commands ``supdist-engine doctor | schema``, and the registration of all others."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
+from .ask import ask
 from .broker import app as broker_app
 from .exec import execute
-from .exit import NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, exit_code, fail, lack_of, wait
+from .exit import NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, fail, lack_of, wait
 from .image import app as image_app
 from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
@@ -24,34 +20,13 @@ from .options import (
     BackendOption,
     ImageOption,
     JsonFindingsOption,
-    JsonResultOption,
     RuntimeOption,
-    SupervisorOption,
-    WorkerOption,
-    flag,
     sandbox_config,
-    typed_models,
 )
-from .permissions import (
-    Allowed,
-    AllowReadOption,
-    AllowWriteOption,
-    EnvFileOption,
-    TrustEndpointOption,
-    explain_withheld_keys,
-)
+from .run import run
 from .signals import Stopped, end_at_signals
 from .streams import Streams
 from .trust import app as trust_app
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ...handlers import ModelHandler
-    from ..model_specs import ModelSpec, Role
-    from ..result import RunResult
-    from ..taskfile import TaskFile
-    from ..trust import Bound, Permissions
 
 # Rich help and errors are off: importing rich takes as long as the rest of `--help`.
 app = typer.Typer(
@@ -139,187 +114,8 @@ def _root(
     pass
 
 
-@app.command()
-def run(
-    task: Annotated[
-        Path, typer.Argument(help="The task file (JSON or TOML). `supdist-engine schema` describes it.")
-    ],
-    *,
-    supervisor: SupervisorOption = None,
-    worker: WorkerOption = None,
-    as_json: JsonResultOption = False,
-    log_dir: Annotated[Path | None, flag("log_dir", note="Default: as in the task file.")] = None,
-    log_bytes: Annotated[int | None, flag("log_bytes", note="Default: as in the task file.")] = None,
-    max_iterations: Annotated[
-        int | None, flag("max_iterations", note="Default: as in the task file.")
-    ] = None,
-    backend: Annotated[
-        Backend | None,
-        typer.Option(help="Isolate the code in a process or in a container. Default: as in the task file."),
-    ] = None,
-    broker: Annotated[
-        str | None,
-        typer.Option(
-            help="The address of a `supdist-engine broker`, whose models replace those of the task."
-        ),
-    ] = None,
-    curve_keys: Annotated[
-        Path | None, typer.Option(help="With --broker: the folder of this client's keys. tcp needs them.")
-    ] = None,
-    env_file: EnvFileOption = None,
-    allow_read: AllowReadOption = None,
-    allow_write: AllowWriteOption = None,
-    trust_endpoint: TrustEndpointOption = False,
-) -> None:
-    """Answer the question of a task file. The answer goes to stdout, progress to stderr."""
-    from ..api import as_data
-    from ..taskfile import read_task
-
-    allowed = Allowed.from_options(env_file, allow_read, allow_write, trust_endpoint)
-    environment = allowed.environment()
-    # A program that reads JSON cannot answer a question.
-    permissions = allowed.bind(task, environment, ask=not as_json)
-    description = _override(read_task(task), max_iterations, backend, log_bytes)
-    outputs = _Outputs.of(description, task.parent, permissions, log_dir)
-    typed = typed_models(supervisor, worker)
-    server = _ModelServer(broker, curve_keys)
-    work = _answer(description, outputs, server, permissions, typed, quiet=as_json)
-    with explain_withheld_keys(permissions):
-        result = wait(work, outputs.shown)
-    if as_json:
-        print(json.dumps(as_data(result)))
-    else:
-        _print_result(result, outputs.shown)
-    code = exit_code(result.stop_reason)
-    # A worker that failed is worse, and its code stays.
-    is_incomplete = result.unstored_answers or result.log_error is not None
-    raise typer.Exit(NO_FILES if is_incomplete and code != NO_MODEL else code)
-
-
-def _override(
-    task: TaskFile, max_iterations: int | None, backend: Backend | None, log_bytes: int | None
-) -> TaskFile:
-    given = {"max_iterations": max_iterations, "log_bytes": log_bytes}
-    limits = {name: value for name, value in given.items() if value is not None}
-    changes: dict[str, object] = {}
-    if limits:
-        changes["limits"] = task.limits.model_copy(update=limits)
-    if backend is not None:
-        # Checked anew: settings of the file may not fit the other backend.
-        changes["sandbox"] = sandbox_config(
-            **task.sandbox.model_dump(exclude_unset=True) | {"backend": backend}
-        )
-    return task.model_copy(update=changes)
-
-
-class _Outputs(NamedTuple):
-    log_dir: Path | None
-    cache: Path | str
-
-    @property
-    def shown(self) -> str | None:
-        """The log folder for a message, relative to the working directory if it is below."""
-        if self.log_dir is None:
-            return None
-        # The working directory may have been removed, or the folder is not below it.
-        with contextlib.suppress(OSError, ValueError):
-            return str(self.log_dir.relative_to(os.path.realpath(os.curdir)))
-        return str(self.log_dir)
-
-    @classmethod
-    def of(cls, task: TaskFile, folder: Path, permissions: Permissions, log_dir: Path | None) -> _Outputs:
-        # An option is the user's own word; only the file's paths need a permission.
-        if log_dir is None and task.log_dir is not None:
-            log_dir = permissions.writable(folder / task.log_dir, "log_dir")
-        if task.cache in ("off", "run"):
-            return cls(log_dir, task.cache)
-        return cls(log_dir, permissions.writable(folder / task.cache, "cache"))
-
-
-class _ModelServer(NamedTuple):
-    address: str | None
-    curve_keys: Path | None
-
-    async def handlers(self) -> Mapping[str, ModelHandler]:
-        from ..errors import TaskError
-
-        if self.address is not None:
-            from ..service import handlers_at
-
-            return await handlers_at(self.address, curve_keys=self.curve_keys)
-        if self.curve_keys is not None:
-            raise TaskError("--curve-keys is for a model server: name it with --broker")
-        return {}
-
-
-async def _answer(
-    task: TaskFile,
-    outputs: _Outputs,
-    server: _ModelServer,
-    permissions: Bound,
-    typed: Mapping[Role, ModelSpec],
-    *,
-    quiet: bool,
-) -> RunResult:
-    from ..api import arun
-    from ..broker.cache import ResponseCache
-    from ..model_specs import builtin
-    from .console import display
-
-    folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
-    models = await _models(task, server, permissions, typed)
-    context = task.load_context(folder, permissions)
-    # ``own``: the task file named the cache, not the user. Answers that another user kept are not trusted.
-    cache = outputs.cache if isinstance(outputs.cache, str) else ResponseCache(outputs.cache, own=True)
-    config = task.run_config(folder, permissions, cache=cache, log_dir=outputs.log_dir)
-    with display(task.query, quiet=quiet) as screen:
-        # The builtin pair stands in for a model that is missing: say that it is no language model.
-        if len(models) < 2:
-            from ...handlers.builtin import NOTICE
-
-            screen.note(NOTICE)
-        return await arun(
-            query=task.query,
-            context=context,
-            supervisor=models.get("supervisor") or builtin("supervisor", worker_ctx_k),
-            worker=models.get("worker") or builtin("worker", worker_ctx_k),
-            config=replace(config, on_event=screen.on_event),
-        )
-
-
-async def _models(
-    task: TaskFile, server: _ModelServer, permissions: Bound, typed: Mapping[Role, ModelSpec]
-) -> dict[str, ModelHandler]:
-    from ..model_specs import configured
-
-    roles: tuple[tuple[Role, ModelSpec | None], ...] = (
-        ("supervisor", task.supervisor),
-        ("worker", task.worker),
-    )
-    folder, worker_ctx_k = permissions.subject.parent, task.limits.worker_ctx_k
-    served = await server.handlers()
-    models = dict(served)
-    # An option comes first, then the server, the task, the environment, and the option for the other role.
-    for role, named in roles:
-        spec = named or configured(permissions.environment, role) or next(iter(typed.values()), None)
-        spec = typed.get(role) or (None if role in served else spec)
-        if spec is not None:
-            models[role] = spec.build(role, folder, worker_ctx_k, permissions)
-    return models
-
-
-def _print_result(result: RunResult, log_dir: str | None) -> None:
-    from ...sandbox_image.text import printable
-    from .console import summary
-    from .failures import print_failures
-
-    answer = "(no answer)" if result.answer is None else result.answer
-    # Escape sequences could deceive on a terminal; a file gets the answer as it is.
-    print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
-    print(summary(result, log_dir), file=sys.stderr)
-    print_failures(result)
-
-
+app.command()(run)
+app.command()(ask)
 app.command("exec")(execute)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
 from ..config import option_of
-from ..option import whole_number
+from ..option import byte_count, whole_number
 
 if TYPE_CHECKING:
-    from ..model_specs import ModelSpec, Role
     from ..sandbox import SandboxConfig
+
+T = TypeVar("T")
 
 # One day.
 MOST_SECONDS = 86_400
@@ -26,53 +29,110 @@ class Backend(Enum):
     DOCKER = "docker"
 
 
+# The groups of flags in a help page.
+MODELS, LIMITS, SANDBOX, LOGS, TRUST = "Models", "Limits", "Sandbox", "Logs and cache", "Permissions"
+
+# Larger bounds are no help to a reader; RunConfig checks them.
+_LARGEST_SHOWN = 1_000_000
+
+
+def _option(*names: str, panel: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+
+
 BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="Isolate the code in a process or in a container.")
+    Backend,
+    _option("--backend", text="Isolate the code in a process or in a container.", panel=SANDBOX),
 ]
 ImageOption = Annotated[
     str | None,
-    typer.Option("--image", help="With --backend docker: an image that is built on the sandbox's image."),
+    _option(
+        "--image", text="With --backend docker: an image that is built on the sandbox's image.", panel=SANDBOX
+    ),
 ]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option("--runtime", help="With --backend docker: the daemon's runtime, such as runsc (gVisor)."),
+    _option(
+        "--runtime",
+        text="With --backend docker: the daemon's runtime, such as runsc (gVisor).",
+        panel=SANDBOX,
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    _option("--memory", metavar="SIZE", text="Memory that the code may use, such as 512MiB.", panel=SANDBOX),
 ]
 PackagesOption = Annotated[
     str | None,
-    typer.Option(
-        "--packages", help="A folder made by `pip install --target`. The code can import its packages."
+    _option(
+        "--packages",
+        metavar="DIR",
+        text="A folder made by `pip install --target`. The code can import its packages.",
+        panel=SANDBOX,
     ),
 ]
-_PRESETS = "PRESET/MODEL, such as ollama/qwen3:8b or openai/gpt-4.1, or builtin."
 SupervisorOption = Annotated[
     str | None,
-    typer.Option("--supervisor", metavar="MODEL", help=f"The model that writes code: {_PRESETS}"),
+    _option(
+        "--supervisor",
+        metavar="MODEL",
+        text="The model that writes code, as PRESET/MODEL (ollama/qwen3:8b, openai/gpt-4.1), or builtin.",
+        panel=MODELS,
+    ),
 ]
 WorkerOption = Annotated[
     str | None,
-    typer.Option(
+    _option(
         "--worker",
         metavar="MODEL",
-        help="The model that the code asks, named alike. Default: as configured, else the supervisor's.",
+        text="The model that the code asks, named alike. Default: as configured, else the supervisor's.",
+        panel=MODELS,
     ),
+]
+SupervisorModelOption = Annotated[
+    str | None,
+    _option(
+        "--supervisor-model",
+        metavar="NAME",
+        text="The supervisor's name at the configured endpoint. Default: $SUPERVISOR_MODEL, "
+        "else Llama 3.3 70B at Together or gpt-4.1 at OpenAI.",
+        panel=MODELS,
+    ),
+]
+WorkerModelOption = Annotated[
+    str | None,
+    _option(
+        "--worker-model",
+        metavar="NAME",
+        text="The worker's. Default: $WORKER_MODEL, else Llama 3.1 8B at Together or gpt-4.1-mini at OpenAI.",
+        panel=MODELS,
+    ),
+]
+PromptsOption = Annotated[
+    str | None,
+    _option("--prompts-dir", metavar="DIR", text="A folder with other prompts.", panel=MODELS),
 ]
 JsonResultOption = Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")]
 JsonFindingsOption = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
 
 
-def flag(name: str, *names: str, note: str = "") -> Any:
+def flag(name: str, *names: str, note: str = "", panel: str | None = None) -> Any:
     """Return an option of ``RunConfig`` as a flag, with its bounds and its help text.
 
     Args:
         name: the option.
         *names: the flag's names; by default the option's with dashes.
         note: one more sentence of help.
+        panel: the group in the help page.
     """
     option = option_of(name)
     # typer knows no exclusive bound; RunConfig checks those of numbers that are not whole.
     least = 1 if option.above == 0 and option.check is whole_number else option.least
+    most = option.most if (option.most or 0) <= _LARGEST_SHOWN else None
     text = f"{option.doc[0].upper()}{option.doc[1:]}. {note}".rstrip()
-    return typer.Option(*names, min=least, max=option.most, help=text)
+    if option.check is byte_count:
+        return typer.Option(*names, metavar="SIZE", help=text, rich_help_panel=panel)
+    return typer.Option(*names, min=least, max=most, help=text, rich_help_panel=panel)
 
 
 def group_with_default(command: str) -> type[TyperGroup]:
@@ -115,21 +175,22 @@ def sandbox_config(**wanted: Any) -> SandboxConfig:
         raise TaskError(f"{option}{in_plain_words(problem)}") from None
 
 
-def typed_models(supervisor: str | None, worker: str | None) -> dict[Role, ModelSpec]:
-    """Return the models that ``--supervisor`` and ``--worker`` name.
+def takes(flags: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Make a command of a function that takes a dataclass of flags."""
 
-    Raises:
-        TaskError: a name is wrong.
-    """
-    from ..errors import TaskError
-    from ..model_specs import model_named
+    def decorated(command: Callable[[T], None]) -> Callable[..., None]:
+        def with_flags(**given: Any) -> None:
+            command(flags(**given))
 
-    found: dict[Role, ModelSpec] = {}
-    named: tuple[tuple[Role, str | None], ...] = (("supervisor", supervisor), ("worker", worker))
-    for role, name in named:
-        try:
-            if name is not None:
-                found[role] = model_named(name)
-        except TaskError as error:
-            raise TaskError(f"--{role}: {error}") from error
-    return found
+        hints = get_type_hints(flags, include_extras=True)
+        parameters = [
+            inspect.Parameter(each.name, each.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+            for each in inspect.signature(flags).parameters.values()
+        ]
+        wrapper: Any = with_flags
+        # Typer reads the parameters of a command from its signature.
+        wrapper.__signature__ = inspect.Signature(parameters)
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        return wrapper
+
+    return decorated

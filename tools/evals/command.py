@@ -14,6 +14,7 @@ from typing import Any
 
 from ...engine.broker.answers import lost_answers
 from ...engine.cli.exit import NO_FILES
+from ...engine.cli.models import check_names, named_model
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.cli.signals import Stopped, run_until_signal
 from ...engine.errors import TaskError
@@ -25,7 +26,7 @@ from ...handlers.builtin import NOTICE
 from ...sandbox_image.text import one_line
 from ...tasks.base import TaskDataError
 from ..tables import terminal_width
-from .config import ExperimentConfig, differences, named_judge, named_model, read_config, resolve
+from .config import ExperimentConfig, differences, named_judge, read_config, resolve
 from .folder import new_folder, read_manifest
 from .permissions import permit
 from .progress import progress
@@ -65,7 +66,8 @@ def eval_with(
     """
     if retry_failed and place.resume is None:
         raise TaskError("--retry-failed needs an experiment: name its folder with --resume")
-    _check_names(flags)
+    for role in (*_ROLES, "judge"):
+        check_names(role, flags.get(role), flags.get(f"{role}_model"))
     environment = allowed.environment()
     config, subject, is_own = _choose_settings(flags, file, place, environment)
     if user_secret() is None:
@@ -212,12 +214,6 @@ def _resumed(
         lines = "\n".join(f"  {line}" for line in changed)
         raise TaskError(f"--resume {folder}: it was started with other settings, and keeps them:\n{lines}")
     return config, is_own
-
-
-def _check_names(flags: Mapping[str, Any]) -> None:
-    for role in (*_ROLES, "judge"):
-        if role in flags and f"{role}_model" in flags:
-            raise TaskError(f"--{role} and --{role}-model name one model: give one of them")
 
 
 def _typed(flags: Mapping[str, Any]) -> set[str]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from ...engine.cli.models import NO_ENDPOINT
 from ...engine.config import RunConfig, option_of, pydantic_field
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, configured, specified_by
@@ -27,7 +28,6 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 # Settings that may change when an experiment is resumed: they change no result.
 FREE = frozenset({"concurrency", "executor", "ray_address"})
 
-_NO_ENDPOINT = "no endpoint is configured; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
 _JUDGE = "Qwen/Qwen3-235B-A22B-Instruct-2507-tput"
 _JUDGE_AT_OPENAI = "gpt-4.1"
 _JUDGE_TOKENS = 1024
@@ -213,24 +213,6 @@ def differences(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
     ]
 
 
-def named_model(
-    role: Role, model: str, environment: Environment, before: ModelSpec | None = None
-) -> ModelSpec:
-    """Return a model by its name, at ``before``'s endpoint, or else the environment's.
-
-    Raises:
-        TaskError: no endpoint is configured.
-    """
-    if model == "builtin":
-        return BuiltinSpec(handler="builtin")
-    if before is not None and hasattr(before, "model"):
-        return before.model_copy(update={"model": model})
-    spec = configured(environment.with_value(f"{role.upper()}_MODEL", model), role)
-    if spec is None:
-        raise TaskError(f"{role} {model}: {_NO_ENDPOINT}, or use `builtin` or PRESET/MODEL")
-    return spec
-
-
 def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["none"]:
     """Return a judge by its name, at the environment's endpoint.
 
@@ -241,7 +223,7 @@ def named_judge(model: str, environ: Mapping[str, str]) -> ModelSpec | Literal["
         return "none"
     spec = _judge_at_endpoint(environ, model)
     if spec is None:
-        raise TaskError(f"judge {model}: {_NO_ENDPOINT}")
+        raise TaskError(f"judge {model}: {NO_ENDPOINT}")
     return spec
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from ...engine.cli.options import Backend, SupervisorOption, WorkerOption, flag
+from ...engine.cli.options import (
+    LIMITS,
+    LOGS,
+    Backend,
+    PromptsOption,
+    SupervisorModelOption,
+    SupervisorOption,
+    WorkerModelOption,
+    WorkerOption,
+    flag,
+    takes,
+)
 from ...engine.cli.permissions import (
     Allowed,
     AllowReadOption,
@@ -20,8 +29,6 @@ from ...engine.cli.permissions import (
     EnvFileOption,
     TrustEndpointOption,
 )
-
-T = TypeVar("T")
 
 EXIT_CODES = (
     "Exit codes: 0 every example has a result, 1 some failed, 2 wrong argument, setting or task, "
@@ -75,33 +82,27 @@ class SettingFlags:
         _Text,
         typer.Option(metavar="MODEL", help="The model that judges answers, named alike; none for no judge."),
     ] = None
-    supervisor_model: Annotated[
-        _Text,
-        typer.Option(
-            help="Its name at the configured endpoint. $SUPERVISOR_MODEL by default, else Llama-3.3-70B "
-            "at Together."
-        ),
-    ] = None
-    worker_model: Annotated[
-        _Text, typer.Option(help="$WORKER_MODEL by default, else Llama-3.1-8B at Together.")
-    ] = None
+    supervisor_model: SupervisorModelOption = None
+    worker_model: WorkerModelOption = None
     judge_model: Annotated[
         _Text, typer.Option(help="$JUDGE_MODEL by default, else Qwen3-235B; none for no judge.")
     ] = None
     n: Annotated[_Count, typer.Option("-n", min=-1, help="Examples, 20 by default; -1 for all.")] = None
     seed: Annotated[_Count, typer.Option(help="Selects and orders the examples; 42 by default.")] = None
-    max_iterations: Annotated[_Count, flag("max_iterations", note="15 by default.")] = None
-    max_worker_calls: Annotated[_Count, flag("max_worker_calls", note="For each example.")] = None
-    max_tokens: Annotated[_Count, flag("max_tokens", note="For each example.")] = None
-    max_cost_usd: Annotated[float | None, flag("max_cost_usd", note="For each example.")] = None
-    max_seconds: Annotated[float | None, flag("max_seconds", note="For each example.")] = None
-    output_limit: Annotated[_Count, flag("output_limit")] = None
-    worker_ctx_k: Annotated[_Count, flag("worker_ctx_k")] = None
+    max_iterations: Annotated[_Count, flag("max_iterations", note="15 by default.", panel=LIMITS)] = None
+    max_worker_calls: Annotated[_Count, flag("max_worker_calls", note="For each example.", panel=LIMITS)] = (
+        None
+    )
+    max_tokens: Annotated[_Count, flag("max_tokens", note="For each example.", panel=LIMITS)] = None
+    max_cost_usd: Annotated[float | None, flag("max_cost_usd", note="For each example.", panel=LIMITS)] = None
+    max_seconds: Annotated[float | None, flag("max_seconds", note="For each example.", panel=LIMITS)] = None
+    output_limit: Annotated[_Count, flag("output_limit", panel=LIMITS)] = None
+    worker_ctx_k: Annotated[_Count, flag("worker_ctx_k", panel=LIMITS)] = None
     window: Annotated[
         _Count, typer.Option(min=256, help="direct: tokens of the prompt and its answer together.")
     ] = None
-    log_bytes: Annotated[_Count, flag("log_bytes", note="For each example.")] = None
-    prompts_dir: Annotated[_Text, typer.Option(help="A folder with other prompts.")] = None
+    log_bytes: Annotated[_Text, flag("log_bytes", note="For each example.", panel=LOGS)] = None
+    prompts_dir: PromptsOption = None
     backend: Annotated[Backend | None, typer.Option(help="What isolates the sandboxes.")] = None
     cache: Annotated[
         _Text,
@@ -157,27 +158,6 @@ class EvalFlags(SettingFlags):
             for name, value in given.items()
             if value is not None
         }
-
-
-def takes(flags: Callable[..., T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Make a command of a function that takes a dataclass of flags."""
-
-    def decorated(command: Callable[[T], None]) -> Callable[..., None]:
-        def with_flags(**given: Any) -> None:
-            command(flags(**given))
-
-        hints = get_type_hints(flags, include_extras=True)
-        parameters = [
-            inspect.Parameter(each.name, each.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
-            for each in inspect.signature(flags).parameters.values()
-        ]
-        wrapper: Any = with_flags
-        # Typer reads the parameters of a command from its signature.
-        wrapper.__signature__ = inspect.Signature(parameters)
-        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-        return wrapper
-
-    return decorated
 
 
 @takes(EvalFlags)

@@ -105,7 +105,8 @@ def _note(text: str) -> None:
 
 
 def _find_model(environment: Environment, role: Role, name: str) -> ModelSpec:
-    from .config import named_judge, named_model
+    from ...engine.cli.models import named_model
+    from .config import named_judge
 
     if role in ("supervisor", "worker"):
         return named_model(role, name, environment)

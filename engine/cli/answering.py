@@ -1,0 +1,145 @@
+"""Answer a task for a command, print the answer, and exit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from ..config import RunConfig
+from ..result import RunResult
+from ..supervisor.prompts import Prompts
+from ..taskfile import TaskFile
+from ..trust import Bound
+from .exit import NO_FILES, NO_MODEL, exit_code, wait
+from .models import Models
+from .permissions import explain_withheld_keys
+from .run_flags import RunFlags
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a command answers.
+
+    Attributes:
+        task: with the limits and the sandbox of the flags.
+        permissions: of the file that the task comes from.
+    """
+
+    task: TaskFile
+    flags: RunFlags
+    models: Models
+    permissions: Bound
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths of the task begin at."""
+        return self.permissions.subject.parent
+
+    def config(self) -> RunConfig:
+        """Return the options of the run.
+
+        Raises:
+            TaskError: one is wrong or not permitted.
+        """
+        from ..broker.cache import ResponseCache
+
+        cache = self._cache()
+        config = self.task.run_config(
+            self.folder,
+            self.permissions,
+            # ``own``: the task file named the cache, not the user. Answers that another user kept are not
+            # trusted.
+            cache=ResponseCache(cache, own=self.flags.cache is None) if isinstance(cache, Path) else cache,
+            log_dir=self.log_dir(),
+        )
+        if self.flags.packages is not None and config.sandbox is not None:
+            sandbox = config.sandbox.model_copy(update={"packages": self.flags.packages})
+            config = replace(config, sandbox=sandbox)
+        if self.flags.prompts_dir is not None:
+            config = replace(config, prompts=Prompts.from_directory(self.flags.prompts_dir))
+        return config
+
+    def log_dir(self) -> Path | None:
+        """Return the folder of the logs."""
+        # A flag is the user's own word; only the file's paths need a permission.
+        if self.flags.log_dir is not None or self.task.log_dir is None:
+            return self.flags.log_dir
+        return self.permissions.writable(self.folder / self.task.log_dir, "log_dir")
+
+    def _cache(self) -> Path | str:
+        cache = self.task.cache if self.flags.cache is None else self.flags.cache
+        if cache in ("off", "run"):
+            return cache
+        if self.flags.cache is not None:
+            return Path(cache)
+        return self.permissions.writable(self.folder / cache, "cache")
+
+
+def answer(work: Work, load_context: Callable[[], object]) -> NoReturn:
+    """Run the task to its end, print the answer and exit."""
+    from ..api import as_data
+
+    log_dir = _shown(work.log_dir())
+    with explain_withheld_keys(work.permissions):
+        result = wait(_answer(work, load_context), log_dir)
+    if work.flags.as_json:
+        print(json.dumps(as_data(result)))
+    else:
+        _print_result(result, log_dir)
+    code = exit_code(result.stop_reason)
+    # A worker that failed is worse, and its code stays.
+    is_incomplete = result.unstored_answers or result.log_error is not None
+    raise typer.Exit(NO_FILES if is_incomplete and code != NO_MODEL else code)
+
+
+async def _answer(work: Work, load_context: Callable[[], object]) -> RunResult:
+    from ..api import arun
+    from .console import display
+
+    task = work.task
+    models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
+    context = load_context()
+    config = work.config()
+    with display(task.query, quiet=work.flags.as_json) as screen:
+        # The builtin pair stands in for a model that is missing: say that it is no language model.
+        if work.models.is_missing(models):
+            from ...handlers.builtin import NOTICE
+
+            screen.note(NOTICE)
+        return await arun(
+            query=task.query,
+            context=context,
+            supervisor=models["supervisor"],
+            worker=models["worker"],
+            config=replace(config, on_event=screen.on_event),
+        )
+
+
+def _shown(log_dir: Path | None) -> str | None:
+    """Return the log folder for a message, relative to the working directory if it is below."""
+    if log_dir is None:
+        return None
+    # The working directory may have been removed, or the folder is not below it.
+    with contextlib.suppress(OSError, ValueError):
+        return str(log_dir.relative_to(os.path.realpath(os.curdir)))
+    return str(log_dir)
+
+
+def _print_result(result: RunResult, log_dir: str | None) -> None:
+    from ...sandbox_image.text import printable
+    from .console import summary
+    from .failures import print_failures
+
+    answer = "(no answer)" if result.answer is None else result.answer
+    # Escape sequences could deceive on a terminal; a file gets the answer as it is.
+    print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
+    print(summary(result, log_dir), file=sys.stderr)
+    print_failures(result)

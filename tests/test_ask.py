@@ -1,0 +1,145 @@
+"""``supdist-engine ask FILE... QUESTION`` as a user types it, and as a new user mistypes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from process_support import COMMAND, clean_environment, terminal_output
+from support import REPOSITORY
+
+from supdist.tools.testing.fake_openai import FakeOpenAI
+from supdist.tools.testing.replies import Text
+
+REPORT = (REPOSITORY / "tasks/examples/quickstart/report.md").read_text(encoding="utf-8")
+QUESTION = "How long must the new deck last?"
+
+
+def ask(*words: str, cwd: Path, text: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "ask", *words],
+        check=False, cwd=cwd, input=text, capture_output=True, text=True, timeout=60,
+        env=clean_environment(**environ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "report.md").write_text(REPORT, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_question_about_a_file(folder: Path) -> None:
+    done = ask("report.md", QUESTION, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "sixty years" in done.stdout
+    assert "is not a language model" in done.stderr
+    assert "answered in 3 turns" in done.stderr
+
+
+def test_stdin_is_a_document(folder: Path) -> None:
+    done = ask("-", QUESTION, "--json", cwd=folder, text=REPORT)
+    assert done.stderr == ""
+    result = json.loads(done.stdout)
+    assert "sixty years" in result["answer"]
+
+
+def test_a_task_comes_from_stdin(folder: Path) -> None:
+    task = {"query": QUESTION, "context_file": "report.md"}
+    toml = f'query = "{QUESTION}"\ncontext_file = "report.md"\n'
+    for text in (json.dumps(task), toml):
+        done = subprocess.run(
+            [*COMMAND, "run", "-"], check=True, cwd=folder, input=text, capture_output=True, text=True,
+            timeout=60, env=clean_environment(),
+        )  # fmt: skip
+        assert "sixty years" in done.stdout
+
+
+async def test_one_typed_model_answers_and_a_limit_is_exit_3(folder: Path) -> None:
+    async with FakeOpenAI([Text("```repl\nprint(1)\n```"), Text("the best")]) as server:
+        done = await anyio.run_process(
+            [*COMMAND, "ask", "report.md", "q", "--supervisor", "lmstudio/m", "--max-iterations", "1"],
+            check=False, cwd=folder, env=clean_environment(LMSTUDIO_BASE_URL=server.base_url),
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, b"the best\n")
+    assert [request.model for request in server.requests] == ["m", "m"]
+
+
+async def test_a_name_at_the_configured_endpoint(folder: Path) -> None:
+    async with FakeOpenAI([Text("```repl\nFINAL(worker('w'))\n```"), Text("found")]) as server:
+        done = await anyio.run_process(
+            [*COMMAND, "ask", "report.md", "q", "--supervisor-model", "big", "--worker-model", "small"],
+            check=False, cwd=folder, env=clean_environment(BASE_URL=server.base_url),
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b"found\n"), done.stderr
+    assert [request.model for request in server.requests] == ["big", "small"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], 'name a file and ask a question: supdist-engine ask paper.md "What was found?"'),
+        (["report.md"], "is missing; it comes last: supdist-engine ask report.md 'What was found?'"),
+        (["report.md", "-"], "the question is missing; it comes last"),
+        (["What is it?", "report.md"],
+            "the question comes last: supdist-engine ask report.md 'What is it?'"),
+        (["report.md", "What", "is", "it?"],
+            "What: no such file. If the question begins there, quote it: supdist-engine ask report.md"),
+        (["What", "is", "it?"], "quote it: supdist-engine ask FILE 'What is it?'"),
+        (["A question"], "no file is named: supdist-engine ask FILE... 'A question'; or - instead of FILE"),
+        (["paper.pdf"], "paper.pdf: no such file"),
+        (["nope.md", "A question"], "nope.md: no such file\n"),
+        (["report.md", "nope.md", "A question"], "nope.md: no such file\n"),
+        (["https://example.com/paper.pdf", "q"], "a web page is not read; save it to a file first"),
+        (["-", "q"], "cannot read the document from stdin: it is empty"),
+        (["report.md", ""], "the question is empty"),
+        (["report.md", "q", "--supervisor", "olama/m"], "did you mean ollama/m?"),
+        (["report.md", "q", "--worker", "a", "--worker-model", "b"], "give one of them"),
+        (["report.md", "q", "--runtime", "runsc"], "--runtime is for containers; add --backend docker"),
+        (["report.md", "q", "--log-bytes", "lots"], 'text such as "512MiB", not \'lots\''),
+        (["report.md", "q", "--curve-keys", "keys"], "name it with --broker"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_a_line_that_says_what_to_type(folder: Path, words: list[str], message: str) -> None:
+    done = ask(*words, cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_key_names_its_variable(folder: Path) -> None:
+    done = ask("report.md", "q", "--supervisor", "openrouter/m", cwd=folder)
+    assert done.returncode == 5
+    assert "OPENROUTER_API_KEY" in done.stderr
+
+
+def test_a_missing_question_is_asked_for_on_a_terminal(folder: Path) -> None:
+    controller, terminal = os.openpty()
+    os.write(controller, f"{QUESTION}\n".encode())
+    with subprocess.Popen(
+        [*COMMAND, "ask", "report.md"], cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal,
+        env=clean_environment(),
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        shown = b"".join(terminal_output(controller)).decode()
+    os.close(controller)
+    assert process.returncode == 0
+    assert "Question: " in shown
+    assert "sixty years" in shown
+
+
+def test_sizes_have_units_everywhere(folder: Path) -> None:
+    done = ask("report.md", QUESTION, "--log-bytes", "20KiB", "--log-dir", "logs", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    task: dict[str, Any] = {"query": QUESTION, "context_file": "report.md", "limits": {"log_bytes": "20KiB"}}
+    (folder / "task.json").write_text(json.dumps(task))
+    done = subprocess.run(
+        [*COMMAND, "run", "task.json"], check=False, cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
