@@ -19,7 +19,7 @@ from supdist.engine import SandboxConfig, SandboxRuntime, arun, open_sandbox
 from supdist.engine.sandbox import WorkerCall
 from supdist.engine.sandbox.context import ContextMemory
 from supdist.engine.slices import finish, in_slices
-from supdist.engine.supervisor.best_answer import find_answer_blocks, literal_final
+from supdist.engine.supervisor.best_answer import find_answer_blocks, find_literal_final
 from supdist.engine.supervisor.blocks import find_code_blocks
 from supdist.engine.supervisor.transcript import show_results
 from supdist.handlers import (
@@ -274,6 +274,12 @@ ANSWERS = {
     "f-string": 'FINAL(f"""' + "{[1, 2, 3]}" * 15_000 + '""")',
     "comments": "# '''\n" + "f(1)\n" * 30_000,
     "quotes": "'\"" * 99_000,
+    "brackets": "FINAL(" + "(" * 90 + "a, " * 300 + ")" * 90 + " $ x)",
+    "newlines": "```x\n" + "\n" * 190_000 + "```",
+    "spaces": "FINAL(1)" + " " * 190_000 + "x",
+    "lines of a string": "FINAL('''" + "\n x" * 60_000 + "''')",
+    "fences": "```x\nFINAL(1)\n```\n" * 10_000,
+    "backslashes": "FINAL('" + "\\" * 190_000 + "')",
 }
 
 
@@ -281,6 +287,28 @@ ANSWERS = {
 async def test_no_best_answer_holds_up_the_loop(answer: str) -> None:
     async def find() -> None:
         await in_slices(find_answer_blocks(answer))
-        literal_final(answer)
+        await in_slices(find_literal_final(answer))
 
     await hold_the_law(find)
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_no_step_of_finding_a_best_answer_is_long(answer: str) -> None:
+    """A machine that is 2.5 times slower holds the law as well."""
+
+    def longest_step() -> float:
+        longest = 0.0
+        for steps in (find_answer_blocks(answer), find_literal_final(answer)):
+            is_done = False
+            while not is_done:
+                started = time.thread_time()
+                is_done = next(steps, "done") == "done"
+                longest = max(longest, time.thread_time() - started)
+        return longest
+
+    gc.collect()
+    gc.freeze()
+    try:
+        assert min(longest_step() for _ in range(TRIES)) < LAW_SECONDS / 5
+    finally:
+        gc.unfreeze()

@@ -5,27 +5,28 @@ from __future__ import annotations
 import ast
 import json
 import re
-import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from ..slices import Steps, finish
-from .blocks import find_code_blocks
+from .blocks import dedent, find_code_blocks
 
-# The whole message is one fence without a language.
-_BARE_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\n(?P<code>.*)\n\1[ \t]*", re.DOTALL)
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^`]*)")
 # Only code of ours calls them, whatever fence it is in.
 _OURS = frozenset({"FINAL", "worker", "worker_batch"})
-# Parsed at once: 8,000 characters of code take 10 ms, and long strings next to nothing.
-_MAX_PARSED_CHARS = 200_000
-_MAX_CODE_CHARS = 8_000
-_MAX_STRINGS = 2_000
-_COMMENT_OR_STRING = re.compile(
-    r"""#[^\n]*|[fF]?[rR]?(?:'''(?:[^\\]|\\.)*?'''|\"\"\"(?:[^\\]|\\.)*?\"\"\"|"""
-    r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""",
-    re.DOTALL,
-)
+# Longer texts are no code of a best answer.
+_MAX_CHARS = 200_000
+# Parsed at once: 1,000 tokens are 4,000 characters of usual code, and take 3 ms at most.
+_MAX_TOKENS = 1_000
+# Each level of brackets makes parsing slower: 50 of them take twice as long.
+_COSTLY_DEPTH = 50
+_TOKEN = re.compile(r"\s*(#[^\n]*|\"\"\"|'''|\w+|[^\w\s]|\Z)")
+# A line ends a string in single quotes.
+_ENDS = {
+    mark: re.compile(rf"\\.|{mark}" + ("|\n" if len(mark) == 1 else ""), re.DOTALL)
+    for mark in ('"""', "'''", '"', "'")
+}
+_LINES_A_STEP = _TOKENS_A_STEP = 500
 _DOES_SOMETHING = (ast.Call, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
 
@@ -44,55 +45,65 @@ def find_answer_blocks(text: str) -> Steps[list[str]]:
     if blocks:
         return blocks
     text = text.strip()
-    if len(text) > _MAX_PARSED_CHARS:
+    if len(text) > _MAX_CHARS:
         return []
-    fence = _BARE_FENCE.fullmatch(text)
-    if fence is not None and any(map(_does_something, _statements(fence["code"]))):
+    bare = _bare_fence(text)
+    if bare is not None and _does_something((yield from _statements(bare))):
         # Answers are put into a fence, too.
-        return [fence["code"]]
+        return [bare]
     fenced: list[str] = []
     is_ours = False
-    for code in _fenced(text):
-        yield
-        if _statements(code):
+    for code in (yield from _fenced(text)):
+        statements = yield from _statements(code)
+        if statements:
             fenced.append(code)
-            is_ours = is_ours or _calls_ours(code)
+            is_ours = is_ours or _calls_ours(statements)
     if is_ours:
         return fenced
     last = text.rfind("\nFINAL(") + 1
     for code in (text, text[last:]):
-        yield
-        if _calls_ours(code):
+        # Parsing is slow, and few texts have such a word.
+        if any(name in code for name in _OURS) and _calls_ours((yield from _statements(code))):
             return [code]
     return []
 
 
-def _fenced(text: str) -> Iterator[str]:
+def _bare_fence(text: str) -> str | None:
+    # The whole message is one fence without a language.
+    first, last = text.find("\n"), text.rfind("\n")
+    opening = text[: max(0, first)].rstrip(" \t")
+    is_fence = len(opening) >= 3 and opening in ("`" * len(opening), "~" * len(opening))
+    return text[first + 1 : last] if is_fence and first < last and text[last + 1 :] == opening else None
+
+
+def _fenced(text: str) -> Steps[list[str]]:
+    blocks: list[str] = []
     mark: str | None = None
-    lines: list[str] = []
-    for line in text.splitlines():
-        fence = _FENCE.fullmatch(line)
-        if mark is None:
-            mark, lines = (fence[1] if fence else None), []
-        elif fence and fence[1].startswith(mark) and not fence[2].strip():
-            yield textwrap.dedent("\n".join(lines))
+    start = at = number = 0
+    while at < len(text):
+        newline = text.find("\n", at)
+        end = newline if newline >= 0 else len(text)
+        fence = _FENCE.fullmatch(text, at, end)
+        if fence and mark is None:
+            mark, start = fence[1], end + 1
+        elif fence and mark is not None and fence[1].startswith(mark) and not fence[2].strip():
+            blocks.append((yield from dedent(text[start : max(start, at - 1)])))
             mark = None
-        else:
-            lines.append(line)
-
-
-def _calls_ours(code: str) -> bool:
-    # Parsing is slow, and few texts have such a word.
-    return any(name in code for name in _OURS) and any(
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OURS
-        for statement in _statements(code)
-        for node in ast.walk(statement)
-    )
+        at = end + 1
+        number += 1
+        if not number % _LINES_A_STEP:
+            yield
+    return blocks
 
 
 def literal_final(code: str) -> str | None:
     """Return the answer that a block gives to FINAL in so many words, or None."""
-    call = next(filter(None, map(_final_call, _statements(code))), None)
+    return finish(find_literal_final(code))
+
+
+def find_literal_final(code: str) -> Steps[str | None]:
+    """Return ``literal_final``, in slices."""
+    call = next(filter(None, map(_final_call, (yield from _statements(code)))), None)
     if call is None:
         return None
     try:
@@ -103,9 +114,11 @@ def literal_final(code: str) -> str | None:
         return None
 
 
-def _statements(code: str) -> list[ast.stmt]:
-    if len(code) > _MAX_PARSED_CHARS or (len(code) > _MAX_CODE_CHARS and _code_chars(code) > _MAX_CODE_CHARS):
+def _statements(code: str) -> Steps[list[ast.stmt]]:
+    yield
+    if len(code) > _MAX_CHARS or not (yield from _is_parsed_fast(code)):
         return []
+    yield
     # Only parsed: a model wrote it.
     try:
         with warnings.catch_warnings():
@@ -113,22 +126,54 @@ def _statements(code: str) -> list[ast.stmt]:
             return ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
+    finally:
+        yield
 
 
-def _code_chars(code: str) -> int:
-    size = len(code)
-    for number, found in enumerate(_COMMENT_OR_STRING.finditer(code)):
-        # Many short strings take as long as code.
-        if number > _MAX_STRINGS:
-            return len(code)
-        # An f-string holds code.
-        if found[0][0] not in "#fF":
-            size -= len(found[0])
-    return size
+def _is_parsed_fast(code: str) -> Steps[bool]:
+    cost, depth, at, number = 0.0, 0, 0, 0
+    before = ""
+    while (found := _TOKEN.match(code, at)) and found[1]:
+        word, at = found[1], found.end()
+        if word in _ENDS:
+            start = at
+            at = yield from _end_of_string(code, at, _ENDS[word])
+            # An f-string holds code.
+            if before.lower() in ("f", "rf", "fr"):
+                cost += (at - start) / 2
+        depth += (word in "([{") - (word in ")]}")
+        cost += 1 + max(0, depth) / _COSTLY_DEPTH
+        if cost > _MAX_TOKENS:
+            return False
+        before = word
+        number += 1
+        if not number % _TOKENS_A_STEP:
+            yield
+    return True
 
 
-def _does_something(statement: ast.stmt) -> bool:
-    return any(isinstance(node, _DOES_SOMETHING) for node in ast.walk(statement))
+def _end_of_string(code: str, at: int, ends: re.Pattern[str]) -> Steps[int]:
+    number = 0
+    while ended := ends.search(code, at):
+        at = ended.end()
+        if not ended[0].startswith("\\"):
+            return at
+        number += 1
+        if not number % _TOKENS_A_STEP:
+            yield
+    return len(code)
+
+
+def _calls_ours(statements: Sequence[ast.stmt]) -> bool:
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _OURS
+        for statement in statements
+        for node in ast.walk(statement)
+    )
+
+
+def _does_something(statements: Sequence[ast.stmt]) -> bool:
+    return any(isinstance(node, _DOES_SOMETHING) for statement in statements for node in ast.walk(statement))
 
 
 def _final_call(statement: ast.stmt) -> ast.Call | None:

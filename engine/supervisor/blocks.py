@@ -25,6 +25,9 @@ _MAX_EXAMINED_CHARS = 200_000
 
 _FENCES_A_SLICE = 1000
 
+# Characters whose lines are dedented at once.
+_DEDENTED = 1 << 14
+
 # Characters that are parsed at once, in some 10 ms. Of longer code only the strings are found.
 _MAX_PARSED_CHARS = 8_000
 
@@ -124,7 +127,7 @@ def _blocks(message: str, fences: Sequence[_Fence], languages: frozenset[str]) -
         else:
             code, at = "", first + 1
         if is_wanted and (yield from _has_text(code)):
-            blocks.append((yield from _dedent(code)) if opening.is_indented else code)
+            blocks.append((yield from dedent(code)) if opening.is_indented else code)
     return blocks
 
 
@@ -197,15 +200,16 @@ def _has_text(code: str) -> Steps[bool]:
     return False
 
 
-def _dedent(code: str) -> Steps[str]:
-    if len(code) <= SLICE:
+def dedent(code: str) -> Steps[str]:
+    """Return ``textwrap.dedent`` of code, in slices."""
+    if len(code) <= _DEDENTED:
         return textwrap.dedent(code)
     # As ``textwrap.dedent`` does, in pieces that end with a line.
     pieces: list[str] = []
     margin: str | None = None
     at = 0
     while at < len(code):
-        newline = code.find("\n", at + SLICE)
+        newline = code.find("\n", at + _DEDENTED)
         stop = newline + 1 if newline >= 0 else len(code)
         piece = _BLANK_LINE.sub("", code[at:stop])
         indents = set(_INDENT.findall(piece))

@@ -19,7 +19,7 @@ from ..result import StopReason
 from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger
 from ..sandbox import CallError, CellResult, Outcome, Sandbox
 from ..slices import in_slices
-from .best_answer import find_answer_blocks, literal_final
+from .best_answer import find_answer_blocks, find_literal_final
 from .blocks import find_code_blocks
 from .conversation import Conversation
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
@@ -277,7 +277,11 @@ class SupervisorLoop:
                 shown = show_results(results, len(blocks), self.spec.output_limit) + "\n\n" if blocks else ""
                 return next((result.final for result in results if result.final is not None), None), shown
         # Nothing can be executed any more, but an answer that is written out can be read.
-        return next(filter(None, map(literal_final, blocks)), None), ""
+        for code in blocks:
+            answer = await in_slices(find_literal_final(code))
+            if answer is not None:
+                return answer, ""
+        return None, ""
 
     async def _ask(self, purpose: str) -> Completion:
         started = time.monotonic()
