@@ -6,6 +6,7 @@ import io
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeAlias, cast, get_args
 
@@ -16,7 +17,7 @@ from .safe_repr import bounded_repr
 _PLAIN_CHARS = 100_000
 _NOTE_CHARS = 500
 # Two displays are left for the value, and for a note about what was left out.
-_MAX_FIGURES = protocol.MAX_DISPLAYS - 2
+_MAX_SHOWN = protocol.MAX_DISPLAYS - 2
 
 # As notebooks do. These methods are guest code: an exception becomes text, and the clock of the cell runs on.
 _METHODS = {
@@ -37,12 +38,25 @@ class Displays:
         self._cell = cell
         self._most_bytes = self._left = most_bytes
         self._send = send
-        self._value: object = None
+        self._shown: list[object] = []
+        self._room = _MAX_SHOWN
+        self._left_out = 0
+        self._sent = 0
+
+    def display(self, *values: object, raw: bool = False, **_: object) -> None:
+        """Show values now, as IPython's ``display`` does; with ``raw`` they are dicts of MIME types."""
+        for value in values:
+            if not self._room:
+                self._left_out += 1
+                continue
+            self._room -= 1
+            self._shown.append(value)
+            self._attempt("showing the value", partial(self._show, _Raw(value) if raw else value))
 
     def value(self, value: object) -> None:
         """Show the last expression's value, unless it is None."""
         if value is not None:
-            self._value = value
+            self._shown.append(value)
             self._attempt("showing the value", lambda: self._show(value))
 
     def __enter__(self) -> None:
@@ -54,6 +68,9 @@ class Displays:
             # An interrupted cell has no time left to draw.
             draw = kind is None or not issubclass(kind, KeyboardInterrupt)
             self._attempt("showing the figures", lambda: self._end_figures(pyplot, draw=draw))
+        if self._left_out:
+            note = f"[{self._left_out} more displays left out: {_MAX_SHOWN} of a cell are shown]"
+            self._fit_and_send({}, [note])
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         notes: list[str] = []
@@ -64,13 +81,13 @@ class Displays:
     def _end_figures(self, pyplot: ModuleType, *, draw: bool) -> None:
         try:
             numbers: list[int] = pyplot.get_fignums() if draw else []
-            for number in numbers[:_MAX_FIGURES]:
+            for number in numbers[: self._room]:
                 figure = pyplot.figure(number)
-                if figure is not self._value:
+                if not any(figure is shown for shown in self._shown):
                     self._show(figure)
-            if len(numbers) > _MAX_FIGURES:
-                count = len(numbers) - _MAX_FIGURES
-                note = f"[{count} more figures left out: {_MAX_FIGURES} of a cell are shown]"
+            if len(numbers) > self._room:
+                count = len(numbers) - self._room
+                note = f"[{count} more figures left out: {_MAX_SHOWN} of a cell are shown]"
                 self._fit_and_send({}, [note])
         finally:
             pyplot.close("all")
@@ -80,6 +97,9 @@ class Displays:
         self._fit_and_send(_forms(value, notes), notes)
 
     def _fit_and_send(self, forms: _Forms, notes: list[str]) -> None:
+        if self._sent == protocol.MAX_DISPLAYS:
+            return
+        self._sent += 1
         # The plain text comes first, and names what does not fit.
         first = str(forms.pop("text/plain", ""))
         room = self._left - len(first.encode())
@@ -98,6 +118,19 @@ class Displays:
         text = {mime: form for mime, form in kept.items() if isinstance(form, str)}
         images = {mime: form for mime, form in kept.items() if isinstance(form, bytes)}
         self._send(protocol.Display(self._cell, {"text/plain": shown, **text}, images))  # type: ignore[arg-type, dict-item]  # pyright: ignore[reportArgumentType]  # `_forms` makes no other keys
+
+
+class _Raw:
+    # A dict of MIME types that is to be shown as such.
+
+    def __init__(self, forms: object) -> None:
+        self._forms = forms
+
+    def __repr__(self) -> str:
+        return repr(self._forms)
+
+    def _repr_mimebundle_(self, **_: object) -> object:
+        return self._forms
 
 
 def _forms(value: object, notes: list[str]) -> _Forms:

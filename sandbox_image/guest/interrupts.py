@@ -40,10 +40,6 @@ class Interrupts:
         self._pending: deque[Callable[[], object]] = deque()
         self._threads: set[int] = set()
 
-    def raise_or_defer(self) -> None:
-        """Raise an interrupt, now or where the channel allows it."""
-        self.run_or_defer(_raise_interrupt)
-
     def run_or_defer(self, handler: Callable[[], object]) -> None:
         """Run a handler in the main thread, now or where the channel allows it."""
         if self._depth and not self._open:
@@ -184,7 +180,3 @@ def guard_handlers(interrupts: Interrupts, is_running: Callable[[], bool]) -> No
 
 def _unguarded(handler: Any) -> Any:
     return handler.handler if isinstance(handler, _Handler) else handler
-
-
-def _raise_interrupt() -> None:
-    raise KeyboardInterrupt

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from .. import protocol
 from ..text import ESCAPE_SURROGATES, KEEP_SURROGATES, escape_surrogates, excerpt
 from . import cell_compiler, tools
+from .cell_tools import CellTools
 from .channel import Channel
 from .display import Displays
 from .interrupts import guard_handlers
@@ -64,6 +65,7 @@ class Repl:
         self._running = False
         # pickle finds classes and functions of cells by this name.
         self._module = types.ModuleType("__main__")
+        self._tools = CellTools(self._module.__dict__, lambda: cell_of_thread(self._cell) == self._cell)
         self._blocked = {name: _refusal(message) for name, message in _BLOCKED.items()}
 
     def serve(self, context_fd: int | None) -> NoReturn:
@@ -133,7 +135,7 @@ class Repl:
             self._running = True
             if self._is_interrupted(cell):  # before the code began
                 raise KeyboardInterrupt  # noqa: TRY301 - described below like the others
-            error = run_code(cell, code, self._module.__dict__, displays)
+            error = run_code(cell, code, self._module.__dict__, displays, self._tools)
             _flush()
             self._running = False
         except BaseException as late:
@@ -145,14 +147,14 @@ class Repl:
 
     def _on_interrupt(self, *_: object) -> None:
         if self._running and self._is_interrupted(self._cell):
-            self._channel.interrupts.raise_or_defer()
+            self._channel.interrupts.run_or_defer(self._tools.loop.interrupt)
 
     def _is_interrupted(self, cell: int) -> bool:
         return int.from_bytes(self._interrupted_cell[:8], "little") == cell
 
 
 def run_code(
-    cell: int, code: str, namespace: dict[str, Any], displays: Displays
+    cell: int, code: str, namespace: dict[str, Any], displays: Displays, cell_tools: CellTools
 ) -> protocol.ErrorInfo | None:
     """Run a block and show its last value; return its exception as text."""
     name = f"<cell {cell}>"
@@ -160,11 +162,9 @@ def run_code(
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
         with _Reserve(), displays:
-            statements, last = cell_compiler.split(code, name)
-            for part in statements:
-                exec(part, namespace)  # noqa: S102 - what this process is for
-            if last is not None:
-                displays.value(eval(last, namespace))  # noqa: S307 - as above
+            compiled = cell_compiler.compile_cell(code, name)
+            cell_tools.begin(displays, has_magics=compiled.has_magics)
+            cell_tools.show(cell_tools.loop.run(compiled, namespace))
     except BaseException as error:
         return describe(error)
     return None
