@@ -10,14 +10,8 @@ from collections.abc import Sequence
 from os.path import commonprefix
 from typing import Literal
 
-import msgspec
-
 from ..slices import SLICE, Steps, finish, join, text_slices
-
-_MARK = re.compile(r"```|~~~")
-_RUNS = {"`": re.compile(r"`+"), "~": re.compile(r"~+")}
-_REPL = frozenset({"repl"})
-_PYTHON = frozenset({"python", "py", "python3"})
+from .fences import MARK, PYTHON, REPL, Fence, read_fence, without_special_tokens
 
 # Bounds on what a bad message can cost: later fences tried for a block, and characters examined.
 _MAX_LATER_FENCES = 8
@@ -37,47 +31,37 @@ _ENDS = {
     mark: re.compile(rf"\\.|{mark}" + ("|\n" if len(mark) == 1 else ""), re.DOTALL)
     for mark in ('"""', "'''", '"', "'")
 }
+_QUOTE = re.compile(r"^[ \t]*(?:> ?)+", re.MULTILINE)
 _BLANK_LINE = re.compile(r"^[ \t]+$", re.MULTILINE)
 _INDENT = re.compile(r"^[ \t]*(?=[^ \t\n])", re.MULTILINE)
 
 
-class _Fence(msgspec.Struct, frozen=True, gc=False):
-    """A line that opens or closes a block."""
-
-    # Of the line without its end, and of the next line.
-    start: int
-    end: int
-    after: int
-    is_indented: bool
-    mark: str
-    # The first word behind the mark.
-    word: str
-
-
-def code_blocks(message: str) -> list[str]:
+def code_blocks(message: str, *, is_cut: bool = False) -> list[str]:
     """Return the blocks marked ``repl``, in order; without any, those marked ``python``.
 
-    A block ends at a fence of at least its length, or with the message.
+    A block ends at a fence of at least its length, at the opening fence of another, or with the message.
+    In a message that was cut off, the last block counts only if it is closed.
     """
-    return finish(find_code_blocks(message))
+    return finish(find_code_blocks(message, is_cut=is_cut))
 
 
-def find_code_blocks(message: str) -> Steps[list[str]]:
+def find_code_blocks(message: str, *, is_cut: bool = False) -> Steps[list[str]]:
     """Return ``code_blocks``, in slices."""
-    fences: list[_Fence] = []
+    fences: list[Fence] = []
     at = 0
     while (found := (yield from _next_mark(message, at))) >= 0:
         start = message.rfind("\n", 0, found) + 1
         newline = message.find("\n", found)
-        fence = _fence(message, start, found, newline if newline >= 0 else len(message))
+        fence = read_fence(message, start, found, newline if newline >= 0 else len(message))
         if fence is not None:
             fences.append(fence)
         if newline < 0:
             break
         at = newline + 1
         yield
-    blocks = yield from _blocks(message, fences, _REPL)
-    blocks = blocks or (yield from _blocks(message, fences, _PYTHON))
+    blocks = yield from _Blocks(message, fences, REPL, is_cut).find()
+    if blocks is None:
+        blocks = (yield from _Blocks(message, fences, PYTHON, is_cut).find()) or []
     # Freed at once, 300,000 of them take 20 ms.
     while fences:
         del fences[-_FENCES_A_SLICE:]
@@ -87,7 +71,7 @@ def find_code_blocks(message: str) -> Steps[list[str]]:
 
 def _next_mark(message: str, at: int) -> Steps[int]:
     while at < len(message):
-        found = _MARK.search(message, at, at + SLICE)
+        found = MARK.search(message, at, at + SLICE)
         if found:
             return found.start()
         at += SLICE - 2
@@ -95,68 +79,115 @@ def _next_mark(message: str, at: int) -> Steps[int]:
     return -1
 
 
-def _fence(message: str, start: int, mark_at: int, newline: int) -> _Fence | None:
-    # Nobody writes a fence of more than ``SLICE`` characters.
-    if newline - start > SLICE or message[start:mark_at].strip(" \t"):
-        return None
-    end = newline - message.startswith("\r\n", newline - 1)
-    run = _RUNS[message[mark_at]].match(message, mark_at, end)
-    assert run is not None, "a mark was found here"
-    info = message[run.end() : end]
-    if "`" in info:
-        return None
-    word = info.split(None, 1)[0] if info.strip() else ""
-    return _Fence(start, end, newline + 1, mark_at > start, run[0], word)
+class _Blocks:
+    """Finds the blocks of some languages among the fences of a message."""
 
+    def __init__(
+        self, message: str, fences: Sequence[Fence], languages: re.Pattern[str], is_cut: bool
+    ) -> None:
+        self._message, self._fences, self._languages = message, fences, languages
+        self._is_cut = is_cut
+        self._parser = _Parser()
 
-def _blocks(message: str, fences: Sequence[_Fence], languages: frozenset[str]) -> Steps[list[str]]:
-    blocks: list[str] = []
-    parser = _Parser()
-    at = 0
-    while at < len(fences):
-        yield
-        opening = fences[at]
-        is_wanted = opening.word.lower() in languages
-        first = yield from _next_closing(fences, at + 1, opening.mark)
-        if first < 0:
-            at = len(fences)
-            code = (yield from _unclosed(message, opening, parser)) if is_wanted else ""
-        elif is_wanted:
-            code, closing = yield from _closed(message, fences, opening, first, parser)
-            at = closing + 1
-        else:
-            code, at = "", first + 1
-        if is_wanted and (yield from _has_text(code)):
-            blocks.append((yield from dedent(code)) if opening.is_indented else code)
-    return blocks
-
-
-def _next_closing(fences: Sequence[_Fence], start: int, mark: str) -> Steps[int]:
-    for number in range(start, len(fences)):
-        fence = fences[number]
-        if not fence.word and fence.mark.startswith(mark):
-            return number
-        if not number % _FENCES_A_SLICE:
+    def find(self) -> Steps[list[str] | None]:
+        """Return the blocks; None if there is not even one that is cut off."""
+        blocks: list[str] = []
+        is_any = False
+        at = 0
+        while at < len(self._fences):
             yield
-    return -1
+            opening = self._fences[at]
+            is_wanted = self._languages.fullmatch(opening.word) is not None
+            code: str | None
+            if opening.inline is not None:
+                code, at = opening.inline, at + 1
+            elif is_wanted:
+                code, at = yield from self._block(opening, at)
+            else:
+                code, at = "", (yield from self._end_of_other(opening, at + 1))
+            if not is_wanted:
+                continue
+            is_any = is_any or code is None
+            if code is not None and (yield from _has_text(code)):
+                blocks.append(code)
+        return blocks if blocks or is_any else None
 
+    def _end_of_other(self, opening: Fence, start: int) -> Steps[int]:
+        # A block of another language ends at its closing fence, or where a wanted block begins: then the
+        # closing fence is missing, or this one was a second closing fence. Markdown may quote blocks.
+        quotes = opening.word.lower() in ("markdown", "md")
+        for number in range(start, len(self._fences)):
+            fence = self._fences[number]
+            if fence.mark.startswith(opening.mark):
+                if fence.may_close:
+                    return number + 1
+                if not quotes and self._languages.fullmatch(fence.word):
+                    return number
+            if not number % _FENCES_A_SLICE:
+                yield
+        return len(self._fences)
 
-def _closed(
-    message: str, fences: Sequence[_Fence], opening: _Fence, first: int, parser: _Parser
-) -> Steps[tuple[str, int]]:
-    # A fence inside a string ends no block: the code up to it does not parse, up to a later one it does.
-    shortest = code = yield from _code(message, opening.after, fences[first].start)
-    if opening.mark[0] == "`" and not _may_hold_a_line(shortest):
-        return shortest, first
-    number = first
-    for _ in range(_MAX_LATER_FENCES + 1):
-        if (yield from parser.accepts(code)):
-            return code, number
-        number = yield from _next_closing(fences, number + 1, opening.mark)
-        if number < 0:
-            break
-        code = yield from _code(message, opening.after, fences[number].start)
-    return shortest, first
+    def _block(self, opening: Fence, at: int) -> Steps[tuple[str | None, int]]:
+        """Return the code, None if it is cut off, and the number of the fence that follows."""
+        closing = yield from self._end(opening, at + 1)
+        if closing >= 0:
+            fence = self._fences[closing]
+            code = yield from self._code(opening, fence.start)
+            return (yield from self._clean(code, opening)), closing + fence.may_close
+        if self._is_cut:
+            return None, len(self._fences)
+        code = yield from self._unclosed(opening)
+        return (yield from self._clean(code, opening)), len(self._fences)
+
+    def _end(self, opening: Fence, start: int) -> Steps[int]:
+        """Return the number of the fence that ends a block, or -1."""
+        # A fence inside a string ends no block: the code up to it does not parse, up to a later one it does.
+        first = -1
+        number = start - 1
+        for _ in range(_MAX_LATER_FENCES + 1):
+            number = yield from self._next(number + 1, opening.mark)
+            if number < 0:
+                break
+            code = yield from self._code(opening, self._fences[number].start)
+            if opening.mark[0] == "`" and first < 0 and not _may_hold_a_line(code):
+                return number
+            if self._fences[number].may_close:
+                if (yield from self._parser.accepts(code)):
+                    return number
+                first = number if first < 0 else first
+            elif not (yield from self._parser.ends_in_string(code)):
+                # The closing fence of this block is missing, or its code is no Python.
+                return number if first < 0 else first
+        # What follows may be cut off.
+        return -1 if self._is_cut and number < 0 else first
+
+    def _next(self, start: int, mark: str) -> Steps[int]:
+        for number in range(start, len(self._fences)):
+            fence = self._fences[number]
+            if (fence.may_close or fence.word) and fence.mark.startswith(mark):
+                return number
+            if not number % _FENCES_A_SLICE:
+                yield
+        return -1
+
+    def _unclosed(self, opening: Fence) -> Steps[str]:
+        code = without_special_tokens((yield from self._code(opening, len(self._message) + 1)))
+        # Models put the closing fence at the end of the last line of code, too.
+        if self._parser.has_room(code) and code.rstrip().endswith(opening.mark):
+            without = code.rstrip().removesuffix(opening.mark)
+            is_code = yield from self._parser.accepts(code, without)
+            if not is_code and (yield from self._parser.accepts(without)):
+                return without
+        return code
+
+    def _code(self, opening: Fence, end: int) -> Steps[str]:
+        """Return the lines behind a fence, to the one that begins at ``end``."""
+        code = yield from _lines(self._message, opening.after, end)
+        return (yield from _unquote(code)) if opening.is_quoted else code
+
+    def _clean(self, code: str, opening: Fence) -> Steps[str]:
+        code = without_special_tokens(code)
+        return (yield from dedent(code)) if opening.is_indented else code
 
 
 def _may_hold_a_line(code: str) -> bool:
@@ -164,17 +195,7 @@ def _may_hold_a_line(code: str) -> bool:
     return any(mark in code for mark in ('"""', "'''", "\\\n"))
 
 
-def _unclosed(message: str, opening: _Fence, parser: _Parser) -> Steps[str]:
-    code = yield from _code(message, opening.after, len(message) + 1)
-    # Models put the closing fence at the end of the last line of code, too.
-    if parser.has_room(code) and code.rstrip().endswith(opening.mark):
-        without = code.rstrip().removesuffix(opening.mark)
-        if not (yield from parser.accepts(code, without)) and (yield from parser.accepts(without)):
-            return without
-    return code
-
-
-def _code(message: str, start: int, end: int) -> Steps[str]:
+def _lines(message: str, start: int, end: int) -> Steps[str]:
     """Return the lines from ``start`` to the one that begins at ``end``."""
     end -= 1 + message.startswith("\r\n", end - 2)
     code = message[start : max(start, end)]
@@ -187,6 +208,19 @@ def _code(message: str, start: int, end: int) -> Steps[str]:
         # A line end stays together.
         stop += code.startswith("\r\n", stop - 1)
         pieces.append(code[at:stop].replace("\r\n", "\n"))
+        at = stop
+        yield
+    return (yield from join(pieces))
+
+
+def _unquote(code: str) -> Steps[str]:
+    # The lines of a block quote.
+    pieces: list[str] = []
+    at = 0
+    while at < len(code):
+        newline = code.find("\n", at + _DEDENTED)
+        stop = newline + 1 if newline >= 0 else len(code)
+        pieces.append(_QUOTE.sub("", code[at:stop]))
         at = stop
         yield
     return (yield from join(pieces))
@@ -233,6 +267,12 @@ class _Parser:
     def has_room(self, code: str) -> bool:
         """Return whether the budget has room for this code."""
         return len(code) + 100 <= self._left
+
+    def ends_in_string(self, code: str) -> Steps[bool]:
+        """Return whether code ends inside a string."""
+        is_left = self.has_room(code)
+        self._left -= len(code) + 100
+        return is_left and (yield from _state_at_end(code)) == "string"
 
     def accepts(self, code: str, start: str | None = None) -> Steps[bool]:
         """Return whether code parses; of long code, whether its ``start`` ends outside of a string."""
