@@ -103,12 +103,14 @@ def answer(work: Work, load_context: Callable[[], object]) -> NoReturn:
 async def _answer(work: Work, load_context: Callable[[], object]) -> RunResult:
     from ..api import arun
     from .console import display
+    from .model_line import models_line
 
     task = work.task
     models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
     context = load_context()
     config = work.config()
     with display(task.query, quiet=work.flags.as_json) as screen:
+        screen.note(models_line(models))
         # The builtin pair stands in for a model that is missing: say that it is no language model.
         if work.models.is_missing(models):
             from ...handlers.builtin import NOTICE

@@ -44,6 +44,7 @@ class RemoteHandler(ModelHandler):
         """
         check_address(address, keys=curve_keys is not None)
         self.role = role
+        self.address = address
         self.model = role
         self._timeout = timeout
         self._server = ServerAddress(

@@ -14,11 +14,12 @@ from typing import Any
 
 from ...engine.broker.answers import lost_answers
 from ...engine.cli.exit import NO_FILES
+from ...engine.cli.model_line import models_line
 from ...engine.cli.models import check_names, named_model
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.cli.signals import Stopped, run_until_signal
 from ...engine.errors import TaskError
-from ...engine.model_specs import BuiltinSpec, Role, configured
+from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, configured
 from ...engine.taskfile import TaskLimits, checked
 from ...engine.trust import Environment, Permissions
 from ...engine.trust.settings import user_secret
@@ -123,6 +124,7 @@ def run_shown(
         Stopped: by a signal; ended examples are kept.
     """
     with progress(quiet=quiet) as observer:
+        observer.note(_models_line(config, permissions))
         if any(isinstance(spec, BuiltinSpec) for spec in (config.supervisor, config.worker)):
             observer.note(NOTICE if config.strategy != "builtin" else _BUILTIN_NOTICE)
         work = run_experiment(
@@ -135,6 +137,22 @@ def run_shown(
             own_answers=own_answers,
         )
         return run_until_signal(work)
+
+
+def _models_line(config: ExperimentConfig, permissions: Permissions) -> str:
+    specs: dict[str, tuple[Role, ModelSpec | None]] = {
+        "supervisor": ("supervisor", config.supervisor),
+        "worker": ("worker", config.worker),
+        "judge": ("supervisor", None if config.judge == "none" else config.judge),
+    }
+    # Built only to be named: nothing connects.
+    return models_line(
+        {
+            name: spec.build(role, Path(), config.limits.worker_ctx_k, permissions)
+            for name, (role, spec) in specs.items()
+            if spec is not None
+        }
+    )
 
 
 def note_lost_answers(count: int) -> None:
