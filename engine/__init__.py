@@ -14,6 +14,7 @@ from warnings import warn
 if TYPE_CHECKING:
     from .api import arun, astream, run
     from .config import RunConfig
+    from .documents import aread_documents, read_documents
     from .errors import (
         CacheError,
         EngineError,
@@ -74,15 +75,18 @@ __all__ = [
     "SyncSandbox",
     "TaskError",
     "Tool",
+    "aread_documents",
     "arun",
     "astream",
     "open_sandbox",
+    "read_documents",
     "run",
 ]
 
 _HOMES = {
     "api": ("arun", "astream", "run"),
     "config": ("RunConfig",),
+    "documents": ("aread_documents", "read_documents"),
     "limits": ("RunLimits",),
     "result": ("RunResult",),
     "sandbox": (

@@ -62,13 +62,15 @@ def utf8_slices(text: str) -> Iterator[bytes]:
     return encode(text, KEEP_SURROGATES)
 
 
-def decode(data: Iterable[bytes | bytearray | memoryview], errors: str = "strict") -> Steps[str]:
-    """Decode UTF-8 as ``b"".join(data).decode("utf-8", errors)`` does.
+def decode(
+    data: Iterable[bytes | bytearray | memoryview], errors: str = "strict", encoding: str = "utf-8"
+) -> Steps[str]:
+    """Decode as ``b"".join(data).decode(encoding, errors)`` does.
 
     Raises:
         UnicodeDecodeError: with ``strict``.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
     pieces: list[str] = []
     for each in data:
         with memoryview(each) as view:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, JsonValue, model_validator
 
+from ..handlers.text_files import NotText, decode_text
 from .config import RunConfig, option_of, pydantic_field
 from .errors import TaskError
 from .limits import RunLimits
@@ -25,9 +28,10 @@ from .trust import UNBOUND, Permissions
 from .trust.permissions import readable_files
 from .validation import MODULE_FUNCTION, checked
 
-T = TypeVar("T", bound=BaseModel)
+if TYPE_CHECKING:
+    from .documents import Context
 
-_TEXT_SUFFIXES = (".txt", ".md")
+T = TypeVar("T", bound=BaseModel)
 
 
 ToolPlace = Annotated[
@@ -59,7 +63,15 @@ class TaskFile(BaseModel):
         default=None, description="the document itself"
     )
     context_file: str | None = Field(
-        default=None, description="or a file that holds it: .txt, .md or .json; relative to the task file"
+        default=None,
+        description="or a file that holds it: text, JSON, HTML, PDF, Office, EPUB; or a folder or a pattern "
+        "such as papers/*.pdf, for a dict of texts by name; relative to the task file",
+    )
+    context_files: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="or several files, folders and patterns: a dict of texts by name; "
+        "relative to the task file",
     )
     supervisor: ModelSpec | None = Field(
         default=None, description="the model that writes code; from the environment by default"
@@ -81,25 +93,43 @@ class TaskFile(BaseModel):
 
     @model_validator(mode="after")
     def _one_context(self) -> TaskFile:
-        if (self.context is None) == (self.context_file is None):
-            raise ValueError("a task needs either `context` or `context_file`")
+        if sum(each is not None for each in (self.context, self.context_file, self.context_files)) != 1:
+            raise ValueError("a task needs either `context` or `context_file` or `context_files`")
         return self
 
+    async def read_context(
+        self, folder: Path, permissions: Permissions = UNBOUND, stdin: Callable[[], bytes] | None = None
+    ) -> Context:
+        """Return the context, or read it from its files; ``stdin`` reads stdin."""
+        from .documents import Context, read_context
+
+        if self.context is not None:
+            return Context(self.context)
+        return await read_context(
+            self._paths,
+            folder=folder,
+            permissions=permissions,
+            name="context_file" if self.context_files is None else "context_files",
+            stdin=stdin,
+            many=self.context_files is not None,
+        )
+
     def load_context(self, folder: Path, permissions: Permissions = UNBOUND) -> object:
-        """Return the context, or read it from its file."""
-        if self.context_file is None:
+        """Wait for ``read_context``. Guesses and skipped files are Python warnings."""
+        from .documents.reading import wait_for
+
+        if not self._paths:
             return self.context
-        # The permitted path has its links resolved: read only that one.
-        path = permissions.readable(folder / self.context_file, "context_file")
-        text = _read(path, "context_file: cannot read")
-        if path.suffix in _TEXT_SUFFIXES:
-            return text
-        if path.suffix == ".json":
-            value = _parse(text, path)
-            if not isinstance(value, (str, list, dict)):
-                raise TaskError(f"context_file: {path} must hold a string, a list or an object")
-            return value  # pyright: ignore[reportUnknownVariableType]  # JSON of any shape
-        raise TaskError(f"context_file: {path.name} must end in .txt, .md or .json")
+        found = wait_for(lambda: self.read_context(folder, permissions))
+        for each in found.warnings:
+            warnings.warn(each, stacklevel=2)
+        return found.value
+
+    @property
+    def _paths(self) -> list[str]:
+        if self.context_files is not None:
+            return self.context_files
+        return [] if self.context_file is None else [self.context_file]
 
     def run_config(self, folder: Path, permissions: Permissions = UNBOUND, **options: object) -> RunConfig:
         """Return the run's options, with prompts and tools loaded; ``options`` replace those of the file."""
@@ -183,16 +213,19 @@ def parse_as(model: type[T], text: str, path: Path, what: str) -> T:
 
 def _read(path: Path, complaint: str) -> str:
     try:
-        # Bytes, since text mode would change line ends. A byte order mark is no part of the text.
-        return read_file(path).decode("utf-8-sig")
+        text, guessed = decode_text(read_file(path))
     except OSError as error:
         raise TaskError(f"{complaint} {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{complaint} {path}: it is not UTF-8 text (byte {error.start})") from error
+    except NotText as error:
+        raise TaskError(f"{complaint} {path}: {error}") from error
+    # JSON and TOML are UTF-8, or have a mark. A guess could change a name or a key.
+    if guessed is not None:
+        raise TaskError(f"{complaint} {path}: it is not UTF-8 text; save it as UTF-8")
+    return text
 
 
 def _parse(text: str, path: Path) -> Any:
-    toml = path.suffix == ".toml"
+    toml = path.suffix.lower() == ".toml"
     try:
         return tomllib.loads(text) if toml else json.loads(text)
     # RecursionError: deeply nested JSON.

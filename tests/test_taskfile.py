@@ -75,10 +75,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_task(tmp_path / "bad.json")
     for name, words in (
         ("none.txt", "cannot read"),
-        ("a.pdf", "must end in .txt, .md or .json"),
+        ("a.bin", "a.bin: it is a binary file. What can be read: text"),
         ("n.json", "must hold"),
     ):
-        (tmp_path / "a.pdf").write_text("x")
+        (tmp_path / "a.bin").write_bytes(b"x\0\1\2")
         (tmp_path / "n.json").write_text("5")
         read = read_task(task(tmp_path, context=None, context_file=name))
         with pytest.raises(TaskError, match=words):

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,10 +14,12 @@ from typing import NoReturn
 import typer
 
 from ..config import RunConfig
+from ..documents import Context
 from ..result import RunResult
 from ..supervisor.prompts import Prompts
 from ..taskfile import TaskFile
 from ..trust import Bound
+from .documents import shown
 from .exit import NO_FILES, NO_MODEL, exit_code, wait
 from .models import Models
 from .permissions import explain_withheld_keys
@@ -83,13 +85,13 @@ class Work:
         return self.permissions.writable(self.folder / cache, "cache")
 
 
-def answer(work: Work, load_context: Callable[[], object]) -> NoReturn:
+def answer(work: Work, read_context: Callable[[], Awaitable[Context]]) -> NoReturn:
     """Run the task to its end, print the answer and exit."""
     from ..api import as_data
 
     log_dir = _shown(work.log_dir())
     with explain_withheld_keys(work.permissions):
-        result = wait(_answer(work, load_context), log_dir)
+        result = wait(_answer(work, read_context), log_dir)
     if work.flags.as_json:
         print(json.dumps(as_data(result)))
     else:
@@ -100,14 +102,14 @@ def answer(work: Work, load_context: Callable[[], object]) -> NoReturn:
     raise typer.Exit(NO_FILES if is_incomplete and code != NO_MODEL else code)
 
 
-async def _answer(work: Work, load_context: Callable[[], object]) -> RunResult:
+async def _answer(work: Work, read_context: Callable[[], Awaitable[Context]]) -> RunResult:
     from ..api import arun
     from .console import display
     from .model_line import models_line
 
     task = work.task
     models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
-    context = load_context()
+    context = shown(await read_context())
     config = work.config()
     with display(task.query, quiet=work.flags.as_json) as screen:
         screen.note(models_line(models))

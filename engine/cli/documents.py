@@ -1,25 +1,37 @@
-"""Read the files that ``ask`` names."""
+"""Read the context of a command, and print what was guessed or skipped."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..taskfile import TaskFile
-from .stdin import read_text
+from ...sandbox_image.text import printable
+from ..documents import Context, read_context
+from ..documents.reading import Value
+from .stdin import read_bytes
 
 
-def load(files: Sequence[str]) -> object:
-    """Return the context: the text of one file, or several texts by name.
+async def load(files: Sequence[str | Path], name: str = "context", *, raw_html: bool = False) -> Context:
+    """Return the context that a person names: files, folders, patterns, and ``-`` for stdin.
 
     Raises:
         TaskError: a file cannot be read.
     """
-    found = {name: _load(name) for name in files}
-    return found if len(found) > 1 else next(iter(found.values()))
+    return await read_context(files, name=name, stdin=read_stdin, raw_html=raw_html)
 
 
-def _load(name: str) -> object:
-    if name == "-":
-        return read_text("the document")
-    return TaskFile(query="q", context_file=name).load_context(Path())
+def read_stdin() -> bytes:
+    """Return the document on stdin.
+
+    Raises:
+        TaskError: it is closed or empty.
+    """
+    return read_bytes("the document")
+
+
+def shown(context: Context) -> Value:
+    """Print the warnings of a context on stderr, and return its value."""
+    for each in context.warnings:
+        print(f"supdist-engine: {printable(each)}", file=sys.stderr)
+    return context.value

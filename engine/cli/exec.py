@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import TaskError
 from .exit import ANSWERED, KILLED, RAISED, TIMED_OUT, wait
 from .options import (
     MOST_SECONDS,
@@ -34,7 +35,11 @@ def execute(
     ] = 120.0,
     memory: Annotated[str, typer.Option(help="Memory that the code may use, such as 512MiB.")] = "2GiB",
     context_file: Annotated[
-        Path | None, typer.Option(help="A UTF-8 text file. The code has its text in `context`.")
+        Path | None,
+        typer.Option(
+            help="A text, PDF, HTML, Office or EPUB file, a folder or a pattern; - is stdin. "
+            "The code has its text in `context`."
+        ),
     ] = None,
     packages: PackagesOption = None,
     backend: BackendOption = Backend.PROCESS,
@@ -48,17 +53,16 @@ def execute(
 
     The exit code is that of the code, as in a shell.
     """
-    from ..errors import TaskError
     from ..sandbox import as_data, open_sandbox
+    from .documents import load, shown
 
-    source = sys.stdin.read() if code is None or code == "-" else code
+    if code is None and context_file == Path("-"):
+        raise TaskError("stdin is the context, so the code must be an argument")
+    source = _source_of_stdin() if code is None or code == "-" else code
     config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
-    try:
-        context = context_file.read_text(encoding="utf-8") if context_file else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"--context-file: cannot read it as UTF-8 text: {error}") from error
 
     async def once() -> CellResult:
+        context = shown(await load([context_file], "--context-file")) if context_file is not None else ""
         async with open_sandbox(config, context=context) as sandbox:
             return await sandbox.execute(source, timeout=timeout)
 
@@ -68,6 +72,25 @@ def execute(
     else:
         _copy_output(result)
     raise typer.Exit(_exit_status(result))
+
+
+def _source_of_stdin() -> str:
+    """Return the code on stdin, decoded as Python reads a file."""
+    import tokenize
+    from io import BytesIO
+
+    from .stdin import read_bytes
+
+    data = read_bytes("the code", may_be_empty=True)
+    try:
+        encoding, _ = tokenize.detect_encoding(BytesIO(data).readline)
+        return data.decode(encoding)
+    # SyntaxError: an unknown encoding, or a first line that is no UTF-8.
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise TaskError(
+            f"cannot read the code from stdin: {error}; save it as UTF-8, or name its encoding: "
+            "# -*- coding: latin-1 -*-"
+        ) from error
 
 
 def _copy_output(result: CellResult) -> None:

@@ -41,6 +41,7 @@ def run(flags: TaskFlags) -> None:
     """
     from ..taskfile import read_task
     from .answering import Work, answer
+    from .documents import read_stdin
     from .models import Models
 
     allowed = Allowed.from_options(flags.env_file, flags.allow_read, flags.allow_write, flags.trust_endpoint)
@@ -50,7 +51,7 @@ def run(flags: TaskFlags) -> None:
     task = flags.applied_to(_task_of_stdin() if flags.task == STDIN else read_task(flags.task))
     models = Models.of(flags, environment, task.supervisor, task.worker)
     work = Work(task, flags, models, permissions)
-    answer(work, lambda: task.load_context(work.folder, permissions))
+    answer(work, lambda: task.read_context(work.folder, permissions, read_stdin))
 
 
 def _task_of_stdin() -> TaskFile:

@@ -16,16 +16,18 @@ def read_text(what: str) -> str:
     Raises:
         TaskError: it is empty, too long, or no UTF-8 text.
     """
-    data = read_bytes(what)
+    from ...handlers.text_files import NotText, decode_text
+
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(
-            f"cannot read {what} from stdin: it is not UTF-8 text (byte {error.start})"
-        ) from error
+        text, guessed = decode_text(read_bytes(what))
+    except NotText as error:
+        raise TaskError(f"cannot read {what} from stdin: {error}") from error
+    if guessed is not None:
+        raise TaskError(f"cannot read {what} from stdin: it is not UTF-8 text; save it as UTF-8")
+    return text
 
 
-def read_bytes(what: str) -> bytes:
+def read_bytes(what: str, *, may_be_empty: bool = False) -> bytes:
     """Return all of stdin.
 
     Raises:
@@ -44,7 +46,7 @@ def read_bytes(what: str) -> bytes:
         raise TaskError(f"cannot read {what} from stdin: {error.strerror or error}") from error
     if len(data) > _MOST_BYTES:
         raise TaskError(f"cannot read {what} from stdin: it has more than {_MOST_BYTES >> 30} GiB")
-    if not data.strip():
+    if not may_be_empty and not data.strip():
         raise TaskError(f"cannot read {what} from stdin: it is empty")
     return data
 
