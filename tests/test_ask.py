@@ -143,3 +143,25 @@ def test_sizes_have_units_everywhere(folder: Path) -> None:
         [*COMMAND, "run", "task.json"], check=False, cwd=folder, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (["--supervisor", "openai/gpt-4.1", "--worker", "builtin", "--max-cost-usd", "0.5"],
+            ["supervisor: gpt-4.1 @ api.openai.com", "  key: OPENAI_API_KEY (set)",
+             "  price: $2 in, $8 out for a million tokens", "cost: at most $0.5000"]),
+        (["--supervisor", "openrouter/qwen/none-such"],
+            ["  key: OPENROUTER_API_KEY (missing)", "  price: unknown",
+             "cost: no bound is known: give --max-cost-usd"]),
+        (["--supervisor", "builtin", "--worker", "builtin"],
+            ["worker: builtin (no language model)", "cost: nothing"]),
+    ],
+)  # fmt: skip
+def test_a_dry_run_sends_nothing_and_shows_no_key(folder: Path, flags: list[str], lines: list[str]) -> None:
+    done = ask("report.md", "q", "--dry-run", *flags, cwd=folder, OPENAI_API_KEY="sk-secret")
+    assert done.returncode == 0, done.stderr
+    for line in [*lines, "Nothing was sent."]:
+        assert line in done.stdout.splitlines()
+    assert "context: about " in done.stdout
+    assert "sk-secret" not in done.stdout + done.stderr

@@ -336,3 +336,14 @@ def test_basic_qa_runs_without_a_key(tmp_path: Path, program: list[str]) -> None
     assert done.returncode == 0
     assert "41 tonnes" in done.stdout
     assert (tmp_path / "logs/basic_qa/worker.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["run"], ["ask"], ["exec"], ["mcp"], ["broker"], ["broker", "serve"], ["trust"], ["image", "build"]],
+)
+def test_h_is_help_everywhere(tmp_path: Path, words: list[str]) -> None:
+    done = supdist(*words, "-h", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == supdist(*words, "--help", cwd=tmp_path).stdout
+    assert done.stdout.startswith("Usage: ")

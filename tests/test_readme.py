@@ -99,3 +99,17 @@ def test_the_task_of_the_readme_is_a_task(tmp_path: Path) -> None:
     (task,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     (tmp_path / "task.json").write_text(task)
     assert read_task(tmp_path / "task.json").limits.max_iterations == 15
+
+
+def test_the_questions_of_the_readme_can_be_asked(tmp_path: Path) -> None:
+    """As a dry run: the models of the README are not here."""
+    (commands,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for name in ("paper.md", "notes.txt"):
+        (tmp_path / name).write_text("Ann found it.")
+    program = f"{shlex.quote(sys.executable)} -m supdist.engine ask --dry-run"
+    for command in commands.strip().splitlines():
+        done = subprocess.run(
+            ["sh", "-c", command.replace("supdist-engine ask", program)],
+            check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=clean_environment(),
+        )  # fmt: skip
+        assert "Nothing was sent." in done.stdout

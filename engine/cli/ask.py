@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,23 +33,16 @@ class AskFlags(RunFlags):
             show_default=False,
         ),
     ] = None
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            "--save",
-            metavar="TASK",
-            help="Write a task file that `run` answers alike. With --dry-run: only that.",
-        ),
-    ] = None
 
 
 @takes(AskFlags)
 def ask(flags: AskFlags) -> None:
     """Answer a question about files. The answer goes to stdout, progress to stderr."""
     from ..taskfile import TaskFile
-    from .answering import Work, answer
+    from .answering import answer
     from .documents import load
     from .models import Models
+    from .work import Work
 
     files, question = split(flags.words or [])
     if question is None:

@@ -41,6 +41,8 @@ app = typer.Typer(
     "141 the reader of stdout has gone.",
     add_completion=False,
     no_args_is_help=True,
+    # Commands inherit it.
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -83,6 +83,21 @@ class Models:
                 found[role] = builtin(role, worker_ctx_k)
         return found
 
+    def local_handlers(self, folder: Path, worker_ctx_k: int, permissions: Bound) -> dict[Role, ModelHandler]:
+        """Return the handlers without those of the model server, which is not asked.
+
+        Raises:
+            TaskError: a specification is wrong or not permitted.
+        """
+        found: dict[Role, ModelHandler] = {}
+        for role in ("supervisor", "worker"):
+            spec = self.specs.get(role)
+            if spec is not None:
+                found[role] = spec.build(role, folder, worker_ctx_k, permissions)
+            elif self.server is None:
+                found[role] = builtin(role, worker_ctx_k)
+        return found
+
     def is_missing(self, handlers: Mapping[Role, ModelHandler]) -> bool:
         """Return whether the builtin model stands in for one that nobody named."""
         from ...handlers import BuiltinSupervisor, BuiltinWorker

@@ -141,7 +141,7 @@ def group_with_default(command: str) -> type[TyperGroup]:
     class Group(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             # `broker models.json` means `broker serve models.json`.
-            if args and args[0] not in (*self.commands, "--help"):
+            if args and args[0] not in (*self.commands, "--help", "-h"):
                 args = [command, *args]
             return super().parse_args(ctx, args)
 

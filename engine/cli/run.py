@@ -40,9 +40,10 @@ def run(flags: TaskFlags) -> None:
     Flags come before the task file's own settings.
     """
     from ..taskfile import read_task
-    from .answering import Work, answer
+    from .answering import answer
     from .documents import read_stdin
     from .models import Models
+    from .work import Work
 
     allowed = Allowed.from_options(flags.env_file, flags.allow_read, flags.allow_write, flags.trust_endpoint)
     environment = allowed.environment()
