@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from ..engine.cli.options import HELP_OPTIONS
 from ..engine.errors import TaskError
 from ..sandbox_image.text import printable
 from .distill.export_cli import export
@@ -13,7 +14,12 @@ from .distill.export_cli import export
 
 def main() -> None:
     """Run the command, and print an error in one line."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=HELP_OPTIONS,
+    )
     app.command()(export)
     try:
         app()

@@ -16,6 +16,7 @@ from .image import app as image_app
 from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
 from .options import (
+    HELP_OPTIONS,
     Backend,
     BackendOption,
     ImageOption,
@@ -42,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     # Commands inherit it.
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

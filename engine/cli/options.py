@@ -21,6 +21,9 @@ T = TypeVar("T")
 # One day.
 MOST_SECONDS = 86_400
 
+# For ``context_settings``.
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
 
 class Backend(Enum):
     """The values of ``SandboxConfig.backend``."""

@@ -46,8 +46,15 @@ _SHORTAGES = {
     errno.ENFILE: _NO_DESCRIPTOR,
     errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`).",
 }
-# What Python and the dynamic linker write when memory runs out.
-_NO_MEMORY_WORDS = ("MemoryError", "Cannot allocate memory", "failed to map segment")
+# What Python and the dynamic linker write when memory runs out. The last two are of a SystemError: there was
+# no memory for the MemoryError.
+_NO_MEMORY_WORDS = (
+    "MemoryError",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "without exception set",
+    "without setting an exception",
+)
 
 
 def setup_error_for(step: str, code: int, packages: str | None) -> EngineError:

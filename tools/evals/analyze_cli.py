@@ -16,8 +16,14 @@ def main() -> None:
     """Run ``analyze`` as a program of its own."""
     # Imported here and below, so that --help stays quick.
     from ...engine.cli.main import run_app
+    from ...engine.cli.options import HELP_OPTIONS
 
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=HELP_OPTIONS,
+    )
     app.command()(analyze)
     run_app(app)
 

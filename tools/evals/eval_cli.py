@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ...engine.cli.options import (
+    HELP_OPTIONS,
     LIMITS,
     LOGS,
     Backend,
@@ -187,7 +188,11 @@ def main() -> None:
     from ...engine.cli.main import run_app
 
     app = typer.Typer(
-        add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=EXIT_CODES
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        epilog=EXIT_CODES,
+        context_settings=HELP_OPTIONS,
     )
     app.command(epilog=EXIT_CODES)(evaluate)
     run_app(app)

@@ -36,8 +36,14 @@ _SOME_FAILED = 1
 def main() -> None:
     """Run ``grid`` as a program of its own."""
     from ...engine.cli.main import run_app
+    from ...engine.cli.options import HELP_OPTIONS
 
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=HELP_OPTIONS,
+    )
     app.command()(grid)
     run_app(app)
 
