@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from support import eventually
 
 from supdist.engine import SandboxLost, SandboxRuntime, open_sandbox
 from supdist.engine.jail.cgroups import CgroupBase
+from supdist.engine.sandbox.zygote import ZygoteClient
 
 pytestmark = pytest.mark.anyio
 
@@ -125,3 +128,20 @@ async def test_the_control_groups_of_a_killed_sandbox_are_removed_while_its_engi
                     await killed.execute("x")
             await eventually(lambda: not groups(), 5)
         assert (await goes_on.execute("print(x)")).stdout == "1\n"
+
+
+async def test_law_5_a_cancelled_start_of_a_zygote_leaves_no_group() -> None:
+    """The event loop stands still from the start of the zygote until that has built a sandbox ahead."""
+    if CgroupBase.find() is None:
+        pytest.skip("there are no control groups here")
+    before = {child.pid for child in psutil.Process().children()}
+    starting = asyncio.ensure_future(ZygoteClient.start(None))
+    await asyncio.sleep(0)
+    (zygote,) = {child.pid for child in psutil.Process().children()} - before
+    deadline = time.monotonic() + 20
+    while not cgroups_of(zygote):
+        assert time.monotonic() < deadline
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert cgroups_of(zygote) == []

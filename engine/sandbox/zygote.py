@@ -78,7 +78,7 @@ class ZygoteClient:
             try:
                 await zygote._wait_ready()
             except BaseException:
-                process.kill()
+                # Not killed, unless it does not end: it removes the control groups of what it built.
                 await asyncio.shield(asyncio.ensure_future(zygote.close()))
                 raise
         return zygote
