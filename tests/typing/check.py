@@ -44,7 +44,7 @@ with SyncSandbox() as sandbox:
     sandbox.execute("1").outcome == Outcome.NO_SUCH_OUTCOME  # wrong
 from supdist.handlers import ScriptedHandler
 model = ScriptedHandler(["x"])
-run(query="q", context="c", supervisor="gpt-4o", worker=model)  # wrong
+run(query="q", context="c", supervisor=4, worker=model)  # wrong
 run(query="q", context="c", supervisor=model, worker=model, max_iterations="5")  # wrong
 run(query="q", context="c", supervisor=model, worker=model, cache_sampled="yes")  # wrong
 run(query="q", context="c", supervisor=model, worker=model, cash="off")  # wrong
