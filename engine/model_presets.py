@@ -98,7 +98,7 @@ def _at_server(preset: str, model: str, environ: Mapping[str, str]) -> dict[str,
 
 def _unknown(text: str, preset: str, model: str | None) -> str:
     shown = shorten(one_line(text), _MOST_SHOWN)
-    known = f"Known are {BUILTIN}, {', '.join(f'{each}/MODEL' for each in PRESETS)}"
+    known = f"Use one of {BUILTIN}, {', '.join(f'{each}/MODEL' for each in PRESETS)}"
     if model is None:
         near = _whole_name(shown)
         return f"{shown!r} names no provider{f'; did you mean {near}?' if near else '.'} {known}"

@@ -24,6 +24,7 @@ from ..handlers import (
 )
 from ..handlers.openai import OPENAI_URL, TOGETHER_URL
 from .arguments import reject
+from .config import RunConfig
 from .errors import TaskError
 from .model_presets import NO_KEY, fields_of, is_preset
 from .trust import UNBOUND, Environment, Permissions
@@ -99,7 +100,7 @@ class OpenAISpec(BaseModel):
         # A Host header could send the key on to another host than the permitted one.
         if any(name.lower() == "host" for name in self.extra_headers or {}):
             raise TaskError(f"{role}.extra_headers: Host is not allowed; base_url names the host")
-        self._endpoint(role, permissions)
+        self.endpoint(role, permissions)
 
     def build(
         self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
@@ -107,14 +108,19 @@ class OpenAISpec(BaseModel):
         """Return the handler."""
         self.check(role, folder, permissions)
         price = None if self.price is None else Price(self.price.input_usd, self.price.output_usd)
-        urls, keys = self._endpoint(role, permissions)
+        urls, keys = self.endpoint(role, permissions)
         fields = self.model_dump(exclude={"handler", "price", "base_url", "api_key_env"})
         try:
             return OpenAIHandler(base_url=urls, api_key_env=keys, price=price, **fields)
         except ValueError as error:
             raise TaskError(f"{role}: {error}") from error
 
-    def _endpoint(self, role: str, permissions: Permissions) -> tuple[str | list[str] | None, KeyNames]:
+    def endpoint(self, role: str, permissions: Permissions) -> tuple[str | list[str] | None, KeyNames]:
+        """Return the URLs, and the variables of the keys that may be sent there.
+
+        Raises:
+            TaskError: a key is not permitted.
+        """
         urls = permissions.default_url if self.base_url is None else self.base_url
         listed = [urls] if isinstance(urls, str) else urls or []
         if self.api_key_env == NO_KEY:
@@ -305,8 +311,8 @@ def from_environment(role: Role, environ: Mapping[str, str]) -> ModelHandler | N
     """
     spec = specified_by(environ, role)
     if spec is None:
-        named = configured(environ, role)
-        return None if named is None else named.build(role, Path(), worker_ctx_k=8)
+        named = _preset_in(environ, role)
+        return None if named is None else named.build(role, Path(), RunConfig().worker_ctx_k)
     key = environ[spec.api_key_env] if spec.api_key_env else _PLACEHOLDER_KEY
     return OpenAIHandler(spec.model, base_url=spec.base_url, api_key=key, **_SAMPLING[role])
 
@@ -317,10 +323,13 @@ def configured(environ: Mapping[str, str], role: Role) -> ModelSpec | None:
     Raises:
         TaskError: as ``specified_by``.
     """
-    spec = specified_by(environ, role)
+    return specified_by(environ, role) or _preset_in(environ, role)
+
+
+def _preset_in(environ: Mapping[str, str], role: Role) -> ModelSpec | None:
     # With an endpoint, or a key, the variable holds the name that the endpoint knows.
     model = environ.get(f"{role.upper()}_MODEL", "")
-    return model_named(model, environ) if spec is None and is_preset(model) else spec
+    return model_named(model, environ) if is_preset(model) else None
 
 
 def specified_by(environ: Mapping[str, str], role: Role) -> OpenAISpec | None:

@@ -213,14 +213,25 @@ def parse_as(model: type[T], text: str, path: Path, what: str) -> T:
 
 def _read(path: Path, complaint: str) -> str:
     try:
-        text, guessed = decode_text(read_file(path))
+        data = read_file(path)
     except OSError as error:
         raise TaskError(f"{complaint} {path}: {error.strerror or error}") from error
+    return decoded(data, f"{complaint} {path}")
+
+
+def decoded(data: bytes, complaint: str) -> str:
+    """Return the text of a task or models file.
+
+    Raises:
+        TaskError: it is no text, or has another encoding without a mark.
+    """
+    try:
+        text, guessed = decode_text(data)
     except NotText as error:
-        raise TaskError(f"{complaint} {path}: {error}") from error
+        raise TaskError(f"{complaint}: {error}") from error
     # JSON and TOML are UTF-8, or have a mark. A guess could change a name or a key.
     if guessed is not None:
-        raise TaskError(f"{complaint} {path}: it is not UTF-8 text; save it as UTF-8")
+        raise TaskError(f"{complaint}: it is not UTF-8 text; save it as UTF-8")
     return text
 
 

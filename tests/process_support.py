@@ -20,6 +20,10 @@ COMMAND = (sys.executable, "-m", "supdist.engine")
 MODEL_VARIABLES = (
     "TOGETHER_API_KEY",
     "OPENAI_API_KEY",
+    "OPENROUTER_API_KEY",
+    "VLLM_API_KEY",
+    "LM_API_TOKEN",
+    "LLAMACPP_API_KEY",
     "BASE_URL",
     "OPENAI_BASE_URL",
     "SUPERVISOR_MODEL",

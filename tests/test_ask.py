@@ -137,11 +137,14 @@ def test_a_missing_question_is_asked_for_on_a_terminal(folder: Path) -> None:
 def test_sizes_have_units_everywhere(folder: Path) -> None:
     done = ask("report.md", QUESTION, "--log-bytes", "20KiB", "--log-dir", "logs", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (folder / "logs/supervisor.jsonl").read_text().splitlines()]
+    assert [each["log_bytes"] for each in events if each["event"] == "log_full"] == [20 << 10]
     task: dict[str, Any] = {"query": QUESTION, "context_file": "report.md", "limits": {"log_bytes": "20KiB"}}
     (folder / "task.json").write_text(json.dumps(task))
     done = subprocess.run(
-        [*COMMAND, "run", "task.json"], check=False, cwd=folder, capture_output=True, text=True, timeout=60
-    )
+        [*COMMAND, "run", "task.json"],
+        check=False, cwd=folder, capture_output=True, text=True, timeout=60, env=clean_environment(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
@@ -165,3 +168,46 @@ def test_a_dry_run_sends_nothing_and_shows_no_key(folder: Path, flags: list[str]
         assert line in done.stdout.splitlines()
     assert "context: about " in done.stdout
     assert "sk-secret" not in done.stdout + done.stderr
+
+
+def write_task(folder: Path, **changes: Any) -> None:
+    task: dict[str, Any] = {"query": QUESTION, "context_file": "report.md", **changes}
+    (folder / "task.json").write_text(json.dumps(task))
+
+
+def run(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "run", "task.json", *flags],
+        check=False, cwd=folder, capture_output=True, text=True, timeout=60,
+        env=clean_environment(**environment),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "flags", "line"),
+    [
+        ("http://localhost:99/v1", [], "  key: none"),
+        ("https://gpu.example/v1", ["--trust-endpoint"], "  key: OPENAI_API_KEY (set)"),
+    ],
+)
+def test_a_dry_run_names_the_key_that_the_run_would_send(
+    folder: Path, url: str, flags: list[str], line: str
+) -> None:
+    write_task(folder, supervisor={"handler": "openai", "model": "m", "base_url": url}, worker="builtin")
+    done = run(folder, "--dry-run", *flags, OPENAI_API_KEY="sk-secret")
+    assert done.returncode == 0, done.stderr
+    assert line in done.stdout.splitlines()
+
+
+def test_a_flags_path_needs_no_permission_of_the_task_file(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "packages").mkdir(parents=True)
+    (elsewhere / "prompts").mkdir()
+    inside = folder / "inside"
+    inside.mkdir()
+    write_task(
+        inside, context="c", context_file=None, prompts_dir="../none", supervisor="builtin", worker="builtin"
+    )
+    flags = ["--packages", str(elsewhere / "packages"), "--prompts-dir", str(elsewhere / "prompts")]
+    done = run(inside, *flags)
+    assert done.returncode == 0, done.stderr

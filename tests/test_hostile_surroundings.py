@@ -200,7 +200,12 @@ async def test_a_dot_env_sets_no_proxy_and_no_certificates(place: Place) -> None
     place.write(".env", f"HTTP_PROXY={place.url}\nHTTPS_PROXY={place.url}\nSSL_CERT_FILE=evil.pem\n")
     place.task(supervisor=place.model(base_url="http://127.0.0.1:9/v1"))
     done = await place.start("run", "task.json")
-    refused(done, "only keys and models are read from it, not HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE", code=5)
+    refused(
+        done,
+        "only keys, models and addresses of local servers are read from it, "
+        "not HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE",
+        code=5,
+    )
     assert place.server.requests == []
 
 

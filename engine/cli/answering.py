@@ -15,7 +15,7 @@ import typer
 
 from ..documents import Context
 from ..result import RunResult
-from .documents import shown
+from .documents import print_warnings
 from .exit import NO_FILES, NO_MODEL, exit_code, wait
 from .permissions import explain_withheld_keys
 from .work import Work
@@ -50,7 +50,7 @@ async def _answer(work: Work, read_context: Callable[[], Awaitable[Context]]) ->
 
     task = work.task
     models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
-    context = shown(await read_context())
+    context = print_warnings(await read_context())
     config = work.config()
     with display(task.query, quiet=work.flags.as_json) as screen:
         screen.note(models_line(models))

@@ -30,7 +30,7 @@ def read_stdin() -> bytes:
     return read_bytes("the document")
 
 
-def shown(context: Context) -> Value:
+def print_warnings(context: Context) -> Value:
     """Print the warnings of a context on stderr, and return its value."""
     for each in context.warnings:
         print(f"supdist-engine: {printable(each)}", file=sys.stderr)

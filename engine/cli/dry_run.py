@@ -10,8 +10,8 @@ from ...sandbox_image.text import printable
 from ..broker.prices import Rate, price_of
 from ..documents import Context
 from ..model_specs import ModelSpec, OpenAISpec, Role
-from ..trust.hosts import keys_of, origin_of
-from .documents import shown
+from ..trust import Bound
+from .documents import print_warnings
 from .work import Work
 
 # Bytes of English text in a token.
@@ -27,12 +27,12 @@ async def describe(work: Work, read_context: Callable[[], Awaitable[Context]]) -
     """
     from .model_line import model_and_place
 
-    context, config = shown(await read_context()), work.config()
+    context, config = print_warnings(await read_context()), work.config()
     handlers = work.models.local_handlers(work.folder, work.task.limits.worker_ctx_k, work.permissions)
     lines: list[str] = []
     for role, handler in handlers.items():
         lines.append(f"{role}: {model_and_place(handler)}")
-        lines.append(f"  key: {_key(work.models.specs.get(role))}")
+        lines.append(f"  key: {_key(role, work.models.specs.get(role), work.permissions)}")
         lines.append(f"  price: {_price(handler)}")
     if work.models.server is not None:
         lines.append(f"model server: {work.models.server}; it was not asked which models it has")
@@ -45,17 +45,16 @@ async def describe(work: Work, read_context: Callable[[], Awaitable[Context]]) -
     return printable("\n".join(lines))
 
 
-def _key(spec: ModelSpec | None) -> str:
-    if not isinstance(spec, OpenAISpec) or spec.api_key_env == "none":
+def _key(role: Role, spec: ModelSpec | None, permissions: Bound) -> str:
+    if not isinstance(spec, OpenAISpec):
         return "none"
-    urls = (
-        [spec.base_url] if isinstance(spec.base_url, str) else spec.base_url or ["https://api.openai.com/v1"]
-    )
-    names = (
-        [spec.api_key_env] if spec.api_key_env else [key for url in urls for key in keys_of(origin_of(url))]
-    )
-    states = [f"{name} ({'set' if os.environ.get(name, '').strip() else 'missing'})" for name in names]
-    return ", ".join(dict.fromkeys(states)) or "none"
+    _, keys = spec.endpoint(role, permissions)
+    names = keys.values() if isinstance(keys, Mapping) else [keys]
+    return ", ".join(dict.fromkeys(map(_state, filter(None, names)))) or "none"
+
+
+def _state(name: str) -> str:
+    return f"{name} ({'set' if os.environ.get(name, '').strip() else 'missing'})"
 
 
 def _price(handler: ModelHandler) -> str:

@@ -22,6 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..documents.reading import Value
     from ..sandbox import CellResult
 
 
@@ -54,7 +55,6 @@ def execute(
     The exit code is that of the code, as in a shell.
     """
     from ..sandbox import as_data, open_sandbox
-    from .documents import load, shown
 
     if code is None and context_file == Path("-"):
         raise TaskError("stdin is the context, so the code must be an argument")
@@ -62,7 +62,7 @@ def execute(
     config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
 
     async def once() -> CellResult:
-        context = shown(await load([context_file], "--context-file")) if context_file is not None else ""
+        context = "" if context_file is None else await _context(context_file)
         async with open_sandbox(config, context=context) as sandbox:
             return await sandbox.execute(source, timeout=timeout)
 
@@ -72,6 +72,13 @@ def execute(
     else:
         _copy_output(result)
     raise typer.Exit(_exit_status(result))
+
+
+async def _context(file: Path) -> Value:
+    # Few cells have a context, and the readers take 10 ms to import.
+    from .documents import load, print_warnings
+
+    return print_warnings(await load([file], "--context-file"))
 
 
 def _source_of_stdin() -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from ...handlers import ModelHandler
 from ..errors import TaskError
 from ..model_specs import BuiltinSpec, ModelSpec, Role, builtin, configured, model_named
-from ..service import handlers_at
 from ..trust import Bound, Environment
 from .run_flags import RunFlags
 
 NO_ENDPOINT = "no endpoint is configured; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
+
+_ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +73,16 @@ class Models:
         """
         served: Mapping[str, ModelHandler] = {}
         if self.server is not None:
+            # Imports ZeroMQ.
+            from ..service import handlers_at
+
             served = await handlers_at(self.server, curve_keys=self.curve_keys)
-        found: dict[Role, ModelHandler] = {}
-        for role in ("supervisor", "worker"):
-            spec = self.specs.get(role)
-            if role in served and role not in self.typed:
-                found[role] = served[role]
-            elif spec is not None:
-                found[role] = spec.build(role, folder, worker_ctx_k, permissions)
-            else:
-                found[role] = builtin(role, worker_ctx_k)
-        return found
+        return {
+            role: served[role]
+            if role in served and role not in self.typed
+            else self._build(role, folder, worker_ctx_k, permissions)
+            for role in _ROLES
+        }
 
     def local_handlers(self, folder: Path, worker_ctx_k: int, permissions: Bound) -> dict[Role, ModelHandler]:
         """Return the handlers without those of the model server, which is not asked.
@@ -89,14 +90,17 @@ class Models:
         Raises:
             TaskError: a specification is wrong or not permitted.
         """
-        found: dict[Role, ModelHandler] = {}
-        for role in ("supervisor", "worker"):
-            spec = self.specs.get(role)
-            if spec is not None:
-                found[role] = spec.build(role, folder, worker_ctx_k, permissions)
-            elif self.server is None:
-                found[role] = builtin(role, worker_ctx_k)
-        return found
+        return {
+            role: self._build(role, folder, worker_ctx_k, permissions)
+            for role in _ROLES
+            if self.server is None or role in self.specs
+        }
+
+    def _build(self, role: Role, folder: Path, worker_ctx_k: int, permissions: Bound) -> ModelHandler:
+        spec = self.specs.get(role)
+        if spec is None:
+            return builtin(role, worker_ctx_k)
+        return spec.build(role, folder, worker_ctx_k, permissions)
 
     def is_missing(self, handlers: Mapping[Role, ModelHandler]) -> bool:
         """Return whether the builtin model stands in for one that nobody named."""

@@ -88,7 +88,8 @@ WorkerOption = Annotated[
     _option(
         "--worker",
         metavar="MODEL",
-        text="The model that the code asks, named alike. Default: as configured, else the supervisor's.",
+        text="The model that the code asks, named in the same way. Default: as configured, "
+        "else the supervisor's.",
         panel=MODELS,
     ),
 ]

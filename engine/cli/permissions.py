@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .signals import raise_at_signal
+from .stdin import read_line
 
 if TYPE_CHECKING:
     from ..trust import Answer, Bound, Environment, Question
@@ -91,8 +91,8 @@ class Allowed:
         if found.not_passed_on:
             names = printable(", ".join(found.not_passed_on))
             print(
-                f"supdist-engine: {found.path}: only keys and models are read from it, not {names}; "
-                "set the others in the shell",
+                f"supdist-engine: {found.path}: only keys, models and addresses of local servers are "
+                f"read from it, not {names}; set the others in the shell",
                 file=sys.stderr,
             )
         return found
@@ -148,14 +148,8 @@ def ask_on_terminal(question: Question) -> Answer:
         # A habitual "y" must not allow more than this once.
         letters["y"] = "once"
     choice = ", ".join(f"{_LETTERS[answer]} = {answer}" for answer in question.answers)
-    # What cancels a task acts only at its next await, and a read of the terminal has none.
-    with raise_at_signal():
-        print(printable(question.text), file=sys.stderr)
-        while True:
-            print(f"{choice}? ", end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
-            if not line:
-                print(file=sys.stderr)
-                return "no"
-            if (found := letters.get(line.strip().lower()[:1])) is not None:
-                return found
+    print(printable(question.text), file=sys.stderr)
+    while (line := read_line(f"{choice}? ")) is not None:
+        if (found := letters.get(line.lower()[:1])) is not None:
+            return found
+    return "no"

@@ -37,7 +37,7 @@ class TaskFlags(RunFlags):
 def run(flags: TaskFlags) -> None:
     """Answer the question of a task file. The answer goes to stdout, progress to stderr.
 
-    Flags come before the task file's own settings.
+    A flag replaces the setting of the task file.
     """
     from ..taskfile import read_task
     from .answering import answer
@@ -56,10 +56,10 @@ def run(flags: TaskFlags) -> None:
 
 
 def _task_of_stdin() -> TaskFile:
-    from ..taskfile import TaskFile, parse_as
-    from .stdin import read_text
+    from ..taskfile import TaskFile, decoded, parse_as
+    from .stdin import read_bytes
 
-    text = read_text("a task")
+    text = decoded(read_bytes("a task"), "cannot read a task from stdin")
     # A file has its format in its name.
     name = "stdin" if text.lstrip().startswith("{") else "stdin.toml"
     return parse_as(TaskFile, text, Path(name), "task")

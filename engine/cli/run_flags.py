@@ -51,7 +51,7 @@ class RunFlags:
     broker: Annotated[
         str | None,
         typer.Option(
-            help="The address of a `supdist-engine broker`. Its models replace those of the task.",
+            help="The address of a `supdist-engine broker`. It serves each role that no flag names.",
             rich_help_panel=MODELS,
         ),
     ] = None

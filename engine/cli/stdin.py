@@ -1,4 +1,4 @@
-"""Read a text or a line from stdin."""
+"""Read all of stdin, or a line of the terminal."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ from ..errors import TaskError
 from .signals import raise_at_signal
 
 _MOST_BYTES = 1 << 30
-
-
-def read_text(what: str) -> str:
-    """Return all of stdin as text.
-
-    Raises:
-        TaskError: it is empty, too long, or no UTF-8 text.
-    """
-    from ...handlers.text_files import NotText, decode_text
-
-    try:
-        text, guessed = decode_text(read_bytes(what))
-    except NotText as error:
-        raise TaskError(f"cannot read {what} from stdin: {error}") from error
-    if guessed is not None:
-        raise TaskError(f"cannot read {what} from stdin: it is not UTF-8 text; save it as UTF-8")
-    return text
 
 
 def read_bytes(what: str, *, may_be_empty: bool = False) -> bytes:
@@ -51,12 +34,13 @@ def read_bytes(what: str, *, may_be_empty: bool = False) -> bytes:
     return data
 
 
-def read_line(prompt: str) -> str:
-    """Ask on stderr, and return a line of the terminal without its ends; empty at the end of the input."""
+def read_line(prompt: str) -> str | None:
+    """Ask on stderr, and return a line of the terminal without its ends; None at the end of the input."""
     # What cancels a task acts only at its next await, and a read of the terminal has none.
     with raise_at_signal():
         print(prompt, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
             print(file=sys.stderr)
+            return None
         return line.strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import RunConfig
@@ -40,25 +40,24 @@ class Work:
         """
         from ..broker.cache import ResponseCache
 
-        cache = self._cache()
-        config = self.task.run_config(
-            self.folder,
-            self.permissions,
+        # A flag is the user's own word; only the file's paths need a permission.
+        task, cache = self.task, self._cache()
+        typed: dict[str, object] = {
             # ``own``: the task file named the cache, not the user. Answers that another user kept are not
             # trusted.
-            cache=ResponseCache(cache, own=self.flags.cache is None) if isinstance(cache, Path) else cache,
-            log_dir=self.log_dir(),
-        )
-        if self.flags.packages is not None and config.sandbox is not None:
-            sandbox = config.sandbox.model_copy(update={"packages": self.flags.packages})
-            config = replace(config, sandbox=sandbox)
+            "cache": ResponseCache(cache, own=self.flags.cache is None) if isinstance(cache, Path) else cache,
+            "log_dir": self.log_dir(),
+        }
+        if self.flags.packages is not None:
+            typed["sandbox"] = task.sandbox
+            task = task.model_copy(update={"sandbox": task.sandbox.model_copy(update={"packages": None})})
         if self.flags.prompts_dir is not None:
-            config = replace(config, prompts=Prompts.from_directory(self.flags.prompts_dir))
-        return config
+            typed["prompts"] = Prompts.from_directory(self.flags.prompts_dir)
+            task = task.model_copy(update={"prompts_dir": None})
+        return task.run_config(self.folder, self.permissions, **typed)
 
     def log_dir(self) -> Path | None:
         """Return the folder of the logs."""
-        # A flag is the user's own word; only the file's paths need a permission.
         if self.flags.log_dir is not None or self.task.log_dir is None:
             return self.flags.log_dir
         return self.permissions.writable(self.folder / self.task.log_dir, "log_dir")

@@ -192,12 +192,14 @@ def _settings(
     found["task_options"] |= dict(map(_task_option, flags.get("task_options", ())))
     if "backend" in flags:
         found["sandbox"]["backend"] = flags["backend"]
-    found |= _named_models(flags, settings, environment)
+    named = _named_models(flags, settings, environment)
+    found |= named
     if found["strategy"] == "supervisor":
+        typed = {**flags, **named}
         # Like `run`: what is typed for one role serves both, and not beside a builtin model.
         for role, other in (_ROLES, _ROLES[::-1]):
             if found[role] is None and not configured(environment, role):
-                found[role] = flags.get(other)
+                found[role] = typed.get(other)
     return checked(ExperimentConfig, found, "the settings are wrong")
 
 

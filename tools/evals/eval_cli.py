@@ -81,7 +81,9 @@ class SettingFlags:
     worker: WorkerOption = None
     judge: Annotated[
         _Text,
-        typer.Option(metavar="MODEL", help="The model that judges answers, named alike; none for no judge."),
+        typer.Option(
+            metavar="MODEL", help="The model that judges answers, named in the same way; none for no judge."
+        ),
     ] = None
     supervisor_model: SupervisorModelOption = None
     worker_model: WorkerModelOption = None
