@@ -135,10 +135,10 @@ def test_a_missing_question_is_asked_for_on_a_terminal(folder: Path) -> None:
 
 
 def test_sizes_have_units_everywhere(folder: Path) -> None:
-    done = ask("report.md", QUESTION, "--log-bytes", "20KiB", "--log-dir", "logs", "--json", cwd=folder)
+    done = ask("report.md", QUESTION, "--log-bytes", "2KiB", "--log-dir", "logs", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (folder / "logs/supervisor.jsonl").read_text().splitlines()]
-    assert [each["log_bytes"] for each in events if each["event"] == "log_full"] == [20 << 10]
+    assert [each["log_bytes"] for each in events if each["event"] == "log_full"] == [2 << 10]
     task: dict[str, Any] = {"query": QUESTION, "context_file": "report.md", "limits": {"log_bytes": "20KiB"}}
     (folder / "task.json").write_text(json.dumps(task))
     done = subprocess.run(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,6 +15,7 @@ from typing import Any
 
 import openpyxl
 import pytest
+from process_support import started
 
 from supdist.engine import TaskError, read_documents
 from supdist.engine.documents import Context, read_context
@@ -223,12 +226,11 @@ async def test_text_under_a_document_s_name_is_read_with_a_warning(tmp_path: Pat
 
 
 async def test_a_conversion_ends_at_its_limits() -> None:
-    async with Converter(seconds=0.5) as converter:
-        with pytest.raises(TaskError, match=r"more than 0.5 s"):
-            await converter.convert(Kind.PDF, pdf("x", pages=500_000))
-    async with Converter(memory=64 << 20) as converter:
-        with pytest.raises(TaskError, match=r"bomb|memory"):
-            await converter.convert(Kind.ZIP, archive(word__document_xml=b"<a>" + b" " * (300 << 20)))
+    with pytest.raises(TaskError, match=r"more than 0.5 s"):
+        await Converter(seconds=0.5).convert(Kind.PDF, pdf("x", pages=500_000))
+    bomb = archive(word__document_xml=b"<a>" + b" " * (300 << 20))
+    with pytest.raises(TaskError, match="more than 64 MiB of memory"):
+        await Converter(memory=64 << 20).convert(Kind.ZIP, bomb)
 
 
 def test_without_the_libraries_the_error_names_the_extra(tmp_path: Path) -> None:
@@ -268,7 +270,10 @@ async def test_a_folder_is_a_dict_of_texts(tmp_path: Path) -> None:
     assert found.value == {"b.txt": "two", "deep/a.md": "one", "p.pdf": "The code is 4711."}
     assert list(found.value) == sorted(found.value)
     skipped, binary = found.warnings
-    assert skipped == "papers: hidden files, links and devices are skipped: .git, .hidden, link.txt"
+    assert (
+        skipped
+        == "papers: skipped (hidden, a link, a device, a cache or unreadable): .git, .hidden, link.txt"
+    )
     assert binary.startswith("skipped: cannot read x.bin: it is a binary file")
 
 
@@ -326,3 +331,21 @@ def test_programs_read_documents_with_and_without_an_event_loop(tmp_path: Path) 
         warnings.simplefilter("ignore")
         found = read_documents(tmp_path)
     assert found == {"a.txt": "café\n", "b.html": f"# Ship\n\n{WORDS}\n"}
+
+
+def test_a_path_that_cannot_be_looked_at_is_a_task_error() -> None:
+    with pytest.raises(TaskError, match="name too long"):
+        read_documents("x" * 300)
+
+
+async def test_the_programs_own_stdin_is_read_beside_the_event_loop(tmp_path: Path) -> None:
+    """Ctrl-C ends it, and nothing is cut."""
+    code = "from supdist.engine import read_documents; print(len(read_documents('-')))"
+    async with started(sys.executable, "-c", code, cwd=tmp_path) as process:
+        out, err = await process.communicate(b"x" * (3 << 20))
+        assert (out, process.returncode) == (b"3145728\n", 0), err
+    async with started(sys.executable, "-c", f"print('go', flush=True); {code}", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"go\n"
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 20) == -signal.SIGINT

@@ -1,15 +1,13 @@
 """Convert a document to text. This file is executed in a sandbox, and no part of the engine imports it.
 
-It writes the text to ``/work/text`` and prints ``{"refused": "reason"}``; the reason is empty if all is well.
+It writes the text to ``/work/text``, or raises ``Refused`` with the reason.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -23,7 +21,7 @@ _TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
 _TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
 _DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _NUMBER = re.compile(r"\d+")
-# Declared sizes. Whoever lies about them meets the limits of memory and time.
+# Declared sizes. A file that declares less still meets the limits on memory and time.
 _MOST_UNPACKED = 512 << 20
 _MOST_MEMBERS = 20_000
 
@@ -33,19 +31,20 @@ class Refused(Exception):
 
 
 def convert(kind: str, data: bytes, most: int) -> None:
-    """Write the text of a document, at most ``most`` bytes, and print whether that worked."""
-    reason = ""
+    """Write the text of a document, at most ``most`` bytes, to ``/work/text``.
+
+    Raises:
+        Refused: it has no text to give.
+    """
     try:
         _write(_CONVERTERS[kind](data), most)
-    except Refused as error:
-        reason = str(error)
-    except MemoryError:
+    except (Refused, MemoryError):
         raise
-    except RecursionError:
-        reason = "it is nested too deeply"
+    except RecursionError as error:
+        raise Refused("it is nested too deeply") from error
     except Exception as error:  # libraries raise anything for a damaged file
-        reason = f"it is damaged, or no such file ({type(error).__name__}: {str(error)[:200]})"
-    sys.stdout.write(json.dumps({"refused": reason}))
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise Refused(f"it is damaged, or no such file ({reason})") from error
 
 
 def _write(pieces: Iterable[str], most: int) -> None:
@@ -117,11 +116,11 @@ def _xlsx(archive: zipfile.ZipFile) -> Iterator[str]:
     for number, sheet in enumerate(book.worksheets):
         # The size that the file names may be wrong.
         sheet.reset_dimensions()
-        yield _sheet_title(number, sheet.title)
+        yield _title(number, sheet.title)
         yield from _rows(sheet.iter_rows(values_only=True))
 
 
-def _sheet_title(number: int, title: str) -> str:
+def _title(number: int, title: str) -> str:
     return f"## {title}\n" if number == 0 else f"\n## {title}\n"
 
 
@@ -144,8 +143,8 @@ def _rows(rows: Iterable[Iterable[Any]]) -> Iterator[str]:
 def _pptx(archive: zipfile.ZipFile) -> Iterator[str]:
     slides = [name for name in archive.namelist() if re.fullmatch(r"ppt/slides/slide\d+\.xml", name)]
     slides.sort(key=lambda name: int(_NUMBER.findall(name)[-1]))
-    for number, name in enumerate(slides, 1):
-        yield f"## Slide {number}\n" if number == 1 else f"\n## Slide {number}\n"
+    for number, name in enumerate(slides):
+        yield _title(number, f"Slide {number + 1}")
         for paragraph in ET.fromstring(archive.read(name)).iter(f"{_DRAWING}p"):  # noqa: S314 - it runs in a sandbox
             text = "".join(each.text or "" for each in paragraph.iter(f"{_DRAWING}t"))
             if text.strip():

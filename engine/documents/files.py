@@ -7,7 +7,7 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +47,13 @@ def matching(pattern: str, folder: Path) -> list[Found]:
     found: list[Found] = []
     for name in glob.iglob(pattern, root_dir=root, recursive=True):
         path = folder / name
-        if path.is_file():
+        if os.path.isfile(path):
             found.append(Found(name, path))
             _check_number(found, pattern)
     if not found:
         raise TaskError(f"no file matches {pattern!r}")
-    return sorted(found)
+    # A pattern with ** may find a file twice.
+    return sorted(set(found))
 
 
 def below(folder: Path, shown: str, warn: Callable[[str], None]) -> list[Found]:
@@ -65,7 +66,7 @@ def below(folder: Path, shown: str, warn: Callable[[str], None]) -> list[Found]:
     skipped: list[str] = []
 
     def skip(error: OSError) -> None:
-        skipped.append(str(error.filename))
+        skipped.append(os.path.relpath(error.filename, folder))
 
     for base, folders, names in os.walk(folder, onerror=skip):
         here = Path(base)
@@ -84,7 +85,8 @@ def below(folder: Path, shown: str, warn: Callable[[str], None]) -> list[Found]:
             _check_number(found, shown)
     if skipped:
         more = f" and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
-        warn(f"{shown}: hidden files, links and devices are skipped: {', '.join(skipped[:5])}{more}")
+        why = "hidden, a link, a device, a cache or unreadable"
+        warn(f"{shown}: skipped ({why}): {', '.join(skipped[:5])}{more}")
     if not found:
         raise TaskError(f"the folder {shown} has no file to read")
     return sorted(found)
@@ -110,7 +112,7 @@ async def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """
     descriptor = None if isinstance(path, ResolvedPath) else _open_stream(path)
     if descriptor is None:
-        # Without the interpreter's lock, and its end is near.
+        # A thread is safe here: a file has an end, and reading it releases the interpreter's lock.
         return await to_thread.run_sync(read_file, path, most)
     try:
         return await _read_stream(descriptor, path, most)
@@ -159,12 +161,3 @@ async def _read_stream(descriptor: int, path: Path, most: int) -> bytes:
                 raise OSError(errno.EFBIG, f"it has more than {most >> 20:,} MiB", str(path))
     finally:
         loop.remove_reader(descriptor)
-
-
-def each_is_new(found: list[Found]) -> Iterator[Found]:
-    """Yield files of different names."""
-    seen = set[str]()
-    for each in found:
-        if each.name not in seen:
-            seen.add(each.name)
-            yield each

@@ -13,11 +13,12 @@ from typing import Any
 from anyio import to_thread
 
 from ..errors import TaskError
+from ..sandbox.factory import keep_backends
 from ..sandbox.sync_sandbox import blocking_calls
 from ..trust import UNBOUND, Permissions
 from .content import content_of
 from .converter import Converter
-from .files import MOST_BYTES, Found, below, each_is_new, is_pattern, matching, read_bytes
+from .files import MOST_BYTES, Found, below, is_pattern, matching, read_bytes
 
 STDIN = "-"
 
@@ -64,11 +65,11 @@ async def read_context(
         TaskError: a file is missing, not permitted, or has no text.
         SandboxUnavailable: a document must be converted, and no sandbox can be had here.
     """
-    reader = _Reader(Path() if folder is None else folder, permissions, name, stdin or _stdin, raw_html)
+    reader = _Reader(Path() if folder is None else folder, permissions, name, stdin, raw_html)
     typed = [os.fspath(each) for each in paths]
     if not typed:
         raise TaskError(f"{name}: name a file")
-    async with Converter() as reader.converter:
+    async with keep_backends():
         if len(typed) == 1 and not many and not reader.is_several(typed[0]):
             return Context(await reader.one(typed[0]), reader.warnings)
         return Context(await reader.several(typed), reader.warnings)
@@ -87,17 +88,18 @@ async def aread_documents(*paths: str | os.PathLike[str], raw_html: bool = False
         TaskError: a file is missing, or has no text.
         SandboxUnavailable: a document must be converted, and no sandbox can be had here.
     """
-    found = await read_context(paths, name="read_documents", raw_html=raw_html)
-    for each in found.warnings:
-        warnings.warn(each, stacklevel=2)
-    return found.value
+    return _warned(await read_context(paths, name="read_documents", raw_html=raw_html))
 
 
 def read_documents(*paths: str | os.PathLike[str], raw_html: bool = False) -> Value:
     """Wait for ``aread_documents``, whose parameters and errors these are."""
-    found = wait_for(lambda: read_context(paths, name="read_documents", raw_html=raw_html))
+    return _warned(wait_for(lambda: read_context(paths, name="read_documents", raw_html=raw_html)))
+
+
+def _warned(found: Context) -> Value:
     for each in found.warnings:
-        warnings.warn(each, stacklevel=2)
+        # The line that called the public function.
+        warnings.warn(each, stacklevel=3)
     return found.value
 
 
@@ -107,13 +109,14 @@ def wait_for(work: Callable[[], Coroutine[Any, Any, Context]]) -> Context:
         return thread.call(work)
 
 
-def _stdin() -> bytes:
-    return sys.stdin.buffer.read(MOST_BYTES + 1)
-
-
 class _Reader:
     def __init__(
-        self, folder: Path, permissions: Permissions, name: str, stdin: Callable[[], bytes], raw_html: bool
+        self,
+        folder: Path,
+        permissions: Permissions,
+        name: str,
+        stdin: Callable[[], bytes] | None,
+        raw_html: bool,
     ) -> None:
         self.folder = folder
         self.permissions = permissions
@@ -126,11 +129,11 @@ class _Reader:
     def is_several(self, typed: str) -> bool:
         if typed == STDIN:
             return False
-        return (self.folder / typed).is_dir() or is_pattern(typed, self.folder)
+        return _is_folder(self.folder / typed) or is_pattern(typed, self.folder)
 
     async def one(self, typed: str) -> Value:
         if typed == STDIN:
-            return await self._content("stdin", self.stdin())
+            return await self._content("stdin", await self._stdin())
         path = self._permitted(self.folder / typed)
         return await self._content(typed, await self._bytes(typed, path))
 
@@ -139,11 +142,15 @@ class _Reader:
         total = 0
         for word in typed:
             if word == STDIN:
-                texts["stdin"] = await self._content("stdin", self.stdin(), parse_json=False)
+                texts["stdin"] = await self._content("stdin", await self._stdin(), parse_json=False)
+                total += len(texts["stdin"])
                 continue
             files, may_skip = await self._files(word, alone=len(typed) == 1)
             skipped: list[str] = []
-            for each in each_is_new(files):
+            for each in files:
+                if each.name in texts:
+                    # An earlier word named it.
+                    continue
                 try:
                     data = await self._bytes(each.name, each.path)
                     text = await self._content(each.name, data, parse_json=False)
@@ -160,13 +167,13 @@ class _Reader:
                     )
                 texts[each.name] = text
             self.warnings += [f"skipped: {reason}" for reason in skipped]
-            if files and len(skipped) == len(files):
+            if len(skipped) == len(files):
                 raise TaskError(f"{self.name}: no file of {word} can be read. {skipped[0]}")
         return texts
 
     async def _files(self, word: str, *, alone: bool) -> tuple[list[Found], bool]:
         path = self.folder / word
-        if path.is_dir():
+        if _is_folder(path):
             place = self._permitted(path)
             found = await to_thread.run_sync(below, place, word, self.warnings.append)
             prefix = "" if alone else f"{word.rstrip('/')}/"
@@ -179,6 +186,15 @@ class _Reader:
 
     def _permitted(self, path: Path) -> Path:
         return self.permissions.readable(path, self.name)
+
+    async def _stdin(self) -> bytes:
+        if self.stdin is not None:
+            return self.stdin()
+        # None if the descriptor was closed before the start.
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  # typeshed does not know that
+            raise TaskError(f"{self.name}: cannot read stdin: it is closed")
+        # As a file: this event loop also serves others.
+        return await self._bytes("stdin", Path("/dev/stdin"))
 
     async def _bytes(self, shown: str, path: Path) -> bytes:
         try:
@@ -196,3 +212,8 @@ class _Reader:
             raw_html=self.raw_html,
             parse_json=parse_json,
         )
+
+
+def _is_folder(path: Path) -> bool:
+    # pathlib raises for a path that is too long or may not be looked at. Reading it reports that.
+    return os.path.isdir(path)
