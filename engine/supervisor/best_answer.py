@@ -5,28 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import re
-import warnings
 from collections.abc import Sequence
 
 from ..slices import Steps, finish
 from .blocks import dedent, find_code_blocks
+from .parsing import is_parsed_fast, parsed
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^`]*)")
 # Only code of ours calls them, whatever fence it is in.
 _OURS = frozenset({"FINAL", "worker", "worker_batch"})
 # Longer texts are no code of a best answer.
 _MAX_CHARS = 200_000
-# Parsed at once: 1,000 tokens are 4,000 characters of usual code, and take 3 ms at most.
-_MAX_TOKENS = 1_000
-# Each level of brackets makes parsing slower: 50 of them take twice as long.
-_COSTLY_DEPTH = 50
-_TOKEN = re.compile(r"\s*(#[^\n]*|\"\"\"|'''|\w+|[^\w\s]|\Z)")
-# A line ends a string in single quotes.
-_ENDS = {
-    mark: re.compile(rf"\\.|{mark}" + ("|\n" if len(mark) == 1 else ""), re.DOTALL)
-    for mark in ('"""', "'''", '"', "'")
-}
-_LINES_A_STEP = _TOKENS_A_STEP = 500
+_LINES_A_STEP = 500
 _DOES_SOMETHING = (ast.Call, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
 
@@ -97,7 +87,7 @@ def _fenced(text: str) -> Steps[list[str]]:
 
 
 def literal_final(code: str) -> str | None:
-    """Return the answer that a block gives to FINAL in so many words, or None."""
+    """Return the literal that a block passes to FINAL, or None."""
     return finish(find_literal_final(code))
 
 
@@ -116,52 +106,12 @@ def find_literal_final(code: str) -> Steps[str | None]:
 
 def _statements(code: str) -> Steps[list[ast.stmt]]:
     yield
-    if len(code) > _MAX_CHARS or not (yield from _is_parsed_fast(code)):
+    if len(code) > _MAX_CHARS or not (yield from is_parsed_fast(code)):
         return []
     yield
-    # Only parsed: a model wrote it.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    finally:
-        yield
-
-
-def _is_parsed_fast(code: str) -> Steps[bool]:
-    cost, depth, at, number = 0.0, 0, 0, 0
-    before = ""
-    while (found := _TOKEN.match(code, at)) and found[1]:
-        word, at = found[1], found.end()
-        if word in _ENDS:
-            start = at
-            at = yield from _end_of_string(code, at, _ENDS[word])
-            # An f-string holds code.
-            if before.lower() in ("f", "rf", "fr"):
-                cost += (at - start) / 2
-        depth += (word in "([{") - (word in ")]}")
-        cost += 1 + max(0, depth) / _COSTLY_DEPTH
-        if cost > _MAX_TOKENS:
-            return False
-        before = word
-        number += 1
-        if not number % _TOKENS_A_STEP:
-            yield
-    return True
-
-
-def _end_of_string(code: str, at: int, ends: re.Pattern[str]) -> Steps[int]:
-    number = 0
-    while ended := ends.search(code, at):
-        at = ended.end()
-        if not ended[0].startswith("\\"):
-            return at
-        number += 1
-        if not number % _TOKENS_A_STEP:
-            yield
-    return len(code)
+    statements = parsed(code)
+    yield
+    return statements or []
 
 
 def _calls_ours(statements: Sequence[ast.stmt]) -> bool:

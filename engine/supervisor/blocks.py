@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
-import warnings
 from collections.abc import Sequence
 from os.path import commonprefix
 from typing import Literal
 
 from ..slices import SLICE, Steps, finish, join, text_slices
 from .fences import MARK, PYTHON, REPL, Fence, read_fence, without_special_tokens
+from .parsing import end_of_string, is_parsed_fast, parsed
 
 # Bounds on what a bad message can cost: later fences tried for a block, and characters examined.
 _MAX_LATER_FENCES = 8
@@ -22,18 +21,12 @@ _FENCES_A_SLICE = 1000
 # Characters whose lines are dedented at once.
 _DEDENTED = 1 << 14
 
-# Characters that are parsed at once, in some 10 ms. Of longer code only the strings are found.
+# Characters that are parsed at once. Of longer code only the strings are found.
 _MAX_PARSED_CHARS = 8_000
 
 _TOKEN = re.compile(r"#|\"\"\"|'''|\"|'")
-# A line ends a string in single quotes.
-_ENDS = {
-    mark: re.compile(rf"\\.|{mark}" + ("|\n" if len(mark) == 1 else ""), re.DOTALL)
-    for mark in ('"""', "'''", '"', "'")
-}
-_QUOTE = re.compile(r"^[ \t]*(?:> ?)+", re.MULTILINE)
-_BLANK_LINE = re.compile(r"^[ \t]+$", re.MULTILINE)
-_INDENT = re.compile(r"^[ \t]*(?=[^ \t\n])", re.MULTILINE)
+# Possessive: else a long line of them takes 160 ms.
+_QUOTE = re.compile(r"^[ \t]*+(?:> ?)++", re.MULTILINE)
 
 
 def code_blocks(message: str, *, is_cut: bool = False) -> list[str]:
@@ -183,10 +176,12 @@ class _Blocks:
     def _code(self, opening: Fence, end: int) -> Steps[str]:
         """Return the lines behind a fence, to the one that begins at ``end``."""
         code = yield from _lines(self._message, opening.after, end)
+        yield
         return (yield from _unquote(code)) if opening.is_quoted else code
 
     def _clean(self, code: str, opening: Fence) -> Steps[str]:
         code = without_special_tokens(code)
+        yield
         return (yield from dedent(code)) if opening.is_indented else code
 
 
@@ -199,6 +194,7 @@ def _lines(message: str, start: int, end: int) -> Steps[str]:
     """Return the lines from ``start`` to the one that begins at ``end``."""
     end -= 1 + message.startswith("\r\n", end - 2)
     code = message[start : max(start, end)]
+    yield
     if "\r\n" not in code:
         return code
     pieces: list[str] = []
@@ -220,7 +216,8 @@ def _unquote(code: str) -> Steps[str]:
     while at < len(code):
         newline = code.find("\n", at + _DEDENTED)
         stop = newline + 1 if newline >= 0 else len(code)
-        pieces.append(_QUOTE.sub("", code[at:stop]))
+        # Nobody quotes a line of this length.
+        pieces.append(_QUOTE.sub("", code[at:stop]) if stop - at <= SLICE else code[at:stop])
         at = stop
         yield
     return (yield from join(pieces))
@@ -238,22 +235,29 @@ def dedent(code: str) -> Steps[str]:
     """Return ``textwrap.dedent`` of code, in slices."""
     if len(code) <= _DEDENTED:
         return textwrap.dedent(code)
-    # As ``textwrap.dedent`` does, in pieces that end with a line.
+    # As ``textwrap.dedent`` does, in pieces that end with a line, and without its patterns: a line of 2 M
+    # spaces takes them 110 ms.
     pieces: list[str] = []
-    margin: str | None = None
+    indents: set[str] = set()
     at = 0
     while at < len(code):
         newline = code.find("\n", at + _DEDENTED)
         stop = newline + 1 if newline >= 0 else len(code)
-        piece = _BLANK_LINE.sub("", code[at:stop])
-        indents = set(_INDENT.findall(piece))
+        lines = code[at:stop].split("\n")
+        yield
+        lines = [line if len(line) > SLICE or line.lstrip(" \t") else "" for line in lines]
+        yield
+        # Nobody indents by more than the first characters of a line.
+        heads = [line[:_DEDENTED] for line in lines if line]
+        indents.update(head[: len(head) - len(head.lstrip(" \t"))] for head in heads)
         if indents:
-            margin = commonprefix([*indents, *([] if margin is None else [margin])])  # noqa: RUF071 - no paths
-        pieces.append(piece)
+            indents = {commonprefix([*indents])}  # noqa: RUF071 - no paths
+        pieces.append("\n".join(lines))
         at = stop
         yield
+    margin = indents.pop() if indents else ""
     for number, piece in enumerate(pieces if margin else []):
-        pieces[number] = re.sub(f"(?m)^{margin}", "", piece)
+        pieces[number] = "\n".join(line.removeprefix(margin) for line in piece.split("\n"))
         yield
     return (yield from join(pieces))
 
@@ -282,17 +286,11 @@ class _Parser:
         if not is_left:
             # The budget is used up, so the first closing fence counts.
             return True
-        if len(code) > _MAX_PARSED_CHARS:
+        if len(code) > _MAX_PARSED_CHARS or not (yield from is_parsed_fast(code)):
             state = yield from _state_at_end(code if start is None else start)
             # What follows ``start`` is a fence, which only a comment may hold.
             return state != "string" if start is None else state == "comment"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ast.parse(textwrap.dedent(code))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-        return True
+        return parsed(textwrap.dedent(code)) is not None
 
 
 def _state_at_end(code: str) -> Steps[Literal["code", "comment", "string"]]:
@@ -305,11 +303,7 @@ def _state_at_end(code: str) -> Steps[Literal["code", "comment", "string"]]:
             if at < 0:
                 return "comment"
             continue
-        at = found.end()
-        while ended := _ENDS[mark].search(code, at):
-            at = ended.end()
-            if not ended[0].startswith("\\"):
-                break
-        else:
+        at = yield from end_of_string(code, found.end(), mark)
+        if at < 0:
             return "string"
     return "code"
