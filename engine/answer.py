@@ -103,26 +103,29 @@ async def answer(question: Question, config: RunConfig, account: RunAccount, sin
         unstored = await broker.store_answers()
         if sink.failure:
             log.warn(sink.failure)
-        result = _result(run_id, broker, loop, ended)
-        result = replace(result, elapsed=time.monotonic() - started, unstored_answers=unstored)
+        result = _result(run_id, loop, ended, unstored=unstored, elapsed=time.monotonic() - started)
         result = await _log_end(log, result)
         emit(RunEnded(run_id, "result", result))
         return result
 
 
-def _result(run_id: str, broker: Broker, loop: SupervisorLoop, ended: RunOutcome) -> RunResult:
+def _result(
+    run_id: str, loop: SupervisorLoop, ended: RunOutcome, *, unstored: int, elapsed: float
+) -> RunResult:
+    broker = loop.broker
     return RunResult(
         answer=ended.answer,
         iterations=loop.iterations,
         supervisor_usage=broker.supervisor_usage,
         worker_usage=broker.worker_usage,
-        elapsed=0.0,
+        elapsed=elapsed,
         stop_reason=ended.stop_reason,
         isolation=loop.sandbox.isolation,
         run_id=run_id,
         cost_usd=broker.cost_usd,
         supervisor=broker.supervisor_totals,
         worker=broker.worker_totals,
+        unstored_answers=unstored,
         worker_calls=broker.health.done,
         failed_calls=dict(broker.health.failed),
         failure=ended.failure,

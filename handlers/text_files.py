@@ -1,6 +1,6 @@
-"""Decode text files. Everything that reads a text file uses these rules.
+"""Decode text files: UTF-8, a byte order mark, or a guess.
 
-UTF-8 first. A byte order mark is no part of the text. Line ends stay as they are.
+A byte order mark is no part of the text. Line ends stay as they are.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 
-# A longer mark comes before a shorter one that it begins with.
+# The UTF-32-LE mark begins with the UTF-16-LE mark, so it comes first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -50,7 +50,7 @@ def unmarked_wide(data: bytes) -> str | None:
 
 
 def is_binary(data: bytes) -> bool:
-    """Return whether the first bytes are those of no text in UTF-8 or an older encoding."""
+    """Return whether the first bytes are binary data, and not text."""
     head = data[:_HEAD]
     return b"\0" in head or 20 * len(_CONTROL.findall(head)) > len(head)
 

@@ -222,7 +222,9 @@ async def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, data: byt
 async def test_text_under_a_document_s_name_is_read_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("just text")
     found = await read_context(["a.pdf"], folder=tmp_path)
-    assert found == Context("just text", ["a.pdf is no such document, but text; it is read as text"])
+    assert found == Context(
+        "just text", ["a.pdf holds plain text, although its name is that of a document; it is read as text"]
+    )
 
 
 async def test_a_conversion_ends_at_its_limits() -> None:

@@ -44,7 +44,7 @@ async def content_of(
     if kind is Kind.JSON and parse_json:
         return _parsed(name, text)
     if is_misnamed(name):
-        warn(f"{name} is no such document, but text; it is read as text")
+        warn(f"{name} holds plain text, although its name is that of a document; it is read as text")
     return text
 
 
