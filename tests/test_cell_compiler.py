@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from supdist.sandbox_image.guest.cell_compiler import split
+from supdist.sandbox_image.guest.cell_compiler import compile_cell, split
 from supdist.sandbox_image.guest.safe_repr import bounded_repr
 
 LINES = st.sampled_from(
@@ -172,3 +172,12 @@ def test_no_more_of_a_huge_value_is_written_than_asked_for() -> None:
 
     assert len(bounded_repr(["x" * 50, "y" * 100, Beyond()], 100)) < 200
     assert len(bounded_repr("x" * 10_000_000, 100)) < 200
+
+
+@pytest.mark.parametrize("source", ["(" * 1_000_000, "x = [" + "[]," * 100_000 + "]\n%matplotlib inline"])
+def test_code_that_would_take_long_to_rewrite_has_the_error_of_the_compiler(source: str) -> None:
+    with pytest.raises(SyntaxError) as raised:
+        compile_cell(source, "cell")
+    with pytest.raises(SyntaxError) as plain:
+        compile(source, "cell", "exec")
+    assert raised.value.msg == plain.value.msg

@@ -17,8 +17,8 @@ WORKS = {
         "1\n[1]\n",
     ),
     "async with": (
-        "import contextlib\n@contextlib.asynccontextmanager\nasync def f(): yield 3\nasync with f() as x: x",
-        "",
+        "import asyncio\nasync with asyncio.timeout(9) as x: print(type(x).__name__)",
+        "Timeout\n",
     ),
     "asyncio.run": ("import asyncio\nasync def f(): print(1)\nasyncio.run(f())", "1\n"),
     "indented": ("\n    x = 1\n    print(x)\n", "1\n"),

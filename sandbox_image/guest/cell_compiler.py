@@ -60,6 +60,8 @@ def _compile_notebook(source: str, name: str, first: SyntaxError) -> Cell:
     try:
         found = notebook.rewrite(source)
         statements, last = _split_tree(found.code, name, _AWAIT)
+    except notebook.TooManyTokens:
+        raise first from None
     except SyntaxError as error:
         error.filename = name
         # The error of the code as it was written, unless the rest of it was understood.

@@ -16,13 +16,21 @@ CALL = "__magic__"
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})\s*[^`]*$")
 _PROMPT = re.compile(r"(?:>>>|In \[\d+\]:)(?: |$)")
 _MORE = re.compile(r"(?:>>>|\.\.\.|In \[\d+\]:|\s+\.\.\.:)(?: |$)")
-_ASSIGNED = re.compile(r"([\w.,\[\] '\"*]+?)\s*=\s*([%!])(?!=)(.*)")
+_ASSIGNED = re.compile(r"([\w.,\[\] '\"*]+)=\s*([%!])(?!=)(.*)")
 _HELP = re.compile(r"(\?{1,2})([\w.]+)$|([\w.]+)(\?{1,2})$")
 # What opens or ends a string, a comment, a bracket, or continues a line.
 _TOKEN = re.compile(r"'''|\"\"\"|['\"]|#|[\[({]|[\])}]|\\\n|\n")
 _STRING_ENDS = {
     mark: re.compile(rf"(?:\\.|(?!{mark})[^\\])*{mark}", re.DOTALL) for mark in ("'''", '"""')
 } | {mark: re.compile(rf"(?:\\.|[^\\\n{mark}])*{mark}?", re.DOTALL) for mark in ("'", '"')}
+
+
+# Some 0.1 s for each time that they are read. No notebook has as many, and a cell's error must come in time.
+_MOST_TOKENS = 100_000
+
+
+class TooManyTokens(Exception):
+    """The code is too long to be rewritten."""
 
 
 class Rewritten(NamedTuple):
@@ -43,6 +51,7 @@ def rewrite(source: str) -> Rewritten:
 
     Raises:
         SyntaxError: a magic is unknown, and how to write it in Python.
+        TooManyTokens: the code is too long.
     """
     source = source.lstrip("\ufeff\u200b").replace("\r\n", "\n").replace("\r", "\n")
     source = _dedent(_without_prompts(_dedent(_without_fence(source))))
@@ -95,7 +104,7 @@ def _is_code(line: str) -> bool:
 
 def _statements(source: str) -> Iterator[tuple[int, int]]:
     """Yield the number and offset of each line that does not begin inside a string or bracket."""
-    number = depth = position = 0
+    number = depth = position = tokens = 0
     yield 0, 0
     is_start = True
     while position < len(source):
@@ -108,6 +117,9 @@ def _statements(source: str) -> Iterator[tuple[int, int]]:
         token = _TOKEN.search(source, position)
         if token is None:
             return
+        tokens += 1
+        if tokens > _MOST_TOKENS:
+            raise TooManyTokens
         text, end, is_start = token.group(), _end_of_token(source, token), False
         number += source.count("\n", token.start(), end)
         position = end
@@ -167,7 +179,7 @@ def _as_python(line: str, number: int) -> str | None:
     if line.startswith("%"):
         return _magic(line, number)
     if assigned := _ASSIGNED.fullmatch(line):
-        target, sign, rest = assigned.groups()
+        target, sign, rest = assigned[1].rstrip(), assigned[2], assigned[3]
         if sign == "!":
             return f"{target} = {CALL}.shell_lines({_joined(rest)!r})"
         return f"{target} = {_magic('%' + rest, number)}"
