@@ -212,7 +212,9 @@ class _LoopEngine:
 
 def _start(engine_args: dict[str, Any]) -> Any:
     # A forked engine would keep the sandboxes' sockets open after this process ends.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # stdout is the caller's: ``run --json`` prints its result there.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
         vllm: Any = import_module("vllm")
         engines: Any = import_module("vllm.v1.engine.async_llm")
