@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
 from ..handlers import (
     BuiltinSupervisor,
     BuiltinWorker,
     ModelHandler,
     OpenAIHandler,
-    Price,
     ScriptedHandler,
     VLLMHandler,
 )
@@ -27,6 +26,8 @@ from .arguments import reject
 from .config import RunConfig
 from .errors import TaskError
 from .model_presets import NO_KEY, fields_of, is_preset
+from .native_specs import AnthropicSpec, GeminiSpec
+from .spec_fields import STRICT, PriceSpec
 from .trust import UNBOUND, Environment, Permissions
 from .trust.hosts import ENDPOINT_VARIABLES, keys_of, origin_of
 from .trust.permissions import KeyNames, readable_files
@@ -36,9 +37,6 @@ Role = Literal["supervisor", "worker"]
 
 # A name at Hugging Face's hub. Everything else that vLLM takes is a path or a URL.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-# Strict: "3" is no number, and an unknown key is a mistake.
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 # For a model that only the environment names.
 _SAMPLING: dict[Role, dict[str, Any]] = {
@@ -57,19 +55,10 @@ _HOW_TO_NAME = 'name it, as "ollama/qwen3:8b", or make one: supdist.handlers.Ope
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
 
 
-class PriceSpec(BaseModel):
-    """US dollars for a million tokens."""
-
-    model_config = _STRICT
-
-    input_usd: float = Field(ge=0, allow_inf_nan=False)
-    output_usd: float = Field(ge=0, allow_inf_nan=False)
-
-
 class OpenAISpec(BaseModel):
     """A model behind an OpenAI-compatible endpoint."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     handler: Literal["openai"]
     model: str = Field(min_length=1, description="the model's name at the endpoint")
@@ -107,7 +96,7 @@ class OpenAISpec(BaseModel):
     ) -> ModelHandler:
         """Return the handler."""
         self.check(role, folder, permissions)
-        price = None if self.price is None else Price(self.price.input_usd, self.price.output_usd)
+        price = None if self.price is None else self.price.price()
         urls, keys = self.endpoint(role, permissions)
         fields = self.model_dump(exclude={"handler", "price", "base_url", "api_key_env"})
         try:
@@ -132,7 +121,7 @@ class OpenAISpec(BaseModel):
 class VLLMSpec(BaseModel):
     """A model in the engine's own process, through vLLM (extra ``vllm``)."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     handler: Literal["vllm"]
     model: str = Field(min_length=1, description="a name or a path, as vLLM takes it")
@@ -173,7 +162,7 @@ class VLLMSpec(BaseModel):
 class ScriptedSpec(BaseModel):
     """Fixed replies, in the task file or in a file beside it."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     handler: Literal["scripted"]
     model: str = "scripted"
@@ -205,7 +194,7 @@ class ScriptedSpec(BaseModel):
 class BuiltinSpec(BaseModel):
     """The builtin pair. It is not a language model."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     handler: Literal["builtin"]
 
@@ -222,7 +211,7 @@ class BuiltinSpec(BaseModel):
 class BrokerSpec(BaseModel):
     """The model that a model server (`supdist-engine broker`) has for this role."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     handler: Literal["broker"]
     address: str = Field(description="ipc://PATH or tcp://HOST:PORT")
@@ -253,7 +242,7 @@ class BrokerSpec(BaseModel):
         return readable_files(permissions, folder / self.curve_keys, f"{role}.curve_keys")
 
 
-_Whole = OpenAISpec | VLLMSpec | ScriptedSpec | BuiltinSpec | BrokerSpec
+_Whole = OpenAISpec | AnthropicSpec | GeminiSpec | VLLMSpec | ScriptedSpec | BuiltinSpec | BrokerSpec
 
 
 def _whole(value: object) -> object:

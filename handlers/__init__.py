@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anthropic import AnthropicHandler
 from .base import (
     BatchItem,
     Completion,
@@ -17,17 +18,20 @@ from .base import (
 )
 from .builtin import BuiltinSupervisor, BuiltinWorker
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable, Unreachable
+from .gemini import GeminiHandler
 from .openai import OpenAIHandler
 from .scripted import ScriptedHandler
 from .vllm import VLLMHandler
 
 __all__ = [
+    "AnthropicHandler",
     "BatchItem",
     "BuiltinSupervisor",
     "BuiltinWorker",
     "Completion",
     "ContextTooLong",
     "FinishReason",
+    "GeminiHandler",
     "HandlerError",
     "Message",
     "ModelHandler",

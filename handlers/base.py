@@ -34,14 +34,25 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Paid tokens and requests."""
+    """Paid tokens and requests.
+
+    Attributes:
+        cache_read_tokens: input tokens that the provider read from its cache; None if it does not say.
+        cache_write_tokens: input tokens that it wrote to its cache; None if it does not say.
+        reasoning_tokens: output tokens of thoughts, if the provider counts them.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     calls: int = 0
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.input_tokens < 0 or self.output_tokens < 0 or self.calls < 0:
+        if min(self.input_tokens, self.output_tokens, self.calls, self.reasoning_tokens) < 0:
+            raise ValueError(f"no number of a Usage can be negative: {self}")
+        if (self.cache_read_tokens or 0) < 0 or (self.cache_write_tokens or 0) < 0:
             raise ValueError(f"no number of a Usage can be negative: {self}")
 
     def __add__(self, other: Usage) -> Usage:
@@ -49,19 +60,43 @@ class Usage:
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.calls + other.calls,
+            _sum(self.cache_read_tokens, other.cache_read_tokens),
+            _sum(self.cache_write_tokens, other.cache_write_tokens),
+            self.reasoning_tokens + other.reasoning_tokens,
         )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None and other is None else (one or 0) + (other or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars for a million tokens."""
+    """US dollars for a million tokens.
+
+    Attributes:
+        cache_read_usd: for input that the provider read from its cache; None is ``input_usd``.
+        cache_write_usd: for input that it wrote to its cache; None is ``input_usd``.
+    """
 
     input_usd: float
     output_usd: float
+    cache_read_usd: float | None = None
+    cache_write_usd: float | None = None
 
     def of(self, usage: Usage) -> float:
-        """Return the dollars for a usage."""
-        return (usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd) / 1e6
+        """Return the dollars for a usage; where it may be cached, the most it can cost."""
+        plain = self.input_usd
+        read = plain if self.cache_read_usd is None else self.cache_read_usd
+        written = plain if self.cache_write_usd is None else self.cache_write_usd
+        output = usage.output_tokens * self.output_usd
+        if usage.cache_read_tokens is None and usage.cache_write_tokens is None:
+            return (usage.input_tokens * max(plain, read, written) + output) / 1e6
+        reads, writes = usage.cache_read_tokens or 0, usage.cache_write_tokens or 0
+        rest = max(0, usage.input_tokens - reads - writes)
+        # A provider that counts reads alone may still bill for writing.
+        other = max(plain, written) if usage.cache_write_tokens is None else plain
+        return (rest * other + reads * read + writes * written + output) / 1e6
 
 
 @dataclass(frozen=True, slots=True)

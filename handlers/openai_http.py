@@ -40,10 +40,18 @@ ERROR_EXTENSION = "supdist_error"
 
 def http_library() -> Any:
     """Return the SDK's HTTP library, ``httpx2`` or ``httpx``."""
+    return _library_of(_client_class_of_openai())
+
+
+def _client_class_of_openai() -> type:
     from openai import DefaultAsyncHttpxClient
 
-    roots = [kind.__module__.partition(".")[0] for kind in DefaultAsyncHttpxClient.__mro__]
-    return import_module(next(root for root in roots if root != "openai"))
+    return DefaultAsyncHttpxClient
+
+
+def _library_of(client_class: type) -> Any:
+    roots = [kind.__module__.partition(".")[0] for kind in client_class.__mro__]
+    return import_module(next(root for root in roots if root.startswith("httpx")))
 
 
 def load_library() -> SSLContext:
@@ -59,6 +67,7 @@ class _BoundedBody:
         self._parts: AsyncGenerator[bytes] = response.aiter_bytes()
         self._deadline = deadline
         self._size = 0
+        self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         event = _EventSize()
@@ -95,6 +104,10 @@ class _BoundedBody:
         return part
 
     async def aclose(self) -> None:
+        # Google's SDK leaves a broken stream to the garbage collector, after the handler has closed it.
+        if self._closed:
+            return
+        self._closed = True
         await self._parts.aclose()
         await self._response.aclose()
 
@@ -140,6 +153,8 @@ def bounded_client(
     admit: Callable[[], Awaitable[CodedContents | None]],
     *,
     follow_redirects: bool,
+    client_class: Any = None,
+    on_stream: Callable[[Any], None] | None = None,
 ) -> Any:
     """Return an HTTP client that bounds the bytes and seconds of an attempt.
 
@@ -147,22 +162,17 @@ def bounded_client(
         timeout: seconds of silence; an attempt may take twice as long.
         connections: how many are kept open.
         admit: awaited before each attempt. It returns what replaces the marks in the body.
+        client_class: the class of the SDK; OpenAI's by default.
+        on_stream: gets the body of each stream, to close it.
     """
-    from openai import DefaultAsyncHttpxClient, Timeout
+    base: Any = client_class or _client_class_of_openai()
+    library = _library_of(base)
+    body_class, upload_class = _stream_classes(library.AsyncByteStream)
 
-    library = http_library()
-    byte_stream: Any = library.AsyncByteStream
-
-    class Body(_BoundedBody, byte_stream):
-        """What the library takes for a body."""
-
-    class Upload(_Upload, byte_stream):
-        """The same for a request."""
-
-    class BoundedClient(DefaultAsyncHttpxClient):
+    class BoundedClient(base):
         async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             if (contents := await admit()) is not None:
-                request = _with_pieces(request, contents.put_into(request.content), Upload)
+                request = _with_pieces(request, contents.put_into(request.content), upload_class)
             try:
                 return await self._bounded_send(request, stream, options)
             except Unavailable as error:
@@ -172,9 +182,11 @@ def bounded_client(
             deadline = asyncio.get_running_loop().time() + 2 * timeout
             try:
                 async with asyncio.timeout_at(deadline):
-                    response = await super().send(request, stream=True, **options)
-                    body = Body(response, deadline)
+                    response: Any = await base.send(self, request, stream=True, **options)
+                    body = body_class(response, deadline)
                     if stream and response.is_success:
+                        if on_stream is not None:
+                            on_stream(body)
                         return _with_body(response, stream=body)
                     content = await body.read()
             except TimeoutError as error:
@@ -188,11 +200,21 @@ def bounded_client(
 
     return BoundedClient(
         verify=context,
-        timeout=Timeout(timeout, connect=min(timeout, _CONNECT), pool=None),
+        timeout=library.Timeout(timeout, connect=min(timeout, _CONNECT), pool=None),
         # At a redirect to another host, the library drops only ``Authorization``.
         follow_redirects=follow_redirects,
         limits=library.Limits(max_connections=None, max_keepalive_connections=connections),
     )
+
+
+def _stream_classes(byte_stream: Any) -> tuple[type[_BoundedBody], type[_Upload]]:
+    class Body(_BoundedBody, byte_stream):
+        """What the library takes for a body."""
+
+    class Upload(_Upload, byte_stream):
+        """The same for a request."""
+
+    return Body, Upload
 
 
 def _failure(library: Any, request: Any, error: Unavailable) -> Any:

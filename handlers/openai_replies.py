@@ -156,7 +156,7 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
         if (ours := error.response.extensions.get(ERROR_EXTENSION)) is not None:
             return ours
         status = int(error.status_code)
-        said = f"the endpoint answered {status}: {_without(key, _message(error))}"
+        said = f"the endpoint answered {status}: {without_key(key, _message(error))}"
         return _translate(error, status, said, error.response.headers)
     if isinstance(error, openai.APIConnectionError):
         return _connection_error(error, isinstance(error, openai.APITimeoutError))
@@ -164,9 +164,9 @@ def translate(error: OpenAIError, key: str = "") -> HandlerError:
         return Unavailable("the endpoint sent a reply that cannot be understood")
     # An error event in a stream: the status was 200.
     if isinstance(error, openai.APIError):
-        said = f"the endpoint broke off its stream: {_without(key, error.message)}"
+        said = f"the endpoint broke off its stream: {without_key(key, error.message)}"
         return _translate(error, _status_in(error), said, {})
-    return Rejected(f"{type(error).__name__}: {_without(key, error)}")
+    return Rejected(f"{type(error).__name__}: {without_key(key, error)}")
 
 
 def _connection_error(error: APIConnectionError, timed_out: bool) -> Unavailable:
@@ -176,13 +176,14 @@ def _connection_error(error: APIConnectionError, timed_out: bool) -> Unavailable
     # Otherwise it broke off later, and the endpoint may have read the request.
     if cause is None or not isinstance(cause, not_made):
         return Unavailable(message, reason="timeout" if timed_out else None)
-    url, why = error.request.url, _system_words(cause)
+    url, why = error.request.url, system_words(cause)
     # Without a scheme there is no host, and no login either.
     where = url.netloc.decode() or str(url).partition("?")[0]
     return Unreachable(f"{message}: {where}: {why}")
 
 
-def _system_words(error: BaseException) -> str:
+def system_words(error: BaseException) -> str:
+    """Return why a connection failed."""
     # The HTTP libraries say "All connection attempts failed" for what the system said.
     inner: BaseException | None = error
     while inner is not None:
@@ -202,7 +203,8 @@ def _message(error: APIError) -> str:
             return error.message
 
 
-def _without(key: str, words: object) -> str:
+def without_key(key: str, words: object) -> str:
+    """Return an endpoint's words, cut, and without the key."""
     text = str(words)
     return (text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text)[:_MAX_MESSAGE]
 

@@ -119,7 +119,9 @@ def small(engine: SandboxRuntime, backend: dict[str, Any]) -> Open:
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, proxy or certificate of this machine."""
     for name in os.environ:
-        if name.startswith(("OPENAI_", "TOGETHER_", "SSL_CERT_")) or name.lower().endswith("_proxy"):
+        if name.startswith(
+            ("OPENAI_", "TOGETHER_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "SSL_CERT_")
+        ) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     # No certificate is needed here, and the machine's take 50 ms to load for every client.
     monkeypatch.setenv("SSL_CERT_DIR", str(Path(__file__).parent))

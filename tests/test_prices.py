@@ -72,8 +72,8 @@ def tables() -> Iterator[None]:
     ("model", "price"),
     [
         ("plain", Price(2, 8)),
-        ("discounts", Price(2, 8)),
-        ("writes-cost-more", Price(2.5, 8)),
+        ("discounts", Price(2, 8, cache_read_usd=0.5)),
+        ("writes-cost-more", Price(2, 8, cache_write_usd=2.5)),
         ("by-request", None),
         ("by-something-new", None),
         ("reads-alone", None),
@@ -182,3 +182,20 @@ assert price_of(OpenAIHandler("gpt-4.1")) is not None
 assert threading.active_count() == 1
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("usage", "dollars"),
+    [
+        # Not reported: the most it can cost.
+        (Usage(1000, 100, 1), 0.0050),
+        (Usage(1000, 100, 1, cache_read_tokens=0, cache_write_tokens=0), 0.0040),
+        (Usage(1000, 100, 1, cache_read_tokens=900, cache_write_tokens=0), 0.00157),
+        (Usage(1000, 100, 1, cache_read_tokens=0, cache_write_tokens=800), 0.0048),
+        # Reads alone are reported: the rest may have been written.
+        (Usage(1000, 100, 1, cache_read_tokens=900), 0.00167),
+    ],
+)
+def test_cached_tokens_cost_what_the_provider_bills_for_them(usage: Usage, dollars: float) -> None:
+    price = Price(3, 10, cache_read_usd=0.3, cache_write_usd=4)
+    assert price.of(usage) == pytest.approx(dollars)

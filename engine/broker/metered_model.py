@@ -94,6 +94,8 @@ class MeteredModel:
         self.cost_usd: float | None = 0.0
         self.cached = 0
         self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
+        # What only some providers count: cached tokens and thoughts.
+        self._details: Usage | None = None
         self._queue_seconds, self._model_seconds = 0.0, 0.0
         self._cached_usage = Usage()
         self._cached_cost: float | None = 0.0
@@ -103,7 +105,8 @@ class MeteredModel:
     @property
     def usage(self) -> Usage:
         """Paid tokens and requests."""
-        return Usage(self._input_tokens, self._output_tokens, self._calls)
+        own = Usage(self._input_tokens, self._output_tokens, self._calls)
+        return own if self._details is None else own + self._details
 
     @property
     def totals(self) -> CallTotals:
@@ -133,6 +136,9 @@ class MeteredModel:
         self._input_tokens += usage.input_tokens
         self._output_tokens += usage.output_tokens
         self._calls += usage.calls
+        if usage.cache_read_tokens is not None or usage.reasoning_tokens:
+            more = replace(usage, input_tokens=0, output_tokens=0, calls=0)
+            self._details = more if self._details is None else self._details + more
         self._retries += completion.retries
         self._queue_seconds += queued
         self._model_seconds += worked

@@ -63,8 +63,8 @@ def _find_listed_model(handler: ModelHandler) -> ModelInfo | None:
     return model
 
 
-# Never below the bill: without discounts, with the highest rate if cached tokens cost more. A model that is
-# billed by more than the tokens of text has no price.
+# Never below the bill: discounts count where a usage reports them. A model that is billed by more than the
+# tokens of text has no price.
 def _rate_of(listed: ModelPrice) -> Rate | None:
     from genai_prices.types import TieredPrices
 
@@ -74,12 +74,16 @@ def _rate_of(listed: ModelPrice) -> Rate | None:
     if any(name not in _INPUT + _OUTPUT and not _NOT_TEXT.search(name) for name in rates):
         return None
 
-    def at(names: tuple[str, ...], start: int) -> float:
-        return max(_rate_at(rates[name], start) for name in names if name in rates)
+    def at(name: str, start: int) -> float | None:
+        return _rate_at(rates[name], start) if name in rates else None
+
+    def price(start: int) -> Price:
+        cached = (at("cache_read_mtok", start), at("cache_write_mtok", start))
+        return Price(_rate_at(rates["input_mtok"], start), _rate_at(rates["output_mtok"], start), *cached)
 
     tiered = [rates[name] for name in _INPUT + _OUTPUT if isinstance(rates.get(name), TieredPrices)]
     starts = sorted({0}.union(tier.start for rate in tiered for tier in rate.tiers))
-    tiers = tuple((start, Price(at(_INPUT, start), at(_OUTPUT, start))) for start in starts)
+    tiers = tuple((start, price(start)) for start in starts)
     return tiers[0][1] if len(tiers) == 1 else TieredPrice(tiers)
 
 

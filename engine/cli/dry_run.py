@@ -10,6 +10,7 @@ from ...sandbox_image.text import printable
 from ..broker.prices import Rate, price_of
 from ..documents import Context
 from ..model_specs import ModelSpec, OpenAISpec, Role
+from ..native_specs import NativeSpec
 from ..trust import Bound
 from .documents import print_warnings
 from .work import Work
@@ -46,7 +47,7 @@ async def describe(work: Work, read_context: Callable[[], Awaitable[Context]]) -
 
 
 def _key(role: Role, spec: ModelSpec | None, permissions: Bound) -> str:
-    if not isinstance(spec, OpenAISpec):
+    if not isinstance(spec, OpenAISpec | NativeSpec):
         return "none"
     _, keys = spec.endpoint(role, permissions)
     names = keys.values() if isinstance(keys, Mapping) else [keys]

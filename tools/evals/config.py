@@ -17,6 +17,7 @@ from ...engine.cli.models import NO_ENDPOINT
 from ...engine.config import RunConfig, option_of, pydantic_field
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, configured, specified_by
+from ...engine.native_specs import NativeSpec
 from ...engine.sandbox import SandboxConfig
 from ...engine.supervisor.prompts import Prompts
 from ...engine.taskfile import TaskLimits, read_as
@@ -91,7 +92,7 @@ class ExperimentConfig(BaseModel):
     @model_validator(mode="after")
     def _without_keys(self) -> ExperimentConfig:
         for role, spec in (("supervisor", self.supervisor), ("worker", self.worker), ("judge", self.judge)):
-            if isinstance(spec, OpenAISpec) and (where := _secret_in(spec)):
+            if isinstance(spec, OpenAISpec | NativeSpec) and (where := _secret_in(spec)):
                 raise ValueError(
                     f"{role}: {where} seems to hold a key, and settings are written to the experiment's "
                     "folder; put the key into a variable, and name that variable in api_key_env"
@@ -258,9 +259,9 @@ def _name(role: str, spec: ModelSpec | None) -> str:
             return str(getattr(spec, "model", None) or f"broker {getattr(spec, 'address', '')}")
 
 
-def _secret_in(spec: OpenAISpec) -> str | None:
+def _secret_in(spec: OpenAISpec | NativeSpec) -> str | None:
     # Only what looks like a key: the name of a header, a password or a query in a URL.
-    for name in spec.extra_headers or {}:
+    for name in (spec.extra_headers if isinstance(spec, OpenAISpec) else None) or {}:
         if _SECRET.search(name):
             return f"extra_headers.{name}"
     urls = [spec.base_url] if isinstance(spec.base_url, str) else spec.base_url or []

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .http1 import MAX_HEAD, BadRequestError, Request, head, read, send_body, send_chunk
 from .replies import (
@@ -56,6 +56,9 @@ class FakeOpenAI:
         base_url: the endpoint, once entered.
     """
 
+    # Of the URL that clients get.
+    _root = "/v1"
+
     def __init__(self, script: Script, *, port: int = 0) -> None:
         """Open nothing yet. Port 0 is any free one."""
         self.requests: list[Request] = []
@@ -75,9 +78,9 @@ class FakeOpenAI:
         """Wait until no request is under way."""
         await self._idle.wait()
 
-    async def __aenter__(self) -> FakeOpenAI:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, limit=MAX_HEAD)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}{self._root}"
         return self
 
     async def __aexit__(
@@ -119,7 +122,7 @@ class FakeOpenAI:
         try:
             request, keep_alive = await read(reader)
         except BadRequestError as error:
-            await _send_error(writer, Status(error.code, {"Connection": "close"}, message=str(error)))
+            await self._send_error(writer, Status(error.code, {"Connection": "close"}, message=str(error)))
             return False
         self.requests.append(request)
         # ``idle`` waits for the end of all requests.
@@ -135,17 +138,7 @@ class FakeOpenAI:
     async def _reply(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: Request
     ) -> bool:
-        reply: Reply
-        match request.method, request.path, request.body:
-            case "GET", "/v1/models", _:
-                model = {"id": "fake", "object": "model", "created": 0, "owned_by": "fake"}
-                reply = Shape({"object": "list", "data": [model]})
-            case "POST", "/v1/chat/completions", {"messages": list()}:
-                reply = await self._next(request)
-            case "POST", "/v1/chat/completions", _:
-                reply = Status(400, message="'messages' must be a list")
-            case _:
-                reply = Status(404, message=f"there is no {request.method} {request.path} here")
+        reply = self._refusal(request) or await self._next(request)
         if isinstance(reply, Text) and reply.delay:
             with suppress(TimeoutError):
                 # During the delay, only the end of a client that leaves can arrive.
@@ -155,6 +148,19 @@ class FakeOpenAI:
         if reader.at_eof():
             return False
         return await self._send(writer, request, reply)
+
+    def _refusal(self, request: Request) -> Reply | None:
+        """Return the reply to a request that the script does not answer."""
+        match request.method, request.path, request.body:
+            case "GET", "/v1/models", _:
+                model = {"id": "fake", "object": "model", "created": 0, "owned_by": "fake"}
+                return Shape({"object": "list", "data": [model]})
+            case "POST", "/v1/chat/completions", {"messages": list()}:
+                return None
+            case "POST", "/v1/chat/completions", _:
+                return Status(400, message="'messages' must be a list")
+            case _:
+                return Status(404, message=f"there is no {request.method} {request.path} here")
 
     async def _next(self, request: Request) -> Reply:
         try:
@@ -169,15 +175,15 @@ class FakeOpenAI:
 
     async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> bool:
         """Send the reply; return whether the connection stays open."""
-        if request.body.get("stream") is True and isinstance(reply, Text | Refusal | Stream):
-            return await self._send_stream(writer, request, _as_stream(reply))
+        if self._is_stream(request) and isinstance(reply, Text | Refusal | Stream):
+            return await self._send_stream(writer, request, as_stream(reply))
         match reply:
             case Text() | Refusal():
                 await self._send_completion(writer, request, reply)
             case Status():
-                await _send_error(writer, reply)
-            case Malformed(body):
-                await send_body(writer, 200, body)
+                await self._send_error(writer, reply)
+            case Malformed(body, status):
+                await send_body(writer, status, body)
             case Shape(value):
                 await send_body(writer, 200, json.dumps(value).encode())
             case Drop(count):
@@ -192,8 +198,11 @@ class FakeOpenAI:
                 return False
             case _:
                 message = f"the script returned {reply!r}, which is not a reply"
-                await _send_error(writer, Status(500, {"X-Should-Retry": "false"}, message=message))
+                await self._send_error(writer, Status(500, {"X-Should-Retry": "false"}, message=message))
         return True
+
+    def _is_stream(self, request: Request) -> bool:
+        return request.body.get("stream") is True
 
     async def _send_completion(
         self, writer: asyncio.StreamWriter, request: Request, reply: Text | Refusal
@@ -227,6 +236,12 @@ class FakeOpenAI:
         self._bill(request, usage)
         return True
 
+    async def _send_error(self, writer: asyncio.StreamWriter, reply: Status) -> None:
+        await send_body(writer, reply.code, json.dumps(self._error(reply)).encode(), reply.headers)
+
+    def _error(self, reply: Status) -> dict[str, Any]:
+        return _error(reply)
+
     def _common(self, request: Request) -> dict[str, Any]:
         return {"id": f"chatcmpl-{len(self.requests)}", "created": 0, "model": request.model}
 
@@ -239,17 +254,14 @@ class FakeOpenAI:
         self.ledger.append(Billed(request.model, usage["prompt_tokens"], usage["completion_tokens"]))
 
 
-async def _send_error(writer: asyncio.StreamWriter, reply: Status) -> None:
-    await send_body(writer, reply.code, json.dumps(_error(reply)).encode(), reply.headers)
-
-
 def _error(reply: Status) -> dict[str, Any]:
     message = reply.message or f"the script says {reply.code}"
     standard = {"message": message, "type": "fake_error", "param": None, "code": reply.code_name}
     return {"error": standard | dict(reply.fields)}
 
 
-def _as_stream(reply: Text | Refusal | Stream) -> Stream:
+def as_stream(reply: Text | Refusal | Stream) -> Stream:
+    """Return a whole reply as a stream, word by word."""
     if isinstance(reply, Stream):
         return reply
     pieces: list[str] = re.findall(r"\s*\S+\s*|\s+", reply.text)

@@ -51,9 +51,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Status 200 and these bytes as JSON."""
+    """A status and these bytes as JSON."""
 
     body: bytes
+    status: int = 200
 
 
 @dataclass(frozen=True, slots=True)

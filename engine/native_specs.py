@@ -1,0 +1,106 @@
+"""Models of a provider's own SDK, as a task file specifies them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field
+
+from ..handlers import AnthropicHandler, GeminiHandler, ModelHandler
+from ..handlers.anthropic import ANTHROPIC
+from ..handlers.gemini import GEMINI
+from .errors import TaskError
+from .model_presets import NO_KEY
+from .spec_fields import STRICT, PriceSpec
+from .trust import UNBOUND, Permissions
+from .trust.permissions import KeyNames
+from .validation import VARIABLE_NAME
+
+Role = Literal["supervisor", "worker"]
+
+
+class NativeSpec(BaseModel):
+    """What both have."""
+
+    model_config = STRICT
+
+    default_url: ClassVar[str]
+    handler_class: ClassVar[type[AnthropicHandler | GeminiHandler]]
+
+    model: str = Field(min_length=1, description="the model's name at the provider")
+    base_url: str | None = Field(default=None, description="the endpoint; the provider's by default")
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=VARIABLE_NAME,
+        description="the environment variable that holds the key; none sends no key",
+    )
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1, description="tokens in an answer, at most")
+    timeout: float = Field(default=120.0, gt=0, description="seconds of silence that end an attempt")
+    max_retries: int = Field(default=2, ge=0, le=20)
+    max_concurrency: int = Field(default=32, ge=1, le=10_000, description="requests at once")
+    window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
+    price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
+
+    def check(self, role: str, folder: Path, permissions: Permissions) -> None:
+        """Check that the key may go to the endpoint."""
+        self.endpoint(role, permissions)
+
+    def build(
+        self, role: Role, folder: Path, worker_ctx_k: int, permissions: Permissions = UNBOUND
+    ) -> ModelHandler:
+        """Return the handler."""
+        url, keys = self.endpoint(role, permissions)
+        price = None if self.price is None else self.price.price()
+        fields: dict[str, Any] = self.model_dump(exclude={"handler", "price", "base_url", "api_key_env"})
+        try:
+            return self.handler_class(base_url=url, api_key_env=keys, price=price, **fields)
+        except ValueError as error:
+            raise TaskError(f"{role}: {error}") from error
+
+    def endpoint(self, role: str, permissions: Permissions) -> tuple[str, KeyNames]:
+        """Return the URL, and the variable of the key that may be sent there.
+
+        Raises:
+            TaskError: the key is not permitted.
+        """
+        # No variable moves it: a .env file must not send a key elsewhere.
+        url = self.base_url or self.default_url
+        if self.api_key_env == NO_KEY:
+            return url, {url: None}
+        name = f"{role}.base_url" if self.api_key_env is None else f"{role}.api_key_env"
+        return url, permissions.keys([url], self.api_key_env, name)
+
+
+class AnthropicSpec(NativeSpec):
+    """A model of Anthropic, through its SDK (extra ``anthropic``)."""
+
+    default_url = ANTHROPIC.url
+    handler_class = AnthropicHandler
+
+    handler: Literal["anthropic"]
+    thinking: int | Literal["adaptive", "off"] | None = Field(
+        default=None, description="tokens for thinking, at least 1024; or adaptive, or off"
+    )
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="how much the model works on an answer"
+    )
+    prompt_cache: bool = Field(
+        default=True, description="whether the start of a long conversation is cached at the provider"
+    )
+
+
+class GeminiSpec(NativeSpec):
+    """A Gemini model, through Google's SDK (extra ``gemini``)."""
+
+    default_url = GEMINI.url
+    handler_class = GeminiHandler
+
+    handler: Literal["gemini"]
+    thinking: int | Literal["adaptive", "off"] | None = Field(
+        default=None, description="tokens for thinking; or adaptive, or off"
+    )
+    effort: Literal["minimal", "low", "medium", "high"] | None = Field(
+        default=None, description="the level of thinking; newer models take it in place of tokens"
+    )
