@@ -71,7 +71,7 @@ async def arun(
         query: the question.
         context: the document: text, or a list or dict of plain data.
         supervisor: the model that writes code: a handler, or a name such as "ollama/qwen3:8b".
-        worker: the model that the code calls. With None, a call raises ``WorkerError`` in the code.
+        worker: the model that the code calls. With None, the code has no ``worker``.
         config: options in one value.
         **options: options by name; ``limits`` holds several.
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from support import BACKENDS, SHARED, SMALL, Open
 
 from supdist.engine import SandboxConfig, SandboxRuntime, SandboxUnavailable, open_sandbox
+from supdist.engine.sandbox.context import NO_CONTEXT
 from supdist.engine.sandbox.image import daemon
 from supdist.engine.sandbox.loop_thread import stop_loop_thread
 from supdist.sandbox_image.image import default_tag
@@ -100,8 +101,8 @@ def small(engine: SandboxRuntime, backend: dict[str, Any]) -> Open:
 
     def open_small(
         *,
-        context: object = "",
-        query: str = "",
+        context: object = NO_CONTEXT,
+        query: str | None = None,
         on_call: Any = None,
         tools: Any = None,
         on_tool: Any = None,

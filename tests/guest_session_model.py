@@ -227,11 +227,20 @@ class Model:
             truncated=self.exceeded,
             state_lost=bool(death),
             dropped=self.dropped,
-            detail=death,
+            detail=death or self._reason(),
             usage=protocol.NOT_MEASURED,
         )
         self.is_running, self.dropped, self.pending, self.interrupted = False, 0, {}, None
         return end
+
+    def _reason(self) -> str:
+        # Without the waits for replies, or with them.
+        if self.interrupted is not Outcome.TIMEOUT:
+            return ""
+        if self.now - self.started - self.waited >= self.timeout:
+            return f"stopped after {self.timeout:g} s; do less in one cell, or give a longer timeout"
+        wall = max(self.timeout, LIMITS.wall_seconds)
+        return f"stopped after {wall:g} s, waits for replies included; do less in one cell"
 
     @staticmethod
     def _refusal(message: protocol.FromGuest) -> list[Sent]:

@@ -44,7 +44,7 @@ class Guest:
 
     def start(self, load: Load) -> Ready:
         """Send a question and a context; return the guest's first message."""
-        self._send(Start("the question", 1 << 20, 16, 16 << 20, 8 << 20, 32 << 20, [], []))
+        self._send(Start("the question", True, True, 1 << 20, 16, 16 << 20, 8 << 20, 32 << 20, [], []))
         self._send(load)
         ready = self.receive()
         assert isinstance(ready, Ready)

@@ -14,8 +14,10 @@ from supdist.sandbox_image.protocol import Outcome
 SEND_RAW = """
 import os, sys
 protocol = sys.modules["supdist.sandbox_image.protocol"]
-channel = FINAL.__self__._channel
-cell = FINAL.__self__._current_cell()
+import gc
+primitives = next(found for found in gc.get_objects() if type(found).__name__ == 'Primitives')
+channel = primitives._channel
+cell = primitives._current_cell()
 def frame(*fields):
     return protocol.frame(protocol.encode(fields))
 def send(data):

@@ -437,3 +437,48 @@ async def test_the_configurations_of_the_readme_work() -> None:
         server = Server("readme", (*COMMAND, *entry["args"]), keeps_files=False)
         async with connected(server) as client:
             assert await printed(client, "6 * 7") == "42"
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (
+            (
+                b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"python","arguments":'
+                b'{"code":"print(\'\\ud83d\')","timeout":"5"}}}'
+            ),
+            b'"id":3,"result"',
+        ),
+        (b"no JSON", b"-32700"),
+        (b'{"id": 4}', b'"id":4,"error"'),
+    ],
+    ids=["half an emoji, a number as text", "no JSON", "no message"],
+)
+async def test_every_line_of_a_client_gets_an_answer(line: bytes, answer: bytes) -> None:
+    import asyncio
+    import json
+    import sys
+
+    begin = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "t", "version": "1"},
+        },
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "supdist.engine", "mcp", stdin=-1, stdout=-1
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        process.stdin.write(json.dumps(begin).encode() + b"\n")
+        await process.stdout.readline()
+        process.stdin.write(b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n' + line + b"\n")
+        got = await process.stdout.readline()
+        process.stdin.close()
+        await process.wait()
+    assert answer in got

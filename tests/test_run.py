@@ -500,7 +500,7 @@ async def test_keys_reach_neither_logs_nor_guest(tmp_path: Path, monkeypatch: py
         assert b"canary" not in file.read_bytes()
 
 
-async def test_without_a_worker_the_code_is_told_of_none_and_a_call_raises(tmp_path: Path) -> None:
+async def test_without_a_worker_the_code_is_told_of_none_and_has_none(tmp_path: Path) -> None:
     code = "try:\n    worker('a')\nexcept Exception as error:\n    print(type(error).__name__, error)"
     supervisor = ScriptedHandler([block(code), block("print(budget())"), block("FINAL('alone')")])
     result = await arun(
@@ -516,7 +516,7 @@ async def test_without_a_worker_the_code_is_told_of_none_and_a_call_raises(tmp_p
     system, outputs = supervisor.calls[0][0]["content"], [call[-1]["content"] for call in supervisor.calls]
     assert "worker" not in system
     assert "`FINAL(answer)`" in system
-    assert "WorkerError unavailable: this sandbox has no worker" in outputs[1]
+    assert "NameError name 'worker' is not defined" in outputs[1]
     assert "worker calls" not in outputs[1], "there are none left to tell of"
     assert "'worker_calls': None" in outputs[2]
     start = read_events(tmp_path, "supervisor")[0]

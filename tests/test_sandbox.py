@@ -103,7 +103,7 @@ print("last words"); os.write(2, b"and more")
 
 
 async def test_an_answer_is_told_though_the_interpreter_died_of_it(small: Open) -> None:
-    async with small() as sandbox:
+    async with small(query="why") as sandbox:
         result = await sandbox.execute("FINAL('x' * 1_000_000); import os; os.kill(os.getpid(), 9)")
     assert (result.outcome, result.final) == (Outcome.KILLED, "x" * 1_000_000)
 
@@ -218,13 +218,6 @@ print(worker(Odd("truth")), ascii(worker("lone \\ud800 end")))
     assert seen == ["ok", "truth", "lone � end"]
 
 
-async def test_without_a_worker_the_call_says_so(small: Open) -> None:
-    async with small() as sandbox:
-        result = await sandbox.execute("worker('x')")
-    assert result.error is not None
-    assert result.error.message == "unavailable: this sandbox has no worker"
-
-
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
@@ -239,7 +232,7 @@ async def test_without_a_worker_the_call_says_so(small: Open) -> None:
     ],
 )
 async def test_final_takes_text_and_plain_data(small: Open, answer: str, text: str) -> None:
-    async with small() as sandbox:
+    async with small(query="why") as sandbox:
         result = await sandbox.execute(f"FINAL({answer})")
     assert (result.outcome, result.final) == (Outcome.OK, text)
 
@@ -254,14 +247,14 @@ for wrong in (loop, object(), {1, 2}, print, 'x' * (9 << 20)):
         print(type(error).__name__, str(error)[:60])
 FINAL('at last')
 """
-    async with small() as sandbox:
+    async with small(query="why") as sandbox:
         result = await sandbox.execute(code)
     assert result.final == "at last"
     assert result.stdout.count("Error FINAL takes") == 5, result
 
 
 async def test_the_first_final_stands_and_only_execution_counts(small: Open) -> None:
-    async with small() as sandbox:
+    async with small(query="why") as sandbox:
         comment = await sandbox.execute("# FINAL('comment')\ns = \"FINAL('text')\"\nprint(s)")
         twice = await sandbox.execute("FINAL('one')\nFINAL('two')\nprint('ran on')")
         again = await sandbox.execute("FINAL('three')")
@@ -284,7 +277,7 @@ if pid == 0:
     os._exit(0)
 os.waitpid(pid, 0)
 """
-    async with small() as sandbox:
+    async with small(query="why") as sandbox:
         result = await sandbox.execute(code)
         after = await sandbox.execute("FINAL('parent')")
     assert result.final is None
@@ -305,7 +298,7 @@ async def test_primitives_are_put_back_before_each_cell(small: Open) -> None:
 
 @pytest.mark.parametrize("name", ["eval", "exec", "compile", "input"])
 async def test_blocked_builtins_say_what_to_do_instead(small: Open, name: str) -> None:
-    async with small() as sandbox:
+    async with small(query="why") as sandbox:
         result = await sandbox.execute(f"{name}('1')")
         library = await sandbox.execute("import collections; print(collections.namedtuple('P', 'x')(1))")
     assert result.error is not None
@@ -616,7 +609,7 @@ async def test_nothing_is_paid_for_where_one_prompt_is_no_text(small: Open) -> N
 
 
 async def test_small_limits_on_prompts_do_not_touch_output_errors_and_answers(small: Open) -> None:
-    async with small(prompt="1KiB") as sandbox:
+    async with small(query="why", prompt="1KiB") as sandbox:
         printed = await sandbox.execute("print('x' * 100_000)")
         final = await sandbox.execute("FINAL('y' * 100_000)")
         failed = await sandbox.execute("raise ValueError('z' * 100_000)")
@@ -780,3 +773,125 @@ open('bottom', 'w').close()
         assert 2000 < len(listing.files) <= 3001
         assert listing.more, "the deepest folders have too long paths"
         assert (await sandbox.execute("1 + 1")).error is None
+
+
+async def test_what_keeps_a_stream_of_an_earlier_cell_prints_in_the_cell_that_runs(small: Open) -> None:
+    keep = """
+import logging, pprint, sys
+logging.basicConfig(level=logging.INFO)
+saved, raw, printer = sys.stdout, sys.stdout.buffer, pprint.PrettyPrinter()
+def say(text, file=sys.stdout): print(text, file=file)
+"""
+    use = "logging.info('log'); saved.write('a\\n'); printer.pprint([1]); say('b'); n = raw.write(b'c\\n')"
+    async with small() as sandbox:
+        await sandbox.execute(keep)
+        for _ in range(2):
+            result = await sandbox.execute(use)
+            assert (result.stdout, result.stderr) == ("a\n[1]\nb\nc\n", "INFO:root:log\n"), result
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "os.close(1)\nprint('lost')",
+        "os.dup2(os.open('/dev/null', os.O_WRONLY), 1); print('lost')",
+        "sys.stdout.close()\nprint('lost')",
+        "sys.stdout = sys.__stdout__ = None",
+        "io.FileIO.close(sys.stdout.buffer.raw)\nprint('lost')",
+        "io.TextIOWrapper.detach(sys.stdout)",
+        "sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
+        "sys.stdout.reconfigure(encoding='utf-16')",
+        "sys.stdout.write = None",
+        "redirect = contextlib.redirect_stdout(io.StringIO()); redirect.__enter__(); print('lost')",
+    ],
+)
+async def test_what_a_cell_does_to_its_streams_harms_no_other_cell(small: Open, harm: str) -> None:
+    async with small() as sandbox:
+        await sandbox.execute("import contextlib, gc, io, os, sys; saved = sys.stdout")
+        harmed = await sandbox.execute(harm)
+        after = await sandbox.execute("gc.collect(); print('next'); n = saved.write('é')")
+    assert "lost" not in harmed.stdout + after.stdout
+    assert (after.outcome, after.stdout) == (Outcome.OK, "next\né"), after
+
+
+async def test_a_name_of_a_run_exists_only_where_it_was_passed(small: Open) -> None:
+    look = "print(*(n for n in ('context', 'query', 'worker', 'FINAL', 'WorkerError') if n in globals()))"
+    async with small() as plain, small(context="") as document, small(query="") as asked:
+        assert (await plain.execute(look)).stdout == "\n"
+        assert (await document.execute(look)).stdout == "context\n"
+        assert (await asked.execute(look)).stdout == "query FINAL\n"
+    async with small(on_call=echo) as working:
+        assert (await working.execute(look)).stdout == "worker FINAL WorkerError\n"
+
+
+async def test_without_a_run_these_names_are_the_users(small: Open) -> None:
+    async with small(context="document") as sandbox:
+        await sandbox.execute("query, context, FINAL = 'SELECT 1', [1], 3\ndef worker(x): return 2 * x")
+        result = await sandbox.execute("print(query, context, FINAL, worker(4), eval('5'))\nexec('x = 6'); x")
+    assert result.stdout == "SELECT 1 [1] 3 8 5\n", result
+
+
+async def test_a_cell_is_a_script_as_python_runs_it(small: Open) -> None:
+    """Builtins are the module, own modules can be imported, help has no pager, nothing names the host."""
+    code = """
+import builtins, helper, inspect, pickle, sys
+class C: pass
+def f(): return 1
+print(helper.X, __name__, __builtins__ is builtins, sys.argv, type(pickle.loads(pickle.dumps(C()))) is C)
+print(inspect.getsource(f), end="")
+try: input()
+except EOFError as error: print("no terminal" in str(error))
+builtins.shout = str.upper
+"""
+    async with small() as sandbox:
+        await sandbox.put("helper.py", b"X = 42")
+        result = await sandbox.execute(code)
+        later = await sandbox.execute("print(shout('a')); help(len)")
+    assert result.stdout == "42 __main__ True [''] True\ndef f(): return 1\nTrue\n", result
+    assert later.stdout.startswith("A\nHelp on built-in function len")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("FINAL(1, 2)", "FINAL() takes one answer, not 2: write FINAL(answer)"),
+        ("FINAL()", "FINAL() takes one answer, not none"),
+        ("FINAL({'a': float('nan')})", "nan or inf"),
+        ("FINAL([{1}])", "sorted("),
+        ("FINAL(b'x')", ".decode()"),
+        ("worker('a', temperature=0)", "only the prompt, not temperature: the host chooses"),
+        ("worker('a', 'b')", "use worker_batch("),
+        ("worker(['a'])", "use worker_batch("),
+        ("worker_batch(5)", "takes a list of prompts, not int"),
+        ("import no_such_package", "no network to install it"),
+        ("open('paper.pdf')", "`context`"),
+        ("open('big', 'wb').write(bytes(100 << 20))", "disk is full"),
+        (
+            (
+                "from concurrent.futures import ProcessPoolExecutor\n"
+                "with ProcessPoolExecutor(1) as pool: list(pool.map(worker, ['a']))"
+            ),
+            "use worker_batch(prompts)",
+        ),
+    ],
+)
+async def test_an_error_says_what_to_do_and_names_nothing_of_ours(small: Open, code: str, says: str) -> None:
+    async with small(context="document", query="why", on_call=echo) as sandbox:
+        result = await sandbox.execute(code)
+    assert result.error is not None
+    assert says in result.error.message
+    for word in ("supdist", "Primitives", "select.poll"):
+        assert word not in result.error.message + result.error.traceback
+
+
+async def test_the_errors_of_calls_are_named_as_cells_name_them(small: Open) -> None:
+    async with small(on_call=echo) as sandbox:
+        result = await sandbox.execute("import copy\nraise copy.copy(WorkerError('too_long', 'no'))")
+    assert result.error is not None
+    assert result.error.traceback.endswith("\nWorkerError: too_long: no\n")
+
+
+async def test_a_timeout_says_after_how_long(small: Open) -> None:
+    async with small() as sandbox:
+        result = await sandbox.execute("while True: pass", timeout=0.2)
+    assert "stopped after 0.2 s" in result.detail

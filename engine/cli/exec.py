@@ -55,6 +55,7 @@ def execute(
     The exit code is that of the code, as in a shell.
     """
     from ..sandbox import as_data, open_sandbox
+    from ..sandbox.context import NO_CONTEXT
 
     if code is None and context_file == Path("-"):
         raise TaskError("stdin is the context, so the code must be an argument")
@@ -62,7 +63,7 @@ def execute(
     config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
 
     async def once() -> CellResult:
-        context = "" if context_file is None else await _context(context_file)
+        context = NO_CONTEXT if context_file is None else await _context(context_file)
         async with open_sandbox(config, context=context) as sandbox:
             return await sandbox.execute(source, timeout=timeout)
 

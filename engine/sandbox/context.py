@@ -9,6 +9,7 @@ import os
 import pickle
 from collections.abc import Generator
 from contextlib import contextmanager
+from enum import Enum
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -22,6 +23,15 @@ from ..errors import TaskError
 Kind: TypeAlias = Literal["text", "object"]
 
 _PIECE_CHARS = 1 << 20
+
+
+class NoContext(Enum):
+    """The default of a ``context``: any value, also None, can be one."""
+
+    NO_CONTEXT = "no context"
+
+
+NO_CONTEXT = NoContext.NO_CONTEXT
 
 
 class Sink(Protocol):

@@ -137,14 +137,14 @@ async def examine(
     """Test every layer of a backend, for some seconds. An unusable backend is a finding."""
     config = _LIMITS.model_copy(update={"backend": backend, "image": image, "runtime": runtime})
     try:
-        async with open_sandbox(config) as sandbox:
+        async with open_sandbox(config, query="") as sandbox:
             observed = await _observe(sandbox)
             findings = [_check_namespaces(sandbox), *(check(observed) for check in _CHECKS)]
         # A sandbox each: these probes use up the limits of theirs.
         for check in (_check_memory, _check_processes, _check_time):
-            async with open_sandbox(config) as sandbox:
+            async with open_sandbox(config, query="") as sandbox:
                 findings.append(await check(sandbox))
-        async with open_sandbox(config.model_copy(update={"cpus": _CPUS})) as sandbox:
+        async with open_sandbox(config.model_copy(update={"cpus": _CPUS}), query="") as sandbox:
             findings.append(await _check_processors(sandbox))
     except SandboxUnavailable as error:
         return [Finding(Layer.SANDBOX, False, True, error.capability, error.remedy)]

@@ -22,6 +22,7 @@ from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolCalls, ToolUse
 from .backend import Backend, ProcessBackend
 from .config import OnCall, SandboxConfig
+from .context import NO_CONTEXT
 from .diagnostics import translate_shortage
 from .packages import Packages, find_packages
 from .running_guest import GuestSetup
@@ -213,8 +214,8 @@ class SandboxRuntime:
 async def open_sandbox(
     config: SandboxConfig | None = None,
     *,
-    context: object = "",
-    query: str = "",
+    context: object = NO_CONTEXT,
+    query: str | None = None,
     on_call: OnCall | None = None,
     tools: Mapping[str, Tool] | Toolbox | None = None,
     on_tool: Callable[[ToolUse], None] | None = None,
@@ -223,7 +224,8 @@ async def open_sandbox(
 
     Args:
         context: the code's ``context``: a str, list, dict or other plain data.
-        query: the code's ``query``.
+        query: the code's ``query``. With it or ``on_call``, the code has ``FINAL``, its names are restored
+            before each cell, and it cannot call ``eval``, ``exec``, ``compile`` and ``input``.
         on_call: answers ``worker`` and ``worker_batch``.
         tools: more functions: a plain one runs inside, a ``HostTool`` here.
         on_tool: called in the event loop after each call of a host tool.
@@ -240,7 +242,9 @@ async def open_sandbox(
         with translate_shortage("The sandbox cannot be opened"):
             calls = ToolCalls(Toolbox.of(tools), on_tool)
             source = await stack.enter_async_context(_BackendUse(config))
-            setup = GuestSetup(config, config.session_limits(), context, query, on_call, calls)
+            has_context = context is not NO_CONTEXT
+            context = context if has_context else ""
+            setup = GuestSetup(config, config.session_limits(), context, has_context, query, on_call, calls)
             sandbox = await Sandbox.open(source.find, setup)
         try:
             yield sandbox
@@ -257,8 +261,8 @@ def _check_config(config: object) -> None:
 
 
 def _check_query(query: object) -> None:
-    if not isinstance(query, str):
-        reject("query", query, "text")
+    if query is not None and not isinstance(query, str):
+        reject("query", query, "text or None")
 
 
 @asynccontextmanager

@@ -33,7 +33,8 @@ class GuestSetup:
     # The config's; each cell needs them.
     limits: protocol.SessionLimits
     context: object
-    query: str
+    has_context: bool
+    query: str | None
     on_call: OnCall | None
     tools: ToolCalls
 
@@ -291,7 +292,15 @@ class RunningGuest:
                 self.send(protocol.Kill())
                 return
             toolbox = setup.tools.toolbox
-            self.send(protocol.Start.of(setup.limits, setup.query, toolbox.guest, toolbox.host))
+            start = protocol.Start.of(
+                setup.limits,
+                setup.query,
+                toolbox.guest,
+                toolbox.host,
+                has_context=setup.has_context,
+                has_worker=setup.on_call is not None,
+            )
+            self.send(start)
             self.send(self._guest.load)
         # The start was cancelled, or the guest has ended.
         elif self._ready.done():

@@ -30,7 +30,8 @@ class Sandbox:
     @classmethod
     async def open(cls, find_backend: FindBackend, setup: GuestSetup) -> Sandbox:
         """Start a guest. Raises as ``RunningGuest.start``."""
-        setup = replace(setup, query=replace_surrogates(setup.query))
+        if setup.query is not None:
+            setup = replace(setup, query=replace_surrogates(setup.query))
         return cls(find_backend, setup, await RunningGuest.start(find_backend, setup))
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Self
 from ..errors import SandboxError
 from ..toolbox.toolbox import Tool, Toolbox, ToolUse
 from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
+from .context import NO_CONTEXT
 from .factory import keep_backends, open_sandbox
 from .loop_thread import Held, LoopThread, loop_thread
 from .sandbox import Sandbox
@@ -45,8 +46,8 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
         self,
         config: SandboxConfig | None = None,
         *,
-        context: object = "",
-        query: str = "",
+        context: object = NO_CONTEXT,
+        query: str | None = None,
         on_call: OnCall | None = None,
         tools: Mapping[str, Tool] | Toolbox | None = None,
         on_tool: Callable[[ToolUse], None] | None = None,

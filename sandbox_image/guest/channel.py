@@ -66,7 +66,7 @@ class Channel:
         if os.getpid() != self._owner:
             raise RuntimeError(
                 "worker, worker_batch, FINAL and host tools work only in the process of the cell, "
-                "not in its children"
+                "not in its children: use worker_batch(prompts), which asks many at once, or threads"
             )
 
     def _write(self, message: protocol.FromGuest) -> None:

@@ -18,6 +18,9 @@ _get_handler = signal.getsignal
 class ReentryError(RuntimeError):
     """The channel was used from within its own work."""
 
+    # Tracebacks name it without a module.
+    __module__ = "builtins"
+
     def __init__(self) -> None:
         super().__init__(
             "worker, worker_batch, FINAL and host tools cannot be called while this thread is inside one of "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import numbers
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from .. import plain, protocol
 from ..text import replace_surrogates
+from .answer import answer_text
 from .channel import Channel
 
 _CHUNKS_IN_FLIGHT = 128
@@ -24,7 +23,12 @@ class CallFailed(Exception):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[type[CallFailed], tuple[Any, ...]]:
+        # It comes back from process pools and copies. ``args`` holds the text alone.
+        return type(self), (self.code, self.message)
 
+
+# Tracebacks and pickles name these classes as cells do.
 class WorkerError(CallFailed):
     """A worker call failed: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
 
@@ -45,6 +49,13 @@ class WorkerBatchError(WorkerError):
         super().__init__(first.code, message)
         self.results = results
 
+    def __reduce__(self) -> tuple[type[CallFailed], tuple[Any, ...]]:
+        return type(self), (self.results,)
+
+
+for _class in (WorkerError, WorkerBatchError, ToolError):
+    _class.__module__ = "__main__"
+
 
 class Primitives:
     """The functions of one guest, bound to its channel."""
@@ -55,18 +66,23 @@ class Primitives:
         self._current_cell = current_cell
         self._answered_cell = 0
 
-    def worker(self, prompt: str) -> str:
+    def worker(self, prompt: object) -> str:
         """Ask the worker model one prompt; return its answer.
 
         Raises:
             WorkerError: there is no answer.
         """
+        if isinstance(prompt, Iterable) and not isinstance(prompt, (str, bytes)):
+            kind = type(cast("object", prompt)).__name__
+            raise TypeError(
+                f"worker takes one prompt, a str, not a {kind}; for several use worker_batch(prompts)"
+            )
         (result,) = self._ask([prompt])
         if isinstance(result, WorkerError):
             raise result
         return result
 
-    def worker_batch(self, prompts: Iterable[str], *, return_errors: bool = False) -> list[str | WorkerError]:
+    def worker_batch(self, prompts: object, *, return_errors: bool = False) -> list[str | WorkerError]:
         """Ask the worker model many prompts at once; return the answers in their order.
 
         Raises:
@@ -74,7 +90,9 @@ class Primitives:
         """
         if isinstance(prompts, (str, bytes)):
             raise TypeError("worker_batch takes a list of prompts; for a single prompt use worker(prompt)")
-        results = self._ask(list(prompts))
+        if not isinstance(prompts, Iterable):
+            raise TypeError(f"worker_batch takes a list of prompts, not {type(prompts).__name__}")
+        results = self._ask(list(cast("Iterable[Any]", prompts)))
         if not return_errors and any(isinstance(result, WorkerError) for result in results):
             raise WorkerBatchError(results)
         return results
@@ -88,7 +106,7 @@ class Primitives:
         if self._answered_cell == cell:
             sys.stderr.write("FINAL was called before in this block; the first answer stands.\n")
             return
-        text = replace_surrogates(_answer_text(answer))
+        text = replace_surrogates(answer_text(answer))
         most, most_memory = protocol.ANSWER_BYTES, self._start.answer_memory
         if len(text) > most // 4 and len(text.encode()) > most:
             raise ValueError(f"FINAL takes an answer of at most {most} bytes")
@@ -106,7 +124,9 @@ class Primitives:
         try:
             arguments = plain.encode([args, kwargs], protocol.TOOL_ARGUMENT_BYTES)
         except plain.TooLarge as error:
-            raise ToolError("too_large", f"the arguments are {error}") from None
+            raise ToolError(
+                "too_large", f"the arguments are {error}; pass less in one call, and call several times"
+            ) from None
         except plain.NotPlain as error:
             raise ToolError(
                 "bad_arguments", f"a tool of the host takes plain data, and this is {error}"
@@ -165,22 +185,3 @@ class Primitives:
 
 def _call(cell: int, prompts: list[str], number: int) -> protocol.Call:
     return protocol.Call(number, cell, prompts)
-
-
-def _answer_text(answer: object) -> str:
-    match answer:
-        case str():
-            return answer
-        case bool() | numbers.Number() | None:
-            return str(answer)
-        case list() | tuple() | dict():
-            try:
-                return json.dumps(answer, ensure_ascii=False)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise TypeError(
-                    f"FINAL takes text or plain data; this cannot be written as JSON: {error}"
-                ) from None
-        case _:
-            raise TypeError(
-                f"FINAL takes text or plain data, not {type(answer).__name__}; pass str(...) of it"
-            )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
 import codecs
 import contextlib
 import fcntl
-import io
 import linecache
 import mmap
 import os
 import pickle
+import re
 import resource
 import signal
 import socket
@@ -22,14 +21,17 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .. import protocol
-from ..text import ESCAPE_SURROGATES, KEEP_SURROGATES, escape_surrogates, excerpt
+from ..text import KEEP_SURROGATES, escape_surrogates, excerpt
 from . import cell_compiler, tools
+from .cell_streams import CellStreams
 from .cell_tools import CellTools
 from .channel import Channel
 from .display import Displays
+from .hints import hint_for
 from .interrupts import guard_handlers
 from .limits import apply_gvisor_limits
-from .primitives import Primitives, ToolError, WorkerBatchError, WorkerError
+from .names import CellNames, prepare_interpreter
+from .primitives import Primitives
 from .procfs import read
 
 _MESSAGE_CHARS = 4_000
@@ -40,13 +42,8 @@ _RESERVED_MEMORY = 16 << 20
 _ALL_CAPABILITIES = "ffffffffffffffff"
 
 _PACKAGE = __file__.rpartition("/guest/")[0]
-
-_BLOCKED = {
-    "input": "input() has no user to ask: the document is in `context`, the question in `query`",
-    "eval": "eval() is switched off here: write the expression into the block itself",
-    "exec": "exec() is switched off here: write the code into the block itself",
-    "compile": "compile() is switched off here: write the code into the block itself",
-}
+# As text in a message, such as the traceback that a process pool brings.
+_OWN_FRAMES = re.compile(rf'^([ |+]*)File "{re.escape(_PACKAGE)}/[^\n]*\n(?:\1  [^\n]*\n)*', re.MULTILINE)
 
 
 def main(sock: socket.socket, context_fd: int | None, interrupted_cell: mmap.mmap) -> NoReturn:
@@ -65,8 +62,8 @@ class Repl:
         self._running = False
         # pickle finds classes and functions of cells by this name.
         self._module = types.ModuleType("__main__")
-        self._tools = CellTools(self._module.__dict__, lambda: cell_of_thread(self._cell) == self._cell)
-        self._blocked = {name: _refusal(message) for name, message in _BLOCKED.items()}
+        self._tools = CellTools(self._module.__dict__, self._is_current_thread)
+        self._streams = CellStreams(self._is_current_thread)
 
     def serve(self, context_fd: int | None) -> NoReturn:
         """Run the main loop, which ends with the process."""
@@ -79,22 +76,13 @@ class Repl:
         assert isinstance(load, protocol.Load)
         context = load_context(load, context_fd)
         primitives = Primitives(self._channel, start, lambda: cell_of_thread(self._cell))
-        names: dict[str, Any] = {
-            "context": context,
-            "query": start.query,
-            "worker": primitives.worker,
-            "worker_batch": primitives.worker_batch,
-            "FINAL": primitives.final,
-            "WorkerError": WorkerError,
-            "WorkerBatchError": WorkerBatchError,
-            "ToolError": ToolError,
-        }
         sys.modules["__main__"] = self._module
         _mark_threads_with_cell(lambda: self._cell)
         facts = measure()
         apply_gvisor_limits()
         # After the measurement: tools are code of a user.
-        names |= tools.load(start, primitives)
+        prepare_interpreter()
+        names = CellNames(start, context, primitives, tools.load(start, primitives))
         self._channel.send(protocol.Ready(protocol.VERSION, facts))
         # After the report: the import takes long, and the host need not wait for it.
         _mark_executors_with_cell(lambda: self._cell)
@@ -109,10 +97,11 @@ class Repl:
             except BaseException as failed:  # an audit hook of the code may raise anything
                 error = describe(failed)
             else:
-                error = self._run(message.cell, message.code, displays)
+                error = self._run(message, displays, has_document=names.has_document)
             self._channel.send(protocol.Done(message.cell, error))
 
-    def _prepare(self, cell: int, names: dict[str, Any]) -> None:
+    def _prepare(self, cell: int, names: CellNames) -> None:
+        self._streams.leave_cell()
         # Move them above 9 first: if the last cell closed fd 1 or 2, the new pipes may have these numbers.
         arrived = self._channel.descriptors(2)
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in arrived]
@@ -122,21 +111,27 @@ class Repl:
             os.dup2(writer, fd)
             os.close(writer)
         self._cell = cell
-        sys.stdout = sys.__stdout__ = CellOutput(1, cell, lambda: self._cell)  # type: ignore[misc]  # typeshed marks it Final; Python does not
-        sys.stderr = sys.__stderr__ = CellOutput(2, cell, lambda: self._cell)  # type: ignore[misc]  # typeshed marks it Final; Python does not
+        self._streams.enter_cell()
         signal.signal(signal.SIGINT, self._on_interrupt)
-        namespace = self._module.__dict__
-        namespace.update(names)
-        namespace["__builtins__"] = {**builtins.__dict__, **self._blocked}
+        names.prepare(self._module.__dict__)
+        # It compares times of the folder, which stay the same for a few milliseconds.
+        sys.path_importer_cache.pop(protocol.WORK, None)
 
-    def _run(self, cell: int, code: str, displays: Displays) -> protocol.ErrorInfo | None:
+    def _is_current_thread(self) -> bool:
+        return cell_of_thread(self._cell) == self._cell
+
+    def _run(
+        self, message: protocol.Execute, displays: Displays, *, has_document: bool
+    ) -> protocol.ErrorInfo | None:
         error: protocol.ErrorInfo | None = None
         try:
             self._running = True
-            if self._is_interrupted(cell):  # before the code began
+            if self._is_interrupted(message.cell):  # before the code began
                 raise KeyboardInterrupt  # noqa: TRY301 - described below like the others
-            error = run_code(cell, code, self._module.__dict__, displays, self._tools)
-            _flush()
+            raised = run_code(message, self._module.__dict__, displays, self._tools)
+            if raised is not None:
+                error = describe(raised, has_document=has_document)
+            self._streams.end_cell()
             self._running = False
         except BaseException as late:
             # The interrupt came after the code had ended.
@@ -154,10 +149,10 @@ class Repl:
 
 
 def run_code(
-    cell: int, code: str, namespace: dict[str, Any], displays: Displays, cell_tools: CellTools
-) -> protocol.ErrorInfo | None:
-    """Run a block and show its last value; return its exception as text."""
-    name = f"<cell {cell}>"
+    message: protocol.Execute, namespace: dict[str, Any], displays: Displays, cell_tools: CellTools
+) -> BaseException | None:
+    """Run a block and show its last value; return its exception."""
+    code, name = message.code, f"<cell {message.cell}>"
     # So that tracebacks show the source.
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
@@ -166,25 +161,31 @@ def run_code(
             cell_tools.begin(displays, has_magics=compiled.has_magics)
             cell_tools.show(cell_tools.loop.run(compiled, namespace))
     except BaseException as error:
-        return describe(error)
+        return error
     return None
 
 
-def describe(error: BaseException) -> protocol.ErrorInfo:
+def describe(error: BaseException, *, has_document: bool = False) -> protocol.ErrorInfo:
     """Return an exception as text of bounded length."""
     # Its `__str__` is guest code. The clock of the cell still runs.
     try:
         message = str(error)
     except Exception:
         message = "<the exception's __str__ failed>"
+    hint = ""
+    with contextlib.suppress(Exception):
+        hint = hint_for(error, has_document=has_document)
     try:
         report = traceback.TracebackException(
             type(error), error, error.__traceback__, limit=_TRACEBACK_FRAMES, compact=True
         )
         _hide_own_frames(report)
-        text = "".join(report.format())
+        # The short text is searched: what code raises may be very long.
+        text = _OWN_FRAMES.sub("", _cut("".join(report.format()), _TRACEBACK_CHARS))
     except Exception:
         text = f"{type(error).__name__}: {message}\n"
+    if hint:
+        message, text = f"{message}. Hint: {hint}", f"{text}Hint: {hint}.\n"
     return protocol.ErrorInfo(
         _cut(type(error).__name__, 200), _cut(message, _MESSAGE_CHARS), _cut(text, _TRACEBACK_CHARS)
     )
@@ -195,6 +196,8 @@ def _hide_own_frames(report: traceback.TracebackException | None) -> None:
     seen: set[int] = set()
     while report is not None and id(report) not in seen:
         seen.add(id(report))
+        for part in report.exceptions or ():
+            _hide_own_frames(part)
         report.stack[:] = [frame for frame in report.stack if not frame.filename.startswith(_PACKAGE)]
         report = report.__cause__ or report.__context__
 
@@ -267,22 +270,6 @@ def _namespaces() -> dict[str, int]:
     return found
 
 
-class CellOutput(io.TextIOWrapper):
-    """``sys.stdout`` or ``sys.stderr`` of one cell."""
-
-    def __init__(self, fd: int, cell: int, current: Callable[[], int]) -> None:
-        raw = io.FileIO(fd, "w", closefd=False)
-        super().__init__(io.BufferedWriter(raw), "utf-8", ESCAPE_SURROGATES, "\n", line_buffering=True)
-        self._cell = cell
-        self._current = current
-
-    def write(self, text: str, /) -> int:
-        """Write text of this cell; drop text of others."""
-        if self._current() != self._cell or cell_of_thread(self._cell) != self._cell:
-            return len(text)
-        return super().write(text)
-
-
 class _Reserve:
     # A cell that uses up its limits leaves enough to report it, and to receive the next pipes.
 
@@ -337,18 +324,3 @@ def _mark_executors_with_cell(current: Callable[[], int]) -> None:
         return submit(self, work)
 
     ThreadPoolExecutor.submit = submit_marked  # type: ignore[method-assign, assignment]  # every work item must know its cell
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue  # the cell closed or replaced it
-
-
-def _refusal(message: str) -> Callable[..., NoReturn]:
-    def blocked(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError(message)
-
-    return blocked

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
+from msgspec import structs
+
 from .. import protocol
 from ..protocol import (
     NOT_MEASURED,
@@ -264,7 +266,8 @@ class MessageRules:
         # What code makes of a refused fork(2) is an error of its own.
         if outcome is Outcome.USER_ERROR and refused_process:
             outcome = Outcome.RESOURCE_LIMIT
-        return self.end_cell(outcome, error, now, usage)
+        end = self.end_cell(outcome, error, now, usage)
+        return structs.replace(end, detail=_reason(cell, now)) if outcome is Outcome.TIMEOUT else end
 
     def _answer(self, message: FileData | FileList) -> FileData | FileList:
         if isinstance(message, FileData):
@@ -278,3 +281,10 @@ class MessageRules:
         if count > most:
             raise Violation("a file or a list larger than requested")
         return message
+
+
+def _reason(cell: Cell, now: float) -> str:
+    # Of the two clocks, the one without waits mostly ends first.
+    if now - cell.started - cell.worker_wait(now) >= cell.timeout:
+        return f"stopped after {cell.timeout:g} s; do less in one cell, or give a longer timeout"
+    return f"stopped after {cell.wall_seconds:g} s, waits for replies included; do less in one cell"

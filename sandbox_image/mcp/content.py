@@ -59,8 +59,13 @@ def contents(cell: Cell, *, timeout: float, limit: int, keeps_files: bool) -> li
 def _ending(cell: Cell, timeout: float, *, keeps_files: bool) -> str:
     if cell.outcome not in _ENDINGS:
         return ""
-    how = _ENDINGS[cell.outcome].format(timeout=timeout) + (f" Why: {cell.detail}." if cell.detail else "")
-    return f"{how} {new_session_text(keeps_files=keeps_files) if cell.lost else 'The variables are kept.'}"
+    # A timeout that the cell survived is explained by its own sentence.
+    is_known = cell.outcome is Outcome.TIMEOUT and not cell.lost
+    why = f" Why: {cell.detail}." if cell.detail and not is_known else ""
+    how = _ENDINGS[cell.outcome].format(timeout=timeout) + why
+    if cell.lost:
+        return f"{how} {new_session_text(keeps_files=keeps_files)}"
+    return f"{how} The variables are kept."
 
 
 def new_session_text(*, keeps_files: bool) -> str:

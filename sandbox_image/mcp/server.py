@@ -43,7 +43,12 @@ class _Arguments(BaseModel):
 class _Python(_Arguments):
     code: str = Field(description="Python source: statements, as many as you like.")
     timeout: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Seconds after which it is stopped."
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        # Clients send numbers as text, too.
+        strict=False,
+        description="Seconds after which it is stopped.",
     )
 
 

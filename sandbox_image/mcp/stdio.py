@@ -52,11 +52,13 @@ async def _serve(queue: SessionQueue, settings: Settings) -> None:
     # The import takes a second, in which the session starts.
     sdk = await asyncio.to_thread(_import_sdk)
     await queue.opened()
+    from .readable import ReadableMessages
     from .server import build
 
     server = build(queue, settings)
     async with sdk.stdio_server() as (read, write):
-        await server.run(read, write, server.create_initialization_options())
+        messages = ReadableMessages(read, write)
+        await server.run(messages, write, server.create_initialization_options())
 
 
 def _import_sdk() -> ModuleType:

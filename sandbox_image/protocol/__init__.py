@@ -134,7 +134,7 @@ if TYPE_CHECKING:
         decode_to_zygote,
     )
 
-VERSION = 6
+VERSION = 7
 
 
 def __getattr__(name: str) -> object:

@@ -28,7 +28,10 @@ from .values import (
 class Start(Message, frozen=True):
     """The first message, with the limits that the guest's library keeps."""
 
-    query: str
+    # None without a question.
+    query: str | None
+    has_context: bool
+    has_worker: bool
     prompt_bytes: int
     batch: int
     frame_bytes: int
@@ -42,13 +45,18 @@ class Start(Message, frozen=True):
     def of(
         cls,
         limits: SessionLimits,
-        query: str = "",
+        query: str | None = None,
         guest_tools: Sequence[GuestTool] = (),
         host_tools: Sequence[HostTool] = (),
+        *,
+        has_context: bool = False,
+        has_worker: bool = False,
     ) -> Start:
         """Return the message for a session's limits."""
         return cls(
             query,
+            has_context,
+            has_worker,
             limits.prompt_bytes,
             limits.batch,
             limits.frame_bytes,

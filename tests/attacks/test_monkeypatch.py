@@ -51,8 +51,8 @@ PATCHES: list[Attack] = [
     ),
     Attack(
         id="MP3-ids", expect=ANY_END, lost=None, timeout=1,
-        code="import itertools\nFINAL.__self__._numbers = itertools.count(-5)\n"
-            "FINAL.__self__._current_cell = lambda: 99\nFINAL('x')",
+        code=RAW + "import itertools\nchannel._numbers = itertools.count(-5)\n"
+            "primitives._current_cell = lambda: 99\nFINAL('x')",
     ),
     Attack(id="MP5-null", code="import ctypes; ctypes.string_at(0)", expect=(Outcome.CRASHED,), lost=True,
         detail="SIGSEGV"),
