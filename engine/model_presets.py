@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..handlers.openai import TOGETHER_URL
+from ..handlers.openai_options import TOGETHER_URL
 from ..sandbox_image.text import one_line, shorten
 from .errors import TaskError
 from .trust.hosts import keys_of, origin_of

@@ -21,7 +21,7 @@ from ..handlers import (
     ScriptedHandler,
     VLLMHandler,
 )
-from ..handlers.openai import OPENAI_URL, TOGETHER_URL
+from ..handlers.openai_options import OPENAI_URL, TOGETHER_URL
 from .arguments import reject
 from .config import RunConfig
 from .errors import TaskError

@@ -15,6 +15,7 @@ from .base import (
     all_or_none,
     call_chat,
     call_chat_batch,
+    call_chat_stream,
 )
 from .builtin import BuiltinSupervisor, BuiltinWorker
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable, Unreachable
@@ -48,4 +49,5 @@ __all__ = [
     "all_or_none",
     "call_chat",
     "call_chat_batch",
+    "call_chat_stream",
 ]

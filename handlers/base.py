@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
@@ -15,14 +15,16 @@ from weakref import WeakKeyDictionary
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
-from .errors import HandlerError
+from .errors import HandlerError, Rejected
+from .thoughts import MessageStream, find_thoughts
 
 T = TypeVar("T")
 
 _THREADS = 64
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "refusal", "other"]
+# ``tool_call``: the model called a tool and wrote no text. Nothing here offers it tools.
+FinishReason = Literal["stop", "length", "refusal", "tool_call", "other"]
 
 
 class Message(TypedDict):
@@ -104,7 +106,7 @@ class Completion:
     """A model's answer and its cost.
 
     Attributes:
-        reasoning: thoughts that the endpoint sends separately.
+        reasoning: thoughts, which are no part of ``text``.
         retries: failed attempts.
         queued: seconds of waiting inside the handler.
     """
@@ -115,6 +117,20 @@ class Completion:
     reasoning: str = ""
     retries: int = 0
     queued: float = 0.0
+
+
+class OnlyToolCall(Rejected):
+    """The model called a tool and wrote no text.
+
+    The engine takes ``completion`` as the reply: it was paid for, and a supervisor may do better when told.
+    """
+
+    def __init__(self, completion: Completion) -> None:
+        super().__init__(
+            "the model answered with a tool call and no text; nothing here offers it tools: take `tools` out"
+            " of extra_body, or switch automatic tools off at the endpoint"
+        )
+        self.completion = completion
 
 
 BatchItem = Completion | HandlerError
@@ -203,17 +219,53 @@ class ModelHandler(ABC):
 
 
 async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Completion:
-    """Call ``chat``; a plain one runs in a thread.
+    """Call ``chat``, and take the thoughts out of its text. A plain method runs in a thread.
 
     Raises:
         TypeError: it returned no ``Completion``.
     """
-    if _is_async(handler.chat):
-        result: object = await cast("Awaitable[object]", handler.chat(messages))
-    else:
-        result = await _in_thread(handler, handler.chat, messages)
+    result: object
+    try:
+        if _is_async(handler.chat):
+            result = await cast("Awaitable[object]", handler.chat(messages))
+        else:
+            result = await _in_thread(handler, handler.chat, messages)
+    except OnlyToolCall as reply:
+        return reply.completion
+    return await without_thoughts(_checked(handler, "chat", result))
+
+
+async def call_chat_stream(
+    handler: ModelHandler, messages: Sequence[Message], on_text: Callable[[str], None]
+) -> Completion:
+    """Call ``chat_stream``, and pass on its text without thoughts.
+
+    Raises:
+        TypeError: it returned no ``Completion``.
+    """
+    message = MessageStream(on_text)
+    result: object
+    try:
+        result = await handler.chat_stream(messages, message.add)
+    except OnlyToolCall as reply:
+        return reply.completion
+    message.finish()
+    return await without_thoughts(_checked(handler, "chat_stream", result))
+
+
+async def without_thoughts(completion: Completion) -> Completion:
+    """Return a completion with the thoughts of its text in ``reasoning``."""
+    split = await find_thoughts(completion.text, has_reasoning=bool(completion.reasoning))
+    if split is None:
+        return completion
+    parts = (completion.reasoning, split.thoughts)
+    return replace(completion, text=split.text, reasoning="\n\n".join(filter(None, parts)))
+
+
+def _checked(handler: ModelHandler, method: str, result: object) -> Completion:
     if not isinstance(result, Completion):
-        raise TypeError(f"{type(handler).__name__}.chat returned a {type(result).__name__}, not a Completion")
+        name = f"{type(handler).__name__}.{method}"
+        raise TypeError(f"{name} returned a {type(result).__name__}, not a Completion")
     return result
 
 
@@ -230,12 +282,17 @@ def _is_async_function(function: Any) -> bool:
 async def call_chat_batch(
     handler: ModelHandler, message_batches: Sequence[Sequence[Message]]
 ) -> Sequence[BatchItem]:
-    """Call ``chat_batch``; a plain one runs in a thread."""
-    if _is_async(handler.chat_batch):
-        return await cast("Awaitable[Sequence[BatchItem]]", handler.chat_batch(message_batches))
+    """Call ``chat_batch``, and take the thoughts out of the texts. A plain method runs in a thread."""
+    answers: Sequence[BatchItem]
     if type(handler).chat_batch is ModelHandler.chat_batch:
         return await handler._chat_each(message_batches)  # pyright: ignore[reportPrivateUsage]  # one module of the package
-    return await _in_thread(handler, handler.chat_batch, message_batches)
+    if _is_async(handler.chat_batch):
+        answers = await cast("Awaitable[Sequence[BatchItem]]", handler.chat_batch(message_batches))
+    else:
+        answers = await _in_thread(handler, handler.chat_batch, message_batches)
+    return [
+        await without_thoughts(answer) if isinstance(answer, Completion) else answer for answer in answers
+    ]
 
 
 async def all_or_none(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -13,41 +12,32 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from anyio import to_thread
 
-from .base import Completion, Message, ModelHandler, PerLoop, Price
+from .base import Completion, Message, ModelHandler, PerLoop, Price, without_thoughts
 from .endpoints import Endpoints
 from .errors import HandlerError, NoAccess, Rejected, Unavailable
 from .openai_bodies import CodedContents, is_long, utf8_bytes
+from .openai_errors import Asked, client_error, translate
 from .openai_http import bounded_client, http_library, load_library
-from .openai_replies import BrokenStream, CompletionBuilder, parse_reply, translate
+from .openai_options import checked_body, checked_headers, endpoint_urls, is_at, without_secrets
+from .openai_replies import BrokenStream, CompletionBuilder, parse_reply
 from .rates import RateLimit, Use, admit
 from .slices import Steps, in_slices
+from .thoughts import MessageStream
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
     from openai import AsyncOpenAI
 
-OPENAI_URL = "https://api.openai.com/v1"
-TOGETHER_URL = "https://api.together.xyz/v1"
 
 # Bytes of English text in a token, for the estimate before a request.
 _TOKEN_BYTES = 4
 
 # A private endpoint mostly needs no key, but the SDK must send one.
 _NO_KEY = "none"
-
-# Fields of the body that ``extra_body`` may not set.
-_RESERVED_FIELDS = ("messages", "stream", "stream_options")
-
-_CONNECTION_HEADERS = frozenset({
-    "connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
-})  # fmt: skip
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 class OpenAIHandler(ModelHandler):
@@ -78,11 +68,11 @@ class OpenAIHandler(ModelHandler):
         window: int | None = None,
         price: Price | None = None,
     ) -> None:
-        self._urls = _urls(base_url)
-        self._extra_body = _checked_body(extra_body or {})
-        self._extra_headers = _checked_headers(extra_headers or {})
+        self._urls = endpoint_urls(base_url)
+        self._extra_body = checked_body(extra_body or {})
+        self._extra_headers = checked_headers(extra_headers or {})
         self.model = model
-        self.base_url = _without_secrets(self._urls[0])
+        self.base_url = without_secrets(self._urls[0])
         self.max_tokens = self._extra_body.get(
             "max_completion_tokens", self._extra_body.get("max_tokens", max_tokens)
         )
@@ -113,7 +103,7 @@ class OpenAIHandler(ModelHandler):
 
     def identity(self) -> dict[str, Any]:
         """See ``ModelHandler.identity``. It holds no secrets."""
-        urls = sorted(map(_without_secrets, self._urls))
+        urls = sorted(map(without_secrets, self._urls))
         own = {"handler": "openai", "model": self.model, "base_url": urls, "extra_body": self._extra_body}
         return own | self._sampling
 
@@ -167,10 +157,11 @@ class OpenAIHandler(ModelHandler):
             client = self._client(shared, endpoint.url, left - 1 if last else 0)
             request = self._request(endpoint.url, messages)
             try:
-                with shared.endpoints.track_request(endpoint):
+                with self._named(endpoint.url), shared.endpoints.track_request(endpoint):
+                    asked = self._asked(endpoint.url)
                     if on_text is None:
-                        return await _request_whole(client, request)
-                    return await _request_stream(client, request, on_text)
+                        return await _request_whole(client, request, asked)
+                    return await _request_stream(client, request, on_text, asked)
             except Unavailable as error:
                 spent = call.attempts >= self._max_retries + len(tried)
                 if last and (spent or not isinstance(error, BrokenStream)):
@@ -179,8 +170,17 @@ class OpenAIHandler(ModelHandler):
                 endpoint, last = shared.endpoints.choose(tried)
                 tried.append(endpoint)
 
+    @contextmanager
+    def _named(self, url: str) -> Generator[None]:
+        """Let each error name the model and the endpoint."""
+        try:
+            yield
+        except HandlerError as error:
+            error.args = (f"the model {self.model} at {without_secrets(url)}: {error}",)
+            raise
+
     def _request(self, url: str, messages: Sequence[Message]) -> dict[str, Any]:
-        limit = "max_completion_tokens" if _is_at(url, "openai.com") else "max_tokens"
+        limit = "max_completion_tokens" if is_at(url, "openai.com") else "max_tokens"
         sampling = {"temperature": self._sampling["temperature"], limit: self._sampling["max_tokens"]}
         return {
             "model": self.model,
@@ -206,7 +206,7 @@ class OpenAIHandler(ModelHandler):
                 )
             # For example, an invalid proxy or certificate file.
             except Exception as error:
-                raise Rejected(f"no HTTP client can be made: {error}") from error
+                raise client_error(error) from error
 
     async def _admit(self, turn: asyncio.Lock) -> CodedContents | None:
         call = _call.get()
@@ -223,7 +223,7 @@ class OpenAIHandler(ModelHandler):
             from openai import AsyncOpenAI
 
             try:
-                key = self._key(url)
+                key, _ = self._key(url)
                 client = AsyncOpenAI(
                     api_key=key,
                     base_url=url,
@@ -237,33 +237,40 @@ class OpenAIHandler(ModelHandler):
                 raise
             # For example, an invalid base URL.
             except Exception as error:
-                raise Rejected(f"no client can be made for {_without_secrets(url)}: {error}") from error
-            if not _is_at(url, "openai.com"):
+                raise Rejected(
+                    f"no client can be made for {self.model} at {without_secrets(url)}: {error}"
+                ) from error
+            if not is_at(url, "openai.com"):
                 # The SDK reads these from the environment; they are meant for OpenAI alone.
                 client.organization = client.project = None
             shared.clients[url, retries] = client
         return shared.clients[url, retries]
 
-    def _key(self, url: str) -> str:
-        if self._api_key:
-            return self._api_key.strip()
+    def _asked(self, url: str) -> Asked:
+        key, source = self._key(url)
+        return Asked(without_secrets(url), key, source, self._timeout)
+
+    def _key(self, url: str) -> tuple[str, str]:
+        """Return the key, and where it is from."""
+        if self._api_key and self._api_key.strip() != _NO_KEY:
+            return self._api_key.strip(), "to the key of the argument api_key"
         named = self._api_key_env if isinstance(self._api_key_env, str | None) else self._api_key_env.get(url)
         if named:
             names = [named]
         elif isinstance(self._api_key_env, Mapping):
-            return _NO_KEY
-        elif _is_at(url, "together.xyz"):
+            return _NO_KEY, "without a key (name its variable in api_key_env)"
+        elif is_at(url, "together.xyz"):
             names = ["TOGETHER_API_KEY", "OPENAI_API_KEY"]
         else:
             names = ["OPENAI_API_KEY"]
-        for name in names:
+        for name in () if self._api_key else names:
             # With a line end in it, h11's error would show the key.
             if key := os.environ.get(name, "").strip():
-                return key
-        wanted = named is not None or _is_at(url, "together.xyz", "openai.com")
-        if not wanted or "Authorization" in self._extra_headers:
-            return _NO_KEY
-        raise NoAccess(f"no API key for {urlsplit(url).hostname}: set {' or '.join(names)}")
+                return key, f"to the key of {name}"
+        wanted = named is not None or is_at(url, "together.xyz", "openai.com")
+        if not wanted or self._api_key or "Authorization" in self._extra_headers:
+            return _NO_KEY, f"without a key (set {' or '.join(names)}, or name its variable in api_key_env)"
+        raise NoAccess(f"no API key for {self.model} at {without_secrets(url)}: set {' or '.join(names)}")
 
 
 class _LoopState:
@@ -293,28 +300,30 @@ class _Call:
 _call: ContextVar[_Call] = ContextVar("call")
 
 
-async def _request_whole(client: AsyncOpenAI, request: dict[str, Any]) -> Completion:
-    with _translated(client.api_key):
-        return parse_reply(cast("object", await client.chat.completions.create(**request)))
+async def _request_whole(client: AsyncOpenAI, request: dict[str, Any], asked: Asked) -> Completion:
+    with _translated(asked):
+        reply = cast("object", await client.chat.completions.create(**request))
+    return await without_thoughts(parse_reply(reply, asked))
 
 
 async def _request_stream(
-    client: AsyncOpenAI, request: dict[str, Any], on_text: Callable[[str], None]
+    client: AsyncOpenAI, request: dict[str, Any], on_text: Callable[[str], None], asked: Asked
 ) -> Completion:
-    answer = CompletionBuilder()
-    async with aclosing(_chunks(client, request)) as chunks:
+    answer, message = CompletionBuilder(asked), MessageStream(on_text)
+    async with aclosing(_chunks(client, request, asked)) as chunks:
         async for chunk in chunks:
             if text := answer.add_chunk(chunk):
-                on_text(text)
-    return answer.completion(streamed=True)
+                message.add(text)
+    message.finish()
+    return await without_thoughts(answer.completion(streamed=True))
 
 
-async def _chunks(client: AsyncOpenAI, request: dict[str, Any]) -> AsyncGenerator[Any]:
+async def _chunks(client: AsyncOpenAI, request: dict[str, Any], asked: Asked) -> AsyncGenerator[Any]:
     import openai
 
     # An older SDK lets the exceptions of the HTTP library through, once the stream has begun.
     broken = (openai.APIConnectionError, http_library().RequestError)
-    with _translated(client.api_key):
+    with _translated(asked):
         stream: Any = await client.chat.completions.create(
             **request, stream=True, stream_options={"include_usage": True}
         )
@@ -328,13 +337,13 @@ async def _chunks(client: AsyncOpenAI, request: dict[str, Any]) -> AsyncGenerato
 
 
 @contextmanager
-def _translated(key: str) -> Generator[None]:
+def _translated(asked: Asked) -> Generator[None]:
     import openai
 
     try:
         yield
     except openai.OpenAIError as error:
-        raise translate(error, key) from error
+        raise translate(error, asked.key, asked) from error
     except UnicodeEncodeError as error:
         raise Rejected("the messages or the key cannot be encoded as text") from error
     except (ValueError, RecursionError) as error:
@@ -345,39 +354,3 @@ def _translated(key: str) -> Generator[None]:
 def _estimate(messages: Sequence[Message]) -> Steps[int]:
     size = yield from utf8_bytes(messages)
     return size // _TOKEN_BYTES + len(messages) * _TOKEN_BYTES
-
-
-def _is_at(url: str, *domains: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return f".{host}".endswith(tuple(f".{domain}" for domain in domains))
-
-
-def _without_secrets(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//", url).partition("?")[0]
-
-
-def _urls(base_url: str | Sequence[str] | None) -> list[str]:
-    if base_url is None or isinstance(base_url, str):
-        return [base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL]
-    urls = list(base_url)
-    if not urls or not all(urls):
-        raise ValueError("base_url: name at least one endpoint, and none that is empty")
-    return list(dict.fromkeys(urls))
-
-
-def _checked_body(fields: Mapping[str, Any]) -> dict[str, Any]:
-    if taken := sorted(fields.keys() & set(_RESERVED_FIELDS)):
-        raise ValueError(f"extra_body: {', '.join(taken)} cannot be set here")
-    return dict(fields)
-
-
-# No message shows a value, which may be a key. ``Authorization`` is spelt as the SDK does, to replace it.
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"extra_headers: {name!r} is no header, or its value is not printable ASCII")
-        if name.lower() in _CONNECTION_HEADERS:
-            raise ValueError(f"extra_headers: {name} is set by the HTTP library, and cannot be set here")
-    return {
-        "Authorization" if name.lower() == "authorization" else name: value for name, value in headers.items()
-    }

@@ -34,8 +34,14 @@ _EVENT_END = re.compile(rb"\r\r|\n\n|\n\r\n")
 _CONNECT = 10.0
 
 
+# Types of bodies that are no stream.
+_NO_STREAM = frozenset({"application/json", "text/html"})
+
 # Key of a response's extensions that holds an error of this client.
 ERROR_EXTENSION = "supdist_error"
+
+# The same for a response whose status was 200, and whose body says another.
+IN_REPLY_EXTENSION = "supdist_in_reply"
 
 
 def http_library() -> Any:
@@ -184,19 +190,14 @@ def bounded_client(
                 async with asyncio.timeout_at(deadline):
                     response: Any = await base.send(self, request, stream=True, **options)
                     body = body_class(response, deadline)
-                    if stream and response.is_success:
+                    if stream and response.is_success and not _is_whole(response):
                         if on_stream is not None:
                             on_stream(body)
                         return _with_body(response, stream=body)
                     content = await body.read()
             except TimeoutError as error:
                 raise Unavailable("the endpoint's reply did not end in time") from error
-            if not response.is_success:
-                content = content[:_MAX_ERROR]
-            # No retry brings back a spent quota.
-            if response.status_code == 429 and _is_spent_quota(content):
-                response.headers["x-should-retry"] = "false"
-            return _with_body(response, content=content)
+            return _with_content(response, content)
 
     return BoundedClient(
         verify=context,
@@ -231,6 +232,19 @@ def _with_pieces(request: Any, pieces: list[bytes], upload: Callable[[list[bytes
     )
 
 
+def _with_content(response: Any, content: bytes) -> Any:
+    if response.is_success and (status := _status_in(content)) is not None:
+        # Then the SDK waits and tries again as it does for such a status.
+        response.status_code = status
+        response.extensions[IN_REPLY_EXTENSION] = True
+    if not response.is_success:
+        content = content[:_MAX_ERROR]
+    # No retry brings back a spent quota.
+    if response.status_code == 429 and _is_spent_quota(content):
+        response.headers["x-should-retry"] = "false"
+    return _with_body(response, content=content)
+
+
 def _with_body(response: Any, **body: Any) -> Any:
     # The content is unpacked already.
     response.headers.pop("content-encoding", None)
@@ -241,6 +255,30 @@ def _with_body(response: Any, **body: Any) -> Any:
         extensions=response.extensions,
         **body,
     )
+
+
+def _is_whole(response: Any) -> bool:
+    # An error, or a page, in place of a stream.
+    return response.headers.get("content-type", "").partition(";")[0].strip() in _NO_STREAM
+
+
+def _status_in(body: bytes) -> int | None:
+    """Return the status that an error in the body of a success names."""
+    if len(body) > _MAX_ERROR or b'"error"' not in body:
+        return None
+    try:
+        reply: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    match reply:
+        case {"choices": [_, *_]}:
+            return None
+        case {"error": {"code": int(code)}} if 400 <= code < 600:
+            return code
+        case {"error": {"code": str(code)}} if re.fullmatch("[45][0-9][0-9]", code):
+            return int(code)
+        case _:
+            return None
 
 
 def _is_spent_quota(body: bytes) -> bool:

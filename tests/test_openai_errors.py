@@ -26,7 +26,7 @@ from supdist.handlers import (
     Unreachable,
     Usage,
 )
-from supdist.handlers.openai_replies import retry_after, translate
+from supdist.handlers.openai_errors import retry_after, translate
 from supdist.tools.testing.fake_openai import (
     Drop,
     FakeOpenAI,
@@ -176,17 +176,11 @@ WRONG_CHOICES: list[Any] = [
     [{"message": None}],
     [{"message": ["x"]}],
 ]
-WRONG_CONTENT: list[Any] = [1, ["x"], {"a": 1}, True, 1.5]
-WRONG_USAGE: list[Any] = ["x", 5, [1], {"prompt_tokens": "3", "completion_tokens": "4"}]
-WRONG_TOKENS: list[Any] = ["3", 0.5, -3, True, [1], 10**30]
+WRONG_CONTENT: list[Any] = [1, [1, None], {"a": 1}, True, 1.5, [[[[[["deep"]]]]]]]
 WRONG = [
     *(Shape(value) for value in WRONG_WHOLE),
     *(completion(choices=value) for value in WRONG_CHOICES),
     *(message(content=value) for value in WRONG_CONTENT),
-    message(refusal=["x"]),
-    completion(choices=[{"message": {"content": "x"}, "finish_reason": ["stop"]}]),
-    *(completion(usage=value) for value in WRONG_USAGE),
-    *(completion(usage={"prompt_tokens": value, "completion_tokens": 1}) for value in WRONG_TOKENS),
 ]
 
 
@@ -196,19 +190,49 @@ async def test_json_of_another_shape_is_unavailable() -> None:
     assert [case for case in got if not isinstance(case[1], Unavailable)] == []
 
 
+STRANGE_USAGE: list[tuple[Any, Usage]] = [
+    (None, Usage(0, 0, 1)),
+    ({}, Usage(0, 0, 1)),
+    ({"completion_tokens": 4}, Usage(0, 4, 1)),
+    ({"prompt_tokens": 12.0, "completion_tokens": "4"}, Usage(12, 4, 1)),
+    ({"prompt_tokens": -1, "completion_tokens": None}, Usage(0, 0, 1)),
+    ({"prompt_tokens": [1], "completion_tokens": {"a": 1}}, Usage(0, 0, 1)),
+    ({"prompt_tokens": True, "completion_tokens": 10**30}, Usage(0, 0, 1)),
+    ({"prompt_tokens": "1e3", "completion_tokens": 0.5}, Usage(0, 0, 1)),
+    ({"input_tokens": 3, "output_tokens": 4}, Usage(3, 4, 1)),
+    ({"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": "x"}, Usage(3, 4, 1)),
+    ("x", Usage(0, 0, 1)),
+    (5, Usage(0, 0, 1)),
+    ([1], Usage(0, 0, 1)),
+]
+
+
+async def test_a_strange_usage_costs_no_answer() -> None:
+    replies = [completion(usage=usage) for usage, _ in STRANGE_USAGE]
+    async with FakeOpenAI(replies) as server, handler_of(server) as handler:
+        for usage, counted in STRANGE_USAGE:
+            got = await outcome(handler)
+            assert isinstance(got, Completion), usage
+            assert (got.text, got.usage) == ("hi", counted), usage
+
+
 @pytest.mark.parametrize(
     ("reply", "answer"),
     [
-        (completion(usage=None), Completion("hi", Usage(0, 0, 1))),
-        (completion(usage={}), Completion("hi", Usage(0, 0, 1))),
-        (completion(usage={"completion_tokens": 4}), Completion("hi", Usage(0, 4, 1))),
         (Shape({"choices": [{"message": {"content": "hi"}}]}), Completion("hi", Usage(0, 0, 1), "other")),
+        (
+            completion(choices=[{"message": {"content": "hi"}, "finish_reason": ["stop"]}]),
+            Completion("hi", Usage(3, 4, 1), "other"),
+        ),
         (message(content=None), Completion("", Usage(3, 4, 1))),
         (message(), Completion("", Usage(3, 4, 1))),
+        (message(content="hi", refusal=["x"]), Completion("hi", Usage(3, 4, 1))),
         (message(content="hi", unknown={"a": 1}), Completion("hi", Usage(3, 4, 1))),
     ],
 )
-async def test_what_is_missing_beside_the_text_is_forgiven(reply: Shape, answer: Completion) -> None:
+async def test_what_is_missing_or_strange_beside_the_text_is_forgiven(
+    reply: Shape, answer: Completion
+) -> None:
     assert await outcome_of(reply) == (answer, 1)
 
 

@@ -125,7 +125,7 @@ async def test_thoughts_that_used_up_the_tokens_are_no_answer() -> None:
 
 
 async def test_reasoning_of_another_type_is_left_out() -> None:
-    said = {"role": "assistant", "content": "hi", "reasoning": ["hm"], "reasoning_content": 1}
+    said = {"role": "assistant", "content": "hi", "reasoning": [1, {"a": "hm"}], "reasoning_content": 1}
     got, _ = await outcome_of(completion(choices=[{"message": said, "finish_reason": "stop"}]))
     assert got == Completion("hi", Usage(3, 4, 1))
 

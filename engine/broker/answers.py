@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from ...handlers import Completion, Message, ModelHandler
+from ...handlers.base import without_thoughts
 from ..errors import CacheError
 from ..slices import SLICE, in_slices
 from .cache import ResponseCache, cache_key, is_kept, long_cache_key
@@ -109,10 +110,12 @@ class RunAnswers:
         if self._cache is None or not wanted or self.fault is not None:
             return found
         try:
-            return {**await self._cache.get_many(wanted), **found}
+            stored = await self._cache.get_many(wanted)
         except CacheError as error:
             self._report(str(error))
             return found
+        # Earlier versions kept thoughts in the text.
+        return {key: await without_thoughts(answer) for key, answer in stored.items()} | found
 
     def in_memory(self, key: bytes) -> Completion | None:
         """Return an answer that need not be searched: of this run, or one that is being written."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
-from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Price, Usage
+from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Price, Usage, call_chat_stream
 from ..errors import TaskError
 from ..result import CallTotals
 from ..runlog.writer import CallStats, CallTimes
@@ -225,7 +225,7 @@ class MeteredModel:
                 first_token = first_token or time.monotonic()
                 on_text(text)
 
-            answer = await self.handler.chat_stream(messages, note_first_token)
+            answer = await call_chat_stream(self.handler, messages, note_first_token)
             stats = self.count(answer, started, started, first_token)
             if reservation is not None:
                 reservation.settle(stats.usage, stats.cost_usd)

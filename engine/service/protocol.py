@@ -31,7 +31,7 @@ from ..errors import RemoteProtocolError
 
 T = TypeVar("T")
 
-VERSION = 2
+VERSION = 3
 
 # Bytes of a message.
 MAX_BYTES = 32 << 20
@@ -113,7 +113,7 @@ class ChatReply(StrictMessage, frozen=True, tag=22):
     input_tokens: Number
     output_tokens: Number
     calls: Number
-    finish_reason: Literal["stop", "length", "refusal", "other"]
+    finish_reason: Literal["stop", "length", "refusal", "tool_call", "other"]
     reasoning: str
     retries: Number
     queued: float

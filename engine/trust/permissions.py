@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ...handlers.openai import OPENAI_URL
+from ...handlers.openai_options import OPENAI_URL
 from ..errors import TaskError
 from . import folders
 from .environment import Environment
