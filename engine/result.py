@@ -17,8 +17,8 @@ StopReason = Literal[
 
 # Why a prompt of a worker call has no answer. A handler_error is an exception that is no HandlerError.
 FailedCall = Literal[
-    "no_access", "unreachable", "rate_limit", "timeout", "unavailable", "rejected", "refusal", "too_long",
-    "budget_exceeded", "handler_error",
+    "no_access", "unreachable", "rate_limit", "timeout", "unavailable", "rejected", "refusal", "cut_off",
+    "too_long", "budget_exceeded", "handler_error",
 ]  # fmt: skip
 
 

@@ -18,7 +18,13 @@ UnavailableReason = Literal["rate_limit", "timeout"]
 
 
 class HandlerError(Exception):
-    """A model gave no answer."""
+    """A model gave no answer.
+
+    Attributes:
+        role: of the model in a run, as "supervisor"; the engine sets it.
+    """
+
+    role: str = ""
 
 
 class Unavailable(HandlerError):

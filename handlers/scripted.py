@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from .base import Completion, Message, ModelHandler, Price, Usage
 from .errors import HandlerError, Rejected
+from .json_items import read_items
 
 Reply = str | Completion | HandlerError
 """A text, a whole completion, or an error to raise."""
@@ -41,18 +41,12 @@ class ScriptedHandler(ModelHandler):
         Raises:
             ValueError: the file holds something else.
         """
-        content = Path(path).read_text(encoding="utf-8")
-        items: object
-        try:
-            items = json.loads(content)
-        except json.JSONDecodeError:
-            items = [json.loads(line) for line in content.splitlines() if line.strip()]
         replies: list[Reply] = []
-        for item in items if isinstance(items, list) else [items]:  # pyright: ignore[reportUnknownVariableType]  # JSON of any shape
+        for number, item in enumerate(read_items(path), 1):
             text: object = item.get("text") if isinstance(item, dict) else item  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # JSON of any shape
             if not isinstance(text, str):
                 raise ValueError(  # noqa: TRY004 - the file is wrong, not a type in the program
-                    f"{path}: a reply must be a string, or an object with a string under 'text'"
+                    f"{path}: reply {number} must be a string, or an object with a string under 'text'"
                 )
             replies.append(text)
         return cls(replies, model=model)

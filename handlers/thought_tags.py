@@ -64,6 +64,13 @@ _OPENINGS = (
 )  # fmt: skip
 _NAMED_THINK = re.compile(r"<think(?:ing)?:[^\s<>]{0,40}$")
 
+# Special tokens of tokenizers whose models think between such tokens.
+THOUGHT_TOKENS = frozenset({
+    "<think>", "[THINK]", "<|START_THINKING|>", "<|channel>", "<|channel|>", "<|inner_prefix|>",
+    "<|think:start|>", "<|plamo:begin_think:plamo|>", "<|content_thinking|>", "◁think▷", "[unused16]",
+    "<seed:think>",
+})  # fmt: skip
+
 # What begins and ends the answer behind thoughts.
 _ANSWER = re.compile(
     r"(?:<\|start\|>assistant\s?)?(?:<\|channel\|>(?:final|commentary)|to=user)"

@@ -12,12 +12,13 @@ from contextlib import aclosing
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from anyio import CapacityLimiter, to_thread
 
 from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Price, Usage
 from .errors import ContextTooLong, Rejected, Unavailable
+from .thought_tags import THOUGHT_TOKENS
 
 _REMEDY = (
     "install it with `pip install 'supdist-engine[vllm]'` on a machine with an accelerator that vLLM"
@@ -164,6 +165,8 @@ class VLLMHandler(ModelHandler):
         wanted = {**defaults, **given}
         wanted["max_tokens"] = min(room, wanted.get("max_tokens") or room)
         sampling: Any = import_module("vllm.sampling_params")
+        # Some thoughts stand between special tokens, which the decoder drops: they would become the answer.
+        wanted.setdefault("skip_special_tokens", not _thinks_in_special_tokens(self._tokenizer))
         return sampling.SamplingParams(output_kind=sampling.RequestOutputKind.FINAL_ONLY, **wanted)
 
 
@@ -226,6 +229,12 @@ def _start(engine_args: dict[str, Any]) -> Any:
     except Exception as error:
         # No device, no such model, an unknown argument: waiting does not help.
         raise Rejected(f"vLLM did not start: {error}; {_REMEDY}") from error
+
+
+def _thinks_in_special_tokens(tokenizer: Any) -> bool:
+    special: object = getattr(tokenizer, "all_special_tokens", None)
+    names = cast("list[object]", special) if isinstance(special, list) else []
+    return any(name in THOUGHT_TOKENS for name in names)
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

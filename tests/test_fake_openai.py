@@ -17,6 +17,7 @@ from openai_support import ASKED, handler_of, outcome
 from supdist.handlers import (
     Completion,
     OpenAIHandler,
+    ScriptedHandler,
 )
 from supdist.tools.testing.fake_openai import (
     Drop,
@@ -162,6 +163,29 @@ def test_replies_are_read_from_a_file(tmp_path: Path) -> None:
         path.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(ValueError, match="a reply is"):
             read_replies(path)
+
+
+def test_a_file_of_replies_is_split_at_line_feeds_alone_and_may_have_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "replies.jsonl"
+    lines = [json.dumps("a\u2028b\x85c", ensure_ascii=False), json.dumps("second")]
+    for start, end in (("", "\n"), ("\ufeff", "\n"), ("\ufeff", "\r\n")):
+        path.write_bytes((start + end.join(lines) + end).encode())
+        assert read_replies(path) == [Text("a\u2028b\x85c"), Text("second")]
+        assert ScriptedHandler.from_file(path)
+
+
+def test_what_is_wrong_in_a_file_of_replies_is_named_with_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "replies.jsonl"
+    path.write_text('"one"\n{"text": \n', encoding="utf-8")
+    for read in (ScriptedHandler.from_file, read_replies):
+        with pytest.raises(ValueError, match=r"replies\.jsonl, line 2: no JSON"):
+            read(path)
+    path.write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"replies\.jsonl is not UTF-8 \(byte 3\)"):
+        read_replies(path)
+    path.write_text('"one"\n{"text": 1}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"replies\.jsonl, reply 2: a reply is"):
+        read_replies(path)
 
 
 async def test_program_prints_its_url_serves_and_ends_quietly(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from supdist.handlers import (
     ScriptedHandler,
     Unavailable,
 )
-from supdist.handlers.base import call_chat_batch
+from supdist.handlers.base import call_chat, call_chat_batch, call_chat_stream
 
 pytestmark = pytest.mark.timing
 
@@ -245,6 +245,30 @@ async def test_no_reply_of_an_endpoint_holds_up_the_loop(reply: str, streamed: b
                 await (handler.chat_stream(asked, lambda _: None) if streamed else handler.chat(asked))
 
         await hold_the_law(ask)
+
+
+THOUGHTS = {
+    "tags": "<think>" * 300_000,
+    "closing": "a</think>" * 230_000,
+    "angles": "<" * (2 << 20),
+    "fences": "<think>\n```\n" * 170_000,
+    "spaces": "<think>" + " " * (2 << 20),
+    "kinds": "".join(f"\n<think:{i}>" for i in range(120_000)),
+    "quotes": "'<think>' '</think>' " * 100_000,
+    "backticks": "`" * (2 << 20) + "<think>",
+}
+
+
+@pytest.mark.parametrize("reply", THOUGHTS.values(), ids=THOUGHTS)
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_no_thoughts_hold_up_the_loop(reply: str, streamed: bool) -> None:
+    handler = ScriptedHandler(lambda _: Completion(reply))
+    asked: list[Message] = [{"role": "user", "content": "x"}]
+
+    async def ask() -> None:
+        await (call_chat_stream(handler, asked, lambda _: None) if streamed else call_chat(handler, asked))
+
+    await hold_the_law(ask)
 
 
 BUILTIN = {

@@ -19,11 +19,13 @@ from supdist.handlers import (
     Message,
     ModelHandler,
     NoAccess,
+    OnlyToolCall,
     OpenAIHandler,
     Rejected,
     ScriptedHandler,
     Unavailable,
     Unreachable,
+    Usage,
 )
 from supdist.tools.testing.fake_openai import FakeOpenAI, Status
 
@@ -141,6 +143,35 @@ async def test_a_worker_that_answered_once_is_not_dead_and_what_failed_is_counte
     ]
     assert dict(result.failed_calls) == dict.fromkeys(kinds, 1)
     assert result.worker_calls == 9
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "words"),
+    [
+        (Completion(" ", Usage(9, 64, 1), "length", "hm"), "cut_off", "cut at max_tokens 64"),
+        (Completion("", Usage(9, 3, 1), "tool_call"), "refused", "called a tool"),
+        (OnlyToolCall(Completion("", Usage(9, 3, 1), "tool_call")), "refused", "called a tool"),
+    ],
+)
+async def test_a_reply_without_text_is_an_error_that_says_why(
+    reply: Completion | HandlerError, code: str, words: str
+) -> None:
+    worker = ScriptedHandler([reply])
+    worker.max_tokens = 64
+    guess = "try: worker('x')\nexcept WorkerError as e: FINAL(f'{e.code}: {e.message}')"
+    result, _ = await ask(worker, block(guess))
+    assert (result.stop_reason, result.worker_usage.calls) == ("final", 1)
+    assert result.answer is not None
+    assert result.answer.startswith(code)
+    assert words in result.answer
+    assert dict(result.failed_calls) == {"cut_off" if code == "cut_off" else "refusal": 1}
+
+
+async def test_a_cut_answer_with_text_is_an_answer() -> None:
+    result, _ = await ask(
+        ScriptedHandler([Completion("half", finish_reason="length")]), block("FINAL(worker('x'))")
+    )
+    assert result.answer == "half"
 
 
 async def test_prompts_that_are_too_long_or_over_budget_are_not_the_workers_fault() -> None:

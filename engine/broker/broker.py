@@ -140,7 +140,7 @@ async def open_broker(
     account, settings = account or RunAccount(""), settings or CallSettings()
     budget, outer, answers = account.budget, account.outer, settings.answers(log)
     outer_calls = (None, None) if outer is None else (outer.supervisor, outer.worker)
-    metered = await meter(supervisor, budget, answers, outer=outer_calls[0])
+    metered = await meter(supervisor, budget, answers, outer=outer_calls[0], role="supervisor")
     calls: WorkerCalls | None = None
     if worker is not None:
         # Only the supervisor's conversation grows, so only its window is looked up.

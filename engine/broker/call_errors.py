@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from ...handlers import ContextTooLong, HandlerError, NoAccess, Unavailable, Unreachable
+from ...handlers import Completion, ContextTooLong, HandlerError, NoAccess, Unavailable, Unreachable
 from ..result import FailedCall
 from ..sandbox import CallError
 from .budget import BudgetExceeded
 from .handler_queue import CallTimeout
 
-REFUSED = CallError("refused", "the worker refused to answer")
+_REFUSED = CallError("refused", "the worker refused to answer")
+_TOOL_CALL = CallError("refused", "the worker called a tool and wrote no text; there are no tools here")
+
+
+def result_of(answer: Completion, max_tokens: int | None) -> str | CallError:
+    """Return what guest code gets for an answer."""
+    if answer.finish_reason == "refusal":
+        return _REFUSED
+    if answer.finish_reason == "tool_call":
+        return _TOOL_CALL
+    if answer.finish_reason == "length" and not answer.text.strip():
+        limit = f"max_tokens {max_tokens:,}" if max_tokens else f"{answer.usage.output_tokens:,} tokens"
+        what = "the worker's answer was cut at {}, before it had any text; ask for less in one prompt"
+        return CallError("cut_off", what.format(limit))
+    return answer.text
 
 
 def call_error(error: Exception) -> CallError:
@@ -27,11 +41,11 @@ def call_error(error: Exception) -> CallError:
             return CallError("unavailable", "the worker could not be reached, or failed")
 
 
-def failure_kind(error: Exception | None) -> FailedCall:
-    """Return the kind of a failure; None is a refusal of the model."""
+def failure_kind(error: Exception | None, told: CallError | None = None) -> FailedCall:
+    """Return the kind of a failure. Without an error the model has replied, and ``told`` says how."""
     match error:
         case None:
-            return "refusal"
+            return "cut_off" if told is not None and told.code == "cut_off" else "refusal"
         case BudgetExceeded():
             return "budget_exceeded"
         case ContextTooLong():

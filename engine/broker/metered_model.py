@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
-from ...handlers import Completion, ContextTooLong, Message, ModelHandler, Price, Usage, call_chat_stream
+from ...handlers import (
+    Completion,
+    ContextTooLong,
+    HandlerError,
+    Message,
+    ModelHandler,
+    Price,
+    Usage,
+    call_chat_stream,
+)
 from ..errors import TaskError
 from ..result import CallTotals
 from ..runlog.writer import CallStats, CallTimes
@@ -40,6 +49,7 @@ async def meter(
     *,
     needs_window: bool = True,
     outer: InnerCalls | None = None,
+    role: str = "",
 ) -> MeteredModel:
     """Look up the price of a model and, if needed, its window. ``outer`` counts for the outer run.
 
@@ -54,7 +64,7 @@ async def meter(
             f"max_cost_usd: the price of {handler.model} is unknown; give it as `price` of the model"
         )
     window = await to_thread.run_sync(window_of, handler) if needs_window else handler.window
-    return MeteredModel(handler, budget, answers, rate, window, outer=outer)
+    return MeteredModel(handler, budget, answers, rate, window, outer=outer, role=role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,7 @@ class MeteredModel:
 
     Attributes:
         window: in tokens.
+        role: what its errors name.
         cached: answers that cost nothing.
     """
 
@@ -82,6 +93,7 @@ class MeteredModel:
         window: int | None = None,
         *,
         outer: InnerCalls | None = None,
+        role: str = "",
     ) -> None:
         self.handler = handler
         self.budget = budget
@@ -91,6 +103,7 @@ class MeteredModel:
         self._is_free = rate == Price(0, 0)
         self.is_limited = budget.reserves
         self._outer = outer
+        self.role = role
         self.cost_usd: float | None = 0.0
         self.cached = 0
         self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
@@ -225,7 +238,11 @@ class MeteredModel:
                 first_token = first_token or time.monotonic()
                 on_text(text)
 
-            answer = await call_chat_stream(self.handler, messages, note_first_token)
+            try:
+                answer = await call_chat_stream(self.handler, messages, note_first_token)
+            except HandlerError as error:
+                error.role = self.role
+                raise
             stats = self.count(answer, started, started, first_token)
             if reservation is not None:
                 reservation.settle(stats.usage, stats.cost_usd)

@@ -18,7 +18,7 @@ from .answers import RunAnswers
 from .batch_result import BatchResult
 from .budget import BudgetExceeded, Cost
 from .cache import cache_key, long_cache_key
-from .call_errors import REFUSED, call_error, failure_kind
+from .call_errors import call_error, failure_kind, result_of
 from .dispatch import Dispatcher
 from .handler_queue import Admission, CallTimeout
 from .metered_model import MeteredModel
@@ -273,10 +273,10 @@ class WorkerCalls:
         if request.reservation is not None:
             request.reservation.settle(stats.usage, stats.cost_usd)
         if request.key is None:
-            self._deliver(request, _result(answer), stats, answer)
+            self._deliver(request, self._result(answer), stats, answer)
             return
         self._answers.keep(request.key, answer)
-        self._deliver(request, _result(answer), stats, answer)
+        self._deliver(request, self._result(answer), stats, answer)
         if request.pending is not None:
             request.pending.resolve(request, answer)
         duplicates = self._take_duplicates(request)
@@ -317,9 +317,10 @@ class WorkerCalls:
                 self._deliver(request, failure, stats, None, error)
             yield
 
-    def _count_failure(self, request: PromptRequest, error: Exception | None) -> None:
-        self.health.add_failure(error)
-        request.batch.failures.add(failure_kind(error))
+    def _count_failure(self, request: PromptRequest, told: CallError, error: Exception | None) -> None:
+        kind = failure_kind(error, told)
+        self.health.add_failure(error, kind)
+        request.batch.failures.add(kind)
         self.health.check_prompts()
         if self.health.is_dead:
             self._queue.admit_each()
@@ -327,7 +328,7 @@ class WorkerCalls:
     def _deliver_cached(self, request: PromptRequest, key: bytes, answer: Completion) -> None:
         completion, stats = self.model.count_cached(key, answer, worker_calls=1)
         stats = stats._replace(times=stats.times._replace(queued=request.queued))
-        self._deliver(request, _result(answer), stats, completion)
+        self._deliver(request, self._result(answer), stats, completion)
 
     def _deliver(
         self,
@@ -340,7 +341,7 @@ class WorkerCalls:
         if isinstance(result, str):
             self.health.add_answer(cached=stats.cached)
         else:
-            self._count_failure(request, error)
+            self._count_failure(request, result, error)
         if self._log is not None:
             message = None if error is None else f"{type(error).__name__}: {error}"
             failure = CallFailure(result, message) if isinstance(result, CallError) else None
@@ -357,6 +358,9 @@ class WorkerCalls:
                 written.add_done_callback(partial(request.put_written, result))
                 return
         request.batch.put(request.index, result)
+
+    def _result(self, answer: Completion) -> str | CallError:
+        return result_of(answer, self.model.handler.max_tokens)
 
     def _take_duplicates(self, request: PromptRequest) -> list[PromptRequest]:
         request.pending = None
@@ -390,7 +394,3 @@ class WorkerCalls:
 
 async def _work(batch: BatchResult, steps: Steps[T]) -> T:
     return finish(steps) if batch.is_short else await in_slices(steps)
-
-
-def _result(answer: Completion) -> str | CallError:
-    return REFUSED if answer.finish_reason == "refusal" else answer.text

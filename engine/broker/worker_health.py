@@ -8,7 +8,6 @@ from threading import Lock
 
 from ...handlers import NoAccess, Unreachable
 from ..result import FailedCall
-from .call_errors import failure_kind
 
 # Their retries are used up, and no other call can do better.
 _FOR_GOOD = (NoAccess, Unreachable)
@@ -22,6 +21,9 @@ _FAILED_CALLS = 3
 
 # Of these the worker is not the reason.
 _NOT_THE_WORKERS: frozenset[FailedCall] = frozenset({"too_long", "budget_exceeded"})
+
+# The model is alive, whatever it replies.
+_REPLIES: frozenset[FailedCall] = frozenset({"refusal", "cut_off"})
 
 
 class WorkerHealth:
@@ -68,9 +70,8 @@ class WorkerHealth:
         if self._outer is not None:
             self._outer.add_answer(cached=cached)
 
-    def add_failure(self, error: Exception | None) -> None:
-        """Count a prompt without an answer; None is a refusal of the model."""
-        kind = failure_kind(error)
+    def add_failure(self, error: Exception | None, kind: FailedCall) -> None:
+        """Count a prompt without an answer. Without an error the model has replied."""
         with self._lock:
             self.failed[kind] += 1
             if isinstance(error, _FOR_GOOD):
@@ -78,7 +79,7 @@ class WorkerHealth:
             if kind not in _NOT_THE_WORKERS and not isinstance(self._error, _FOR_GOOD):
                 self._error = error
         if self._outer is not None:
-            self._outer.add_failure(error)
+            self._outer.add_failure(error, kind)
 
     def check_prompts(self) -> None:
         """Decide after a failed prompt whether the worker is dead. The rest of its batch is then not sent."""
@@ -87,7 +88,7 @@ class WorkerHealth:
 
     def end_call(self, kinds: frozenset[FailedCall]) -> None:
         """Decide at the end of a call, whose prompts failed in these ways."""
-        if self._answered or "refusal" in self.failed:
+        if self._answered or self.failed.keys() & _REPLIES:
             return
         if self._failed_for_good:
             self._die()

@@ -21,6 +21,7 @@ _WORDS: dict[FailedCall, str] = {
     "unavailable": "endpoint failed",
     "rejected": "request rejected",
     "refusal": "model refused",
+    "cut_off": "cut off at max_tokens, with no text",
     "too_long": "prompt too long",
     "budget_exceeded": "budget used up",
     "handler_error": "error in the handler",

@@ -95,7 +95,8 @@ def _run(app: typer.Typer) -> None:
             from ..broker.call_errors import remedy
 
             advice = remedy(error)
-            fail(NO_MODEL, f"the model failed: {error}" + (f". {advice}" if advice else ""))
+            who = f"{error.role}: " if error.role else ""
+            fail(NO_MODEL, f"{who}the model failed: {error}" + (f". {advice}" if advice else ""))
         raise
 
 

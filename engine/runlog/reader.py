@@ -135,7 +135,8 @@ class RunLogReader:
                 raise LogFormatError(f"{place}: {error.strerror}") from error
             if not line:
                 return
-            text = line.decode("utf-8", "replace")
+            # An editor may have put a byte order mark before the first line.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
             # Older versions wrote lines of 256 MiB: one copy less in memory.
             del line
             try:

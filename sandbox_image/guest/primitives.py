@@ -30,7 +30,10 @@ class CallFailed(Exception):
 
 # Tracebacks and pickles name these classes as cells do.
 class WorkerError(CallFailed):
-    """A worker call failed: budget_exceeded, too_long, refused, unavailable, timeout or cancelled."""
+    """A worker call failed.
+
+    ``code`` is budget_exceeded, too_long, refused, cut_off, unavailable, timeout or cancelled.
+    """
 
 
 class ToolError(CallFailed):

@@ -37,7 +37,9 @@ class Outcome(StrEnum):
 
 
 # Why a call or a request failed.
-CallCode = Literal["budget_exceeded", "too_long", "refused", "unavailable", "timeout", "cancelled"]
+CallCode = Literal[
+    "budget_exceeded", "too_long", "refused", "cut_off", "unavailable", "timeout", "cancelled"
+]  # fmt: skip
 ToolCode = Literal["budget_exceeded", "bad_arguments", "failed", "timeout", "cancelled", "too_large"]
 FileCode = Literal["not_found", "not_regular", "outside", "too_large", "io"]
 

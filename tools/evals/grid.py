@@ -143,7 +143,7 @@ def run_grid(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_file(file, _MAX_FILE_BYTES).decode("utf-8"))
+        return tomllib.loads(read_file(file, _MAX_FILE_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"cannot read the grid {file}: {error}") from error
 

@@ -100,7 +100,7 @@ async def open_judge(
     health: JudgeHealth,
 ) -> AsyncGenerator[Judge]:
     """Open a judge for one example. ``health`` is of all examples."""
-    async with metered_model(handler, cache, watch=_Shown(note)) as model:
+    async with metered_model(handler, cache, watch=_Shown(note), role="judge") as model:
         yield Judge(model, seconds, health)
 
 
@@ -112,11 +112,12 @@ async def metered_model(
     limits: BudgetLimits | None = None,
     cache_sampled: bool = True,
     watch: CacheWatch | None = None,
+    role: str = "",
 ) -> AsyncGenerator[MeteredModel]:
     """Open a model with a budget of its own."""
     # Metered like the models of runs, so that prices, budgets and the cache are the same.
     answers = RunAnswers(cache, sampled=cache_sampled, charged=True, watch=watch)
-    model = await meter(handler, Budget(limits), answers)
+    model = await meter(handler, Budget(limits), answers, role=role)
     try:
         yield model
     finally:

@@ -119,7 +119,7 @@ def read_records_and_damage(folder: Path) -> tuple[list[Record], int]:
     damaged = 0
     for line in _lines(folder / RECORDS):
         try:
-            record = Record.model_validate_json(line.decode("utf-8", "replace"))
+            record = Record.model_validate_json(line.decode("utf-8-sig", "replace"))
         except ValidationError:
             # A run that goes on, or that was killed, has a last line without an end.
             damaged += line.endswith(b"\n") and not line.isspace()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
+
+from ...handlers.json_items import read_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,13 @@ def read_replies(path: Path) -> list[Reply]:
     Raises:
         ValueError: the file holds something else.
     """
-    content = path.read_text(encoding="utf-8")
-    items: Any
-    try:
-        items = json.loads(content)
-    except ValueError:
-        items = [json.loads(line) for line in content.splitlines() if line.strip()]
-    return [_reply(item) for item in (cast("list[Any]", items) if isinstance(items, list) else [items])]
+    replies: list[Reply] = []
+    for number, item in enumerate(read_items(path), 1):
+        try:
+            replies.append(_reply(item))
+        except ValueError as error:
+            raise ValueError(f"{path}, reply {number}: {error}") from error
+    return replies
 
 
 def _reply(item: Any) -> Reply:
