@@ -40,6 +40,8 @@ PROVIDERS: Mapping[str, Provider] = {
     "openai": Provider(),
     "together": Provider(base_url=TOGETHER_URL, key="TOGETHER_API_KEY"),
     "openrouter": Provider(base_url="https://openrouter.ai/api/v1", key="OPENROUTER_API_KEY"),
+    "anthropic": Provider(handler="anthropic"),
+    "gemini": Provider(handler="gemini"),
 }
 
 PRESETS = (*SERVERS, *PROVIDERS)
@@ -47,12 +49,9 @@ PRESETS = (*SERVERS, *PROVIDERS)
 # Names of models by which people know a provider.
 _FAMILIES = {
     "gpt-": "openai", "chatgpt": "openai", "o1": "openai", "o3": "openai", "o4": "openai",
-    "claude": "openrouter/anthropic", "gemini": "openrouter/google",
+    "claude": "anthropic", "gemini": "gemini",
 }  # fmt: skip
-_OTHER_NAMES = {
-    "anthropic": "openrouter/anthropic", "claude": "openrouter/anthropic", "google": "openrouter/google",
-    "gemini": "openrouter/google", "chatgpt": "openai",
-}  # fmt: skip
+_OTHER_NAMES = {"google": "gemini", "claude": "anthropic", "chatgpt": "openai"}
 
 
 def is_preset(text: str) -> bool:
