@@ -127,3 +127,8 @@ async def test_an_argument_that_vllm_does_not_know_is_rejected_when_it_is_entere
 ) -> None:
     with pytest.raises(Rejected, match=r"did not start.*nonsense"):
         await VLLMHandler(handler.model, engine_args={"nonsense": 1}).__aenter__()
+
+
+def test_the_variables_that_the_handler_sets_are_known_to_vllm() -> None:
+    known: Any = importlib.import_module("vllm.envs").environment_variables
+    assert {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_LOGGING_STREAM"} <= known.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ async def test_entering_says_at_once_what_is_missing_and_may_be_tried_again() ->
     for _ in range(2):
         with pytest.raises(Rejected, match="not installed"):
             await handler.__aenter__()
+
+
+@without_vllm
+async def test_vllm_logs_to_stderr_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for set_by_user, stream in ((None, "ext://sys.stderr"), ("ext://sys.stdout", "ext://sys.stdout")):
+        monkeypatch.setenv("VLLM_LOGGING_STREAM", set_by_user or "")
+        if set_by_user is None:
+            monkeypatch.delenv("VLLM_LOGGING_STREAM")
+        monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        with pytest.raises(Rejected):
+            await VLLMHandler("some/model").chat(ONE)
+        assert os.environ["VLLM_LOGGING_STREAM"] == stream
 
 
 def test_making_one_loads_nothing() -> None:
