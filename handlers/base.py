@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
 from .errors import HandlerError, Rejected
+from .thought_tags import may_have_thoughts
 from .thoughts import MessageStream, find_thoughts
 
 T = TypeVar("T")
@@ -232,7 +233,9 @@ async def call_chat(handler: ModelHandler, messages: Sequence[Message]) -> Compl
             result = await _in_thread(handler, handler.chat, messages)
     except OnlyToolCall as reply:
         return reply.completion
-    return await without_thoughts(_checked(handler, "chat", result))
+    completion = _checked(handler, "chat", result)
+    # Asked here, because an await takes a microsecond, and every prompt comes through here.
+    return await without_thoughts(completion) if may_have_thoughts(completion.text) else completion
 
 
 async def call_chat_stream(

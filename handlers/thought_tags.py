@@ -38,6 +38,8 @@ CLOSING = re.compile(_CLOSE)
 # Where a mark may begin: ``MARK`` alone takes 600 ns for each character.
 CANDIDATE = re.compile(r"<(?=[/|a-z])|\[(?=[/Tu])|◁|```+|~~~+")
 
+_LONG = 1 << 16
+
 # Characters of the longest mark, and more.
 LONGEST_MARK = 128
 
@@ -102,6 +104,9 @@ class Mark(NamedTuple):
 
 def may_have_thoughts(text: str) -> bool:
     """Return whether to look for tags; fast, for every reply."""
+    # A search of a long text for each hint may take some 30 ms.
+    if len(text) > _LONG:
+        return True
     if not ("<" in text or "[" in text or "◁" in text or text.startswith("analysis")):
         return False
     return any(hint in text for hint in _HINTS)

@@ -44,8 +44,7 @@ class SplitText(NamedTuple):
 
 async def find_thoughts(text: str, *, has_reasoning: bool) -> SplitText | None:
     """Return a text without its thoughts, and these; None if it has none."""
-    # A search of a long text may take some 30 ms.
-    if len(text) <= _WINDOW and not may_have_thoughts(text):
+    if not may_have_thoughts(text):
         return None
     steps = split_thoughts(text, has_reasoning=has_reasoning)
     split = finish(steps) if len(text) <= _WINDOW // 8 else await in_slices(steps)

@@ -196,8 +196,8 @@ async def test_a_hello_of_a_later_version_may_say_more() -> None:
 @pytest.mark.parametrize(
     ("reply", "error", "words"),
     [
-        (encode(Refused(3, full=False)), Rejected, "uses protocol version 3, this engine 2"),
-        (b"\x94\x15\x03\xc2\xa4more", Rejected, "uses protocol version 3, this engine 2"),
+        (encode(Refused(4, full=False)), Rejected, "uses protocol version 4, this engine 3"),
+        (b"\x94\x15\x04\xc2\xa4more", Rejected, "uses protocol version 4, this engine 3"),
         (b"garbage", Unavailable, "broke the protocol"),
         (encode(Hello(1)), Unavailable, "broke the protocol"),
         (encode(Welcome({})), Rejected, "serves no worker; add it"),
