@@ -126,6 +126,7 @@ def test_a_model_without_a_connection_is_exit_5_and_says_what_to_do(tmp_path: Pa
     done = supdist("run", "task.json", cwd=tmp_path)
     assert done.returncode == 5
     assert "127.0.0.1:9: Connection refused. Start it, or correct its address" in done.stderr
+    assert "supervisor: the model failed: the model m at http://127.0.0.1:9/v1: " in done.stderr
 
 
 def test_a_model_that_fails_for_good_is_exit_5(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_support import ASKED, SOON, completion, handler_of, outcome, outcome_of
 
+from supdist.engine import arun
 from supdist.handlers import (
     Completion,
     ContextTooLong,
@@ -18,6 +19,7 @@ from supdist.handlers import (
     NoAccess,
     OpenAIHandler,
     Rejected,
+    ScriptedHandler,
     Unavailable,
     Usage,
 )
@@ -160,6 +162,24 @@ async def test_refused_empty_and_cut_replies_are_told_apart() -> None:
     assert await finish({"content": ""}, "stop") == ("", "stop")
     assert await finish({"content": None, "reasoning": "hm"}, "length") == ("", "length")
     assert await finish({"content": "half"}, "max_tokens") == ("half", "length")
+
+
+async def test_a_supervisors_tool_call_is_paid_for_and_ends_no_run() -> None:
+    call = {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    replies = [
+        Stream([{"tool_calls": [call]}], finish_reason="tool_calls", usage=(9, 5)),
+        Stream(["```repl\nFINAL(1)\n```"], usage=(9, 5)),
+    ]
+    async with FakeOpenAI(replies) as server:
+        result = await arun(query="q", context="c", supervisor=handler_of(server), worker=ScriptedHandler([]))
+    assert (result.answer, result.supervisor_usage) == ("1", Usage(18, 10, 2))
+
+
+async def test_an_error_of_a_run_knows_the_role_of_its_model() -> None:
+    async with FakeOpenAI([Status(400)]) as server:
+        with pytest.raises(Rejected) as caught:
+            await arun(query="q", context="c", supervisor=handler_of(server), worker=ScriptedHandler([]))
+    assert caught.value.role == "supervisor"
 
 
 # --- errors with status 200, and in any form ------------------------------------------------------
