@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from .base import Completion, FinishReason, Price, Usage
+from .base import Completion, FinishReason, OnlyToolCall, Price, Usage
 from .conversations import Conversation
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
 from .native import (
@@ -296,11 +296,9 @@ class _Answer:
         """Return the completion.
 
         Raises:
-            Rejected: it is a tool call.
+            OnlyToolCall: it has no text.
         """
         text, used = "".join(self._text), self._used
-        if self._tool and not text:
-            raise Rejected("the model answered with a tool call and no text; nothing here offers it tools")
         written, read = used["cache_creation_input_tokens"], used["cache_read_input_tokens"]
         usage = Usage(
             # The API counts cached tokens beside the others.
@@ -311,8 +309,12 @@ class _Answer:
             cache_write_tokens=written,
             reasoning_tokens=used["thinking"],
         )
-        finish = _FINISH.get(str(self._stop), "other")
-        return Completion(text, usage, finish, "".join(self._thoughts))
+        only_tool = self._tool and not text
+        finish = "tool_call" if only_tool else _FINISH.get(str(self._stop), "other")
+        completion = Completion(text, usage, finish, "".join(self._thoughts))
+        if only_tool:
+            raise OnlyToolCall(completion)
+        return completion
 
 
 def _thinking(thinking: int | str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
-from .base import Completion, FinishReason, Price, Usage
+from .base import Completion, FinishReason, OnlyToolCall, Price, Usage
 from .conversations import Conversation
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected
 from .native import REASONS, NativeHandler, Provider, TryAgain, field_of, text_of, whole_count
@@ -228,14 +228,17 @@ class _Answer:
 
         Raises:
             Unavailable: there is none in the reply.
-            Rejected: it is a tool call.
+            OnlyToolCall: it has no text.
         """
         text = "".join(self._text)
-        if self._tool and not text:
-            raise Rejected("the model answered with a tool call and no text; nothing here offers it tools")
-        if not text and self._finish is None:
+        if not text and not self._tool and self._finish is None:
             raise ValueError("the reply has no candidate")
-        return Completion(text, self._usage, self._finish or "other", "".join(self._thoughts))
+        only_tool = self._tool and not text
+        finish = "tool_call" if only_tool else self._finish or "other"
+        completion = Completion(text, self._usage, finish, "".join(self._thoughts))
+        if only_tool:
+            raise OnlyToolCall(completion)
+        return completion
 
 
 def _usage(counts: Any) -> Usage:

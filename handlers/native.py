@@ -21,6 +21,7 @@ from .conversations import Conversation, alternate
 from .errors import HandlerError, NoAccess, Rejected, Unavailable, UnavailableReason, Unreachable
 from .openai_bodies import CodedContents, is_long
 from .openai_http import bounded_client, load_library
+from .openai_parts import token_count
 from .openai_replies import BrokenStream, system_words, without_key
 from .slices import in_slices
 
@@ -325,9 +326,7 @@ def connection_failure(error: BaseException | None, who: str) -> HandlerError | 
 
 def whole_count(value: object) -> int:
     """Return a number of tokens; 0 for what is none."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and 0 <= value < 2**53 else 0
+    return token_count(value) or 0
 
 
 def text_of(value: object) -> str:

@@ -38,6 +38,8 @@ class CompletionBuilder:
         self._has_tool = False
         self._finish: FinishReason | None = None
         self._used = {"prompt": 0, "completion": 0}
+        self._cached: int | None = None
+        self._thought_tokens = 0
 
     def add_whole(self, reply: Any) -> None:
         """Add a whole reply.
@@ -103,6 +105,11 @@ class CompletionBuilder:
                 if (count := token_count(field(usage, field_name))) is not None:
                     self._used[name] = count
                     break
+        # OpenAI's, and those that copy its fields.
+        cached = token_count(field(field(usage, "prompt_tokens_details"), "cached_tokens"))
+        self._cached = self._cached if cached is None else cached
+        thoughts = token_count(field(field(usage, "completion_tokens_details"), "reasoning_tokens"))
+        self._thought_tokens = thoughts or self._thought_tokens
 
     def completion(self, *, streamed: bool) -> Completion:
         """Return the completion.
@@ -119,7 +126,11 @@ class CompletionBuilder:
             text, finish = refusal, "refusal"
         elif self._has_tool and not text:
             finish = "tool_call"
-        usage = Usage(self._used["prompt"], self._used["completion"], 1)
+        prompt, written = self._used["prompt"], self._used["completion"]
+        cached = None if self._cached is None else min(prompt, self._cached)
+        usage = Usage(
+            prompt, written, 1, cache_read_tokens=cached, reasoning_tokens=min(written, self._thought_tokens)
+        )
         completion = Completion(text, usage, finish, "".join(self._thoughts))
         if finish == "tool_call":
             raise OnlyToolCall(completion)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_support import ASKED, KEY, NATIVE, Backend, outcome
+from native_support import ASKED, BACKENDS, KEY, NATIVE, Backend, outcome
 
 from supdist.engine import TaskError, arun
 from supdist.engine.model_specs import model_named
@@ -19,13 +19,13 @@ from supdist.handlers import (
     GeminiHandler,
     Message,
     NoAccess,
-    Rejected,
+    OnlyToolCall,
     Usage,
 )
 from supdist.handlers.conversations import BEGIN, GO_ON, alternate
 from supdist.tools.testing.fake_anthropic import FakeAnthropic
 from supdist.tools.testing.fake_gemini import FakeGemini, blocked
-from supdist.tools.testing.fake_openai import Shape, Stream, Text
+from supdist.tools.testing.fake_openai import FakeOpenAI, Shape, Stream, Text
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 IGNORED: list[str] = []
@@ -162,6 +162,17 @@ async def test_a_flaw_of_a_count_costs_no_answer(flaw: object) -> None:
         assert got.text == "paid"
 
 
+async def test_openai_counts_cached_tokens_and_thoughts_within_the_others() -> None:
+    usage: dict[str, Any] = {"prompt_tokens": 100, "completion_tokens": 50}
+    usage["prompt_tokens_details"] = {"cached_tokens": 64}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 40}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    async with FakeOpenAI([Shape({"choices": [choice], "usage": usage})]) as server:
+        got = await outcome(BACKENDS["openai"].handler_of(server))
+    assert isinstance(got, Completion)
+    assert got.usage == Usage(100, 50, 1, cache_read_tokens=64, reasoning_tokens=40)
+
+
 def _marks(body: dict[str, Any]) -> list[str]:
     blocks = [("system", body.get("system", []))]
     blocks += [(f"turn {place}", turn["content"]) for place, turn in enumerate(body["messages"])]
@@ -205,14 +216,16 @@ async def test_a_blocked_answer_is_a_refusal(reason: str) -> None:
     assert got.finish_reason == "refusal"
 
 
-async def test_a_tool_call_alone_is_rejected() -> None:
+async def test_a_tool_call_alone_is_told_apart() -> None:
     call: dict[str, Any] = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
     async with FakeAnthropic([Stream([call], "tool_use")]) as server:
         got = await outcome(NATIVE["anthropic"].handler_of(server), on_text=IGNORED.append)
-    assert isinstance(got, Rejected)
+    assert isinstance(got, OnlyToolCall)
+    assert got.completion.finish_reason == "tool_call"
     async with FakeGemini([Stream([{"functionCall": {"name": "f"}}])]) as server:
         got = await outcome(NATIVE["gemini"].handler_of(server), on_text=IGNORED.append)
-    assert isinstance(got, Rejected)
+    assert isinstance(got, OnlyToolCall)
+    assert got.completion.finish_reason == "tool_call"
 
 
 # --- keys -----------------------------------------------------------------------------------------
