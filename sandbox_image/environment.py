@@ -10,13 +10,18 @@ GUEST_ID = 65534
 
 SECCOMP_PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
+# `python` and `python3` of the sandbox's own version; and what stands in for pip, uv and conda.
+COMMANDS = "/opt/commands"
+INSTALLERS = ("pip", "pip3", "uv", "conda", "mamba")
+
 # Nothing of the host's environment is passed on. The Dockerfile repeats these; a test compares them.
 VARIABLES = {
     "HOME": "/work",
     "LANG": "C.UTF-8",
     "MPLBACKEND": "Agg",  # matplotlib finds no screen
     "MPLCONFIGDIR": "/tmp/matplotlib",
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PATH": f"{COMMANDS}:/usr/local/bin:/usr/bin:/bin",
+    "PYTHONPATH": COMMANDS,  # for `python -m pip`
     "TMPDIR": "/tmp",
     "USER": "sandbox",
 }
@@ -41,4 +46,8 @@ def packages_variables(folder: str, cpus: float, pids: int) -> dict[str, str]:
     """Return the variables of a guest that imports from ``folder``."""
     # By default BLAS and OpenMP start a thread for each processor of the host. Each counts towards `pids`.
     threads = str(max(1, min(math.ceil(cpus), pids // 4)))
-    return {"PYTHONPATH": folder, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+    return {
+        "PYTHONPATH": f"{folder}:{COMMANDS}",
+        "OPENBLAS_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }

@@ -17,13 +17,13 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
-from . import subordinate_ids
+from ...sandbox_image.environment import COMMANDS, INSTALLERS
+from . import interpreter, subordinate_ids
 from . import syscalls as sc
 from .setup_errors import SetupError, setup_step
 
@@ -33,9 +33,6 @@ _ROOT = Path(__file__).resolve().parents[2]
 _OUR_MODULES = ("engine/jail", "sandbox_image")
 HOST_MODULES = ("msgspec", "cloudpickle", "pyseccomp")
 
-# An interpreter under /home or in a virtual environment appears here. So no traceback and no /proc/self/maps
-# names a path of the host.
-_PYTHON = "/opt/python"
 _SYSTEM = (
     "/usr/bin",
     "/usr/sbin",
@@ -76,7 +73,7 @@ class RootLayout(TypedDict):
     copies: list[list[str]]
     modules: list[list[str]]
     python: str
-    environment: dict[str, str]
+    library: str
     links: dict[str, str]
 
 
@@ -90,30 +87,25 @@ class ZygoteStart(RootLayout):
 def find_layout(packages: str | None = None) -> RootLayout:
     """Find what the root holds on this host; ``packages`` becomes ``PACKAGES``."""
     binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
-    executable = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
-    python, environment = executable, dict[str, str]()
-    copies: list[list[str]] = []
+    found = interpreter.find()
     if os.path.isdir("/etc/alternatives"):
         binds.append(["/etc/alternatives", "/etc/alternatives"])
-    if sys.base_prefix != "/usr":
-        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        python = f"{_PYTHON}/bin/{name}"
-        binds.append([os.path.join(sys.base_prefix, "lib"), f"{_PYTHON}/lib"])
-        copies.append([executable, python])
-        if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-            environment["LD_LIBRARY_PATH"] = f"{_PYTHON}/lib"
+    binds += found.binds
     if packages is not None:
         binds.append([packages, PACKAGES])
-    modules = [[str(_ROOT / part), f"/hostlib/supdist/{part}"] for part in _OUR_MODULES]
+    modules: list[list[str]] = []
+    for part in _OUR_MODULES:
+        modules += resolve_links(str(_ROOT / part), f"/hostlib/supdist/{part}")
     for module in HOST_MODULES:
-        modules += [[str(source), f"/hostlib/{source.name}"] for source in _module_files(module)]
+        for source in _module_files(module):
+            modules += resolve_links(str(source), f"/hostlib/{source.name}")
     return {
-        "binds": binds
+        "binds": [[os.path.realpath(source), target] for source, target in binds]
         + [[path, path] for path in _ROOT_LINKS if os.path.isdir(path) and not os.path.islink(path)],
-        "copies": copies,
+        "copies": found.copies,
         "modules": modules,
-        "python": python,
-        "environment": environment,
+        "python": found.executable,
+        "library": found.library,
         "links": {path: os.readlink(path) for path in _ROOT_LINKS if os.path.islink(path)},
     }
 
@@ -128,6 +120,18 @@ def _module_files(name: str) -> list[Path]:
         return [Path(spec.origin)]
     folder = Path(spec.origin).parent
     return [folder, *(path for path in folder.parent.glob(f"*{name}.libs") if path.is_dir())]
+
+
+def resolve_links(source: str, target: str) -> list[list[str]]:
+    """Return the binds for a file or folder; each file apart if links are below it (``uv --link-mode``)."""
+    files: list[list[str]] = []
+    has_links = False
+    for folder, folders, names in os.walk(source, followlinks=True):
+        has_links |= any(os.path.islink(os.path.join(folder, name)) for name in (*folders, *names))
+        inside = target + folder[len(source) :]
+        paths = ((os.path.realpath(os.path.join(folder, name)), f"{inside}/{name}") for name in names)
+        files += [[path, place] for path, place in paths if os.path.isfile(path)]
+    return files if has_links else [[os.path.realpath(source), target]]
 
 
 def command_for_containers(control_fd: int, contexts: str) -> list[str]:
@@ -160,9 +164,7 @@ def main() -> None:
     try:
         _build(start)
         with setup_step("exec"):
-            folders = [target for _, target in start["binds"]] + [
-                os.path.dirname(to) for _, to in start["copies"]
-            ]
+            folders = _folders(start)
             boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="start")
             arguments = [
                 start["python"],
@@ -173,7 +175,7 @@ def main() -> None:
                 str(start["control"]),
                 json.dumps(folders),
             ]
-            os.execve(start["python"], arguments, {"LANG": "C.UTF-8", **start["environment"]})
+            os.execve(start["python"], arguments, {"LANG": "C.UTF-8"})
     except SetupError as failure:
         os.write(start["control"], setup_failed(start["failed"], failure))
         sys.exit(1)
@@ -197,7 +199,7 @@ def _build(start: ZygoteStart) -> None:
             os.mkdir(folder)
         sc.pivot_root(".", "host")
         os.chdir("/")
-        sc.mount("tmpfs", "/root", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=16m")
+        sc.mount("tmpfs", "/root", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=256m")
         os.chdir("/root")
         _fill(start)
         sc.pivot_root_here()
@@ -229,7 +231,11 @@ def _enter_mount_namespace(start: ZygoteStart) -> None:
 
 # Paths that may belong to the user alone, and that sandboxes must be able to read.
 def _private_paths(start: ZygoteStart) -> list[str]:
-    own = [source for source, target in start["binds"] if target == PACKAGES or target.startswith(_PYTHON)]
+    own = [
+        source
+        for source, target in start["binds"]
+        if target == PACKAGES or target.startswith(interpreter.FOLDER)
+    ]
     paths = [*own, os.__file__]
     for folder in own:
         with suppress(OSError):  # it has gone: the bind reports that
@@ -246,10 +252,7 @@ def _fill(start: ZygoteStart) -> None:
     # After all binds: a bind can lie below another one.
     for _, target in start["binds"]:
         sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
-    for source, target in start["copies"]:
-        os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
-        shutil.copyfile(f"/host{source}", f"lower{target}")
-        os.chmod(f"lower{target}", 0o555)  # noqa: S103 - every sandbox has its own uid
+    _copy_interpreter(start)
     _fill_template(start)
     links = (
         {f"/{name}": f"{LOWER}/{name}" for name in os.listdir("lower")}
@@ -269,9 +272,26 @@ def _fill(start: ZygoteStart) -> None:
         _bind("/sys/fs/cgroup", "sys/fs/cgroup")
 
 
+def _copy_interpreter(start: ZygoteStart) -> None:
+    for source, target in start["copies"]:
+        os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
+        if target == start["python"]:
+            interpreter.copy(f"/host{source}", f"lower{target}", start["library"])
+        else:
+            shutil.copyfile(f"/host{source}", f"lower{target}")
+        os.chmod(f"lower{target}", 0o555)  # noqa: S103 - every sandbox has its own uid
+    if start["library"]:
+        os.symlink(start["library"], f"lower{interpreter.LIBRARY}")
+
+
+def _folders(start: ZygoteStart) -> list[str]:
+    copied = [os.path.dirname(target) for _, target in start["copies"]]
+    return list(dict.fromkeys([*(target for _, target in start["binds"]), *copied]))
+
+
 def _fill_template(start: ZygoteStart) -> None:
     template = Path("template")
-    folders = [target for _, target in start["binds"]] + [os.path.dirname(to) for _, to in start["copies"]]
+    folders = _folders(start)
     for folder in ("etc/fonts", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
         (template / folder).mkdir(parents=True, exist_ok=True)
     for path, target in start["links"].items():
@@ -281,11 +301,24 @@ def _fill_template(start: ZygoteStart) -> None:
     for path in _ETC_COPIES:
         if os.path.exists(f"/host{path}"):
             shutil.copyfile(f"/host{path}", template / path[1:])
+    if start["library"]:
+        os.symlink(start["library"], template / interpreter.LIBRARY[1:])
+    _fill_commands(template / COMMANDS[1:], start["python"])
     for name in DEVICES:
         (template / "dev" / name).touch()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", template / "dev" / name)
     os.symlink("/proc/self/fd", template / "dev/fd")
+
+
+def _fill_commands(folder: Path, python: str) -> None:
+    folder.mkdir(parents=True)
+    for name in {"python", "python3", os.path.basename(python)}:
+        os.symlink(python, folder / name)
+    shutil.copyfile(f"/host{_ROOT / 'sandbox_image/commands/pip.py'}", folder / "pip.py")
+    (folder / "pip.py").chmod(0o555)
+    for name in INSTALLERS:
+        os.symlink("pip.py", folder / name)
 
 
 def _bind(source: str, target: str) -> None:

@@ -127,7 +127,8 @@ def _start(command: list[str], control: socket.socket, stderr: int) -> subproces
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         pass_fds=[control.fileno()],
-        env={"LANG": "C.UTF-8"},
+        # A Python may find its own library by the second only.
+        env={"LANG": "C.UTF-8"} | {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
         cwd="/",
         # A terminal's Ctrl-C is for the engine to handle.
         start_new_session=True,

@@ -10,6 +10,7 @@ import sys
 from typing import NoReturn
 
 from .. import linux
+from ..environment import COMMANDS
 from . import relay
 from .streams import Stream
 
@@ -35,7 +36,14 @@ def main() -> NoReturn:
         memory_bytes = int(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     # `python -I` ignores PYTHONPATH, but these packages are there for the guest.
-    sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    folders = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    sys.path += [each for each in folders if each != COMMANDS]
+    # Not in the image's own variables: pip works while other images are built on it.
+    for name, paths in (
+        ("PATH", os.environ.get("PATH", os.defpath).split(os.pathsep)),
+        ("PYTHONPATH", folders),
+    ):
+        os.environ[name] = os.pathsep.join(paths if COMMANDS in paths else [COMMANDS, *paths])
     # PID 1 gets only signals that it has a handler for, and Python has one for SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     relay.main(Stream(reader, writer), linger=_LINGER_SECONDS)

@@ -12,13 +12,9 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, TextIO
 
+from ..commands.pip import MESSAGE
 from .magic_names import CELL
 
-INSTALL = (
-    "packages cannot be installed here: the sandbox has no network. The one who opens the sandbox adds them: "
-    "`pip install --target DIR NAME` outside, then `--packages DIR` or SandboxConfig(packages=DIR); in "
-    "containers, an image that has them"
-)
 _INSTALLS = re.compile(
     r"\s*(?:sudo\s+)?(?:(?:\S*/)?python[\d.]*\s+-m\s+)?(?:pip[\d.]*|uv|conda|mamba|apt|apt-get)(?:\s|$)"
 )
@@ -47,7 +43,7 @@ class Magics:
 
     def _expand(self, command: str) -> str:
         if _INSTALLS.match(command):
-            raise ModuleNotFoundError(INSTALL)
+            raise ModuleNotFoundError(MESSAGE)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
 
@@ -64,7 +60,7 @@ class Magics:
 
     def install(self, arguments: str) -> None:
         """Say how packages come in."""
-        raise ModuleNotFoundError(INSTALL)
+        raise ModuleNotFoundError(MESSAGE)
 
     def run(self, arguments: str) -> None:
         """Run a file of Python in the cells' namespace."""
