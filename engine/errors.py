@@ -4,6 +4,7 @@
 
     EngineError
     ├── TaskError                   fix the task file or the arguments
+    │   └── CodeTooLong             send less code; put data into the context or a file
     ├── LogError                    make room, or choose another log_dir
     ├── LogFormatError              read the file and line in the message
     ├── CacheError                  choose another path for the cache
@@ -25,6 +26,10 @@ class EngineError(Exception):
 
 class TaskError(EngineError):
     """A task file or an argument is wrong; the message says which."""
+
+
+class CodeTooLong(TaskError, ValueError):
+    """The code of a cell is larger than a message to the sandbox may be."""
 
 
 class LogError(EngineError):

@@ -30,12 +30,16 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorReplied:
-    """The whole message of the supervisor, untrusted; ``elapsed`` in seconds."""
+    """The whole message of the supervisor, untrusted; ``elapsed`` in seconds.
+
+    ``finish_reason`` is ``length`` if it was cut off at max_tokens.
+    """
 
     step: int
     text: str
     usage: Usage
     elapsed: float
+    finish_reason: str = "stop"
 
 
 @dataclass(frozen=True, slots=True)

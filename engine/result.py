@@ -12,7 +12,7 @@ from .sandbox import Isolation
 
 # Only logs have "cancelled": a caller that cancels gets no result.
 StopReason = Literal[
-    "final", "max_iterations", "budget", "timeout", "sandbox_lost", "worker_failed", "cancelled"
+    "final", "max_iterations", "budget", "timeout", "sandbox_lost", "worker_failed", "cut_off", "cancelled"
 ]
 
 # Why a prompt of a worker call has no answer. A handler_error is an exception that is no HandlerError.
@@ -53,7 +53,8 @@ class RunResult:
         iterations: turns, without the request for a best answer.
         supervisor_usage, worker_usage: tokens and calls.
         elapsed: seconds.
-        stop_reason: why the run ended; ``worker_failed`` if the worker was asked and answered nothing.
+        stop_reason: why the run ended; ``worker_failed`` if the worker was asked and answered nothing;
+            ``cut_off`` if the supervisor's replies were cut off at max_tokens before they had any text.
         isolation: as measured from inside the sandbox.
         run_id: the run's name in its log.
         cost_usd: dollars of both models; None if a price is unknown.

@@ -18,6 +18,7 @@ from supdist.engine.cli.failures import failures
 from supdist.engine.events import BlockStarted, Event, RunEnded
 from supdist.engine.result import StopReason
 from supdist.handlers import (
+    Completion,
     ContextTooLong,
     HandlerError,
     Message,
@@ -61,7 +62,9 @@ class End:
 
 
 BEST = "best answer"
-RESULTS: dict[str, tuple[list[str | HandlerError], dict[str, Any], End]] = {
+CUT = Completion("", finish_reason="length")
+
+RESULTS: dict[str, tuple[list[str | Completion | HandlerError], dict[str, Any], End]] = {
     "FINAL": ([block("FINAL(worker('x'))")], {}, End("final", "X", 0, "answered in 1 turn")),
     "all turns": ([NOTHING, BEST], {"max_iterations": 1}, End("max_iterations", BEST, 3, "all turns used")),
     "all turns, no best answer": (
@@ -92,6 +95,9 @@ RESULTS: dict[str, tuple[list[str | HandlerError], dict[str, Any], End]] = {
     "protocol violation": ([block(ATTACK), BEST], {}, End("sandbox_lost", BEST, 3, "sandbox lost, best")),
     "protocol violation, literal": (
         [block(ATTACK), block("FINAL('said')")], {}, End("sandbox_lost", "said", 3, "sandbox lost, best")
+    ),
+    "cut off, no answer": (
+        [CUT, CUT], {}, End("cut_off", None, 3, "replies cut off at max_tokens, no answer in 2 turns")
     ),
     "dead worker, a guess": (
         [HIDING], {"worker": NoAccess("401")}, End("worker_failed", "guess", 5, "worker failed in 1 turn")

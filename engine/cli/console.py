@@ -103,6 +103,7 @@ def summary(result: RunResult, log_dir: str | None) -> str:
         "sandbox_lost": f"sandbox lost, {best}",
         "budget": f"budget used, {best}",
         "worker_failed": "worker failed",
+        "cut_off": f"replies cut off at max_tokens, {best}",
         "cancelled": "cancelled",
     }
     turns = f"{result.iterations} turn{'s' if result.iterations != 1 else ''}"

@@ -323,6 +323,16 @@ class CellResult:
         return "".join([*parts, facts_html(facts)])
 
 
+def not_run(error: Exception) -> CellResult:
+    """Return the result of code that was refused before it was sent to its sandbox."""
+    name = type(error).__name__
+    info = ErrorInfo(name, str(error), f"{name}: {error}\n")
+    return CellResult(
+        0, Outcome.USER_ERROR, "", "", truncated=False, error=info, final=None, elapsed=0.0, worker_wait=0.0,
+        state_lost=False, dropped=0, usage=Usage(0.0, 0, "none"),
+    )  # fmt: skip
+
+
 def as_data(result: CellResult) -> dict[str, Any]:
     """Return a result as plain data for JSON."""
     data = {field.name: getattr(result, field.name) for field in fields(result)}

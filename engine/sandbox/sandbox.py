@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...sandbox_image.text import replace_surrogates
 from ..arguments import reject
-from ..errors import SandboxError
+from ..errors import CodeTooLong, SandboxError
 from .config import CellResult, Isolation, Listing
 from .running_cell import RunningCell
 from .running_guest import DID_NOT_START, FindBackend, GuestSetup, Lost, RunningGuest
@@ -50,7 +50,8 @@ class Sandbox:
             SandboxLost: the guest died earlier, or was killed from outside.
             SandboxError: another cell runs, or the sandbox is closed.
             TaskError: the code is no text, or the timeout no number.
-            ValueError: the timeout is not positive, or the code is too long.
+            ValueError: the timeout is not positive.
+            CodeTooLong: the code is too long; also a ValueError.
         """
         _check_types(code, timeout)
         timeout = self._setup.config.timeout if timeout is None else timeout
@@ -99,7 +100,10 @@ class Sandbox:
             source = replace_surrogates(code)
             if len(source.encode()) <= most:
                 return source
-        raise ValueError(f"a block of {len(code)} characters is too long; at most {most} bytes can be sent")
+        raise CodeTooLong(
+            f"code of {len(code):,} characters is too long: at most {most:,} bytes can be sent. "
+            "Put the data into the context or into a file, and read it with code"
+        )
 
     async def interrupt(self) -> None:
         """Interrupt the cell; after the grace it is ``killed``."""

@@ -6,23 +6,25 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...handlers import Completion, ContextTooLong, HandlerError, Message
 from ..broker.broker import Broker
 from ..broker.budget import BudgetExceeded
 from ..broker.call_errors import call_error, remedy
-from ..errors import LogError, SandboxError, SandboxLost
+from ..errors import CodeTooLong, LogError, SandboxError, SandboxLost
 from ..events import BlockEnded, BlockStarted, Event, SupervisorReplied, SupervisorWrote, TurnStarted
 from ..result import StopReason
 from ..runlog.writer import CallFailure, CallStats, CallTimes, RunLogger
 from ..sandbox import CallError, CellResult, Outcome, Sandbox
+from ..sandbox.config import not_run
 from ..slices import in_slices
 from .best_answer import find_answer_blocks, find_literal_final
 from .blocks import find_code_blocks
 from .conversation import Conversation
 from .prompts import Prompts, budget_left, context_facts, fill, nudge
+from .reply_notes import ReplyNotes, cut_limit
 from .transcript import show_results
 
 # A guest that attacks its shim gets no second interpreter.
@@ -39,12 +41,17 @@ _REASONS: dict[StopReason, str] = {
     "timeout": "the time is up",
     "budget": "the budget is used up",
     "sandbox_lost": "the interpreter was lost",
+    "cut_off": "your messages were cut off",
 }
 
 
 def is_last(result: CellResult) -> bool:
     """Return whether later blocks are skipped, because this one answered or failed."""
     return result.final is not None or result.outcome is not Outcome.OK
+
+
+class _CutOff(Exception):
+    """Replies are cut off before they have any text."""
 
 
 class _TimeIsUp(Exception):
@@ -90,8 +97,14 @@ class SupervisorLoop:
     log: RunLogger
     emit: Callable[[Event], None]
     iterations: int = 0
+    _notes: ReplyNotes = field(init=False)
+    _has_run: bool = False
     _logged: int = 0
     _deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        handler = self.broker.supervisor.handler
+        self._notes = ReplyNotes(self.prompts, handler.model, handler.max_tokens)
 
     async def run(self) -> RunOutcome:
         """Return how the run ended; errors of the supervisor and of logs are raised."""
@@ -108,6 +121,11 @@ class SupervisorLoop:
             reason = "timeout"
         except BudgetExceeded as exceeded:
             reason = "timeout" if exceeded.limit == "max_seconds" else "budget"
+        except _CutOff:
+            reason = "cut_off"
+            # Without any output there is nothing to answer from, and each request costs max_tokens.
+            if not self._has_run:
+                return self._outcome(None, reason, self._notes.stuck_reason())
         except SandboxError:
             reason = "sandbox_lost"
         if self.broker.health.is_dead:
@@ -132,12 +150,13 @@ class SupervisorLoop:
         # Then the budget has room for a last question, when a limit is reached.
         await self.broker.supervisor.reserve_best_answer(self.conversation.sent)
         completion = await self._ask("turn")
-        blocks = await in_slices(find_code_blocks(completion.text))
+        is_cut = completion.finish_reason == "length"
+        blocks = await in_slices(find_code_blocks(completion.text, is_cut=is_cut))
         results = await self._execute(step, blocks)
         for result in results:
             if result.final is not None:
                 return result.final
-        await self._report(step, blocks, results)
+        await self._report(step, completion, blocks, results)
         return None
 
     def _begin(self) -> None:
@@ -163,10 +182,14 @@ class SupervisorLoop:
         results: list[CellResult] = []
         for number, code in enumerate(blocks, 1):
             self.emit(BlockStarted(step, number, len(blocks), code))
-            result = await self._run_block(code)
+            try:
+                result = await self._run_block(code)
+            except CodeTooLong as error:
+                result = not_run(error)
             await self._log_block(code, result)
             self.emit(BlockEnded(step, result))
             results.append(result)
+            self._has_run = True
             if is_last(result) or self.broker.health.is_dead:
                 break
         return results
@@ -212,14 +235,16 @@ class SupervisorLoop:
             return None
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
-    async def _report(self, step: int, blocks: list[str], results: list[CellResult]) -> None:
+    async def _report(
+        self, step: int, completion: Completion, blocks: list[str], results: list[CellResult]
+    ) -> None:
         if self.broker.health.is_dead:
             return
         if results and results[-1].outcome in _ENDS_THE_RUN:
             raise SandboxLost(results[-1].detail)
-        parts = (
-            [show_results(results, len(blocks), self.spec.output_limit)] if blocks else [self.prompts.no_code]
-        )
+        shown = show_results(results, len(blocks), self.spec.output_limit) if blocks else ""
+        parts = [shown] if shown else []
+        parts.extend(self._notes.add(completion, len(blocks), shown))
         if results and results[-1].state_lost:
             await self.sandbox.reset()
             parts.append(fill(self.prompts.state_lost, outcome=results[-1].outcome.value))
@@ -231,6 +256,8 @@ class SupervisorLoop:
         self.conversation.add("user", "\n\n".join(parts))
         if time_is_up:
             raise _TimeIsUp
+        if self._notes.is_stuck:
+            raise _CutOff
 
     async def _best_answer(self, reason: StopReason) -> tuple[str | None, StopReason, str | None]:
         last = ""
@@ -246,18 +273,27 @@ class SupervisorLoop:
         for _ in range(_BEST_ANSWERS):
             self._deadline = self._best_answer_deadline(time_limit)
             try:
-                text = (await self._ask("best_answer")).text
+                completion = await self._ask("best_answer")
             except (_TimeIsUp, BudgetExceeded, HandlerError) as error:
                 # The run already has its reason to end, so a failure of the model now is no other.
                 why += f"the supervisor gave no best answer: {type(error).__name__.strip('_')}: {error}"
                 return None, reason, why
+            text, is_cut = completion.text, completion.finish_reason == "length"
             blocks = await in_slices(find_answer_blocks(text))
             if not blocks and text.strip():
                 return text.strip(), reason, None
+            kind = "code without FINAL" if blocks else "empty"
+            if is_cut:
+                limit = cut_limit(completion, self.broker.supervisor.handler.max_tokens)
+                kind += f", and cut off at {limit}"
+                if not blocks:
+                    # The next one would be cut off, too, and cost as much.
+                    return None, reason, f"the supervisor's best answer was {kind}"
+                blocks = await in_slices(find_code_blocks(text, is_cut=True))
             answer, shown = await self._run_last_blocks(reason, blocks)
             if answer is not None:
                 return answer, reason, None
-            why = f"the supervisor's best answer was {'code without FINAL' if blocks else 'empty'}; "
+            why = f"the supervisor's best answer was {kind}; "
             self.conversation.add("user", shown + self.prompts.best_answer_again)
         return None, reason, f"{why}it was asked for twice"
 
@@ -307,7 +343,14 @@ class SupervisorLoop:
         await self.log.supervisor(model, new, completion, stats, purpose)
         self.conversation.add("assistant", completion.text)
         self._logged = len(self.conversation.history)
-        self.emit(SupervisorReplied(self.iterations, completion.text, completion.usage, elapsed))
+        self.emit(
+            SupervisorReplied(
+                self.iterations, completion.text, completion.usage, elapsed, completion.finish_reason
+            )
+        )
+        warning = self._notes.warning(completion)
+        if warning is not None:
+            self.log.warn(f"turn {self.iterations}: {warning}")
         return completion
 
     async def _log_failure(self, purpose: str, started: float, failure: CallFailure) -> None:

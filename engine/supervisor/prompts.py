@@ -110,6 +110,51 @@ Your message held no ```repl block, so nothing was executed. Write your code in 
 when you know the answer, call FINAL(answer) in such a block.\
 """
 
+_NO_CODE_AGAIN = """\
+Again your message held no block that can be executed ($times messages in a row), so nothing happened. \
+Do not describe what you would do. Send exactly this form, with your own code:
+
+```repl
+print(context[:500])
+```
+"""
+
+_EMPTY = """\
+Your message was empty, so nothing was executed. Write a short fenced block marked `repl`; when you know the \
+answer, call FINAL(answer) in such a block.\
+"""
+
+_ONLY_THOUGHTS = """\
+Your message held only thoughts and no text, so nothing was executed. Thoughts are not read. Write your code \
+into the message itself, in a fenced block marked `repl`.\
+"""
+
+_TOOL_CALL = """\
+You called a tool, but there are no tools here, so nothing was executed. Write the code as text into your \
+message, in a fenced block marked `repl`.\
+"""
+
+_REFUSED = """\
+You declined, so nothing was executed. The task is only to read the document with code and to report \
+what it says. Go on with a fenced block marked `repl`. If you cannot answer, call FINAL with the reason in \
+such a block.\
+"""
+
+_CUT_OFF = """\
+Your message was cut off at the token limit ($limit). A block that was incomplete was not executed; complete \
+blocks before it were. Send the rest again as a shorter message: short blocks, few words.\
+"""
+
+_CUT_THOUGHTS = """\
+Your message was cut off at the token limit ($limit) before it had any text: you thought for too long. \
+Nothing was executed. Think briefly now, and write one short block marked `repl` at once.\
+"""
+
+_SAME_AGAIN = """\
+This is the same message as before ($times times in a row), and the same result. It will not change. Do \
+something else: look at another part, use another method, or call FINAL(answer).\
+"""
+
 _NUDGE_EARLY = "$turns_left turns are left."
 _NUDGE_LATE = "Only $turns_left turns are left. Aggregate what you have, and call FINAL(answer) soon."
 _NUDGE_LAST = (
@@ -151,7 +196,10 @@ class Prompts:
         system: ``$output_limit $worker_ctx_k $worker_chars $context_kind $importable``.
         system_alone: the same for a run without a worker.
         first: ``$query $context_facts $max_iterations``.
-        no_code: answers a message without a block.
+        no_code, no_code_again: answer a message without a block, and a further one. ``$times``.
+        empty, only_thoughts, tool_call, refused: answer such a message.
+        cut_off, cut_thoughts: answer a message that was cut off, with or without text. ``$limit``.
+        same_again: after the same message with the same result. ``$times``.
         nudge_early, nudge_late, nudge_last: after the outputs of a turn. ``$turns_left``.
         budget: with a limited budget. ``$left``.
         left_out: replaces an old message. ``$number $characters``.
@@ -165,6 +213,14 @@ class Prompts:
     system_alone: str = _SYSTEM_ALONE
     first: str = _FIRST
     no_code: str = _NO_CODE
+    no_code_again: str = _NO_CODE_AGAIN
+    empty: str = _EMPTY
+    only_thoughts: str = _ONLY_THOUGHTS
+    tool_call: str = _TOOL_CALL
+    refused: str = _REFUSED
+    cut_off: str = _CUT_OFF
+    cut_thoughts: str = _CUT_THOUGHTS
+    same_again: str = _SAME_AGAIN
     nudge_early: str = _NUDGE_EARLY
     nudge_late: str = _NUDGE_LATE
     nudge_last: str = _NUDGE_LAST
