@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from .text_files import read_text
+
 
 def read_items(path: str | Path) -> list[Any]:
-    """Return the items of a file in UTF-8, with or without a byte order mark.
+    """Return the items of a text file. One JSON value that is no list is the only item.
 
     Raises:
-        ValueError: it is no UTF-8, or a line is no JSON. The message names file and line.
+        ValueError: it is no text, or a line is no JSON. The message names file and line.
     """
-    try:
-        content = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    content = read_text(Path(path))
     try:
         whole: object = json.loads(content)
     except (ValueError, RecursionError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from pathlib import Path
 
 # The UTF-32-LE mark begins with the UTF-16-LE mark, so it comes first.
 _MARKS = (
@@ -101,3 +102,15 @@ def guess_warning(what: object, encoding: str) -> str:
     return (
         f"{what} is not UTF-8; it is read as {encoding.replace('_', '-')}. If that is wrong, save it as UTF-8"
     )
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        NotText: it has none.
+    """
+    try:
+        return decode_text(path.read_bytes())[0]
+    except NotText as error:
+        raise NotText(f"{path}: {error}") from error

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Template
 
+from ...handlers.text_files import NotText, read_text
 from ...sandbox_image.text import shorten
 from ..broker.budget import Remaining
 from ..errors import TaskError
@@ -242,7 +243,12 @@ class Prompts:
         if not folder.is_dir():
             raise TaskError(f"the prompts' folder {folder} does not exist")
         known = {field.name for field in fields(cls)}
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.txt"))}
+        try:
+            texts = {
+                file.stem: read_text(file).replace("\r\n", "\n") for file in sorted(folder.glob("*.txt"))
+            }
+        except (NotText, OSError) as error:
+            raise TaskError(f"a prompt cannot be read: {error}") from error
         unknown = sorted(texts.keys() - known)
         if unknown:
             raise TaskError(f"{folder}/{unknown[0]}.txt is no prompt; there are {', '.join(sorted(known))}")

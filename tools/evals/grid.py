@@ -18,6 +18,7 @@ from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role
 from ...engine.private_files import read_file
 from ...engine.taskfile import checked
+from ...handlers.text_files import decode_text
 from ...tasks.base import TaskDataError
 from ...tasks.registry import create
 from .config import FREE, ExperimentConfig, resolve
@@ -143,7 +144,7 @@ def run_grid(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_file(file, _MAX_FILE_BYTES).decode("utf-8-sig"))
+        return tomllib.loads(decode_text(read_file(file, _MAX_FILE_BYTES))[0])
     except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"cannot read the grid {file}: {error}") from error
 
