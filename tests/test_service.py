@@ -20,6 +20,7 @@ from support import eventually, user_messages
 
 from supdist.engine import TaskError
 from supdist.engine.broker.handler_queue import CallTimeout
+from supdist.engine.broker.prices import price_of
 from supdist.engine.service import (
     RemoteHandler,
     Service,
@@ -55,7 +56,8 @@ def shout(messages: Sequence[Message]) -> str:
 
 
 async def test_a_completion_crosses_whole(place: Place) -> None:
-    said = Completion("é \x00 漢字", Usage(10, 20, 3), "length", "hm", 2, 0.5)
+    usage = Usage(10, 20, 3, cache_read_tokens=4, cache_write_tokens=0, reasoning_tokens=7)
+    said = Completion("é \x00 漢字", usage, "length", "hm", 2, 0.5)
     model = ScriptedHandler([said])
     conversation: list[Message] = [
         {"role": "system", "content": "be brief"},
@@ -66,14 +68,14 @@ async def test_a_completion_crosses_whole(place: Place) -> None:
         got = await client_of(service, place).chat(conversation)
     assert model.calls == [conversation]
     assert got.queued >= said.queued
-    assert got == Completion("é \x00 漢字", Usage(10, 20, 3), "length", "hm", 2, got.queued)
+    assert got == Completion("é \x00 漢字", usage, "length", "hm", 2, got.queued)
 
 
 class Described(ModelHandler):
     model = "big"
     window = 4096
     max_tokens = 512
-    price = Price(0.5, 1.5)
+    price = Price(0.5, 1.5, 0.05, 0.6)
     max_concurrency = 7
     samples = False
     base_url = "http://user:secret@gpu:8000/v1"
@@ -91,7 +93,7 @@ async def test_the_handler_describes_itself_as_the_model_does_and_keeps_its_logi
         client_of(service, place, "supervisor") as remote,
     ):
         assert (remote.model, remote.window, remote.max_tokens) == ("big", 4096, 512)
-        assert (remote.price, remote.samples, remote.max_concurrency) == (Price(0.5, 1.5), False, 14)
+        assert (remote.price, remote.samples, remote.max_concurrency) == (Described.price, False, 14)
         assert remote.base_url == "http://gpu:8000/v1"
         assert remote.identity() == {
             "model": "big",
@@ -104,6 +106,17 @@ async def test_the_handler_describes_itself_as_the_model_does_and_keeps_its_logi
         "supervisor": "big",
         "worker": "small",
     }
+
+
+async def test_cached_tokens_cost_the_same_through_the_server(place: Place) -> None:
+    usage = Usage(1_000_000, 0, 1, cache_read_tokens=900_000, cache_write_tokens=0)
+    model = ScriptedHandler([Completion("x", usage)], model="big")
+    model.price = Price(1.0, 2.0, 0.1, 1.25)
+    async with serving(place, model) as service, client_of(service, place) as remote:
+        got = await remote.chat(user_messages("x"))
+        rate = price_of(remote)
+    assert rate is not None
+    assert rate.of(got.usage) == model.price.of(usage) == pytest.approx(0.19)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -125,7 +126,7 @@ class Connection:
             raise CallTimeout(f"{self._name} did not answer within {seconds:g} s") from None
         if isinstance(reply, Failure):
             raise protocol.error_of(reply)
-        usage = Usage(reply.input_tokens, reply.output_tokens, reply.calls)
+        usage = Usage(*msgspec.structs.astuple(reply.usage))
         return Completion(
             reply.text, usage, reply.finish_reason, reply.reasoning, reply.retries, reply.queued
         )

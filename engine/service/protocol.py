@@ -79,13 +79,22 @@ class Cancel(StrictMessage, frozen=True, tag=3):
 # From the service
 
 
+class Rates(StrictMessage, frozen=True):
+    """The fields of a ``Price``."""
+
+    input_usd: float
+    output_usd: float
+    cache_read_usd: float | None
+    cache_write_usd: float | None
+
+
 class Offer(StrictMessage, frozen=True):
     """The fields of a ``ModelHandler``; ``concurrency`` requests keep it busy."""
 
     model: str
     window: int | None
     max_tokens: int | None
-    price: tuple[float, float] | None
+    price: Rates | None
     samples: bool
     base_url: str | None
     identity: dict[str, Any] | None
@@ -105,14 +114,23 @@ class Refused(ExtensibleMessage, frozen=True, tag=21):
     full: bool
 
 
+class Used(StrictMessage, frozen=True):
+    """The fields of a ``Usage``."""
+
+    input_tokens: Number
+    output_tokens: Number
+    calls: Number
+    cache_read_tokens: Number | None
+    cache_write_tokens: Number | None
+    reasoning_tokens: Number
+
+
 class ChatReply(StrictMessage, frozen=True, tag=22):
     """A completion. ``queued`` includes the wait in the server."""
 
     request: Number
     text: str
-    input_tokens: Number
-    output_tokens: Number
-    calls: Number
+    usage: Used
     finish_reason: Literal["stop", "length", "refusal", "tool_call", "other"]
     reasoning: str
     retries: Number

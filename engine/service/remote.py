@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from ...handlers import Completion, Message, ModelHandler, Price, Rejected
 from ...handlers.base import PerLoop
 from .address import check_address
@@ -94,7 +96,7 @@ class RemoteHandler(ModelHandler):
         self.model = offer.model
         self.window = offer.window
         self.max_tokens = offer.max_tokens
-        self.price = Price(*offer.price) if offer.price else None
+        self.price = Price(*msgspec.structs.astuple(offer.price)) if offer.price else None
         self.samples = offer.samples
         self.base_url = offer.base_url
         self.max_concurrency = offer.concurrency

@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -26,7 +26,7 @@ from . import protocol
 from .address import check_address, ipc_path, private_socket
 from .connection_limiter import ConnectionLimiter
 from .keys import ServerKeys
-from .protocol import Cancel, ChatReply, ChatRequest, Hello, Offer, Probe, Refused, Welcome
+from .protocol import Cancel, ChatReply, ChatRequest, Hello, Offer, Probe, Rates, Refused, Used, Welcome
 from .sockets import open_socket, receive_frame, send_now
 
 T = TypeVar("T")
@@ -355,7 +355,7 @@ def _offer(handler: ModelHandler) -> Offer:
         model=replace_surrogates(handler.model),
         window=handler.window,
         max_tokens=handler.max_tokens,
-        price=(price.input_usd, price.output_usd) if price else None,
+        price=Rates(*astuple(price)) if price else None,
         samples=handler.samples,
         base_url=_without_logins(handler.base_url),
         identity=_without_logins(handler.identity()),
@@ -376,9 +376,7 @@ def _reply(request: _EngineRequest, result: Completion | Exception) -> bytes:
     answer = ChatReply(
         request=request.number,
         text=replace_surrogates(result.text),
-        input_tokens=result.usage.input_tokens,
-        output_tokens=result.usage.output_tokens,
-        calls=result.usage.calls,
+        usage=Used(*astuple(result.usage)),
         finish_reason=result.finish_reason,
         reasoning=replace_surrogates(result.reasoning),
         retries=result.retries,
