@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -113,17 +112,6 @@ class TaskFile(BaseModel):
             stdin=stdin,
             many=self.context_files is not None,
         )
-
-    def load_context(self, folder: Path, permissions: Permissions = UNBOUND) -> object:
-        """Wait for ``read_context``. Guesses and skipped files are Python warnings."""
-        from .documents.reading import wait_for
-
-        if not self._paths:
-            return self.context
-        found = wait_for(lambda: self.read_context(folder, permissions))
-        for each in found.warnings:
-            warnings.warn(each, stacklevel=2)
-        return found.value
 
     @property
     def _paths(self) -> list[str]:

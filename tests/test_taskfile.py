@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from supdist.engine import TaskError
 from supdist.engine.model_specs import from_environment
-from supdist.engine.taskfile import json_schema, read_task
+from supdist.engine.taskfile import TaskFile, json_schema, read_task
 from supdist.handlers import ModelHandler, OpenAIHandler, Price
 
 
@@ -18,10 +19,14 @@ def task(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def context_of(task: TaskFile, folder: Path) -> object:
+    return asyncio.run(task.read_context(folder)).value
+
+
 def test_defaults_are_those_that_are_documented(tmp_path: Path) -> None:
     read = read_task(task(tmp_path))
     assert (read.limits.max_iterations, read.limits.output_limit, read.limits.worker_ctx_k) == (15, 2000, 8)
-    assert read.load_context(tmp_path) == "c"
+    assert context_of(read, tmp_path) == "c"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_defaults_are_those_that_are_documented(tmp_path: Path) -> None:
 def test_context_files_lie_beside_the_task(tmp_path: Path, name: str, content: str, value: object) -> None:
     (tmp_path / name).write_bytes(content.encode())
     read = read_task(task(tmp_path, context=None, context_file=name))
-    assert read.load_context(tmp_path) == value
+    assert context_of(read, tmp_path) == value
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         (tmp_path / "n.json").write_text("5")
         read = read_task(task(tmp_path, context=None, context_file=name))
         with pytest.raises(TaskError, match=words):
-            read.load_context(tmp_path)
+            context_of(read, tmp_path)
 
 
 def test_the_schema_describes_what_the_reader_takes() -> None:

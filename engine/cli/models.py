@@ -9,11 +9,10 @@ from typing import get_args
 
 from ...handlers import ModelHandler
 from ..errors import TaskError
-from ..model_specs import BuiltinSpec, ModelSpec, Role, builtin, configured, model_named
+from ..model_specs import ModelSpec, Role, builtin, configured, model_named
+from ..named_models import check_names, named_model
 from ..trust import Bound, Environment
 from .run_flags import RunFlags
-
-NO_ENDPOINT = "no endpoint is configured; set TOGETHER_API_KEY, OPENAI_API_KEY or BASE_URL"
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -110,24 +109,6 @@ class Models:
         return any(isinstance(handler, BuiltinSupervisor | BuiltinWorker) for handler in unnamed)
 
 
-def named_model(
-    role: Role, model: str, environment: Environment, before: ModelSpec | None = None
-) -> ModelSpec:
-    """Return a model by its name, at ``before``'s endpoint, or else the environment's.
-
-    Raises:
-        TaskError: no endpoint is configured.
-    """
-    if model == "builtin":
-        return BuiltinSpec(handler="builtin")
-    if before is not None and hasattr(before, "model"):
-        return before.model_copy(update={"model": model})
-    spec = configured(environment.with_value(f"{role.upper()}_MODEL", model), role)
-    if spec is None:
-        raise TaskError(f"{role} {model}: {NO_ENDPOINT}, or use `builtin` or PRESET/MODEL")
-    return spec
-
-
 def _typed(
     role: Role, name: str | None, at_endpoint: str | None, environment: Environment, before: ModelSpec | None
 ) -> ModelSpec | None:
@@ -138,13 +119,3 @@ def _typed(
         return None if name is None else model_named(name)
     except TaskError as error:
         raise TaskError(f"--{role}: {error}") from error
-
-
-def check_names(role: str, name: object, at_endpoint: object) -> None:
-    """Check that one flag names a model.
-
-    Raises:
-        TaskError: two do.
-    """
-    if name is not None and at_endpoint is not None:
-        raise TaskError(f"--{role} and --{role}-model name one model: give one of them")

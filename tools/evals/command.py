@@ -15,11 +15,11 @@ from typing import Any
 from ...engine.broker.answers import lost_answers
 from ...engine.cli.exit import NO_FILES
 from ...engine.cli.model_line import models_line
-from ...engine.cli.models import check_names, named_model
 from ...engine.cli.permissions import Allowed, explain_withheld_keys
 from ...engine.cli.signals import Stopped, run_until_signal
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, configured
+from ...engine.named_models import check_names, named_model
 from ...engine.taskfile import TaskLimits, checked
 from ...engine.trust import Environment, Permissions
 from ...engine.trust.settings import user_secret

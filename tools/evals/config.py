@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from ...engine.cli.models import NO_ENDPOINT
 from ...engine.config import RunConfig, option_of, pydantic_field
 from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, OpenAISpec, Role, configured, specified_by
+from ...engine.named_models import NO_ENDPOINT
 from ...engine.native_specs import NativeSpec
 from ...engine.sandbox import SandboxConfig
 from ...engine.supervisor.prompts import Prompts

@@ -111,7 +111,7 @@ def _note(text: str) -> None:
 
 
 def _find_model(environment: Environment, role: Role, name: str) -> ModelSpec:
-    from ...engine.cli.models import named_model
+    from ...engine.named_models import named_model
     from .config import named_judge
 
     if role in ("supervisor", "worker"):
