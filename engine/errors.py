@@ -5,7 +5,7 @@
     EngineError
     ├── TaskError                   fix the task file or the arguments
     │   └── CodeTooLong             send less code; put data into the context or a file
-    ├── LogError                    make room, or choose another log_dir
+    ├── LogError                    see the message; or choose another log_dir
     ├── LogFormatError              read the file and line in the message
     ├── CacheError                  choose another path for the cache
     ├── SandboxError                run one cell at a time, and none after close

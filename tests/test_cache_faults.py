@@ -451,7 +451,9 @@ async def test_an_eval_on_a_full_disk_stops_and_goes_on_without_paying_again(tmp
     async with FakeOpenAI(play) as server:
         settings = config(server, n=4, concurrency=1, strategy="direct", window=8000, cache="off")
         try:
-            with pytest.raises(LogError, match="Make room"):
+            with pytest.raises(
+                LogError, match=r"Raise the limit on the size of files \(`ulimit -f`\), or choose"
+            ):
                 await run_experiment(
                     settings, tmp_path / "run", task=Lookup(judged=False), observer=Filling(tmp_path / "run")
                 )

@@ -196,6 +196,7 @@ def test_one_that_fails_stops_no_other() -> None:
     outcomes = list(run_grid([(config, Path(name)) for name in "abc"], run))
     assert ran == [Path("a"), Path("b"), Path("c")]
     assert [(each.failed, each.error) for each in outcomes] == [(0, ""), (0, "TaskError: no room"), (2, "")]
+    assert isinstance(outcomes[1].cause, TaskError)
 
 
 def test_a_signal_stops_all() -> None:
@@ -219,7 +220,9 @@ def test_finished_is_what_has_all_of_its_examples(tmp_path: Path) -> None:
     assert each.is_finished
 
 
-def grid(*arguments: str | Path, cwd: Path, script: bool = True) -> subprocess.CompletedProcess[str]:
+def grid(
+    *arguments: str | Path, cwd: Path, script: bool = True, **env: str
+) -> subprocess.CompletedProcess[str]:
     program = [str(REPOSITORY / "tools/grid.py")] if script else ["-m", "supdist.tools.grid"]
     return subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
@@ -228,7 +231,7 @@ def grid(*arguments: str | Path, cwd: Path, script: bool = True) -> subprocess.C
         capture_output=True,
         text=True,
         timeout=120,
-        env=clean_environment(PYTHONPATH=python_path(cwd)),
+        env=clean_environment(PYTHONPATH=python_path(cwd), **env),
     )
 
 
@@ -289,6 +292,14 @@ def test_a_combination_that_cannot_run_is_told_and_the_others_have_their_table(t
     assert "Traceback" not in done.stderr
     assert done.stdout.count(" lookup") == 0
     assert len([line for line in done.stdout.split("\n\n")[0].splitlines() if "builtin" in line]) == 3
+
+
+def test_a_grid_whose_combinations_all_lack_a_sandbox_ends_as_every_command(tmp_path: Path) -> None:
+    settings = SMALL_GRID.replace("direct", "supervisor") + '[base.sandbox]\nbackend = "docker"\n'
+    (tmp_path / "small.toml").write_text(settings)
+    done = grid("small.toml", cwd=tmp_path, DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("failed: SandboxUnavailable: ") == 4
 
 
 @pytest.mark.parametrize("arguments", [["none.toml"], ["small.toml", "--out"]])

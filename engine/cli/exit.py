@@ -6,6 +6,7 @@ import errno
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ..write_failures import remedy_for
 from .signals import Stopped, run_until_signal
 
 if TYPE_CHECKING:
@@ -51,6 +52,24 @@ def wait(work: Coroutine[Any, Any, T], log_dir: str | None = None) -> T:
         fail(stopped.status, f"{stopped}{kept}")
 
 
+def code_of(error: Exception) -> int:
+    """Return the exit code for an error that ends a command; 1 for a bug."""
+    from ...handlers import HandlerError
+    from ..errors import CacheError, LogError, SandboxError, TaskError
+
+    match error:
+        case TaskError():
+            return USAGE
+        case SandboxError():
+            return NO_SANDBOX
+        case LogError() | CacheError():
+            return NO_FILES
+        case HandlerError():
+            return NO_MODEL
+        case _:
+            return found[0] if (found := lack_of(error)) is not None else RAISED
+
+
 def lack_of(error: Exception) -> tuple[int, str] | None:
     """Return exit code and message if an error says what this machine lacks; None for others."""
     if isinstance(error, MemoryError):
@@ -63,12 +82,16 @@ def lack_of(error: Exception) -> tuple[int, str] | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if "No usable temporary directory" in str(error.strerror):
-        return NO_SANDBOX, "no temporary folder can be written; make room, or set TMPDIR to another folder"
+        # Python tries several folders, and does not say why each failed.
+        return (
+            NO_SANDBOX,
+            "no temporary folder can be written (full or read-only); set TMPDIR to a folder that can",
+        )
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in _REMEDIES:
         return NO_SANDBOX, f"{where}{error.strerror}; {_REMEDIES[error.errno]}"
     if error.errno in _NOT_WRITABLE:
-        return NO_FILES, f"cannot write: {where}{error.strerror}; make room, or choose another place"
+        return NO_FILES, f"cannot write: {where}{error.strerror}; {remedy_for(error, 'choose another place')}"
     return None
 
 

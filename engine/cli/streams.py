@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
+from ..write_failures import remedy_for
 from .exit import NO_FILES, fail
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Streams:
         if error.errno == errno.EPIPE:
             sys.exit(READER_GONE)
         what = f"cannot write to stdout: {error.strerror}; what was left of the output went to stderr"
-        fail(NO_FILES, f"{what}; make room, or send stdout elsewhere")
+        fail(NO_FILES, f"{what}; {remedy_for(error, 'send stdout elsewhere')}")
 
 
 def _is_open(descriptor: int) -> bool:

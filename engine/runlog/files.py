@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from ..errors import LogError
 from ..private_files import PrivateFolder
 from ..slices import SLICE
+from ..write_failures import remedy_for, sentence
 from .blobs import LogBudget, digest, is_stored, store
 from .cuts import LongValue, cut
 from .encoding import as_plain, encode_line
@@ -200,7 +201,5 @@ def _is_cut_off(file: BinaryIO) -> bool:
 def log_error(folder: str | os.PathLike[str] | None, error: OSError) -> LogError:
     """Return the error for a folder that cannot be written."""
     file = f" ({error.filename})" if error.filename else ""
-    return LogError(
-        f"cannot write the logs in {folder}: {error.strerror or error}{file}. "
-        "Make room, or choose another log_dir"
-    )
+    advice = sentence(remedy_for(error, "choose another log_dir"))
+    return LogError(f"cannot write the logs in {folder}: {error.strerror or error}{file}. {advice}")

@@ -18,6 +18,7 @@ from ...sandbox_image.image import default_tag
 from ...sandbox_image.protocol import CellEnd, Exit, Outcome, ShimExit
 from ..errors import SandboxLost, SandboxUnavailable, TaskError
 from ..toolbox.toolbox import Toolbox
+from ..write_failures import remedy_for, sentence
 from .backend import Backend, Guest
 from .config import GVISOR, SandboxConfig
 from .container_settings import Image
@@ -183,7 +184,8 @@ class DockerBackend(Backend):
                 kind = await to_thread.run_sync(self._contexts.put, context, prepared.context_file)
         except OSError as error:
             raise SandboxUnavailable(
-                f"The context cannot be written to {self._folder} ({error.strerror})", "Make room there."
+                f"The context cannot be written to {self._folder} ({error.strerror})",
+                f"{sentence(remedy_for(error, 'let the engine write there'))}.",
             ) from error
         return protocol.Load(kind, "file", b"")
 

@@ -20,6 +20,7 @@ from ...engine.errors import LogError, TaskError
 from ...engine.private_files import PrivateFolder, is_there, read_file, resolved
 from ...engine.taskfile import parse_as
 from ...engine.trust.seals import Seal
+from ...engine.write_failures import remedy_for, sentence
 from ...sandbox_image.text import ESCAPE_SURROGATES
 from ..tables import spreadsheet_text
 from .config import Manifest
@@ -281,7 +282,7 @@ def _write_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
+        advice = sentence(remedy_for(error, "choose another folder"))
         raise LogError(
-            f"cannot write {error.filename or path}: {error.strerror or error}. "
-            "Make room, or choose another folder"
+            f"cannot write {error.filename or path}: {error.strerror or error}. {advice}"
         ) from error

@@ -129,6 +129,7 @@ class Outcome:
     folder: Path
     failed: int = 0
     error: str = ""
+    cause: Exception | None = None
 
 
 def run_grid(
@@ -139,7 +140,7 @@ def run_grid(
         try:
             yield Outcome(folder, run(config, folder))
         except Exception as error:  # any error of one, so that the others run
-            yield Outcome(folder, error=f"{type(error).__name__}: {error}")
+            yield Outcome(folder, error=f"{type(error).__name__}: {error}", cause=error)
 
 
 def _read(file: Path) -> dict[str, Any]:

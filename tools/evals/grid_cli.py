@@ -1,7 +1,8 @@
 """The command ``grid``: run all combinations of a grid file, and print the table of their results.
 
-Exit codes: 0 all have results · 1 a combination or an example failed · 2 the grid is wrong · 130 Ctrl-C ·
-143 SIGTERM. The same command continues where it stopped.
+Exit codes: 0 all have results · 1 a combination or an example failed · 2 the grid is wrong · 4 no combination
+has a sandbox · 5 no model can be used · 6 nothing can be written · 130 Ctrl-C · 143 SIGTERM. The same command
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...engine.cli.exit import NO_FILES
+from ...engine.cli.exit import NO_FILES, code_of
 from ...engine.cli.permissions import (
     Allowed,
     AllowReadOption,
@@ -151,9 +152,11 @@ def _run(
         return summary.failed
 
     failed: list[str] = []
+    codes: set[int] = set()
     # Failures are printed behind the table, where they are seen.
     try:
         for outcome in run_grid(experiments, run):
+            codes.add(0 if outcome.cause is None else code_of(outcome.cause))
             if outcome.error:
                 failed.append(f"{outcome.folder} failed: {outcome.error}")
             elif outcome.failed:
@@ -169,7 +172,9 @@ def _run(
     if unstored:
         note_lost_answers(unstored)
         return NO_FILES
-    return _SOME_FAILED if failed else 0
+    # One cause for all, such as a machine without sandboxes: its own code, as of every command.
+    only = codes.pop() if len(codes) == 1 else 0
+    return (only or _SOME_FAILED) if failed else 0
 
 
 def _print_results(folders: Sequence[Path]) -> None:
