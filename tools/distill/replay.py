@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ from .recorded_run import (
     read_settings,
     result_of,
 )
+
+# Earlier engines named the module of these errors in a traceback.
+_OLD_ERROR_NAMES = re.compile(r"^supdist\.sandbox_image\.guest\.primitives\.(?=\w+Error\b)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +238,7 @@ class _Replay:
         if why:
             report = TurnReport(turn, "unknown", why)
         # Output that depends on chance or time, such as the order of a set, is different too.
-        elif exported == replayed:
+        elif _OLD_ERROR_NAMES.sub("", exported) == replayed:
             report = TurnReport(turn, "equal")
         else:
             report = TurnReport(turn, "different", exported=exported, replayed=replayed)
