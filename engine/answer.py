@@ -224,7 +224,9 @@ async def _open_broker(
         await stack.enter_async_context(handler)
     store = await _open_cache(stack, config.cache)
     settings = CallSettings(store, config.cache_sampled, config.call_seconds, config.cache_counts)
-    opening = open_broker(question.supervisor, question.worker, log, emit, account=account, settings=settings)
+    opening = open_broker(
+        question.supervisor, question.worker, log, emit, on_retry=emit, account=account, settings=settings
+    )
     return await stack.enter_async_context(opening)
 
 

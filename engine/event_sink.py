@@ -10,7 +10,17 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from ..sandbox_image.text import one_line
-from .events import BlockEnded, Event, Metrics, RunEnded, RunStarted, SupervisorWrote, TurnStarted, Warned
+from .events import (
+    BlockEnded,
+    Event,
+    Metrics,
+    Retrying,
+    RunEnded,
+    RunStarted,
+    SupervisorWrote,
+    TurnStarted,
+    Warned,
+)
 
 # Called in the event loop; what it returns is awaited.
 OnEvent = Callable[[Event], object]
@@ -21,10 +31,19 @@ _LAST_SECONDS = 10.0
 _logger = logging.getLogger("supdist.run")
 
 
+# Only the newest of them counts.
+_NEWEST = (Metrics, Retrying)
+
+
+def _kind(event: Event) -> str:
+    return event.role if isinstance(event, Retrying) else type(event).__name__
+
+
 class EventQueue:
     """Events that wait for their reader.
 
-    A newer ``Metrics`` replaces one that waits: else a slow reader's queue would grow with each worker call.
+    A newer ``Metrics`` or ``Retrying`` replaces one that waits. Else a slow reader's queue would grow with
+    each worker call.
     """
 
     def __init__(self) -> None:
@@ -34,12 +53,19 @@ class EventQueue:
 
     def put(self, event: Event) -> None:
         """Add an event."""
-        last = self._events[-1] if self._events else None
-        if isinstance(event, Metrics) and isinstance(last, Metrics):
-            self._events[-1] = event
-        else:
+        if not self._replace(event):
             self._events.append(event)
         self._has_news.set()
+
+    def _replace(self, event: Event) -> bool:
+        place = len(self._events)
+        # At most one of each kind stands there, so the search is short.
+        while isinstance(event, _NEWEST) and place and isinstance(self._events[place - 1], _NEWEST):
+            place -= 1
+            if _kind(self._events[place]) == _kind(event):
+                self._events[place] = event
+                return True
+        return False
 
     def close(self) -> None:
         """Let ``get`` return None once all events are read."""
@@ -134,6 +160,10 @@ def _log(run_id: str, event: Event) -> None:
     match event:
         case Warned(text):
             _logger.warning("run %s: %s", run_id, one_line(text))
+        case Retrying(role, reason, seconds, attempt, attempts):
+            _logger.info(
+                "run %s: %s: %s, again in %.1f s, %d of %d", run_id, role, reason, seconds, attempt, attempts
+            )
         case RunStarted(max_iterations=turns):
             _logger.info("run %s: started, at most %d turns", run_id, turns)
         case TurnStarted(step):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ..handlers import Usage
+from ..handlers import RetryReason, Usage
+from .result import FailedCall, RunResult
 from .sandbox import CellResult, Isolation
 
-if TYPE_CHECKING:
-    from .result import RunResult
+ModelRole = Literal["supervisor", "worker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,27 @@ class SupervisorWrote:
 
 
 @dataclass(frozen=True, slots=True)
+class Remaining:
+    """What is left of a budget; None is no limit."""
+
+    worker_calls: int | None
+    tokens: int | None
+    dollars: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """The worker's prompts, once a second and when some begin or end.
 
     Attributes:
         queued, in_flight: prompts that wait, and that a model works on.
         done: prompts with a result; includes ``failed`` and ``cached``.
+        failed_calls: how the failed ones failed, as ``RunResult.failed_calls``.
         usage: of the worker.
-    cost_usd: dollars of both models; None if a price is unknown.
+        cost_usd: dollars of both models; None if a price is unknown.
+        supervisor_cost_usd, worker_cost_usd: the same of each.
+        left: the limits minus what was spent; None without limits.
     """
 
     queued: int = 0
@@ -86,6 +100,29 @@ class Metrics:
     cached: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
+    supervisor_cost_usd: float | None = 0.0
+    worker_cost_usd: float | None = 0.0
+    failed_calls: Mapping[FailedCall, int] = field(default_factory=dict[FailedCall, int])
+    left: Remaining | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A request to a model failed and will be sent again.
+
+    The log's ``retries`` counts them for each call. Attempts inside a model server are not seen.
+
+    Attributes:
+        seconds: the wait before that.
+        attempt: the number of the next attempt, from 2.
+        attempts: the most that are made.
+    """
+
+    role: ModelRole
+    reason: RetryReason
+    seconds: float
+    attempt: int
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +149,7 @@ Event = (
     | BlockStarted
     | BlockEnded
     | Metrics
+    | Retrying
     | Warned
     | RunEnded
 )

@@ -22,6 +22,7 @@ from .builtin import BuiltinSupervisor, BuiltinWorker
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable, Unreachable
 from .gemini import GeminiHandler
 from .openai import OpenAIHandler
+from .retries import Retry, RetryReason, report_retry
 from .scripted import ScriptedHandler
 from .vllm import VLLMHandler
 
@@ -42,6 +43,8 @@ __all__ = [
     "OpenAIHandler",
     "Price",
     "Rejected",
+    "Retry",
+    "RetryReason",
     "Role",
     "ScriptedHandler",
     "Unavailable",
@@ -52,4 +55,5 @@ __all__ = [
     "call_chat",
     "call_chat_batch",
     "call_chat_stream",
+    "report_retry",
 ]

@@ -12,7 +12,6 @@ from .base import Completion, FinishReason, OnlyToolCall, Price, Usage
 from .conversations import Conversation
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
 from .native import (
-    REASONS,
     NativeHandler,
     Provider,
     TryAgain,
@@ -23,6 +22,7 @@ from .native import (
 )
 from .openai_http import ERROR_EXTENSION
 from .openai_replies import BrokenStream, retry_after, without_key
+from .retries import REASONS
 
 ANTHROPIC = Provider(
     "anthropic", "https://api.anthropic.com", ("ANTHROPIC_API_KEY",), "anthropic", "anthropic"

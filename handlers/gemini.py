@@ -11,9 +11,10 @@ from typing import Any, Literal, cast
 from .base import Completion, FinishReason, OnlyToolCall, Price, Usage
 from .conversations import Conversation
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected
-from .native import REASONS, NativeHandler, Provider, TryAgain, field_of, text_of, whole_count
+from .native import NativeHandler, Provider, TryAgain, field_of, text_of, whole_count
 from .openai_http import ERROR_EXTENSION
 from .openai_replies import BrokenStream, retry_after, without_key
+from .retries import REASONS
 
 GEMINI = Provider(
     "gemini",

@@ -18,11 +18,12 @@ from anyio import to_thread
 
 from .base import Completion, Message, ModelHandler, PerLoop, Price
 from .conversations import Conversation, alternate
-from .errors import HandlerError, NoAccess, Rejected, Unavailable, UnavailableReason, Unreachable
+from .errors import HandlerError, NoAccess, Rejected, Unavailable, Unreachable
 from .openai_bodies import CodedContents, is_long
 from .openai_http import bounded_client, load_library
 from .openai_parts import token_count
 from .openai_replies import BrokenStream, system_words, without_key
+from .retries import NOT_MADE, Retry, reason_of, report_retry
 from .slices import in_slices
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _LONGEST_ASKED = 60.0
 
 # The SDK must send a key. A proxy may need none.
 _NO_KEY = "none"
-
-REASONS: Mapping[int, UnavailableReason] = {408: "timeout", 429: "rate_limit", 504: "timeout"}
 
 
 class TryAgain(Unavailable):
@@ -176,7 +175,9 @@ class NativeHandler(ModelHandler):
                 if not left or (asked is not None and asked > _LONGEST_ASKED):
                     raise
                 # Not all at the same time, after a provider's pause.
-                await asyncio.sleep(wait * random.uniform(0.75, 1) if asked is None else asked)  # noqa: S311 - no secret
+                seconds = wait * random.uniform(0.75, 1) if asked is None else asked  # noqa: S311 - no secret
+                report_retry(Retry(reason_of(error), seconds, call.attempts + 1, call.attempts + left))
+                await asyncio.sleep(seconds)
                 wait = min(2 * wait, _LONGEST_WAIT)
         raise AssertionError("the last attempt returns or raises")
 
@@ -299,17 +300,13 @@ async def _admit() -> CodedContents | None:
     return call.contents
 
 
-# By name: the library is httpx or httpx2, as the SDK has it.
-_NOT_MADE = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
-
-
 def _connection_error(error: BaseException) -> Callable[[str], HandlerError] | None:
     names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("httpx")]
     if "HTTPError" not in names and "InvalidURL" not in names:
         return None
     timed_out = "TimeoutException" in names
     what = f"the connection {'timed out' if timed_out else 'failed'}"
-    if any(name in names for name in _NOT_MADE):
+    if any(name in names for name in NOT_MADE):
         return lambda who: Unreachable(f"{who}: {what}: {system_words(error)}")
     if "RequestError" not in names:
         return lambda who: Rejected(f"{who}: {system_words(error)}")

@@ -23,7 +23,9 @@ from .openai_errors import Asked, client_error, translate
 from .openai_http import bounded_client, http_library, load_library
 from .openai_options import checked_body, checked_headers, endpoint_urls, is_at, without_secrets
 from .openai_replies import BrokenStream, CompletionBuilder, parse_reply
+from .openai_retries import reporting_client, retry_reason
 from .rates import RateLimit, Use, admit
+from .retries import Retry, RetryReason, reason_of, report_retry
 from .slices import Steps, in_slices
 from .thoughts import MessageStream
 
@@ -166,9 +168,11 @@ class OpenAIHandler(ModelHandler):
                 spent = call.attempts >= self._max_retries + len(tried)
                 if last and (spent or not isinstance(error, BrokenStream)):
                     raise
+                reason = reason_of(error)
             if not last:
                 endpoint, last = shared.endpoints.choose(tried)
                 tried.append(endpoint)
+            report_retry(Retry(reason, 0.0, call.attempts + 1, self._max_retries + len(tried)))
 
     @contextmanager
     def _named(self, url: str) -> Generator[None]:
@@ -203,6 +207,7 @@ class OpenAIHandler(ModelHandler):
                     self.max_concurrency,
                     partial(self._admit, shared.turn),
                     follow_redirects=not self._extra_headers,
+                    on_failure=_note_failure,
                 )
             # For example, an invalid proxy or certificate file.
             except Exception as error:
@@ -220,11 +225,9 @@ class OpenAIHandler(ModelHandler):
 
     def _client(self, shared: _LoopState, url: str, retries: int) -> AsyncOpenAI:
         if (url, retries) not in shared.clients:
-            from openai import AsyncOpenAI
-
             try:
                 key, _ = self._key(url)
-                client = AsyncOpenAI(
+                client = reporting_client(_report_wait)(
                     api_key=key,
                     base_url=url,
                     timeout=shared.http.timeout,
@@ -294,10 +297,20 @@ class _Call:
     queued: float = 0.0
     use: Use | None = None
     contents: CodedContents | None = None
+    failure: RetryReason = "unavailable"
 
 
 # The SDK calls ``_admit`` in the caller's context, without an argument for the call.
 _call: ContextVar[_Call] = ContextVar("call")
+
+
+def _note_failure(failure: int | Exception) -> None:
+    _call.get().failure = retry_reason(failure)
+
+
+def _report_wait(seconds: float, retries_left: int) -> None:
+    call = _call.get()
+    report_retry(Retry(call.failure, seconds, call.attempts + 1, call.attempts + retries_left))
 
 
 async def _request_whole(client: AsyncOpenAI, request: dict[str, Any], asked: Asked) -> Completion:

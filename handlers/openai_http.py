@@ -160,7 +160,8 @@ def bounded_client(
     *,
     follow_redirects: bool,
     client_class: Any = None,
-    on_stream: Callable[[Any], None] | None = None,
+    on_stream: Callable[[Any], None] = lambda _: None,
+    on_failure: Callable[[int | Exception], None] = lambda _: None,
 ) -> Any:
     """Return an HTTP client that bounds the bytes and seconds of an attempt.
 
@@ -169,7 +170,7 @@ def bounded_client(
         connections: how many are kept open.
         admit: awaited before each attempt. It returns what replaces the marks in the body.
         client_class: the class of the SDK; OpenAI's by default.
-        on_stream: gets the body of each stream, to close it.
+        on_stream, on_failure: get each stream's body; the status or exception of each failed attempt.
     """
     base: Any = client_class or _client_class_of_openai()
     library = _library_of(base)
@@ -180,9 +181,15 @@ def bounded_client(
             if (contents := await admit()) is not None:
                 request = _with_pieces(request, contents.put_into(request.content), upload_class)
             try:
-                return await self._bounded_send(request, stream, options)
+                response = await self._bounded_send(request, stream, options)
             except Unavailable as error:
                 return _failure(library, request, error)
+            except library.HTTPError as error:
+                on_failure(error)
+                raise
+            if not response.is_success:
+                on_failure(response.status_code)
+            return response
 
         async def _bounded_send(self, request: Any, stream: bool, options: dict[str, Any]) -> Any:
             deadline = asyncio.get_running_loop().time() + 2 * timeout
@@ -191,8 +198,7 @@ def bounded_client(
                     response: Any = await base.send(self, request, stream=True, **options)
                     body = body_class(response, deadline)
                     if stream and response.is_success and not _is_whole(response):
-                        if on_stream is not None:
-                            on_stream(body)
+                        on_stream(body)
                         return _with_body(response, stream=body)
                     content = await body.read()
             except TimeoutError as error:

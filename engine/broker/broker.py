@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-from ...handlers import ModelHandler, Usage
-from ..events import Metrics
+from ...handlers import ModelHandler, Retry, Usage
+from ..events import Metrics, ModelRole, Retrying
 from ..result import CallTotals
 from ..runlog.writer import RunLogger
 from .answers import CacheWatch, RunAnswers
@@ -98,17 +99,28 @@ class Broker:
 
     def metrics(self) -> Metrics:
         """Return counts and costs of the calls."""
-        calls = self.worker_calls
+        calls, left = self.worker_calls, self.budget.unspent()
+        costs = self.supervisor_totals.cost_usd, self.worker_totals.cost_usd
         if calls is None:
-            return Metrics(cost_usd=self.cost_usd)
+            return Metrics(
+                cost_usd=add_dollars(*costs),
+                supervisor_cost_usd=costs[0],
+                worker_cost_usd=costs[1],
+                left=left,
+            )
+        failed = self.health.failed
         return Metrics(
             queued=calls.queued,
             in_flight=calls.in_flight,
             done=self.health.done,
-            failed=self.health.failed.total(),
+            failed=failed.total(),
             cached=calls.model.cached,
             usage=self.worker_usage,
-            cost_usd=self.cost_usd,
+            cost_usd=add_dollars(*costs),
+            supervisor_cost_usd=costs[0],
+            worker_cost_usd=costs[1],
+            failed_calls=dict(failed) if failed else {},
+            left=left,
         )
 
 
@@ -123,6 +135,7 @@ async def open_broker(
     log: RunLogger,
     on_metrics: Callable[[Metrics], None] | None = None,
     *,
+    on_retry: Callable[[Retrying], None] | None = None,
     account: RunAccount | None = None,
     settings: CallSettings | None = None,
 ) -> AsyncGenerator[Broker]:
@@ -131,6 +144,7 @@ async def open_broker(
     Args:
         supervisor, worker: entered handlers.
         on_metrics: called when a worker call begins or ends.
+        on_retry: called when a request will be sent again.
         account: its budget, and the outer run's.
 
     Raises:
@@ -140,11 +154,21 @@ async def open_broker(
     account, settings = account or RunAccount(""), settings or CallSettings()
     budget, outer, answers = account.budget, account.outer, settings.answers(log)
     outer_calls = (None, None) if outer is None else (outer.supervisor, outer.worker)
-    metered = await meter(supervisor, budget, answers, outer=outer_calls[0], role="supervisor")
+
+    def report_retry(role: ModelRole, retry: Retry) -> None:
+        if on_retry is not None:
+            on_retry(Retrying(role, retry.reason, retry.seconds, retry.attempt, retry.attempts))
+
+    told = partial(report_retry, "supervisor"), partial(report_retry, "worker")
+    metered = await meter(
+        supervisor, budget, answers, outer=outer_calls[0], role="supervisor", on_retry=told[0]
+    )
     calls: WorkerCalls | None = None
     if worker is not None:
         # Only the supervisor's conversation grows, so only its window is looked up.
-        model = await meter(worker, budget, answers, needs_window=False, outer=outer_calls[1])
+        model = await meter(
+            worker, budget, answers, needs_window=False, outer=outer_calls[1], on_retry=told[1]
+        )
 
         def report() -> None:
             if on_metrics is not None:

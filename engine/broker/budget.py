@@ -17,6 +17,7 @@ from pydantic import Field
 
 from ...handlers import Usage
 from ..errors import EngineError
+from ..events import Remaining
 from ..validation import Options
 
 Limit = Literal["max_worker_calls", "max_tokens", "max_cost_usd", "max_seconds"]
@@ -51,16 +52,6 @@ class Cost:
         for amount in (self.worker_calls, self.tokens, self.dollars or 0):
             if not 0 <= amount < float("inf"):
                 raise ValueError(f"a cost must be finite and not negative: {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class Remaining:
-    """What is left to reserve; None is no limit."""
-
-    worker_calls: int | None
-    tokens: int | None
-    dollars: float | None
-    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +188,16 @@ class Budget:
             self._seconds_left(),
         )
 
+    def unspent(self) -> Remaining | None:
+        """Return the limits minus what was settled; None without limits."""
+        if not self.limits(*_COUNTED) and self._seconds_left() is None:
+            return None
+        calls, tokens, nanos = (
+            min((each._unsettled(limit) for each in self._chain if limit in each._limits), default=None)
+            for limit in _COUNTED
+        )
+        return Remaining(calls, tokens, None if nanos is None else nanos / _NANOS, self._seconds_left())
+
     def spent(self) -> Spent:
         """Return what was settled."""
         calls, tokens, nanos = (self._settled[limit] for limit in _COUNTED)
@@ -206,6 +207,9 @@ class Budget:
     def _free(self, limit: Limit) -> int | None:
         left = [each._own_free(limit) for each in self._chain if limit in each._limits]
         return min(left, default=None)
+
+    def _unsettled(self, limit: Limit) -> int:
+        return max(0, self._limits[limit] - self._settled[limit])
 
     def _own_free(self, limit: Limit) -> int:
         taken = self._settled[limit] + self._held[limit] + self._reserved[limit]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...handlers import Completion, Message, ModelHandler, Unavailable, call_chat
+from ...handlers import Completion, Message, ModelHandler, Retry, Unavailable, call_chat
+from ...handlers.retries import listen_in_this_task
 
 # "not_here": drop it from this queue; it was answered, or another run sends it.
 Admission = Literal["now", "later", "not_here"]
@@ -57,6 +58,10 @@ class Request(ABC):
     def admit(self) -> Admission:
         """Return whether to send it now. Must not raise."""
         return "now"
+
+    def note_retry(self, retry: Retry) -> None:
+        """Take the news that it will be sent again. Must not raise."""
+        return
 
     @abstractmethod
     def finish(self, answer: Completion | Exception) -> None:
@@ -178,6 +183,12 @@ class HandlerCall:
         self._timeout = CallTimeout(f"no answer within {seconds:g} s")
         self._stop()
 
+    def note_retry(self, retry: Retry) -> None:
+        """Pass it on to a run that waits: of a batch, all is sent again or nothing is known."""
+        waiting = next((request for request in self.requests if request.queue is not None), None)
+        if waiting is not None:
+            waiting.note_retry(retry)
+
     def _stop(self) -> None:
         self.is_stopped = True
         if self._task is not None:
@@ -274,6 +285,7 @@ class HandlerQueue(ABC):
 
     def _open_call(self) -> HandlerCall:
         call = HandlerCall()
+        listen_in_this_task(call.note_retry)
         self._calls.add(call)
         return call
 

@@ -16,9 +16,11 @@ from ...handlers import (
     Message,
     ModelHandler,
     Price,
+    Retry,
     Usage,
     call_chat_stream,
 )
+from ...handlers.retries import listening
 from ..errors import TaskError
 from ..result import CallTotals
 from ..runlog.writer import CallStats, CallTimes
@@ -50,6 +52,7 @@ async def meter(
     needs_window: bool = True,
     outer: InnerCalls | None = None,
     role: str = "",
+    on_retry: Callable[[Retry], None] | None = None,
 ) -> MeteredModel:
     """Look up the price of a model and, if needed, its window. ``outer`` counts for the outer run.
 
@@ -64,7 +67,7 @@ async def meter(
             f"max_cost_usd: the price of {handler.model} is unknown; give it as `price` of the model"
         )
     window = await to_thread.run_sync(window_of, handler) if needs_window else handler.window
-    return MeteredModel(handler, budget, answers, rate, window, outer=outer, role=role)
+    return MeteredModel(handler, budget, answers, rate, window, outer=outer, role=role, on_retry=on_retry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class MeteredModel:
     Attributes:
         window: in tokens.
         role: what its errors name.
+        on_retry: called when a request will be sent again.
         cached: answers that cost nothing.
     """
 
@@ -94,6 +98,7 @@ class MeteredModel:
         *,
         outer: InnerCalls | None = None,
         role: str = "",
+        on_retry: Callable[[Retry], None] | None = None,
     ) -> None:
         self.handler = handler
         self.budget = budget
@@ -104,6 +109,7 @@ class MeteredModel:
         self.is_limited = budget.reserves
         self._outer = outer
         self.role = role
+        self.on_retry = on_retry or _ignore
         self.cost_usd: float | None = 0.0
         self.cached = 0
         self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
@@ -239,7 +245,8 @@ class MeteredModel:
                 on_text(text)
 
             try:
-                answer = await call_chat_stream(self.handler, messages, note_first_token)
+                with listening(self.on_retry):
+                    answer = await call_chat_stream(self.handler, messages, note_first_token)
             except HandlerError as error:
                 error.role = self.role
                 raise
@@ -346,6 +353,10 @@ class MeteredModel:
 def add_dollars(dollars: float | None, more: float | None) -> float | None:
     """Add two sums; None is unknown."""
     return None if dollars is None or more is None else dollars + more
+
+
+def _ignore(_: Retry) -> None:
+    return None
 
 
 def _characters(messages: Sequence[Message]) -> int:

@@ -6,17 +6,20 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...handlers import Completion
+from ...handlers import Completion, Retry
 from ..runlog.writer import WorkerPrompt
 from ..sandbox import CallError
 from .batch_result import BatchResult
 from .budget import Cost, Reservation
 from .handler_queue import Admission, Request
+from .metered_model import MeteredModel
 from .pending import PendingAnswer
 
 
 class RequestOwner(Protocol):
     """The worker calls of a run."""
+
+    model: MeteredModel
 
     def admit(self, request: PromptRequest) -> Admission:
         """Reserve the cost of a request, or let it wait for another run."""
@@ -60,6 +63,10 @@ class PromptRequest(Request):
     def admit(self) -> Admission:
         """See ``Request.admit``."""
         return self.calls.admit(self)
+
+    def note_retry(self, retry: Retry) -> None:
+        """See ``Request.note_retry``."""
+        self.calls.model.on_retry(retry)
 
     def finish(self, answer: Completion | Exception) -> None:
         """See ``Request.finish``."""
