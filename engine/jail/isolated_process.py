@@ -24,9 +24,10 @@ from ...sandbox_image import environment, linux, protocol
 from ...sandbox_image.environment import GUEST_ID
 from ...sandbox_image.guest.init import CHANNEL_FD, CONTEXT_FD, REPL_FD, allocate_shared
 from ...sandbox_image.guest.procfs import read, write
-from . import landlock, mounts, rlimits, rootfs, seccomp, socket_memory
+from . import landlock, mounts, rlimits, seccomp, socket_memory
 from . import syscalls as sc
 from .cgroups import Cgroup, CgroupBase
+from .package_links import PACKAGES
 from .setup_errors import SetupError, SetupStep, is_setup_step, setup_step
 
 _SETUP_FD = 6
@@ -355,7 +356,7 @@ def _confine(template: Template, setup: int) -> None:
         linux.set_undumpable()
         # After the last change of ids, which would undo it.
         linux.kill_with_parent()
-    if rootfs.PACKAGES in template.folders:
+    if PACKAGES in template.folders:
         with setup_step("packages"):
             _enable_packages(limits)
     with setup_step("landlock"):
@@ -367,11 +368,13 @@ def _confine(template: Template, setup: int) -> None:
 
 
 def _enable_packages(limits: protocol.ResourceLimits) -> None:
-    with os.scandir(rootfs.PACKAGES) as entries:
+    with os.scandir(PACKAGES) as entries:
         for entry in entries:
-            needed = os.R_OK | os.X_OK if entry.is_dir() else os.R_OK
+            # Not the entry's own methods: they raise for a link that leads in a circle.
+            is_folder = os.path.isdir(entry.path)
+            needed = os.R_OK | os.X_OK if is_folder else os.R_OK
             # An import would report an unreadable folder as a module that does not exist.
-            if (entry.is_dir() or entry.is_file()) and not os.access(entry, needed):
+            if (is_folder or os.path.isfile(entry.path)) and not os.access(entry, needed):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    sys.path.append(rootfs.PACKAGES)
-    os.environ |= environment.packages_variables(rootfs.PACKAGES, limits.cpus, limits.pids)
+    sys.path.append(PACKAGES)
+    os.environ |= environment.packages_variables(PACKAGES, limits.cpus, limits.pids)

@@ -20,15 +20,14 @@ import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from ...sandbox_image.environment import COMMANDS, INSTALLERS
-from . import interpreter, subordinate_ids
+from . import interpreter, package_links, subordinate_ids
 from . import syscalls as sc
+from .package_links import LINKED, PACKAGES, Links, Source
 from .setup_errors import SetupError, setup_step
 
-# Where sandboxes find the third-party packages that their user chose.
-PACKAGES = "/opt/packages"
 _ROOT = Path(__file__).resolve().parents[2]
 _OUR_MODULES = ("engine/jail", "sandbox_image")
 HOST_MODULES = ("msgspec", "cloudpickle", "pyseccomp")
@@ -51,6 +50,8 @@ _ETC_FILES = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "fonts/fonts.conf": "<fontconfig><cachedir>/tmp/fontconfig</cachedir></fontconfig>\n",  # for matplotlib
 }
+# Of a folder whose links are replaced. It bounds the kernel's memory.
+_MOST_LINKS = 1_000_000
 DEVICES = ("null", "zero", "full", "random", "urandom")
 _MOUNT_POINTS = ("proc", "tmp", "work", "dev/shm")
 
@@ -64,6 +65,13 @@ BOOT = (
     "    sys.modules[name] = package = types.ModuleType(name); package.__path__ = [folder]\n"
     "from supdist.engine.jail.{module} import main; main()"
 )
+
+
+class PackagesFolder(NamedTuple):
+    """A folder of packages that was checked, and whether links in it must be replaced."""
+
+    source: Source
+    has_links: bool
 
 
 class RootLayout(TypedDict):
@@ -82,17 +90,19 @@ class ZygoteStart(RootLayout):
 
     control: int
     failed: int
+    packages: PackagesFolder | None
+    system: list[str]
 
 
-def find_layout(packages: str | None = None) -> RootLayout:
-    """Find what the root holds on this host; ``packages`` becomes ``PACKAGES``."""
-    binds = [[path, path] for path in _SYSTEM if os.path.isdir(path)]
+def system_folders() -> list[str]:
+    """Return the host's folders that have the same path in a sandbox."""
+    return [path for path in (*_SYSTEM, "/etc/alternatives") if os.path.isdir(path)]
+
+
+def find_layout() -> RootLayout:
+    """Find what the root holds on this host."""
     found = interpreter.find()
-    if os.path.isdir("/etc/alternatives"):
-        binds.append(["/etc/alternatives", "/etc/alternatives"])
-    binds += found.binds
-    if packages is not None:
-        binds.append([packages, PACKAGES])
+    binds = [[path, path] for path in system_folders()] + found.binds
     modules: list[list[str]] = []
     for part in _OUR_MODULES:
         modules += resolve_links(str(_ROOT / part), f"/hostlib/supdist/{part}")
@@ -142,16 +152,18 @@ def command_for_containers(control_fd: int, contexts: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", boot, str(control_fd), json.dumps(contexts)]
 
 
-def command(control_fd: int, packages: str | None = None) -> list[str]:
+def command(control_fd: int, packages: PackagesFolder | None = None) -> list[str]:
     """Return the command line that becomes the zygote; it inherits ``control_fd``."""
     # Here, since the interpreter that runs `main` has no msgspec.
     from ...sandbox_image.protocol import SetupFailed, tag
 
     boot = BOOT.format(path=[], root=str(_ROOT), module="rootfs")
     start: ZygoteStart = {
-        **find_layout(packages),
+        **find_layout(),
         "control": control_fd,
         "failed": tag(SetupFailed),
+        "packages": packages,
+        "system": system_folders(),
     }
     return [sys.executable, "-I", "-S", "-c", boot, json.dumps(start)]
 
@@ -162,9 +174,11 @@ def main() -> None:
     # Each sandbox has its own uid, and must be able to read the root.
     os.umask(0o022)
     try:
-        _build(start)
+        with setup_step("packages"):
+            packages = _find_packages(start)
+        _build(start, packages)
         with setup_step("exec"):
-            folders = _folders(start)
+            folders = _folders(start, packages)
             boot = BOOT.format(path=["/hostlib"], root="/hostlib/supdist", module="start")
             arguments = [
                 start["python"],
@@ -188,8 +202,28 @@ def setup_failed(number: int, failure: SetupError) -> bytes:
     return bytes((0x93, number, 0xA0 | len(name))) + name + b"\xcd" + failure.errno.to_bytes(2, "big")
 
 
-def _build(start: ZygoteStart) -> None:
-    _enter_mount_namespace(start)
+class _Packages(NamedTuple):
+    places: list[tuple[Source, str]]
+    links: Links
+
+
+def _find_packages(start: ZygoteStart) -> _Packages:
+    # Once more, in this process: what is bound below is what was found here. Before the namespaces, in which
+    # other users look alike.
+    if start["packages"] is None:
+        return _Packages([], Links([], {}))
+    source, has_links = start["packages"]
+    source = Source(*source)  # a list, in JSON
+    if not has_links:
+        return _Packages([(source, PACKAGES)], Links([source], {}))
+    # What was refused is not followed.
+    links = package_links.find(source.path, start["system"], is_strict=False)
+    places = [(each, f"{LINKED}/{number}") for number, each in enumerate(links.sources)]
+    return _Packages(places, links)
+
+
+def _build(start: ZygoteStart, packages: _Packages) -> None:
+    _enter_mount_namespace(start, packages)
     with setup_step("zygote_root"):
         # Two pivots (pivot_root(2)). The first moves the host's tree to /host, so that also sources below
         # /tmp can be bound. The second detaches it.
@@ -201,11 +235,11 @@ def _build(start: ZygoteStart) -> None:
         os.chdir("/")
         sc.mount("tmpfs", "/root", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=256m")
         os.chdir("/root")
-        _fill(start)
+        _fill(start, packages)
         sc.pivot_root_here()
 
 
-def _enter_mount_namespace(start: ZygoteStart) -> None:
+def _enter_mount_namespace(start: ZygoteStart, packages: _Packages) -> None:
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         with setup_step("zygote_root"):
@@ -213,7 +247,8 @@ def _enter_mount_namespace(start: ZygoteStart) -> None:
     else:
         # An ordinary user becomes uid 0 of a user namespace: only uid 0 keeps its capabilities over execve(2)
         # (capabilities(7)).
-        with setup_step("user_namespace"), subordinate_ids.mapper(uid, gid, _private_paths(start)) as map_ids:
+        private = _private_paths(start, packages)
+        with setup_step("user_namespace"), subordinate_ids.mapper(uid, gid, private) as map_ids:
             sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
             map_ids()
         with setup_step("id_map"):
@@ -230,12 +265,9 @@ def _enter_mount_namespace(start: ZygoteStart) -> None:
 
 
 # Paths that may belong to the user alone, and that sandboxes must be able to read.
-def _private_paths(start: ZygoteStart) -> list[str]:
-    own = [
-        source
-        for source, target in start["binds"]
-        if target == PACKAGES or target.startswith(interpreter.FOLDER)
-    ]
+def _private_paths(start: ZygoteStart, packages: _Packages) -> list[str]:
+    own = [source for source, target in start["binds"] if target.startswith(interpreter.FOLDER)]
+    own += [source.path for source, _ in packages.places]
     paths = [*own, os.__file__]
     for folder in own:
         with suppress(OSError):  # it has gone: the bind reports that
@@ -243,17 +275,18 @@ def _private_paths(start: ZygoteStart) -> list[str]:
     return paths
 
 
-def _fill(start: ZygoteStart) -> None:
+def _fill(start: ZygoteStart, packages: _Packages) -> None:
     for folder in ("proc", "dev", "hostlib", "lower", "template", "empty", "guest"):
         os.mkdir(folder)
     for source, target in start["binds"]:
-        with setup_step("packages" if target == PACKAGES else "zygote_root"):
-            _bind(source, f"lower{target}")
+        _bind(source, f"lower{target}")
+    with setup_step("packages"):
+        _bind_packages(packages)
     # After all binds: a bind can lie below another one.
-    for _, target in start["binds"]:
+    for target in (*(target for _, target in start["binds"]), *_packages_folders(packages)):
         sc.protect(f"lower{target}", sc.ATTR_RDONLY | sc.ATTR_NOSUID | sc.ATTR_NODEV)
     _copy_interpreter(start)
-    _fill_template(start)
+    _fill_template(start, packages)
     links = (
         {f"/{name}": f"{LOWER}/{name}" for name in os.listdir("lower")}
         | start["links"]
@@ -272,6 +305,25 @@ def _fill(start: ZygoteStart) -> None:
         _bind("/sys/fs/cgroup", "sys/fs/cgroup")
 
 
+def _bind_packages(packages: _Packages) -> None:
+    for source, target in packages.places:
+        os.makedirs(f"lower{target}")
+        # Not by path: its owner, who may be another user, could put a link in the way.
+        descriptor = package_links.open_source(source, "/host")
+        sc.mount(f"/host/proc/self/fd/{descriptor}", f"lower{target}", None, sc.MS_BIND | sc.MS_REC)
+        os.close(descriptor)
+    if packages.links.texts:
+        os.mkdir(f"lower{PACKAGES}")
+        options = f"mode=0755,size=64m,nr_inodes={_MOST_LINKS}"
+        sc.mount("tmpfs", f"lower{PACKAGES}", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+        package_links.build(f"lower{LINKED}/0", packages.links, f"lower{PACKAGES}")
+
+
+def _packages_folders(packages: _Packages) -> list[str]:
+    folders = [target for _, target in packages.places]
+    return [*folders, PACKAGES] if packages.links.texts else folders
+
+
 def _copy_interpreter(start: ZygoteStart) -> None:
     for source, target in start["copies"]:
         os.makedirs(os.path.dirname(f"lower{target}"), exist_ok=True)
@@ -284,14 +336,15 @@ def _copy_interpreter(start: ZygoteStart) -> None:
         os.symlink(start["library"], f"lower{interpreter.LIBRARY}")
 
 
-def _folders(start: ZygoteStart) -> list[str]:
+def _folders(start: ZygoteStart, packages: _Packages) -> list[str]:
     copied = [os.path.dirname(target) for _, target in start["copies"]]
-    return list(dict.fromkeys([*(target for _, target in start["binds"]), *copied]))
+    bound = [target for _, target in start["binds"]]
+    return list(dict.fromkeys([*bound, *_packages_folders(packages), *copied]))
 
 
-def _fill_template(start: ZygoteStart) -> None:
+def _fill_template(start: ZygoteStart, packages: _Packages) -> None:
     template = Path("template")
-    folders = _folders(start)
+    folders = _folders(start, packages)
     for folder in ("etc/fonts", "dev", *_MOUNT_POINTS, *(path[1:] for path in folders)):
         (template / folder).mkdir(parents=True, exist_ok=True)
     for path, target in start["links"].items():

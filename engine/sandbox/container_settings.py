@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ...sandbox_image.environment import (
     packages_variables,
 )
 from ..errors import TaskError
-from ..jail.rootfs import PACKAGES
+from ..jail.package_links import PACKAGES
 from .config import SandboxConfig
 from .owner import current_owner
 
@@ -65,16 +65,24 @@ class Image:
 
 
 def container_settings(
-    client: Any, image: Image, config: SandboxConfig, folder: str | None
+    client: Any,
+    image: Image,
+    config: SandboxConfig,
+    folder: str | None,
+    packages: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-    """Return the daemon's settings for a container; it sees ``folder`` at its context's place."""
+    """Return the daemon's settings for a container; it sees ``folder`` at its context's place.
+
+    Args:
+        packages: see ``container_mounts``.
+    """
     from docker.types import Mount, Ulimit
 
     limits = config.resource_limits()
     mounts = [_mount(Mount, os.path.dirname(protocol.CONTEXT_FILE), folder)] if folder is not None else []
     environment: list[str] = []
-    if config.packages is not None:
-        mounts.append(_mount(Mount, PACKAGES, config.packages))
+    if packages:
+        mounts += [_mount(Mount, target, source) for source, target in packages]
         variables = packages_variables(PACKAGES, limits.cpus, limits.pids)
         environment = [f"{name}={value}" for name, value in variables.items()]
     host: dict[str, Any] = client.create_host_config(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,14 +103,16 @@ class Daemon:
         program = runtimes[runtime].get("path") or runtime if runtime is not None else ""
         return Image(name, labels.get(PYTHON_LABEL, ""), "runsc" in os.path.basename(program))
 
-    def start(self, image: Image, config: SandboxConfig, folder: str | None) -> Container:
-        """Make, attach and start a container; it sees ``folder`` read-only.
+    def start(
+        self, image: Image, config: SandboxConfig, folder: str | None, packages: Sequence[tuple[str, str]]
+    ) -> Container:
+        """Make, attach and start a container; it sees ``folder`` and packages read-only.
 
         Raises:
             SandboxUnavailable: the daemon reported an error.
         """
         with self._translate_errors("make a container of the sandbox image", READ_LOG):
-            settings = container_settings(self._client, image, config, folder)
+            settings = container_settings(self._client, image, config, folder, packages)
             made = self._client.create_container_from_config(settings, name=f"supdist-{os.urandom(8).hex()}")
             try:
                 stream = self._attach(made["Id"])

@@ -26,6 +26,7 @@ from .containers import Daemon
 from .context import encode_context
 from .context_files import ContextFiles, make_folder
 from .diagnostics import translate_shortage
+from .packages import Packages, container_mounts, find_packages
 from .pool import Pool, PreparedContainer, prepare_container
 from .shims import Receiver
 from .zygote import ZygoteClient
@@ -52,6 +53,7 @@ class DockerBackend(Backend):
         self._tasks: set[asyncio.Future[Any]] = set()
         self._pools: dict[SandboxConfig, Pool] = {}
         self._images: dict[tuple[str, str | None], Image] = {}
+        self._packages: dict[Packages, list[tuple[str, str]]] = {}
         self._writing = asyncio.Lock()
         # Two limiters: a removal must not wait for a start.
         self._requests, self._removals = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
@@ -105,12 +107,15 @@ class DockerBackend(Backend):
 
         Raises:
             SandboxUnavailable: they cannot.
+            TaskError: the packages cannot be used.
         """
         name = config.image or default_tag()
         image = self._images.get((name, config.runtime))
         if image is None:
             image = await self._request(partial(self._daemon.inspect_image, name, config.runtime))
             self._images[name, config.runtime] = image
+        if config.packages is not None:
+            await self._mounts(config.packages)
         if config.warm and config not in self._pools:
             pool = self._pools[config] = Pool(partial(self._make, config, image), self.remove, config.warm)
             pool.fill()
@@ -190,17 +195,27 @@ class DockerBackend(Backend):
         return protocol.Load(kind, "file", b"")
 
     async def _make(self, config: SandboxConfig, image: Image) -> PreparedContainer:
+        packages = [] if config.packages is None else await self._mounts(config.packages)
+        prepare = partial(prepare_container, self._daemon, self._folder, config, image, packages)
         # If the caller is cancelled, the container is removed once it is there.
-        making = self._keep(
-            asyncio.ensure_future(
-                self._request(partial(prepare_container, self._daemon, self._folder, config, image))
-            )
-        )
+        making = self._keep(asyncio.ensure_future(self._request(prepare)))
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
             making.add_done_callback(self._remove_made)
             raise
+
+    async def _mounts(self, folder: str) -> list[tuple[str, str]]:
+        state = find_packages(folder)
+        found = self._packages.get(state)
+        if found is None:
+            is_remote = not self._daemon.shares_files
+            with translate_shortage("The links of the packages cannot be written"):
+                found = await self._request(
+                    partial(container_mounts, state.path, self._folder, is_remote=is_remote)
+                )
+            self._packages[state] = found
+        return found
 
     def _remove_made(self, making: asyncio.Future[PreparedContainer]) -> None:
         if not making.cancelled() and making.exception() is None:

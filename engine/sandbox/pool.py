@@ -7,10 +7,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ...sandbox_image import protocol
-from ..errors import SandboxError
+from ..errors import SandboxError, TaskError
 from .config import SandboxConfig
 from .containers import Container, Daemon, Image
 
@@ -43,7 +43,13 @@ class PreparedContainer:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prepare_container(daemon: Daemon, parent: str, config: SandboxConfig, image: Image) -> PreparedContainer:
+def prepare_container(
+    daemon: Daemon,
+    parent: str,
+    config: SandboxConfig,
+    image: Image,
+    packages: Sequence[tuple[str, str]],
+) -> PreparedContainer:
     """Start a container with a folder below ``parent``. Blocks.
 
     Raises:
@@ -53,7 +59,7 @@ def prepare_container(daemon: Daemon, parent: str, config: SandboxConfig, image:
     try:
         if folder is not None:
             os.chmod(folder, 0o755)  # noqa: S103 - the guest is another user; on the host, its parent is closed
-        return PreparedContainer(daemon.start(image, config, folder), folder)
+        return PreparedContainer(daemon.start(image, config, folder, packages), folder)
     except BaseException:
         if folder is not None:
             os.rmdir(folder)
@@ -117,6 +123,6 @@ class Pool:
     async def _add(self) -> None:
         try:
             self._ready.append(await self._make())
-        except SandboxError:
+        except (SandboxError, TaskError):
             # The next sandbox makes its own container, and raises the error.
             return

@@ -9,12 +9,15 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
+from anyio import to_thread
+
 from ...sandbox_image import protocol
 from ..errors import LocalProtocolError, SandboxError, SandboxLost
 from ..jail import rootfs
 from . import open_zygotes
 from .context import ContextMemory
 from .diagnostics import did_not_start, setup_error_for, translate_shortage
+from .packages import check_links
 from .router import Router
 from .shims import Receiver, Shims
 from .zygote_process import ZygoteProcess
@@ -67,10 +70,12 @@ class ZygoteClient:
 
     @classmethod
     async def _start(cls, packages: str | None, contexts: str | None) -> ZygoteClient:
+        checked = None if packages is None else await to_thread.run_sync(_checked, packages)
+
         def command(control: int) -> list[str]:
             if contexts is not None:
                 return rootfs.command_for_containers(control, contexts)
-            return rootfs.command(control, packages)
+            return rootfs.command(control, checked)
 
         with translate_shortage("The process that forks sandboxes cannot be started"):
             process = ZygoteProcess.start(command)
@@ -308,3 +313,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _checked(packages: str) -> rootfs.PackagesFolder:
+    source, links = check_links(packages)
+    return rootfs.PackagesFolder(source, bool(links.texts))

@@ -24,7 +24,7 @@ _GROUPS = {
     "BR": (1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 16),
     "SC": (1, 2, 5),
     "LC": (1, 2, 4, 5, 6, 7, 8, 11, 12, 13),
-    "PM": (1,),
+    "PM": (1, 2),
 }
 
 CATALOGUE = frozenset(f"{group}{number}" for group, numbers in _GROUPS.items() for number in numbers)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attacks.catalogue import CATALOGUE, NOT_APPLICABLE, NOT_HERE, PARTLY, WEAKER, left_out, rows_of
 
-COLLECTED = {"process": 568, "docker": 577, "docker-runsc": 532}
+COLLECTED = {"process": 574, "docker": 583, "docker-runsc": 538}
 """Cases of this folder that are tried over each backend. Changed by hand, so that none disappears unseen."""
 
 
