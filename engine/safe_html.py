@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from html import escape, unescape
 
+from ..sandbox_image.terminal_text import finish, terminal_text
 from ..sandbox_image.text import printable, shorten_middle
 
 # A notebook keeps its outputs in its file.
@@ -68,6 +69,11 @@ def text_html(text: str, colour: str = "inherit") -> str:
     return f'<pre style="{style}">{escape(printable(shorten_middle(text, _MOST_CHARACTERS)))}</pre>'
 
 
+def output_html(output: str, colour: str = "inherit") -> str:
+    """Return output of code, as a terminal shows it."""
+    return text_html(finish(terminal_text(output)), colour)
+
+
 def facts_html(facts: Iterable[str]) -> str:
     """Return one small line."""
     return f"<div><small>{escape(printable(' · '.join(facts)))}</small></div>"
@@ -84,7 +90,7 @@ def forms_html(forms: Mapping[str, str | bytes]) -> str:
     page = forms.get("text/html")
     if isinstance(page, str) and len(page) <= _MOST_MARKUP:
         return f"<div>{harmless_markup(page)}</div>"
-    return text_html(str(forms.get("text/plain", "")))
+    return output_html(str(forms.get("text/plain", "")))
 
 
 def harmless_markup(page: str) -> str:

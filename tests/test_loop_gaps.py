@@ -105,6 +105,7 @@ class Quick(ModelHandler):
 
 CELLS = {
     "control bytes": "import sys; sys.stdout.write('\\x01' * (15 << 20))",
+    "updates": "import sys; sys.stdout.write('a\\r' * (1 << 19) + '\\x1b[K' * (1 << 17))",
     "wide": "import sys; sys.stdout.buffer.write('\u20ac'.encode() * (5 << 20))",
     "one emoji": "import sys; sys.stdout.buffer.write(b'a' * (15 << 20) + chr(0x1F600).encode())",
     "invalid": "import sys; sys.stdout.buffer.write(b'\\xff' * (15 << 20))",
@@ -127,7 +128,7 @@ async def test_no_cell_holds_up_the_loop(code: str) -> None:
     async with open_sandbox(SandboxConfig(), on_call=answer) as sandbox:
 
         async def run_and_show() -> None:
-            show_results([await sandbox.execute(code)], 1, 2000)
+            await in_slices(show_results([await sandbox.execute(code)], 1, 2000))
 
         await hold_the_law(run_and_show)
 

@@ -233,9 +233,11 @@ async def test_output_is_cut_in_the_middle_and_stopped_where_it_has_no_end(serve
         assert await printed(client, "x") == "1"
 
 
-async def test_control_characters_pass_as_they_are(server: Server) -> None:
-    strange = "\x1b[31m\0\x07\r\n\u2028\x85é\U0001f600"
+async def test_control_characters_pass_or_act_as_in_a_terminal(server: Server) -> None:
+    strange = "\0\x07\n\u2028\x85é\U0001f600"
     async with connected(server) as client:
+        bar = "import sys; _ = sys.stdout.write(''.join(f'\\r\\x1b[32m{n}%' for n in range(101)) + '\\r\\n')"
+        assert await printed(client, bar) == "100%\n"
         assert await printed(client, f"import sys; _ = sys.stdout.write({strange!r})") == strange
         assert await printed(client, "import os; _ = os.write(1, b'\\xff\\n')") == "\ufffd\n"
         assert await printed(client, "print('\\ud800')") == "\\ud800\n"

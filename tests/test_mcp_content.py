@@ -7,11 +7,11 @@ import base64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mcp.types import BlobResourceContents, EmbeddedResource, ImageContent, TextContent
+from mcp.types import BlobResourceContents, ContentBlock, EmbeddedResource, ImageContent, TextContent
 
 from supdist.sandbox_image.mcp.content import IMAGE_BYTES, contents, file_content
 from supdist.sandbox_image.mcp.session import Cell
-from supdist.sandbox_image.protocol import Outcome
+from supdist.sandbox_image.protocol import ErrorInfo, Outcome
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 20
 
@@ -22,8 +22,18 @@ def cell(
     return Cell(outcome, "", "", display, None, lost, "")
 
 
+def blocks_of(result: Cell, *, keeps_files: bool = False) -> list[ContentBlock]:
+    steps = contents(result, timeout=1.0, limit=100, keeps_files=keeps_files)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            blocks: list[ContentBlock] = end.value
+            return blocks
+
+
 def texts(result: Cell, *, keeps_files: bool = False) -> list[str]:
-    blocks = contents(result, timeout=1.0, limit=100, keeps_files=keeps_files)
+    blocks = blocks_of(result, keeps_files=keeps_files)
     return [block.text for block in blocks if isinstance(block, TextContent)]
 
 
@@ -41,7 +51,7 @@ def test_every_end_but_a_good_one_is_told_with_what_is_left(outcome: Outcome) ->
 
 def test_a_value_is_shown_in_the_form_that_says_most() -> None:
     image: dict[str, str | bytes] = {"text/plain": "<Figure>", "image/png": PNG}
-    (block,) = contents(cell(display=(image,)), timeout=1.0, limit=100, keeps_files=False)
+    (block,) = blocks_of(cell(display=(image,)))
     assert block == ImageContent(data=base64.b64encode(PNG).decode(), mime_type="image/png")
     table: dict[str, str | bytes] = {"text/html": "<table>", "text/plain": "a b"}
     assert texts(
@@ -80,3 +90,14 @@ def test_a_file_arrives_whole_in_some_form(data: bytes) -> None:
             assert base64.b64decode(block.data) == data
         case _:
             raise AssertionError(block)
+
+
+def test_output_is_cut_after_a_terminal_would_have_shown_it() -> None:
+    bar = "".join(f"\r{done}%" for done in range(101))
+    error = ErrorInfo("E", "m", "\x1b[31mE\x1b[0m: m")
+    shown = Cell(
+        Outcome.USER_ERROR, bar + "\nresult", "\x1b[1mbad\x1b[0m", [{"text/plain": "1\r2"}], error, False, ""
+    )
+    assert texts(shown) == ["100%\nresult", "2", "stderr:\nbad", "E: m"]
+    quiet = Cell(Outcome.OK, "\x1b[?25l", "\x1b[?25h", [], None, lost=False, detail="")
+    assert texts(quiet) == ["(no output)"]

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from supdist.engine import CellResult, Outcome
 from supdist.engine.sandbox.config import Display, ErrorInfo, Usage
+from supdist.engine.slices import finish
+from supdist.engine.supervisor import transcript
 from supdist.engine.supervisor.prompts import Prompts, context_facts, fill, nudge
-from supdist.engine.supervisor.transcript import show_results, without_seconds
+from supdist.engine.supervisor.transcript import without_seconds
 from supdist.sandbox_image.text import excerpt
 
 
@@ -20,6 +22,10 @@ def result(**changes: Any) -> CellResult:
         "usage": Usage(0.0, 0, "watchdog"),
     }  # fmt: skip
     return CellResult(**{**values, **changes})
+
+
+def show_results(results: list[CellResult], blocks: int, limit: int) -> str:
+    return finish(transcript.show_results(results, blocks, limit))
 
 
 def test_output_error_and_what_was_not_run_are_all_shown() -> None:

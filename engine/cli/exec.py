@@ -102,17 +102,22 @@ def _source_of_stdin() -> str:
 
 
 def _copy_output(result: CellResult) -> None:
-    from ...sandbox_image.text import printable
-
     # Escape sequences of the code could deceive on a terminal; a file gets the output as it is.
     for stream, text in ((sys.stdout, _output_text(result)), (sys.stderr, result.stderr)):
-        stream.write(printable(text) if stream.isatty() else text)
+        stream.write(_for_terminal(text) if stream.isatty() else text)
         stream.flush()
     # sys.exit() is no failure to explain: the exit status says it.
     if result.error is not None and result.error.type != "SystemExit":
-        print(printable(result.error.traceback), end="", file=sys.stderr)
+        print(_for_terminal(result.error.traceback), end="", file=sys.stderr)
     elif result.detail:
         print(f"supdist-engine: {result.outcome.value}: {result.detail}", file=sys.stderr)
+
+
+def _for_terminal(text: str) -> str:
+    from ...sandbox_image.terminal_text import finish, terminal_text
+    from ...sandbox_image.text import printable
+
+    return printable(finish(terminal_text(text)))
 
 
 def _output_text(result: CellResult) -> str:

@@ -12,7 +12,7 @@ from pydantic import ByteSize, Field, model_validator
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, FileEntry, Outcome, Usage
-from ..safe_html import facts_html, forms_html, text_html
+from ..safe_html import facts_html, forms_html, output_html, text_html
 from ..validation import Options
 
 __all__ = [
@@ -314,10 +314,10 @@ class CellResult:
     display: tuple[Display, ...] = ()
 
     def _repr_html_(self) -> str:
-        parts = [text_html(self.stdout)] if self.stdout else []
-        parts += [text_html(self.stderr, "#a00")] if self.stderr else []
+        parts = [output_html(self.stdout)] if self.stdout else []
+        parts += [output_html(self.stderr, "#a00")] if self.stderr else []
         parts += [forms_html(each.data) for each in self.display]
-        parts += [text_html(self.error.traceback, "#a00")] if self.error is not None else []
+        parts += [output_html(self.error.traceback, "#a00")] if self.error is not None else []
         parts += [text_html(f"FINAL: {self.final}")] if self.final is not None else []
         facts = [self.outcome.value, f"{self.elapsed:.2f} s", *([self.detail] if self.detail else [])]
         return "".join([*parts, facts_html(facts)])

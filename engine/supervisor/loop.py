@@ -242,7 +242,7 @@ class SupervisorLoop:
             return
         if results and results[-1].outcome in _ENDS_THE_RUN:
             raise SandboxLost(results[-1].detail)
-        shown = show_results(results, len(blocks), self.spec.output_limit) if blocks else ""
+        shown = await self._show(results, blocks)
         parts = [shown] if shown else []
         parts.extend(self._notes.add(completion, len(blocks), shown))
         if results and results[-1].state_lost:
@@ -258,6 +258,9 @@ class SupervisorLoop:
             raise _TimeIsUp
         if self._notes.is_stuck:
             raise _CutOff
+
+    async def _show(self, results: list[CellResult], blocks: list[str]) -> str:
+        return await in_slices(show_results(results, len(blocks), self.spec.output_limit)) if blocks else ""
 
     async def _best_answer(self, reason: StopReason) -> tuple[str | None, StopReason, str | None]:
         last = ""
@@ -310,7 +313,7 @@ class SupervisorLoop:
             # Also after the last turn: its limits of time, memory and budget hold.
             with contextlib.suppress(SandboxError):
                 results = await self._execute(self.iterations, blocks)
-                shown = show_results(results, len(blocks), self.spec.output_limit) + "\n\n" if blocks else ""
+                shown = await self._show(results, blocks) + "\n\n" if blocks else ""
                 return next((result.final for result in results if result.final is not None), None), shown
         # Nothing can be executed any more, but an answer that is written out can be read.
         for code in blocks:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ...sandbox_image.terminal_text import terminal_text
 from ...sandbox_image.text import excerpt, left_out
 from ..sandbox import CellResult, Outcome
-from ..slices import strip_end
+from ..slices import Steps, join, strip_end
 
 # A shorter time is not shown: a repeated run then has the same messages, and the cache has the replies.
 _MIN_SECONDS = 10.0
@@ -16,9 +17,12 @@ _MIN_SECONDS = 10.0
 _SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
 
 
-def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> str:
-    """Return the outputs of a turn; ``output_limit`` is in characters per block."""
-    parts = [_show(number, blocks, result, output_limit) for number, result in enumerate(results, 1)]
+def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> Steps[str]:
+    """Return the outputs of a turn, in steps; ``output_limit`` is in characters per block."""
+    parts: list[str] = []
+    for number, result in enumerate(results, 1):
+        part = yield from _show(number, blocks, result, output_limit)
+        parts.append(part)
     if len(results) < blocks:
         skipped = blocks - len(results)
         parts.append(f"[{skipped} further block{'s' if skipped > 1 else ''} not executed]")
@@ -30,10 +34,10 @@ def without_seconds(shown: str) -> str:
     return _SECONDS.sub(r"\1", shown)
 
 
-def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
+def _show(number: int, blocks: int, result: CellResult, limit: int) -> Steps[str]:
     name = f"Block {number} of {blocks}" if blocks > 1 else "The block"
     parts = [f"{name} {_verdict(result)}"]
-    output = _output(result)
+    output = yield from _output(result)
     if output:
         parts.append(f"Output:\n{_excerpt(output, limit)}")
     elif result.outcome is Outcome.OK and result.final is None:
@@ -42,14 +46,18 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> str:
         parts.append("[the output went over the sandbox's limit; what came after it is lost]")
     if result.error is not None:
         # A small limit on output must not cut a traceback to nothing.
-        parts.append(excerpt(result.error.traceback.rstrip(), max(limit, 400)))
+        traceback = yield from terminal_text(result.error.traceback, join)
+        parts.append(excerpt(traceback.rstrip(), max(limit, 400)))
     return "\n".join(parts)
 
 
-def _output(result: CellResult) -> list[_Part]:
-    shown = [_Part(text, len(text)) for text in (each.as_text() for each in result.display)]
-    parts = [_Part.stripped(result.stdout), *shown]
-    stderr = _Part.stripped(result.stderr)
+def _output(result: CellResult) -> Steps[list[_Part]]:
+    # A progress bar of 10,000 updates is one line, and leaves room for what else was printed.
+    parts = [_Part.stripped((yield from terminal_text(result.stdout, join)))]
+    for each in result.display:
+        text = yield from terminal_text(each.as_text(), join)
+        parts.append(_Part(text, len(text)))
+    stderr = _Part.stripped((yield from terminal_text(result.stderr, join)))
     if stderr.size:
         parts += [_Part("[stderr]", 8), stderr]
     return [part for part in parts if part.size]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 from mcp.types import BlobResourceContents, ContentBlock, EmbeddedResource, ImageContent, TextContent
 
 from ..protocol import Outcome
+from ..terminal_text import terminal_text
 from ..text import excerpt
 from .session import Cell
 
@@ -36,20 +37,27 @@ _ENDINGS = {
 }
 
 
-def contents(cell: Cell, *, timeout: float, limit: int, keeps_files: bool) -> list[ContentBlock]:
-    """Return the blocks of a cell's result.
+def contents(
+    cell: Cell, *, timeout: float, limit: int, keeps_files: bool
+) -> Generator[None, None, list[ContentBlock]]:
+    """Return the blocks of a cell's result, in steps.
 
     Args:
         timeout: the limit in seconds.
         limit: characters of each text; longer ones are cut in the middle.
         keeps_files: whether files outlive the interpreter.
     """
-    blocks: list[ContentBlock] = [text(cell.stdout, limit)] if cell.stdout else []
-    blocks += [_display(bundle, limit) for bundle in cell.display]
-    if cell.stderr:
-        blocks.append(text(f"stderr:\n{excerpt(cell.stderr, limit)}"))
+    # As a terminal shows it: a progress bar of 10,000 updates is one line.
+    stdout = yield from terminal_text(cell.stdout)
+    blocks: list[ContentBlock] = [text(stdout, limit)] if stdout else []
+    for bundle in cell.display:
+        block = yield from _display(bundle, limit)
+        blocks.append(block)
+    stderr = yield from terminal_text(cell.stderr)
+    if stderr:
+        blocks.append(text(f"stderr:\n{excerpt(stderr, limit)}"))
     if cell.error is not None:
-        blocks.append(text(cell.error.traceback, limit))
+        blocks.append(text((yield from terminal_text(cell.error.traceback)), limit))
     end = _ending(cell, timeout, keeps_files=keeps_files)
     if end or not blocks:
         blocks.append(text(end or "(no output)"))
@@ -92,7 +100,7 @@ def file_content(uri: str, data: bytes) -> ContentBlock:
         return EmbeddedResource(resource=resource)
 
 
-def _display(bundle: Mapping[str, str | bytes], limit: int) -> ContentBlock:
+def _display(bundle: Mapping[str, str | bytes], limit: int) -> Generator[None, None, ContentBlock]:
     # An image first: its text is only a name, such as <Figure>.
     for mime in _IMAGES:
         if mime in bundle:
@@ -100,7 +108,8 @@ def _display(bundle: Mapping[str, str | bytes], limit: int) -> ContentBlock:
     for mime in _TEXTS:
         value = bundle.get(mime)
         if isinstance(value, str):
-            return text(value, limit)
+            shown = (yield from terminal_text(value)) if mime == "text/plain" else value
+            return text(shown, limit)
     return text(f"[a value of type {', '.join(sorted(bundle)) or 'none'}, which cannot be shown]", limit)
 
 

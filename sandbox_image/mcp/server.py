@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
@@ -132,9 +133,10 @@ class Tools:
         call, settings = _Python.model_validate(arguments), self._settings
         timeout = min(call.timeout or settings.timeout, settings.timeout)
         cell = await self._queue.execute(call.code, timeout)
-        blocks = content.contents(
+        steps = content.contents(
             cell, timeout=timeout, limit=settings.output_limit, keeps_files=settings.keeps_files
         )
+        blocks = await _with_pauses(steps)
         # Without structured content, or clients show the model nothing else.
         return CallToolResult(content=blocks, is_error=cell.outcome is not Outcome.OK)
 
@@ -248,6 +250,17 @@ def _describe(settings: Settings) -> list[Tool]:
             result=_Files,
         ),
     ]
+
+
+async def _with_pauses(steps: Generator[None, None, list[ContentBlock]]) -> list[ContentBlock]:
+    """Do the steps; other clients are served in between."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            blocks: list[ContentBlock] = end.value
+            return blocks
+        await asyncio.sleep(0)
 
 
 def _tool(

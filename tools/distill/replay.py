@@ -14,6 +14,7 @@ from ...engine import SandboxConfig, open_sandbox
 from ...engine.errors import SandboxLost, TaskError
 from ...engine.runlog.events import Cell
 from ...engine.sandbox import CellResult, Outcome, Sandbox
+from ...engine.slices import finish
 from ...engine.supervisor.blocks import code_blocks
 from ...engine.supervisor.conversation import Conversation as LiveConversation
 from ...engine.supervisor.loop import is_last
@@ -222,7 +223,7 @@ class _Replay:
     def _show(self, results: Sequence[CellResult], reply: str) -> str:
         blocks = code_blocks(reply)
         output_limit = self.recorded.conversation.start.output_limit
-        return show_results(results, len(blocks), output_limit) if blocks else ""
+        return finish(show_results(results, len(blocks), output_limit)) if blocks else ""
 
     def _compare_answer(self, turn: int, reply: str, results: Sequence[CellResult]) -> None:
         conversation = self.recorded.conversation
