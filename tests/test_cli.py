@@ -201,6 +201,20 @@ def test_a_dot_env_file_configures_the_endpoint(tmp_path: Path) -> None:
     assert "the connection to the endpoint failed" in done.stderr
 
 
+def test_a_broken_dot_env_file_is_one_line_where_nothing_of_it_is_needed(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"A=b\nhello there\n")
+    (tmp_path / ".env").chmod(0o600)
+    scripted_task(tmp_path, ["```repl\nFINAL(1)\n```"])
+    done = supdist("run", "task.json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert done.stderr.count(".env") == 1
+    assert "supdist-engine: not read: .env, line 2: it is no NAME=VALUE\n" in done.stderr
+    (tmp_path / "task.json").write_text('{"query": "q", "context": "c"}')
+    done = supdist("run", "task.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert ".env may set it, and is broken: .env, line 2: it is no NAME=VALUE. To read another" in done.stderr
+
+
 def test_control_characters_never_reach_a_terminal_raw() -> None:
     nasty = "a\x1b]52;c;eA==\x07\x9b31m\r\x00\u202e\ud800\u2028 b\n\tc"
     shown = printable(nasty)

@@ -257,7 +257,7 @@ def test_a_file_gives_what_the_process_has_not_and_only_keys_and_models_reach_li
     [
         ("A=${HOME}\n", "line 1: ${HOME} is not set above"),
         ("A=1\nno assignment here\n", "line 2: it is no NAME=VALUE"),
-        ("A=b\n".encode("utf-16"), "not UTF-8"),
+        (b"A=b\n\xff\0\1\2", "binary file, and no text"),
         (b"A" * (2 << 20), "larger than 1 MiB"),
         (
             "A=" + "x" * 1000 + "\n" + "".join(f"A{n}=${{A}}${{A}}\nA=${{A{n}}}\n" for n in range(20)),
@@ -270,6 +270,39 @@ def test_a_file_that_is_none_of_variables_says_so(tmp_path: Path, text: str | by
     with pytest.raises(TaskError) as caught:
         _loaded(tmp_path, text, {})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_and_line_ends_are_read_alike(tmp_path: Path, encoding: str, end: str) -> None:
+    """PowerShell writes UTF-16, Notepad a byte order mark, old editors Latin-1."""
+    text = f"# caf\xe9{end}A_KEY=k-1{end}NAME='a caf\xe9 there'{end}WORKER_MODEL=m # c{end}"
+    found = _loaded(tmp_path, text.encode(encoding), process := {})
+    assert dict(found) == {"A_KEY": "k-1", "NAME": "a caf\xe9 there", "WORKER_MODEL": "m"}
+    assert process == {"A_KEY": "k-1", "WORKER_MODEL": "m"}
+    guessed = f"{found.path} is not UTF-8; it is read as cp1252. If that is wrong, save it as UTF-8"
+    assert found.warnings == ([guessed] if encoding == "cp1252" else [])
+
+
+@pytest.mark.parametrize("data", [b"hello there\n", b"A=1\n\xff\0\1\2", b"A=${B}\n", b"A" * (2 << 20)])
+def test_a_broken_file_that_nobody_named_stops_only_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(data)
+    (tmp_path / ".env").chmod(0o600)
+    found = load_environment(process={"A_KEY": "k"})
+    assert found.broken
+    assert found["A_KEY"] == "k"
+    with pytest.raises(TaskError) as caught:
+        found.get("BASE_URL")
+    assert str(caught.value) == (
+        f"BASE_URL is not set in the shell. .env may set it, and is broken: {found.broken}. "
+        "To read another file: --env-file FILE; to read none: --env-file /dev/null"
+    )
+    # What a command adds of its own does not hide that.
+    with pytest.raises(TaskError):
+        found.with_value("WORKER_MODEL", "m").get("SUPERVISOR_MODEL")
 
 
 def test_a_default_stands_for_a_variable_that_is_not_set(tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ class Allowed:
         from ..trust.environment import env_file_above
 
         found = load_environment(self.env_file)
+        for each in found.warnings:
+            print(f"supdist-engine: {printable(each)}", file=sys.stderr)
+        if found.broken:
+            print(f"supdist-engine: not read: {printable(found.broken)}", file=sys.stderr)
         # Such a file may belong to another project, so it is named and not read.
         if (above := None if found.path else env_file_above()) is not None:
             print(

@@ -6,15 +6,17 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
+from ...handlers.text_files import NotText, decode_text, guess_warning
 from ..errors import TaskError
 from ..private_files import others_may_write
 from .servers import ADDRESS_VARIABLES
 
 ENV_FILE = ".env"
 
+_OTHER_FILE = ". To read another file: --env-file FILE; to read none: --env-file /dev/null"
 _MOST_BYTES = 1 << 20
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(KEY|TOKEN)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -32,14 +34,36 @@ class Environment(Mapping[str, str]):
     """Variables of the process, and more from a file."""
 
     def __init__(
-        self, process: Mapping[str, str], file: Mapping[str, str] | None = None, path: Path | None = None
+        self,
+        process: Mapping[str, str],
+        file: Mapping[str, str] | None = None,
+        path: Path | None = None,
+        *,
+        warnings: Sequence[str] = (),
+        broken: str = "",
     ) -> None:
+        """Make one of variables that were read.
+
+        Args:
+            warnings: what to tell about the file, each a sentence.
+            broken: why the file could not be read. Then a name that the process has not is an error: the
+                file may set it.
+        """
         self.process = process
         self.file = file or {}
         self.path = path
+        self.warnings = warnings
+        self.broken = broken
 
     def __getitem__(self, name: str) -> str:
-        return self.process[name] if name in self.process else self.file[name]
+        if name in self.process:
+            return self.process[name]
+        if self.broken:
+            raise TaskError(
+                f"{name} is not set in the shell. {self.path} may set it, and is broken: "
+                f"{self.broken}{_OTHER_FILE}"
+            )
+        return self.file[name]
 
     def __iter__(self) -> Iterator[str]:
         yield from self.process
@@ -56,9 +80,16 @@ class Environment(Mapping[str, str]):
         """Return whether the file's URL would get the process's key."""
         return self.is_from_file(url_name) and not self.is_from_file(key_name)
 
+    def openai_url(self) -> str | None:
+        """Return the address that replaces OpenAI's own."""
+        # A key of the process is never sent to an address of the file, so a broken file hides nothing.
+        is_hidden = self.broken and "OPENAI_API_KEY" in self.process
+        return self.process.get("OPENAI_BASE_URL") if is_hidden else self.get("OPENAI_BASE_URL")
+
     def with_value(self, name: str, value: str) -> Environment:
         """Return a copy with one more variable."""
-        return Environment({**self.process, name: value}, self.file, self.path)
+        process = {**self.process, name: value}
+        return Environment(process, self.file, self.path, warnings=self.warnings, broken=self.broken)
 
     @property
     def not_passed_on(self) -> list[str]:
@@ -81,14 +112,23 @@ def load_environment(
         process: by default ``os.environ``. It gets the file's keys, models and addresses of local servers.
 
     Raises:
-        TaskError: the file cannot be read, or an unnamed ``.env`` is not the user's alone.
+        TaskError: a named file cannot be read, or an unnamed ``.env`` is not the user's alone.
     """
     target = os.environ if process is None else process
     path = Path(ENV_FILE) if file is None else file
-    text = _read(path, is_named=file is not None)
-    if text is None:
-        return Environment(dict(target))
-    found = Environment(dict(target), _parse(text, path), path)
+    try:
+        data = _read(path, is_named=file is not None)
+        if data is None:
+            return Environment(dict(target))
+        text, guessed = _decoded(data, path)
+        variables = _parse(text, path)
+    except _Broken as error:
+        # It may belong to another program. It stops only a run that needs it.
+        if file is None:
+            return Environment(dict(target), path=path, broken=str(error))
+        raise TaskError(str(error)) from error
+    warnings = [] if guessed is None else [guess_warning(path, guessed)]
+    found = Environment(dict(target), variables, path, warnings=warnings)
     for name, value in found.file.items():
         if _KEY.fullmatch(name) or name in _MODELS or name in ADDRESS_VARIABLES:
             target.setdefault(name, value)
@@ -113,27 +153,35 @@ def env_file_above() -> Path | None:
     return None
 
 
-def _read(path: Path, *, is_named: bool) -> str | None:
-    remedy = "" if is_named else ". To read another file: --env-file FILE; to read none: --env-file /dev/null"
+class _Broken(Exception):
+    """A file cannot be read as variables."""
+
+
+def _read(path: Path, *, is_named: bool) -> bytes | None:
     descriptor = None
     try:
         descriptor = _open(path, is_named=is_named)
         if descriptor is None:
             return None
         if not is_named:
-            _check_own(path, os.fstat(descriptor), remedy)
+            _check_own(path, os.fstat(descriptor))
         data = _read_up_to(descriptor, _MOST_BYTES + 1)
     except OSError as error:
-        raise TaskError(f"cannot read {path}: {error.strerror}{remedy}") from error
+        raise _Broken(f"cannot read {path}: {error.strerror}") from error
     finally:
         if descriptor is not None:
             os.close(descriptor)
     if len(data) > _MOST_BYTES:
-        raise TaskError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: it is no file of variables{remedy}")
+        raise _Broken(f"{path} is larger than {_MOST_BYTES >> 20} MiB: it is no file of variables")
+    return data
+
+
+def _decoded(data: bytes, path: Path) -> tuple[str, str | None]:
+    # PowerShell writes UTF-16, old editors Latin-1.
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8{remedy}") from error
+        return decode_text(data)
+    except NotText as error:
+        raise _Broken(f"{path}: {error}: save it as UTF-8") from error
 
 
 def _open(path: Path, *, is_named: bool) -> int | None:
@@ -165,9 +213,9 @@ def _read_up_to(descriptor: int, most: int) -> bytes:
     return data
 
 
-def _check_own(path: Path, found: os.stat_result, remedy: str) -> None:
+def _check_own(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise TaskError(f"{path} is no regular file{remedy}")
+        raise _Broken(f"{path} is no regular file")
     place = f"{path} in {_working_directory()}"
     read = f"To read it all the same: --env-file {path}; to read none: --env-file /dev/null"
     for each, what in ((found, place), (path.lstat(), f"the link {place}")):
@@ -191,7 +239,7 @@ def _parse(text: str, path: Path) -> dict[str, str]:
     found, size = dict[str, str](), 0
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
-            raise TaskError(f"{path}, line {binding.original.line}: it is no NAME=VALUE")
+            raise _Broken(f"{path}, line {binding.original.line}: it is no NAME=VALUE")
         if binding.key is None or binding.value is None:
             continue
         parts: list[str] = []
@@ -200,7 +248,7 @@ def _parse(text: str, path: Path) -> dict[str, str]:
             # that key.
             name: str | None = getattr(atom, "name", None)
             if name is not None and name not in found and getattr(atom, "default", None) is None:
-                raise TaskError(
+                raise _Broken(
                     f"{path}, line {binding.original.line}: ${{{name}}} is not set above; only variables of "
                     "this file can be used"
                 )
@@ -208,9 +256,9 @@ def _parse(text: str, path: Path) -> dict[str, str]:
         value = "".join(parts)
         size += len(value)
         if size > _MOST_BYTES:
-            raise TaskError(f"{path}, line {binding.original.line}: the values are too long")
+            raise _Broken(f"{path}, line {binding.original.line}: the values are too long")
         if "\0" in value:
-            raise TaskError(f"{path}, line {binding.original.line}: a value with a null character")
+            raise _Broken(f"{path}, line {binding.original.line}: a value with a null character")
         if _NAME.fullmatch(binding.key):
             found[binding.key] = value
     return found

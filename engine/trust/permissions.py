@@ -144,7 +144,7 @@ class Bound:
     @property
     def default_url(self) -> str:
         """See ``Permissions``."""
-        return self.environment.get("OPENAI_BASE_URL") or OPENAI_URL
+        return self.environment.openai_url() or OPENAI_URL
 
     def keys(self, urls: Sequence[str], variable: str | None, name: str) -> KeyNames:
         """See ``Permissions``."""
