@@ -343,7 +343,7 @@ def test_a_wrong_value_of_a_config_is_one_line(make: Callable[[], object], messa
         ({"config": "docker"}, "config must be a SandboxConfig or None, not the text 'docker'"),
         ({"config": {}}, "config must be a SandboxConfig or None, not a dict"),
         ({"tools": 3}, "tools must be a dict of functions by name or None, not 3"),
-        ({"query": 3}, "query must be text, not 3"),
+        ({"query": 3}, "query must be text or None, not 3"),
     ],
 )
 def test_a_wrong_argument_of_a_sandbox_is_one_line(arguments: dict[str, Any], message: str) -> None:

@@ -41,9 +41,19 @@ def find() -> Interpreter:
     copies = [[source, executable]]
     library = ""
     if loaded := _loaded_library():
-        library = f"{FOLDER}/bin/{sysconfig.get_config_var('INSTSONAME')}"
-        copies.append([loaded, library])
+        library = _place_in(binds, loaded)
+        if not library:
+            library = f"{FOLDER}/bin/{sysconfig.get_config_var('INSTSONAME')}"
+            copies.append([loaded, library])
     return Interpreter(executable, binds, copies, library)
+
+
+def _place_in(binds: list[list[str]], path: str) -> str:
+    for source, target in binds:
+        inside = f"{os.path.realpath(source)}/"
+        if path.startswith(inside):
+            return f"{target}/{path.removeprefix(inside)}"
+    return ""
 
 
 def _loaded_library() -> str | None:
