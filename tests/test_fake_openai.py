@@ -180,7 +180,7 @@ def test_what_is_wrong_in_a_file_of_replies_is_named_with_file_and_line(tmp_path
     for read in (ScriptedHandler.from_file, read_replies):
         with pytest.raises(ValueError, match=r"replies\.jsonl, line 2: no JSON"):
             read(path)
-    path.write_bytes(bytes(range(32)))
+    path.write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match=r"replies\.jsonl: it is a binary file"):
         read_replies(path)
     path.write_text('"one"\n{"text": 1}\n', encoding="utf-8")
