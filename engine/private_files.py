@@ -87,6 +87,20 @@ class PrivateFolder:
         place = self._path_of(name)
         return PrivateFolder(place, _open_folder(self._descriptor, name, place, create=create))
 
+    def make(self, name: str) -> PrivateFolder:
+        """Make a folder in this one, and open it; raise ``FileExistsError`` if there is such an entry."""
+        place = self._path_of(name)
+        try:
+            os.mkdir(name, 0o700, dir_fd=self._descriptor)
+        except OSError as error:
+            raise _with_path(error, place) from error
+        return self.below(name)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the caller's."""
+        return os.fstat(self._descriptor).st_uid == os.geteuid()
+
     def exists(self, name: str) -> bool:
         """Return whether there is such an entry."""
         return self._mode(name) is not None
@@ -143,6 +157,18 @@ class PrivateFolder:
     def remove(self, name: str) -> None:
         """Remove a file or a link."""
         os.unlink(name, dir_fd=self._descriptor)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove an empty folder."""
+        os.rmdir(name, dir_fd=self._descriptor)
+
+    def link(self, name: str, folder: PrivateFolder) -> None:
+        """Give a file the same name in another folder, too."""
+        os.link(name, name, src_dir_fd=self._descriptor, dst_dir_fd=folder._descriptor, follow_symlinks=False)
+
+    def names_of(self, name: str) -> int:
+        """Return how many names a file has: its hard links."""
+        return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_nlink
 
     def move(self, name: str, folder: PrivateFolder, new_name: str) -> None:
         """Move an entry into another folder."""

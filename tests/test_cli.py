@@ -60,10 +60,11 @@ def test_the_quickstart_answers_on_stdout_and_progresses_on_stderr(tmp_path: Pat
     assert "is not a language model" in done.stderr
     assert "turn 3: block ok" in done.stderr
     assert "answered in 3 turns" in done.stderr
-    assert sorted(path.suffix for path in (tmp_path / "logs").iterdir()) == [
+    assert sorted(path.suffix or path.name for path in (tmp_path / "logs").iterdir()) == [
         ".jsonl",
         ".jsonl",
         ".jsonl",
+        ".run",
         ".txt",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any, Literal, Protocol
 from ...handlers import Completion, Message, ModelHandler
 from ...handlers.base import without_thoughts
 from ..errors import CacheError
-from ..slices import SLICE, in_slices
+from ..slices import SLICE, Steps, finish, in_slices
 from .cache import ResponseCache, cache_key, is_kept, long_cache_key
 from .pending import PendingAnswer, SharedRequest, Waiter, join
 
@@ -47,6 +48,14 @@ class CacheWatch(Protocol):
         ...
 
 
+def _steps_to_key(
+    identity: Mapping[str, Any], messages: Sequence[Message], sample: int, *, is_short: bool
+) -> Steps[bytes]:
+    if is_short:
+        return cache_key(identity, messages, sample)
+    return (yield from long_cache_key(identity, messages, sample))
+
+
 class RunAnswers:
     """The answers that a run can reuse.
 
@@ -65,7 +74,11 @@ class RunAnswers:
         watch: CacheWatch | None = None,
     ) -> None:
         self.is_on = cache is not None
-        self.keeps_sampled = sampled
+        # How often each sampled call was made, by its first key; None if a place does not count.
+        self._places: Counter[bytes] | None = None
+        if isinstance(cache, ResponseCache) and cache.numbers_samples:
+            self._places = Counter()
+        self.keeps_sampled = sampled or self._places is not None
         self.is_charged = charged
         self.fault: str | None = None
         self._watch = watch
@@ -90,14 +103,39 @@ class RunAnswers:
             return None
         return handler.identity()
 
+    @property
+    def counts_places(self) -> bool:
+        """Whether equal sampled calls have a number in the run."""
+        return self._places is not None
+
     async def key(self, handler: ModelHandler, messages: Sequence[Message]) -> bytes | None:
         """Return the cache key of a conversation; None if it is not kept."""
         identity = self.identity(handler)
         if identity is None:
             return None
-        if sum(len(message["content"]) for message in messages) <= SLICE:
-            return cache_key(identity, messages)
-        return await in_slices(long_cache_key(identity, messages))
+        is_short = sum(len(message["content"]) for message in messages) <= SLICE
+        steps = self.steps_to_key(identity, messages, is_short=is_short, samples=handler.samples)
+        return finish(steps) if is_short else await in_slices(steps)
+
+    def steps_to_key(
+        self,
+        identity: Mapping[str, Any],
+        messages: Sequence[Message],
+        sample: int = 0,
+        *,
+        is_short: bool,
+        samples: bool,
+    ) -> Steps[bytes]:
+        """Return the cache key of a call; ``sample`` is its place among the equal ones of its batch."""
+        places = self._places if samples else None
+        if places is not None:
+            # The place among all of the run; in a batch they come one after another.
+            first = yield from _steps_to_key(identity, messages, 0, is_short=is_short)
+            sample = places[first]
+            places[first] += 1
+            if not sample:
+                return first
+        return (yield from _steps_to_key(identity, messages, sample, is_short=is_short))
 
     async def find(self, keys: Iterable[bytes]) -> dict[bytes, Completion]:
         """Return the known answers."""

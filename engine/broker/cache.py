@@ -104,7 +104,12 @@ class ResponseCache:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, timeout: float = 5.0, own: bool = False
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        timeout: float = 5.0,
+        own: bool = False,
+        numbers_samples: bool = False,
     ) -> None:
         """Open nothing yet.
 
@@ -112,8 +117,11 @@ class ResponseCache:
             path: None is memory.
             timeout: seconds to wait for another process.
             own: skip answers of other users.
+            numbers_samples: keep sampled answers, too, each for its place among the equal calls of a run.
+                Equal calls of one run get different answers, and a run that starts again gets the same ones.
         """
         self._database = _CacheDatabase(path, timeout, own=own)
+        self.numbers_samples = numbers_samples
         self._thread: ThreadPoolExecutor | None = None
 
     @property

@@ -17,7 +17,7 @@ from ..slices import SLICE, Steps, finish, in_slices
 from .answers import RunAnswers
 from .batch_result import BatchResult
 from .budget import BudgetExceeded, Cost
-from .cache import cache_key, long_cache_key
+from .cache import cache_key
 from .call_errors import call_error, failure_kind, result_of
 from .dispatch import Dispatcher
 from .handler_queue import Admission, CallTimeout
@@ -130,10 +130,13 @@ class WorkerCalls:
             if samples:
                 copy = copies[request.prompt]
                 copies[request.prompt] += 1
-            if len(request.prompt) <= SLICE:
+            is_short = len(request.prompt) <= SLICE
+            if is_short and not self._answers.counts_places:
                 key = cache_key(identity, request.conversation(), copy)
             else:
-                key = yield from long_cache_key(identity, request.conversation(), copy)
+                key = yield from self._answers.steps_to_key(
+                    identity, request.conversation(), copy, is_short=is_short, samples=samples
+                )
             keys[request] = request.key = key
             # Before the search: another run's answer may come meanwhile.
             request.pending = self._answers.join(key, request)

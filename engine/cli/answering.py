@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from ..documents import Context
+from ..events import Event
 from ..result import RunResult
 from .documents import print_warnings
 from .exit import NO_FILES, NO_MODEL, exit_code, wait
 from .permissions import explain_withheld_keys
+from .run_log import RunLog, check_log_flags, how_it_goes_on
+from .signals import run_until_signal
 from .work import Work
 
 
@@ -30,20 +30,23 @@ def answer(work: Work, read_context: Callable[[], Awaitable[Context]]) -> NoRetu
 
         print(wait(describe(work, read_context)))
         raise typer.Exit
-    log_dir = _shown(work.log_dir())
-    with explain_withheld_keys(work.permissions):
-        result = wait(_answer(work, read_context), log_dir)
+    check_log_flags(work.flags)
+    log = RunLog(work)
+    with explain_withheld_keys(work.permissions), how_it_goes_on(log):
+        result = run_until_signal(_answer(work, log, read_context))
     if work.flags.as_json:
-        print(json.dumps(as_data(result)))
+        folder = None if log.folder is None else str(log.folder)
+        print(json.dumps({**as_data(result), "log_dir": folder}))
     else:
-        _print_result(result, log_dir)
+        _print_result(result, log)
     code = exit_code(result.stop_reason)
-    # A worker that failed is worse, and its code stays.
-    is_incomplete = result.unstored_answers or result.log_error is not None
+    # What nobody asked for is no failure. A worker that failed is worse, and its code stays.
+    has_lost = bool(result.unstored_answers) and not log.has_own_answers
+    is_incomplete = has_lost or (result.log_error is not None and not log.is_optional)
     raise typer.Exit(NO_FILES if is_incomplete and code != NO_MODEL else code)
 
 
-async def _answer(work: Work, read_context: Callable[[], Awaitable[Context]]) -> RunResult:
+async def _answer(work: Work, log: RunLog, read_context: Callable[[], Awaitable[Context]]) -> RunResult:
     from ..api import arun
     from .console import display
     from .model_line import models_line
@@ -51,34 +54,31 @@ async def _answer(work: Work, read_context: Callable[[], Awaitable[Context]]) ->
     task = work.task
     models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
     context = print_warnings(await read_context())
-    config = work.config()
-    with display(task.query, quiet=work.flags.as_json) as screen:
-        screen.note(models_line(models))
-        # The builtin pair stands in for a model that is missing: say that it is no language model.
-        if work.models.is_missing(models):
-            from ...handlers.builtin import NOTICE
+    async with log.open(work.config()) as config:
+        with display(task.query, quiet=work.flags.as_json) as screen:
+            screen.note(models_line(models))
+            # The builtin pair stands in for a model that is missing: say that it is no language model.
+            if work.models.is_missing(models):
+                from ...handlers.builtin import NOTICE
 
-            screen.note(NOTICE)
-        return await arun(
-            query=task.query,
-            context=context,
-            supervisor=models["supervisor"],
-            worker=models["worker"],
-            config=replace(config, on_event=screen.on_event),
-        )
+                screen.note(NOTICE)
 
+            def on_event(event: Event) -> None:
+                log.watch(event)
+                screen.on_event(event)
 
-def _shown(log_dir: Path | None) -> str | None:
-    """Return the log folder for a message, relative to the working directory if it is below."""
-    if log_dir is None:
-        return None
-    # The working directory may have been removed, or the folder is not below it.
-    with contextlib.suppress(OSError, ValueError):
-        return str(log_dir.relative_to(os.path.realpath(os.curdir)))
-    return str(log_dir)
+            result = await arun(
+                query=task.query,
+                context=context,
+                supervisor=models["supervisor"],
+                worker=models["worker"],
+                config=replace(config, on_event=on_event),
+            )
+        log.forget_answers(result)
+        return result
 
 
-def _print_result(result: RunResult, log_dir: str | None) -> None:
+def _print_result(result: RunResult, log: RunLog) -> None:
     from ...sandbox_image.text import printable
     from .console import summary
     from .failures import print_failures
@@ -86,5 +86,7 @@ def _print_result(result: RunResult, log_dir: str | None) -> None:
     answer = "(no answer)" if result.answer is None else result.answer
     # Escape sequences could deceive on a terminal; a file gets the answer as it is.
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
-    print(summary(result, log_dir), file=sys.stderr)
+    print(summary(result, log.shown()), file=sys.stderr)
     print_failures(result)
+    for line in log.how_to_improve(result):
+        print(f"supdist-engine: {printable(line)}", file=sys.stderr)

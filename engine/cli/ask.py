@@ -45,14 +45,15 @@ def ask(flags: AskFlags) -> None:
     from .work import Work
 
     files, question = split(flags.words or [])
+    asked = None
     if question is None:
-        question = _ask_for_question(files)
+        question = asked = _ask_for_question(files)
     allowed = Allowed(env_file=flags.env_file, trust_endpoint=flags.trust_endpoint)
     environment = allowed.environment()
     permissions = allowed.bind(None, environment, ask=not flags.as_json, is_own=True)
     # The context is loaded apart: this text only fills the place.
     task = flags.applied_to(TaskFile(query=question, context=""))
-    work = Work(task, flags, Models.of(flags, environment), permissions)
+    work = Work(task, flags, Models.of(flags, environment), permissions, asked)
     answer(work, lambda: load(files))
 
 

@@ -80,6 +80,18 @@ class RunFlags:
     packages: PackagesOption = None
     prompts_dir: PromptsOption = None
     log_dir: Annotated[Path | None, flag("log_dir", panel=LOGS)] = None
+    no_log: Annotated[
+        bool, typer.Option("--no-log", help="Write no log. Default: in logs/runs.", rich_help_panel=LOGS)
+    ] = False
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with a run that was killed or reached a limit: the folder of its log. "
+            "Its paid answers are used again.",
+            rich_help_panel=LOGS,
+        ),
+    ] = None
     log_bytes: Annotated[str | None, flag("log_bytes", panel=LOGS)] = None
     cache: Annotated[str | None, flag("cache", panel=LOGS)] = None
     as_json: JsonResultOption = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,14 @@ class Work:
     Attributes:
         task: with the limits and the sandbox of the flags.
         permissions: of the file that the task comes from.
+        asked: the question, if it was asked for on the terminal.
     """
 
     task: TaskFile
     flags: RunFlags
     models: Models
     permissions: Bound
+    asked: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -41,7 +44,7 @@ class Work:
         from ..broker.cache import ResponseCache
 
         # A flag is the user's own word; only the file's paths need a permission.
-        task, cache = self.task, self._cache()
+        task, cache = self.task, self.cache()
         typed: dict[str, object] = {
             # ``own``: the task file named the cache, not the user. Answers that another user kept are not
             # trusted.
@@ -56,16 +59,34 @@ class Work:
             task = task.model_copy(update={"prompts_dir": None})
         return task.run_config(self.folder, self.permissions, **typed)
 
-    def log_dir(self) -> Path | None:
-        """Return the folder of the logs."""
-        if self.flags.log_dir is not None or self.task.log_dir is None:
-            return self.flags.log_dir
-        return self.permissions.writable(self.folder / self.task.log_dir, "log_dir")
+    def log_dir(self, suffix: str = "") -> Path | None:
+        """Return the folder of the logs that the user or the task named, with a suffix to its name."""
+        if self.flags.log_dir is not None:
+            return _with_suffix(self.flags.log_dir, suffix)
+        if self.task.log_dir is None:
+            return None
+        return self.permissions.writable(_with_suffix(self.folder / self.task.log_dir, suffix), "log_dir")
 
-    def _cache(self) -> Path | str:
+    @property
+    def has_no_log(self) -> bool:
+        """Whether the task says that there is no log."""
+        return self.task.log_dir is None and "log_dir" in self.task.model_fields_set
+
+    @property
+    def cache_is_default(self) -> bool:
+        """Whether neither the user nor the task said where answers are kept."""
+        return self.flags.cache is None and "cache" not in self.task.model_fields_set
+
+    def cache(self) -> Path | str:
+        """Return the file of the answers, or ``run`` or ``off``."""
         cache = self.task.cache if self.flags.cache is None else self.flags.cache
         if cache in ("off", "run"):
             return cache
         if self.flags.cache is not None:
             return Path(cache)
         return self.permissions.writable(self.folder / cache, "cache")
+
+
+def _with_suffix(folder: Path, suffix: str) -> Path:
+    # Of the resolved path, as "." has no name.
+    return folder if not suffix else Path(f"{os.path.realpath(folder)}{suffix}")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from ..errors import LogError
-from ..private_files import PrivateFolder
+from ..private_files import PrivateFolder, ResolvedPath
 from ..slices import SLICE
 from ..write_failures import remedy_for, sentence
 from .blobs import LogBudget, digest, is_stored, store
@@ -22,18 +22,29 @@ from .events import STREAMS, Cut, Event, Stream
 Written = asyncio.Task[None] | None
 
 
+class OptionalLogDir(ResolvedPath):
+    """A folder that nobody asked for: a run that cannot write its log there goes on without one."""
+
+
 class LogFiles:
     """The files of one run.
 
     Args:
         log_bytes: budget for lines and blobs; None is no limit.
         on_full: called once with it, when it is used up.
+        on_failure: called once if an ``OptionalLogDir`` cannot be written; nothing is written from then on.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, log_bytes: int | None, on_full: Callable[[int], None]
+        self,
+        path: str | os.PathLike[str] | None,
+        log_bytes: int | None,
+        on_full: Callable[[int], None],
+        on_failure: Callable[[LogError], None],
     ) -> None:
         self._path = path
+        self._on_failure = on_failure if isinstance(path, OptionalLogDir) else None
+        self.has_failed = False
         self._budget = LogBudget(log_bytes)
         self._on_full = on_full
         self._has_reported = False
@@ -66,7 +77,16 @@ class LogFiles:
                     self._torn.add(name)
         except OSError as error:
             self._stack.close()
-            raise log_error(self._path, error) from error
+            self.fail(log_error(self._path, error))
+
+    def fail(self, error: LogError) -> None:
+        """Raise the error; for an ``OptionalLogDir``, report the first one and write no more."""
+        if self._on_failure is None:
+            raise error
+        self._lines.clear()
+        if not self.has_failed:
+            self.has_failed = True
+            self._on_failure(error)
 
     def close(self) -> None:
         """Close the files."""
@@ -91,6 +111,13 @@ class LogFiles:
         Raises:
             LogError: it, or an earlier one that nobody waited for, cannot be written.
         """
+        try:
+            return self._write(stream, event, kept)
+        except LogError as error:
+            self.fail(error)
+            return None
+
+    def _write(self, stream: Stream, event: Event, kept: Collection[str]) -> Written:
         if stream not in self._lines:
             return None
         self._raise_failed()
@@ -130,8 +157,12 @@ class LogFiles:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="run-log")
         # One thread, so that a run holds one slice at a time. Its operations are short: the event loop gets
         # the interpreter's lock between two of them.
-        cuts = await asyncio.get_running_loop().run_in_executor(self._thread, self._cut_all, found)
-        self._append_cut(stream, fields, cuts)
+        try:
+            cuts = await asyncio.get_running_loop().run_in_executor(self._thread, self._cut_all, found)
+            if stream in self._lines:
+                self._append_cut(stream, fields, cuts)
+        except LogError as error:
+            self.fail(error)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._writing.discard(task)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,13 +19,12 @@ from anyio import to_thread
 
 from ...handlers import Completion, Message, Usage
 from ..errors import LogError
-from ..private_files import PrivateFolder
 from ..result import RunResult
 from ..sandbox import CallError, CellResult, Display
 from ..sandbox.context import EncodedContext
-from ..slices import SLICE, utf8_slices
+from ..slices import SLICE
 from ..toolbox.toolbox import ToolUse
-from .encoding import slices_of
+from .contexts import store_context
 from .events import (
     SCHEMA_VERSION,
     STREAMS,
@@ -128,7 +126,7 @@ class RunLogger:
         self._parent_run_id = parent_run_id
         self._show = warn or _ignore
         self.warnings: list[str] = []
-        self._files = LogFiles(folder, log_bytes, self._report_full)
+        self._files = LogFiles(folder, log_bytes, self._report_full, self._report_off)
         # Added to a monotonic time it gives a time since 1970; see events.py.
         self._epoch = time.time() - time.monotonic()
 
@@ -159,14 +157,18 @@ class RunLogger:
     @property
     def is_on(self) -> bool:
         """Whether anything is written."""
-        return self._folder is not None
+        return self._folder is not None and not self._files.has_failed
 
     async def start(self, query: str, context: EncodedContext | None, **settings: Any) -> None:
         """Store the context and write the first events; ``settings`` are fields of ``RunStart``."""
         if not self.is_on or context is None:
             return
         # A thread, because 100 MB take a tenth of a second to hash; meanwhile the sandbox starts.
-        facts = await to_thread.run_sync(self._store, context)
+        try:
+            facts = await to_thread.run_sync(self._store, context)
+        except LogError as error:
+            self._files.fail(error)
+            return
         head = self._head()
         head.update(schema_version=SCHEMA_VERSION, engine_version=version("supdist-engine"))
         await self._write_whole("supervisor", RunStart(**head, query=query, context=facts, **settings))
@@ -315,39 +317,15 @@ class RunLogger:
             f"the logs have used their {log_bytes:,} bytes (log_bytes): long texts of code are cut from here"
         )
 
+    def _report_off(self, error: LogError) -> None:
+        self.failure = f"{error}. This run has no log from here"
+        self.warn(self.failure)
+
     def _store(self, context: EncodedContext) -> ContextFacts:
-        folder = self._files.folder
-        # The name has the hash, so a context that several runs share is stored once.
-        with context.opened() as data:
-            sha256 = hashlib.sha256(data).hexdigest()
-            try:
-                name = _store_readable(folder, f"context-{sha256[:16]}", context.value, data)
-            except OSError as error:
-                raise log_error(self._folder, error) from error
-        return ContextFacts(file=name, sha256=sha256, bytes=context.size, type=type(context.value).__name__)
-
-
-def _store_readable(folder: PrivateFolder, stem: str, context: object, encoded: memoryview) -> str:
-    for suffix, slices in _forms(context, encoded):
-        name = f"{stem}.{suffix}"
         try:
-            if not folder.is_own_file(name):
-                with folder.replacing(name) as file:
-                    file.writelines(slices)
-        except (TypeError, ValueError):
-            # JSON cannot hold it.
-            continue
-        return name
-    raise AssertionError("every value has a repr")
-
-
-def _forms(context: object, encoded: memoryview) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
-    # A person reads this file: text as it is, data as JSON, and what JSON cannot hold as its repr.
-    if isinstance(context, str):
-        yield "txt", [encoded]
-        return
-    yield "json", slices_of(json.JSONEncoder(indent=1).iterencode(context))
-    yield "repr.txt", utf8_slices(repr(context))
+            return store_context(self._files.folder, context)
+        except OSError as error:
+            raise log_error(self._folder, error) from error
 
 
 def _displays(shown: Sequence[Display]) -> list[dict[str, str | ImageFacts]]:

@@ -1,0 +1,47 @@
+"""The command as the user typed it, to type it again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+PROGRAM = "supdist-engine"
+
+
+def typed_command(asked: str | None = None) -> list[str]:
+    """Return the words of this process's command.
+
+    Args:
+        asked: a question that was asked for on the terminal.
+    """
+    return [*_program(sys.argv[0]), *sys.argv[1:], *([] if asked is None else [asked])]
+
+
+def resuming(command: Sequence[str], folder: str) -> str:
+    """Return the command that goes on with a run's folder, for a shell."""
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        # A value of --log-dir can be anything; what follows "--" is no option.
+        if word == "--":
+            kept += [word, *words]
+        elif word in ("--resume", "--log-dir"):
+            next(words, None)
+        elif not word.startswith(("--resume=", "--log-dir=")):
+            kept.append(word)
+    place = kept.index("--") if "--" in kept else len(kept)
+    return shlex.join([*kept[:place], "--resume", folder, *kept[place:]])
+
+
+def _program(path: str) -> list[str]:
+    if os.path.basename(path) == "__main__.py":
+        return [sys.executable, "-m", "supdist.engine"]
+    # A shell passes the whole path of a command that it found.
+    with suppress(OSError):
+        if (found := shutil.which(PROGRAM)) is not None and os.path.samefile(found, path):
+            return [PROGRAM]
+    return [path]

@@ -1,0 +1,363 @@
+"""A run of a command has a log, keeps what it paid for, and says how it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import stat
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_support import COMMAND, clean_environment, ended, started
+from support import block
+
+from supdist.engine.cli.kept_runs import KEPT, RUNS, killed_runs, new_run, slug
+from supdist.engine.cli.run_record import NAME, RunRecord
+from supdist.engine.private_files import PrivateFolder
+from supdist.engine.runlog.contexts import SHARED
+from supdist.tools.testing.fake_openai import FakeOpenAI
+from supdist.tools.testing.http1 import Request
+from supdist.tools.testing.replies import Text
+
+pytestmark = pytest.mark.anyio
+
+QUESTION = "What was found in the caves?"
+NAME_OF_QUESTION = r"\d{8}-\d{6}-what-was-found-in-the-caves"
+# Equal calls of a model that samples get different answers.
+CODE = block("found = [worker(f'part {n // 2}') for n in range(6)]\nFINAL(' '.join(found))")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a document, and a home of its own for the user's secret."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/config"))
+    (tmp_path / "report.md").write_text("Nothing was found in the caves.\n")
+    return tmp_path
+
+
+def run_folders(home: Path) -> list[Path]:
+    runs = home / RUNS
+    return sorted(each for each in runs.iterdir() if each.name[0] != ".") if runs.exists() else []
+
+
+def facts(path: Path) -> os.stat_result:
+    return path.stat(follow_symlinks=False)
+
+
+async def ask(home: Path, *arguments: str, **environ: str) -> tuple[int, str, str]:
+    env = clean_environment(HOME=os.environ["HOME"], XDG_CONFIG_HOME=os.environ["XDG_CONFIG_HOME"], **environ)
+    words = [*COMMAND, "ask", "report.md", QUESTION, *arguments]
+    async with started(*words, cwd=home, env=env) as process:
+        return await ended(process)
+
+
+# The default folder
+
+
+async def test_a_run_has_a_private_log_by_default(home: Path) -> None:
+    code, out, err = await ask(home, "--json")
+    assert (code, err) == (0, "")
+    (folder,) = run_folders(home)
+    assert json.loads(out)["log_dir"] == str(folder)
+    assert {each.name for each in folder.iterdir()} >= {"supervisor.jsonl", "worker.jsonl", "repl.jsonl"}
+    # A run that has answered needs no paid answers any more.
+    assert not list(folder.glob("answers*"))
+    for path in [home / "logs", *(home / "logs").rglob("*")]:
+        assert stat.S_IMODE(facts(path).st_mode) == (0o700 if path.is_dir() else 0o600), path
+    assert (home / RUNS / ".gitignore").read_text().endswith("\n*\n")
+
+
+async def test_no_log_writes_none(home: Path) -> None:
+    code, out, _ = await ask(home, "--json", "--no-log")
+    assert (code, json.loads(out)["log_dir"]) == (0, None)
+    assert not (home / "logs").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--log-dir", "logs/mine"]])
+async def test_only_a_folder_that_was_named_must_be_writable(home: Path, arguments: list[str]) -> None:
+    (home / "logs").write_text("a file in the way")
+    code, out, err = await ask(home, *arguments)
+    assert (code == 6) is bool(arguments)
+    assert bool(out) is not bool(arguments)
+    assert "Not a directory" in err
+    assert ("this run has no log: " in err) is not bool(arguments)
+    assert "ake room" not in err
+
+
+async def test_a_mistake_leaves_no_folder(home: Path) -> None:
+    code, _, err = await ask(home, "--no-log", "--log-dir", "x")
+    assert (code, "exclude each other" in err) == (2, True)
+    (home / "task.json").write_text('{"query": "  ", "context": "c"}')
+    code, _, err = await run(home, None, [*COMMAND, "run", "task.json"], None)
+    assert (code, "query is empty" in err) == (2, True)
+    assert run_folders(home) == []
+
+
+async def test_nothing_paid_is_nothing_to_go_on_with(home: Path) -> None:
+    code, _, err = await ask(home, "--supervisor", "openai/gpt-4.1")
+    assert (code, "to go on" in err, "the logs are in" in err) == (5, False, True)
+
+
+async def test_two_that_start_at_once_have_a_folder_each(home: Path) -> None:
+    answers = await asyncio.gather(ask(home, "--json"), ask(home, "--json"))
+    folders = {json.loads(out)["log_dir"] for _, out, _ in answers}
+    assert folders == set(map(str, run_folders(home)))
+    assert len(folders) == 2
+    # Both have the document, which is stored once.
+    contexts = [each for folder in run_folders(home) for each in folder.glob("context-*")]
+    (shared,) = (home / RUNS / SHARED).iterdir()
+    assert {facts(each).st_ino for each in contexts} == {facts(shared).st_ino}
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        ("What was found?", "what-was-found"),
+        ("这是什么?", "question"),
+        ("", "question"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("Où est Müller?\x1b[2J\n", "ou-est-muller-2j"),
+        ("word " * 20, "word-word-word-word-word-word-word-word"),
+        ("x" * 300, "x" * 40),
+    ],
+)
+def test_a_folder_has_the_first_words_of_its_question(question: str, name: str) -> None:
+    assert slug(question) == name
+
+
+# The newest are kept
+
+
+def make(question: str = QUESTION, *, killed: bool = False) -> Path:
+    with new_run(question) as folder:
+        record = RunRecord.lock(folder)
+        record.begin(["supdist-engine", "run", "task.json"])
+        (folder.path / "supervisor.jsonl").write_text("")
+        if not killed:
+            record.end()
+        record.close()
+        return Path(folder.path)
+
+
+def test_the_newest_hundred_are_kept(home: Path) -> None:
+    old = [home / RUNS / f"20200101-{number:06}-old" for number in range(KEPT)]
+    first = make()
+    for folder in old:
+        first.rename(folder)
+        with PrivateFolder.open(folder) as opened:
+            record = RunRecord.lock(opened)
+            record.begin(["x"])
+            record.end()
+            record.close()
+        first = make()
+    assert run_folders(home) == [*old[1:], first]
+
+
+def test_only_what_the_engine_made_is_removed(home: Path) -> None:
+    outside = home / "outside"
+    outside.mkdir()
+    (outside / "supervisor.jsonl").write_text("mine")
+    names = [f"20200101-00000{number}-old" for number in range(7)]
+    forged, linked, noted, running, blobs, inner, old = (home / RUNS / name for name in names)
+    for place in (forged, noted, running, blobs, inner, old):
+        made = make()
+        made.rename(place)
+        with PrivateFolder.open(place) as folder:
+            record = RunRecord.lock(folder)
+            record.begin(["x"])
+            record.end()
+            record.close()
+    (forged / NAME).write_text('{"command": ["x"], "folder": "/"}\n' + "0" * 64 + "\nended\n")
+    linked.symlink_to(outside)
+    (noted / "notes.txt").write_text("mine")
+    (blobs / "blobs").mkdir()
+    (blobs / "blobs" / ("a" * 64)).write_text("long")
+    (inner / "blobs").symlink_to(outside)
+    (old / "repl.jsonl").symlink_to(outside / "supervisor.jsonl")
+    goes_on = RunRecord.lock(PrivateFolder.open(running))
+    for number in range(KEPT):
+        (home / RUNS / f"20300101-{number:06}-new").mkdir()
+    make()
+    assert [each.exists() for each in (forged, linked, noted, running, blobs, inner, old)] == [
+        True, True, True, True, False, True, False,
+    ]  # fmt: skip
+    assert (outside / "supervisor.jsonl").read_text() == "mine"
+    goes_on.close()
+    make()
+    assert not running.exists()
+
+
+def test_a_context_goes_with_its_last_log(home: Path) -> None:
+    first, second = make(), make()
+    shared = home / RUNS / SHARED / "context-0.txt"
+    shared.write_text("document")
+    for folder in (first, second):
+        os.link(shared, folder / "context-0.txt")
+    (first / "context-0.txt").unlink()
+    make()
+    assert shared.exists()
+    (second / "context-0.txt").unlink()
+    make()
+    assert not shared.exists()
+
+
+async def test_a_context_that_was_edited_is_stored_anew(home: Path) -> None:
+    await ask(home)
+    (shared,) = (home / RUNS / SHARED).iterdir()
+    shared.write_text("Everything was found in the caves.\n"[: facts(shared).st_size])
+    await ask(home)
+    first, second = ((next(folder.glob("context-*"))) for folder in run_folders(home))
+    assert second.read_bytes() == (home / "report.md").read_bytes()
+    assert first.read_bytes() != second.read_bytes()
+
+
+# A run that does not end
+
+
+class Endpoint:
+    """Two models that sample, and a signal at the third call of the worker, which gets no reply."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.at_third: Callable[[], None] | None = None
+
+    def reply(self, request: Request) -> Text:
+        model, prompt = request.model, request.body["messages"][-1]["content"]
+        self.calls.append("supervisor" if model == "big" else prompt)
+        if model == "big":
+            return Text(CODE)
+        if self.at_third is not None and len(self.calls) == 4:
+            stop, self.at_third = self.at_third, None
+            stop()
+            return Text("", delay=600.0)
+        return Text(f"{prompt.rsplit(maxsplit=1)[-1]}{chr(ord('a') + len(self.calls))}")
+
+
+@asynccontextmanager
+async def endpoint(home: Path, **task: Any) -> AsyncGenerator[Endpoint]:
+    found = Endpoint()
+    async with FakeOpenAI(found.reply) as server:
+        model = {"handler": "openai", "base_url": server.base_url}
+        models = {"supervisor": {**model, "model": "big"}, "worker": {**model, "model": "small"}}
+        (home / "task.json").write_text(json.dumps({"query": QUESTION, "context": "c", **models, **task}))
+        yield found
+
+
+async def run(
+    home: Path, found: Endpoint | None, command: list[str], number: int | None
+) -> tuple[int, str, str]:
+    env = clean_environment(
+        OPENAI_API_KEY="k", HOME=os.environ["HOME"], XDG_CONFIG_HOME=os.environ["XDG_CONFIG_HOME"]
+    )
+    async with started(*command, cwd=home, env=env) as process:
+        if number is not None and found is not None:
+            found.at_third = lambda: process.send_signal(number)
+        return await ended(process)
+
+
+FIRST = [*COMMAND, "run", "task.json", "--trust-endpoint"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+async def test_a_run_that_is_killed_goes_on_with_what_it_paid_for(home: Path, number: int) -> None:
+    async with endpoint(home) as found:
+        code, _, err = await run(home, found, FIRST, number)
+        assert code == (-9 if number == signal.SIGKILL else 128 + number)
+        if number == signal.SIGKILL:
+            # The next command in this folder says it, once.
+            code, _, err = await ask(home)
+            assert (code, (await ask(home))[2].count("killed")) == (0, 0)
+            assert "an earlier run was killed; its log is in logs/runs/" in err
+        line = next(each for each in err.splitlines() if "to go on without paying twice: " in each)
+        if number != signal.SIGKILL:
+            assert line == err.splitlines()[-1]
+        command = shlex.split(line.partition("twice: ")[2])
+        assert command[-2] == "--resume"
+        paid = len(found.calls)
+        code, out, err = await run(home, found, command, None)
+    assert code == 0, err
+    assert found.calls[paid:] == [f"part {number}" for number in (1, 1, 2, 2)]
+    answers = out.split()
+    assert len(set(answers)) == 6, "each sampled call has an answer of its own"
+    assert [each[0] for each in answers] == list("001122")
+    # The same folder holds both attempts, and no answers that nobody needs.
+    folder = Path(command[-1])
+    starts = [json.loads(line) for line in (home / folder / "supervisor.jsonl").read_text().splitlines()]
+    assert [each["event"] for each in starts].count("run_start") == 2
+    assert not list((home / folder).glob("answers*"))
+
+
+async def test_kept_answers_are_no_cache_for_other_calls_and_runs(home: Path) -> None:
+    """Answers that are kept for going on are no cache: a run pays for each call, as without them."""
+    async with endpoint(home) as found:
+        code, out, _ = await run(home, found, FIRST, None)
+        assert (code, len(found.calls), len(set(out.split()))) == (0, 7, 6)
+        code, again, _ = await run(home, found, FIRST, None)
+    assert (code, len(found.calls)) == (0, 14)
+    assert again != out
+
+
+async def test_a_limit_that_was_reached_can_be_raised(home: Path) -> None:
+    async with endpoint(home) as found:
+        code, _, err = await run(home, found, [*FIRST, "--max-worker-calls", "4"], None)
+        assert code == 3
+        command = shlex.split(err.partition("higher limit: ")[2].splitlines()[0])
+        paid = len(found.calls)
+        code, out, _ = await run(home, found, [*command, "--max-worker-calls", "9"], None)
+    assert code == 0
+    assert len(out.split()) == 6
+    assert found.calls[paid:] == ["part 2", "part 2"]
+
+
+async def test_with_a_cache_of_its_own_the_same_command_goes_on(home: Path) -> None:
+    async with endpoint(home, cache="paid.sqlite", cache_sampled=True) as found:
+        code, _, err = await run(home, found, FIRST, signal.SIGINT)
+        assert code == 130
+        assert err.splitlines()[-1].endswith("paid.sqlite; the same command uses them")
+    async with endpoint(home, cache="off") as found:
+        _, _, err = await run(home, found, FIRST, signal.SIGINT)
+        assert "no paid answers are kept" in err.splitlines()[-1]
+
+
+async def test_a_run_that_goes_on_cannot_be_resumed(home: Path) -> None:
+    place = make()
+    record = RunRecord.lock(PrivateFolder.open(place))
+    code, _, err = await ask(home, "--resume", str(place))
+    assert (code, "its run goes on" in err) == (2, True)
+    record.close()
+    code, _, err = await ask(home, "--resume", str(place))
+    assert (code, "it holds no answers to go on with" in err) == (2, True)
+    code, _, err = await ask(home, "--resume", str(place), "--no-log")
+    assert (code, "exclude each other" in err) == (2, True)
+
+
+async def test_a_named_folder_in_use_gets_a_number(home: Path) -> None:
+    (home / "mine").mkdir()
+    record = RunRecord.lock(PrivateFolder.open(home / "mine"))
+    code, _, err = await ask(home, "--log-dir", "mine")
+    record.close()
+    assert (code, "another run goes on in mine" in err) == (0, True)
+    assert (home / "mine-2/supervisor.jsonl").exists()
+
+
+def test_a_command_of_another_user_is_not_shown(home: Path) -> None:
+    """A folder from elsewhere must not suggest what to type."""
+    place = make(killed=True)
+    record = (place / NAME).read_text().splitlines()
+    (place / NAME).write_text("\n".join([record[0].replace("task.json", "evil.json"), record[1], ""]))
+    assert killed_runs() == []
+    (place / NAME).write_text("\n".join([*record, ""]))
+    copy = place.with_name(f"{place.name}-copy")
+    place.rename(copy)
+    assert killed_runs() == []
+    copy.rename(place)
+    assert [each.facts.command for each in killed_runs()] == [["supdist-engine", "run", "task.json"]]
+    assert killed_runs() == []
