@@ -27,11 +27,10 @@ from .config import RunConfig
 from .errors import TaskError
 from .model_presets import NO_KEY, fields_of, is_preset
 from .native_specs import AnthropicSpec, GeminiSpec
-from .spec_fields import STRICT, PriceSpec
+from .spec_fields import STRICT, EndpointSpec
 from .trust import UNBOUND, Environment, Permissions
 from .trust.hosts import ENDPOINT_VARIABLES, keys_of, origin_of
 from .trust.permissions import KeyNames, readable_files
-from .validation import VARIABLE_NAME
 
 Role = Literal["supervisor", "worker"]
 
@@ -55,34 +54,19 @@ _HOW_TO_NAME = 'name it, as "ollama/qwen3:8b", or make one: supdist.handlers.Ope
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
 
 
-class OpenAISpec(BaseModel):
+class OpenAISpec(EndpointSpec):
     """A model behind an OpenAI-compatible endpoint."""
 
-    model_config = STRICT
-
     handler: Literal["openai"]
-    model: str = Field(min_length=1, description="the model's name at the endpoint")
     base_url: str | list[str] | None = Field(
         default=None, description="the endpoint, OpenAI's by default; or several that share the load"
     )
-    api_key_env: str | None = Field(
-        default=None,
-        pattern=VARIABLE_NAME,
-        description="the environment variable that holds the key; none sends no key",
-    )
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1, description="tokens in an answer, at most")
-    timeout: float = Field(default=120.0, gt=0, description="seconds of silence that end an attempt")
-    max_retries: int = Field(default=2, ge=0, le=20)
-    max_concurrency: int = Field(default=32, ge=1, le=10_000, description="requests at once")
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1, description="prompts and answers together")
     extra_body: dict[str, Any] | None = Field(default=None, description="more fields for the request's body")
     extra_headers: dict[str, str] | None = Field(
         default=None, description="more headers; put a key into a variable, and name it in api_key_env"
     )
-    window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
-    price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
         """Check that the key may go to the endpoint."""

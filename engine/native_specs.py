@@ -5,43 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from ..handlers import AnthropicHandler, GeminiHandler, ModelHandler
 from ..handlers.anthropic import ANTHROPIC
 from ..handlers.gemini import GEMINI
 from .errors import TaskError
 from .model_presets import NO_KEY
-from .spec_fields import STRICT, PriceSpec
+from .spec_fields import EndpointSpec
 from .trust import UNBOUND, Permissions
 from .trust.permissions import KeyNames
-from .validation import VARIABLE_NAME
 
 Role = Literal["supervisor", "worker"]
 
 
-class NativeSpec(BaseModel):
+class NativeSpec(EndpointSpec):
     """What both have."""
-
-    model_config = STRICT
 
     default_url: ClassVar[str]
     handler_class: ClassVar[type[AnthropicHandler | GeminiHandler]]
 
-    model: str = Field(min_length=1, description="the model's name at the provider")
     base_url: str | None = Field(default=None, description="the endpoint; the provider's by default")
-    api_key_env: str | None = Field(
-        default=None,
-        pattern=VARIABLE_NAME,
-        description="the environment variable that holds the key; none sends no key",
-    )
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    max_tokens: int | None = Field(default=None, ge=1, description="tokens in an answer, at most")
-    timeout: float = Field(default=120.0, gt=0, description="seconds of silence that end an attempt")
-    max_retries: int = Field(default=2, ge=0, le=20)
-    max_concurrency: int = Field(default=32, ge=1, le=10_000, description="requests at once")
-    window: int | None = Field(default=None, ge=1, description="tokens of a prompt and its answer together")
-    price: PriceSpec | None = Field(default=None, description="US dollars for a million tokens")
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
         """Check that the key may go to the endpoint."""
