@@ -61,6 +61,7 @@ def test_code_in_a_best_answer_is_found(text: str, code: list[str]) -> None:
         ("if found:\n    FINAL('42')", None),
         ("FINAL()", None),
         ("FINAL({1, 2})", None),
+        ("FINAL([1e999])", None),
         ("FINAL(" + "[" * 100_000, None),
         ("not Python", None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,3 +196,31 @@ def test_every_reason_has_an_end_in_the_table() -> None:
 
     tested = {end.stop_reason for _, _, end in RESULTS.values()}
     assert tested | {"cancelled"} == set(get_args(StopReason))
+
+
+async def test_an_answer_that_is_no_json_is_told_and_reaches_no_way_out(tmp_path: Path) -> None:
+    codes = [
+        "FINAL({'a': float('nan')})",
+        "FINAL(float('inf'))",
+        "FINAL({'a': None, 'b': 10 ** 400, 'c': 1j.real})",
+    ]
+    supervisor = ScriptedHandler([block(code) for code in codes])
+    result = await arun(
+        query="q",
+        context="c",
+        supervisor=supervisor,
+        worker=None,
+        sandbox=SMALL_CONFIG,
+        log_dir=tmp_path / "l",
+    )
+    told = [call[-1]["content"] for call in supervisor.calls[1:]]
+    assert "this has nan or inf: pass None or text instead" in told[0]
+    assert "not inf: pass None or text instead" in told[1]
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    assert json.loads(result.answer or "", parse_constant=refuse) == {"a": None, "b": 10**400, "c": 0.0}
+    for file in (tmp_path / "l").glob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            json.loads(line, parse_constant=refuse)

@@ -98,7 +98,7 @@ def find_literal_final(code: str) -> Steps[str | None]:
         return None
     try:
         answer = ast.literal_eval(call.args[0])
-        return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+        return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, allow_nan=False)
     # It is computed, or no plain data.
     except (ValueError, TypeError, RecursionError, MemoryError):
         return None

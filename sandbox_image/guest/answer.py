@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import numbers
 from collections.abc import Set as AbstractSet
-from typing import cast
+from typing import Any, cast
 
 # By the name of a type: what it is written as. Libraries may not be there.
 _CONVERSIONS = {
@@ -26,12 +27,25 @@ def answer_text(answer: object) -> str:
     match answer:
         case str():
             return answer
+        case numbers.Number() if not _is_finite(answer):
+            raise ValueError(f"FINAL takes a finite number, not {answer}: pass None or text instead")
         case bool() | numbers.Number() | None:
             return str(answer)
         case list() | tuple() | dict():
             return _json(cast("object", answer))
         case _:
             raise TypeError(f"FINAL takes text or plain data, not {_kind(answer)}; {_advice(answer)}")
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    # An int may be too large for a float, and a complex number is none.
+    except (OverflowError, TypeError):
+        return True
+    # A Decimal that signals.
+    except ValueError:
+        return False
 
 
 def _json(answer: object) -> str:
