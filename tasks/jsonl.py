@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..sandbox_image.paths import is_visible_below
 from .base import Ask, Example, Score, TaskDataError
+from .choices import choice_figures
 from .judge import judge_answer
-from .metrics import best, contains, exact_match, token_f1
 from .options import TaskWithOptions, check_unique, decode, regular_file, valid_id
 
-Metric = Literal["exact", "f1", "contains", "judge"]
+Metric = Literal["exact", "f1", "contains", "choice", "judge"]
 
 _TEXT, _JSON = (".txt", ".md"), ".json"
 _F1_CORRECT = 0.5
@@ -126,11 +126,9 @@ class Jsonl(TaskWithOptions):
     async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
         """Return the best score over the references."""
         text = answer or ""
-        metrics = {
-            "exact": best(exact_match, text, example.references),
-            "f1": best(token_f1, text, example.references),
-            "contains": best(contains, text, example.references),
-        }
+        figures = [choice_figures(text, reference) for reference in example.references]
+        names = ["exact", "f1", "contains", *(["choice"] if self.metric == "choice" else [])]
+        metrics = {name: max((each[name] for each in figures), default=0.0) for name in names}
         if self.metric != "judge":
             value = metrics[self.metric]
             return Score(value, value >= (_F1_CORRECT if self.metric == "f1" else 1.0), metrics)

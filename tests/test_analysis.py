@@ -23,7 +23,7 @@ from supdist.engine.private_files import MAX_LINE_BYTES
 from supdist.sandbox_image.text import one_line
 from supdist.tools.evals import analyze_cli
 from supdist.tools.evals.analysis import Analysis, analyse
-from supdist.tools.evals.records import EXAMPLES, MAX_CONFIG_BYTES, RECORDS, Record, Tokens
+from supdist.tools.evals.records import EXAMPLES, MAX_CONFIG_BYTES, RECORDS, Failure, Record, Tokens
 from supdist.tools.evals.report import PAIRS, RUNS, SHORT, run_fields
 from supdist.tools.tables import Table, as_csv, as_markdown, as_text, table
 
@@ -148,6 +148,20 @@ def test_the_figures_by_hand(tmp_path: Path) -> None:
     assert [note.split(": ", 1)[1] for note in found.notes] == [
         "1 failed and have no score (run: Unavailable 1)"
     ]
+
+
+def test_a_failed_judge_is_told_apart_from_a_missing_score(tmp_path: Path) -> None:
+    unjudged = record(
+        1, right=None, score=0.5, error=Failure(stage="score", type="JudgeError", message="no verdict")
+    )
+    found = analyse([write_run(tmp_path / "a", [record(0), unjudged])])
+    assert [note.split(": ", 1)[1] for note in found.notes] == [
+        "1 failed and have no verdict (score: JudgeError 1)"
+    ]
+    found = analyse([write_run(tmp_path / "b", [record(0), unjudged, failed(2)])])
+    assert found.notes[0].endswith(
+        "2 failed and 1 of them have no score (score: JudgeError 1, run: Unavailable 1)"
+    )
 
 
 def test_a_price_that_is_unknown_makes_the_dollars_unknown(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from support import block
 from supdist.engine import LogError, TaskError
 from supdist.handlers import NoAccess, Unavailable, Unreachable
 from supdist.tasks.base import Ask, Example, Score, TaskDataError
+from supdist.tasks.registry import create
 from supdist.tools.evals.config import ExperimentConfig, Manifest
 from supdist.tools.evals.executors import _spent  # pyright: ignore[reportPrivateUsage] - of a failed attempt
 from supdist.tools.evals.folder import COLUMNS, open_folder, read_manifest, results_csv
@@ -197,7 +198,7 @@ async def test_a_wrong_key_stops_all_and_what_ended_stays(tmp_path: Path) -> Non
     assert len(again.requests) == 2 * 3
 
 
-def with_judge(reply: Status) -> Callable[[Request], Reply]:
+def with_judge(reply: Reply) -> Callable[[Request], Reply]:
     """Return a play in which the judge gets one reply, always."""
     return lambda request: reply if request.model == "judge" else play(request)
 
@@ -248,6 +249,55 @@ async def test_figures_that_need_no_judge_are_kept_when_it_fails(tmp_path: Path)
             await run(server, tmp_path, Lookup(judged=True), concurrency=1)
     (record,) = read_records(tmp_path)
     assert (record.metrics, record.score) == ({"exact": 1.0}, None)
+
+
+class BrokenJudging(Lookup):
+    """Its code fails at the judge's reply, and with no judge it does not."""
+
+    async def score(self, example: Example, answer: str | None, judge: Ask | None = None) -> Score:
+        if judge is None:
+            return Score(0.5, None, {"f1": 0.5})
+        await judge([{"role": "user", "content": "x"}])
+        raise RuntimeError("the reply has another form")
+
+    @property
+    def judge_decides(self) -> bool:
+        return False
+
+
+async def test_whatever_goes_wrong_with_a_judge_loses_no_other_figure(tmp_path: Path) -> None:
+    async with FakeOpenAI(with_judge(Status(400))) as server:
+        await run(server, tmp_path / "a", BrokenJudging(judged=True), n=2, concurrency=1)
+    async with FakeOpenAI(with_judge(Text("well"))) as server:
+        await run(server, tmp_path / "b", BrokenJudging(judged=True), n=2, concurrency=1)
+    for folder, error in (("a", "Rejected"), ("b", "RuntimeError")):
+        for each in read_records(tmp_path / folder):
+            assert (each.error is not None and each.error.type, each.score) == (error, 0.5)
+            assert each.metrics == {"f1": 0.5}
+
+
+async def test_fewer_examples_than_asked_for_are_told(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Watcher:
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def begin(self, total: int, ended: Sequence[Record]) -> None: ...
+
+        def ended(self, record: Record) -> None: ...
+
+    needle = create("needle", {"n": 2, "length": "1k"})
+    for n, said in (
+        (200, ["the task lookup has only 2 examples, not 200: all of them are run; for more, add -T n=200"]),
+        (2, []),
+        (-1, []),
+    ):
+        notes.clear()
+        async with FakeOpenAI(play) as server:
+            settings = config(server, **{**SMALL, "n": n})
+            summary = await run_experiment(settings, tmp_path / str(n), task=needle, observer=Watcher())
+        assert (notes, summary.examples) == (said, 2)
 
 
 async def test_cancelled_it_leaves_what_ended_and_goes_on_without_paying_twice(tmp_path: Path) -> None:

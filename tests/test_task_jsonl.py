@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from supdist.handlers import ScriptedHandler
 from supdist.tasks.base import TaskDataError
+from supdist.tasks.choices import read_choice
 from supdist.tasks.jsonl import Jsonl
 from supdist.tasks.judge import verdict_reply
 
@@ -192,3 +193,51 @@ def test_any_text_comes_back_as_it_was(
     assert task.context(second) == "The deck is of oak."
     assert first.references == tuple(answers)
     assert len(task.data_hash()) == 64
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("A", "A"), ("a", "A"), ("(A)", "A"), ("A.", "A"), ("**A**", "A"), ("[B]", "B"), ("`d`", "D"),
+        ("\\boxed{C}", "C"), ("$\\boxed{\\text{C}}$", "C"), ("A) kitchen", "A"), ("a. kitchen", "A"),
+        ("(A) kitchen", "A"), ("**B**: hall", "B"), ("The answer is A", "A"),
+        ("The correct answer is (C).", "C"),
+        ("answer: b", "B"), ("Answer: **D**", "D"), ("The answer is B. No, the answer is C.", "C"),
+        ("The best option is B", "B"), ("The final answer would be option (d)", "D"), ("I choose B", "B"),
+        ("B because A is wrong", "B"), ("The answer is A, since B is wrong.", "A"), ("kitchen, so A", "A"),
+        ("The answer is (A).\n\nB is wrong.", "A"), ("(A) A kitchen", "A"), ("Answer: A\nNot C, which", "A"),
+        ("A kitchen", None), ("the answer is a kitchen", None), ("I think so", None),
+        ("Mary is in the hall", None),
+        ("A or B", None), ("A, B", None), ("(A) and (C)", None), ("A. B. C.", None),
+        ("The answer is A or B", None),
+        ("", None), ("U.S.A", None), ("x" * 1_000_000, None), ("answer " * 100_000, None),
+        ("(" * 1_000_000, None),
+    ],
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_the_letter_of_an_answer_is_read(answer: str, letter: str | None) -> None:
+    assert read_choice(answer) == letter
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "metric", "value"),
+    [
+        ("A", "A", "f1", 1), ("A", "A", "contains", 1), ("A", "A", "exact", 1), ("A", "A", "choice", 1),
+        ("A", "the", "exact", 0), ("A", "B", "exact", 0), ("A", "It is a hall", "contains", 0),
+        ("A", "", "f1", 0),
+        ("B", "A, B", "exact", 0), ("B", "A B", "f1", 0), ("B", "(B) the hall", "exact", 1),
+        ("B", "b", "choice", 1),
+        ("(B)", "The answer is B.", "choice", 1), ("B. the hall", "B", "choice", 1),
+        ("B", "the hall", "choice", 0),
+        ("the hall", "A hall.", "choice", 1), ("the", "The", "exact", 1), ("the", "a", "exact", 0),
+        ("the", "", "f1", 0), ("x-ray", "an x-ray", "exact", 1),
+    ],
+)  # fmt: skip
+async def test_the_letter_a_is_no_article(
+    tmp_path: Path, reference: str, answer: str, metric: Any, value: float
+) -> None:
+    task = Jsonl(path=write(tmp_path, {"query": "?", "context": "c", "answer": reference}), metric=metric)
+    (example,) = task.examples()
+    score = await task.score(example, answer)
+    assert (score.value, score.correct) == (value, value == 1)
+    assert set(score.metrics) == {"exact", "f1", "contains"} | ({"choice"} if metric == "choice" else set())

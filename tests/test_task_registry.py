@@ -117,7 +117,7 @@ def test_options_are_described() -> None:
     assert (path.type, path.default, metric.type, metric.default) == (
         "path",
         None,
-        "exact|f1|contains|judge",
+        "exact|f1|contains|choice|judge",
         '"f1"',
     )
     assert {option.name: option.type for option in describe("qasper").options}["path"] == "path"

@@ -170,7 +170,11 @@ def _remarks(run: Run, figures: Figures) -> Iterator[str]:
         errors = Counter(
             f"{record.error.stage}: {record.error.type}" for record in run.records if record.error
         )
-        yield f"{figures.failed} failed and have no score ({', '.join(_counted(errors))})"
+        # A judge's failure can leave a score, such as QASPER's F1.
+        scored = sum(record.error is not None and record.score is not None for record in run.records)
+        kept = "have no score" if not scored else "have no verdict" if scored == figures.failed else ""
+        lacks = kept or f"{figures.failed - scored} of them have no score"
+        yield f"{figures.failed} failed and {lacks} ({', '.join(_counted(errors))})"
 
 
 def _counted(things: Counter[str]) -> list[str]:

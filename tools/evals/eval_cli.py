@@ -90,7 +90,12 @@ class SettingFlags:
     judge_model: Annotated[
         _Text, typer.Option(help="$JUDGE_MODEL by default, else Qwen3-235B; none for no judge.")
     ] = None
-    n: Annotated[_Count, typer.Option("-n", min=-1, help="Examples, 20 by default; -1 for all.")] = None
+    n: Annotated[
+        _Count,
+        typer.Option(
+            "-n", min=-1, help="Examples, 20 by default; -1 for all. All are run if there are fewer."
+        ),
+    ] = None
     seed: Annotated[_Count, typer.Option(help="Selects and orders the examples; 42 by default.")] = None
     max_iterations: Annotated[_Count, flag("max_iterations", note="15 by default.", panel=LIMITS)] = None
     max_worker_calls: Annotated[_Count, flag("max_worker_calls", note="For each example.", panel=LIMITS)] = (

@@ -25,9 +25,9 @@ from ...engine.runlog.events import Event, ModelCall
 from ...engine.runlog.reader import RunLogReader
 from ...engine.sandbox.owned_folders import make_owned_folder, sweep
 from ...engine.trust import UNBOUND, Permissions
-from ...handlers import HandlerError, ModelHandler, NoAccess, Unreachable
+from ...handlers import ModelHandler, NoAccess, Unreachable
 from ...sandbox_image.text import escape_surrogates
-from ...tasks.base import Example, JudgeError, Score, Task, TaskDataError
+from ...tasks.base import Example, Score, Task, TaskDataError
 from .config import ExperimentConfig
 from .direct import Direct, Run, as_text
 from .model_calls import JudgeHealth, Note, ignore, open_judge
@@ -165,9 +165,7 @@ class LocalExecutor:
             except Exception as error:  # a judge's, or any error of a task's own code
                 failure = {"error": _failure("score", error), "judge": judge.tokens if judge else Tokens()}
                 # The record keeps the answer, which was paid for, even if the experiment stops.
-                record = record.model_copy(
-                    update=failure | await self._without_verdict(example, record, error)
-                )
+                record = record.model_copy(update=failure | await self._without_verdict(example, record))
                 return ExampleResult(record, self._fatal(error))
             update = {"judge": judge.tokens if judge else Tokens(), **_of_score(score, record)}
             unstored = 0 if judge is None else await judge.store_answers()
@@ -178,10 +176,10 @@ class LocalExecutor:
             return Unreachable(f"the judge answered no call: {error}")
         return error if isinstance(error, FATAL) else None
 
-    async def _without_verdict(self, example: Example, record: Record, error: Exception) -> dict[str, Any]:
-        """Return the figures that need no judge, if the judge failed."""
+    async def _without_verdict(self, example: Example, record: Record) -> dict[str, Any]:
+        """Return the figures that need no judge. The judge failed, or the task's code that asks it."""
         kept: dict[str, Any] = {}
-        if self.judge is not None and isinstance(error, (HandlerError, JudgeError)):
+        if self.judge is not None:
             # A second error is not of interest: the judge's is in the record.
             with contextlib.suppress(Exception):
                 kept = _of_score(_checked(await self.task.score(example, record.answer, None)), record)

@@ -69,6 +69,8 @@ async def run_experiment(
             place.open_records()
         jobs = _missing(sample, place, retry_failed=retry_failed)
         if observer is not None:
+            if config.n > len(sample):
+                observer.note(_too_few(config, task, len(sample)))
             _report_start(observer, sample, jobs, place)
         unstored = 0
         if jobs:
@@ -158,6 +160,14 @@ def _sample(task: Task, config: ExperimentConfig) -> list[Example]:
             raise TaskDataError(f"task {config.task}: two examples have the id {example.id}")
         seen.add(example.id)
     return sample
+
+
+def _too_few(config: ExperimentConfig, task: Task, examples: int) -> str:
+    # Generated tasks have this option.
+    more = f"; for more, add -T n={config.n}" if "n" in getattr(type(task), "model_fields", {}) else ""
+    return (
+        f"the task {config.task} has only {examples:,} examples, not {config.n:,}: all of them are run{more}"
+    )
 
 
 def _check_unchanged(before: Manifest, now: ExperimentConfig, data_hash: str, folder: Path) -> None:
