@@ -361,3 +361,55 @@ def test_a_command_of_another_user_is_not_shown(home: Path) -> None:
     copy.rename(place)
     assert [each.facts.command for each in killed_runs()] == [["supdist-engine", "run", "task.json"]]
     assert killed_runs() == []
+
+
+# The end of a run
+
+
+async def test_the_summary_says_why_it_ended_what_it_cost_and_where_to_look(home: Path) -> None:
+    async with endpoint(home) as found:
+        code, _, err = await run(home, found, FIRST, None)
+    assert code == 0
+    ended_line, supervisor, worker, log_line = err.splitlines()[-4:]
+    assert ended_line.startswith("answered in 1 turn · ")
+    assert supervisor.startswith("supervisor big @ 127.0.0.1:")
+    assert " tokens in, " in supervisor
+    assert worker.startswith("worker small @ 127.0.0.1:")
+    assert ": 6 calls, " in worker
+    assert ended_line.endswith("price unknown")
+    command = log_line.partition("to read its log: ")[2].split()
+    assert command[:2] == ["supdist-engine", "log"]
+    code, out, _ = await run(home, None, [*COMMAND, *command[1:]], None)
+    assert code == 0
+    assert f"question: {QUESTION}" in out
+    assert "found = [worker(" in out
+    assert "block ok" in out
+    assert "worker: 6 calls, 0 failed, 0 from the cache" in out
+    assert "ended: final" in out
+
+
+async def test_a_log_is_printed_without_what_could_deceive_a_terminal(home: Path) -> None:
+    replies = [block("print('\\x1b[2J' + 'x' * 9999)\nprint('\\n' * 50)"), block("FINAL('\\x1b]0;title')")]
+    task = {
+        "query": "q", "context": "c", "worker": "builtin",
+        "supervisor": {"handler": "scripted", "replies": replies},
+    }  # fmt: skip
+    (home / "task.json").write_text(json.dumps(task))
+    await run(home, None, [*COMMAND, "run", "task.json"], None)
+    code, out, _ = await run(home, None, [*COMMAND, "log"], None)
+    assert (code, "\x1b" in out) == (0, False)
+    assert "more lines" in out
+    assert max(map(len, out.splitlines())) < 600
+    _, out, _ = await run(home, None, [*COMMAND, "log", "--whole"], None)
+    assert "x" * 9999 in out
+
+
+async def test_what_is_no_log_is_named(home: Path) -> None:
+    for words, why in ((["log"], "there is no run in logs/runs"), (["log", "."], "there is no log of a run")):
+        code, _, err = await run(home, None, [*COMMAND, *words], None)
+        assert (code, why in err) == (2, True)
+    (home / "supervisor.jsonl").write_text(
+        json.dumps({"event": "run_start", "schema_version": 99, "run_id": "r"}) + "\n"
+    )
+    code, _, err = await run(home, None, [*COMMAND, "log", "."], None)
+    assert (code, "install a newer" in err, "Traceback" in err) == (2, True, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import NoReturn
 
@@ -12,6 +12,7 @@ import typer
 
 from ..documents import Context
 from ..events import Event
+from ..model_specs import Role
 from ..result import RunResult
 from .documents import print_warnings
 from .exit import NO_FILES, NO_MODEL, exit_code, wait
@@ -25,20 +26,20 @@ def answer(work: Work, read_context: Callable[[], Awaitable[Context]]) -> NoRetu
     """Run the task to its end, print the answer and exit. With --dry-run, only say what it would use."""
     from ..api import as_data
 
+    check_log_flags(work.flags)
     if work.flags.dry_run:
         from .dry_run import describe
 
         print(wait(describe(work, read_context)))
         raise typer.Exit
-    check_log_flags(work.flags)
     log = RunLog(work)
     with explain_withheld_keys(work.permissions), how_it_goes_on(log):
-        result = run_until_signal(_answer(work, log, read_context))
+        result, names = run_until_signal(_answer(work, log, read_context))
     if work.flags.as_json:
         folder = None if log.folder is None else str(log.folder)
         print(json.dumps({**as_data(result), "log_dir": folder}))
     else:
-        _print_result(result, log)
+        _print_result(result, names, log)
     code = exit_code(result.stop_reason)
     # What nobody asked for is no failure. A worker that failed is worse, and its code stays.
     has_lost = bool(result.unstored_answers) and not log.has_own_answers
@@ -46,10 +47,13 @@ def answer(work: Work, read_context: Callable[[], Awaitable[Context]]) -> NoRetu
     raise typer.Exit(NO_FILES if is_incomplete and code != NO_MODEL else code)
 
 
-async def _answer(work: Work, log: RunLog, read_context: Callable[[], Awaitable[Context]]) -> RunResult:
+async def _answer(
+    work: Work, log: RunLog, read_context: Callable[[], Awaitable[Context]]
+) -> tuple[RunResult, dict[Role, str]]:
+    """Return the result, and what answered for each role."""
     from ..api import arun
     from .console import display
-    from .model_line import models_line
+    from .model_line import model_and_place, models_line
 
     task = work.task
     models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
@@ -75,18 +79,20 @@ async def _answer(work: Work, log: RunLog, read_context: Callable[[], Awaitable[
                 config=replace(config, on_event=on_event),
             )
         log.forget_answers(result)
-        return result
+        # Now, as a model server has told its model.
+        names: dict[Role, str] = {role: model_and_place(each) for role, each in models.items()}
+        return result, names
 
 
-def _print_result(result: RunResult, log: RunLog) -> None:
+def _print_result(result: RunResult, names: Mapping[Role, str], log: RunLog) -> None:
     from ...sandbox_image.text import printable
-    from .console import summary
     from .failures import print_failures
+    from .summary import summary
 
     answer = "(no answer)" if result.answer is None else result.answer
     # Escape sequences could deceive on a terminal; a file gets the answer as it is.
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
-    print(summary(result, log.shown()), file=sys.stderr)
+    print("\n".join(summary(result, names, log.shown())), file=sys.stderr)
     print_failures(result)
     for line in log.how_to_improve(result):
         print(f"supdist-engine: {printable(line)}", file=sys.stderr)

@@ -91,6 +91,13 @@ def killed_runs() -> list[Killed]:
     return found
 
 
+def run_names() -> list[str]:
+    """Return the names of the folders below ``logs/runs``, the newest last."""
+    with suppress(OSError), PrivateFolder.open(RUNS) as runs:
+        return _names(runs)
+    return []
+
+
 def _told_facts(folder: PrivateFolder) -> RunFacts | None:
     if not folder.is_own_file(NAME):
         return None

@@ -13,6 +13,7 @@ from .broker import app as broker_app
 from .exec import execute
 from .exit import NO_FILES, NO_MODEL, NO_SANDBOX, USAGE, fail, lack_of, wait
 from .image import app as image_app
+from .log import log
 from .mcp import OptionalPortCommand
 from .mcp import serve as serve_mcp
 from .options import (
@@ -121,6 +122,7 @@ def _root(
 app.command()(run)
 app.command()(ask)
 app.command("exec")(execute)
+app.command()(log)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -72,7 +73,7 @@ class RunRecord:
     def begin(self, command: Sequence[str]) -> None:
         """Write that a run goes on."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        facts = json.dumps({"command": list(command), "folder": os.getcwd(), "started": now}).encode()
+        facts = json.dumps({"command": list(command), "folder": _working_folder(), "started": now}).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, facts + b"\n" + self._mark(facts) + b"\n", 0)
 
@@ -94,3 +95,10 @@ class RunRecord:
     def _mark(self, facts: bytes) -> bytes:
         # With its name: a copy of the folder is not the folder that the engine made.
         return self._seal.mark(facts, self._place).encode()
+
+
+def _working_folder() -> str:
+    # It may have been removed.
+    with suppress(OSError):
+        return os.getcwd()
+    return ""
