@@ -204,7 +204,7 @@ for folder in ("/work", "/tmp", "/dev/shm", *site.getsitepackages(), os.path.dir
 import builtins, os, sys
 print([d for d in ("/work", "/tmp", "/dev/shm") if os.listdir(d)],
       hasattr(builtins, "POISON"), hasattr(sys, "POISON"),
-      [n for n in os.environ if n.startswith("PYTHON")])
+      {n: value for n, value in os.environ.items() if n.startswith("PYTHON")})
 """
     async with arena.open() as sandbox:
         await timed(sandbox, plant)
@@ -214,7 +214,9 @@ print([d for d in ("/work", "/tmp", "/dev/shm") if os.listdir(d)],
     async with arena.open() as sandbox:
         other = await timed(sandbox, look)
     assert same.stdout == "own\n"
-    assert after.stdout == other.stdout == "[] False False []\n"
+    assert after.stdout == other.stdout
+    assert after.stdout.startswith("[] False False {")
+    assert "/work" not in after.stdout, "the sandbox's own variables, and none of the cell's"
     (tmp_path / "sitecustomize.py").write_text("print('POISON', flush=True)")
     assert "POISON" in await outside("", PYTHONPATH=str(tmp_path)), (
         "it would have run in an interpreter that looks"
