@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from .base import Completion, FinishReason, OnlyToolCall, Price, Usage
+from .base import Completion, FinishReason, Price, Usage, with_tool_call
 from .conversations import Conversation
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected, Unavailable
 from .native import (
@@ -273,7 +273,8 @@ class _Answer:
                 return self._text[-1]
             case "thinking":
                 self._thoughts.append(text_of(block.thinking))
-            case "tool_use" | "server_tool_use":
+            case str(kind) if "tool_use" in kind:
+                # Also server_tool_use and mcp_tool_use.
                 self._tool = True
             case _:
                 pass
@@ -309,12 +310,9 @@ class _Answer:
             cache_write_tokens=written,
             reasoning_tokens=used["thinking"],
         )
-        only_tool = self._tool and not text
-        finish = "tool_call" if only_tool else _FINISH.get(str(self._stop), "other")
+        finish = _FINISH.get(str(self._stop), "other")
         completion = Completion(text, usage, finish, "".join(self._thoughts))
-        if only_tool:
-            raise OnlyToolCall(completion)
-        return completion
+        return with_tool_call(completion) if self._tool or self._stop == "tool_use" else completion
 
 
 def _thinking(thinking: int | str) -> dict[str, Any]:

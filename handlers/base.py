@@ -134,6 +134,21 @@ class OnlyToolCall(Rejected):
         self.completion = completion
 
 
+def with_tool_call(completion: Completion) -> Completion:
+    """Return the reply of a model that called a tool, with that as the reason why it ended.
+
+    Raises:
+        OnlyToolCall: it has no text.
+    """
+    if completion.finish_reason == "refusal":
+        return completion
+    if not completion.text.strip():
+        raise OnlyToolCall(replace(completion, finish_reason="tool_call"))
+    # A text that was cut off ended for that reason.
+    is_whole = completion.finish_reason in ("stop", "other")
+    return replace(completion, finish_reason="tool_call") if is_whole else completion
+
+
 BatchItem = Completion | HandlerError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
-from .base import Completion, FinishReason, OnlyToolCall, Price, Usage
+from .base import Completion, FinishReason, Price, Usage, with_tool_call
 from .conversations import Conversation
 from .errors import ContextTooLong, HandlerError, NoAccess, Rejected
 from .native import NativeHandler, Provider, TryAgain, field_of, text_of, whole_count
@@ -36,6 +36,9 @@ _FINISH: Mapping[str, FinishReason] = {
     "PROHIBITED_CONTENT": "refusal",
     "SPII": "refusal",
 }
+
+# Parts of a reply that call a tool. Old versions of the SDK lack some.
+_CALLS = ("function_call", "tool_call", "executable_code")
 
 # The API has no code for it, only these words.
 _TOO_LONG = re.compile(r"input token count.{0,40}exceeds the maximum number of tokens")
@@ -217,10 +220,14 @@ class _Answer:
         for candidate in candidates:
             parts: list[Any] = (candidate.content and candidate.content.parts) or []
             for part in parts:
-                self._tool = self._tool or part.function_call is not None
+                self._tool |= any(getattr(part, name, None) is not None for name in _CALLS)
                 (self._thoughts if part.thought else said).append(text_of(part.text))
             if candidate.finish_reason is not None:
-                self._finish = _FINISH.get(str(candidate.finish_reason.value), "other")
+                reason = str(candidate.finish_reason.value)
+                self._tool |= "FUNCTION_CALL" in reason or "TOOL_CALL" in reason
+                # A prompt that was blocked stays a refusal.
+                if self._finish != "refusal":
+                    self._finish = _FINISH.get(reason, "other")
         self._text += said
         return "".join(said)
 
@@ -234,12 +241,8 @@ class _Answer:
         text = "".join(self._text)
         if not text and not self._tool and self._finish is None:
             raise ValueError("the reply has no candidate")
-        only_tool = self._tool and not text
-        finish = "tool_call" if only_tool else self._finish or "other"
-        completion = Completion(text, self._usage, finish, "".join(self._thoughts))
-        if only_tool:
-            raise OnlyToolCall(completion)
-        return completion
+        completion = Completion(text, self._usage, self._finish or "other", "".join(self._thoughts))
+        return with_tool_call(completion) if self._tool else completion
 
 
 def _usage(counts: Any) -> Usage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Completion, FinishReason, OnlyToolCall, Usage
+from .base import Completion, FinishReason, Usage, with_tool_call
 from .errors import Unavailable
 from .openai_errors import Asked, reply_error, retry_after, system_words, translate, without_key
 from .openai_parts import field, finish_reason, is_object, items, read_message, token_count
@@ -55,7 +55,7 @@ class CompletionBuilder:
             raise Unavailable(_NO_FIELDS)
         if (error := field(choice, "error") or field(reply, "error")) and not "".join(self._text):
             raise reply_error({"error": error}, self._asked)
-        self._finish = finish_reason(field(choice, "finish_reason"))
+        self._finish = self._end(choice)
         self._count(field(reply, "usage"))
 
     def add_chunk(self, chunk: Any) -> str:
@@ -78,7 +78,7 @@ class CompletionBuilder:
             return ""
         choice = next(iter(items(choices)), None)
         delta = field(choice, "delta")
-        ended = finish_reason(field(choice, "finish_reason"))
+        ended = self._end(choice)
         self._count(field(choice, "usage"))
         before = len(self._text)
         if not is_object(delta):
@@ -98,6 +98,12 @@ class CompletionBuilder:
         self._refusal.append(content.refusal)
         self._has_tool |= content.has_tool
         return content.is_known
+
+    def _end(self, choice: Any) -> FinishReason | None:
+        reason = field(choice, "finish_reason")
+        # Some endpoints name the call only here, when they cannot parse it.
+        self._has_tool |= reason in ("tool_calls", "function_call")
+        return finish_reason(reason)
 
     def _count(self, usage: Any) -> None:
         for name, other in (("prompt", "input"), ("completion", "output")):
@@ -124,17 +130,13 @@ class CompletionBuilder:
         finish: FinishReason = self._finish or "other"
         if refusal and not text:
             text, finish = refusal, "refusal"
-        elif self._has_tool and not text:
-            finish = "tool_call"
         prompt, written = self._used["prompt"], self._used["completion"]
         cached = None if self._cached is None else min(prompt, self._cached)
         usage = Usage(
             prompt, written, 1, cache_read_tokens=cached, reasoning_tokens=min(written, self._thought_tokens)
         )
         completion = Completion(text, usage, finish, "".join(self._thoughts))
-        if finish == "tool_call":
-            raise OnlyToolCall(completion)
-        return completion
+        return with_tool_call(completion) if self._has_tool else completion
 
 
 def parse_reply(reply: Any, asked: Asked | None = None) -> Completion:

@@ -18,7 +18,7 @@ from supdist.handlers import (
 from supdist.tools.testing import fake_anthropic, fake_gemini
 from supdist.tools.testing.fake_anthropic import FakeAnthropic
 from supdist.tools.testing.fake_gemini import FakeGemini
-from supdist.tools.testing.fake_openai import FakeOpenAI
+from supdist.tools.testing.fake_openai import FakeOpenAI, Refusal, Reply, Shape, Stream
 
 KEY = "sk-a-secret-key-of-the-tests"
 ASKED: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is it"}]
@@ -32,6 +32,9 @@ class Backend:
     server: Callable[..., FakeOpenAI]
     thought: Callable[[str], dict[str, Any]]
     length: str
+    # A part that calls a tool, and the reason that ends it.
+    tool: dict[str, Any]
+    called: str
 
     def handler_of(self, server: FakeOpenAI, **options: Any) -> ModelHandler:
         standard: dict[str, Any] = {
@@ -44,11 +47,56 @@ class Backend:
 
 
 BACKENDS = {
-    "openai": Backend(OpenAIHandler, FakeOpenAI, lambda text: {"reasoning_content": text}, "length"),
-    "anthropic": Backend(AnthropicHandler, FakeAnthropic, fake_anthropic.thinking, "max_tokens"),
-    "gemini": Backend(GeminiHandler, FakeGemini, fake_gemini.thinking, "MAX_TOKENS"),
+    "openai": Backend(
+        OpenAIHandler,
+        FakeOpenAI,
+        lambda text: {"reasoning_content": text},
+        "length",
+        {
+            "tool_calls": [
+                {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ]
+        },
+        "tool_calls",
+    ),
+    "anthropic": Backend(
+        AnthropicHandler,
+        FakeAnthropic,
+        fake_anthropic.thinking,
+        "max_tokens",
+        {"type": "tool_use", "id": "1", "name": "f", "input": {}},
+        "tool_use",
+    ),
+    "gemini": Backend(
+        GeminiHandler, FakeGemini, fake_gemini.thinking, "MAX_TOKENS", {"functionCall": {"name": "f"}}, "STOP"
+    ),
 }
 NATIVE = {name: backend for name, backend in BACKENDS.items() if name != "openai"}
+
+
+def as_whole(reply: Stream | Refusal, backend: Backend) -> Reply:
+    """Return a reply as one that is not streamed."""
+    if isinstance(reply, Refusal):
+        return reply
+    parts = [part for part in reply.parts if isinstance(part, str | dict)]
+    if backend.handler is OpenAIHandler:
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        for part in parts:
+            message |= {"content": part} if isinstance(part, str) else part
+        choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+        return Shape({"id": "1", "object": "chat.completion", "model": "m", "choices": [choice]})
+    if backend.handler is AnthropicHandler:
+        content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+        usage = {"input_tokens": 1, "output_tokens": 1}
+        common = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_sequence": None}
+        return Shape(common | {"content": content, "stop_reason": reply.finish_reason, "usage": usage})
+    shown = [{"text": part} if isinstance(part, str) else part for part in parts]
+    candidate = {
+        "content": {"role": "model", "parts": shown},
+        "finishReason": reply.finish_reason,
+        "index": 0,
+    }
+    return Shape({"candidates": [candidate], "modelVersion": "fake"})
 
 
 async def outcome(

@@ -8,13 +8,17 @@ import logging
 import time
 
 import pytest
-from native_support import ASKED, BACKENDS, KEY, Backend, outcome
+from native_support import ASKED, BACKENDS, KEY, Backend, as_whole, outcome
+from support import SMALL_CONFIG, block
 
+from supdist.engine import arun
 from supdist.handlers import (
     Completion,
     HandlerError,
     NoAccess,
+    OnlyToolCall,
     Rejected,
+    ScriptedHandler,
     Unavailable,
     Unreachable,
     Usage,
@@ -79,6 +83,94 @@ async def test_a_refusal_is_told_apart(backend: Backend) -> None:
         got = await outcome(backend.handler_of(server))
     assert isinstance(got, Completion)
     assert (got.text, got.finish_reason) == ("I will not.", "refusal")
+
+
+async def test_calls_of_tools_refusals_and_empty_replies_are_told_apart(backend: Backend) -> None:
+    replies = {
+        "a call": Stream([backend.tool], backend.called),
+        "thoughts and a call": Stream([backend.thought("hm"), backend.tool], backend.called),
+        "blanks and a call": Stream(["\n\n", backend.tool], backend.called),
+        "text and a call": Stream(["I look.", backend.tool], backend.called),
+        "cut text and a call": Stream(["I lo", backend.tool], backend.length),
+        "refused": Refusal("I will not."),
+        "empty": Text(""),
+        "only thoughts": Stream([backend.thought("hm")]),
+    }
+    found: dict[str, tuple[bool, str, str]] = {}
+    async with backend.server(list(replies.values())) as server:
+        for name in replies:
+            got = await outcome(backend.handler_of(server), on_text=list[str]().append)
+            only_call = isinstance(got, OnlyToolCall)
+            reply = got.completion if isinstance(got, OnlyToolCall) else got
+            assert isinstance(reply, Completion)
+            assert reply.usage.calls == 1
+            found[name] = only_call, reply.text.strip(), reply.finish_reason
+    assert found == {
+        "a call": (True, "", "tool_call"),
+        "thoughts and a call": (True, "", "tool_call"),
+        "blanks and a call": (True, "", "tool_call"),
+        "text and a call": (False, "I look.", "tool_call"),
+        "cut text and a call": (False, "I lo", "length"),
+        "refused": (False, "I will not.", "refusal"),
+        "empty": (False, "", "stop"),
+        "only thoughts": (False, "", "stop"),
+    }
+
+
+async def test_the_supervisor_is_told_what_its_reply_lacks(backend: Backend) -> None:
+    replies = [
+        Stream([backend.tool], backend.called),
+        Stream(["I look.", backend.tool], backend.called),
+        Refusal("I will not."),
+        Text(""),
+        Stream([backend.thought("hm")]),
+        Text("```repl\nFINAL('done')\n```"),
+    ]
+    async with backend.server(replies) as server:
+        supervisor = backend.handler_of(server)
+        result = await arun(query="q", context="c", supervisor=supervisor, worker=None, sandbox=SMALL_CONFIG)
+        # The note stands in the last message of the next request, in whatever form.
+        told = [json.dumps(list(request.body.values()))[-3_000:] for request in server.requests[1:]]
+    assert (result.answer, result.supervisor_usage.calls) == ("done", 6)
+    words = [
+        "You called a tool",
+        "You called a tool",
+        "You declined",
+        "Your message was empty",
+        "held only thoughts",
+    ]
+    for text, said in zip(told, words, strict=True):
+        assert [each for each in set(words) if text.rfind(each) == max(map(text.rfind, words))] == [said]
+
+
+async def test_a_workers_reply_without_text_says_why_and_one_with_text_is_the_answer(
+    backend: Backend,
+) -> None:
+    replies = [
+        Stream([backend.tool], backend.called),
+        Stream([backend.thought("hm")], backend.length),
+        Refusal("I will not."),
+        Stream(["41", backend.tool], backend.called),
+    ]
+    code = (
+        "said = []\nfor _ in range(4):\n    try: said.append(worker('x'))\n"
+        "    except WorkerError as error: said.append(error.code + ': ' + error.message)\nFINAL(said)"
+    )
+    async with backend.server([as_whole(each, backend) for each in replies]) as server:
+        worker = backend.handler_of(server, max_concurrency=1, max_tokens=64)
+        result = await arun(
+            query="q",
+            context="c",
+            supervisor=ScriptedHandler([block(code)]),
+            worker=worker,
+            sandbox=SMALL_CONFIG,
+        )
+    tool, cut, refused, text = json.loads(result.answer or "[]")
+    assert tool.startswith("refused: the worker called a tool")
+    assert cut.startswith("cut_off: the worker's answer was cut at max_tokens 64")
+    assert refused == "refused: the worker refused to answer"
+    assert text == "41"
+    assert dict(result.failed_calls) == {"refusal": 2, "cut_off": 1}
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ async def test_a_blocked_prompt_is_a_refusal(stream: bool) -> None:
         )
     assert isinstance(got, Completion)
     assert got.text == ""
-    assert got.finish_reason == ("stop" if stream else "refusal")
+    assert got.finish_reason == "refusal"
 
 
 @pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"])
@@ -226,6 +226,24 @@ async def test_a_tool_call_alone_is_told_apart() -> None:
         got = await outcome(NATIVE["gemini"].handler_of(server), on_text=IGNORED.append)
     assert isinstance(got, OnlyToolCall)
     assert got.completion.finish_reason == "tool_call"
+
+
+@pytest.mark.parametrize("reason", ["MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"])
+async def test_a_call_that_gemini_could_not_make_is_a_tool_call(reason: str) -> None:
+    async with FakeGemini(
+        [Text("", reason), Stream([{"executableCode": {"code": "1", "language": "PYTHON"}}])]
+    ) as server:
+        handler = NATIVE["gemini"].handler_of(server)
+        assert isinstance(await outcome(handler), OnlyToolCall)
+        assert isinstance(await outcome(handler, on_text=IGNORED.append), OnlyToolCall)
+
+
+@pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
+async def test_tools_of_anthropics_servers_are_tools(kind: str) -> None:
+    call: dict[str, Any] = {"type": kind, "id": "1", "name": "f", "input": {}}
+    async with FakeAnthropic([Stream([call], "pause_turn")]) as server:
+        got = await outcome(NATIVE["anthropic"].handler_of(server), on_text=IGNORED.append)
+    assert isinstance(got, OnlyToolCall)
 
 
 # --- keys -----------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ async def test_answer_and_usage() -> None:
         (Text("x", finish_reason="length"), "length"),
         (Text("x", finish_reason="content_filter"), "refusal"),
         (Refusal("x"), "refusal"),
-        (Text("x", finish_reason="tool_calls"), "other"),
+        (Text("x", finish_reason="tool_calls"), "tool_call"),
+        (Text("x", finish_reason="something_new"), "other"),
     ],
 )
 async def test_finish_reason_is_kept(reply: Reply, finish: str) -> None:

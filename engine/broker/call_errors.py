@@ -16,7 +16,7 @@ def result_of(answer: Completion, max_tokens: int | None) -> str | CallError:
     """Return what guest code gets for an answer."""
     if answer.finish_reason == "refusal":
         return _REFUSED
-    if answer.finish_reason == "tool_call":
+    if answer.finish_reason == "tool_call" and not answer.text.strip():
         return _TOOL_CALL
     if answer.finish_reason == "length" and not answer.text.strip():
         limit = f"max_tokens {max_tokens:,}" if max_tokens else f"{answer.usage.output_tokens:,} tokens"

@@ -61,7 +61,7 @@ class FakeAnthropic(FakeNative):
         return {"type": "error", "error": {"type": kind, "message": message} | dict(reply.fields)}
 
     def _whole(self, request: Request, reply: Text | Refusal, usage: tuple[int, int]) -> dict[str, Any]:
-        finish = "refusal" if isinstance(reply, Refusal) else reply.finish_reason
+        finish = self._refused if isinstance(reply, Refusal) else reply.finish_reason
         content = [{"type": "text", "text": reply.text}]
         return self._message(request, content, finish, usage)
 

@@ -41,6 +41,7 @@ def blocked(reason: str = "SAFETY") -> dict[str, Any]:
 class FakeGemini(FakeNative):
     """The server. ``cached`` and ``thought`` are the tokens that each usage names beside the others."""
 
+    _refused = "SAFETY"
     cached = 0
     thought = 0
 
@@ -67,7 +68,7 @@ class FakeGemini(FakeNative):
         return None, self._error(status)
 
     def _whole(self, request: Request, reply: Text | Refusal, usage: tuple[int, int]) -> dict[str, Any]:
-        finish = "SAFETY" if isinstance(reply, Refusal) else reply.finish_reason
+        finish = self._refused if isinstance(reply, Refusal) else reply.finish_reason
         return self._chunk([{"text": reply.text}], finish) | self._usage_metadata(usage)
 
     def _begin(self, request: Request, usage: tuple[int, int]) -> Iterable[Event]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, cast
 
-from .fake_openai import FakeOpenAI
+from .fake_openai import FakeOpenAI, as_stream
 from .http1 import MAX_HEAD, Request, head, send_body, send_chunk
 from .replies import Drop, Endless, Malformed, Part, Refusal, Shape, Status, Stream, Text
 
@@ -23,6 +23,8 @@ class FakeNative(FakeOpenAI):
 
     # The SDKs add the version.
     _root = ""
+    # Why a reply ended that refuses.
+    _refused = "refusal"
 
     def _whole(self, request: Request, reply: Text | Refusal, usage: tuple[int, int]) -> dict[str, Any]:
         raise NotImplementedError
@@ -38,6 +40,11 @@ class FakeNative(FakeOpenAI):
 
     def _error_event(self, status: Status) -> Event:
         return "error", self._error(status)
+
+    def _as_stream(self, reply: Text | Refusal | Stream) -> Stream:
+        if isinstance(reply, Refusal):
+            reply = Text(reply.text, self._refused, usage=reply.usage)
+        return as_stream(reply)
 
     async def _send_completion(
         self, writer: asyncio.StreamWriter, request: Request, reply: Text | Refusal

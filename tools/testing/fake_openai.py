@@ -176,7 +176,7 @@ class FakeOpenAI:
     async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> bool:
         """Send the reply; return whether the connection stays open."""
         if self._is_stream(request) and isinstance(reply, Text | Refusal | Stream):
-            return await self._send_stream(writer, request, as_stream(reply))
+            return await self._send_stream(writer, request, self._as_stream(reply))
         match reply:
             case Text() | Refusal():
                 await self._send_completion(writer, request, reply)
@@ -203,6 +203,9 @@ class FakeOpenAI:
 
     def _is_stream(self, request: Request) -> bool:
         return request.body.get("stream") is True
+
+    def _as_stream(self, reply: Text | Refusal | Stream) -> Stream:
+        return as_stream(reply)
 
     async def _send_completion(
         self, writer: asyncio.StreamWriter, request: Request, reply: Text | Refusal
