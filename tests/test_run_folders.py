@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shlex
 import signal
 import stat
@@ -15,12 +16,16 @@ from typing import Any
 
 import pytest
 from process_support import COMMAND, clean_environment, ended, started
-from support import block
+from support import SMALL_CONFIG, block
 
+from supdist.engine import LogError, arun
 from supdist.engine.cli.kept_runs import KEPT, RUNS, killed_runs, new_run, slug
 from supdist.engine.cli.run_record import NAME, RunRecord
+from supdist.engine.events import Event, TurnStarted
 from supdist.engine.private_files import PrivateFolder
 from supdist.engine.runlog.contexts import SHARED
+from supdist.engine.runlog.files import OptionalLogDir
+from supdist.handlers import ScriptedHandler
 from supdist.tools.testing.fake_openai import FakeOpenAI
 from supdist.tools.testing.http1 import Request
 from supdist.tools.testing.replies import Text
@@ -217,6 +222,33 @@ async def test_a_context_that_was_edited_is_stored_anew(home: Path) -> None:
     first, second = ((next(folder.glob("context-*"))) for folder in run_folders(home))
     assert second.read_bytes() == (home / "report.md").read_bytes()
     assert first.read_bytes() != second.read_bytes()
+
+
+@pytest.mark.parametrize("is_optional", [True, False])
+async def test_a_log_that_nobody_asked_for_costs_no_run(tmp_path: Path, is_optional: bool) -> None:
+    place = OptionalLogDir(tmp_path) if is_optional else tmp_path
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(event: Event) -> None:
+        if isinstance(event, TurnStarted):
+            size = (tmp_path / "supervisor.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, old[1]))
+
+    running = arun(
+        query="q", context="c", supervisor=ScriptedHandler([block("print(1)"), block("FINAL('yes')")]),
+        worker=None, sandbox=SMALL_CONFIG, log_dir=place, on_event=fill,
+    )  # fmt: skip
+    try:
+        if not is_optional:
+            with pytest.raises(LogError, match="File too large"):
+                await running
+            return
+        result = await running
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (result.answer, result.stop_reason) == ("yes", "final")
+    assert "File too large" in (result.log_error or "")
+    assert result.warnings == (result.log_error,), "it is said once"
 
 
 # A run that does not end

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,11 +24,15 @@ from support import REPOSITORY, SMALL_CONFIG, block
 
 from supdist.engine import HostTool, LogError, SandboxConfig, SandboxUnavailable, arun
 from supdist.engine.errors import LogFormatError
+from supdist.engine.result import CallTotals
 from supdist.engine.runlog import reader as reader_module
 from supdist.engine.runlog.events import (
     SCHEMA_VERSION,
     Cell,
+    CellError,
+    ContextFacts,
     Event,
+    ImageFacts,
     LeftOut,
     ReplEvent,
     RunEnd,
@@ -368,11 +374,35 @@ def test_reading_holds_one_line_at_a_time(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_every_event_type_is_in_the_readme() -> None:
-    readme = (REPOSITORY / "engine/runlog/README.md").read_text(encoding="utf-8")
+def tables_of_the_readme() -> dict[str, set[str]]:
+    """Return the names of fields in the tables, by each name in the first column."""
+    text = (REPOSITORY / "engine/runlog/README.md").read_text(encoding="utf-8").partition("## Events")[2]
+    found = dict[str, set[str]]()
+    for left, right in re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE):
+        # What stands in parentheses explains a field.
+        names = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", right)))
+        for name in re.findall(r"`(\w+)`", left) if left.startswith("`") else [left]:
+            found.setdefault(name, set()).update(names)
+    return found
+
+
+def test_the_readme_has_exactly_the_events_and_fields_of_the_code() -> None:
+    readme = tables_of_the_readme()
+    common = {"event", *Event.__struct_fields__}
+    expected = {"every": common}
     for kind in (*get_args(SupervisorEvent), *get_args(WorkerEvent), *get_args(ReplEvent)):
-        for name in ("event", *kind.__struct_fields__):
-            assert f"`{name}`" in readme or kind is RunEnd, f"{kind.__name__}.{name}"
+        fields_of_kind = set(kind.__struct_fields__) - common
+        expected.setdefault(str(kind.__struct_config__.tag), set()).update(fields_of_kind)
+    expected["usage"] = {each.name for each in dataclasses.fields(Usage)}
+    expected["context"] = set(ContextFacts.__struct_fields__)
+    expected["error of a cell"] = set(CellError.__struct_fields__)
+    expected["image in `display`"] = set(ImageFacts.__struct_fields__)
+    expected["totals of a model"] = {each.name for each in dataclasses.fields(CallTotals)}
+    for name in ("event", "value"):
+        readme.pop(name)
+    assert {name: sorted(names) for name, names in readme.items()} == {
+        name: sorted(names) for name, names in expected.items()
+    }
 
 
 # Logs that commit f99d195 wrote
