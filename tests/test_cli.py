@@ -354,6 +354,25 @@ def test_basic_qa_runs_without_a_key(tmp_path: Path, program: list[str]) -> None
     assert (tmp_path / "logs/basic_qa/worker.jsonl").exists()
 
 
+def test_basic_qa_has_help_and_takes_a_file_and_a_question(tmp_path: Path) -> None:
+    program = [sys.executable, str(REPOSITORY / "tools/basic_qa.py")]
+    (tmp_path / "note.txt").write_text("The harbour opens at seven. Cats sleep all day.")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*program, *words], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            env=clean_environment(),
+        )  # fmt: skip
+
+    page = run("--help")
+    assert (page.returncode, page.stderr) == (0, "")
+    assert "usage: basic_qa.py [-h] [file] [question]" in page.stdout
+    assert "OPENAI_API_KEY" in page.stdout
+    assert run("-h").stdout == page.stdout
+    assert not (tmp_path / "logs").exists()
+    assert "seven" in run("note.txt", "When does the harbour open?").stdout
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["run"], ["ask"], ["exec"], ["mcp"], ["broker"], ["broker", "serve"], ["trust"], ["image", "build"]],

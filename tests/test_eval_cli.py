@@ -53,7 +53,7 @@ def test_without_a_key_the_builtin_pair_runs_and_says_so(tmp_path: Path) -> None
 @pytest.mark.parametrize("program", ["module", "console"])
 def test_every_way_to_it_has_the_same_flags(program: str, tmp_path: Path) -> None:
     def options(name: str) -> str:
-        return evaluate("--help", cwd=tmp_path, program=name).stdout.partition("Options:")[2]
+        return evaluate("--help", cwd=tmp_path, program=name).stdout.partition("Task:")[2]
 
     assert "--supervisor-model" in options("script")
     assert options(program) == options("script")
@@ -115,3 +115,34 @@ def test_the_environment_names_models_and_the_judge_is_greedy() -> None:
 def test_retry_failed_needs_a_folder() -> None:
     with pytest.raises(TaskError, match="--resume"):
         eval_with({}, None, Place(None, None), retry_failed=True, as_json=False)
+
+
+def test_list_tasks_prints_each_option_with_its_default(tmp_path: Path) -> None:
+    text = evaluate("--list-tasks", cwd=tmp_path).stdout
+    needle = text.partition("\nneedle\n")[2].partition("\n\n")[0]
+    assert "  -T length=INT (default 32000)\n" in needle
+    assert "One of single, multi-key," in needle
+    assert "-T path=PATH (required)" in text.partition("jsonl\n")[2]
+    assert max(map(len, text.splitlines())) <= 80
+    listed = json.loads(evaluate("--list-tasks", "--json", cwd=tmp_path).stdout)
+    found = next(each for each in listed if each["name"] == "needle")
+    assert {"name": "seed", "type": "int", "default": "0"}.items() <= found["options"][3].items()
+
+
+def test_dry_run_names_models_keys_and_the_most_it_may_cost_and_sends_nothing(tmp_path: Path) -> None:
+    priced = '{"handler": "openai", "model": "m", "price": {"input_usd": 1, "output_usd": 2}}'
+    (tmp_path / "c.json").write_text(f'{{"task": "needle", "n": 5, "supervisor": {priced}}}')
+    done = evaluate("--config", "c.json", "--max-tokens", "1000000", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "task: needle, strategy supervisor\nquestions: 5 at most\n" in done.stdout
+    assert (
+        "supervisor: m @ api.openai.com\n  key: OPENAI_API_KEY (missing)\n  price: $1 in, $2 out"
+        in done.stdout
+    )
+    assert "worker: builtin (no language model)\n  key: none\n" in done.stdout
+    assert "cost: at most $10.0000, $2.0000 for each question\nNothing was sent.\n" in done.stdout
+    assert not (tmp_path / "logs").exists()
+    assert "cost: nothing\n" in evaluate("--task", "needle", "--dry-run", cwd=tmp_path).stdout
+    unknown = evaluate("--task", "needle", "--supervisor", "ollama/x", "--dry-run", cwd=tmp_path)
+    assert "cost: no bound is known: give --max-cost-usd, for each question\n" in unknown.stdout
+    assert evaluate("--task", "nedle", "--dry-run", cwd=tmp_path).returncode == 2

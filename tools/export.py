@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from ..engine.cli.command import Command
 from ..engine.cli.options import HELP_OPTIONS
 from ..engine.errors import TaskError
 from ..sandbox_image.text import printable
@@ -20,7 +21,7 @@ def main() -> None:
         pretty_exceptions_enable=False,
         context_settings=HELP_OPTIONS,
     )
-    app.command()(export)
+    app.command(cls=Command)(export)
     try:
         app()
     except TaskError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +34,15 @@ class AskFlags(RunFlags):
             show_default=False,
         ),
     ] = None
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="TASK.json",
+            help="Write the question, the files and these options as a task file, for `supdist-engine run`; "
+            "then answer.",
+        ),
+    ] = None
 
 
 @takes(AskFlags)
@@ -54,6 +64,10 @@ def ask(flags: AskFlags) -> None:
     # The context is loaded apart: this text only fills the place.
     task = flags.applied_to(TaskFile(query=question, context=""))
     work = Work(task, flags, Models.of(flags, environment), permissions, asked)
+    if flags.save is not None:
+        from .saving import save
+
+        save(flags.save, work, files, environment)
     answer(work, lambda: load(files))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from .options import group_with_default
+from .command import group_with_default, with_examples
 from .permissions import Allowed, AllowReadOption, EnvFileOption, TrustEndpointOption
 from .signals import Stopped, run_until_signal
 
@@ -24,7 +24,11 @@ _REFRESH_SECONDS = 0.5
 
 
 app = typer.Typer(
-    cls=group_with_default("serve"),
+    cls=group_with_default(
+        "serve",
+        "supdist-engine broker models.json --bind ipc:///tmp/models.sock",
+        "supdist-engine broker keygen keys --client laptop",
+    ),
     help="Serve models to engines on this and other machines (`broker [MODELS] --bind ADDRESS`), "
     "or make keys.",
     epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong file, address or keys, 129 SIGHUP.",
@@ -33,7 +37,12 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(
+    cls=with_examples(
+        "supdist-engine broker serve models.json --bind ipc:///tmp/models.sock",
+        "supdist-engine broker serve models.json --bind tcp://127.0.0.1:5555 --curve-keys keys",
+    )
+)
 def serve(
     *,
     bind: Annotated[
@@ -66,7 +75,7 @@ def serve(
         raise typer.Exit(stopped.status if stopped.number == SIGHUP else 0) from None
 
 
-@app.command()
+@app.command(cls=with_examples("supdist-engine broker keygen keys --client laptop"))
 def keygen(
     folder: Annotated[Path, typer.Argument(help="The folder of the server's keys, for its --curve-keys.")],
     client: Annotated[

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from ...sandbox_image.image import BASE, VARIANTS
+from .command import with_examples, with_group_examples
 from .exit import NO_SANDBOX, wait
 from .options import JsonFindingsOption, RuntimeOption
 from .signals import raise_at_signal
 
 app = typer.Typer(
+    cls=with_group_examples("supdist-engine image build", "supdist-engine image check"),
     help="Build and check the image of the sandbox for a Docker daemon.",
     epilog="Exit codes: 0 done, 2 wrong argument, 4 the daemon or the build failed, or isolation is weak.",
     no_args_is_help=True,
@@ -20,7 +22,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(cls=with_examples("supdist-engine image build", "supdist-engine image build --variant data"))
 def build(
     base: Annotated[
         str,
@@ -44,7 +46,7 @@ def build(
     print(f"{image.tag} {image.size / 1e6:.0f} MB")
 
 
-@app.command()
+@app.command(cls=with_examples("supdist-engine image check"))
 def check(
     image: Annotated[
         str | None, typer.Argument(help="An image that is built on the sandbox's image. Default: that image.")

@@ -10,8 +10,8 @@ from signal import SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
+from .command import Command
 from .options import (
     MOST_SECONDS,
     Backend,
@@ -40,7 +40,7 @@ _LEAST_TOKEN_CHARS = 16
 _LEAST_WALL_SECONDS = 3600.0
 
 
-class OptionalPortCommand(TyperCommand):
+class OptionalPortCommand(Command):
     """A command in which ``--http`` alone means ``--http 0``, any free port."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -8,7 +8,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
-from typer.core import TyperGroup
 
 from ..config import option_of
 from ..option import byte_count, whole_number
@@ -39,8 +38,20 @@ MODELS, LIMITS, SANDBOX, LOGS, TRUST = "Models", "Limits", "Sandbox", "Logs and 
 _LARGEST_SHOWN = 1_000_000
 
 
-def _option(*names: str, panel: str, text: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+def _option(*names: str, panel: str, text: str, metavar: str | None = None, complete: Any = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, autocompletion=complete)
+
+
+# A copy of model_presets.PRESETS, which imports pydantic: a shell waits for completion.
+_MODELS = (
+    "ollama/", "lmstudio/", "llamacpp/", "vllm/", "openai/", "together/", "openrouter/", "anthropic/",
+    "gemini/", "builtin",
+)  # fmt: skip
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Return what a name of a model can begin with, for completion."""
+    return [each for each in _MODELS if each.startswith(incomplete)]
 
 
 BackendOption = Annotated[
@@ -79,6 +90,7 @@ SupervisorOption = Annotated[
     _option(
         "--supervisor",
         metavar="MODEL",
+        complete=model_names,
         text="The model that writes code, as PRESET/MODEL (ollama/qwen3:8b, openai/gpt-4.1), or builtin.",
         panel=MODELS,
     ),
@@ -88,6 +100,7 @@ WorkerOption = Annotated[
     _option(
         "--worker",
         metavar="MODEL",
+        complete=model_names,
         text="The model that the code asks, named in the same way. Default: as configured, "
         "else the supervisor's.",
         panel=MODELS,
@@ -137,19 +150,6 @@ def flag(name: str, *names: str, note: str = "", panel: str | None = None) -> An
     if option.check is byte_count:
         return typer.Option(*names, metavar="SIZE", help=text, rich_help_panel=panel)
     return typer.Option(*names, min=least, max=most, help=text, rich_help_panel=panel)
-
-
-def group_with_default(command: str) -> type[TyperGroup]:
-    """Return a group in which the name of one command may be left out."""
-
-    class Group(TyperGroup):
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            # `broker models.json` means `broker serve models.json`.
-            if args and args[0] not in (*self.commands, "--help", "-h"):
-                args = [command, *args]
-            return super().parse_args(ctx, args)
-
-    return Group
 
 
 def sandbox_config(**wanted: Any) -> SandboxConfig:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import TRUST
 from .stdin import read_line
 
 if TYPE_CHECKING:
@@ -21,12 +22,17 @@ _LETTERS: dict[Answer, str] = {"yes": "y", "once": "o", "always": "a", "no": "n"
 
 EnvFileOption = Annotated[
     Path | None,
-    typer.Option("--env-file", help="A file of variables. Default: .env in the working directory."),
+    typer.Option(
+        "--env-file",
+        rich_help_panel=TRUST,
+        help="A file of variables. Default: .env in the working directory.",
+    ),
 ]
 AllowReadOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--allow-read",
+        rich_help_panel=TRUST,
         metavar="PATH",
         exists=True,
         help="Let the file read this folder or file, too. May be repeated.",
@@ -36,6 +42,7 @@ AllowWriteOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--allow-write",
+        rich_help_panel=TRUST,
         metavar="PATH",
         help="Let the file write to this folder or file, too. May be repeated.",
     ),
@@ -44,6 +51,7 @@ TrustEndpointOption = Annotated[
     bool,
     typer.Option(
         "--trust-endpoint",
+        rich_help_panel=TRUST,
         help="This time, send the keys that the file names to the endpoints that it names. "
         "The key is OPENAI_API_KEY where it names none.",
     ),

@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 from ...sandbox_image.text import printable
-from .options import group_with_default
+from .command import group_with_default, with_examples
 
 app = typer.Typer(
-    cls=group_with_default("folder"),
+    cls=group_with_default(
+        "folder",
+        "supdist-engine trust tasks/",
+        "supdist-engine trust host gpu-box:8000 --key OPENAI_API_KEY",
+        "supdist-engine trust list",
+    ),
     help="Allow what a file may do only with your permission: import the Python code of its folder "
     "(`trust FOLDER`), or send a key to a host of your own (`trust host HOST --key VARIABLE`). "
     "To allow a path, answer `always` when you are asked.",
@@ -25,7 +30,7 @@ app = typer.Typer(
 )
 
 
-@app.command("folder")
+@app.command("folder", cls=with_examples("supdist-engine trust folder tasks/"))
 def trust_folder(
     folder: Annotated[
         Path, typer.Argument(help="The folder that holds task files and the code that they import.")
@@ -40,7 +45,13 @@ def trust_folder(
     print(printable(f"{rule.folder}: trusted with {len(rule.files)} files"))
 
 
-@app.command("host")
+@app.command(
+    "host",
+    cls=with_examples(
+        "supdist-engine trust host gpu-box:8000 --key OPENAI_API_KEY",
+        "supdist-engine trust host https://llm.example.org --key MY_KEY",
+    ),
+)
 def trust_host(
     host: Annotated[
         str,
@@ -71,7 +82,7 @@ def trust_host(
         print(f"{key} is not set in this shell", file=sys.stderr)
 
 
-@app.command("list")
+@app.command("list", cls=with_examples("supdist-engine trust list"))
 def list_rules() -> None:
     """Print the rules as JSON."""
     from ..trust.settings import as_json, read_settings
@@ -79,7 +90,7 @@ def list_rules() -> None:
     print(as_json(read_settings()))
 
 
-@app.command("remove")
+@app.command("remove", cls=with_examples("supdist-engine trust remove gpu-box:8000"))
 def remove(
     subject: Annotated[str, typer.Argument(help="A host or a folder, as `trust list` prints it.")],
 ) -> None:

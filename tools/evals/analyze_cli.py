@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run ``analyze`` as a program of its own."""
     # Imported here and below, so that --help stays quick.
+    from ...engine.cli.command import Command
     from ...engine.cli.main import run_app
     from ...engine.cli.options import HELP_OPTIONS
 
@@ -24,7 +25,7 @@ def main() -> None:
         pretty_exceptions_enable=False,
         context_settings=HELP_OPTIONS,
     )
-    app.command()(analyze)
+    app.command(cls=Command)(analyze)
     run_app(app)
 
 

@@ -21,7 +21,7 @@ from ...engine.errors import TaskError
 from ...engine.model_specs import BuiltinSpec, ModelSpec, Role, configured
 from ...engine.named_models import check_names, named_model
 from ...engine.taskfile import TaskLimits, checked
-from ...engine.trust import Environment, Permissions
+from ...engine.trust import Bound, Environment, Permissions
 from ...engine.trust.settings import user_secret
 from ...handlers.builtin import NOTICE
 from ...sandbox_image.text import one_line
@@ -37,6 +37,9 @@ from .runner import run_experiment
 
 SOME_FAILED = 1
 _BUILTIN_NOTICE = "Strategy builtin: it answers by word statistics and is not a language model."
+_UNRECOGNISED = (
+    "your configuration folder cannot be written: this experiment will not be recognised as yours later"
+)
 _ROLES: tuple[Role, ...] = ("supervisor", "worker")
 
 
@@ -56,6 +59,7 @@ def eval_with(
     *,
     retry_failed: bool,
     as_json: bool,
+    dry_run: bool = False,
 ) -> int:
     """Run the experiment, print its summary, and return the exit code.
 
@@ -72,12 +76,11 @@ def eval_with(
     environment = allowed.environment()
     config, subject, is_own = _choose_settings(flags, file, place, environment)
     if user_secret() is None:
-        _note(
-            "your configuration folder cannot be written: "
-            "this experiment will not be recognised as yours later"
-        )
+        _note(_UNRECOGNISED)
     permissions = allowed.bind(subject, environment, ask=not as_json, is_own=is_own)
     permit(config, _typed(flags), permissions)
+    if dry_run:
+        return _describe(config, permissions, place.resume)
     # Only now, so that a mistake leaves no folder.
     folder = place.resume or place.out or new_folder(config.task)
     try:
@@ -106,6 +109,16 @@ def eval_with(
         note_lost_answers(summary.unstored)
         return NO_FILES
     return SOME_FAILED if summary.failed else 0
+
+
+def _describe(config: ExperimentConfig, permissions: Bound, folder: Path | None) -> int:
+    from .dry_run import describe
+
+    try:
+        print(describe(config, permissions, folder))
+    except TaskDataError as error:
+        raise TaskError(str(error)) from error
+    return 0
 
 
 def run_shown(

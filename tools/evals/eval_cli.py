@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ...engine.cli.command import with_examples
 from ...engine.cli.options import (
     HELP_OPTIONS,
     LIMITS,
     LOGS,
+    MODELS,
+    SANDBOX,
     Backend,
     PromptsOption,
     SupervisorModelOption,
@@ -21,6 +24,7 @@ from ...engine.cli.options import (
     WorkerModelOption,
     WorkerOption,
     flag,
+    model_names,
     takes,
 )
 from ...engine.cli.permissions import (
@@ -36,6 +40,20 @@ EXIT_CODES = (
     "4 no sandbox, 5 a model failed for good, 6 the folder or stdout cannot be written, or paid answers are "
     "not in the cache, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."
 )
+EXAMPLES = (
+    "supdist-engine eval --list-tasks",
+    "supdist-engine eval --task needle -T length=32k -n 4 --out logs/needle",
+    "supdist-engine eval --resume logs/needle",
+    "supdist-engine eval --task needle --supervisor openai/gpt-4.1 --max-cost-usd 0.50 --dry-run",
+)
+
+TASK, WHERE = "Task", "Where it runs"
+
+
+def _task_names(incomplete: str) -> list[str]:
+    from ...tasks.registry import names
+
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 class StrategyName(Enum):
@@ -63,18 +81,26 @@ _Count = int | None
 class SettingFlags:
     """The flags that are settings of an experiment."""
 
-    task: Annotated[_Text, typer.Option(help="The task; qasper by default.")] = None
+    task: Annotated[
+        _Text,
+        typer.Option(rich_help_panel=TASK, autocompletion=_task_names, help="The task; qasper by default."),
+    ] = None
     task_options: Annotated[
         list[str] | None,
         typer.Option(
-            "-T", "--task-option", metavar="KEY=VALUE", help="An option of the task; may be repeated."
+            "-T",
+            "--task-option",
+            metavar="KEY=VALUE",
+            help="An option of the task; may be repeated. --list-tasks prints them.",
+            rich_help_panel=TASK,
         ),
     ] = None
     strategy: Annotated[
         StrategyName | None,
         typer.Option(
+            rich_help_panel=TASK,
             help="supervisor (the default): the loop. no-worker: the loop without workers. "
-            "direct: one call, with the document cut to the window. builtin: the loop with the builtin pair."
+            "direct: one call, with the document cut to the window. builtin: the loop with the builtin pair.",
         ),
     ] = None
     supervisor: SupervisorOption = None
@@ -82,21 +108,32 @@ class SettingFlags:
     judge: Annotated[
         _Text,
         typer.Option(
-            metavar="MODEL", help="The model that judges answers, named in the same way; none for no judge."
+            metavar="MODEL",
+            autocompletion=model_names,
+            rich_help_panel=MODELS,
+            help="The model that judges answers, named in the same way; none for no judge.",
         ),
     ] = None
     supervisor_model: SupervisorModelOption = None
     worker_model: WorkerModelOption = None
     judge_model: Annotated[
-        _Text, typer.Option(help="$JUDGE_MODEL by default, else Qwen3-235B; none for no judge.")
+        _Text,
+        typer.Option(
+            rich_help_panel=MODELS, help="$JUDGE_MODEL by default, else Qwen3-235B; none for no judge."
+        ),
     ] = None
     n: Annotated[
         _Count,
         typer.Option(
-            "-n", min=-1, help="Examples, 20 by default; -1 for all. All are run if there are fewer."
+            "-n",
+            min=-1,
+            rich_help_panel=TASK,
+            help="Examples, 20 by default; -1 for all. All are run if there are fewer.",
         ),
     ] = None
-    seed: Annotated[_Count, typer.Option(help="Selects and orders the examples; 42 by default.")] = None
+    seed: Annotated[
+        _Count, typer.Option(rich_help_panel=TASK, help="Selects and orders the examples; 42 by default.")
+    ] = None
     max_iterations: Annotated[_Count, flag("max_iterations", note="15 by default.", panel=LIMITS)] = None
     max_worker_calls: Annotated[_Count, flag("max_worker_calls", note="For each example.", panel=LIMITS)] = (
         None
@@ -107,20 +144,33 @@ class SettingFlags:
     output_limit: Annotated[_Count, flag("output_limit", panel=LIMITS)] = None
     worker_ctx_k: Annotated[_Count, flag("worker_ctx_k", panel=LIMITS)] = None
     window: Annotated[
-        _Count, typer.Option(min=256, help="direct: tokens of the prompt and its answer together.")
+        _Count,
+        typer.Option(
+            min=256, rich_help_panel=LIMITS, help="direct: tokens of the prompt and its answer together."
+        ),
     ] = None
     log_bytes: Annotated[_Text, flag("log_bytes", note="For each example.", panel=LOGS)] = None
     prompts_dir: PromptsOption = None
-    backend: Annotated[Backend | None, typer.Option(help="What isolates the sandboxes.")] = None
+    backend: Annotated[
+        Backend | None, typer.Option(rich_help_panel=SANDBOX, help="What isolates the sandboxes.")
+    ] = None
     cache: Annotated[
         _Text,
-        typer.Option(help="Where answers are kept: experiment (its folder, the default), off, or a file."),
+        typer.Option(
+            rich_help_panel=LOGS,
+            help="Where answers are kept: experiment (its folder, the default), off, or a file.",
+        ),
     ] = None
-    concurrency: Annotated[_Count, typer.Option(min=1, help="Examples at once, 4 by default.")] = None
+    concurrency: Annotated[
+        _Count, typer.Option(min=1, rich_help_panel=WHERE, help="Examples at once, 4 by default.")
+    ] = None
     executor: Annotated[
-        ExecutorName | None, typer.Option(help="Where examples run: local (the default) or ray.")
+        ExecutorName | None,
+        typer.Option(rich_help_panel=WHERE, help="Where examples run: local (the default) or ray."),
     ] = None
-    ray_address: Annotated[_Text, typer.Option(help="ray: the cluster's address.")] = None
+    ray_address: Annotated[_Text, typer.Option(rich_help_panel=WHERE, help="ray: the cluster's address.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,16 +179,22 @@ class EvalFlags(SettingFlags):
 
     arm: Annotated[StrategyName | None, typer.Option(hidden=True, help="Old name of --strategy.")] = None
     config: Annotated[
-        Path | None, typer.Option(help="Settings in a TOML or JSON file; flags override them.")
+        Path | None,
+        typer.Option(rich_help_panel=TASK, help="Settings in a TOML or JSON file; flags override them."),
     ] = None
     out: Annotated[
-        Path | None, typer.Option("--out", "--log-dir", help="The folder; logs/TASK/TIME by default.")
+        Path | None,
+        typer.Option(
+            "--out", "--log-dir", rich_help_panel=LOGS, help="The folder; logs/TASK/TIME by default."
+        ),
     ] = None
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Continue the experiment in this folder.")
+        Path | None,
+        typer.Option(metavar="DIR", rich_help_panel=LOGS, help="Continue the experiment in this folder."),
     ] = None
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: repeat failed examples.")
+        bool,
+        typer.Option("--retry-failed", rich_help_panel=LOGS, help="With --resume: repeat failed examples."),
     ] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the result, and nothing else, as JSON.")] = (
         False
@@ -147,7 +203,17 @@ class EvalFlags(SettingFlags):
     allow_read: AllowReadOption = None
     allow_write: AllowWriteOption = None
     trust_endpoint: TrustEndpointOption = False
-    list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the names of the tasks.")] = False
+    list_tasks: Annotated[
+        bool, typer.Option("--list-tasks", help="Print the tasks and their options; with --json, as JSON.")
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the task, models, endpoints, keys (set or missing), prices and the most that it may "
+            "cost. Send nothing.",
+        ),
+    ] = False
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that were given, by name.
@@ -172,9 +238,9 @@ class EvalFlags(SettingFlags):
 def evaluate(flags: EvalFlags) -> None:
     """Score a task's examples: results.csv, config.json and the logs of each example go to a folder."""
     if flags.list_tasks:
-        from ...tasks.registry import names
+        from .task_list import as_json, as_text
 
-        print(*names(), sep="\n")
+        print(as_json() if flags.as_json else as_text())
         return
     from .command import Place, eval_with
 
@@ -186,6 +252,7 @@ def evaluate(flags: EvalFlags) -> None:
         allowed,
         retry_failed=flags.retry_failed,
         as_json=flags.as_json,
+        dry_run=flags.dry_run,
     )
     raise typer.Exit(code)
 
@@ -201,5 +268,5 @@ def main() -> None:
         epilog=EXIT_CODES,
         context_settings=HELP_OPTIONS,
     )
-    app.command(epilog=EXIT_CODES)(evaluate)
+    app.command(epilog=EXIT_CODES, cls=with_examples(*EXAMPLES))(evaluate)
     run_app(app)

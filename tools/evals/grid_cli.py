@@ -36,6 +36,7 @@ _SOME_FAILED = 1
 
 def main() -> None:
     """Run ``grid`` as a program of its own."""
+    from ...engine.cli.command import Command
     from ...engine.cli.main import run_app
     from ...engine.cli.options import HELP_OPTIONS
 
@@ -45,7 +46,7 @@ def main() -> None:
         pretty_exceptions_enable=False,
         context_settings=HELP_OPTIONS,
     )
-    app.command()(grid)
+    app.command(cls=Command)(grid)
     run_app(app)
 
 
