@@ -52,8 +52,8 @@ async def _answer(
 ) -> tuple[RunResult, dict[Role, str]]:
     """Return the result, and what answered for each role."""
     from ..api import arun
-    from .console import display
     from .model_line import model_and_place, models_line
+    from .screen import display
 
     task = work.task
     models = await work.models.handlers(work.folder, task.limits.worker_ctx_k, work.permissions)
@@ -88,11 +88,13 @@ def _print_result(result: RunResult, names: Mapping[Role, str], log: RunLog) -> 
     from ...sandbox_image.text import printable
     from .failures import print_failures
     from .summary import summary
+    from .terminal import wrapped
 
     answer = "(no answer)" if result.answer is None else result.answer
     # Escape sequences could deceive on a terminal; a file gets the answer as it is.
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
-    print("\n".join(summary(result, names, log.shown())), file=sys.stderr)
+    for line in summary(result, names, log.shown()):
+        print(wrapped(line), file=sys.stderr)
     print_failures(result)
     for line in log.how_to_improve(result):
-        print(f"supdist-engine: {printable(line)}", file=sys.stderr)
+        print(wrapped(f"supdist-engine: {printable(line)}"), file=sys.stderr)

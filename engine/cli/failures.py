@@ -7,8 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...sandbox_image.text import printable
+from .terminal import wrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..result import FailedCall, RunResult
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
@@ -28,12 +31,17 @@ _WORDS: dict[FailedCall, str] = {
 }
 
 
+def kinds_in_words(failed_calls: Mapping[FailedCall, int]) -> str:
+    """Return how calls failed, the most frequent kind first."""
+    most_first = sorted(failed_calls.items(), key=lambda item: -item[1])
+    return ", ".join(f"{_WORDS[kind]} ({count:,})" for kind, count in most_first)
+
+
 def failures(result: RunResult) -> list[str]:
     """Return a line for each thing that failed in a run which has a result."""
     lines: list[str] = []
     if result.failed_calls:
-        most_first = sorted(result.failed_calls.items(), key=lambda item: -item[1])
-        why = ", ".join(f"{_WORDS[kind]} ({count:,})" for kind, count in most_first)
+        why = kinds_in_words(result.failed_calls)
         failed = sum(result.failed_calls.values())
         lines.append(f"{failed:,} of {result.worker_calls:,} worker calls failed: {why}")
     if result.failure is not None:
@@ -48,5 +56,5 @@ def print_failures(result: RunResult) -> None:
     """Print them on stderr."""
     is_red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     for line in failures(result):
-        text = f"supdist-engine: {line}"
+        text = wrapped(f"supdist-engine: {line}")
         print(f"{_RED}{text}{_PLAIN}" if is_red else text, file=sys.stderr)
