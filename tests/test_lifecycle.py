@@ -37,7 +37,7 @@ from supdist.engine import (
 from supdist.engine.jail.cgroups import CgroupBase
 from supdist.engine.jail.rootfs import RootLayout
 from supdist.engine.sandbox import zygote as zygote_module
-from supdist.engine.sandbox.diagnostics import sandbox_unavailable_for
+from supdist.engine.sandbox.diagnostics import no_such_call, sandbox_unavailable_for
 
 pytestmark = pytest.mark.anyio
 
@@ -363,8 +363,8 @@ def test_a_zygote_that_cannot_build_its_view_says_which_wall_and_what_to_do(
     """A real failure: a folder of the system is not where the order says."""
     real = zygote_module.rootfs.find_layout
 
-    def with_a_folder_that_is_gone(packages: str | None = None) -> RootLayout:
-        layout = real(packages)
+    def with_a_folder_that_is_gone() -> RootLayout:
+        layout = real()
         layout["binds"].append(["/nowhere", "/nowhere"])
         return layout
 
@@ -380,7 +380,8 @@ def test_remedies_name_the_capability_and_the_mend() -> None:
     import errno
 
     assert "user.max_user_namespaces" in sandbox_unavailable_for("user_namespace", errno.ENOSPC).remedy
-    assert "Linux 5.12" in sandbox_unavailable_for("zygote_root", errno.ENOSYS).remedy
+    assert "Linux 5.12" in no_such_call((5, 11))
+    assert "seccomp=unconfined" in no_such_call((5, 12))
     assert "chroot" in sandbox_unavailable_for("zygote_root", errno.EINVAL).remedy
     assert "user.max_.*_namespaces" in sandbox_unavailable_for("namespaces", errno.ENOSPC).remedy
     assert "ulimit -u" in sandbox_unavailable_for("fork", errno.EAGAIN).remedy

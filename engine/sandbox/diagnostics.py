@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ..errors import EngineError, SandboxUnavailable, TaskError
+from .refusals import REPORT, kernel_release, read_privileges, remedy_for_refusal
 
 _STEPS = {
     "processor": "The system calls of this processor are not known",
@@ -40,6 +42,8 @@ _NO_PROCESS = (
     "(`ulimit -u`), of the unit (`TasksMax=`) or of the container (`--pids-limit`)."
 )
 _NO_DESCRIPTOR = "No more files can be opened here: raise the limit (`ulimit -n`, or `sysctl fs.file-max`)."
+_TMPDIR = "Let TMPDIR name a folder that exists and can be written."
+_OLDEST_KERNEL = (5, 12)
 _SHORTAGES = {
     errno.ENOMEM: _NO_MEMORY,
     errno.EMFILE: _NO_DESCRIPTOR,
@@ -115,9 +119,25 @@ def _remedy_for(error: OSError) -> str:
         case errno.ENOSPC | errno.EDQUOT:
             return "Make room there (`df`, `quota`)."
         case errno.EROFS | errno.EACCES | errno.EPERM | errno.ENOENT | errno.ENOTDIR:
-            return "Let TMPDIR name a folder that exists and can be written."
+            return _remedy_for_path(error)
         case code:
             return _remedy("", code or 0)
+
+
+def _remedy_for_path(error: OSError) -> str:
+    path = error.filename
+    # tempfile's own error has no path.
+    if path is None and "temporary" in str(error):
+        return _TMPDIR
+    if isinstance(path, str):
+        if path == sys.executable:
+            return (
+                "The engine's interpreter was removed or closed: install it again, and start a new process."
+            )
+        folders = (os.environ.get("TMPDIR"), tempfile.tempdir, "/tmp", "/var/tmp", "/dev/shm")
+        if any(folder and path.startswith(folder.rstrip("/") + "/") for folder in folders):
+            return _TMPDIR
+    return "`supdist-engine doctor` tests what sandboxes need."
 
 
 def named_signal(number: int) -> str:
@@ -138,15 +158,28 @@ def describe_exit(status: int) -> str:
 
 
 def _remedy(step: str, code: int) -> str:
+    if step == "processor":
+        return "Run on x86_64 or aarch64."
+    if code in _SHORTAGES:
+        return _SHORTAGES[code]
+    if step == "cgroup":
+        return (
+            "The engine found control groups when it started, and cannot make or set one now: check "
+            "whether another program changes them."
+        )
+    if code in (errno.EPERM, errno.EACCES):
+        return remedy_for_refusal(step, read_privileges())
+    return _remedy_by_code(step, code)
+
+
+def _remedy_by_code(step: str, code: int) -> str:
     match step, code:
-        case "processor", _:
-            return "Run on x86_64 or aarch64."
-        case _, code if code in _SHORTAGES:
-            return _SHORTAGES[code]
-        case "fork", _:
+        case "fork", errno.EAGAIN:
             return _NO_PROCESS
         case _, errno.ENOSYS:
-            return "The kernel is too old: Linux 5.12 or newer is needed."
+            return no_such_call(kernel_release())
+        case "seccomp", errno.EINVAL:
+            return "Run a kernel with CONFIG_SECCOMP_FILTER."
         case "user_namespace", errno.ENOSPC:
             return (
                 "The limit on namespaces is reached: raise it with `sysctl -w "
@@ -154,49 +187,23 @@ def _remedy(step: str, code: int) -> str:
             )
         case "namespaces" | "zygote_root", errno.ENOSPC:
             return (
-                "A limit on namespaces is reached: `sysctl -a --pattern user.max_.*_namespaces` shows "
-                "them all; raise the one that is low."
+                "A limit on namespaces or mounts is reached: `sysctl -a --pattern "
+                "'user.max_.*_namespaces|fs.mount-max'` shows them all; raise the one that is low."
             )
         case "zygote_root", errno.EINVAL:
             return (
                 "This process probably runs in a chroot, whose root is no mount: enter it with pivot_root "
                 "instead (`unshare --mount`, a container, or systemd-nspawn)."
             )
-        case "cgroup", _:
-            return (
-                "The engine found control groups when it started, and cannot make or set one now: check "
-                "whether another program changes them."
-            )
         case _:
-            return _remedy_here()
+            return REPORT
 
 
-def _remedy_here() -> str:
-    # The kernel says only "not permitted": these settings of the machine are the known reasons.
-    if _is_one("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"):
-        return (
-            "AppArmor forbids user namespaces to ordinary users: allow them with "
-            "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, or run as root."
-        )
-    if Path("/proc/sys/kernel/unprivileged_userns_clone").exists() and not _is_one(
-        "/proc/sys/kernel/unprivileged_userns_clone"
-    ):
-        return (
-            "User namespaces are switched off for ordinary users: `sudo sysctl -w "
-            "kernel.unprivileged_userns_clone=1`."
-        )
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
-        return (
-            "This is a container that may not make namespaces: start it with `--privileged`, or with "
-            "`--security-opt seccomp=unconfined --security-opt apparmor=unconfined --cap-add SYS_ADMIN`."
-        )
+def no_such_call(release: tuple[int, int]) -> str:
+    """Return what to do where a kernel of this release does not know a call (ENOSYS)."""
+    if release < _OLDEST_KERNEL:
+        return "The kernel is too old: Linux 5.12 or newer is needed."
     return (
-        "Run on a Linux host that allows user namespaces (`unshare --user --map-root-user true` must work)."
+        "A filter of system calls hides a call of this kernel: start the container with a newer runtime, or "
+        "with `--security-opt seccomp=unconfined`."
     )
-
-
-def _is_one(path: str) -> bool:
-    try:
-        return Path(path).read_text().strip() == "1"
-    except OSError:
-        return False

@@ -18,7 +18,18 @@ import msgspec
 from ...sandbox_image.text import shorten
 from ..errors import SandboxError, SandboxUnavailable
 from .config import GVISOR, CellResult, Outcome, SandboxConfig
+from .doctor_remedies import (
+    DOCKER_MOUNTS,
+    GVISOR_LIMITS,
+    OWN_KERNEL,
+    REPORT,
+    filter_remedy,
+    landlock_remedy,
+    limits_remedy,
+    overlay_remedy,
+)
 from .factory import open_sandbox
+from .refusals import kernel_release
 from .sandbox import Sandbox
 
 # Small limits are reached soon. With best_effort a missing layer is a finding, not an error.
@@ -45,24 +56,6 @@ _CPUS = 0.2
 _BURN_SECONDS = 1.0
 _MOST_SECONDS = 2.0
 _MOST_PATH = 70
-
-_LIBSECCOMP = "Install libseccomp: `apt-get install libseccomp2` (or your distribution's package)."
-_CGROUPS = (
-    "Run the engine where it may make control groups: as root, in a service with `Delegate=yes`, or with "
-    "`systemd-run --user --scope -p Delegate=yes supdist-engine ...`. Until then a watchdog "
-    "checks, and can be late."
-)
-_OVERLAYS = (
-    "The kernel refuses overlays in user namespaces (Linux 5.11 has them); libraries are bound instead."
-)
-_LANDLOCK = "Boot a kernel with Landlock (CONFIG_SECURITY_LANDLOCK, `lsm=landlock,...`), Linux 6.7 or newer."
-_DOCKER_MOUNTS = "Docker shows its containers, in their mounts, where its data lies."
-_OWN_KERNEL = "Under gVisor its own kernel answers, not the host's."
-_GVISOR_LIMITS = "Let the runtime apply the limits: configure runsc without `--ignore-cgroups`."
-_REPORT = (
-    "This should hold wherever a sandbox starts; please report it with the output of "
-    "`supdist-engine doctor --json`."
-)
 
 
 class Layer(StrEnum):
@@ -149,7 +142,7 @@ async def examine(
     except SandboxUnavailable as error:
         return [Finding(Layer.SANDBOX, False, True, error.capability, error.remedy)]
     except SandboxError as error:
-        return [Finding(Layer.SANDBOX, False, True, str(error), _REPORT)]
+        return [Finding(Layer.SANDBOX, False, True, str(error), REPORT)]
     return findings
 
 
@@ -225,17 +218,19 @@ def _failure_text(result: CellResult) -> str:
 
 
 def _finding(
-    layer: Layer, holds: bool, measured: str, remedy: str = _REPORT, *, required: bool = True
+    layer: Layer, holds: bool, measured: str, remedy: str = REPORT, *, required: bool = True
 ) -> Finding:
     return Finding(layer, holds, required, measured, "" if holds else remedy)
 
 
 def _kernel_finding(
-    observed: _Observed, layer: Layer, holds: bool, measured: str, remedy: str = _LIBSECCOMP
+    observed: _Observed, layer: Layer, holds: bool, measured: str, remedy: str = ""
 ) -> Finding:
     # gVisor's kernel is no layer of the host.
     is_own = observed.backend == GVISOR
-    return _finding(layer, holds, measured, _OWN_KERNEL if is_own else remedy, required=not is_own)
+    if not remedy:
+        remedy = filter_remedy(observed.backend, has_filter=observed.seen.seccomp)
+    return _finding(layer, holds, measured, OWN_KERNEL if is_own else remedy, required=not is_own)
 
 
 def _check_namespaces(sandbox: Sandbox) -> Finding:
@@ -255,7 +250,7 @@ def _check_file_system(observed: _Observed) -> Finding:
 def _check_paths(observed: _Observed) -> Finding:
     paths = observed.seen.paths
     measured = shorten(paths[0], 60) if paths else "none of the host's in mountinfo or maps"
-    remedy = _OVERLAYS if observed.backend == "process" else _DOCKER_MOUNTS
+    remedy = overlay_remedy(kernel_release()) if observed.backend == "process" else DOCKER_MOUNTS
     return _finding(Layer.PATHS, not paths, measured, remedy, required=False)
 
 
@@ -299,7 +294,7 @@ def _check_socket_families(observed: _Observed) -> Finding:
 def _check_devices(observed: _Observed) -> Finding:
     devices = observed.seen.devices
     measured = ", ".join(devices) or "null, zero, full, random, urandom"
-    return _kernel_finding(observed, Layer.DEVICES, not devices, measured, _REPORT)
+    return _kernel_finding(observed, Layer.DEVICES, not devices, measured, REPORT)
 
 
 def _check_scratch(observed: _Observed) -> Finding:
@@ -311,7 +306,8 @@ def _check_scratch(observed: _Observed) -> Finding:
 def _check_landlock(observed: _Observed) -> Finding:
     refused = observed.seen.dial == _EACCES
     measured = "TCP refused by rule" if refused else "not active"
-    remedy = _LANDLOCK if observed.backend == "process" else "The process backend has it."
+    is_process = observed.backend == "process"
+    remedy = landlock_remedy(kernel_release()) if is_process else "The process backend has it."
     return _finding(Layer.LANDLOCK, refused, measured, remedy, required=False)
 
 
@@ -333,7 +329,7 @@ async def _check_memory(sandbox: Sandbox) -> Finding:
     result = await sandbox.execute(f"{_PROBES.read_text()}\nuse_memory()")
     holder = sandbox.isolation.memory
     measured = f"eight processes of 24 MiB under a limit of 96 MiB: {result.outcome.value}, held by {holder}"
-    remedy = _GVISOR_LIMITS if sandbox.isolation.backend == GVISOR else _CGROUPS
+    remedy = limits_remedy(sandbox.isolation.backend)
     # The watchdog is weaker than control groups: the remedy stands beside a layer that holds, too.
     return Finding(
         Layer.MEMORY,
@@ -359,7 +355,7 @@ async def _check_processors(sandbox: Sandbox) -> Finding:
     except ValueError:
         share = float("inf")
     measured = f"{share:.2f} processors where {_CPUS} are allowed, held by {sandbox.isolation.cpus}"
-    remedy = _GVISOR_LIMITS if sandbox.isolation.backend == GVISOR else _REPORT
+    remedy = GVISOR_LIMITS if sandbox.isolation.backend == GVISOR else REPORT
     return _finding(Layer.PROCESSORS, share < 2 * _CPUS, measured, remedy)
 
 
