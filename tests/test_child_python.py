@@ -48,6 +48,35 @@ async def test_a_process_is_spawned(small: Open) -> None:
     assert (result.error, result.stdout) == (None, "[2.0]\n")
 
 
+PROCESSES = """
+import math, multiprocessing
+if __name__ == "__main__":
+    with multiprocessing.get_context(METHOD).Pool(1) as pool: print(pool.map(math.sqrt, [4]))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("python", ["sys.executable", "'python'", "'python3'"])
+async def test_a_virtual_environment_is_made_and_starts_processes(
+    small: Open, python: str, method: str
+) -> None:
+    """Its home is the folder of the command, so the library must be found from there."""
+    code = f"""
+import subprocess, sys
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or done.stderr
+print(run({python}, "-m", "venv", "--without-pip", "/work/v"))
+print(run("/work/v/bin/python", "-c", "import sys, json, zlib; print(sys.prefix, sys.version == {{!r}})"
+      .format(sys.version)))
+open("/work/p.py", "w").write({PROCESSES.replace("METHOD", repr(method))!r})
+print(run("/work/v/bin/python", "/work/p.py"))
+"""
+    async with small() as sandbox:
+        result = await sandbox.execute(code, timeout=60)
+    assert (result.error, result.stdout) == (None, "\n/work/v True\n[2.0]\n")
+
+
 @pytest.mark.parametrize("command", ["pip", "pip3", "python -m pip", "uv pip", "conda", "mamba"])
 async def test_installers_say_how_packages_come_in(small: Open, command: str) -> None:
     code = f"""

@@ -356,7 +356,7 @@ def _fill_template(start: ZygoteStart, packages: _Packages) -> None:
             shutil.copyfile(f"/host{path}", template / path[1:])
     if start["library"]:
         os.symlink(start["library"], template / interpreter.LIBRARY[1:])
-    _fill_commands(template / COMMANDS[1:], start["python"])
+    _fill_commands(template / COMMANDS[1:], start)
     for name in DEVICES:
         (template / "dev" / name).touch()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -364,8 +364,13 @@ def _fill_template(start: ZygoteStart, packages: _Packages) -> None:
     os.symlink("/proc/self/fd", template / "dev/fd")
 
 
-def _fill_commands(folder: Path, python: str) -> None:
+def _fill_commands(folder: Path, start: ZygoteStart) -> None:
+    python = start["python"]
     folder.mkdir(parents=True)
+    for _, target in start["binds"]:
+        if target.startswith(interpreter.FOLDER):
+            # A virtual environment made by COMMANDS/python looks for its library beside that folder.
+            os.symlink(target, folder.parent / os.path.basename(target))
     for name in {"python", "python3", os.path.basename(python)}:
         os.symlink(python, folder / name)
     shutil.copyfile(f"/host{_ROOT / 'sandbox_image/commands/pip.py'}", folder / "pip.py")

@@ -20,7 +20,6 @@ from ..errors import SandboxError, SandboxUnavailable
 from .config import GVISOR, CellResult, Outcome, SandboxConfig
 from .doctor_remedies import (
     DOCKER_MOUNTS,
-    GVISOR_LIMITS,
     OWN_KERNEL,
     REPORT,
     filter_remedy,
@@ -355,7 +354,8 @@ async def _check_processors(sandbox: Sandbox) -> Finding:
     except ValueError:
         share = float("inf")
     measured = f"{share:.2f} processors where {_CPUS} are allowed, held by {sandbox.isolation.cpus}"
-    remedy = GVISOR_LIMITS if sandbox.isolation.backend == GVISOR else REPORT
+    is_held = sandbox.isolation.cpus in ("cgroup", "daemon")
+    remedy = REPORT if is_held else limits_remedy(sandbox.isolation.backend)
     return _finding(Layer.PROCESSORS, share < 2 * _CPUS, measured, remedy)
 
 
