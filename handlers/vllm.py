@@ -17,6 +17,7 @@ from typing import Any, cast
 from anyio import CapacityLimiter, to_thread
 
 from .base import Completion, FinishReason, Message, ModelHandler, PerLoop, Price, Usage
+from .chat_tokens import encode_chat as _encode
 from .errors import ContextTooLong, Rejected, Unavailable
 from .thought_tags import THOUGHT_TOKENS
 
@@ -235,15 +236,3 @@ def _thinks_in_special_tokens(tokenizer: Any) -> bool:
     special: object = getattr(tokenizer, "all_special_tokens", None)
     names = cast("list[object]", special) if isinstance(special, list) else []
     return any(name in THOUGHT_TOKENS for name in names)
-
-
-def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            conversation, tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-    # There is no template, it needs other roles, or the text is not valid Unicode.
-    except Exception as error:
-        raise Rejected(f"the model's chat template or tokenizer does not take this: {error}") from error
-    return list(encoded)
