@@ -40,7 +40,9 @@ def kinds_in_words(failed_calls: Mapping[FailedCall, int]) -> str:
 def failures(result: RunResult) -> list[str]:
     """Return a line for each thing that failed in a run which has a result."""
     lines: list[str] = []
-    if result.failed_calls:
+    is_dead = result.stop_reason == "worker_failed" and len(result.failed_calls) == 1
+    # A dead worker is one line: its failure says how many calls, and why.
+    if result.failed_calls and not is_dead:
         why = kinds_in_words(result.failed_calls)
         failed = sum(result.failed_calls.values())
         lines.append(f"{failed:,} of {result.worker_calls:,} worker calls failed: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from .events import ContextFacts
 # So each log is whole, can be moved or removed alone, and the content goes with its last name.
 SHARED = ".contexts"
 
+_NAME = re.compile(r"context-[0-9a-f]+\.", re.ASCII)
 _STEP = 1 << 20
 
 Slices = Iterable[bytes | memoryview]
@@ -34,7 +36,7 @@ def store_context(folder: PrivateFolder, context: EncodedContext) -> ContextFact
 
 def remove_unused(shared: PrivateFolder) -> None:
     """Remove the contexts that no log has any more."""
-    for name in shared.names():
+    for name in filter(_NAME.match, shared.names()):
         # Another process may remove it, too. If it links it just now, its log keeps it.
         with suppress(OSError):
             if shared.names_of(name) == 1:
