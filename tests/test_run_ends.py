@@ -130,7 +130,7 @@ async def test_all_that_tells_of_a_result_agrees(name: str, tmp_path: Path) -> N
     )  # fmt: skip
     assert (result.stop_reason, result.answer) == (end.stop_reason, end.answer)
     assert exit_code(result.stop_reason) == end.exit_code
-    assert summary(result, {}, None)[0].startswith(end.summary)
+    assert summary(result, {})[0].startswith(end.summary)
     logged = read_events(tmp_path, "supervisor")[-1]
     assert (logged["event"], logged["stop_reason"]) == ("run_end", end.stop_reason)
     assert (logged["answer"], logged.get("failure")) == (end.answer, result.failure)

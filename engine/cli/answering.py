@@ -93,8 +93,9 @@ def _print_result(result: RunResult, names: Mapping[Role, str], log: RunLog) -> 
     answer = "(no answer)" if result.answer is None else result.answer
     # Escape sequences could deceive on a terminal; a file gets the answer as it is.
     print(printable(answer) if sys.stdout.isatty() else answer, flush=True)
-    for line in summary(result, names, log.shown()):
+    for line in summary(result, names):
         print(wrapped(line), file=sys.stderr)
     print_failures(result)
-    for line in log.how_to_improve(result):
-        print(wrapped(f"supdist-engine: {printable(line)}"), file=sys.stderr)
+    # Not wrapped: a command in parts could not be copied.
+    for line in log.what_to_type(result):
+        print(printable(line), file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -25,7 +26,7 @@ from .exit import fail
 from .kept_runs import RUNS, Killed, killed_runs, new_run
 from .run_record import RunRecord
 from .signals import Stopped
-from .typed_command import resuming, typed_command
+from .typed_command import PROGRAM, resuming, typed_command
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -116,12 +117,16 @@ class RunLog:
             "no paid answers are kept: the same command pays again. A log folder or --cache FILE keeps them"
         ]
 
-    def how_to_improve(self, result: RunResult) -> list[str]:
-        """Return lines about a run that has ended without an answer of its code."""
+    def what_to_type(self, result: RunResult) -> list[str]:
+        """Return lines that end with a command: to read the log, and to go on without an answer."""
+        lines: list[str] = []
+        if (place := self.shown()) is not None:
+            lines.append(f"to read its log: {PROGRAM} log {shlex.quote(place)}")
         if result.stop_reason == "final" or self._answers is None:
-            return []
+            return lines
         is_limit = result.stop_reason in ("max_iterations", "budget", "timeout")
-        return [_go_on(self._command, self.shown() or "", " and with a higher limit" if is_limit else "")]
+        how = " and with a higher limit" if is_limit else ""
+        return [*lines, _go_on(self._command, place or "", how)]
 
     def _open_folder(self, stack: ExitStack) -> _Opened | None:
         work = self._work

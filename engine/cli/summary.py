@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -25,13 +24,8 @@ _ENDS: dict[StopReason, str] = {
 }
 
 
-def summary(result: RunResult, models: Mapping[Role, str], log_dir: str | None) -> list[str]:
-    """Return the lines.
-
-    Args:
-        models: what answered for each role, and where; a role without a model is left out.
-        log_dir: where the log is; None if there is none.
-    """
+def summary(result: RunResult, models: Mapping[Role, str]) -> list[str]:
+    """Return the lines; ``models`` are what answered for each role, and where."""
     best = "no answer" if result.answer is None else "best answer"
     ended = _ENDS[result.stop_reason].format(best=best)
     turns = f"{result.iterations} turn{'s' if result.iterations != 1 else ''}"
@@ -42,8 +36,6 @@ def summary(result: RunResult, models: Mapping[Role, str], log_dir: str | None) 
     }
     for role, name in models.items():
         lines.append(f"{role} {printable(name)}: {_calls(*calls[role])}")
-    if log_dir is not None:
-        lines.append(f"to read its log: supdist-engine log {shlex.quote(printable(log_dir))}")
     return lines
 
 
