@@ -18,7 +18,6 @@ from support import FakeClock
 from supdist.engine.cli.lines import Lines, plain_lines
 from supdist.engine.cli.panel import Panel, excerpt, live_panel
 from supdist.engine.cli.progress import Progress, duration
-from supdist.engine.cli.terminal import can_redraw, wrapped
 from supdist.engine.errors import CodeTooLong
 from supdist.engine.events import (
     BlockEnded,
@@ -34,6 +33,7 @@ from supdist.engine.events import (
 )
 from supdist.engine.sandbox import Outcome
 from supdist.engine.sandbox.config import not_run
+from supdist.engine.terminal import can_redraw, wrapped
 from supdist.handlers import Usage
 
 HOSTILE = "print('\x1b]0;owned\x07\x1b[2J\u202e表示 [red] :smile:')\r\n" * 40
@@ -263,6 +263,10 @@ def test_a_dumb_terminal_gets_lines_wrapped_at_words(
         monkeypatch.setattr("sys.stderr", terminal)
         assert can_redraw() is draws
         lines = wrapped("word " * 20 + "end").splitlines()
+        # What a person copies has no line end in it.
+        command = "to go on: supdist-engine run task.json --resume logs/runs/a-b-c"
+        assert wrapped(f"{command}\n{command}") == f"{command}\n{command}"
+        assert f"logs/{'x-' * 40}" in wrapped(f"the logs are in logs/{'x-' * 40}").splitlines()
     assert all(len(line) <= 40 for line in lines)
     assert " ".join(lines).split() == ["word"] * 20 + ["end"]
 

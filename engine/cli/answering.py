@@ -86,9 +86,9 @@ async def _answer(
 
 def _print_result(result: RunResult, names: Mapping[Role, str], log: RunLog) -> None:
     from ...sandbox_image.text import printable
+    from ..terminal import wrapped
     from .failures import print_failures
     from .summary import summary
-    from .terminal import wrapped
 
     answer = "(no answer)" if result.answer is None else result.answer
     # Escape sequences could deceive on a terminal; a file gets the answer as it is.

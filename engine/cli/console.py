@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 from ...sandbox_image.text import printable
+from ..terminal import can_redraw
 from .lines import Lines
-from .terminal import can_redraw
 
 if TYPE_CHECKING:
     from rich.live import Live

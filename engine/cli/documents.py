@@ -9,6 +9,7 @@ from pathlib import Path
 from ...sandbox_image.text import printable
 from ..documents import Context, read_context
 from ..documents.reading import Value
+from ..terminal import wrapped
 from .stdin import read_bytes
 
 
@@ -33,5 +34,5 @@ def read_stdin() -> bytes:
 def print_warnings(context: Context) -> Value:
     """Print the warnings of a context on stderr, and return its value."""
     for each in context.warnings:
-        print(f"supdist-engine: {printable(each)}", file=sys.stderr)
+        print(wrapped(f"supdist-engine: {printable(each)}"), file=sys.stderr)
     return context.value

@@ -98,6 +98,7 @@ def lack_of(error: Exception) -> tuple[int, str] | None:
 def fail(code: int, message: object) -> NoReturn:
     """Print a message on stderr and exit."""
     from ...sandbox_image.text import printable
+    from ..terminal import wrapped
 
-    print(f"supdist-engine: {printable(str(message))}", file=sys.stderr)
+    print(wrapped(f"supdist-engine: {printable(str(message))}"), file=sys.stderr)
     sys.exit(code)

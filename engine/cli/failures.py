@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...sandbox_image.text import printable
-from .terminal import wrapped
+from ..terminal import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

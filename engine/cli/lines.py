@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ...sandbox_image.text import printable
 from ..events import BlockEnded, Event, Metrics, SupervisorReplied, Warned
+from ..terminal import wrapped
 from .progress import Progress
-from .terminal import wrapped
 
 if TYPE_CHECKING:
     from ..service import Load

@@ -21,6 +21,7 @@ from ..errors import CacheError, TaskError
 from ..events import Event, SupervisorReplied
 from ..private_files import PrivateFolder, resolved
 from ..runlog.files import OptionalLogDir, log_error
+from ..terminal import wrapped
 from ..write_failures import remedy_for
 from .exit import fail
 from .kept_runs import RUNS, Killed, killed_runs, new_run
@@ -273,4 +274,4 @@ def _relative(folder: Path) -> str:
 
 
 def _note(text: str) -> None:
-    print(f"supdist-engine: {printable(text)}", file=sys.stderr)
+    print(wrapped(f"supdist-engine: {printable(text)}"), file=sys.stderr)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from ..events import Event
-from .terminal import can_redraw
+from ..terminal import can_redraw
 
 
 class Screen(Protocol):
