@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_support import ASKED, SOON, completion, handler_of, outcome, outcome_of
+from support import SMALL_CONFIG
 
 from supdist.engine import arun
 from supdist.handlers import (
@@ -18,6 +19,7 @@ from supdist.handlers import (
     HandlerError,
     NoAccess,
     OpenAIHandler,
+    Price,
     Rejected,
     ScriptedHandler,
     Unavailable,
@@ -26,7 +28,7 @@ from supdist.handlers import (
 from supdist.handlers.openai_errors import read_error
 from supdist.handlers.openai_parts import token_count
 from supdist.handlers.openai_replies import CompletionBuilder, parse_reply
-from supdist.tools.testing.fake_openai import Endless, FakeOpenAI, Malformed, Shape, Status, Stream
+from supdist.tools.testing.fake_openai import Endless, FakeOpenAI, Malformed, Part, Shape, Status, Stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bare_environment")]
 
@@ -173,6 +175,39 @@ async def test_a_supervisors_tool_call_is_paid_for_and_ends_no_run() -> None:
     async with FakeOpenAI(replies) as server:
         result = await arun(query="q", context="c", supervisor=handler_of(server), worker=ScriptedHandler([]))
     assert (result.answer, result.supervisor_usage) == ("1", Usage(18, 10, 2))
+
+
+@pytest.mark.parametrize(
+    "parts", [[{"reasoning_content": "hmm " * 500}], ["<think>", "hmm " * 500]], ids=["field", "tag"]
+)
+async def test_thoughts_that_take_all_tokens_end_a_run_and_cost_two_requests(parts: list[Part]) -> None:
+    async with FakeOpenAI(lambda _: Stream(parts, finish_reason="length", usage=(900, 2048))) as server:
+        supervisor = handler_of(server, max_tokens=2048, price=Price(10, 40))
+        result = await arun(
+            query="q", context="c", supervisor=supervisor, worker=ScriptedHandler([]), sandbox=SMALL_CONFIG,
+            max_iterations=4,
+        )  # fmt: skip
+    assert (result.answer, result.stop_reason, result.iterations) == (None, "cut_off", 2)
+    assert len(server.requests) == 2
+    # Four turns and a best answer would cost 0.45.
+    assert result.cost_usd == pytest.approx(2 * (900 * 10 + 2048 * 40) / 1e6)
+    assert (
+        "cut off at the token limit (max_tokens 2,048)" in server.requests[1].body["messages"][-1]["content"]
+    )
+    assert "Raise max_tokens of the supervisor (it is 2,048)" in (result.failure or "")
+
+
+async def test_a_workers_answer_that_was_cut_and_is_empty_is_an_error() -> None:
+    cut = {"role": "assistant", "content": None, "reasoning_content": "hmm"}
+    code = "try: worker('x')\nexcept WorkerError as error: FINAL(error.code + ': ' + error.message)"
+    async with FakeOpenAI([completion(choices=[{"message": cut, "finish_reason": "length"}])]) as server:
+        supervisor = ScriptedHandler([f"```repl\n{code}\n```"])
+        worker = handler_of(server, max_tokens=64)
+        result = await arun(
+            query="q", context="c", supervisor=supervisor, worker=worker, sandbox=SMALL_CONFIG
+        )
+    assert (result.answer or "").startswith("cut_off: the worker's answer was cut at max_tokens 64")
+    assert dict(result.failed_calls) == {"cut_off": 1}
 
 
 async def test_an_error_of_a_run_knows_the_role_of_its_model() -> None:
