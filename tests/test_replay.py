@@ -113,6 +113,22 @@ async def test_what_was_exported_is_what_its_code_shows(
     )
 
 
+async def test_output_with_escape_sequences_is_compared_as_its_engine_showed_it(
+    experiment: Experiment,
+) -> None:
+    code = block("print('10%\\r\\x1b[32m100%\\x1b[0m')")
+    await experiment.run("a", [code, block("FINAL(1)")])
+    assert await verdicts(experiment) == ["equal", "equal"]
+    # Earlier engines showed it as it was written.
+    earlier = Experiment(experiment.folder.parent / "earlier" / "logs")
+    await earlier.run("a", [code, block("FINAL(1)")])
+    log = earlier.logs("a") / "supervisor.jsonl"
+    raw = json.dumps("Output:\n10%\r\x1b[32m100%\x1b[0m")[1:-1]
+    assert log.read_text().count("Output:\\n100%") == 1
+    log.write_text(log.read_text().replace("Output:\\n100%", raw))
+    assert await verdicts(earlier) == ["equal", "equal"]
+
+
 async def test_answers_that_the_cache_gave_and_refusals_are_given_again(
     experiment: Experiment, tmp_path: Path
 ) -> None:

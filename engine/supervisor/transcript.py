@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 from ...sandbox_image.terminal_text import terminal_text
 from ...sandbox_image.text import excerpt, left_out
 from ..sandbox import CellResult, Outcome
 from ..slices import Steps, join, strip_end
+
+_Read: TypeAlias = Callable[[str], Steps[str]]
 
 # A shorter time is not shown: a repeated run then has the same messages, and the cache has the replies.
 _MIN_SECONDS = 10.0
@@ -17,11 +19,19 @@ _MIN_SECONDS = 10.0
 _SECONDS = re.compile(r"^((?:The block|Block \d+ of \d+) [^\n(]*) \(\d+ s\)", re.MULTILINE)
 
 
-def show_results(results: Sequence[CellResult], blocks: int, output_limit: int) -> Steps[str]:
-    """Return the outputs of a turn, in steps; ``output_limit`` is in characters per block."""
+def show_results(
+    results: Sequence[CellResult], blocks: int, output_limit: int, read: _Read | None = None
+) -> Steps[str]:
+    """Return the outputs of a turn, in steps.
+
+    Args:
+        output_limit: in characters per block.
+        read: turns output into text; by default as a terminal does.
+    """
+    read = read or _on_terminal
     parts: list[str] = []
     for number, result in enumerate(results, 1):
-        part = yield from _show(number, blocks, result, output_limit)
+        part = yield from _show(number, blocks, result, output_limit, read)
         parts.append(part)
     if len(results) < blocks:
         skipped = blocks - len(results)
@@ -34,10 +44,14 @@ def without_seconds(shown: str) -> str:
     return _SECONDS.sub(r"\1", shown)
 
 
-def _show(number: int, blocks: int, result: CellResult, limit: int) -> Steps[str]:
+def _on_terminal(text: str) -> Steps[str]:
+    return terminal_text(text, join)
+
+
+def _show(number: int, blocks: int, result: CellResult, limit: int, read: _Read) -> Steps[str]:
     name = f"Block {number} of {blocks}" if blocks > 1 else "The block"
     parts = [f"{name} {_verdict(result)}"]
-    output = yield from _output(result)
+    output = yield from _output(result, read)
     if output:
         parts.append(f"Output:\n{_excerpt(output, limit)}")
     elif result.outcome is Outcome.OK and result.final is None:
@@ -46,18 +60,18 @@ def _show(number: int, blocks: int, result: CellResult, limit: int) -> Steps[str
         parts.append("[the output went over the sandbox's limit; what came after it is lost]")
     if result.error is not None:
         # A small limit on output must not cut a traceback to nothing.
-        traceback = yield from terminal_text(result.error.traceback, join)
+        traceback = yield from read(result.error.traceback)
         parts.append(excerpt(traceback.rstrip(), max(limit, 400)))
     return "\n".join(parts)
 
 
-def _output(result: CellResult) -> Steps[list[_Part]]:
+def _output(result: CellResult, read: _Read) -> Steps[list[_Part]]:
     # A progress bar of 10,000 updates is one line, and leaves room for what else was printed.
-    parts = [_Part.stripped((yield from terminal_text(result.stdout, join)))]
+    parts = [_Part.stripped((yield from read(result.stdout)))]
     for each in result.display:
-        text = yield from terminal_text(each.as_text(), join)
+        text = yield from read(each.as_text())
         parts.append(_Part(text, len(text)))
-    stderr = _Part.stripped((yield from terminal_text(result.stderr, join)))
+    stderr = _Part.stripped((yield from read(result.stderr)))
     if stderr.size:
         parts += [_Part("[stderr]", 8), stderr]
     return [part for part in parts if part.size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from ...engine import SandboxConfig, open_sandbox
 from ...engine.errors import SandboxLost, TaskError
 from ...engine.runlog.events import Cell
 from ...engine.sandbox import CellResult, Outcome, Sandbox
-from ...engine.slices import finish
+from ...engine.slices import Steps, finish
 from ...engine.supervisor.blocks import code_blocks
 from ...engine.supervisor.conversation import Conversation as LiveConversation
 from ...engine.supervisor.loop import is_last
@@ -212,18 +212,24 @@ class _Replay:
             self._report(turn, why="its outputs were left out")
             return
         reply, message = conversation.turns[turn - 1].reply, conversation.history[at]["content"]
-        recorded = self._show([result_of(cell) for cell in cells], reply)
+        read = None
+        recorded = self._show([result_of(cell) for cell in cells], reply, read)
+        if not message.startswith(recorded):
+            read = _as_written
+            recorded = self._show([result_of(cell) for cell in cells], reply, read)
         if not message.startswith(recorded):
             self._report(turn, why="its outputs were not shown")
             return
         # What the engine wrote after the outputs is the same.
-        replayed = self._show(results, self.messages[at - 1]["content"]) + message[len(recorded) :]
+        replayed = self._show(results, self.messages[at - 1]["content"], read) + message[len(recorded) :]
         self._report(turn, self.messages[at]["content"], replace_surrogates(replayed))
 
-    def _show(self, results: Sequence[CellResult], reply: str) -> str:
+    def _show(
+        self, results: Sequence[CellResult], reply: str, read: Callable[[str], Steps[str]] | None
+    ) -> str:
         blocks = code_blocks(reply)
         output_limit = self.recorded.conversation.start.output_limit
-        return finish(show_results(results, len(blocks), output_limit)) if blocks else ""
+        return finish(show_results(results, len(blocks), output_limit, read)) if blocks else ""
 
     def _compare_answer(self, turn: int, reply: str, results: Sequence[CellResult]) -> None:
         conversation = self.recorded.conversation
@@ -244,3 +250,9 @@ class _Replay:
         else:
             report = TurnReport(turn, "different", exported=exported, replayed=replayed)
         self._reports.append(report)
+
+
+def _as_written(text: str) -> Steps[str]:
+    # Earlier engines showed output as the code wrote it, with escape sequences.
+    yield
+    return text
