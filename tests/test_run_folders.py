@@ -21,6 +21,7 @@ from support import SMALL_CONFIG, block
 from supdist.engine import LogError, arun
 from supdist.engine.cli.kept_runs import KEPT, RUNS, killed_runs, new_run, slug
 from supdist.engine.cli.run_record import NAME, RunRecord
+from supdist.engine.cli.typed_command import resuming
 from supdist.engine.events import Event, TurnStarted
 from supdist.engine.private_files import PrivateFolder
 from supdist.engine.runlog.contexts import SHARED
@@ -290,6 +291,9 @@ async def run(
         OPENAI_API_KEY="k", HOME=os.environ["HOME"], XDG_CONFIG_HOME=os.environ["XDG_CONFIG_HOME"]
     )
     async with started(*command, cwd=home, env=env) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"from stdin")
+        process.stdin.close()
         if number is not None and found is not None:
             found.at_third = lambda: process.send_signal(number)
         return await ended(process)
@@ -335,6 +339,32 @@ async def test_kept_answers_are_no_cache_for_other_calls_and_runs(home: Path) ->
         code, again, _ = await run(home, found, FIRST, None)
     assert (code, len(found.calls)) == (0, 14)
     assert again != out
+
+
+@pytest.mark.parametrize(
+    ("typed", "again"),
+    [
+        ("run task.json", "run task.json --resume logs/x"),
+        ("run t.json --resume a --log-dir=b --json", "run t.json --json --resume logs/x"),
+        ("ask f 'what is $x?' --save t.json", "ask f 'what is $x?' --resume logs/x"),
+        ("ask f q --log-dir --odd -- -x", "ask f q --resume logs/x -- -x"),
+    ],
+)
+def test_the_command_to_go_on_is_the_one_that_was_typed(typed: str, again: str) -> None:
+    assert resuming(shlex.split(typed), "logs/x") == again
+
+
+async def test_stdin_must_be_given_again(home: Path) -> None:
+    async with endpoint(home) as found:
+        task = json.loads((home / "task.json").read_text())
+        del task["context"]
+        (home / "task.json").write_text(json.dumps({**task, "context_file": "-"}))
+        command = [*COMMAND, "run", "task.json", "--trust-endpoint"]
+        _, _, err = await run(home, found, command, signal.SIGINT)
+        last = err.splitlines()[-1]
+        assert last.startswith("supdist-engine: to go on without paying twice, with the same stdin: ")
+        code, _, err = await run(home, found, shlex.split(last.partition("stdin: ")[2]), None)
+    assert (code, len(found.calls)) == (0, 4 + 4)
 
 
 async def test_a_limit_that_was_reached_can_be_raised(home: Path) -> None:

@@ -25,12 +25,12 @@ from ..terminal import wrapped
 from ..write_failures import remedy_for
 from .exit import fail
 from .kept_runs import RUNS, Killed, killed_runs, new_run
-from .run_record import RunRecord
+from .run_record import RunFacts, RunRecord
 from .signals import Stopped
 from .typed_command import PROGRAM, resuming, typed_command
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator
 
     from ..result import RunResult
     from .run_flags import RunFlags
@@ -53,7 +53,7 @@ class RunLog:
     def __init__(self, work: Work) -> None:
         """Open nothing yet."""
         self._work = work
-        self._command = typed_command(work.asked)
+        self._run = RunFacts(typed_command(work.asked), reads_stdin=work.reads_stdin)
         self._answers: str | None = None
         self._has_paid = False
         self.folder: Path | None = None
@@ -110,7 +110,7 @@ class RunLog:
         if not self._has_paid:
             return []
         if self._answers is not None and self.folder is not None:
-            return [_go_on(self._command, _relative(self.folder))]
+            return [_go_on(self._run, _relative(self.folder))]
         cache = self._work.cache()
         if isinstance(cache, Path):
             return [f"paid answers are kept in {printable(str(cache))}; the same command uses them"]
@@ -127,7 +127,7 @@ class RunLog:
             return lines
         is_limit = result.stop_reason in ("max_iterations", "budget", "timeout")
         how = " and with a higher limit" if is_limit else ""
-        return [*lines, _go_on(self._command, place or "", how)]
+        return [*lines, _go_on(self._run, place or "", how)]
 
     def _open_folder(self, stack: ExitStack) -> _Opened | None:
         work = self._work
@@ -180,7 +180,7 @@ class RunLog:
             before = record.read()
             if before.is_own and not before.has_ended and not is_resumed:
                 _tell_killed(Killed(folder.path, before))
-            record.begin(self._command)
+            record.begin(self._run.command, reads_stdin=self._run.reads_stdin)
         except OSError as error:
             # The log says the same with its first line.
             if not self.is_optional:
@@ -252,12 +252,12 @@ def _tell_killed(killed: Killed) -> None:
     # A run with a cache of its own, or with none, has no answers to go on with.
     if any(_ANSWERS.fullmatch(each.name) for each in killed.folder.iterdir()):
         is_here = killed.facts.folder == os.getcwd()
-        _note(_go_on(killed.facts.command, place if is_here else str(killed.folder)))
+        _note(_go_on(killed.facts, place if is_here else str(killed.folder)))
 
 
-def _go_on(command: Sequence[str], place: str, how: str = "") -> str:
-    stdin = ", with the same stdin" if "-" in command else ""
-    return f"to go on without paying twice{how}{stdin}: {resuming(command, place)}"
+def _go_on(run: RunFacts, place: str, how: str = "") -> str:
+    stdin = ", with the same stdin" if run.reads_stdin else ""
+    return f"to go on without paying twice{how}{stdin}: {resuming(run.command, place)}"
 
 
 def _lock(stack: ExitStack, folder: PrivateFolder) -> RunRecord:

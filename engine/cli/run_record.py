@@ -28,12 +28,14 @@ class RunFacts:
 
     Attributes:
         command: that started it, and the folder that it was typed in.
+        reads_stdin: whether it read something there.
         is_own: whether this user's engine wrote it; else the rest proves nothing.
         has_ended: or a later command has told that it was killed.
     """
 
     command: Sequence[str] = ()
     folder: str = ""
+    reads_stdin: bool = False
     is_own: bool = False
     has_ended: bool = False
 
@@ -70,10 +72,11 @@ class RunRecord:
         """Free the lock."""
         os.close(self._descriptor)
 
-    def begin(self, command: Sequence[str]) -> None:
+    def begin(self, command: Sequence[str], *, reads_stdin: bool = False) -> None:
         """Write that a run goes on."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        facts = json.dumps({"command": list(command), "folder": _working_folder(), "started": now}).encode()
+        about = {"command": list(command), "folder": _working_folder(), "stdin": reads_stdin, "started": now}
+        facts = json.dumps(about).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, facts + b"\n" + self._mark(facts) + b"\n", 0)
 
@@ -90,7 +93,7 @@ class RunRecord:
         if not self._seal.is_own(mark, line, self._place):
             return RunFacts()
         facts = cast("dict[str, Any]", json.loads(line))
-        return RunFacts(facts["command"], facts["folder"], is_own=True, has_ended=bool(end))
+        return RunFacts(facts["command"], facts["folder"], facts["stdin"], is_own=True, has_ended=bool(end))
 
     def _mark(self, facts: bytes) -> bytes:
         # With its name: a copy of the folder is not the folder that the engine made.

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 PROGRAM = "supdist-engine"
+# Options that a run which goes on does not take, each with a value. --save has written its file.
+_REPLACED = ("--resume", "--log-dir", "--save")
 
 
 def typed_command(asked: str | None = None) -> list[str]:
@@ -29,9 +31,9 @@ def resuming(command: Sequence[str], folder: str) -> str:
         # A value of --log-dir can be anything; what follows "--" is no option.
         if word == "--":
             kept += [word, *words]
-        elif word in ("--resume", "--log-dir"):
+        elif word in _REPLACED:
             next(words, None)
-        elif not word.startswith(("--resume=", "--log-dir=")):
+        elif word.partition("=")[0] not in _REPLACED:
             kept.append(word)
     place = kept.index("--") if "--" in kept else len(kept)
     return shlex.join([*kept[:place], "--resume", folder, *kept[place:]])

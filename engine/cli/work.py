@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,11 @@ class Work:
     def cache_is_default(self) -> bool:
         """Whether neither the user nor the task said where answers are kept."""
         return self.flags.cache is None and "cache" not in self.task.model_fields_set
+
+    @property
+    def reads_stdin(self) -> bool:
+        """Whether the task or its context comes from stdin."""
+        return "-" in (*sys.argv[1:], self.task.context_file, *(self.task.context_files or ()))
 
     def cache(self) -> Path | str:
         """Return the file of the answers, or ``run`` or ``off``."""
