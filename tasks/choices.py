@@ -51,10 +51,12 @@ def read_choice(answer: str) -> str | None:
 
 def choice(prediction: str, reference: str) -> float:
     """Return 1 if both choose the same letter. A reference without a letter must be equal, as ``exact``."""
-    letter = read_choice(reference)
-    if letter is None:
+    name = reference.strip()
+    # Not the last letter of "vitamin C".
+    found = _ALONE.fullmatch(name) or _FIRST.match(name)
+    if found is None:
         return exact_match(prediction, reference)
-    return float(read_choice(prediction) == letter)
+    return float(read_choice(prediction) == read_choice(name))
 
 
 def choice_figures(prediction: str, reference: str) -> dict[str, float]:
@@ -65,12 +67,16 @@ def choice_figures(prediction: str, reference: str) -> dict[str, float]:
         "contains": contains(prediction, reference),
         "choice": choice(prediction, reference),
     }
+    name = reference.strip()
+    is_article = not normalize(name)
     # The others remove articles, and so the letter "A": from this reference, or beside "B" in "A, B".
-    if len(normalize(reference)) <= 1 and len(reference.strip()) == 1 and reference.strip().isalpha():
-        figures |= dict.fromkeys(("exact", "f1", "contains"), figures["choice"])
-    elif not normalize(reference):
+    if len(name) == 1 and name.isalpha() and (name.isupper() or is_article):
+        contained = 0.0 if is_article else figures["contains"]
+        figures |= {"exact": figures["choice"], "f1": figures["choice"]}
+        figures["contains"] = max(contained, figures["choice"])
+    elif is_article and _words(name):
         # A word such as "the" that is asked for.
-        figures |= dict.fromkeys(("exact", "f1", "contains"), float(_words(prediction) == _words(reference)))
+        figures |= dict.fromkeys(("exact", "f1", "contains"), float(_words(prediction) == _words(name)))
     return figures
 
 

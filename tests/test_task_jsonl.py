@@ -230,7 +230,9 @@ def test_the_letter_of_an_answer_is_read(answer: str, letter: str | None) -> Non
         ("(B)", "The answer is B.", "choice", 1), ("B. the hall", "B", "choice", 1),
         ("B", "the hall", "choice", 0),
         ("the hall", "A hall.", "choice", 1), ("the", "The", "exact", 1), ("the", "a", "exact", 0),
-        ("the", "", "f1", 0), ("x-ray", "an x-ray", "exact", 1),
+        ("the", "", "f1", 0), ("x", "the x", "f1", 1), ("a", "A", "f1", 1), ("C", "the C language", "f1", 1),
+        ("C", "C, by D. Ritchie", "contains", 1), ("C", "C, by D. Ritchie", "exact", 0),
+        ("x-ray", "an x-ray", "exact", 1), ("vitamin C", "Vitamin C.", "choice", 1), ("?", "", "contains", 0),
     ],
 )  # fmt: skip
 async def test_the_letter_a_is_no_article(
