@@ -165,9 +165,8 @@ def _sample(task: Task, config: ExperimentConfig) -> list[Example]:
 def _too_few(config: ExperimentConfig, task: Task, examples: int) -> str:
     # Generated tasks have this option.
     more = f"; for more, add -T n={config.n}" if "n" in getattr(type(task), "model_fields", {}) else ""
-    return (
-        f"the task {config.task} has only {examples:,} examples, not {config.n:,}: all of them are run{more}"
-    )
+    found = f"{examples:,} example{'s' if examples != 1 else ''}"
+    return f"the task {config.task} has only {found}, not {config.n:,}: all of them are run{more}"
 
 
 def _check_unchanged(before: Manifest, now: ExperimentConfig, data_hash: str, folder: Path) -> None:
