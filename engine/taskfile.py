@@ -72,6 +72,9 @@ class TaskFile(BaseModel):
         description="or several files, folders and patterns: a dict of texts by name; "
         "relative to the task file",
     )
+    raw_html: bool = Field(
+        default=False, description="keep HTML of these files as it is, instead of converting it to text"
+    )
     supervisor: ModelSpec | None = Field(
         default=None, description="the model that writes code; from the environment by default"
     )
@@ -110,6 +113,7 @@ class TaskFile(BaseModel):
             permissions=permissions,
             name="context_file" if self.context_files is None else "context_files",
             stdin=stdin,
+            raw_html=self.raw_html,
             many=self.context_files is not None,
         )
 

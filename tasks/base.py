@@ -46,6 +46,17 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """The bytes of a file whose text is the context. The caller of ``Task.context`` converts it."""
+
+    # What messages call it.
+    name: str
+    data: bytes
+    # Keep HTML as it is.
+    raw_html: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The score of an answer; all figures are from 0 to 1."""
 
@@ -86,7 +97,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def context(self, example: Example) -> str | list[Any] | dict[str, Any]:
+    def context(self, example: Example) -> str | list[Any] | dict[str, Any] | Document:
         """Return the document of an example, equal at every call."""
 
     @abstractmethod

@@ -14,8 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..handlers.text_files import marked_encoding
 from ..sandbox_image.paths import is_visible_below
-from .base import Ask, Example, Score, TaskDataError
+from .base import Ask, Document, Example, Score, TaskDataError
 from .choices import choice_figures
 from .judge import judge_answer
 from .options import TaskWithOptions, check_unique, decode, regular_file, valid_id
@@ -29,7 +30,7 @@ _Answer = Annotated[str, Field(coerce_numbers_to_str=True)]
 _Context = str | list[Any] | dict[str, Any]
 
 
-# Either "context" (a text, list or object) or "context_file" (.txt, .md, .json), and either "answer" or
+# Either "context" (a text, list or object) or "context_file" (any document), and either "answer" or
 # "answers", each of which is right.
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -69,6 +70,7 @@ class Jsonl(TaskWithOptions):
     name: ClassVar[str] = "jsonl"
 
     path: Path = Field(description="the file; a line has query, context or context_file, answer or answers")
+    raw_html: bool = Field(default=False, description="keep HTML of context_file as it is")
     metric: Metric = Field(default="f1", description="the main figure; it decides what is correct")
 
     @property
@@ -100,8 +102,8 @@ class Jsonl(TaskWithOptions):
             raise TaskDataError(f"{self.path} holds no question; write one on each line")
         return check_unique(found, self.path)
 
-    def context(self, example: Example) -> _Context:
-        """Return the context of the line, or its file's content.
+    def context(self, example: Example) -> _Context | Document:
+        """Return the context of the line, or its file's content: a text, a JSON value or a document.
 
         Raises:
             TaskDataError: the file has changed since ``examples``.
@@ -111,7 +113,8 @@ class Jsonl(TaskWithOptions):
             path = self._place(data["context_file"])
             raw = _bytes(path)
             _check_same(raw, data["sha256"], path)
-            return _content(path, raw)
+            content = _content(path, raw)
+            return Document(data["context_file"], raw, self.raw_html) if content is None else content
         try:
             with open(self.path, "rb") as file:
                 file.seek(data["offset"])
@@ -146,7 +149,8 @@ class Jsonl(TaskWithOptions):
             [each.id, each.query, each.references, each.document, each.kind, each.data["sha256"]]
             for each in self.examples()
         ]
-        return self.hash_of(self.metric, examples)
+        # An option that is not used changes no hash.
+        return self.hash_of(self.metric, examples, *(["raw_html"] if self.raw_html else []))
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
         offset = 0
@@ -174,6 +178,8 @@ class Jsonl(TaskWithOptions):
                 f"context_file {name!r} is {str(place)!r}, outside {folder} or hidden;"
                 f" put {self.path.name} and its documents into one folder"
             )
+        if place == Path(os.path.realpath(self.path)):
+            raise TaskDataError(f"context_file {name!r} is the file of questions itself, with its answers")
         return self.path.parent / name
 
     def _example(self, number: int, offset: int, raw: bytes, hashes: dict[Path, str]) -> Example:
@@ -229,8 +235,6 @@ def _checked_hash(path: Path) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.suffix not in (*_TEXT, _JSON):
-        raise TaskDataError(f"{path}: context_file must be a .txt, .md or .json file; save it as one of them")
     try:
         return regular_file(path).read_bytes()
     except OSError as error:
@@ -239,9 +243,17 @@ def _bytes(path: Path) -> bytes:
         ) from error
 
 
-def _content(path: Path, raw: bytes) -> _Context:
-    text = decode(raw, path)
-    if path.suffix in _TEXT:
+def _content(path: Path, raw: bytes) -> _Context | None:
+    # None: the engine reads it, as any context.
+    suffix = path.suffix.lower()
+    if suffix not in (*_TEXT, _JSON):
+        return None
+    encoding, mark = marked_encoding(raw)
+    try:
+        text = raw[mark:].decode(encoding)
+    except UnicodeDecodeError:
+        return None
+    if suffix in _TEXT:
         return text
     try:
         value: object = json.loads(text)

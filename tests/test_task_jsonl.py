@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supdist.handlers import ScriptedHandler
-from supdist.tasks.base import TaskDataError
+from supdist.tasks.base import Document, TaskDataError
 from supdist.tasks.choices import read_choice
 from supdist.tasks.jsonl import Jsonl
 from supdist.tasks.judge import verdict_reply
@@ -88,10 +88,9 @@ WRONG: list[tuple[Any, str]] = [
     ({**FULL, "id": "../x"}, "cannot name a folder"),
     ({**FULL, "id": ".hidden"}, "cannot name a folder"),
     ({"context_file": "no.md", "query": "?", "answer": "x"}, "cannot read .*no.md"),
-    ({"context_file": "questions.jsonl", "query": "?", "answer": "x"}, "must be a .txt, .md or .json file"),
+    ({"context_file": "questions.jsonl", "query": "?", "answer": "x"}, "is the file of questions itself"),
     ({"context_file": "bad.json", "query": "?", "answer": "x"}, "bad.json is not JSON"),
     ({"context_file": "three.json", "query": "?", "answer": "x"}, "holds a int"),
-    ({"context_file": "latin.txt", "query": "?", "answer": "x"}, "latin.txt is not UTF-8"),
     ({"context": 3, "query": "?", "answer": "x"}, '"context"'),
     ("[" * 100_000, "nested too deeply|recursion"),
 ]
@@ -101,7 +100,6 @@ WRONG: list[tuple[Any, str]] = [
 def test_a_wrong_line_is_told_by_its_number(tmp_path: Path, line: Any, message: str) -> None:
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "three.json").write_text("3")
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     path = write(tmp_path, FULL, "", line)
     with pytest.raises(TaskDataError, match=rf"questions.jsonl cannot be used:\n  line 3: .*({message})"):
         Jsonl(path=path).examples()
@@ -243,3 +241,18 @@ async def test_the_letter_a_is_no_article(
     score = await task.score(example, answer)
     assert (score.value, score.correct) == (value, value == 1)
     assert set(score.metrics) == {"exact", "f1", "contains"} | ({"choice"} if metric == "choice" else set())
+
+
+def test_a_document_is_given_to_the_caller_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<p>oak</p>")
+    (tmp_path / "old.txt").write_bytes("Brücke".encode("cp1252"))
+    (tmp_path / "windows.md").write_text("Brücke", "utf-16")
+    names = ("page.html", "old.txt", "windows.md")
+    path = write(tmp_path, *({"context_file": name, "query": "?", "answer": "x"} for name in names))
+    task = Jsonl(path=path)
+    assert [task.context(each) for each in task.examples()] == [
+        Document("page.html", b"<p>oak</p>"), Document("old.txt", "Brücke".encode("cp1252")), "Brücke",
+    ]  # fmt: skip
+    raw = Jsonl(path=path, raw_html=True)
+    assert raw.context(raw.examples()[0]) == Document("page.html", b"<p>oak</p>", raw_html=True)
+    assert raw.data_hash() != task.data_hash()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import takes
+from .options import RawHtmlOption, takes
 from .permissions import Allowed
 from .run_flags import RunFlags
 
@@ -34,6 +34,7 @@ class AskFlags(RunFlags):
             show_default=False,
         ),
     ] = None
+    raw_html: RawHtmlOption = False
     save: Annotated[
         Path | None,
         typer.Option(
@@ -62,13 +63,13 @@ def ask(flags: AskFlags) -> None:
     environment = allowed.environment()
     permissions = allowed.bind(None, environment, ask=not flags.as_json, is_own=True)
     # The context is loaded apart: this text only fills the place.
-    task = flags.applied_to(TaskFile(query=question, context=""))
+    task = flags.applied_to(TaskFile(query=question, context="", raw_html=flags.raw_html))
     work = Work(task, flags, Models.of(flags, environment), permissions, asked)
     if flags.save is not None:
         from .saving import save
 
         save(flags.save, work, files, environment)
-    answer(work, lambda: load(files))
+    answer(work, lambda: load(files, raw_html=flags.raw_html))
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str | None]:

@@ -17,6 +17,7 @@ from .options import (
     BackendOption,
     ImageOption,
     PackagesOption,
+    RawHtmlOption,
     RuntimeOption,
     sandbox_config,
 )
@@ -42,6 +43,7 @@ def execute(
             "The code has its text in `context`."
         ),
     ] = None,
+    raw_html: RawHtmlOption = False,
     packages: PackagesOption = None,
     backend: BackendOption = Backend.PROCESS,
     image: ImageOption = None,
@@ -63,7 +65,7 @@ def execute(
     config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
 
     async def once() -> CellResult:
-        context = NO_CONTEXT if context_file is None else await _context(context_file)
+        context = NO_CONTEXT if context_file is None else await _context(context_file, raw_html=raw_html)
         async with open_sandbox(config, context=context) as sandbox:
             return await sandbox.execute(source, timeout=timeout)
 
@@ -75,11 +77,11 @@ def execute(
     raise typer.Exit(_exit_status(result))
 
 
-async def _context(file: Path) -> Value:
+async def _context(file: Path, *, raw_html: bool) -> Value:
     # Few cells have a context, and the readers take 10 ms to import.
     from .documents import load, print_warnings
 
-    return print_warnings(await load([file], "--context-file"))
+    return print_warnings(await load([file], "--context-file", raw_html=raw_html))
 
 
 def _source_of_stdin() -> str:

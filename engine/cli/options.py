@@ -38,7 +38,9 @@ MODELS, LIMITS, SANDBOX, LOGS, TRUST = "Models", "Limits", "Sandbox", "Logs and 
 _LARGEST_SHOWN = 1_000_000
 
 
-def _option(*names: str, panel: str, text: str, metavar: str | None = None, complete: Any = None) -> Any:
+def _option(
+    *names: str, text: str, panel: str | None = None, metavar: str | None = None, complete: Any = None
+) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, autocompletion=complete)
 
 
@@ -63,6 +65,10 @@ ImageOption = Annotated[
     _option(
         "--image", text="With --backend docker: an image that is built on the sandbox's image.", panel=SANDBOX
     ),
+]
+RawHtmlOption = Annotated[
+    bool,
+    _option("--raw-html", text="Keep HTML as it is, instead of converting it to text."),
 ]
 RuntimeOption = Annotated[
     str | None,

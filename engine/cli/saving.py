@@ -49,6 +49,8 @@ def _task(path: Path, work: Work, files: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {"query": task.query}
     places = [each if each == STDIN else _relative(each, path) for each in files]
     settings |= {"context_file": places[0]} if len(places) == 1 else {"context_files": places}
+    if task.raw_html:
+        settings["raw_html"] = True
     for role in get_args(Role):
         settings[role] = _model(role, work, path)
     if limits := task.limits.model_dump(mode="json", exclude_unset=True):

@@ -19,11 +19,13 @@ from xml.etree import ElementTree as ET
 _OFFICE = "{urn:oasis:names:tc:opendocument:xmlns:office:1.0}"
 _TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
 _TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
+_SLIDE = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
 _DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _NUMBER = re.compile(r"\d+")
 # Declared sizes. A file that declares less still meets the limits on memory and time.
 _MOST_UNPACKED = 512 << 20
 _MOST_MEMBERS = 20_000
+_MOST_TAGS = 900_000
 
 
 class Refused(Exception):
@@ -43,7 +45,7 @@ def convert(kind: str, data: bytes, most: int) -> None:
     except RecursionError as error:
         raise Refused("it is nested too deeply") from error
     except Exception as error:  # libraries raise anything for a damaged file
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise Refused(f"it is damaged, or no such file ({reason})") from error
 
 
@@ -145,10 +147,44 @@ def _pptx(archive: zipfile.ZipFile) -> Iterator[str]:
     slides.sort(key=lambda name: int(_NUMBER.findall(name)[-1]))
     for number, name in enumerate(slides):
         yield _title(number, f"Slide {number + 1}")
-        for paragraph in ET.fromstring(archive.read(name)).iter(f"{_DRAWING}p"):  # noqa: S314 - it runs in a sandbox
-            text = "".join(each.text or "" for each in paragraph.iter(f"{_DRAWING}t"))
-            if text.strip():
+        yield from _shapes(ET.fromstring(archive.read(name)))  # noqa: S314 - it runs in a sandbox
+        yield from _notes(archive, name)
+
+
+def _shapes(parent: ET.Element) -> Iterator[str]:
+    for child in parent:
+        if child.tag == f"{_DRAWING}p":
+            if (text := _runs(child)).strip():
                 yield f"{text}\n"
+        elif child.tag == f"{_DRAWING}tbl":
+            rows = child.iter(f"{_DRAWING}tr")
+            yield from _rows([_cell(cell) for cell in row.iter(f"{_DRAWING}tc")] for row in rows)
+        else:
+            yield from _shapes(child)
+
+
+def _runs(paragraph: ET.Element) -> str:
+    return "".join(each.text or "" for each in paragraph.iter(f"{_DRAWING}t"))
+
+
+def _cell(cell: ET.Element) -> str:
+    return "\n".join(_runs(each) for each in cell.iter(f"{_DRAWING}p"))
+
+
+def _notes(archive: zipfile.ZipFile, slide: str) -> Iterator[str]:
+    folder, _, file = slide.rpartition("/")
+    relations = f"{folder}/_rels/{file}.rels"
+    if relations not in archive.namelist():
+        return
+    for each in ET.fromstring(archive.read(relations)):  # noqa: S314 - it runs in a sandbox
+        target = each.get("Target") or ""
+        place = f"ppt/notesSlides/{target.rpartition('/')[2]}"
+        if not (each.get("Type") or "").endswith("/notesSlide") or place not in archive.namelist():
+            continue
+        for shape in ET.fromstring(archive.read(place)).iter(f"{_SLIDE}sp"):  # noqa: S314 - it runs in a sandbox
+            # The others hold the slide's picture, number and date.
+            if any(each.get("type") == "body" for each in shape.iter(f"{_SLIDE}ph")):
+                yield from (f"Notes: {text}" for text in _shapes(shape))
 
 
 def _open_document(archive: zipfile.ZipFile) -> Iterator[str]:
@@ -225,6 +261,11 @@ def _epub(archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def _html(data: bytes) -> Iterator[str]:
+    # The tree takes a KiB for each.
+    if (tags := data.count(b"<")) > _MOST_TAGS:
+        raise Refused(
+            f"it has {tags:,} tags, more than {_MOST_TAGS:,}; split it, or keep it as it is (--raw-html)"
+        )
     yield _markdown(data)
 
 

@@ -29,6 +29,7 @@ from ...handlers import ModelHandler, NoAccess, Unreachable
 from ...sandbox_image.text import escape_surrogates
 from ...tasks.base import Example, Score, Task, TaskDataError
 from .config import ExperimentConfig
+from .contexts import Contexts
 from .direct import Direct, Run, as_text
 from .model_calls import JudgeHealth, Note, ignore, open_judge
 from .node_logs import read_logs, write_logs
@@ -114,6 +115,7 @@ class LocalExecutor:
     judge: ModelHandler | None
     judge_cache: ResponseCache | None
     note: Note
+    contexts: Contexts
     judge_health: JudgeHealth = field(default_factory=JudgeHealth)
 
     @classmethod
@@ -134,14 +136,14 @@ class LocalExecutor:
             if judge is not None:
                 await stack.enter_async_context(judge)
                 store = await stack.enter_async_context(cache.store()) if cache else None
-            yield cls(config, task, strategy, judge, store, note)
+            yield cls(config, task, strategy, judge, store, note, Contexts(note))
 
     async def run(self, job: Job, logs: Path) -> ExampleResult:
         """See ``Executor.run``."""
         started = time.monotonic()
         if job.answered is not None:
             return await self._score(job.example, job.answered.model_copy(update={"error": None}))
-        context = await to_thread.run_sync(self.task.context, job.example)
+        context = await self.contexts.read(self.task, job.example)
         record = _unanswered(self.config, job, context, judge=self.judge is not None)
         try:
             run = await self.strategy.run(job.example.query, context, logs)
@@ -236,7 +238,7 @@ class RayExecutor:
             self.ray.cancel(work, force=True)
             raise
         except self.ray.exceptions.RayError as error:
-            context = await to_thread.run_sync(self.task.context, job.example)
+            context = await Contexts(ignore).read(self.task, job.example)
             record = _unanswered(self.config, job, context, judge=self.task.wants_judge)
             return ExampleResult(_failed(record, error, time.monotonic() - started))
         # Ray unpickles the reply: nodes are trusted as the driver is. The driver alone writes the folder, so
