@@ -100,7 +100,12 @@ class Broker:
     def metrics(self) -> Metrics:
         """Return counts and costs of the calls."""
         calls, left = self.worker_calls, self.budget.unspent()
-        costs = self.supervisor_totals.cost_usd, self.worker_totals.cost_usd
+        # Not of the totals: this is called twice for each worker call.
+        own = 0.0 if calls is None else calls.model.cost_usd
+        costs = (
+            add_dollars(self.supervisor.cost_usd, self.account.supervisor.cost_usd),
+            add_dollars(own, self.account.worker.cost_usd),
+        )
         if calls is None:
             return Metrics(
                 cost_usd=add_dollars(*costs),

@@ -90,6 +90,7 @@ class Budget:
         self._lock: RLock = outer._lock if outer is not None else RLock()
         self._limits = _counted_limits(limits or BudgetLimits())
         self._max_seconds = limits.max_seconds if limits else None
+        self._limiting = [each for each in self._chain if each._limits or each._max_seconds is not None]
         self._clock = clock
         self._started = clock()
         self._settled: dict[Limit, int] = dict.fromkeys(_COUNTED, 0)
@@ -190,13 +191,16 @@ class Budget:
 
     def unspent(self) -> Remaining | None:
         """Return the limits minus what was settled; None without limits."""
-        if not self.limits(*_COUNTED) and self._seconds_left() is None:
+        if not self._limiting:
             return None
-        calls, tokens, nanos = (
-            min((each._unsettled(limit) for each in self._chain if limit in each._limits), default=None)
-            for limit in _COUNTED
-        )
-        return Remaining(calls, tokens, None if nanos is None else nanos / _NANOS, self._seconds_left())
+        left: dict[Limit, int] = {}
+        for each in self._limiting:
+            for limit, most in each._limits.items():
+                own = max(0, most - each._settled[limit])
+                left[limit] = min(own, left.get(limit, own))
+        nanos = left.get("max_cost_usd")
+        dollars = None if nanos is None else nanos / _NANOS
+        return Remaining(left.get("max_worker_calls"), left.get("max_tokens"), dollars, self._seconds_left())
 
     def spent(self) -> Spent:
         """Return what was settled."""
@@ -207,9 +211,6 @@ class Budget:
     def _free(self, limit: Limit) -> int | None:
         left = [each._own_free(limit) for each in self._chain if limit in each._limits]
         return min(left, default=None)
-
-    def _unsettled(self, limit: Limit) -> int:
-        return max(0, self._limits[limit] - self._settled[limit])
 
     def _own_free(self, limit: Limit) -> int:
         taken = self._settled[limit] + self._held[limit] + self._reserved[limit]
