@@ -60,6 +60,31 @@ def test_a_task_comes_from_stdin(folder: Path) -> None:
         assert "sixty years" in done.stdout
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_task_from_stdin_that_names_tools_says_what_to_do(folder: Path, trusted: bool) -> None:
+    (folder / "my_tools.py").write_text("def record(key: str) -> str:\n    return key.upper()\n")
+    supervisor = {"handler": "scripted", "replies": ["```repl\nFINAL(record('ada'))\n```"]}
+    tools = {"record": "my_tools:record"}
+    task = {"query": "q", "context": "c", "supervisor": supervisor, "worker": "builtin", "tools": tools}
+    (folder / "task.json").write_text(json.dumps(task))
+    environment = clean_environment(XDG_CONFIG_HOME=str(folder / "config"))
+
+    def command(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *words], check=False, cwd=folder, input=text, capture_output=True, text=True,
+            timeout=60, env=environment,
+        )  # fmt: skip
+
+    if trusted:
+        assert command("trust", ".").returncode == 0
+    done = command("run", "-", text=json.dumps(task))
+    assert done.returncode == 2
+    assert "stdin: tools runs code in the engine" in done.stderr
+    assert "supdist-engine run task.json" in done.stderr
+    if trusted:
+        assert command("run", "task.json").stdout == "ADA\n"
+
+
 async def test_one_typed_model_answers_and_a_limit_is_exit_3(folder: Path) -> None:
     async with FakeOpenAI([Text("```repl\nprint(1)\n```"), Text("the best")]) as server:
         done = await anyio.run_process(

@@ -94,6 +94,10 @@ class GrantedKeys(AllowAll):
         return {url: self.decided.get((url, variable)) for url in urls}
 
 
+# The name of a task that comes from stdin.
+STDIN = Path("-")
+
+
 class Bound:
     """Permissions of a file on the command line.
 
@@ -165,6 +169,12 @@ class Bound:
         """See ``Permissions``."""
         if self._is_trusted:
             return
+        if self.subject == STDIN:
+            # A rule holds the hash of the file that it trusts.
+            raise TaskError(
+                f"stdin: {name} {what}; only a file can be trusted with that. "
+                "Save the task beside its modules, and run the file: supdist-engine run task.json"
+            )
         why = folders.distrust_reason(self._settings, self.subject)
         if why is not None:
             folder = folders.folder_of(self._settings, self.subject)
