@@ -92,7 +92,7 @@ def _at_server(preset: str, model: str, environ: Mapping[str, str]) -> dict[str,
     # The server was moved to a known provider, such as ollama.com: it wants the key of that provider.
     if not origin.is_loopback and (own := keys_of(origin)):
         key = own[0]
-    return {"handler": "openai", "model": model, "base_url": url, "api_key_env": key}
+    return {"handler": "openai", "model": model, "base_url": url, "api_key_env": key, "server": preset}
 
 
 def _unknown(text: str, preset: str, model: str | None) -> str:

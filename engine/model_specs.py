@@ -21,6 +21,7 @@ from ..handlers import (
     ScriptedHandler,
     VLLMHandler,
 )
+from ..handlers.local_servers import LocalServerHandler, ServerKind
 from ..handlers.openai_options import OPENAI_URL, TOGETHER_URL
 from .arguments import reject
 from .config import RunConfig
@@ -67,6 +68,9 @@ class OpenAISpec(EndpointSpec):
     extra_headers: dict[str, str] | None = Field(
         default=None, description="more headers; put a key into a variable, and name it in api_key_env"
     )
+    server: ServerKind | None = Field(
+        default=None, description="the kind of server at the one URL; it is asked for the window"
+    )
 
     def check(self, role: str, folder: Path, permissions: Permissions) -> None:
         """Check that the key may go to the endpoint."""
@@ -82,8 +86,13 @@ class OpenAISpec(EndpointSpec):
         self.check(role, folder, permissions)
         price = None if self.price is None else self.price.price()
         urls, keys = self.endpoint(role, permissions)
-        fields = self.model_dump(exclude={"handler", "price", "base_url", "api_key_env"})
+        fields: dict[str, Any] = self.model_dump(
+            exclude={"handler", "price", "base_url", "api_key_env", "server"}
+        )
         try:
+            if self.server is not None:
+                fields["server"] = self.server
+                return LocalServerHandler(base_url=urls, api_key_env=keys, price=price, **fields)
             return OpenAIHandler(base_url=urls, api_key_env=keys, price=price, **fields)
         except ValueError as error:
             raise TaskError(f"{role}: {error}") from error

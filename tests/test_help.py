@@ -196,7 +196,7 @@ async def test_an_example_with_containers_works_as_typed(line: str, place: Path)
         ("eval --max-turns 3", "No such option: --max-turns. Did you mean --max-iterations?"),
         ("--max-tokens 3 run t.json", "come after its name: supdist-engine COMMAND --max-tokens"),
         ("rn t.json", "No such command 'rn'. Did you mean 'run'?"),
-        ("zzz", "No such command 'zzz'. Use one of ask, run, exec,"),
+        ("zzz", "No such command 'zzz'. Use one of ask, run,"),
         ("task.json", "To answer a task file: supdist-engine run task.json"),
         ("paper.md", 'To ask about a file: supdist-engine ask paper.md "QUESTION"'),
         ("broker keygn keys", "No such command 'keygn'. Did you mean 'keygen'?"),

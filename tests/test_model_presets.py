@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from supdist.engine.model_specs import OpenAISpec, configured, model_named
 from supdist.engine.taskfile import ModelsFile, TaskFile, json_schema
 from supdist.engine.trust import Bound, Environment
 from supdist.engine.trust.environment import load_environment
+from supdist.engine.trust.servers import SERVERS
 from supdist.engine.trust.settings import Settings
 from supdist.engine.validation import checked
 from supdist.handlers import OpenAIHandler
@@ -41,7 +43,10 @@ KEYS = {"OPENAI_API_KEY": "o", "VLLM_API_KEY": "v", "OPENROUTER_API_KEY": "r", "
     ],
 )
 def test_a_preset_has_an_endpoint_and_a_key(name: str, model: str, url: str | None, key: str | None) -> None:
-    assert model_named(name, {}) == OpenAISpec(handler="openai", model=model, base_url=url, api_key_env=key)
+    preset: Any = name.partition("/")[0]
+    server = preset if preset in SERVERS else None
+    expected = OpenAISpec(handler="openai", model=model, base_url=url, api_key_env=key, server=server)
+    assert model_named(name, {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -195,8 +200,10 @@ async def test_run_takes_names_and_sends_no_key(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("OLLAMA_HOST", server.base_url)
         result = await arun(query="q", context="c", supervisor="ollama/big", worker="ollama/small")
     assert result.answer == "found"
-    assert [request.model for request in server.requests] == ["big", "small"]
-    assert {request.key for request in server.requests} == {"none"}
+    chats = [request for request in server.requests if request.path == "/v1/chat/completions"]
+    assert [request.model for request in chats] == ["big", "small"]
+    assert {request.key for request in chats} == {"none"}
+    assert not {request.key for request in server.requests} & set(KEYS.values())
 
 
 def test_run_says_which_name_is_wrong() -> None:
@@ -213,7 +220,7 @@ async def test_the_command_line_takes_names(tmp_path: Path) -> None:
         done = await anyio.run_process(command, check=False, cwd=tmp_path, env=environ)
     assert (done.returncode, done.stdout) == (0, b"found\n"), done.stderr
     # The only model that is typed serves both roles.
-    assert [request.model for request in server.requests] == ["m", "m"]
+    assert [request.model for request in server.requests if request.model] == ["m", "m"]
     command[-2:] = ["--worker", "vlm/m"]
     done = await anyio.run_process(command, check=False, cwd=tmp_path, env=clean_environment())
     assert done.returncode == 2
