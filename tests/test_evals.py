@@ -358,7 +358,7 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
 async def test_what_cannot_be_written_stops_before_anything_is_paid(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     async with FakeOpenAI(play) as server:
-        with pytest.raises(LogError, match="choose another folder"):
+        with pytest.raises(LogError, match="Choose another folder"):
             await run(server, tmp_path / "file")
         assert server.requests == []
 
