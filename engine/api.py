@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import asdict, replace
@@ -154,6 +155,7 @@ arun.__doc__ = f"{arun.__doc__ or ''}\n{option_list(4)}\n"
 @_documented_as(arun)
 def run(*args: Any, **kwargs: Any) -> RunResult:
     """Wait for ``arun``, whose parameters and errors these are. In a notebook it shows progress."""
+    _check_arguments("run", args, kwargs)
     with notebook_progress() as show:
         if show is not None and not _on_event(kwargs):
             kwargs = {**kwargs, "on_event": show}
@@ -169,6 +171,7 @@ async def astream(*args: Any, **kwargs: Any) -> AsyncGenerator[Event]:
     A loop that is left early cancels the run, once the generator is closed (``contextlib.aclosing``).
     Parameters and errors are those of ``arun``.
     """
+    _check_arguments("astream", args, kwargs)
     queue, own = EventQueue(), _on_event(kwargs)
 
     def on_event(event: Event) -> object:
@@ -187,6 +190,14 @@ async def astream(*args: Any, **kwargs: Any) -> AsyncGenerator[Event]:
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+def _check_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    try:
+        inspect.signature(arun).bind(*args, **kwargs)
+    except TypeError as error:
+        how = "it takes keywords: query=, context=, supervisor=, worker="
+        raise TypeError(f"{name}(): {error}; {how}") from None
 
 
 def _on_event(kwargs: Mapping[str, Any]) -> OnEvent | None:

@@ -114,7 +114,13 @@ class RunConfig:
         metadata=_described(number, "US dollars, for supervisor and worker together", optional=True, above=0),
     )
     max_seconds: float | None = field(
-        default=None, metadata=_described(number, "seconds for the whole run", optional=True, above=0)
+        default=None,
+        metadata=_described(
+            number,
+            "seconds for the whole run; the best answer may take final_seconds (60) more",
+            optional=True,
+            above=0,
+        ),
     )
     call_seconds: float | None = field(
         default=600.0,

@@ -58,10 +58,10 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxFileError(SandboxError):
-    """A file cannot be put or got; ``code`` is not_found, not_regular, outside, too_large or io.
+    """A file cannot be put or got; ``code`` is not_found, not_regular, outside, too_large, no_room or io.
 
     Args:
-        limit: for too_large: the most bytes that were allowed.
+        limit: for too_large and no_room: the most bytes that were allowed.
     """
 
     def __init__(self, code: str, path: str, limit: int = 0) -> None:
@@ -70,6 +70,7 @@ class SandboxFileError(SandboxError):
             "not_regular": "it is no regular file, or a link is on the way to it",
             "outside": "a path must be relative and stay in the working directory",
             "too_large": f"it has more than {limit} bytes; raise max_bytes, or read it in parts with code",
+            "no_room": f"/work has room for {limit} bytes at most; raise scratch, and memory above it",
             "io": "it cannot be read or written (disk full, or name not allowed)",
         }
         # repr: a path may hold control characters.

@@ -6,13 +6,16 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from process_support import program, zygotes
 from support import SMALL_CONFIG, block
 
-from supdist.engine import HostTool, Outcome, SandboxError, SyncSandbox, run
+from supdist.engine import HostTool, Outcome, SandboxError, SandboxFileError, SyncSandbox, TaskError, run
 from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.engine.sandbox.sync_sandbox import blocking_calls
 from supdist.handlers import ScriptedHandler
 
 
@@ -135,3 +138,43 @@ sandbox = SyncSandbox().open()
     assert (done.returncode, done.stderr) == (0, "")
     ended = "the process ends: its sandboxes are closed"
     assert done.stdout.splitlines() == [ended, "None", ended]
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "words"),
+    [
+        (("q", "c"), {}, "too many positional arguments"),
+        ((), {"query": "q", "context": "c"}, "missing a required argument: 'supervisor'"),
+        ((), {}, "missing a required argument: 'query'"),
+    ],
+)
+def test_wrong_arguments_of_run_are_an_error_and_no_endless_wait(
+    args: tuple[str, ...], options: dict[str, str], words: str
+) -> None:
+    call: Any = run
+    with pytest.raises(TypeError, match=rf"run\(\): {words}; it takes keywords"):
+        call(*args, **options)
+
+
+def test_work_that_cannot_begin_ends_its_call() -> None:
+    async def needs_one(value: int) -> int:
+        return value
+
+    work: Any = needs_one
+    with blocking_calls() as thread, pytest.raises(TypeError, match="missing 1 required"):
+        thread.call(work)
+
+
+def test_what_is_no_file_for_a_sandbox_is_refused_and_it_lives_on() -> None:
+    with SyncSandbox(SMALL_CONFIG) as sandbox:
+        put: Any = sandbox.put
+        with pytest.raises(TaskError, match=r"must be bytes, not the text 'text'; write TEXT.encode\(\)"):
+            put("n.txt", "text")
+        with pytest.raises(TaskError, match="data must be bytes, not 5"):
+            put("n.txt", 5)
+        with pytest.raises(TaskError, match="path must be text"):
+            put(Path("n.txt"), b"")
+        with pytest.raises(SandboxFileError, match="has room for"):
+            sandbox.put("large", bytes(int(SMALL_CONFIG.scratch) + 1))
+        sandbox.put("n.txt", b"text")
+        assert sandbox.execute("print(open('n.txt').read())").stdout == "text\n"

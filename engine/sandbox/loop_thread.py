@@ -179,7 +179,12 @@ class LoopCall(Generic[T]):
             raise
 
     def _begin(self) -> None:
-        self.task = self._loop.create_task(self._work())
+        try:
+            self.task = self._loop.create_task(self._work())
+        except Exception as error:
+            # Such as wrong arguments: nobody else would end the wait.
+            self._done.set_exception(error)
+            return
         self.task.add_done_callback(self._finish)
         if self._is_cancelled:
             self.task.cancel()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...sandbox_image.text import replace_surrogates
 from ..arguments import reject
-from ..errors import CodeTooLong, SandboxError
+from ..errors import CodeTooLong, SandboxError, SandboxFileError
 from .config import CellResult, Isolation, Listing
 from .running_cell import RunningCell
 from .running_guest import DID_NOT_START, FindBackend, GuestSetup, Lost, RunningGuest
@@ -116,9 +116,17 @@ class Sandbox:
         Raises:
             SandboxFileError: the path is outside or through a file, or no room is left.
             SandboxLost, SandboxError: as ``execute``.
+            TaskError: the path is no text, or the data is no bytes.
         """
         self._check_open()
-        await self._guest.files.put(path, data)
+        _check_path(path)
+        _check_data(data)
+        config = self._setup.config
+        # The file system of /work is in the sandbox's memory.
+        room = min(int(config.scratch), int(config.memory))
+        if len(data) > room:
+            raise SandboxFileError("no_room", path, room)
+        await self._guest.files.put(path, bytes(data))
 
     async def get(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """Read a regular file below /work.
@@ -126,8 +134,10 @@ class Sandbox:
         Raises:
             SandboxFileError: missing, not regular, outside, or larger than ``max_bytes``.
             SandboxLost, SandboxError: as ``execute``.
+            TaskError: the path is no text.
         """
         self._check_open()
+        _check_path(path)
         # The bytes that arrive are counted: the size that the guest reports is its own word.
         return await self._guest.files.get(path, max_bytes)
 
@@ -192,3 +202,13 @@ def _check_types(code: object, timeout: object) -> None:
         reject("code", code, "text")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
         reject("timeout", timeout, "a number of seconds or None")
+
+
+def _check_data(data: object) -> None:
+    if not isinstance(data, bytes | bytearray | memoryview):
+        reject("data", data, "bytes", "write TEXT.encode()" if isinstance(data, str) else "")
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, str):
+        reject("path", path, "text, relative to /work")

@@ -271,10 +271,10 @@ class SupervisorLoop:
         self.conversation.add(
             "user", last + fill(self.prompts.best_answer, reason=_REASONS[reason], query=self.spec.query)
         )
-        time_limit = self._deadline
+        reserve = self._reserve_end()
         why = ""
         for _ in range(_BEST_ANSWERS):
-            self._deadline = self._best_answer_deadline(time_limit)
+            self._deadline = reserve or self._call_deadline()
             try:
                 completion = await self._ask("best_answer")
             except (_TimeIsUp, BudgetExceeded, HandlerError) as error:
@@ -300,12 +300,17 @@ class SupervisorLoop:
             self.conversation.add("user", shown + self.prompts.best_answer_again)
         return None, reason, f"{why}it was asked for twice"
 
-    def _best_answer_deadline(self, time_limit: float | None) -> float | None:
-        now = asyncio.get_running_loop().time()
-        if time_limit is not None:
-            return max(now, time_limit) + self.spec.final_seconds
-        # Without a time limit it may take as long as any call.
-        return None if self.spec.call_seconds is None else now + self.spec.call_seconds
+    def _reserve_end(self) -> float | None:
+        """Return the end of the reserve after a time limit. Both tries share it."""
+        if self._deadline is None:
+            return None
+        return max(asyncio.get_running_loop().time(), self._deadline) + self.spec.final_seconds
+
+    def _call_deadline(self) -> float | None:
+        # Without a time limit a best answer may take as long as any call.
+        if self.spec.call_seconds is None:
+            return None
+        return asyncio.get_running_loop().time() + self.spec.call_seconds
 
     async def _run_last_blocks(self, reason: StopReason, blocks: list[str]) -> tuple[str | None, str]:
         """Return the answer, else what the blocks printed."""
