@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -585,6 +585,36 @@ print(text)"""
     assert "\x1b" not in first
     # The code decides how often it calls.
     assert len(others) == 19
+
+
+class _Lazy(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("no row")
+
+
+@pytest.mark.parametrize(
+    ("result", "returned"),
+    [
+        ({1, 2}, "a set"), (b"x", "a bytes"), (datetime(2020, 1, 1), "a datetime"), (object(), "an object"),
+        ((each for each in "ab"), "a generator"), (math.nan, "a float that is not finite"),
+        (10**100, "an int of more than 64 bits"), ({"when": b"x"}, "a dict with a value of type bytes"),
+        ({1: "a"}, "a dict with a key of type int, where only str can be one"),
+        ([math.inf], "a list with a float that is not finite"), (_Lazy(a=1), None),
+    ],
+    ids=["set", "bytes", "datetime", "object", "generator", "nan", "int", "inside", "key", "list", "lazy"],
+)  # fmt: skip
+def test_the_authors_log_names_a_result_that_cannot_be_sent(
+    result: object, returned: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SyncSandbox(tools={"give": HostTool(lambda: result)}) as sandbox:
+        error = sandbox.execute("give()").error
+    assert error is not None
+    assert error.message == "failed: the tool failed"
+    (logged,) = [record.getMessage() for record in caplog.records if record.name == "supdist.tools"]
+    if returned is None:
+        assert "RuntimeError: no row" in logged
+    else:
+        assert logged == f"host tool give returned {returned}; return data that JSON can hold"
 
 
 def test_a_function_that_never_returns_does_not_keep_the_interpreter_from_its_end() -> None:

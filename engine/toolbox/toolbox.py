@@ -13,14 +13,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from anyio import CapacityLimiter, to_thread
 
 from ...sandbox_image import plain, protocol
 from ...sandbox_image.protocol import ToolCode, ToolFailure, ToolReply
 from ...sandbox_image.text import printable, replace_surrogates
-from ..arguments import reject
+from ..arguments import describe, reject
 from ..errors import TaskError
 from .pickling import pickle_tool
 from .signatures import BadArguments, Parameters, show_doc, show_signature
@@ -212,6 +212,18 @@ class _Failure(Exception):
         self.log_message = log_message or guest_message
 
 
+class _NotPlainResult(_Failure):
+    def __init__(self, result: object, error: plain.NotPlain) -> None:
+        super().__init__("failed", _FAILED, f"its result is {error}; return plain data")
+        if isinstance(result, (int, float)):
+            self.returned = str(error)
+        elif isinstance(result, (list, tuple, dict)):
+            # What is wrong is inside of it.
+            self.returned = f"{describe(cast(object, result))} with {error}"
+        else:
+            self.returned = describe(result)
+
+
 class ToolCalls:
     """Answers the calls of one sandbox.
 
@@ -255,11 +267,15 @@ class ToolCalls:
 
     def _log(self, tool: str, failure: _Failure) -> None:
         # The guest gets no traceback, so the tool's author needs it here. A guest can make a tool fail often.
-        if failure.__cause__ is None or self._logged == _MOST_LOGGED:
+        if isinstance(failure, _NotPlainResult):
+            words = f"returned {failure.returned}; return data that JSON can hold"
+        elif failure.__cause__ is not None:
+            words = f"failed: {''.join(traceback.format_exception(failure.__cause__))}"
+        else:
             return
-        self._logged += 1
-        lines = traceback.format_exception(failure.__cause__)
-        _logger.warning("host tool %s failed: %s", tool, printable("".join(lines)))
+        if self._logged < _MOST_LOGGED:
+            self._logged += 1
+            _logger.warning("host tool %s %s", tool, printable(words))
 
     async def _with_timeout(self, hosted: _Hosted, arguments: bytes, use: ToolUse) -> bytes:
         clock = asyncio.timeout(hosted.tool.timeout)
@@ -290,7 +306,11 @@ class ToolCalls:
             raise _Failure("too_large", f"the result is {error}") from None
         except plain.NotPlain as error:
             use.result = None
-            raise _Failure("failed", _FAILED, f"its result is {error}; return plain data") from None
+            raise _NotPlainResult(result, error) from None
+        # A subclass of dict or list runs code of its own, which may raise anything.
+        except Exception as error:
+            use.result = None
+            raise _failed(error) from error
 
     async def _run(self, function: Callable[..., object], bound: inspect.BoundArguments) -> object:
         if inspect.iscoroutinefunction(function):
