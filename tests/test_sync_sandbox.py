@@ -82,6 +82,26 @@ def test_it_can_be_opened_and_closed_by_hand_again_and_again() -> None:
             sandbox.execute("1")
 
 
+def test_another_thread_interrupts_the_cell_and_its_variables_stay() -> None:
+    begun = threading.Event()
+    with SyncSandbox(SMALL_CONFIG, tools={"begin": HostTool(begun.set)}) as sandbox:
+        sandbox.interrupt()
+
+        def stop() -> None:
+            if begun.wait(30):
+                sandbox.interrupt()
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        result = sandbox.execute("x = 7; begin()\nwhile True: pass", timeout=60)
+        thread.join()
+        assert result.error is not None
+        assert result.error.type == "KeyboardInterrupt"
+        assert sandbox.execute("print(x)").stdout == "7\n"
+    with pytest.raises(SandboxError, match="not open"):
+        sandbox.interrupt()
+
+
 def test_ctrl_c_interrupts_the_cell_and_keeps_its_variables() -> None:
     """The host's signal arrives once the cell runs."""
     started = threading.Event()

@@ -112,6 +112,11 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
         opened = self._opened
         return opened.thread.call(lambda: opened.sandbox.execute(code, timeout=timeout))
 
+    def interrupt(self) -> None:
+        """See ``Sandbox.interrupt``. Call it from another thread than the one that waits in ``execute``."""
+        opened = self._opened
+        opened.thread.call(opened.sandbox.interrupt)
+
     def put(self, path: str, data: bytes) -> None:
         """See ``Sandbox.put``."""
         opened = self._opened

@@ -221,7 +221,9 @@ def checks(installed: Installation) -> dict[str, Callable[[], object]]:
             installed, "from supdist.engine import ", installed.names
         ),
         "jedi: completes SyncSandbox().execute": lambda: check_completion(
-            installed, sandbox + "SyncSandbox().", ["execute", "put", "get", "list", "reset", "isolation"]
+            installed,
+            sandbox + "SyncSandbox().",
+            ["execute", "interrupt", "put", "get", "list", "reset", "isolation"],
         ),
         "jedi: completes fields of a CellResult": lambda: check_completion(
             installed,
