@@ -185,7 +185,10 @@ def describe(error: BaseException, *, has_document: bool = False) -> protocol.Er
     except Exception:
         text = f"{type(error).__name__}: {message}\n"
     if hint:
-        message, text = f"{message}. Hint: {hint}", f"{text}Hint: {hint}.\n"
+        text = f"{text}Hint: {hint}.\n"
+        # The argument of sys.exit() is a status, which callers read.
+        if not isinstance(error, SystemExit):
+            message = f"{message}. Hint: {hint}" if message else f"Hint: {hint}"
     return protocol.ErrorInfo(
         _cut(type(error).__name__, 200), _cut(message, _MESSAGE_CHARS), _cut(text, _TRACEBACK_CHARS)
     )
