@@ -10,7 +10,7 @@ import pytest
 from supdist.engine import Prompts, TaskError
 from supdist.handlers import ScriptedHandler
 from supdist.handlers.json_items import read_items
-from supdist.handlers.text_files import NotText, read_text
+from supdist.handlers.text_files import NotText, decode_text, read_text
 from supdist.tools.testing.replies import Text, read_replies
 
 ENCODED = {
@@ -55,3 +55,35 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     for read in (ScriptedHandler.from_file, read_replies):
         with pytest.raises(ValueError, match=r"replies\.jsonl, line 3: "):
             read(path)
+
+
+# A text of each language, and the encodings in which files of it are found.
+LANGUAGES = {
+    "French": ("Le café coûte 7 euros à Zürich. ", "latin-1 cp1252"),
+    "French with quotes": ("L\u2019été, près de l\u2019église \u2013 à 7 €, très bien. ", "cp1252"),
+    "German": ("Die Straße führt über die Brücke nach München, wo Äpfel größer sind. ", "latin-1 cp1252"),
+    "Spanish": ("El niño comió mañana. ¿Dónde está el camión? ¡Qué corazón! ", "latin-1 cp1252"),
+    "Swedish": ("Räksmörgås är gott när vi åker båt på sjön. Året är långt. ", "latin-1 cp1252"),
+    "Portuguese": ("Não há razão para a educação. As informações são públicas. ", "latin-1 cp1252"),
+    "Italian": ("Perché la città è così bella? Più tardi andrò, ma già oggi. ", "latin-1 cp1252"),
+    "Finnish": ("Hyvää päivää, mitä kuuluu? Tämä on äärimmäisen tärkeää työtä. ", "latin-1 cp1252"),
+    "Danish": ("Blåbærgrød på øen er sød, og børnene løber over åen. ", "latin-1 cp1252"),
+    "Polish": ("Wczoraj poszedłem do sklepu i kupiłem świeży chleb oraz żółty ser. Dziękuję. ", "cp1250"),
+    "Czech": ("Příliš žluťoučký kůň úpěl ďábelské ódy. Dnes ráno jsem šel do obchodu. ", "cp1250"),
+    "Russian": ("Вчера я пошёл в магазин и купил свежий хлеб и молоко. ", "cp1251 koi8-r cp866"),
+    "Greek": ("Χθες πήγα στο κατάστημα και αγόρασα φρέσκο ψωμί, γάλα και λίγα μήλα. ", "cp1253 iso8859-7"),
+    "Turkish": ("Dün mağazaya gittim, süt ile birkaç elma ald\u0131m. Çok güneşli bir gün. ", "cp1254"),
+    "Japanese": ("昨日私は店に行って、新しいパンと牛乳とりんごを買いました。また明日。", "shift_jis euc-jp"),
+    "Simplified Chinese": ("昨天我去商店买了新鲜的面包、牛奶和一些苹果。我们的公司在北京。", "gb18030"),
+    "Traditional Chinese": ("昨天我去商店買了新鮮的麵包、牛奶和一些蘋果。我們的公司在臺北。", "big5"),
+    "Korean": ("어제 나는 가게에 가서 신선한 빵과 우유, 사과를 샀습니다. 감사합니다. ", "euc-kr"),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_encoding_of_a_text_is_found_by_its_language(language: str) -> None:
+    sentence, encodings = LANGUAGES[language]
+    for encoding in encodings.split():
+        for text in (10 * sentence, 50 * sentence, "x" + 200 * sentence):
+            read, guessed = decode_text(text.encode(encoding))
+            assert read == text, (encoding, guessed, read[:80])
