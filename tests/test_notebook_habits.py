@@ -72,6 +72,36 @@ async def test_a_statement_is_timed_and_its_value_kept(small: Open) -> None:
     assert "does it" in helped.stdout
 
 
+async def test_timeit_returns_its_result_when_asked(small: Open) -> None:
+    async with small() as sandbox:
+        kept = await sandbox.execute(
+            "x = %timeit -o -n 2 -r3 1\nprint(x.loops, len(x.all_runs), x.best <= x.worst)"
+        )
+        shown = await sandbox.execute("%%timeit -qo -n 1 -r 2\ny = 1\n")
+        plain = await sandbox.execute("%timeit -n 1 -r 1 1")
+    assert kept.stdout.endswith(" per loop (mean ± std. dev. of 3 runs, 2 loops each)\n2 3 True\n")
+    assert shown.stdout == ""
+    assert (shown.display[0].as_text() or "").startswith("<TimeitResult : ")
+    assert plain.display == ()
+
+
+async def test_prun_profiles(small: Open) -> None:
+    async with small() as sandbox:
+        line = await sandbox.execute(
+            "def slow(): return sorted([2, 1])\n%prun -s cumtime -l 5 x = slow()\nprint(x)"
+        )
+        cell = await sandbox.execute("%%prun\ny = slow()\n")
+        failed = await sandbox.execute("%prun 1 / 0")
+        unknown = await sandbox.execute("%prun -T file slow()")
+    for result in (line, cell):
+        assert (result.error, "(slow)" in result.stdout, "ncalls" in result.stdout) == (None, True, True)
+    assert line.stdout.endswith("[1, 2]\n")
+    assert failed.error is not None
+    assert failed.error.type == "ZeroDivisionError"
+    assert unknown.error is not None
+    assert unknown.error.message == "%prun takes only -s KEY and -l LINES here, not -T"
+
+
 REFUSED = {
     "!pip": ("!pip install numpy", "ModuleNotFoundError", "the sandbox has no network"),
     "!python -m pip": ("!python3 -m pip install numpy", "ModuleNotFoundError", "--packages DIR"),

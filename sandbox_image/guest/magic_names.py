@@ -20,13 +20,15 @@ IGNORED = frozenset(
 SHELL = frozenset({"ls", "ll", "cat", "mkdir", "rm", "rmdir", "cp", "mv", "head", "tail", "wc", "man"})
 # name: method of ``Magics``
 LINE = {
-    "cd": "cd", "pwd": "pwd", "env": "env", "set_env": "env", "timeit": "timeit", "who": "who",
+    "cd": "cd", "pwd": "pwd", "env": "env", "set_env": "env", "timeit": "timeit", "prun": "prun",
+    "who": "who",
     "who_ls": "who_ls", "whos": "who", "pip": "install", "conda": "install", "mamba": "install",
     "uv": "install", "sx": "shell_lines", "system": "shell_lines", "run": "run",
 }  # fmt: skip
 CELL = {
     "bash": "script", "sh": "script", "script": "script", "system": "script", "python": "script",
-    "python3": "script", "perl": "script", "timeit": "timeit_cell", "writefile": "writefile",
+    "python3": "script", "perl": "script", "timeit": "timeit_cell", "prun": "prun_cell",
+    "writefile": "writefile",
     "file": "writefile", "html": "show", "HTML": "show", "svg": "show", "SVG": "show",
     "markdown": "show", "latex": "show",
 }  # fmt: skip

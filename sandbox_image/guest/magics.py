@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from ..commands.pip import MESSAGE
 from .magic_names import CELL
+from .timing import Timing, in_unit, profile, time_often
 
 _INSTALLS = re.compile(
     r"\s*(?:sudo\s+)?(?:(?:\S*/)?python[\d.]*\s+-m\s+)?(?:pip[\d.]*|uv|conda|mamba|apt|apt-get)(?:\s|$)"
@@ -117,7 +118,7 @@ class Magics:
     def stop(self) -> None:
         """Print what passed since ``start``."""
         wall, processor = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
-        _print(f"CPU times: total: {_seconds(processor)}\nWall time: {_seconds(wall)}")
+        _print(f"CPU times: total: {in_unit(processor)}\nWall time: {in_unit(wall)}")
 
     @contextlib.contextmanager
     def timed(self) -> Generator[None]:
@@ -126,26 +127,21 @@ class Magics:
         yield
         self.stop()
 
-    def timeit(self, arguments: str) -> None:
-        """Time a statement many times; takes -n and -r."""
-        self._timeit(arguments, "")
+    def timeit(self, arguments: str) -> Timing | None:
+        """Time a statement many times."""
+        return time_often(arguments, "", self._namespace)
 
-    def timeit_cell(self, _: str, arguments: str, body: str) -> None:
+    def timeit_cell(self, _: str, arguments: str, body: str) -> Timing | None:
         """Time a cell many times; the rest of its first line is the setup."""
-        self._timeit(arguments, body)
+        return time_often(arguments, body, self._namespace)
 
-    def _timeit(self, arguments: str, body: str) -> None:
-        import statistics
-        import timeit
+    def prun(self, arguments: str) -> None:
+        """Profile a statement."""
+        profile(arguments, "", self._namespace)
 
-        options = dict(re.findall(r"-([nr])\s*(\d+)\s", arguments + " "))
-        rest = re.sub(r"^(?:\s*-(?:[nr]\s*\d+|[oqct]|p\s*\d+))*\s*", "", arguments)
-        setup, statement = (rest or "pass", body) if body.strip() else ("pass", rest or "pass")
-        timer = timeit.Timer(statement, setup, globals=self._namespace)
-        loops = int(options.get("n", 0)) or timer.autorange()[0]
-        times = [each / loops for each in timer.repeat(int(options.get("r", 7)), loops)]
-        spread = f"{_seconds(statistics.mean(times))} ± {_seconds(statistics.pstdev(times))}"
-        _print(f"{spread} per loop (mean ± std. dev. of {len(times)} runs, {loops:,} loops each)")
+    def prun_cell(self, _: str, arguments: str, body: str) -> None:
+        """Profile a cell."""
+        profile(arguments, body, self._namespace)
 
     def capture(self) -> Captured:
         """Keep what the cell prints from now on. The next cell has streams of its own."""
@@ -220,10 +216,3 @@ class Captured:
 
 def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
-
-
-def _seconds(value: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"

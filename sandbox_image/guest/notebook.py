@@ -203,7 +203,7 @@ def _magic(line: str, number: int) -> str:
     rest = _joined(rest)
     if name in magic_names.IGNORED or (name == "load_ext" and rest in magic_names.IGNORED):
         return "pass"
-    if name in ("time", "prun"):
+    if name == "time":
         return _timed(rest)
     if name in magic_names.SHELL:
         return f"{CALL}.shell({f'{name} {rest}'.strip()!r})"
