@@ -12,21 +12,22 @@ import stat
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from process_support import COMMAND, clean_environment, ended, started
 from support import SMALL_CONFIG, block
 
-from supdist.engine import LogError, arun
+from supdist.engine import LogError, RunConfig, RunResult, arun
 from supdist.engine.cli.kept_runs import KEPT, RUNS, killed_runs, new_run, slug
+from supdist.engine.cli.raised_limits import raised_limits
 from supdist.engine.cli.run_record import NAME, RunRecord
 from supdist.engine.cli.typed_command import resuming
 from supdist.engine.events import Event, TurnStarted
 from supdist.engine.private_files import PrivateFolder
 from supdist.engine.runlog.contexts import SHARED
 from supdist.engine.runlog.files import OptionalLogDir
-from supdist.handlers import ScriptedHandler
+from supdist.handlers import ScriptedHandler, Usage
 from supdist.tools.testing.fake_openai import FakeOpenAI
 from supdist.tools.testing.http1 import Request
 from supdist.tools.testing.replies import Text
@@ -371,9 +372,13 @@ async def test_a_limit_that_was_reached_can_be_raised(home: Path) -> None:
     async with endpoint(home) as found:
         code, _, err = await run(home, found, [*FIRST, "--max-worker-calls", "4"], None)
         assert code == 3
-        command = shlex.split(err.partition("higher limit: ")[2].splitlines()[0])
+        # As it is printed: the limit is raised already.
+        command = shlex.split(err.partition("worker's paid answers: ")[2].splitlines()[0])
+        assert command[-4:-2] == ["--max-worker-calls", "8"]
+        assert command.count("--max-worker-calls") == 1
+        assert "without paying twice" not in err
         paid = len(found.calls)
-        code, out, _ = await run(home, found, [*command, "--max-worker-calls", "9"], None)
+        code, out, _ = await run(home, found, command, None)
     assert code == 0
     assert len(out.split()) == 6
     assert found.calls[paid:] == ["part 2", "part 2"]
@@ -475,3 +480,27 @@ async def test_what_is_no_log_is_named(home: Path) -> None:
     )
     code, _, err = await run(home, None, [*COMMAND, "log", "."], None)
     assert (code, "install a newer" in err, "Traceback" in err) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("reason", "limits", "raised"),
+    [
+        ("max_iterations", {"max_iterations": 3}, {"--max-iterations": "6"}),
+        ("timeout", {"max_seconds": 1.5}, {"--max-seconds": "3"}),
+        ("budget", {"max_cost_usd": 0.05, "max_worker_calls": 100}, {"--max-cost-usd": "0.1"}),
+        ("budget", {"max_tokens": 5000}, {"--max-tokens": "10000"}),
+        ("sandbox_lost", {"max_tokens": 5000}, {}),
+    ],
+)
+def test_the_limit_that_ended_a_run_is_raised(
+    reason: Any, limits: dict[str, Any], raised: dict[str, str]
+) -> None:
+    used = Usage(3000, 1000, 5)
+    result = RunResult(None, 1, used, Usage(), 1.0, reason, cast("Any", None), "a" * 32, cost_usd=0.04)
+    assert raised_limits(result, RunConfig(**limits)) == raised
+
+
+def test_a_raised_limit_replaces_that_of_the_command() -> None:
+    command = ["supdist-engine", "run", "t.json", "--max-iterations=3", "--max-tokens", "5"]
+    expected = "supdist-engine run t.json --max-tokens 5 --max-iterations 6 --resume logs"
+    assert resuming(command, "logs", {"--max-iterations": "6"}) == expected

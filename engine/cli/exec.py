@@ -111,8 +111,9 @@ def _copy_output(result: CellResult) -> None:
     # sys.exit() is no failure to explain: the exit status says it.
     if result.error is not None and result.error.type != "SystemExit":
         print(_for_terminal(result.error.traceback), end="", file=sys.stderr)
-    elif result.detail:
-        print(f"supdist-engine: {result.outcome.value}: {result.detail}", file=sys.stderr)
+    # A traceback says where the code was, and not that a limit ended it.
+    if result.detail:
+        print(f"supdist-engine: {result.outcome.value}: {_for_terminal(result.detail)}", file=sys.stderr)
 
 
 def _for_terminal(text: str) -> str:

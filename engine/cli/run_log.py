@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..terminal import wrapped
 from ..write_failures import remedy_for
 from .exit import fail
 from .kept_runs import RUNS, Killed, killed_runs, new_run
+from .raised_limits import raised_limits
 from .run_record import RunFacts, RunRecord
 from .signals import Stopped
 from .typed_command import PROGRAM, resuming, typed_command
@@ -56,6 +57,7 @@ class RunLog:
         self._run = RunFacts(typed_command(work.asked), reads_stdin=work.reads_stdin)
         self._answers: str | None = None
         self._has_paid = False
+        self._config: RunConfig | None = None
         self.folder: Path | None = None
         self.is_optional = self.has_own_answers = False
 
@@ -67,6 +69,7 @@ class RunLog:
             TaskError: there is nothing to go on with, or another run has the folder.
             LogError: a folder that the user or the task named cannot be written.
         """
+        self._config = config
         with ExitStack() as stack:
             opened = self._open_folder(stack)
             if opened is None:
@@ -125,9 +128,10 @@ class RunLog:
             lines.append(f"to read its log: {PROGRAM} log {shlex.quote(place)}")
         if result.stop_reason == "final" or self._answers is None:
             return lines
-        is_limit = result.stop_reason in ("max_iterations", "budget", "timeout")
-        how = " and with a higher limit" if is_limit else ""
-        return [*lines, _go_on(self._run, place or "", how)]
+        if not self._has_paid:
+            return lines
+        raised = {} if self._config is None else raised_limits(result, self._config)
+        return [*lines, _go_on(self._run, place or "", raised)]
 
     def _open_folder(self, stack: ExitStack) -> _Opened | None:
         work = self._work
@@ -255,9 +259,11 @@ def _tell_killed(killed: Killed) -> None:
         _note(_go_on(killed.facts, place if is_here else str(killed.folder)))
 
 
-def _go_on(run: RunFacts, place: str, how: str = "") -> str:
+def _go_on(run: RunFacts, place: str, raised: Mapping[str, str] | None = None) -> str:
+    # The supervisor is told its limits, so with others its turns are new requests.
+    how = "with a higher limit and the worker's paid answers" if raised else "without paying twice"
     stdin = ", with the same stdin" if run.reads_stdin else ""
-    return f"to go on without paying twice{how}{stdin}: {resuming(run.command, place)}"
+    return f"to go on {how}{stdin}: {resuming(run.command, place, raised)}"
 
 
 def _lock(stack: ExitStack, folder: PrivateFolder) -> RunRecord:

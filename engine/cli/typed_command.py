@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 PROGRAM = "supdist-engine"
@@ -23,20 +23,29 @@ def typed_command(asked: str | None = None) -> list[str]:
     return [*_program(sys.argv[0]), *sys.argv[1:], *([] if asked is None else [asked])]
 
 
-def resuming(command: Sequence[str], folder: str) -> str:
-    """Return the command that goes on with a run's folder, for a shell."""
+def resuming(command: Sequence[str], folder: str, raised: Mapping[str, str] | None = None) -> str:
+    """Return the command that goes on with a run's folder, for a shell.
+
+    Args:
+        command: the words that began the run.
+        folder: of its log.
+        raised: options whose values replace those of the command.
+    """
+    raised = raised or {}
+    replaced = {*_REPLACED, *raised}
     kept: list[str] = []
     words = iter(command)
     for word in words:
         # A value of --log-dir can be anything; what follows "--" is no option.
         if word == "--":
             kept += [word, *words]
-        elif word in _REPLACED:
+        elif word in replaced:
             next(words, None)
-        elif word.partition("=")[0] not in _REPLACED:
+        elif word.partition("=")[0] not in replaced:
             kept.append(word)
     place = kept.index("--") if "--" in kept else len(kept)
-    return shlex.join([*kept[:place], "--resume", folder, *kept[place:]])
+    limits = [word for option in raised.items() for word in option]
+    return shlex.join([*kept[:place], *limits, "--resume", folder, *kept[place:]])
 
 
 def _program(path: str) -> list[str]:
