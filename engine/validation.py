@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -69,7 +70,9 @@ class Options(BaseModel):
     # Type checkers derive the constructor from the fields.
     if not TYPE_CHECKING:
 
-        def __init__(self, **values: object) -> None:
+        def __init__(self, *unnamed: object, **values: object) -> None:
+            if unnamed:
+                raise TaskError(_takes_keywords(type(self), unnamed[0]))
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -77,6 +80,20 @@ class Options(BaseModel):
 
         # As a part of a file, a model is built by pydantic, which then says where in the file a mistake is.
         __init__.__pydantic_base_init__ = True
+        # What help() shows, to which pydantic adds the fields.
+        __init__.__signature__ = signature(lambda self, **values: None)
+
+
+def _takes_keywords(model: type[Options], value: object) -> str:
+    name = model.__name__
+    for field in model.model_fields:
+        try:
+            model(**{field: value})
+        except TaskError:
+            continue
+        shown = shorten(repr(value), _MOST_SHOWN) if isinstance(value, (str, int, float)) else "..."
+        return f"{name} takes keywords: {name}({field}={shown})"
+    return f"{name} takes keywords: {name}({next(iter(model.model_fields))}=...)"
 
 
 def checked(model: type[T], value: object, complaint: str) -> T:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from supdist.engine import (
     SyncSandbox,
     TaskError,
     Tool,
+    open_sandbox,
     run,
 )
 from supdist.engine.api import RunOptions, arun
@@ -325,6 +328,20 @@ def test_a_config_is_frozen() -> None:
     ("make", "message"),
     [
         (lambda: SandboxConfig(memory=3.5), "SandboxConfig: memory: must be a number of bytes"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        *[
+            (partial(cast(Any, made), value), f"{made.__name__} takes keywords: {made.__name__}({given})")
+            for made, value, given in cast(
+                "list[tuple[type, object, str]]",
+                [
+                    (SandboxConfig, "512MiB", "memory='512MiB'"),
+                    (SandboxConfig, 60, "timeout=60"),
+                    (SandboxConfig, "docker", "backend='docker'"),
+                    (SandboxConfig, {}, "backend=..."),
+                    (SandboxConfig, Path("pk"), "packages=..."),
+                    (RunLimits, 5, "max_worker_calls=5"),
+                ],
+            )
+        ],
         (lambda: SandboxConfig(timeout=-1), "SandboxConfig: timeout: must be above 0, not -1"),
         (lambda: RunLimits(max_tokens="5"), "must be a whole number, not '5'; remove the quotes"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
         (lambda: RunLimits(max_token=5), "did you mean `max_tokens`"),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # wrong on purpose
@@ -344,6 +361,7 @@ def test_a_wrong_value_of_a_config_is_one_line(make: Callable[[], object], messa
         ({"config": {}}, "config must be a SandboxConfig or None, not a dict"),
         ({"tools": 3}, "tools must be a dict of functions by name or None, not 3"),
         ({"query": 3}, "query must be text or None, not 3"),
+        ({"memory": "512MiB"}, "memory is no argument of a sandbox; give SandboxConfig(memory=...)"),
     ],
 )
 def test_a_wrong_argument_of_a_sandbox_is_one_line(arguments: dict[str, Any], message: str) -> None:
@@ -351,6 +369,24 @@ def test_a_wrong_argument_of_a_sandbox_is_one_line(arguments: dict[str, Any], me
         pass
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+async def test_a_limit_beside_the_config_is_named_and_hides_no_signature() -> None:
+    limits: dict[str, Any] = {"timeout": 5}
+    with pytest.raises(TaskError, match=r"give SandboxConfig\(timeout=\.\.\.\)"):
+        open_sandbox(**limits)
+    assert list(inspect.signature(SyncSandbox).parameters)[:2] == ["config", "context"]
+    assert next(iter(inspect.signature(SandboxConfig).parameters)) == "backend"
+
+
+def test_a_folder_of_packages_is_a_path_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    given: list[str | Path] = ["pk", Path("pk"), "~/pk", Path("~/pk")]
+    assert [SandboxConfig(packages=each).packages for each in given] == [
+        "pk", "pk", "/somewhere/pk", "/somewhere/pk",
+    ]  # fmt: skip
+    with pytest.raises(TaskError, match="packages: must be text, not 3"):
+        SandboxConfig(packages=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
 
 
 async def test_a_wrong_argument_of_a_runtime_is_one_line() -> None:

@@ -229,6 +229,22 @@ def test_what_was_put_in_the_way_after_the_check_is_not_bound(tmp_path: Path) ->
         package_links.open_source(found)
 
 
+async def test_a_virtual_environment_is_told_from_a_folder_with_links(tmp_path: Path, small: Open) -> None:
+    folder = tmp_path / ".venv"
+    write(folder / "pyvenv.cfg")
+    write(folder / "lib/python3.11/site-packages/mine.py", "VALUE = 3")
+    (folder / "bin").mkdir()
+    (folder / "bin/python").symlink_to("/usr/bin/env")
+    open_to_all(tmp_path)
+    with pytest.raises(
+        TaskError, match=r"is a virtual environment; give '.*\.venv/lib/python3.11/site-packages'$"
+    ):
+        async with small(packages=str(folder)):
+            pass
+    async with small(packages=folder / "lib/python3.11/site-packages") as sandbox:
+        assert (await sandbox.execute("import mine; print(mine.VALUE)")).stdout == "3\n"
+
+
 def test_the_command_names_the_link(tmp_path: Path) -> None:
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages/users.py").symlink_to("/etc/passwd")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import structs
-from pydantic import ByteSize, Field, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
 from ...sandbox_image import protocol
 from ...sandbox_image.protocol import CallCode, CallError, ErrorInfo, FileEntry, Outcome, Usage
@@ -47,14 +48,32 @@ if TYPE_CHECKING:
 
         def __set__(self, config: object, value: int | str) -> None: ...
 
+    class Folder:
+        """Type a field that takes a path, as text or ``pathlib.Path``, and reads as text or None."""
+
+        def __get__(self, config: object, kind: type | None = None) -> str | None: ...
+
+        def __set__(self, config: object, value: str | os.PathLike[str] | None) -> None: ...
+
 else:
     Size = ByteSize
+
+    def _as_text(value: object) -> object:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        # ``~`` is the shell's, and in Python nobody else replaces it.
+        return os.path.expanduser(value) if isinstance(value, str) else value
+
+    Folder = Annotated[str | None, BeforeValidator(_as_text)]
 
 
 def _size(default: int, least: int, most: int, description: str) -> Any:
     return Field(
         default=ByteSize(default), ge=least, le=most, description=description, validate_default=False
     )
+
+
+def _folder(description: str) -> Any:
+    return Field(default=None, min_length=1, description=description)
 
 
 class SandboxConfig(Options):
@@ -114,10 +133,8 @@ class SandboxConfig(Options):
         description="prompts that wait for workers at once; a guest with more of them waits",
     )
 
-    packages: str | None = Field(
-        default=None,
-        min_length=1,
-        description="a folder made by `pip install --target`, which the code can import from; "
+    packages: Folder = _folder(
+        "a folder made by `pip install --target`, which the code can import from; "
         "relative to the task file, or in Python to the current directory",
     )
     calls_per_second: float = Field(

@@ -24,6 +24,7 @@ from .backend import Backend, ProcessBackend
 from .config import OnCall, SandboxConfig
 from .context import NO_CONTEXT
 from .diagnostics import translate_shortage
+from .misplaced import without_limits
 from .packages import Packages, find_packages
 from .running_guest import GuestSetup
 from .sandbox import Sandbox
@@ -210,6 +211,7 @@ class SandboxRuntime:
         await self._use.__aexit__(kind, error, trace)
 
 
+@without_limits
 @asynccontextmanager
 async def open_sandbox(
     config: SandboxConfig | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import TaskError
@@ -39,7 +40,8 @@ def find_packages(folder: str) -> Packages:
     try:
         path = os.path.realpath(folder, strict=True)
         # Opened, too: it must be readable.
-        os.scandir(path).close()
+        with os.scandir(path) as entries:
+            is_environment = any(each.name == "pyvenv.cfg" for each in entries)
         found = os.stat(path)
     except FileNotFoundError:
         raise TaskError(f"packages: there is no folder {folder!r}; {_REMEDY}") from None
@@ -47,6 +49,13 @@ def find_packages(folder: str) -> Packages:
         raise TaskError(f"packages: {folder!r} is no folder; {_REMEDY}") from None
     except (OSError, ValueError) as error:
         raise TaskError(f"packages: {folder!r} cannot be read ({error}); {_REMEDY}") from error
+    if is_environment:
+        # Its links to an interpreter would be refused, and the packages are not where imports look.
+        inside = sorted(Path(path).glob("lib/python3*/site-packages"))
+        place = str(inside[0].relative_to(path)) if inside else "lib/python3.X/site-packages"
+        raise TaskError(
+            f"packages: {folder!r} is a virtual environment; give {os.path.join(folder, place)!r}"
+        )
     return Packages(path, found.st_dev, found.st_ino, found.st_ctime_ns)
 
 

@@ -16,6 +16,7 @@ from .config import CellResult, Isolation, Listing, OnCall, SandboxConfig
 from .context import NO_CONTEXT
 from .factory import keep_backends, open_sandbox
 from .loop_thread import Held, LoopThread, loop_thread
+from .misplaced import without_limits
 from .sandbox import Sandbox
 from .zygote import OTHER_PROCESS
 
@@ -42,6 +43,7 @@ class SyncSandbox(AbstractContextManager["SyncSandbox"]):
     thread: ``on_call`` and async tools must not block it.
     """
 
+    @without_limits
     def __init__(
         self,
         config: SandboxConfig | None = None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import assert_type
 
 import supdist.engine
@@ -158,6 +159,7 @@ def configure() -> SandboxConfig:
     assert config.memory // 2 <= config.scratch
     containers = SandboxConfig(backend="docker", runtime="runsc", warm=4, isolation="best_effort")
     assert_type(containers.runtime, str | None)
+    assert_type(SandboxConfig(packages=Path("packages")).packages, str | None)
     return SandboxConfig.model_validate({"memory": "1GiB", "pids": config.pids})
 
 
