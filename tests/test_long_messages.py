@@ -64,7 +64,7 @@ def test_a_long_reply_is_encoded_as_at_once(results: list[str | CallError]) -> N
 @given(st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(min_size=1, max_size=8)), max_size=20))
 def test_the_output_of_a_cell_decodes_as_at_once(pieces: list[tuple[int, bytes]]) -> None:
     async def collect() -> tuple[str, str]:
-        cell = RunningCell(1, result_bytes=1 << 20)
+        cell = RunningCell(1, result_bytes=1 << 20, output_bytes=1 << 19)
         for stream, data in pieces:
             cell.add(protocol.Output(1, 1 if stream == 1 else 2, data))
         cell.finish(

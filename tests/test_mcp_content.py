@@ -101,3 +101,9 @@ def test_output_is_cut_after_a_terminal_would_have_shown_it() -> None:
     assert texts(shown) == ["100%\nresult", "2", "stderr:\nbad", "E: m"]
     quiet = Cell(Outcome.OK, "\x1b[?25l", "\x1b[?25h", [], None, lost=False, detail="")
     assert texts(quiet) == ["(no output)"]
+
+
+def test_a_survived_limit_is_explained_once() -> None:
+    detail = "more than 9 bytes of output: print less; the variables are kept"
+    shown = Cell(Outcome.OUTPUT_LIMIT, "", "", [], None, lost=False, detail=detail)
+    assert texts(shown) == ["The code was stopped: it wrote too much output. The variables are kept."]

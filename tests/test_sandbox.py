@@ -363,6 +363,7 @@ async def test_what_does_not_stop_is_killed_with_all_its_children(small: Open, c
     async with small() as sandbox:
         result = await sandbox.execute(f"print('before')\n{code}", timeout=0.3)
         assert (result.outcome, result.stdout, result.state_lost) == (Outcome.TIMEOUT, "before\n", True)
+        assert result.detail == "did not stop when interrupted; its variables are lost: call reset()"
         assert result.elapsed < 0.3 + 0.3 + 2
         with pytest.raises(SandboxLost, match="reset"):
             await sandbox.execute("print(1)")
@@ -439,6 +440,10 @@ async def test_output_over_the_limit_is_cut_and_ends_the_cell(small: Open) -> No
         line = await sandbox.execute("import sys; sys.stdout.write('y' * 1_000_000)")
     assert (flood.outcome, flood.truncated, flood.state_lost) == (Outcome.OUTPUT_LIMIT, True, False)
     assert len(flood.stdout) == 64 << 10
+    assert flood.detail == (
+        "more than 65536 bytes of output: print less, or raise SandboxConfig(output=...); "
+        "the variables are kept"
+    )
     assert after.stdout == "alive\n"
     assert line.outcome is Outcome.OUTPUT_LIMIT
     assert line.stdout == "y" * (64 << 10)

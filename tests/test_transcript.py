@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supdist.engine import CellResult, Outcome
+from supdist.engine.sandbox.cell_details import detail_of
 from supdist.engine.sandbox.config import Display, ErrorInfo, Usage
 from supdist.engine.slices import finish
 from supdist.engine.supervisor import transcript
 from supdist.engine.supervisor.prompts import Prompts, context_facts, fill, nudge
 from supdist.engine.supervisor.transcript import without_seconds
+from supdist.sandbox_image.protocol import NOT_MEASURED, CellEnd
 from supdist.sandbox_image.text import excerpt
 
 
@@ -52,6 +54,16 @@ def test_a_dead_interpreter_is_named_as_such() -> None:
         [result(outcome=Outcome.CRASHED, state_lost=True, detail="ended by SIGSEGV")], 1, 100
     )
     assert "ended the interpreter (crashed: ended by SIGSEGV)" in shown
+
+
+def test_a_supervisor_is_not_told_to_call_reset() -> None:
+    stopped = CellEnd(
+        1, Outcome.OUTPUT_LIMIT, None, 0.0, 0.0, True, True, 0, "did not stop when interrupted", NOT_MEASURED
+    )
+    detail = detail_of(stopped, 1024)
+    assert detail.endswith("; did not stop when interrupted; its variables are lost: call reset()")
+    shown = show_results([result(outcome=Outcome.OUTPUT_LIMIT, state_lost=True, detail=detail)], 1, 100)
+    assert "(output_limit: more than 1024 bytes of output; did not stop when interrupted)." in shown
 
 
 def test_nudges_grow_more_urgent() -> None:

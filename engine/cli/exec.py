@@ -113,7 +113,9 @@ def _copy_output(result: CellResult) -> None:
         print(_for_terminal(result.error.traceback), end="", file=sys.stderr)
     # A traceback says where the code was, and not that a limit ended it.
     if result.detail:
-        print(f"supdist-engine: {result.outcome.value}: {_for_terminal(result.detail)}", file=sys.stderr)
+        from ..sandbox.cell_details import reason_of
+
+        print(f"supdist-engine: {result.outcome.value}: {_for_terminal(reason_of(result))}", file=sys.stderr)
 
 
 def _for_terminal(text: str) -> str:

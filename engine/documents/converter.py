@@ -13,6 +13,7 @@ from pathlib import Path
 from ...handlers.slices import in_slices
 from ..errors import SandboxFileError, SandboxLost, TaskError
 from ..sandbox import CellResult, Outcome, SandboxConfig, open_sandbox
+from ..sandbox.cell_details import reason_of
 from ..slices import decode
 from .kinds import Kind
 
@@ -84,7 +85,7 @@ class Converter:
             case Outcome.CRASHED:
                 raise TaskError(f"its parser crashed ({result.detail}); it may be damaged, or a bomb")
             case _:
-                raise TaskError(f"its conversion ended with {result.outcome.value}: {result.detail}")
+                raise TaskError(f"its conversion ended with {result.outcome.value}: {reason_of(result)}")
 
     def _too_much(self) -> str:
         return f"its conversion took more than {self._memory >> 20} MiB of memory; it may be a bomb"

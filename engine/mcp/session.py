@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, contextmanager
 from ...sandbox_image.mcp.session import Cell, FileRefused, Files, SessionError, SessionLost
 from ..errors import SandboxError, SandboxFileError, SandboxLost, TaskError
 from ..sandbox import CellResult, Sandbox, SandboxConfig, open_sandbox
+from ..sandbox.cell_details import reason_of
 
 
 class SandboxSession:
@@ -68,7 +69,7 @@ def _cell(result: CellResult) -> Cell:
         display=[shown.data for shown in result.display],
         error=result.error,
         lost=result.state_lost,
-        detail=result.detail,
+        detail=reason_of(result),
     )
 
 

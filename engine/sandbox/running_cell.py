@@ -9,6 +9,7 @@ from ...sandbox_image import protocol
 from ...sandbox_image.guest_session import CellCollector, Collected
 from ...sandbox_image.protocol import CellEnd, Outcome
 from ..slices import Steps, finish, in_slices, join
+from .cell_details import detail_of
 from .config import CellResult, Display
 
 
@@ -21,11 +22,12 @@ class RunningCell:
         context: the context variables of the caller of ``execute()``; its calls are answered in copies.
     """
 
-    def __init__(self, number: int, result_bytes: int) -> None:
+    def __init__(self, number: int, result_bytes: int, output_bytes: int) -> None:
         self.number = number
         self.result: asyncio.Future[CellResult] = asyncio.get_running_loop().create_future()
         self.context = contextvars.copy_context()
         self._collector = CellCollector(result_bytes)
+        self._output_bytes = output_bytes
         self._decoding: asyncio.Task[None] | None = None
 
     def add(self, message: protocol.Output | protocol.Display | protocol.Final) -> None:
@@ -68,6 +70,6 @@ class RunningCell:
             state_lost=end.state_lost,
             dropped=end.dropped,
             usage=end.usage,
-            detail=end.detail,
+            detail=detail_of(end, self._output_bytes),
             display=tuple(map(Display, collected.displays)),
         )

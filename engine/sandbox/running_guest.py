@@ -192,7 +192,8 @@ class RunningGuest:
     def execute(self, source: str, timeout: float) -> RunningCell:
         """Start a cell in an idle guest, or end it at once if a limit was passed since the last one."""
         self._cells += 1
-        cell = RunningCell(self._cells, self._setup.limits.result_bytes)
+        limits = self._setup.limits
+        cell = RunningCell(self._cells, limits.result_bytes, limits.output_bytes)
         if self._limit is not None:
             cell.finish(_not_run(cell.number, self._limit))
             self._limit = None

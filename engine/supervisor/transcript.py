@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 from ...sandbox_image.terminal_text import terminal_text
 from ...sandbox_image.text import excerpt, left_out
 from ..sandbox import CellResult, Outcome
+from ..sandbox.cell_details import reason_of
 from ..slices import Steps, join, strip_end
 
 _Read: TypeAlias = Callable[[str], Steps[str]]
@@ -135,4 +136,4 @@ def _verdict(result: CellResult) -> str:
         case Outcome.OUTPUT_LIMIT if not result.state_lost:
             return f"was interrupted: it printed too much{seconds}; the variables are kept."
         case _:
-            return f"ended the interpreter ({result.outcome.value}: {result.detail})."
+            return f"ended the interpreter ({result.outcome.value}: {reason_of(result)})."

@@ -67,8 +67,8 @@ def contents(
 def _ending(cell: Cell, timeout: float, *, keeps_files: bool) -> str:
     if cell.outcome not in _ENDINGS:
         return ""
-    # A timeout that the cell survived is explained by its own sentence.
-    is_known = cell.outcome is Outcome.TIMEOUT and not cell.lost
+    # A limit that the cell survived is explained by its own sentence.
+    is_known = cell.outcome in (Outcome.TIMEOUT, Outcome.OUTPUT_LIMIT) and not cell.lost
     why = f" Why: {cell.detail}." if cell.detail and not is_known else ""
     how = _ENDINGS[cell.outcome].format(timeout=timeout) + why
     if cell.lost:
