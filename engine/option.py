@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -151,6 +152,13 @@ def sandbox_config(option: Option, value: object) -> SandboxConfig:
     return value
 
 
+def mistyped_word(value: str, words: Sequence[str]) -> str | None:
+    """Return the word that a value without folder and suffix seems to mean; None for a word or a file."""
+    if value in words or "/" in value or "." in value:
+        return None
+    return next(iter(difflib.get_close_matches(value.lower(), words, n=1)), None)
+
+
 def answer_cache(option: Option, value: object) -> str | os.PathLike[str] | ResponseCache:
     """Return the place of finished answers."""
     from .broker.cache import ResponseCache
@@ -159,6 +167,10 @@ def answer_cache(option: Option, value: object) -> str | os.PathLike[str] | Resp
         return value
     if not isinstance(value, (str, os.PathLike)):
         option.reject(value, '"run", "off", a path or a ResponseCache')
+    if isinstance(value, str) and (near := mistyped_word(value, ("run", "off"))):
+        raise TaskError(
+            f'{option.name}: did you mean "{near}"? A file of the name {value} needs its folder: ./{value}'
+        )
     return path(option, cast(object, value))
 
 

@@ -124,6 +124,10 @@ async def test_a_name_at_the_configured_endpoint(folder: Path) -> None:
         (["https://example.com/paper.pdf", "q"], "a web page is not read; save it to a file first"),
         (["-", "q"], "cannot read the document from stdin: it is empty"),
         (["report.md", ""], "the question is empty"),
+        (["empty.txt", "q"], "empty.txt has no text"),
+        (["empty.txt", "./blank.md", "q"], "empty.txt, ./blank.md have no text"),
+        (["report.md", "q", "--cache", "offf"], "--cache offf: did you mean off?"),
+        (["report.md", "q", "--cache", "nodir/x.sqlite"], "the folder nodir does not exist"),
         (["report.md", "q", "--supervisor", "olama/m"], "did you mean ollama/m?"),
         (["report.md", "q", "--worker", "a", "--worker-model", "b"], "give one of them"),
         (["report.md", "q", "--runtime", "runsc"], "--runtime is for containers; add --backend docker"),
@@ -132,6 +136,8 @@ async def test_a_name_at_the_configured_endpoint(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_a_line_that_says_what_to_type(folder: Path, words: list[str], message: str) -> None:
+    (folder / "empty.txt").touch()
+    (folder / "blank.md").write_text(" \n")
     done = ask(*words, cwd=folder)
     assert done.returncode == 2
     assert message in done.stderr
@@ -237,3 +243,13 @@ def test_a_flags_path_needs_no_permission_of_the_task_file(folder: Path, tmp_pat
     flags = ["--packages", str(elsewhere / "packages"), "--prompts-dir", str(elsewhere / "prompts")]
     done = run(inside, *flags)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+@pytest.mark.parametrize("word", ["closed", "closed/*.md", "closed/a.md"])
+def test_a_closed_folder_is_named_with_the_cause(folder: Path, word: str) -> None:
+    (folder / "closed").mkdir(mode=0)
+    done = ask(word, "q", cwd=folder)
+    assert done.returncode == 2
+    assert "closed" in done.stderr
+    assert "Permission denied" in done.stderr

@@ -282,8 +282,12 @@ while True:
     [
         (["broker", "models.json", "--bind", "tcp://127.0.0.1:0"], "tcp needs keys.*--curve-keys"),
         (["broker", "models.json", "--bind", "x"], "no address of a broker service"),
+        (["broker", "models.json", "--bind", "ipc://nodir/s"], "the folder nodir does not exist"),
         (["broker", "models.json"], "Missing option '--bind'"),
-        (["broker", "models.json", "--bind", "ipc://s", "--curve-keys", "none"], "no key in none/.*keygen"),
+        (
+            ["broker", "models.json", "--bind", "ipc://s", "--curve-keys", "none"],
+            "none: no such folder.*keygen",
+        ),
         (["broker", "none.json", "--bind", "ipc://s"], "cannot read the models file"),
         (["broker", "empty.json", "--bind", "ipc://s"], "needs `worker`, `supervisor`, or both"),
         (["broker", "wrong.toml", "--bind", "ipc://s"], "wroker: unknown key; did you mean `worker`"),

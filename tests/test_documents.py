@@ -351,3 +351,17 @@ async def test_the_programs_own_stdin_is_read_beside_the_event_loop(tmp_path: Pa
         assert await process.stdout.readline() == b"go\n"
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 20) == -signal.SIGINT
+
+
+async def test_a_file_that_is_named_in_two_ways_is_read_once(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    found = await read_context(["outside.txt", "./papers/../outside.txt"], folder=tmp_path)
+    assert found.value == {"outside.txt": "outside"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+async def test_a_closed_file_of_a_folder_is_skipped_with_the_cause(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    (tmp_path / "papers/b.txt").chmod(0)
+    found = await read_context(["papers"], folder=tmp_path)
+    assert "skipped: cannot read b.txt: Permission denied" in found.warnings

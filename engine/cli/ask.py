@@ -17,6 +17,8 @@ from .run_flags import RunFlags
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..documents import Context
+
 STDIN = "-"
 _PROGRAM = "supdist-engine ask"
 _PATTERN = frozenset("*?[")
@@ -51,7 +53,6 @@ def ask(flags: AskFlags) -> None:
     """Answer a question about files. The answer goes to stdout, progress to stderr."""
     from ..taskfile import TaskFile
     from .answering import answer
-    from .documents import load
     from .models import Models
     from .work import Work
 
@@ -69,7 +70,24 @@ def ask(flags: AskFlags) -> None:
         from .saving import save
 
         save(flags.save, work, files, environment)
-    answer(work, lambda: load(files, raw_html=flags.raw_html))
+    answer(work, lambda: _texts(files, raw_html=flags.raw_html))
+
+
+async def _texts(files: Sequence[str], *, raw_html: bool) -> Context:
+    """Read the files.
+
+    Raises:
+        TaskError: they cannot be read, or none has text.
+    """
+    from ..errors import TaskError
+    from .documents import load
+
+    found = await load(files, raw_html=raw_html)
+    texts = found.value.values() if isinstance(found.value, dict) and len(files) > 1 else [found.value]
+    if all(isinstance(each, str) and not each.strip() for each in texts):
+        names = ", ".join(map(_shown, files))
+        raise TaskError(f"{names} {'has' if len(files) == 1 else 'have'} no text")
+    return found
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -96,14 +114,26 @@ def _is_file(word: str) -> bool:
     import glob
     import os
 
+    from ..documents.files import closed_folder
+
     # A question is no path: it may be too long for one, or hold a null character.
     try:
         if word == STDIN or os.path.lexists(word):
             return True
+        os.lstat(word)
+    except PermissionError:
+        # Reading it names the cause. A question may begin with a path.
+        return _looks_like_a_path(word)
+    except OSError:
+        pass
     except ValueError:
         return False
     # Only a pattern that finds something; a question may have a question mark.
-    return not _PATTERN.isdisjoint(word) and next(glob.iglob(word, recursive=True), None) is not None
+    if _PATTERN.isdisjoint(word):
+        return False
+    if _looks_like_a_path(word) and closed_folder(Path(word)) is not None:
+        return True
+    return next(glob.iglob(word, recursive=True), None) is not None
 
 
 def _no_file(word: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import RunConfig
+from ..errors import TaskError
+from ..option import mistyped_word
 from ..supervisor.prompts import Prompts
 from ..taskfile import TaskFile
 from ..trust import Bound
@@ -89,8 +91,21 @@ class Work:
         if cache in ("off", "run"):
             return cache
         if self.flags.cache is not None:
-            return Path(cache)
+            return _cache_file(cache)
         return self.permissions.writable(self.folder / cache, "cache")
+
+
+def _cache_file(typed: str) -> Path:
+    """Return the file of ``--cache``.
+
+    Raises:
+        TaskError: a word is misspelled, or the folder is missing.
+    """
+    if near := mistyped_word(typed, ("off", "run")):
+        raise TaskError(f"--cache {typed}: did you mean {near}? A file needs its folder: ./{typed}")
+    if not os.path.isdir(os.path.dirname(typed) or "."):
+        raise TaskError(f"--cache {typed}: the folder {os.path.dirname(typed)} does not exist")
+    return Path(typed)
 
 
 def _with_suffix(folder: Path, suffix: str) -> Path:

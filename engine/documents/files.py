@@ -51,21 +51,40 @@ def matching(pattern: str, folder: Path) -> list[Found]:
             found.append(Found(name, path))
             _check_number(found, pattern)
     if not found:
+        closed = closed_folder(folder / pattern)
+        if closed is not None:
+            raise TaskError(f"cannot read the folder {closed}: {os.strerror(errno.EACCES)}")
         raise TaskError(f"no file matches {pattern!r}")
     # A pattern with ** may find a file twice.
     return sorted(set(found))
+
+
+def closed_folder(pattern: Path) -> Path | None:
+    """Return the folder before a pattern's first wildcard if it may not be read."""
+    parts = pattern.parts
+    first = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    folder = Path(*parts[:first])
+    try:
+        os.scandir(folder).close()
+    except PermissionError:
+        return folder
+    except OSError:
+        return None
+    return None
 
 
 def below(folder: Path, shown: str, warn: Callable[[str], None]) -> list[Found]:
     """Return the files of a folder and its folders, sorted. Hidden files and links are skipped.
 
     Raises:
-        TaskError: it has too many, or none.
+        TaskError: it has too many, or none, or may not be read.
     """
     found: list[Found] = []
     skipped: list[str] = []
 
     def skip(error: OSError) -> None:
+        if os.path.samefile(error.filename, folder):
+            raise TaskError(f"cannot read the folder {shown}: {error.strerror}") from error
         skipped.append(os.path.relpath(error.filename, folder))
 
     for base, folders, names in os.walk(folder, onerror=skip):

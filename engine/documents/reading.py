@@ -139,6 +139,7 @@ class _Reader:
 
     async def several(self, typed: Sequence[str]) -> dict[str, Any]:
         texts: dict[str, Any] = {}
+        read = set[tuple[str, str]]()
         total = 0
         for word in typed:
             if word == STDIN:
@@ -148,9 +149,11 @@ class _Reader:
             files, may_skip = await self._files(word, alone=len(typed) == 1)
             skipped: list[str] = []
             for each in files:
-                if each.name in texts:
+                place = _place_of(each.path)
+                if each.name in texts or place in read:
                     # An earlier word named it.
                     continue
+                read.add(place)
                 try:
                     data = await self._bytes(each.name, each.path)
                     text = await self._content(each.name, data, parse_json=False)
@@ -158,7 +161,7 @@ class _Reader:
                     # Of a folder, the rest is still of use. A file that was named must be readable.
                     if not may_skip:
                         raise
-                    skipped.append(str(error))
+                    skipped.append(str(error).removeprefix(f"{self.name}: "))
                     continue
                 total += len(text)
                 if total > MOST_BYTES:
@@ -212,6 +215,11 @@ class _Reader:
             raw_html=self.raw_html,
             parse_json=parse_json,
         )
+
+
+def _place_of(path: Path) -> tuple[str, str]:
+    # Of the folder alone: a link is a name of its own.
+    return os.path.realpath(path.parent), path.name
 
 
 def _is_folder(path: Path) -> bool:

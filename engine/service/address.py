@@ -69,9 +69,10 @@ def private_socket(path: str) -> Generator[None]:
     """
     folder = Path(path).parent
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         _check_free(path)
+    except FileNotFoundError as error:
+        raise TaskError(f"ipc://{path} cannot be used: the folder {folder} does not exist") from error
     except OSError as error:
         raise TaskError(f"ipc://{path} cannot be used: {error}") from error
     is_foreign = status.st_uid not in (0, os.geteuid())

@@ -100,6 +100,7 @@ def read_server_keys(folder: Path) -> ServerKeys:
     Raises:
         TaskError: they are missing or not private.
     """
+    _check_folder(folder, f"supdist-engine broker keygen {folder}")
     authorized = folder / "authorized_keys"
     pair = _pair(folder / "server.key_secret", f"supdist-engine broker keygen {folder}")
     try:
@@ -118,7 +119,14 @@ def read_client_keys(folder: Path) -> ClientKeys:
     if (folder / "server.key_secret").exists():
         raise TaskError(f"{folder} has the server's keys; give a client's folder, {folder}/clients/NAME")
     remedy = "the server's owner makes one with `supdist-engine broker keygen DIR --client NAME`"
+    _check_folder(folder, remedy)
     return ClientKeys(_pair(folder / "client.key_secret", remedy), _public(folder / "server.key"))
+
+
+def _check_folder(folder: Path, remedy: str) -> None:
+    if not os.path.isdir(folder):
+        what = "it is no folder" if os.path.lexists(folder) else "no such folder"
+        raise TaskError(f"{folder}: {what}: {remedy}")
 
 
 def _make_folder(folder: Path) -> None:
