@@ -95,7 +95,11 @@ class TaskFile(BaseModel):
 
     @model_validator(mode="after")
     def _one_context(self) -> TaskFile:
-        if sum(each is not None for each in (self.context, self.context_file, self.context_files)) != 1:
+        keys = ("context", "context_file", "context_files")
+        given = [f"`{key}`" for key in keys if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a task has {' and '.join(given)}; give one of them")
+        if not given:
             raise ValueError("a task needs either `context` or `context_file` or `context_files`")
         return self
 

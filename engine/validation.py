@@ -152,7 +152,10 @@ def in_plain_words(problem: ErrorDetails) -> str:
             return "is empty"
         case "union_tag_invalid":
             key = context["discriminator"].strip("'")
-            return f"{key} must be one of {context['expected_tags']}, not {_shown(context['tag'])}"
+            known = [each.strip("' ") for each in context["expected_tags"].split(",")]
+            near = difflib.get_close_matches(str(context["tag"]), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"{key} must be one of {context['expected_tags']}, not {_shown(context['tag'])}{hint}"
         case "union_tag_not_found":
             return f"{context['discriminator'].strip(chr(39))} is missing; it names the kind of model"
         case _:
@@ -168,6 +171,9 @@ def _line(place: Sequence[str], text: str) -> str:
 def _one_of(problems: Sequence[ErrorDetails]) -> str:
     expected = [_EXPECTED.get(each["type"]) or each.get("ctx", {}).get("expected") for each in problems]
     known = [each for each in expected if each]
+    sentences = [in_plain_words(each) for each in problems if each["type"] == "value_error"]
+    if sentences and len(known) + len(sentences) == len(problems):
+        return f"{' or '.join(sentences)}, or {', '.join(known)}" if known else " or ".join(sentences)
     if len(known) < len(expected):
         return " or ".join(in_plain_words(each) for each in problems)
     names = known[0] if len(known) == 1 else f"{', '.join(known[:-1])} or {known[-1]}"

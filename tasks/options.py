@@ -18,11 +18,14 @@ from .base import Example, Task, TaskDataError
 CHARACTERS_PER_TOKEN = 4
 
 _LENGTH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKmM])\s*")
+_WHOLE = re.compile(r"\s*[-+]?\d+\s*")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def _length(value: object) -> object:
     found = _LENGTH.fullmatch(value) if isinstance(value, str) else None
+    if isinstance(value, str) and not found and not _WHOLE.fullmatch(value):
+        raise ValueError(f"must be a number of tokens, such as 32k, 1.5M or 8000, not {value!r}")
     return round(float(found[1]) * {"k": 1e3, "m": 1e6}[found[2].lower()]) if found else value
 
 

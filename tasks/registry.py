@@ -68,7 +68,11 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Task:
     try:
         return adapter.validate_python(given)
     except ValidationError as error:
-        problems = [_problem(each["loc"], each["msg"]) for each in error.errors()]
+        schema = _schema(adapter)
+        problems = [
+            _missing(each["loc"], schema) if each["type"] == "missing" else _problem(each["loc"], each["msg"])
+            for each in error.errors()
+        ]
         raise TaskDataError(f"task {name}: " + "; ".join(problems)) from None
 
 
@@ -155,6 +159,13 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 def _schema(adapter: TypeAdapter[Task]) -> dict[str, Any]:
     return adapter.json_schema()
+
+
+def _missing(where: tuple[int | str, ...], schema: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, where))
+    field: Mapping[str, Any] = schema.get("properties", {}).get(key, {})
+    value = "FILE" if field.get("format") == "path" else "VALUE"
+    return f"{key} is missing; give it, as -T {key}={value}"
 
 
 def _problem(where: tuple[int | str, ...], message: str) -> str:

@@ -285,13 +285,16 @@ def test_places_that_are_no_runs_are_told_and_left_out(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "empty: no run in it\n" in done.stderr
     assert "nowhere: no such folder\n" in done.stderr
-    assert "file: no such folder\n" in done.stderr
+    assert "file: it is a file, not the folder of a run\n" in done.stderr
 
 
 def test_without_any_run_it_says_what_a_run_is(tmp_path: Path) -> None:
     done = command(tmp_path)
     assert done.returncode == 2
     assert "config.json" in done.stderr
+    nowhere = command(tmp_path / "nowhere")
+    assert nowhere.stderr.count("no such folder") == 1
+    assert "no run" not in nowhere.stderr
     assert "Traceback" not in done.stderr
 
 

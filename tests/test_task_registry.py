@@ -95,7 +95,12 @@ def test_texts_of_a_command_line_become_what_an_option_is() -> None:
         ("needle", {"length": "20M"}, "length: .*less than or equal to 10000000"),
         ("needle", {"length": "10"}, "length: .*greater than or equal to 1000"),
         ("needle", {"variant": "x", "n": 0}, "variant: .*'single'.*; n: "),
-        ("jsonl", {}, "path: Field required"),
+        (
+            "oolong",
+            {"length": "abc"},
+            "length: must be a number of tokens, such as 32k, .*, not 'abc'",
+        ),
+        ("jsonl", {}, "path is missing; give it, as -T path=FILE"),
         ("jsonl", {"path": "a", "metric": "bleu"}, "metric: "),
         ("qasper", {"distractors": "-1"}, "distractors: "),
     ],

@@ -77,12 +77,13 @@ def show(found: Analysis, *, short: bool = False, pairs: bool = False, markdown:
 def _print_notes(found: Analysis) -> None:
     from ...sandbox_image.text import one_line
 
+    if not found.runs:
+        where = "; ".join(map(one_line, found.notes)) or "no run found"
+        raise typer.BadParameter(
+            f"{where}. The folder of a run holds config.json and results.jsonl. Name one, or one above"
+        )
     for note in found.notes:
         print(one_line(note), file=sys.stderr)
-    if not found.runs:
-        raise typer.BadParameter(
-            "no run found: the folder of a run holds config.json and results.jsonl. Name one, or one above"
-        )
 
 
 def _tables(

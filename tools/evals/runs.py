@@ -73,7 +73,7 @@ def read_runs(places: Sequence[Path]) -> tuple[list[Run], list[str]]:
         found = [path.resolve() for path in _runs_below(place)]
         folders.update(dict.fromkeys(found))
         if not found:
-            notes.append(f"{place}: {'no run in it' if place.is_dir() else 'no such folder'}")
+            notes.append(f"{place}: {_why_none(place)}")
     above = os.path.commonpath([folder.parent for folder in folders]) if folders else ""
     return [read_run(folder, os.path.relpath(folder, above)) for folder in folders], notes
 
@@ -85,6 +85,12 @@ def read_run(folder: Path, name: str) -> Run:
     ended = {record.example for record in records}
     begun = [path for path in _folders_in(folder / EXAMPLES) if path.name not in ended]
     return Run(folder, name, settings, records, len(begun), [*problems, *notes])
+
+
+def _why_none(place: Path) -> str:
+    if place.is_dir():
+        return "no run in it"
+    return "it is a file, not the folder of a run" if place.exists() else "no such folder"
 
 
 def _runs_below(place: Path) -> Iterator[Path]:
