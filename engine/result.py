@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..handlers import Usage
+from ..sandbox_image.text import counted
 from .safe_html import facts_html, text_html
 from .sandbox import Isolation
 
@@ -90,8 +91,8 @@ class RunResult:
         tokens = self.supervisor_usage + self.worker_usage
         facts = [
             self.stop_reason,
-            f"{self.iterations} turns",
-            f"{self.worker_calls:,} worker calls",
+            counted(self.iterations, "turn"),
+            counted(self.worker_calls, "worker call"),
             f"{tokens.input_tokens:,} tokens in, {tokens.output_tokens:,} out",
             "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.4f}",
             f"{self.elapsed:.1f} s",

@@ -51,6 +51,11 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else _escape(each) for each in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as ``1 call`` or ``1,200 calls``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def shorten(text: str, limit: int) -> str:
     """Cut the end of a text above ``limit`` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

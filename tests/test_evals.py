@@ -232,7 +232,7 @@ async def test_a_worker_that_fails_for_good_gives_no_score_to_a_guess(tmp_path: 
         summary = await run(server, tmp_path, Lookup(judged=False), concurrency=1)
         assert (summary.failed, summary.score) == (summary.examples, None)
         trouble["small"] = Status(401)
-        with pytest.raises(NoAccess, match="answered none of 1 calls"):
+        with pytest.raises(NoAccess, match="answered none of 1 call:"):
             await run(server, tmp_path / "again", Lookup(judged=False), concurrency=1)
 
 

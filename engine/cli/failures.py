@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ...sandbox_image.text import printable
+from ...sandbox_image.text import counted, printable
 from ..terminal import wrapped
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def failures(result: RunResult) -> list[str]:
     if result.failed_calls and not is_dead:
         why = kinds_in_words(result.failed_calls)
         failed = sum(result.failed_calls.values())
-        lines.append(f"{failed:,} of {result.worker_calls:,} worker calls failed: {why}")
+        lines.append(f"{failed:,} of {counted(result.worker_calls, 'worker call')} failed: {why}")
     if result.failure is not None:
         guess = "" if result.answer is None else ". The answer above may be a guess"
         remedy = guess if result.stop_reason == "worker_failed" else ""

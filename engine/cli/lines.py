@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ...sandbox_image.text import printable
+from ...sandbox_image.text import counted, printable
 from ..events import BlockEnded, Event, Metrics, SupervisorReplied, Warned
 from ..terminal import wrapped
 from .progress import Progress
@@ -63,7 +63,7 @@ class Lines:
                 parts = [f"block {result.outcome.value}{name}", f"{result.elapsed:.1f} s"]
                 parts.append(f"{output:,} characters of output")
                 if total := self._progress.total:
-                    parts.append(f"{self._progress.done:,} of {total:,} worker calls")
+                    parts.append(f"{self._progress.done:,} of {counted(total, 'worker call')}")
                 if failed := self._progress.failed():
                     parts.append(failed)
                 self.note(f"turn {step}: {', '.join(parts)}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ...sandbox_image.text import counted
 
 if TYPE_CHECKING:
     from ..runlog.events import Cell, ModelCall, RunEnd, RunStart, SupervisorCall, ToolCall
@@ -32,6 +35,7 @@ def log(
     from ..runlog.reader import RunLogReader
 
     place = folder or _newest()
+    _check_readable(place)
     if not (place / "supervisor.jsonl").is_file():
         raise TaskError(f"{place}: there is no log of a run: a log has a supervisor.jsonl")
     reader = RunLogReader(place)
@@ -50,8 +54,21 @@ def _newest() -> Path:
 
     names = run_names()
     if not names:
+        _check_readable(RUNS)
         raise TaskError(f"there is no run in {RUNS}; name the folder of a log")
     return RUNS / names[-1]
+
+
+def _check_readable(folder: Path) -> None:
+    from ..errors import TaskError
+
+    try:
+        os.scandir(folder).close()
+    except PermissionError as error:
+        raise TaskError(f"cannot read the folder {folder}: {error.strerror}") from error
+    except OSError:
+        # What is missing, or is no folder, has no log.
+        return
 
 
 def _lines(reader: RunLogReader, most: int | None) -> Iterator[str]:
@@ -81,7 +98,7 @@ def _lines(reader: RunLogReader, most: int | None) -> Iterator[str]:
 
 def _start(event: RunStart) -> list[str]:
     context = event.context
-    size = "" if context.bytes is None else f", {context.bytes:,} bytes"
+    size = "" if context.bytes is None else f", {counted(context.bytes, 'byte')}"
     return [
         f"run {event.run_id} · supdist-engine {event.engine_version}",
         f"supervisor {event.supervisor_model} · worker {event.worker_model}",
@@ -126,7 +143,7 @@ def _workers(reader: RunLogReader, run_id: str) -> str:
             usage += event.usage
     counts = f"{failed:,} failed, {cached:,} from the cache"
     tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
-    return f"\nworker: {calls:,} calls, {counts}, {tokens} (worker.jsonl)"
+    return f"\nworker: {counted(calls, 'call')}, {counts}, {tokens} (worker.jsonl)"
 
 
 def _end(event: RunEnd, most: int | None) -> list[str]:
@@ -153,5 +170,7 @@ def _text(text: str, most: int | None, margin: str = "  ") -> list[str]:
     lines = text.splitlines()
     if most is not None:
         lines = [each if len(each) <= _COLUMNS else f"{each[:_COLUMNS]} …" for each in lines]
-    more = [] if most is None or len(lines) <= most else [f"{margin}… {len(lines) - most:,} more lines"]
+    more = (
+        [] if most is None or len(lines) <= most else [f"{margin}… {counted(len(lines) - most, 'more line')}"]
+    )
     return [*(f"{margin}{line}" for line in lines[:most]), *more]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...handlers import Usage
+from ...sandbox_image.text import counted
 from ..events import (
     BlockEnded,
     BlockStarted,
@@ -121,7 +122,7 @@ class Progress:
             return ""
         seconds = self.seconds_left()
         rest = "" if seconds is None else f" · ETA {duration(seconds)}"
-        return f"{self.done:,} of {self.total:,} worker calls{rest}"
+        return f"{self.done:,} of {counted(self.total, 'worker call')}{rest}"
 
     def waiting(self) -> str:
         """Return what the calls without a result do, and how many had one in the cache."""
@@ -184,7 +185,7 @@ class Progress:
             parts.append(f"{turns:,} turn{'s' if turns != 1 else ''}")
         left = self._metrics.left
         if left is not None:
-            parts += [] if left.worker_calls is None else [f"{left.worker_calls:,} worker calls"]
+            parts += [] if left.worker_calls is None else [counted(left.worker_calls, "worker call")]
             parts += [] if left.tokens is None else [f"{left.tokens:,} tokens"]
             parts += [] if left.dollars is None else [dollars(left.dollars)]
             if left.seconds is not None:

@@ -18,6 +18,7 @@ import msgspec
 from anyio import to_thread
 
 from ...handlers import Completion, Message, Usage
+from ...sandbox_image.text import counted
 from ..errors import LogError
 from ..result import RunResult
 from ..sandbox import CallError, CellResult, Display
@@ -314,7 +315,8 @@ class RunLogger:
     def _report_full(self, log_bytes: int) -> None:
         self._write("supervisor", LogFull(**self._head(), log_bytes=log_bytes))
         self.warn(
-            f"the logs have used their {log_bytes:,} bytes (log_bytes): long texts of code are cut from here"
+            f"the logs have used their {counted(log_bytes, 'byte')} (log_bytes): "
+            "long texts of code are cut from here"
         )
 
     def _report_off(self, error: LogError) -> None:

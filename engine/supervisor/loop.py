@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...handlers import Completion, ContextTooLong, HandlerError, Message
+from ...sandbox_image.text import counted
 from ..broker.broker import Broker
 from ..broker.budget import BudgetExceeded
 from ..broker.call_errors import call_error, remedy
@@ -140,7 +141,7 @@ class SupervisorLoop:
         calls, model = self.broker.health.done, self.broker.worker_model or "of a run inside this one"
         why = str(error) if isinstance(error, HandlerError) else f"{type(error).__name__}: {error}"
         advice = remedy(error) or "Choose another worker"
-        failure = f"the worker {model} answered none of {calls:,} calls: {why}. {advice}"
+        failure = f"the worker {model} answered none of {counted(calls, 'call')}: {why}. {advice}"
         return RunOutcome(answer, "worker_failed", failure)
 
     async def _turn(self, step: int) -> str | None:

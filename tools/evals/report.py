@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...sandbox_image.text import counted
 from ..tables import Column, as_pairs
 from .analysis import Figures, Mean, Pair, Share
 from .config import ExperimentConfig
@@ -87,7 +88,10 @@ class Summary:
             *((f"  {name}", f"{value:.3f}") for name, value in self.metrics.items()),
             ("steps", f"{self.steps:,}, {self.steps / max(1, self.examples):.1f} an example"),
             *(
-                (f"{role} tokens", f"{tokens.input:,} in, {tokens.output:,} out, {tokens.calls:,} calls")
+                (
+                    f"{role} tokens",
+                    f"{tokens.input:,} in, {tokens.output:,} out, {counted(tokens.calls, 'call')}",
+                )
                 for role in ROLES
                 if (tokens := getattr(self, role)).calls
             ),
