@@ -20,7 +20,7 @@ from .endpoints import Endpoints
 from .errors import HandlerError, NoAccess, Rejected, Unavailable
 from .openai_bodies import CodedContents, is_long, utf8_bytes
 from .openai_errors import Asked, client_error, translate
-from .openai_http import bounded_client, http_library, load_library
+from .openai_http import WholeReply, bounded_client, http_library, load_library, whole_reply
 from .openai_options import checked_body, checked_headers, endpoint_urls, is_at, without_secrets
 from .openai_replies import BrokenStream, CompletionBuilder, parse_reply
 from .openai_retries import reporting_client, retry_reason
@@ -325,6 +325,11 @@ async def _request_stream(
     answer, message = CompletionBuilder(asked), MessageStream(on_text)
     async with aclosing(_chunks(client, request, asked)) as chunks:
         async for chunk in chunks:
+            if isinstance(chunk, WholeReply):
+                whole = parse_reply(chunk.reply, asked)
+                message.add(whole.text)
+                message.finish()
+                return await without_thoughts(whole)
             if text := answer.add_chunk(chunk):
                 message.add(text)
     message.finish()
@@ -341,6 +346,9 @@ async def _chunks(client: AsyncOpenAI, request: dict[str, Any], asked: Asked) ->
             **request, stream=True, stream_options={"include_usage": True}
         )
         try:
+            if (whole := await whole_reply(stream.response)) is not None:
+                yield whole
+                return
             async for chunk in stream:
                 yield chunk
         except broken as error:

@@ -345,10 +345,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
+_CHECK_URL = "Check base_url: it often ends in /v1"
+
+
 def reply_error(reply: Any, asked: Asked) -> HandlerError:
     """Return why a reply with status 200 holds no completion."""
     said = read_error(_as_json(reply))
     if isinstance(reply, str):
+        if reply[:1000].lstrip().startswith("<"):
+            # It may also be the page of a proxy that is busy, so the kind is as for any other text.
+            error = error_in_reply(said, asked, "the endpoint sent a web page, no OpenAI-compatible reply")
+            return type(error)(f"{error}. {_CHECK_URL}")
         return error_in_reply(said, asked, "the endpoint sent no JSON")
     if said.message or said.code:
         return error_in_reply(said, asked, "the endpoint reports an error in a reply with status 200")

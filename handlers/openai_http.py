@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import Unavailable
 
@@ -261,6 +261,25 @@ def _with_body(response: Any, **body: Any) -> Any:
         extensions=response.extensions,
         **body,
     )
+
+
+class WholeReply(NamedTuple):
+    """A reply in place of a stream: JSON, or the text of a page."""
+
+    reply: Any
+
+
+async def whole_reply(response: Any) -> WholeReply | None:
+    """Return what an endpoint sent that does not stream; None for a stream."""
+    if not _is_whole(response):
+        return None
+    content: bytes = await response.aread()
+    if content.lstrip()[:1] not in (b"{", b"[", b"<"):
+        return None
+    try:
+        return WholeReply(json.loads(content))
+    except (ValueError, RecursionError):
+        return WholeReply(content.decode("utf-8", "replace"))
 
 
 def _is_whole(response: Any) -> bool:

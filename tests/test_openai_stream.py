@@ -219,12 +219,26 @@ async def test_events_of_another_shape_are_unavailable() -> None:
     assert [case for case in got if not isinstance(case[1], Unavailable)] == []
 
 
-async def test_reply_that_is_no_stream_is_unavailable() -> None:
+async def test_a_whole_reply_in_place_of_a_stream_is_read() -> None:
     whole = {"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]}
-    for reply in (Shape(whole), Malformed(b""), Malformed(b"<html>")):
+    got, pieces, requests = await streamed_of(Shape(whole))
+    assert isinstance(got, Completion)
+    assert (got.text, "".join(pieces), requests) == ("hi", "hi", 1)
+
+
+async def test_reply_that_is_no_stream_is_unavailable() -> None:
+    for reply in (Malformed(b""), Malformed(b"<html>")):
         got, pieces, _ = await streamed_of(reply)
         assert isinstance(got, Unavailable)
         assert pieces == []
+
+
+async def test_a_page_in_place_of_a_stream_points_to_the_url() -> None:
+    got, _, _ = await streamed_of(Malformed(b"<!doctype html><title>Welcome</title>"))
+    assert isinstance(got, Unavailable)
+    assert "a web page, no OpenAI-compatible reply" in str(got)
+    assert "Check base_url: it often ends in /v1" in str(got)
+    assert "stream ended" not in str(got)
 
 
 @pytest.mark.parametrize(
