@@ -33,7 +33,7 @@ class TurnStarted:
 class SupervisorReplied:
     """The whole message of the supervisor, untrusted; ``elapsed`` in seconds.
 
-    ``finish_reason`` is ``length`` if it was cut off at max_tokens.
+    ``finish_reason`` is ``length`` if it was cut off at max_tokens. ``thoughts`` counts their characters.
     """
 
     step: int
@@ -41,6 +41,7 @@ class SupervisorReplied:
     usage: Usage
     elapsed: float
     finish_reason: str = "stop"
+    thoughts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

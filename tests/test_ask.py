@@ -202,6 +202,13 @@ def test_a_dry_run_sends_nothing_and_shows_no_key(folder: Path, flags: list[str]
     assert "sk-secret" not in done.stdout + done.stderr
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(folder: Path) -> None:
+    flags = ["--supervisor", "openrouter/qwen/none-such", "--max-cost-usd", "0.5"]
+    done = ask("report.md", "q", "--dry-run", *flags, cwd=folder, OPENROUTER_API_KEY="sk-secret")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "max_cost_usd: the price of qwen/none-such is unknown; give it as `price`" in done.stderr
+
+
 def write_task(folder: Path, **changes: Any) -> None:
     task: dict[str, Any] = {"query": QUESTION, "context_file": "report.md", **changes}
     (folder / "task.json").write_text(json.dumps(task))

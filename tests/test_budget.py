@@ -261,6 +261,24 @@ async def test_who_waits_hears_at_once_that_it_will_never_fit() -> None:
     (await third).release()
 
 
+@pytest.mark.parametrize(
+    ("limits", "cost", "words"),
+    [
+        (
+            {"max_tokens": 3000},
+            Cost(tokens=8000),
+            "max_tokens 3,000 is too small for one .* 8,000 tokens",
+        ),
+        ({"max_cost_usd": 0.01}, Cost(dollars=0.5), r"max_cost_usd \$0.0100 is too .* about \$0.5000"),
+    ],
+)
+def test_a_limit_below_one_call_says_what_the_call_reserves(
+    limits: dict[str, Any], cost: Cost, words: str
+) -> None:
+    with pytest.raises(BudgetExceeded, match=words):
+        Budget(BudgetLimits(**limits)).hold(cost)
+
+
 async def test_who_waits_hears_when_the_seconds_are_over() -> None:
     budget = Budget(BudgetLimits(max_tokens=100, max_seconds=0.02))
     with budget.reserve(Cost(tokens=100)), pytest.raises(BudgetExceeded, match="max_seconds"):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support import SMALL_CONFIG, block
 
 from supdist.engine import RunResult, arun
+from supdist.engine.cli.lines import Lines
+from supdist.engine.cli.log import log
+from supdist.engine.cli.panel import Panel
 from supdist.engine.errors import CodeTooLong
 from supdist.engine.events import Event, SupervisorReplied, Warned
 from supdist.engine.sandbox import open_sandbox
@@ -137,3 +142,42 @@ async def test_a_block_over_the_frame_limit_is_an_error_that_the_supervisor_sees
         with pytest.raises(CodeTooLong, match="Put the data into the context"):
             await sandbox.execute("#" * 9_000_000)
         assert (await sandbox.execute("print(1)")).stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Completion("", Usage(1, 1, 1), "stop"), "the reply was empty"),
+        (Completion("", Usage(1, 1, 1), "tool_call"), "the reply was only a tool call"),
+        (Completion("I call it.", Usage(1, 1, 1), "tool_call"), "the reply was a tool call and text"),
+        (Completion("", Usage(1, 1, 1), "stop", "hmm, hmm"), "the reply was only thoughts"),
+        (Completion("I cannot help.", Usage(1, 1, 1), "refusal"), "the model refused to answer"),
+        (Completion("The answer is 1.", Usage(1, 1, 1), "stop"), "the reply had no code"),
+        (cut("Let me"), "the reply was cut off before it had whole code"),
+    ],
+)
+async def test_a_turn_without_code_says_why_on_the_screen_and_in_the_log(
+    reply: Completion, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, _, events = await run(reply, block("FINAL(1)"), log_dir=tmp_path)
+    assert result.answer == "1"
+    lines, panel = Lines(), Panel("q", Console(stderr=True, width=200))
+    for screen in (lines, panel):
+        for event in events:
+            screen.on_event(event)
+        shown = capsys.readouterr().err
+        assert f"turn 1: {why}; nothing was executed" in shown
+        assert shown.count("nothing was executed") == 1
+    log(tmp_path, whole=False)
+    printed = capsys.readouterr().out
+    assert printed.count("nothing was executed") == printed.count(f"  {why}; nothing was executed") == 1
+    assert ("it thought, 8 characters" in printed) is bool(reply.reasoning)
+
+
+async def test_a_best_answer_in_prose_is_no_turn_without_code(capsys: pytest.CaptureFixture[str]) -> None:
+    result, _, events = await run(block("print(1)"), "It is 1.", max_iterations=1)
+    assert result.answer == "It is 1."
+    lines = Lines()
+    for event in events:
+        lines.on_event(event)
+    assert "nothing was executed" not in capsys.readouterr().err

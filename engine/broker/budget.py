@@ -67,8 +67,8 @@ class Spent:
 class BudgetExceeded(EngineError):
     """A cost does not fit. Waiting helps unless ``for_good``."""
 
-    def __init__(self, limit: Limit, *, for_good: bool) -> None:
-        super().__init__(f"{limit} is {'reached' if for_good else 'reserved'}")
+    def __init__(self, limit: Limit, *, for_good: bool, why: str = "") -> None:
+        super().__init__(f"{limit} {why or ('is reached' if for_good else 'is reserved')}")
         self.limit: Limit = limit
         self.for_good = for_good
 
@@ -245,7 +245,8 @@ class Budget:
             free = most - self._settled[limit] - self._held[limit]
             # A limit that the cost takes nothing from is not checked.
             if 0 < amounts[limit] > free:
-                return BudgetExceeded(limit, for_good=True)
+                why = _too_small(limit, most, amounts[limit]) if amounts[limit] > most else ""
+                return BudgetExceeded(limit, for_good=True, why=why)
             if 0 < amounts[limit] > free - self._reserved[limit]:
                 refusal = BudgetExceeded(limit, for_good=False)
         return refusal
@@ -322,6 +323,15 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _too_small(limit: Limit, most: int, needed: int) -> str:
+    """Say of a limit that even the first call does not fit."""
+    if limit == "max_cost_usd":
+        has, takes = f"${most / _NANOS:,.4f}", f"${needed / _NANOS:,.4f}"
+    else:
+        has, takes = f"{most:,}", f"{needed:,} {'tokens' if limit == 'max_tokens' else 'calls'}"
+    return f"{has} is too small for one call, which reserves about {takes}"
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

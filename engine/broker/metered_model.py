@@ -21,7 +21,6 @@ from ...handlers import (
     call_chat_stream,
 )
 from ...handlers.retries import listening
-from ..errors import TaskError
 from ..result import CallTotals
 from ..runlog.writer import CallStats, CallTimes
 from ..slices import Steps, finish, in_slices
@@ -29,7 +28,7 @@ from .answers import RunAnswers
 from .budget import Budget, BudgetExceeded, Cost, Reservation
 from .inner_calls import InnerCalls
 from .pending import SharedRequest
-from .prices import Rate, price_of, window_of
+from .prices import Rate, price_of, unknown_price, window_of
 from .tokens import counts_tokens, fits, max_answer_tokens, max_prompt_tokens, max_usage
 
 # The part of a window that may be used. Tables of windows round, and tokens are estimated.
@@ -63,9 +62,7 @@ async def meter(
     if rate is None:
         rate = await to_thread.run_sync(price_of, handler)
     if rate is None and budget.limits("max_cost_usd"):
-        raise TaskError(
-            f"max_cost_usd: the price of {handler.model} is unknown; give it as `price` of the model"
-        )
+        raise unknown_price(handler.model)
     window = await to_thread.run_sync(window_of, handler) if needs_window else handler.window
     return MeteredModel(handler, budget, answers, rate, window, outer=outer, role=role, on_retry=on_retry)
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from ...handlers import ModelHandler, Price, Usage
+from ..errors import TaskError
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
@@ -91,3 +92,8 @@ def _rate_at(rate: Decimal | TieredPrices, start: int) -> float:
     if isinstance(rate, Decimal):
         return float(rate)
     return float([rate.base, *(tier.price for tier in rate.tiers if tier.start <= start)][-1])
+
+
+def unknown_price(model: str) -> TaskError:
+    """Return the error of a run whose dollars are limited."""
+    return TaskError(f"max_cost_usd: the price of {model} is unknown; give it as `price` of the model")

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from ...handlers import ModelHandler, Usage
 from ...sandbox_image.text import printable
-from ..broker.prices import Rate, price_of
+from ..broker.prices import Rate, price_of, unknown_price
 from ..documents import Context
 from ..model_specs import ModelSpec, OpenAISpec
 from ..native_specs import NativeSpec
@@ -37,6 +37,11 @@ async def describe(work: Work, read_context: Callable[[], Awaitable[Context]]) -
     sandbox = work.task.sandbox
     lines.append(f"sandbox: {sandbox.backend}, isolation {sandbox.isolation}, not opened")
     lines.append(f"turns: {config.max_iterations} at most")
+    if config.max_cost_usd is not None and work.models.server is None:
+        # As the run itself would.
+        for handler in handlers.values():
+            if price_of(handler) is None:
+                raise unknown_price(handler.model)
     free_or_priced = [] if work.models.server is not None else list(handlers.values())
     most = most_dollars(config.max_cost_usd, config.max_tokens, free_or_priced)
     lines.append(f"cost: {NO_BOUND if most is None else f'at most ${most:,.4f}' if most else 'nothing'}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...sandbox_image.text import counted, printable
 from ..events import BlockEnded, Event, Metrics, SupervisorReplied, Warned
 from ..terminal import wrapped
+from .no_code import TurnsWithoutCode
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Lines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._progress = Progress(clock)
+        self._without_code = TurnsWithoutCode()
         self._next = clock() + _SECONDS
 
     def note(self, text: str) -> None:
@@ -53,6 +55,8 @@ class Lines:
     def on_event(self, event: Event) -> None:
         """Show an event."""
         self._progress.add(event)
+        if why := self._without_code.add(event):
+            self.note(why)
         match event:
             case SupervisorReplied(step=step, usage=usage, elapsed=elapsed):
                 tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"

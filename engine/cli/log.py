@@ -75,14 +75,21 @@ def _lines(reader: RunLogReader, most: int | None) -> Iterator[str]:
     from ...sandbox_image.text import printable
     from ..runlog.events import Cell, LeftOut, RunEnd, RunStart, SupervisorCall, ToolCall
 
+    # The last turn of each run, until a block of it comes.
+    without_code: dict[str, SupervisorCall] = {}
     # Events of several runs in a folder keep their order, too.
     for event in heapq.merge(reader.supervisor(), reader.repl(), key=lambda each: each.timestamp):
+        if isinstance(event, SupervisorCall | RunEnd) and (last := without_code.pop(event.run_id, None)):
+            yield _nothing_ran(last)
         match event:
             case RunStart():
                 lines = _start(event)
             case SupervisorCall():
                 lines = _turn(event, most)
+                if event.purpose == "turn" and event.error is None:
+                    without_code[event.run_id] = event
             case Cell():
+                without_code.pop(event.run_id, None)
                 lines = _cell(event, most)
             case ToolCall():
                 lines = _tool(event)
@@ -113,7 +120,15 @@ def _turn(event: SupervisorCall, most: int | None) -> list[str]:
     if event.error is not None:
         return [*lines, f"  failed: {event.error}: {event.message}"]
     cut = ["  the reply was cut off at max_tokens"] if event.finish_reason == "length" else []
-    return [*lines, *_text(event.response or "", most), *cut]
+    thoughts = [f"  it thought, {len(event.reasoning):,} characters"] if event.reasoning else []
+    return [*lines, *thoughts, *_text(event.response or "", most), *cut]
+
+
+def _nothing_ran(event: SupervisorCall) -> str:
+    from .no_code import why_nothing_ran
+
+    why = why_nothing_ran(event.response or "", event.finish_reason, has_thoughts=bool(event.reasoning))
+    return f"  {why}"
 
 
 def _cell(event: Cell, most: int | None) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...sandbox_image.text import printable, shorten
 from ..events import BlockStarted, Event, Warned
+from .no_code import TurnsWithoutCode
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Panel:
         self._query = shorten(printable(" ".join(query[:1000].split())), _TITLE)
         self._console = console
         self._progress = Progress(clock)
+        self._without_code = TurnsWithoutCode()
         self._code = ""
         self._shown_code: Text | None = None
 
@@ -78,6 +80,8 @@ class Panel:
     def on_event(self, event: Event) -> None:
         """Show an event."""
         self._progress.add(event)
+        if why := self._without_code.add(event):
+            self.note(why)
         match event:
             case BlockStarted(code=code):
                 self._code, self._shown_code = excerpt(code), None

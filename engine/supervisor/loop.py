@@ -354,7 +354,12 @@ class SupervisorLoop:
         self._logged = len(self.conversation.history)
         self.emit(
             SupervisorReplied(
-                self.iterations, completion.text, completion.usage, elapsed, completion.finish_reason
+                self.iterations,
+                completion.text,
+                completion.usage,
+                elapsed,
+                completion.finish_reason,
+                len(completion.reasoning),
             )
         )
         warning = self._notes.warning(completion)

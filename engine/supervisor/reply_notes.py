@@ -8,6 +8,8 @@ from typing import Literal
 from ...handlers import Completion
 from .prompts import Prompts, fill
 
+ReplyKind = Literal["tool_call", "refusal", "cut", "thoughts", "empty", "prose"]
+
 # So many replies in a row that were cut off before they had any text end the run: each costs max_tokens.
 _MAX_CUT_THOUGHTS = 2
 
@@ -83,14 +85,29 @@ class ReplyNotes:
         return notes
 
     def _no_code(self, completion: Completion) -> str:
-        kind = _KINDS.get(completion.finish_reason)
-        if kind == "tool_call":
-            return self.prompts.tool_call
-        if kind == "refusal":
-            return self.prompts.refused
-        if not completion.text.strip():
-            return self.prompts.only_thoughts if completion.reasoning else self.prompts.empty
-        return self.prompts.no_code if self._without_code == 1 else self.prompts.no_code_again
+        has_thoughts = bool(completion.reasoning)
+        match reply_kind(completion.text, completion.finish_reason, has_thoughts=has_thoughts):
+            case "tool_call":
+                return self.prompts.tool_call
+            case "refusal":
+                return self.prompts.refused
+            case "thoughts":
+                return self.prompts.only_thoughts
+            case "empty":
+                return self.prompts.empty
+            case _:
+                return self.prompts.no_code if self._without_code == 1 else self.prompts.no_code_again
+
+
+def reply_kind(text: str, finish_reason: str | None, *, has_thoughts: bool) -> ReplyKind:
+    """Return what a reply is that has no code."""
+    if finish_reason == "length":
+        return "cut"
+    if (kind := _KINDS.get(finish_reason or "")) is not None:
+        return kind
+    if text.strip():
+        return "prose"
+    return "thoughts" if has_thoughts else "empty"
 
 
 # A str: handlers may know more reasons.
