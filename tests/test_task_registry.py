@@ -91,7 +91,7 @@ def test_texts_of_a_command_line_become_what_an_option_is() -> None:
         ("zzz", {}, "known are .*jsonl, needle, oolong, pairs, qasper"),
         ("needle", {"lenght": "1k"}, "task needle has no option 'lenght'; did you mean 'length'"),
         ("needle", {"zzz": "1k"}, "no option 'zzz'; known are variant, length"),
-        ("needle", {"length": "long"}, "task needle: length: .*integer"),
+        ("needle", {"length": "long"}, "task needle: length: must be a number of tokens"),
         ("needle", {"length": "20M"}, "length: .*less than or equal to 10000000"),
         ("needle", {"length": "10"}, "length: .*greater than or equal to 1000"),
         ("needle", {"variant": "x", "n": 0}, "variant: .*'single'.*; n: "),
@@ -118,7 +118,7 @@ def test_options_are_described() -> None:
     assert options["variant"].type == "single|multi-key|multi-value|multi-query|variable-tracking|all"
     assert (options["length"].type, options["length"].default) == ("int", "32000")
     assert (options["depth"].type, options["depth"].default) == ("number", "null")
-    path, metric = describe("jsonl").options
+    path, _, metric = describe("jsonl").options
     assert (path.type, path.default, metric.type, metric.default) == (
         "path",
         None,
