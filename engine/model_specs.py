@@ -50,6 +50,7 @@ _TOGETHER: dict[Role, str] = {
 # For an endpoint without a key. Without it the handler would look for a key of its own.
 _PLACEHOLDER_KEY = "none"
 
+_HOW_TO_WRAP = "; for a function: supdist.handlers.ScriptedHandler(function)"
 _HOW_TO_NAME = 'name it, as "ollama/qwen3:8b", or make one: supdist.handlers.OpenAIHandler("MODEL")'
 
 _OPENAI: dict[Role, str] = {"supervisor": "gpt-4.1", "worker": "gpt-4.1-mini"}
@@ -275,7 +276,10 @@ def handler_named(role: Role, model: object, worker_ctx_k: int) -> ModelHandler:
             raise TaskError(f"{role}: {error}") from error
     if not isinstance(model, ModelHandler):
         reject(
-            role, model, "a ModelHandler" if role == "supervisor" else "a ModelHandler or None", _HOW_TO_NAME
+            role,
+            model,
+            "a ModelHandler" if role == "supervisor" else "a ModelHandler or None",
+            _HOW_TO_NAME + (_HOW_TO_WRAP if callable(model) and not isinstance(model, type) else ""),
         )
     return model
 

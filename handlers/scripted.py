@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 from .base import Completion, Message, ModelHandler, Price, Usage
 from .errors import HandlerError, Rejected
@@ -16,6 +17,9 @@ Reply = str | Completion | HandlerError
 
 class ScriptedHandler(ModelHandler):
     """Answers from a list, or from a plain or ``async`` function. Usage counts words.
+
+    A plain function runs in the event loop, so that calls keep their order. One that blocks belongs into an
+    ``async`` function with ``asyncio.to_thread``, or into the plain ``chat`` of a ``ModelHandler``.
 
     Attributes:
         calls: every conversation, in order.
@@ -56,6 +60,7 @@ class ScriptedHandler(ModelHandler):
 
         Raises:
             Rejected: the list is used up.
+            TypeError: a reply is something else.
         """
         self.calls.append(list(messages))
         if self._function is not None:
@@ -71,6 +76,11 @@ class ScriptedHandler(ModelHandler):
             raise reply
         if isinstance(reply, Completion):
             return reply
+        if not isinstance(cast(object, reply), str):
+            giver = "the function returned" if self._function is not None else "the script has"
+            raise TypeError(
+                f"{giver} a {type(reply).__name__} as a reply; give a text, a Completion or a HandlerError"
+            )
         words = 0
         for message in messages:
             words += len(message["content"].split())

@@ -290,6 +290,16 @@ def test_exec_reads_stdin_and_a_context_and_speaks_json(tmp_path: Path) -> None:
     assert shown == [{"text/plain": "\x1b[2J", "image/png": "cG5n"}]
 
 
+def test_exec_says_how_to_run_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("print('ran')")
+    done = supdist("exec", "a.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "supdist-engine exec - < a.py" in done.stderr
+    assert supdist("exec", "-", cwd=tmp_path, text="print('ran')").stdout == "ran\n"
+    missing = supdist("exec", "b.py", cwd=tmp_path)
+    assert (missing.returncode, "NameError" in missing.stderr) == (1, True)
+
+
 def test_schema_and_version(tmp_path: Path) -> None:
     schema = json.loads(supdist("schema", cwd=tmp_path).stdout)
     assert schema["properties"]["limits"]

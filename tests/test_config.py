@@ -198,6 +198,7 @@ def test_right_values_are_kept(name: str) -> None:
         ({"supervisor": "gpt-4o"}, "supervisor: 'gpt-4o' names no provider; did you mean openai/gpt-4o?"),
         ({"supervisor": None}, "supervisor must be a ModelHandler, not None"),
         ({"supervisor": ScriptedHandler}, "not the class ScriptedHandler"),
+        ({"supervisor": len}, "for a function: supdist.handlers.ScriptedHandler(function)"),
         ({"worker": "gpt-4o"}, "worker: 'gpt-4o' names no provider; did you mean openai/gpt-4o?"),
         ({"limits": {"max_tokens": 5}}, "limits must be a RunLimits or None, not a dict; give RunLimits("),
         ({"limits": BudgetLimits()}, "not a BudgetLimits"),

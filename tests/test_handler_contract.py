@@ -329,3 +329,9 @@ def test_usages_add_up() -> None:
     assert whole == Usage(11, 6, 2, cache_read_tokens=4, cache_write_tokens=None, reasoning_tokens=2)
     with pytest.raises(ValueError, match="negative"):
         Usage(1, 1, 1, cache_write_tokens=-1)
+
+
+async def test_a_function_that_returns_no_reply_is_told_what_to_return() -> None:
+    handler = ScriptedHandler(len)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    with pytest.raises(TypeError, match="the function returned a int as a reply; give a text"):
+        await handler.chat([{"role": "user", "content": "q"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from process_support import program, zygotes
 from support import SMALL_CONFIG, block
 
 from supdist.engine import HostTool, Outcome, SandboxError, SandboxFileError, SyncSandbox, TaskError, run
-from supdist.engine.sandbox import CallError, WorkerCall
+from supdist.engine.sandbox import CallError, WorkerCall, as_data
 from supdist.engine.sandbox.sync_sandbox import blocking_calls
 from supdist.handlers import ScriptedHandler
 
@@ -25,6 +26,12 @@ def test_the_same_without_an_event_loop() -> None:
         assert sandbox.isolation.missing() == []
         sandbox.reset()
         assert sandbox.execute("print('x' in globals())").stdout == "False\n"
+
+
+def test_a_result_as_data_goes_through_json() -> None:
+    with SyncSandbox() as sandbox:
+        data = json.loads(json.dumps(as_data(sandbox.execute("1 / 0"))))
+    assert (data["outcome"], data["error"]["type"]) == ("user_error", "ZeroDivisionError")
 
 
 def test_the_same_from_several_threads() -> None:

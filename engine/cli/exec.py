@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,7 @@ def execute(
     if code is None and context_file == Path("-"):
         raise TaskError("stdin is the context, so the code must be an argument")
     source = _source_of_stdin() if code is None or code == "-" else code
+    _check_no_file(source)
     config = sandbox_config(memory=memory, packages=packages, backend=backend, image=image, runtime=runtime)
 
     async def once() -> CellResult:
@@ -75,6 +77,15 @@ def execute(
     else:
         _copy_output(result)
     raise typer.Exit(_exit_status(result))
+
+
+def _check_no_file(source: str) -> None:
+    # As Python, a file's name is an attribute of a name that no new sandbox has.
+    if source.endswith(".py") and len(source.split()) == 1 and Path(source).is_file():
+        raise TaskError(
+            f"{source} is a file, and the argument is code; to run the file: "
+            f"supdist-engine exec - < {shlex.quote(source)}"
+        )
 
 
 async def _context(file: Path, *, raw_html: bool) -> Value:

@@ -300,7 +300,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """How a cell ended.
+    """How a cell ended. ``as_data`` makes it plain data for JSON.
 
     Attributes:
         cell: its number, from 1.
