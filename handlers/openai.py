@@ -40,6 +40,7 @@ _TOKEN_BYTES = 4
 
 # A private endpoint mostly needs no key, but the SDK must send one.
 _NO_KEY = "none"
+_HOW_TO_GIVE_ONE = "beside BASE_URL set OPENAI_API_KEY; in a file, name its variable in api_key_env"
 
 
 class OpenAIHandler(ModelHandler):
@@ -261,7 +262,7 @@ class OpenAIHandler(ModelHandler):
         if named:
             names = [named]
         elif isinstance(self._api_key_env, Mapping):
-            return _NO_KEY, "without a key (name its variable in api_key_env)"
+            return _NO_KEY, f"without a key ({_HOW_TO_GIVE_ONE})"
         elif is_at(url, "together.xyz"):
             names = ["TOGETHER_API_KEY", "OPENAI_API_KEY"]
         else:

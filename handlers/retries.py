@@ -13,6 +13,13 @@ from .errors import Unavailable, UnavailableReason, Unreachable
 
 RetryReason = Literal["rate_limit", "timeout", "unreachable", "unavailable"]
 
+REASON_WORDS: Mapping[RetryReason, str] = {
+    "rate_limit": "rate-limited",
+    "timeout": "timed out",
+    "unreachable": "no connection",
+    "unavailable": "endpoint failed",
+}
+
 # By status.
 REASONS: Mapping[int, UnavailableReason] = {408: "timeout", 429: "rate_limit", 504: "timeout"}
 
@@ -34,6 +41,11 @@ class Retry:
     seconds: float
     attempt: int
     attempts: int
+
+    @property
+    def words(self) -> str:
+        """The reason in plain words."""
+        return REASON_WORDS[self.reason]
 
 
 Listener = Callable[[Retry], None]

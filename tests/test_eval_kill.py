@@ -21,7 +21,7 @@ from support import REPOSITORY
 
 from supdist.tools.evals.records import EXAMPLES, read_records
 from supdist.tools.evals.runner import run_experiment
-from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Text
+from supdist.tools.testing.fake_openai import FakeOpenAI, Request, Status, Text
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio, pytest.mark.usefixtures("engine", "bare_environment")]
 
@@ -116,3 +116,13 @@ async def test_a_signal_ends_it_cleanly_and_it_says_how_to_go_on(
         assert got == 0, err
         assert "100% right (20/20)" in out
         assert out.splitlines()[-1] == "run"
+
+
+async def test_a_refused_key_ends_it_and_it_says_how_to_go_on(tmp_path: Path) -> None:
+    async with FakeOpenAI(lambda _: Status(401, message="no such key")) as server:
+        file = write_settings(server, tmp_path)
+        async with evaluate(tmp_path, "--config", file, "--out", "run") as process:
+            got, _, err = await ended(process)
+    assert got == 5, err
+    assert "supdist-engine: go on with --resume run" in err.splitlines()
+    assert "no such key" in err.splitlines()[-1]

@@ -189,3 +189,15 @@ async def test_of_retries_and_metrics_only_the_newest_wait_for_a_slow_reader() -
 def test_a_report_without_a_listener_or_a_loop_does_nothing() -> None:
     report_retry(Retry("timeout", 1.0, 2, 3))
     assert ASKED
+
+
+async def test_a_run_whose_time_ends_in_such_a_wait_says_so() -> None:
+    async with FakeOpenAI([Status(429, {"retry-after": "50"})] * 3) as server:
+        supervisor = OpenAIHandler("m", base_url=server.base_url, api_key="k")
+        result = await arun(
+            query="q", context="c", supervisor=supervisor, worker=None, sandbox=SMALL_CONFIG,
+            max_seconds=0.5, final_seconds=0.5,
+        )  # fmt: skip
+    assert (result.answer, result.stop_reason) == (None, "timeout")
+    assert result.failure is not None
+    assert "no reply before the time was up (rate-limited: the next attempt was 50 s later)" in result.failure

@@ -107,6 +107,7 @@ class MeteredModel:
         self._outer = outer
         self.role = role
         self.on_retry = on_retry or _ignore
+        self._last_retry: Retry | None = None
         self.cost_usd: float | None = 0.0
         self.cached = 0
         self._input_tokens, self._output_tokens, self._calls, self._retries = 0, 0, 0, 0
@@ -242,7 +243,8 @@ class MeteredModel:
                 on_text(text)
 
             try:
-                with listening(self.on_retry):
+                self._last_retry = None
+                with listening(self._note_retry):
                     answer = await call_chat_stream(self.handler, messages, note_first_token)
             except HandlerError as error:
                 error.role = self.role
@@ -252,6 +254,16 @@ class MeteredModel:
                 reservation.settle(stats.usage, stats.cost_usd)
         self._measure(messages, answer)
         return answer, stats
+
+    def _note_retry(self, retry: Retry) -> None:
+        self._last_retry = retry
+        self.on_retry(retry)
+
+    @property
+    def trouble(self) -> str:
+        """What the last request of the conversation met before it was sent again, in words; or nothing."""
+        retry = self._last_retry
+        return "" if retry is None else f"{retry.words}: the next attempt was {retry.seconds:.0f} s later"
 
     async def max_costs(self, prompts: Sequence[str]) -> list[Cost | ContextTooLong | None]:
         """Return each prompt's highest cost, or that it is too long."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...handlers import Usage
+from ...handlers.retries import REASON_WORDS
 from ...sandbox_image.text import counted
 from ..events import (
     BlockEnded,
@@ -24,15 +25,7 @@ from ..events import (
 from .failures import kinds_in_words
 
 if TYPE_CHECKING:
-    from ...handlers import RetryReason
     from ..events import ModelRole
-
-_WHY: dict[RetryReason, str] = {
-    "rate_limit": "rate-limited",
-    "timeout": "timed out",
-    "unreachable": "no connection",
-    "unavailable": "endpoint failed",
-}
 
 
 class Progress:
@@ -240,7 +233,7 @@ class _Retries:
             return ""
         others = f" ({len(due):,} calls wait)" if len(due) > 1 else ""
         seconds = math.ceil(max(due))
-        return f"{_WHY[last.reason]}, again in {seconds} s, {last.attempt} of {last.attempts}{others}"
+        return f"{REASON_WORDS[last.reason]}, again in {seconds} s, {last.attempt} of {last.attempts}{others}"
 
 
 def dollars(cost: float | None) -> str:

@@ -56,8 +56,8 @@ class _CutOff(Exception):
 
 
 class _TimeIsUp(Exception):
-    def __str__(self) -> str:
-        return "no reply before the time was up"
+    def __init__(self, trouble: str = "") -> None:
+        super().__init__("no reply before the time was up" + (f" ({trouble})" if trouble else ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,9 +309,8 @@ class SupervisorLoop:
 
     def _call_deadline(self) -> float | None:
         # Without a time limit a best answer may take as long as any call.
-        if self.spec.call_seconds is None:
-            return None
-        return asyncio.get_running_loop().time() + self.spec.call_seconds
+        seconds = self.spec.call_seconds
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
     async def _run_last_blocks(self, reason: StopReason, blocks: list[str]) -> tuple[str | None, str]:
         """Return the answer, else what the blocks printed."""
@@ -340,9 +339,10 @@ class SupervisorLoop:
             raise
         except TimeoutError:
             if clock.expired():
-                time_is_up = CallError("timeout", str(_TimeIsUp()))
+                late = _TimeIsUp(self.broker.supervisor.trouble)
+                time_is_up = CallError("timeout", str(late))
                 await self._log_failure(purpose, started, CallFailure(time_is_up, time_is_up.message))
-                raise _TimeIsUp from None
+                raise late from None
             # A handler raised it.
             raise
         elapsed = time.monotonic() - started

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ...engine.named_models import check_names, named_model
 from ...engine.taskfile import TaskLimits, checked
 from ...engine.trust import Bound, Environment, Permissions
 from ...engine.trust.settings import user_secret
+from ...handlers import HandlerError
 from ...handlers.builtin import NOTICE
 from ...sandbox_image.text import one_line
 from ...tasks.base import TaskDataError
@@ -84,7 +85,7 @@ def eval_with(
     # Only now, so that a mistake leaves no folder.
     folder = place.resume or place.out or new_folder(config.task)
     try:
-        with explain_withheld_keys(permissions):
+        with explain_withheld_keys(permissions), _explain_going_on(folder):
             summary = run_shown(
                 config,
                 folder,
@@ -95,8 +96,7 @@ def eval_with(
                 own_answers=not (is_own or "cache" in flags),
             )
     except Stopped as stopped:
-        left = f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was started"
-        print(f"supdist-engine: {stopped}; {left}", file=sys.stderr)
+        print(f"supdist-engine: {stopped}; {_how_to_go_on(folder)}", file=sys.stderr)
         return stopped.status
     except TaskDataError as error:
         raise TaskError(str(error)) from error
@@ -266,6 +266,20 @@ def _task_option(text: str) -> tuple[str, Any]:
 
 def _note(text: str) -> None:
     print(f"supdist-engine: {one_line(text)}", file=sys.stderr)
+
+
+@contextmanager
+def _explain_going_on(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except HandlerError:
+        # Before the error, which the command prints last.
+        print(f"supdist-engine: {_how_to_go_on(folder)}", file=sys.stderr)
+        raise
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"go on with --resume {folder}" if (folder / CONFIG).exists() else "nothing was started"
 
 
 def _print(summary: Summary, folder: Path, *, as_json: bool) -> None:
