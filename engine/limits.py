@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .broker.budget import BudgetLimits
-from .config import RunConfig, pydantic_field
+from .config import RunConfig, options, pydantic_field
 
 
 class RunLimits(BudgetLimits):
@@ -20,6 +20,11 @@ class RunLimits(BudgetLimits):
     def of(cls, config: RunConfig) -> RunLimits:
         """Return the limits of a run."""
         return cls(**{name: getattr(config, name) for name in RunLimits.model_fields})
+
+    @classmethod
+    def place_of(cls, name: str) -> str:
+        """See ``Options.place_of``."""
+        return f"{name} is an option of run() itself: run({name}=...)" if name in options() else ""
 
     def given(self) -> dict[str, object]:
         """Return the limits that the constructor got."""

@@ -76,12 +76,20 @@ class Options(BaseModel):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise TaskError(f"{type(self).__name__}: {'; '.join(explain(error, type(self)))}") from None
+                kind = type(self)
+                elsewhere = [kind.place_of(name) for name in values if name not in kind.model_fields]
+                mistakes = list(filter(None, elsewhere)) or explain(error, kind)
+                raise TaskError(f"{kind.__name__}: {'; '.join(mistakes)}") from None
 
         # As a part of a file, a model is built by pydantic, which then says where in the file a mistake is.
         __init__.__pydantic_base_init__ = True
         # What help() shows, to which pydantic adds the fields.
         __init__.__signature__ = signature(lambda self, **values: None)
+
+    @classmethod
+    def place_of(cls, name: str) -> str:
+        """Return where an option of another object belongs, in words; or nothing."""
+        return ""
 
 
 def _takes_keywords(model: type[Options], value: object) -> str:

@@ -345,6 +345,7 @@ def test_a_config_is_frozen() -> None:
         ],
         (lambda: SandboxConfig(timeout=-1), "SandboxConfig: timeout: must be above 0, not -1"),
         (lambda: RunLimits(max_tokens="5"), "must be a whole number, not '5'; remove the quotes"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        (lambda: RunLimits(max_iterations=5), "is an option of run() itself: run(max_iterations=...)"),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # wrong on purpose
         (lambda: RunLimits(max_token=5), "did you mean `max_tokens`"),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # wrong on purpose
     ],
 )
