@@ -282,7 +282,7 @@ while True:
     [
         (["broker", "models.json", "--bind", "tcp://127.0.0.1:0"], "tcp needs keys.*--curve-keys"),
         (["broker", "models.json", "--bind", "x"], "no address of a broker service"),
-        (["broker", "models.json", "--bind", "ipc://nodir/s"], "the folder nodir does not exist"),
+        (["broker", "models.json", "--bind", "ipc://nodir/new/s"], "the folder nodir does not exist"),
         (["broker", "models.json"], "Missing option '--bind'"),
         (
             ["broker", "models.json", "--bind", "ipc://s", "--curve-keys", "none"],

@@ -252,5 +252,9 @@ async def test_a_sparse_file_is_refused_by_the_bytes_that_it_would_give(small: O
         assert caught.value.code == "too_large"
         with pytest.raises(SandboxFileError) as caught:
             await sandbox.put("too much", bytes(65 << 20))
+        assert caught.value.code == "no_room"
+        await sandbox.execute("open('much', 'wb').write(bytes(60 << 20))")
+        with pytest.raises(SandboxFileError) as caught:
+            await sandbox.put("too much beside it", bytes(10 << 20))
         assert caught.value.code == "io"
         assert (await sandbox.execute("print('alive')")).stdout == "alive\n"

@@ -118,26 +118,30 @@ async def test_an_answer_that_never_came_scores_0_and_no_judge_is_asked(task: Ta
         assert set(right.metrics.values()) == {1.0}
 
 
+def _text(task: Task) -> str:
+    """The text of the first example."""
+    context = task.context(task.examples()[0])
+    assert isinstance(context, str)
+    return context
+
+
 @pytest.mark.parametrize("length", [1_000, 10_000, 100_000])
 def test_texts_are_as_long_as_asked_for(length: int) -> None:
     """Four characters a token: prose to the paragraph, records within a few percent."""
     needle = create("needle", {"length": length})
-    characters = len(needle.context(needle.examples()[0]))
+    characters = len(_text(needle))
     assert characters <= 4 * length < characters + 1_500
     for name in ("oolong", "pairs"):
         task = create(name, {"length": length})
-        assert len(task.context(task.examples()[0])) == pytest.approx(
-            4 * length, rel=0.1 if length < 5_000 else 0.03
-        )
+        assert len(_text(task)) == pytest.approx(4 * length, rel=0.1 if length < 5_000 else 0.03)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_memory_is_bounded_by_the_text(name: str) -> None:
     task = create(name, {"length": "300k", "n": 1})
-    (example,) = task.examples()
     tracemalloc.start()
     try:
-        text = task.context(example)
+        text = _text(task)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -69,10 +69,12 @@ def private_socket(path: str) -> Generator[None]:
     """
     folder = Path(path).parent
     try:
+        # The last folder alone: a mistyped path must not make a tree.
+        folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
         _check_free(path)
     except FileNotFoundError as error:
-        raise TaskError(f"ipc://{path} cannot be used: the folder {folder} does not exist") from error
+        raise TaskError(f"ipc://{path} cannot be used: the folder {folder.parent} does not exist") from error
     except OSError as error:
         raise TaskError(f"ipc://{path} cannot be used: {error}") from error
     is_foreign = status.st_uid not in (0, os.geteuid())
