@@ -21,7 +21,7 @@ from support import SMALL_CONFIG, block
 from supdist.engine import LogError, RunConfig, RunResult, arun
 from supdist.engine.cli.kept_runs import KEPT, RUNS, killed_runs, new_run, slug
 from supdist.engine.cli.raised_limits import raised_limits
-from supdist.engine.cli.run_record import NAME, RunRecord
+from supdist.engine.cli.run_record import NAME, RunFacts, RunRecord
 from supdist.engine.cli.typed_command import resuming
 from supdist.engine.events import Event, TurnStarted
 from supdist.engine.private_files import PrivateFolder
@@ -392,6 +392,18 @@ async def test_with_a_cache_of_its_own_the_same_command_goes_on(home: Path) -> N
     async with endpoint(home, cache="off") as found:
         _, _, err = await run(home, found, FIRST, signal.SIGINT)
         assert "no paid answers are kept" in err.splitlines()[-1]
+
+
+async def test_a_record_of_another_version_is_read_as_far_as_it_goes(home: Path) -> None:
+    place = make(killed=True)
+    record = RunRecord.lock(PrivateFolder.open(place))
+    facts = b'{"started": "2026-01-01"}'
+    mark = record._mark(facts)  # pyright: ignore[reportPrivateUsage]  # an older engine wrote less
+    (place / NAME).write_bytes(facts + b"\n" + mark + b"\n")
+    assert record.read() == RunFacts(is_own=True)
+    record.close()
+    code, _, err = await ask(home)
+    assert code == 0, err
 
 
 async def test_a_run_that_goes_on_cannot_be_resumed(home: Path) -> None:

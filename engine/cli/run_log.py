@@ -254,7 +254,7 @@ def _tell_killed(killed: Killed) -> None:
     place = _relative(killed.folder)
     _note(f"an earlier run was killed; its log is in {place}")
     # A run with a cache of its own, or with none, has no answers to go on with.
-    if any(_ANSWERS.fullmatch(each.name) for each in killed.folder.iterdir()):
+    if killed.facts.command and any(_ANSWERS.fullmatch(each.name) for each in killed.folder.iterdir()):
         is_here = killed.facts.folder == os.getcwd()
         _note(_go_on(killed.facts, place if is_here else str(killed.folder)))
 

@@ -93,7 +93,9 @@ class RunRecord:
         if not self._seal.is_own(mark, line, self._place):
             return RunFacts()
         facts = cast("dict[str, Any]", json.loads(line))
-        return RunFacts(facts["command"], facts["folder"], facts["stdin"], is_own=True, has_ended=bool(end))
+        # Another version of the engine may have written less.
+        command, folder = facts.get("command", ()), facts.get("folder", "")
+        return RunFacts(command, folder, facts.get("stdin", False), is_own=True, has_ended=bool(end))
 
     def _mark(self, facts: bytes) -> bytes:
         # With its name: a copy of the folder is not the folder that the engine made.
