@@ -215,6 +215,11 @@ async def test_ft9_more_than_scratch_holds_is_an_error_and_no_crash(arena: Arena
     async with arena.open(scratch="1MiB") as sandbox:
         with pytest.raises(SandboxFileError) as caught:
             await sandbox.put("large", bytes(4 << 20))
+        assert caught.value.code == "no_room", "it is not sent at all"
+        # The engine cannot know what is there already.
+        await sandbox.put("most", bytes(900_000))
+        with pytest.raises(SandboxFileError) as caught:
+            await sandbox.put("more", bytes(900_000))
         assert caught.value.code in ("io", "too_large")
         await assert_alive(sandbox)
 
