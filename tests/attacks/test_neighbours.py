@@ -43,9 +43,11 @@ except OSError: pass
 """,
         """
 import os, socket
-here, there = socket.socketpair()
-try: socket.send_fds(here, [b"x"], [0]); print("passes")
-except OSError as error: print("refused")
+try:
+    here, there = socket.socketpair()
+    socket.send_fds(here, [b"x"], [0])
+    print("passes")
+except OSError: print("refused")
 """,
         "passes",
         "refused",
